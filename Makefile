@@ -1,0 +1,51 @@
+# Everything runs from .venv, which is made on first use and made again when its inputs change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := kit tests build_single_file.py
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bundle bench clean
+
+help:
+	@echo "make demo     the whole job on toy data, in about two minutes"
+	@echo "make test     lint, types, bundle, and every test on kit/ and on the bundle"
+	@echo "make bundle   kit/ -> audiotag_kit.py"
+	@echo "make bench    the README's figures, measured here"
+	@echo "make clean    remove what these targets made"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(INPUTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(INPUTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m kit demo
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+bundle:
+	$(PYTHON) build_single_file.py
+
+test: lint bundle
+	$(PYTHON) build_single_file.py --check
+	$(BIN)/python -m pytest tests/behaviour tests/house
+	KIT_UNDER_TEST=bundle $(BIN)/python -m pytest tests/behaviour
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) audiotag_kit.py kaggle_dataset demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find kit tests -name __pycache__ -type d -prune -exec rm -rf {} +

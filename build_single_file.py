@@ -1,0 +1,459 @@
+"""kit/ in, audiotag_kit.py out: one file to read, upload, paste or import, or every reason why not."""
+
+import argparse
+import ast
+import builtins
+import hashlib
+import json
+import os
+import re
+import symtable
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+BUNDLE = "audiotag_kit.py"
+ENTRIES = {"": "kit/__main__.py", "submit": "kit/only_submit.py"}
+FLOORS = ("core", "sound", "labels", "models", "infer", "learn")
+LIMIT_BYTES = 400_000
+WIDTH = 110
+GENERATED = ("BUNDLE_SECTIONS", "where")
+DUNDERS = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__loader__"}
+IN_CLASSES = {"__module__", "__qualname__", "__class__", "__classdict__", "__annotations__"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+SCOPES = (*FUNCTIONS, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
+ImportNode = ast.Import | ast.ImportFrom
+Kit = dict[str, "Source"]
+
+
+class Refused(Exception):
+    """The kit cannot be flattened; the message is one line per fault."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A file of kit/: its path below the root, its text, the imports at its top, and the code below them."""
+
+    path: str
+    text: str
+    tree: ast.Module
+    imports: list[ImportNode]
+    code: list[ast.stmt]
+    body_line: int
+
+    @property
+    def docstring(self) -> list[str]:
+        """The lines of its docstring."""
+        return (ast.get_docstring(self.tree) or "").split("\n")
+
+    @property
+    def links(self) -> list[tuple[str, str, int]]:
+        """(module, name, line) of each name that it takes from another kit file."""
+        nodes = [node for node in self.imports if isinstance(node, ast.ImportFrom) and not node.level]
+        return [
+            (node.module or "", alias.name, alias.lineno)
+            for node in nodes
+            if is_kit(node)
+            for alias in node.names
+        ]
+
+
+def parse(path: str, text: str) -> Source:
+    """Split a file into imports and code. Its body begins at the first line with text below the imports."""
+    tree = ast.parse(text)
+    statements = tree.body[ast.get_docstring(tree) is not None :]
+    imports = [node for node in takewhile(is_import, statements) if isinstance(node, ImportNode)]
+    code = statements[len(imports) :]
+    head = tree.body[: len(tree.body) - len(code)]
+    end = (head[-1].end_lineno or 0) if head else 0
+    blank = takewhile(lambda line: not line.strip(), text.split("\n")[end:])
+    return Source(path, text, tree, imports, code, end + len(list(blank)) + 1)
+
+
+def module_name(path: str) -> str:
+    """kit/sound/decode.py -> kit.sound.decode"""
+    return path.removesuffix(".py").replace("/", ".")
+
+
+def is_import(node: ast.AST) -> bool:
+    """True for both forms of the import statement."""
+    return isinstance(node, ImportNode)
+
+
+def is_kit(node: ImportNode) -> bool:
+    """True for an import of, or from, the kit itself."""
+    modules = [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        modules = ["kit" if node.level else node.module or ""]
+    return any(module.partition(".")[0] == "kit" for module in modules)
+
+
+def meanings(node: ImportNode) -> Iterator[tuple[str, str]]:
+    """Each name that an import binds, with what the name then means."""
+    for alias in node.names:
+        if isinstance(node, ast.ImportFrom):
+            yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+        else:
+            top = alias.name.partition(".")[0]
+            yield (alias.asname, alias.name) if alias.asname else (top, top)
+
+
+def own_scope(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that act at the top level: what functions, classes and comprehensions hold is their own."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, SCOPES):
+            yield from own_scope(child)
+
+
+def definitions(source: Source) -> Iterator[tuple[str, int]]:
+    """Each name bound at the top level, with its line: under if, try, with, for or match too. Not imports."""
+    for node in own_scope(source.tree):
+        if isinstance(node, (*FUNCTIONS, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
+            if node.name:
+                yield node.name, node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+
+
+def read_kit(root: Path, faults: list[str]) -> Kit:
+    """Every file of kit/ by module name, in sorted order; files that cannot be parsed become faults."""
+    kit: Kit = {}
+    for name in sorted(path.relative_to(root).as_posix() for path in (root / "kit").rglob("*.py")):
+        try:
+            source = parse(name, (root / name).read_bytes().decode("utf-8").replace("\r\n", "\n"))
+        except (SyntaxError, ValueError) as error:
+            faults.append(f"{name}:{getattr(error, 'lineno', None) or 1}: cannot be parsed: {error}")
+            continue
+        if not name.endswith("__init__.py"):
+            kit[module_name(name)] = source
+        elif source.text.strip():
+            faults.append(f"{name}:1: an __init__.py must be empty: the bundle has no packages")
+    return kit
+
+
+def reading_order(kit: Kit) -> tuple[list[Source], list[str]]:
+    """All files, each after those that it imports, folder by folder; and the circles met."""
+    done: list[Source] = []
+    circles: list[str] = []
+
+    def floor(module: str) -> tuple[int, str]:
+        folder = module.split(".")[1]
+        return FLOORS.index(folder) if folder in FLOORS else len(FLOORS), module
+
+    def visit(source: Source, trail: dict[Source, str]) -> None:
+        if source in trail:
+            places = list(trail.values())[list(trail).index(source) :]
+            circles.append(f"{places[0]}: a circle of imports, {' -> '.join([*places, places[0]])}")
+        elif source not in done:
+            lines = {module: line for module, _, line in reversed(source.links) if module in kit}
+            for module in sorted(lines, key=floor):
+                visit(kit[module], trail | {source: f"{source.path}:{lines[module]}"})
+            done.append(source)
+
+    for module in sorted(kit, key=floor):
+        visit(kit[module], {})
+    return done, circles
+
+
+def reached(entry: str, kit: Kit) -> set[Source]:
+    """The files that an entry imports, near or far, and itself."""
+    found: set[Source] = set()
+    waiting = [module_name(entry)]
+    for module in waiting:
+        if module in kit and kit[module] not in found:
+            found.add(kit[module])
+            waiting += [link for link, _, _ in kit[module].links]
+    return found
+
+
+def faults_of_imports(source: Source) -> Iterator[str]:
+    """Imports that one flat file cannot hold, or cannot hold at its top."""
+    top_level = set(own_scope(source.tree))
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ImportNode):
+            continue
+        place = f"{source.path}:{node.lineno}"
+        from_module = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+        if any(alias.name == "*" for alias in node.names):
+            yield f"{place}: a star import: name what is imported"
+        elif from_module == "__future__":
+            yield f"{place}: a __future__ import would leak into the notebook"
+        elif is_kit(node) and not from_module:
+            yield f"{place}: import names, not modules: from kit.x.y import name"
+        elif is_kit(node) and any(alias.asname for alias in node.names):
+            yield f"{place}: a kit name keeps its name: import it without `as`"
+        elif is_kit(node) and node not in top_level:
+            yield f"{place}: a kit import inside a function or class: move it to the top of the file"
+        elif node in top_level and node not in source.imports:
+            yield f"{place}: an import below the code at {source.path}:{source.code[0].lineno}: move it up"
+        elif node in source.imports and any(node.end_lineno == other.lineno for other in source.code):
+            yield f"{place}: an import shares its line with code: give it a line of its own"
+
+
+def faults_of_links(source: Source, kit: Kit) -> Iterator[str]:
+    """Names taken from kit files that are not there, or that do not define them."""
+    for module, name, line in source.links:
+        if module not in kit:
+            yield f"{source.path}:{line}: {module} is no file of the kit to import {name} from"
+        elif name not in dict(definitions(kit[module])):
+            given = {bound: node.lineno for node in kit[module].imports for bound, _ in meanings(node)}
+            yield f"{source.path}:{line}: {name} is not defined in {kit[module].path}:{given.get(name, 1)}"
+
+
+def faults_of_globals(source: Source) -> Iterator[str]:
+    """What a file may not say about itself, since it will be part of another."""
+    own = dict(definitions(source))
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Name) and node.id in DUNDERS and source.path not in ENTRIES.values():
+            yield f"{source.path}:{node.lineno}: {node.id} is the whole bundle's: only an entry may use it"
+        elif isinstance(node, ast.Global):
+            for name in sorted(set(node.names) - set(own)):
+                yield f"{source.path}:{node.lineno}: global {name} makes a name: define it at the top level"
+
+
+def faults_of_names(text: str, path: str) -> Iterator[str]:
+    """Names that nothing defines, by the compiler's own account of scopes."""
+    uses = defaultdict(list)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name):
+            uses[node.id].append(node.lineno)
+    scopes = [symtable.symtable(text, path, "exec")]
+    known = {
+        symbol.get_name()
+        for symbol in scopes[0].get_symbols()
+        if symbol.is_assigned() or symbol.is_imported()
+    }
+    known |= {*dir(builtins), *DUNDERS, *IN_CLASSES}
+    for scope in scopes:
+        scopes += scope.get_children()
+        first = scope.get_lineno()
+        for symbol in scope.get_symbols():
+            name = symbol.get_name()
+            if symbol.is_referenced() and symbol.is_global() and name not in known:
+                line = min((line for line in uses[name] if line >= first), default=first)
+                yield f"{path}:{line}: undefined name {name}"
+
+
+def faults_of_union(sources: list[Source], rooms: dict[str, str]) -> Iterator[str]:
+    """Names that are fine file by file and clash in one namespace. `rooms` are modules and folders."""
+    imported: dict[str, tuple[str, str]] = {}
+    outside = [(s, node) for s in sources for node in s.imports if not is_kit(node)]
+    for source, node in outside:
+        for name, meaning in meanings(node):
+            place = f"{source.path}:{node.lineno}"
+            first, earlier = imported.setdefault(name, (meaning, place))
+            if first != meaning:
+                yield f"{place}: {name} means {meaning} here and {first} at {earlier}"
+            if hasattr(builtins, name):
+                yield f"{place}: the import of {name} shadows a builtin"
+    homes: dict[str, str] = {}
+    defined = [(name, f"{source.path}:{line}") for source in sources for name, line in definitions(source)]
+    for name, place in [*((name, "build_single_file.py:1") for name in GENERATED), *defined]:
+        if name in homes:
+            yield f"{place}: {name} is defined twice, first at {homes[name]}"
+        elif name in imported:
+            yield f"{place}: {name} shadows the import at {imported[name][1]}"
+        elif hasattr(builtins, name):
+            yield f"{place}: {name} shadows a builtin"
+        elif name in rooms:
+            yield f"{place}: {name} is named like a module or folder, {rooms[name]}:1"
+        homes.setdefault(name, place)
+
+
+def all_faults(kit: Kit) -> Iterator[str]:
+    """Everything wrong with the kit: file by file, then taken together."""
+    for source in kit.values():
+        yield from faults_of_imports(source)
+        yield from faults_of_links(source, kit)
+        yield from faults_of_globals(source)
+        yield from faults_of_names(source.text, source.path)
+    ordered, circles = reading_order(kit)
+    yield from circles
+    rooms = {part: source.path for module, source in kit.items() for part in module.split(".")}
+    parts = [reached(entry, kit) for entry in ENTRIES.values()]
+    for part in parts:
+        yield from faults_of_union([source for source in ordered if source in part], rooms)
+    for source in kit.values():
+        if source.path not in ENTRIES.values() and not any(source in part for part in parts):
+            yield f"{source.path}:1: nobody reaches this file: import it or remove it"
+
+
+def header(sources: list[Source], starts: list[int], version: str, only: str) -> list[str]:
+    """What this file is, where it comes from, and what it holds."""
+    digest = hashlib.sha256("".join(f"{s.path}\0{s.text}\0" for s in sources).encode()).hexdigest()
+    wide = max(len(source.path) for source in sources)
+    return [
+        "# audiotag-kit: train audio taggers, ensemble them and submit inside the clock, from one file.",
+        "# SPDX-License-Identifier: MIT. Copyright (c) 2026 audiotag-kit authors.",
+        f"# Version {version}, sha256 of the sources {digest}.",
+        "# Edit kit/, not this file: it is made from there by",
+        f"#     python build_single_file.py{' --only ' + only if only else ''}",
+        "#",
+        "# Contents, each with its line in this file; where(LINE) gives the line in kit/ behind a line here.",
+        "#",
+        *(
+            f"# {at:>6}  {s.path:<{wide}}  {s.docstring[0]}".rstrip()
+            for s, at in zip(sources, starts, strict=True)
+        ),
+    ]
+
+
+def hoisted(sources: list[Source]) -> list[str]:
+    """The imports of all files, the kit's own aside: each once, sorted."""
+    plain: set[str] = set()
+    named: dict[str, set[str]] = defaultdict(set)
+    for node in (node for source in sources for node in source.imports if not is_kit(node)):
+        target = named[node.module or ""] if isinstance(node, ast.ImportFrom) else plain
+        target.update(ast.unparse(alias) for alias in node.names)
+    lines = [f"import {name}" for name in sorted(plain)]
+    for module, names in sorted(named.items()):
+        line = f"from {module} import {', '.join(sorted(names))}"
+        wrapped = [f"from {module} import (", *(f"    {name}," for name in sorted(names)), ")"]
+        lines += [line] if len(line) <= WIDTH else wrapped
+    return lines
+
+
+def finder(sources: list[Source], starts: list[int]) -> list[str]:
+    """The generated function that leads from a line of the bundle back to kit/."""
+    triples = [
+        (at, at + len(banner(s, at)) - s.body_line, s.path) for s, at in zip(sources, starts, strict=True)
+    ]
+    return [
+        "BUNDLE_SECTIONS = (  # first line here, line here minus line there, file",
+        *(f'    ({first}, {offset}, "{path}"),' for first, offset, path in triples),
+        ")",
+        "",
+        "",
+        "def where(lineno: int) -> str:",
+        '    """The source of a line of this file, such as a traceback\'s: "kit/core/errors.py:12"."""',
+        "    for first, offset, path in reversed(BUNDLE_SECTIONS):",
+        "        if lineno >= first:",
+        '            return f"{path}:{max(1, lineno - offset)}"',
+        f'    return f"{BUNDLE}:{{lineno}}"',
+    ]
+
+
+def banner(source: Source, start: int) -> list[str]:
+    """The comment above a section that begins at line `start`: its file, its offset, and its docstring."""
+    rule = "# " + "=" * (WIDTH - 2)
+    lines = [rule, "", *(f"# {line}".rstrip() for line in source.docstring), rule, ""]
+    lines[1] = f"# {source.path:<70}  line here = line there + {start + len(lines) - source.body_line}"
+    return lines
+
+
+def flatten(sources: list[Source], version: str, only: str) -> str:
+    """The bundle. The first round counts lines, the second prints them: no number changes the count."""
+    starts = [0] * len(sources)
+    for _ in range(2):
+        pages = [header(sources, starts, version, only), hoisted(sources), finder(sources, starts)]
+        for index, source in enumerate(sources):
+            starts[index] = sum(len(page) + 2 for page in pages) + 1
+            body = source.text.rstrip().split("\n")[source.body_line - 1 :]
+            pages.append([*banner(source, starts[index]), *body])
+    return "\n\n\n".join("\n".join(page) for page in pages) + "\n"
+
+
+def build(root: Path, only: str = "") -> str:
+    """The bundle of `root`/kit, or of the part that `only` names. Errors: Refused, a line per fault."""
+    faults: list[str] = []
+    kit = read_kit(root, faults)
+    version = re.search(r'^VERSION = "(.+)"$', getattr(kit.get("kit.core.version"), "text", ""), re.MULTILINE)
+    if not version:
+        faults.append('kit/core/version.py:1: must hold a line such as VERSION = "0.1.0"')
+    if module_name(ENTRIES[only]) not in kit:
+        faults.append(f"{ENTRIES[only]}:1: this entry is missing")
+    faults += all_faults(kit)
+    if faults or not version:
+        raise Refused("\n".join(dict.fromkeys(faults)))
+    part = reached(ENTRIES[only], kit)
+    text = flatten([source for source in reading_order(kit)[0] if source in part], version[1], only)
+    faults += faults_of_names(text, BUNDLE)
+    if (size := len(text.encode())) > LIMIT_BYTES:
+        faults.append(
+            f"{BUNDLE} would be {size / 1000:.1f} kB, over the limit of {LIMIT_BYTES / 1000:.0f} kB"
+        )
+    if faults:
+        raise Refused("\n".join(faults))
+    return text
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write UTF-8 with LF line ends beside `path`, then rename: a kill leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(text.encode())
+    os.replace(part, path)
+
+
+def dataset_metadata(name: str) -> str:
+    """The dataset-metadata.json of OWNER/SLUG. Errors: Refused for a name that Kaggle would refuse."""
+    owner, _, slug = name.partition("/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
+        raise Refused(f"--kaggle-dataset wants OWNER/SLUG, your Kaggle user name first, got {name!r}")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
+        raise Refused(f"a dataset's slug is small letters and digits joined by single hyphens, got {slug!r}")
+    if not 6 <= len(slug) <= 50:
+        raise Refused(f"a dataset's slug and title have 6 to 50 characters, {slug!r} has {len(slug)}")
+    facts = {"title": slug.replace("-", " ").capitalize(), "id": name, "licenses": [{"name": "MIT"}]}
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def compare(path: Path, text: str) -> None:
+    """Errors: Refused, naming the first line that differs, unless the file holds exactly `text`."""
+    held = path.read_bytes() if path.is_file() else b""
+    if held != text.encode():
+        same = takewhile(
+            lambda pair: pair[0] == pair[1], zip(held.split(b"\n"), text.encode().split(b"\n"), strict=False)
+        )
+        raise Refused(
+            f"{path.name}:{len(list(same)) + 1}: differs from kit/: run python build_single_file.py"
+        )
+
+
+def read_arguments(words: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=f"Flatten kit/ into one file, {BUNDLE}.")
+    parser.add_argument("--only", default="", choices=["submit"], help="keep just what inference needs")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the file is out of date"
+    )
+    parser.add_argument("--out", type=Path, metavar="PATH", help=f"the file to write, {BUNDLE} by default")
+    parser.add_argument(
+        "--kaggle-dataset", metavar="OWNER/SLUG", help="also write a folder to upload as a dataset"
+    )
+    parser.add_argument(
+        "--dataset-dir", type=Path, metavar="DIR", help="that folder, kaggle_dataset by default"
+    )
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Build, check or write the bundle; the exit code."""
+    options = read_arguments(words)
+    root = Path(__file__).resolve().parent
+    out = options.out or root / BUNDLE
+    folder = options.dataset_dir or root / "kaggle_dataset"
+    try:
+        text = build(root, options.only)
+        metadata = dataset_metadata(options.kaggle_dataset) if options.kaggle_dataset else ""
+        if options.check:
+            compare(out, text)
+            return 0
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return 1
+    write_whole(out, text)
+    print(f"{out.name}: {len(text.encode()) / 1000:.1f} kB, {len(text.splitlines()):,} lines")
+    if metadata:
+        write_whole(folder / BUNDLE, text)
+        write_whole(folder / "dataset-metadata.json", metadata)
+        print(f"{folder.name}/: now run `kaggle datasets create -p {folder}`")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

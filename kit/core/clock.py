@@ -1,0 +1,66 @@
+"""A duration like 55m in, a deadline that counts from the process's start out."""
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kit.core.errors import KitError
+
+UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+def parse_duration(text: str | float | int) -> float:
+    """Seconds from 3300, "3300", "55m", "1h30m" or "90s".
+
+    Errors: KitError for anything else, and for durations that are not positive.
+    """
+    spelled = str(text).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", spelled)
+    if parts and "".join(number + unit for number, unit in parts) == spelled:
+        seconds = sum(float(number) * UNIT_S[unit] for number, unit in parts)
+    else:
+        try:
+            seconds = float(spelled)
+        except ValueError:
+            seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise KitError(f"a duration is seconds or like 55m, 1h30m or 90s, got {text!r}.")
+    return seconds
+
+
+def process_start() -> float:
+    """When this process began, in Unix seconds; where the system does not tell, now."""
+    now = time.time()
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as handle:
+            ticks = float(handle.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now
+    return now - age if age > 0 else now
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment by which the work is done, or none. `now` is the clock it reads.
+
+    Units: Unix seconds
+    """
+
+    at: float = math.inf
+    now: Callable[[], float] = time.time
+
+    def left_s(self) -> float:
+        """Seconds until the deadline; infinite without one, negative when it has passed."""
+        return self.at - self.now()
+
+
+def set_deadline(duration: str | float | None, started_at: float | None) -> Deadline:
+    """A deadline `duration` after `started_at` (Unix seconds; the process's start if none is given)."""
+    if duration is None:
+        return Deadline()
+    start = process_start() if started_at is None else started_at
+    return Deadline(start + parse_duration(duration))

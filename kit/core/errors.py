@@ -1,0 +1,26 @@
+"""A wrong input in, one sentence out: what came, what was wanted, the cure."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class KitError(Exception):
+    """Something the caller can cure; the command line prints it as one line and exits with 2."""
+
+
+def closest(name: str, options: Iterable[str]) -> str:
+    """The valid names in a phrase for an error, the likely one first. Units: none."""
+    names = sorted(options)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}the choices are: {', '.join(names) or 'none'}"
+
+
+def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
+    """The option called `name`. Raises KitError that lists the right names."""
+    if name not in options:
+        raise KitError(f"unknown {what} {name!r}: {closest(name, options)}.")
+    return options[name]

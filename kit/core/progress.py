@@ -1,0 +1,46 @@
+"""Work with a known total in, a progress bar with the time left out."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kit.core.supervise import am_worker
+
+
+def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
+    """A tqdm bar: the notebook's kind in a notebook, plain text elsewhere. Units: `unit` per step of `total`"""
+    if am_worker():
+        from tqdm import tqdm
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
+    layout = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed} < {remaining}]"
+    return tqdm(
+        total=total,
+        desc=task,
+        unit=unit,
+        bar_format=layout,
+        disable=not shown,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
+
+
+class Stopwatch:
+    """Seconds spent under each name. Units: seconds of the given clock"""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a name."""
+        began = self.now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began

@@ -1,0 +1,111 @@
+"""Nothing in, the whole job done on toy data: folds trained, a CSV from the single file, its score out."""
+
+import csv
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kit.core.errors import KitError
+from kit.core.supervise import own_root, own_source
+from kit.labels.metrics import lwlrap
+from kit.labels.table import label_targets, read_clip_table
+from kit.learn.train import train_run
+from kit.recipes import find_recipe
+from kit.sound.decode import header_duration_s, list_audio
+from kit.toydata import TOY_CLASSES, make_toy_set
+
+DEMO_SETTINGS = [
+    "frontend.sample_rate=22050", "frontend.hop_length=512", "frontend.n_fft=1024", "frontend.n_mels=64",
+    "network.width=12", "crop_s=2.5", "epochs=24", "plain_epochs=4", "n_folds=2", "validate_every=24",
+]  # fmt: skip
+
+
+def run_demo(out: str = "demo", clips: int = 240, test: int = 60, epochs: int | None = None) -> str:
+    """Make toy data, train two small folds, score them out of fold, and submit from the single file.
+
+    Options:
+        out: the folder to work in
+        clips: training clips
+        test: test clips
+        epochs: epochs per fold
+    """
+    folder = Path(out)
+    began = time.perf_counter()
+    make_toy_set(folder / "data", clips, test)
+    settings = [*DEMO_SETTINGS, *([] if epochs is None else [f"epochs={epochs}"])]
+    recipe = find_recipe("max-pyramid-mel", small=True, overrides=settings)
+    run = train_run(recipe, folder / "data" / "train.csv", folder / "data" / "train", folder / "run")
+    print(run, flush=True)
+    seconds = submit_from_single_file(folder)
+    audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(folder / "data" / "test"))
+    score, prior = score_csv(folder / "submission.csv", folder / "data" / "test_truth.csv")
+    return (
+        f"test lwlrap {score:.4f} (the priors alone: {prior:.4f})\n"
+        f"submitted {audio_s:.0f} s of audio in {seconds:.1f} s, start-up included: {audio_s / seconds:.0f} times "
+        f"faster than it sounds\nthe whole demo took {time.perf_counter() - began:.0f} s\n"
+        f"the CSV lies at {folder / 'submission.csv'}"
+    )
+
+
+def submit_from_single_file(folder: Path) -> float:
+    """Submit in another process, from a folder that holds only the single file and the checkpoints; its seconds."""
+    with tempfile.TemporaryDirectory(prefix="audiotag_kit_") as room:
+        write_single_file(Path(room) / "audiotag_kit.py")
+        for path in sorted((folder / "run").glob("fold_*.pt")):
+            shutil.copy(path, room)
+        data = (folder / "data").resolve()
+        words = [
+            "submit",
+            "--checkpoints",
+            "fold_*.pt",
+            "--audio",
+            data / "test",
+            "--deadline",
+            "5m",
+            "--out",
+        ]
+        words += [
+            folder.resolve() / "submission.csv",
+            "--template",
+            data / "sample_submission.csv",
+            "--no-progress",
+        ]
+        began = time.perf_counter()
+        command = [sys.executable, "-I", "audiotag_kit.py", *map(str, words)]
+        code = subprocess.run(command, cwd=room, check=False).returncode
+        if code:
+            raise KitError(f"the single file ended with exit code {code}; its message stands above.")
+        return time.perf_counter() - began
+
+
+def write_single_file(path: Path) -> None:
+    """The single file this code runs from, or a fresh build of it from the package."""
+    source = own_source()
+    if source is not None:
+        shutil.copy(source, path)
+        return
+    builder = own_root() / "build_single_file.py"
+    if not builder.is_file():
+        raise KitError(f"no {builder}: run the demo from the repository, or from audiotag_kit.py.")
+    built = subprocess.run(
+        [sys.executable, str(builder), "--out", str(path)], capture_output=True, text=True, check=False
+    )
+    if built.returncode:
+        raise KitError(f"the single file could not be built: {built.stdout}{built.stderr}")
+
+
+def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
+    """The lwlrap of a submission, and that of the training priors' order alone."""
+    truth_table = read_clip_table(truth_path)
+    with open(path, encoding="utf-8", newline="") as handle:
+        header, *rows = csv.reader(handle)
+    scores = {row[0]: [float(x) for x in row[1:]] for row in rows}
+    truth = label_targets(list(truth_table["labels"]), header[1:])
+    predicted = np.array([scores[name] for name in truth_table["fname"]])
+    assert tuple(header[1:]) == TOY_CLASSES
+    return lwlrap(truth, predicted), lwlrap(truth, np.tile(truth.mean(axis=0), (len(truth), 1)))

@@ -1,0 +1,140 @@
+"""A tagger in, one file of tensors and JSON out, and back; nothing executable is ever loaded."""
+
+import glob
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kit.core.errors import KitError, choose
+from kit.core.files import write_whole
+from kit.models.tagger import FAMILIES, Tagger, TaggerCard, build_network
+from kit.sound.frontend import FrontendConfig
+from kit.sound.windows import ListeningConfig
+
+FORMAT = 1
+NetworkBuilder = Callable[[], nn.Module]
+
+
+def own_tagger(
+    network: nn.Module,
+    frontend: FrontendConfig,
+    classes: Sequence[str],
+    *,
+    name: str = "own",
+    settings: dict[str, Any] | None = None,
+    listening: ListeningConfig | None = None,
+    prevalences: Sequence[float] | None = None,
+    score: str = "probability",
+    min_frames: int = 1,
+) -> Tagger:
+    """A tagger of any network from (B, C, M, N) to (B, K).
+
+    Give `settings` (with their `family`) for a network of the kit's own families; any other network goes by
+    `name`, and whoever loads its checkpoint passes `networks={name: build}`.
+    Shape:  prevalences (K,), 1 / K each unless given: what a file that cannot be heard gets
+    Units:  min_frames, the shortest input in frames
+    """
+    card = TaggerCard(
+        classes=tuple(classes),
+        prevalences=tuple(prevalences)
+        if prevalences is not None
+        else (1.0 / max(1, len(classes)),) * len(classes),
+        frontend=frontend,
+        listening=listening or ListeningConfig(),
+        network=settings or {"family": f"own:{name}"},
+        min_frames=min_frames,
+        score=score,
+    )
+    return Tagger(card, network)
+
+
+def save_tagger(path: str | Path, tagger: Tagger) -> None:
+    """Write a checkpoint: a format number, the card as JSON, the network's tensors; whole, or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tagger.network.state_dict().items()}
+    content = {"format": FORMAT, "card": json.dumps(tagger.card.to_dict()), "tensors": tensors}
+    write_whole(Path(path), lambda part: torch.save(content, part))
+
+
+def read_checkpoint(path: Path) -> tuple[TaggerCard, dict[str, Tensor]]:
+    """A checkpoint's card and tensors.
+
+    Errors: KitError for a file that is missing, not a checkpoint, from elsewhere, or of a later format
+    """
+    if not path.is_file():
+        raise KitError(f"no checkpoint {path}: give the .pt files that training wrote.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise KitError(
+            f"{path} cannot be read as tensors and JSON ({reason[:160]}). The kit loads nothing executable: "
+            "where it was made, save the network's state_dict, then make a checkpoint of it with save_tagger."
+        ) from error
+    if not isinstance(content, dict) or not {"format", "card", "tensors"} <= set(content):
+        keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
+        raise KitError(
+            f"{path} is no checkpoint of this kit (it holds: {keys}): load it into its network, then "
+            "save_tagger(path, own_tagger(network, frontend, classes))."
+        )
+    if content["format"] != FORMAT:
+        raise KitError(
+            f"{path} has checkpoint format {content['format']}, this kit reads {FORMAT}: update the kit."
+        )
+    return TaggerCard.from_dict(json.loads(content["card"])), content["tensors"]
+
+
+def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
+    """The tagger that a checkpoint holds.
+
+    `networks` builds networks that are not of the kit's families, by the name they were saved under.
+    Errors: KitError as read_checkpoint, and where the tensors do not fit the network
+    """
+    card, tensors = read_checkpoint(Path(path))
+    family = str(card.network.get("family"))
+    if family.startswith("own:"):
+        known = dict(networks or {})
+        if family[4:] not in known:
+            raise KitError(
+                f"{path} holds a network of your own, {family[4:]!r}: call from Python with "
+                f"networks={{{family[4:]!r}: build}}, build() giving the network (known: {', '.join(known) or 'none'})."
+            )
+        network = known[family[4:]]()
+    else:
+        choose("network family", family, FAMILIES)
+        network = build_network(
+            card.network, len(card.frontend.channels), card.frontend.n_bins, len(card.classes)
+        )
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise KitError(f"{path}: its tensors do not fit its network: {problem[:300]}") from error
+    return Tagger(card, network.eval())
+
+
+def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
+    """The checkpoint files that paths and glob patterns name, each once, sorted within a pattern.
+
+    Errors: KitError for a pattern that names no file
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        text = str(pattern)
+        paths = (
+            [Path(text)]
+            if Path(text).is_file()
+            else [Path(p) for p in sorted(glob.glob(text, recursive=True))]
+        )
+        paths = [p for p in paths if p.is_file()]
+        if not paths:
+            raise KitError(
+                f"no checkpoint matches {text!r}: give .pt files, e.g. --checkpoints 'run/fold_*.pt'."
+            )
+        found += [p for p in paths if p not in found]
+    if not found:
+        raise KitError("no checkpoints given: e.g. --checkpoints 'run/fold_*.pt'.")
+    return found

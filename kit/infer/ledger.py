@@ -1,0 +1,71 @@
+"""Predictions of one model in, kept beside the CSV by the hash of each file, so that a kill loses little."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.core.files import write_whole
+from kit.infer.engine import WindowLogits
+
+
+class Ledger:
+    """What one model said of each file, by the file's sha256.
+
+    The path's name carries the hash of checkpoint and listening, so that another model never reads it.
+    Without a path nothing is written.
+    """
+
+    def __init__(self, path: Path | None, now: Callable[[], float], flush_every_s: float = 2.0) -> None:
+        self.path, self.now, self.flush_every_s = path, now, flush_every_s
+        self.entries: dict[str, WindowLogits] = {}
+        self.flushed_at = now()
+        self.unsaved = 0
+        if path is not None and path.is_file():
+            self.entries = read_entries(path)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.entries
+
+    def add(self, heard: Iterable[tuple[str, WindowLogits]]) -> None:
+        """Take in some clips; written at most every `flush_every_s`."""
+        for digest, said in heard:
+            self.entries[digest] = said
+            self.unsaved += 1
+        if self.now() - self.flushed_at >= self.flush_every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything, whole."""
+        if self.path is not None and self.unsaved:
+            write_whole(self.path, self.write_entries)
+        self.unsaved, self.flushed_at = 0, self.now()
+
+    def write_entries(self, part: Path) -> None:
+        """The arrays of all entries, one after the other."""
+        digests = sorted(self.entries)
+        said = [self.entries[d] for d in digests]
+        arrays: dict[str, Any] = {
+            "digests": np.array(digests, dtype="U64"),
+            "counts": np.array([len(s.spans) for s in said], dtype=np.int64),
+            "logits": np.concatenate([s.logits for s in said]) if said else np.zeros((0, 0), np.float32),
+            "spans": np.array([span for s in said for span in s.spans], dtype=np.int64).reshape(-1, 2),
+        }
+        with open(part, "wb") as handle:
+            np.savez(handle, **arrays)
+
+
+def read_entries(path: Path) -> dict[str, WindowLogits]:
+    """The entries of a ledger's file; a damaged one counts as none."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            digests, counts = arrays["digests"].tolist(), arrays["counts"]
+            logits, spans = arrays["logits"], arrays["spans"].tolist()
+    except (OSError, ValueError, KeyError, EOFError):
+        return {}
+    ends = np.cumsum(counts).tolist()
+    return {
+        digest: WindowLogits(logits[end - count : end], tuple((a, b) for a, b in spans[end - count : end]))
+        for digest, end, count in zip(digests, ends, counts.tolist(), strict=True)
+    }

@@ -1,0 +1,57 @@
+"""Spectrograms in by key, the same out later: from memory, or from a file where memory is short."""
+
+import tempfile
+from collections.abc import Hashable
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class SpecStore:
+    """Keeps spectrograms for the next model that listens; past `budget_bytes` they go to a temporary file.
+
+    The file has no name that outlives the process; what is dropped frees memory, not the file's space.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.used_bytes = self.spilled_bytes = 0
+        self.kept: dict[Hashable, Tensor] = {}
+        self.spilled: dict[Hashable, tuple[int, tuple[int, ...]]] = {}
+        self.file: IO[bytes] | None = None
+
+    def put(self, key: Hashable, spec: Tensor) -> None:
+        """Keep a float32 spectrogram, on the host."""
+        spec = spec.detach().to("cpu", torch.float32).contiguous()
+        size = spec.numel() * 4
+        if self.used_bytes + size <= self.budget_bytes:
+            self.kept[key] = spec
+            self.used_bytes += size
+            return
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(prefix="audiotag_kit_")
+        self.file.seek(self.spilled_bytes)
+        self.file.write(memoryview(spec.numpy()).cast("B"))
+        self.file.flush()
+        self.spilled[key] = (self.spilled_bytes, tuple(spec.shape))
+        self.spilled_bytes += size
+
+    def get(self, key: Hashable) -> Tensor:
+        """The spectrogram kept under a key. Raises KeyError where there is none."""
+        if key in self.kept:
+            return self.kept[key]
+        offset, shape = self.spilled[key]
+        assert self.file is not None
+        return torch.from_numpy(np.memmap(self.file, dtype=np.float32, mode="r+", offset=offset, shape=shape))
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self.kept or key in self.spilled
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a key."""
+        spec = self.kept.pop(key, None)
+        if spec is not None:
+            self.used_bytes -= spec.numel() * 4
+        self.spilled.pop(key, None)

@@ -1,0 +1,103 @@
+"""What models say of clips in, the scores of a template's rows out, by model and blended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kit.core.errors import KitError, closest
+from kit.infer.blend import blend_scores
+from kit.infer.engine import WindowLogits
+from kit.infer.session import Member, clip_scores
+from kit.infer.template import RowPlan, Template
+from kit.models.tagger import TaggerCard
+
+
+def class_columns(card: TaggerCard, classes: Sequence[str], name: str) -> list[int]:
+    """Where a model's classes stand among a template's. Errors: KitError where it lacks one"""
+    place = {c: i for i, c in enumerate(card.classes)}
+    missing = [c for c in classes if c not in place]
+    if missing:
+        raise KitError(
+            f"the template asks for {len(missing)} classes that {name} does not know, e.g. {missing[0]!r}: "
+            f"{closest(missing[0], list(card.classes)[:20])}. Use the template of the data it was trained on."
+        )
+    return [place[c] for c in classes]
+
+
+def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
+    """The classes of models without a template. Errors: KitError where the models disagree"""
+    first = cards[0].classes
+    for card in cards[1:]:
+        if set(card.classes) != set(first):
+            raise KitError(
+                "the checkpoints have different classes: give a template that names those to submit."
+            )
+    return first
+
+
+def spans_for_row(said: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
+    """The windows whose centre lies in a row's time, or the nearest one where none does."""
+    centres = [(a + b) / 2 / frames_per_s for a, b in said.spans]
+    inside = [w for w, c in enumerate(centres) if begin_s <= c < end_s]
+    middle = (begin_s + end_s) / 2
+    return inside or [min(range(len(centres)), key=lambda w: abs(centres[w] - middle))]
+
+
+@dataclass
+class RowScores:
+    """Scores of all rows by every model, filled as clips are heard. Shape: (R, K) and (R,) per model"""
+
+    template: Template
+    plan: RowPlan
+    members: Sequence[Member]
+    scores: list[np.ndarray] = field(default_factory=list)
+    done: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.template.ids), len(self.template.classes))
+        self.columns = [class_columns(m.tagger.card, self.template.classes, m.name) for m in self.members]
+        self.scores = [np.zeros(shape, np.float32) for _ in self.members]
+        self.done = [np.zeros(shape[0], bool) for _ in self.members]
+        self.rows_of: dict[int, list[int]] = {}
+        for row, source in enumerate(self.plan.files):
+            if source is not None:
+                self.rows_of.setdefault(source, []).append(row)
+
+    def take(self, member: Member, source: int, said: WindowLogits) -> None:
+        """Fill the rows of one clip with what one model said."""
+        m = next(i for i, other in enumerate(self.members) if other is member)
+        for row in self.rows_of.get(source, []):
+            logits = said.logits
+            end = self.plan.ends_s[row]
+            if end is not None:
+                begin = end - (self.plan.period_s or end)
+                logits = logits[spans_for_row(said, member.tagger.card.frontend.frames_per_s, begin, end)]
+            scores = clip_scores(member.tagger, member.listener.listening, logits)
+            self.scores[m][row] = scores[self.columns[m]]
+            self.done[m][row] = True
+
+    def priors(self) -> np.ndarray:
+        """What a clip gets that nobody heard: the weighted mean of the models' prevalences. Shape: (K,)"""
+        weights = np.array([m.weight for m in self.members])
+        known = np.array(
+            [np.array(m.tagger.card.prevalences)[c] for m, c in zip(self.members, self.columns, strict=True)]
+        )
+        return np.asarray((known * weights[:, None]).sum(axis=0) / weights.sum())
+
+    def blend(self, kind: str) -> np.ndarray:
+        """All models' scores as one. Shape: (R, K)"""
+        return blend_scores(self.scores, self.done, [m.weight for m in self.members], self.priors(), kind)
+
+
+def check_blend(members: Sequence[Member], kind: str) -> None:
+    """Refuse to average scores that share no scale.
+
+    Errors: KitError where uncalibrated rank scores would enter a mean
+    """
+    for member in members:
+        if kind != "rank" and not member.tagger.card.calibrated:
+            raise KitError(
+                f"{member.name} gives rank scores without a calibration, which no {kind} blend can take: run `oof` on "
+                "its run, which fits a scale and an offset, or use --blend rank."
+            )

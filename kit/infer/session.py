@@ -1,0 +1,140 @@
+"""Models and sources in, what every model says of every clip out, burst by burst and model by model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kit.core.errors import KitError
+from kit.core.progress import Stopwatch
+from kit.infer.engine import Listener, WindowLogits, never
+from kit.infer.hearing import Hearing
+from kit.infer.ledger import Ledger
+from kit.models.tagger import Tagger
+from kit.sound.frontend import Frontend
+from kit.sound.windows import ListeningConfig, pool_windows
+
+
+@dataclass
+class Member:
+    """One model of an ensemble at work."""
+
+    name: str
+    listener: Listener
+    ledger: Ledger
+    weight: float = 1.0
+    seconds: float = 0.0
+    heard: set[int] = field(default_factory=set)
+    failure: str | None = None
+
+    @property
+    def tagger(self) -> Tagger:
+        return self.listener.tagger
+
+    @property
+    def frontend_key(self) -> str:
+        """Equal for models that can share spectrograms."""
+        return self.tagger.card.frontend.digest_text()
+
+
+def collect_frontends(members: Sequence[Member], device: torch.device) -> dict[str, Frontend]:
+    """Each distinct frontend once, on the device."""
+    return {m.frontend_key: m.tagger.frontend.to(device) for m in members}
+
+
+Take = Callable[[Member, int, WindowLogits], None]
+
+
+def listen_through(
+    members: Sequence[Member],
+    hearing: Hearing,
+    take: Take,
+    *,
+    stop: Callable[[], bool] = never,
+    after_burst: Callable[[Member, float], None] = lambda member, seconds: None,
+    after_member: Callable[[Member], None] = lambda member: None,
+) -> None:
+    """Let every model hear every burst, in order; `take` gets each clip's logits as they come.
+
+    A model that fails is noted with its reason and the others go on. `stop` is asked between batches.
+    """
+    for position, member in enumerate(members):
+        last_user = all(m.frontend_key != member.frontend_key for m in members[position + 1 :])
+        for number in range(len(hearing.bursts)):
+            if stop():
+                return
+            try:
+                listen_to_burst(member, hearing, number, take, stop)
+            except (RuntimeError, ValueError, TypeError, IndexError, KitError) as error:
+                member.failure = " ".join(str(error).split())[:500] or type(error).__name__
+                break
+            if last_user:
+                hearing.drop(number, member.frontend_key)
+            after_burst(member, sum(hearing.durations_s[i] or 0.0 for i in hearing.bursts[number]))
+        member.ledger.flush()
+        after_member(member)
+
+
+def listen_to_burst(
+    member: Member, hearing: Hearing, number: int, take: Take, stop: Callable[[], bool]
+) -> None:
+    """One model hears one burst, or remembers it from its ledger.
+
+    A burst that is only partly remembered is heard whole, so that a resumed job forms the same batches.
+    """
+    sources = hearing.open_burst(number)
+    remembered = [member.ledger.entries.get(hearing.digests[i]) for i in sources]
+    if not all(remembered):
+        watch = Stopwatch(hearing.watch.now)
+        sources, specs = hearing.specs(number, member.frontend_key)
+        with watch.measure("network"), hearing.watch.measure("network"):
+            remembered = member.listener.listen(specs, stop)
+        member.seconds += watch.seconds["network"]
+        member.ledger.add(
+            (hearing.digests[i], said)
+            for i, said in zip(sources, remembered, strict=True)
+            if said is not None
+        )
+    for i, said in zip(sources, remembered, strict=True):
+        if said is not None:
+            member.heard.add(i)
+            take(member, i, said)
+
+
+def clip_scores(tagger: Tagger, listening: ListeningConfig, logits: np.ndarray) -> np.ndarray:
+    """One score per class from some windows' logits: calibrated, as probabilities, pooled.
+
+    Rank scores without a calibration stay as they are, fit for rank blends alone.
+    Shape:  logits (W, K) -> (K,)
+    Errors: KitError where uncalibrated rank scores would have to be pooled over windows (law of scores)
+    """
+    scores: Tensor = torch.from_numpy(logits)
+    if tagger.card.calibrated:
+        return pool_windows(tagger.probabilities(scores), listening).numpy()
+    if len(scores) > 1:
+        raise KitError(
+            "rank scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits "
+            "a scale and an offset, or listen in mode full."
+        )
+    return scores[0].numpy()
+
+
+def member_report(member: Member) -> dict[str, Any]:
+    """What the report says of a model."""
+    card = member.tagger.card
+    return {
+        "checkpoint": Path(member.name).name,
+        "weight": member.weight,
+        "family": card.network.get("family"),
+        "score": card.score,
+        "calibrated": card.calibrated,
+        "oof_lwlrap": card.oof_score,
+        "listening": member.listener.listening.to_dict(),
+        "clips_heard": len(member.heard),
+        "network_s": round(member.seconds, 3),
+        "failure": member.failure,
+    }

@@ -1,0 +1,182 @@
+"""Checkpoints and a folder of audio in, the competition's CSV and a report out, before the deadline."""
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.core.clock import Deadline, parse_duration, process_start
+from kit.core.errors import KitError
+from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, run_supervised
+from kit.infer.checkpoint import NetworkBuilder
+from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
+from kit.models.tagger import Tagger
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submission did: where the CSV lies, and the report beside it."""
+
+    csv: Path
+    report: dict[str, Any]
+
+    def __str__(self) -> str:
+        report = self.report
+        if not report:
+            return (
+                f"{self.csv}: stopped by the deadline before a model had heard every clip; the CSV is whole"
+            )
+        lines = [
+            f"{self.csv}: {report['rows']} rows, {report['rows_heard_by_all']} heard by all of "
+            f"{len(report['models'])} models, {report['rows_heard_by_some']} by some, "
+            f"{report['rows_with_prior']} with the prior; {report['state']}",
+            f"{report['audio_s']:.0f} s of audio in {report['seconds_total']:.1f} s on {report['device']}",
+        ]
+        lines += [
+            f"could not hear {name}: {reason}" for name, reason in list(report["files_failed"].items())[:5]
+        ]
+        return "\n".join(lines)
+
+
+def margin_s(duration_s: float) -> float:
+    """Seconds before the deadline at which a worker is killed; it stops by itself one more margin earlier."""
+    return min(1.5, 0.05 * duration_s)
+
+
+def submit(
+    checkpoints: str | Path | Tagger | Sequence[str | Path | Tagger],
+    audio: str | Path,
+    out: str | Path = "submission.csv",
+    template: str | Path | None = None,
+    deadline: str | float | None = None,
+    started_at: float | None = None,
+    blend: str = "mean",
+    weights: Sequence[float] | None = None,
+    mode: str | None = None,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    pool: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch_frames: int | None = None,
+    precision: str = "float32",
+    progress: bool = True,
+    networks: Mapping[str, NetworkBuilder] | None = None,
+) -> Submission:
+    """Write a submission for every clip in a folder with an ensemble of checkpoints.
+
+    With a deadline the work runs in a child process, so that it ends in time whatever files, models and devices
+    do; the CSV is whole at every moment, and the same call goes on where the last one was cut.
+
+    Options:
+        checkpoints: files or patterns of checkpoints, e.g. 'run/fold_*.pt'; in Python, taggers too
+        audio: the folder that holds the clips
+        out: the CSV to write; its report lies beside it as .json, its predictions in a .state folder
+        template: the competition's sample submission; without it, the sorted files and the checkpoint's classes
+        deadline: time limit like 55m, 1h30m or 90s
+        started_at: Unix seconds from which the deadline counts; the process's start unless given
+        blend: mean, geometric or rank
+        weights: one positive number per model
+        mode: full or windows, to override how the checkpoints listen
+        window_s: seconds of a window, to override
+        hop_s: seconds between windows, to override
+        pool: max, mean, top_k, power, geometric or snr, to override
+        device: cpu, cuda, cuda:1; the first that computes unless given
+        threads: decoding threads; one per core unless given
+        batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
+        precision: float32, bfloat16 or float16
+        progress: show a progress bar
+
+    Errors: KitError, with the cure, for what cannot be read, matched or written
+    """
+    many = [checkpoints] if isinstance(checkpoints, str | Path | Tagger) else list(checkpoints)
+    options = SubmitOptions(
+        many, Path(audio), Path(out), None if template is None else Path(template), blend, weights, mode, window_s,
+        hop_s, pool, device, threads, batch_frames, precision, progress, networks or {},
+    )  # fmt: skip
+    if deadline is None:
+        return Submission(options.out, do_submission(SubmissionWork(options, Deadline())))
+    duration_s = parse_duration(deadline)
+    start = process_start() if started_at is None else started_at
+    margin = margin_s(duration_s)
+    kill_at = Deadline(start + duration_s - margin)
+    work = SubmissionWork(options, Deadline(start + duration_s - 2 * margin), kill_at)
+    if work.pace.deadline.left_s() <= 0:
+        print(
+            f"WARNING: the deadline of {deadline} has passed: it counts from {time.ctime(start)}; see started_at"
+        )
+        return Submission(options.out, {})
+    if am_worker():
+        return Submission(options.out, do_submission(work))
+    if networks or any(isinstance(item, Tagger) for item in many):
+        return submit_in_thread(work, kill_at)
+    words = {name: value for name, value in vars(options).items() if name not in ("networks", "progress")}
+    words |= {"deadline": f"{duration_s}s", "started_at": repr(start), "no_progress": not progress}
+    return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)
+
+
+def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submission:
+    """Run the submission as this kit's command line in a child, and pass on what it prints."""
+    report_path(out).unlink(missing_ok=True)
+    errors: list[str] = []
+
+    def echo(text: str) -> None:
+        shown, mark, error = text.partition(ERROR_MARK)
+        if errors or mark:
+            errors.append(error if mark else text)
+        if shown and not (errors and not mark):
+            sys.stdout.write(shown)
+            sys.stdout.flush()
+
+    code = run_supervised(words, kill_at, echo)
+    if errors:
+        raise KitError("".join(errors).strip())
+    if code == 0:
+        return Submission(out, read_final_report(out))
+    print(f"WARNING: the work {ending(code)}; {out} is whole and holds what was done by then", flush=True)
+    return Submission(out, read_final_report(out))
+
+
+def read_final_report(out: Path) -> dict[str, Any]:
+    """The last report a worker wrote; empty where it was stopped before the first."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(report_path(out).read_text(encoding="utf-8")))
+    return {}
+
+
+def ending(code: int | None) -> str:
+    """How a child ended, in words."""
+    if code is None:
+        return "was stopped at the deadline"
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def submit_in_thread(work: SubmissionWork, kill_at: Deadline) -> Submission:
+    """Run the submission of networks that only this process holds, and return in time even where they hang.
+
+    A network that never returns keeps its thread until the process ends, and code that holds the interpreter
+    lock cannot be left: for a sure end, submit checkpoints of the kit's own families.
+    """
+    out = work.options.out
+    done: list[dict[str, Any] | BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(do_submission(work))
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout=max(0.0, kill_at.left_s()))
+    if done and isinstance(done[0], BaseException):
+        raise done[0]
+    if done and isinstance(done[0], dict):
+        return Submission(out, done[0])
+    print(f"WARNING: the work was left at the deadline; {out} holds what was done by then", flush=True)
+    return Submission(out, read_final_report(out))

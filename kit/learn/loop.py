@@ -1,0 +1,186 @@
+"""Clips kept as spectrograms in, the network of one fold out: a training loop to read aloud."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kit.core.errors import KitError
+from kit.core.files import write_whole
+from kit.infer.engine import cut_span
+from kit.learn.losses import LOSSES
+from kit.learn.recipe import Recipe
+from kit.models.tagger import Tagger
+from kit.sound.augment import draw_mix, mix_specs, unite_labels
+from kit.sound.frontend import Frontend
+
+Validate = Callable[[Tagger], float]
+
+
+@dataclass(frozen=True)
+class TrainingClips:
+    """What a fold learns from. Shape: one (M, N_i) per clip, targets (n, K) with NaN where unknown"""
+
+    specs: Sequence[Tensor]
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed from several, so that each epoch of each fold draws its own, resumed or not."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def draw_crop(spec: Tensor, frames: int, generator: torch.Generator) -> tuple[int, int]:
+    """Where a crop lies in a clip: anywhere that it fits, or the whole of a shorter clip. Units: frames"""
+    room = spec.shape[-1] - frames
+    start = int(torch.randint(room + 1, (1,), generator=generator)) if room > 0 else 0
+    return start, start + frames
+
+
+def draw_batches(
+    clips: TrainingClips, recipe: Recipe, plain: bool, frontend: Frontend, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch of crops, labels and weights, mixed as the recipe says; the remainder waits for the next order.
+
+    Shape: -> specs (B, M, N), targets (B, K), weights (B,)
+    """
+    frames = max(recipe.crop_frames, 1)
+    order = torch.randperm(len(clips.specs), generator=generator).tolist()
+    size = min(recipe.batch_size, len(order))
+    for first in range(0, len(order) - size + 1, size):
+        chosen = order[first : first + size]
+        pieces = []
+        for i in chosen:
+            span = draw_crop(clips.specs[i], frames, generator)
+            pieces.append(cut_span(frontend, clips.specs[i], span, frames, recipe.listening.fill))
+        specs, targets = torch.stack(pieces), torch.from_numpy(clips.targets[chosen])
+        draw = draw_mix(len(chosen), 0.0 if plain else recipe.mix_p, generator)
+        yield (
+            mix_specs(specs, draw, recipe.frontend) if draw.mixed.any() else specs,
+            unite_labels(targets, draw),
+            torch.from_numpy(clips.weights[chosen]),
+        )
+
+
+class FoldTraining:
+    """The training of one fold: network, optimiser and schedule, kept whole on disk after every epoch.
+
+    The same seed gives the same weights, bit for bit on the CPU, whether or not it was killed on the way.
+    """
+
+    def __init__(
+        self, recipe: Recipe, tagger: Tagger, clips: TrainingClips, fold: int, device: torch.device
+    ) -> None:
+        self.recipe, self.tagger, self.clips, self.fold, self.device = recipe, tagger, clips, fold, device
+        if len(clips.specs) < 2:
+            raise KitError(f"fold {fold} has {len(clips.specs)} training clips: at least 2 are needed.")
+        self.network: nn.Module = tagger.network.to(device)
+        self.steps = max(1, len(clips.specs) // min(recipe.batch_size, len(clips.specs)))
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.lr_peak, weight_decay=recipe.weight_decay, amsgrad=True
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=recipe.lr_peak,
+            total_steps=max(2, recipe.epochs * self.steps),
+            pct_start=recipe.warmup,
+            div_factor=recipe.lr_peak / recipe.lr_start,
+            final_div_factor=recipe.lr_start / recipe.lr_end,
+            cycle_momentum=False,
+        )
+        self.amp = recipe.amp and device.type == "cuda"
+        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"score": -math.inf, "network": {}}
+
+    def run_epoch(self) -> dict[str, float]:
+        """One pass over the clips; its mean loss."""
+        recipe = self.recipe
+        seed = mixed_seed(recipe.seed, self.fold, self.epoch)
+        generator = torch.Generator().manual_seed(seed)
+        plain = self.epoch >= recipe.epochs - recipe.plain_epochs
+        cuda = [self.device] if self.device.type == "cuda" else []
+        total = 0.0
+        self.network.train()
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(seed)
+            for step, batch in enumerate(
+                draw_batches(self.clips, recipe, plain, self.tagger.frontend, generator)
+            ):
+                loss = self.run_step(*(part.to(self.device) for part in batch))
+                if not math.isfinite(loss):
+                    raise KitError(
+                        f"the loss of fold {self.fold}, epoch {self.epoch}, step {step} is {loss}: lower lr_peak "
+                        f"(now {recipe.lr_peak:g}) or clip_norm (now {recipe.clip_norm:g})."
+                    )
+                total += loss
+        self.epoch += 1
+        return {"epoch": self.epoch, "loss": total / self.steps, "lr": float(self.schedule.get_last_lr()[0])}
+
+    def run_step(self, specs: Tensor, targets: Tensor, weights: Tensor) -> float:
+        """One step of the optimiser; the batch's loss."""
+        inputs = self.tagger.frontend.stack(specs).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+            logits = self.network(inputs)
+        losses = LOSSES[self.recipe.loss](logits.float(), targets)
+        loss = (losses * weights).sum() / weights.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def train(
+        self, state_path: Path, validate: Validate, after_epoch: Callable[[dict[str, float]], None]
+    ) -> None:
+        """All epochs that are left; afterwards the network holds the weights that the recipe keeps."""
+        self.restore(state_path)
+        while self.epoch < self.recipe.epochs:
+            row = self.run_epoch()
+            if self.epoch % self.recipe.validate_every == 0 or self.epoch == self.recipe.epochs:
+                row["lwlrap"] = validate(self.tagger)
+                if row["lwlrap"] > self.best["score"]:
+                    copy = {
+                        name: value.detach().cpu().clone()
+                        for name, value in self.network.state_dict().items()
+                    }
+                    self.best = {"score": row["lwlrap"], "network": copy}
+            self.history.append(row)
+            write_whole(state_path, lambda part: torch.save(self.state(), part))
+            after_epoch(row)
+        if self.recipe.keep == "best" and self.best["network"]:
+            self.network.load_state_dict(self.best["network"])
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed training needs; random numbers follow from seed, fold and epoch."""
+        return {
+            "recipe": self.recipe.digest_text(),
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def restore(self, path: Path) -> None:
+        """Go on from a state on disk, if there is one."""
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]

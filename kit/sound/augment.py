@@ -1,0 +1,65 @@
+"""A batch of crops in, some of them mixed with another out; drawn with a generator, applied apart."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kit.sound.frontend import FrontendConfig
+
+
+@dataclass(frozen=True)
+class MixDraw:
+    """Who is mixed with whom. Shape: mixed (B,) bool, partner (B,) indices, never the clip itself"""
+
+    mixed: Tensor
+    partner: Tensor
+
+
+def draw_mix(clips: int, chance: float, generator: torch.Generator) -> MixDraw:
+    """Each clip is mixed with probability `chance`, with a partner that is another clip of the batch.
+
+    Shape: -> mixed and partner (clips,)
+    """
+    order = torch.randperm(clips, generator=generator)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(-1)
+    mixed = torch.rand(clips, generator=generator) < chance
+    return MixDraw(mixed & (partner != torch.arange(clips)), partner)
+
+
+def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
+    """The energies under a raw log spectrogram. Shape: any -> the same"""
+    if config.log == "ln":
+        linear = (spec.exp() - config.log_offset).clamp_min(0.0)
+        return linear if config.power == 2 else linear.square()
+    return torch.pow(10.0, spec / 10.0)
+
+
+def energy_to_log(energy: Tensor, config: FrontendConfig) -> Tensor:
+    """The raw log spectrogram of energies. Shape: any -> the same"""
+    if config.log == "ln":
+        return ((energy if config.power == 2 else energy.sqrt()) + config.log_offset).log()
+    return 10.0 * energy.clamp_min(1e-30).log10()
+
+
+def mix_specs(specs: Tensor, draw: MixDraw, config: FrontendConfig) -> Tensor:
+    """Sounds laid over each other: the sum of their energies, as if their phases were random.
+
+    Shape: raw log spectrograms (B, M, N) -> the same
+    """
+    energy = log_to_energy(specs, config)
+    mixed = energy_to_log(energy + energy[draw.partner], config)
+    return torch.where(draw.mixed.to(specs.device)[:, None, None], mixed, specs)
+
+
+def unite_labels(targets: Tensor, draw: MixDraw) -> Tensor:
+    """Labels of mixed clips: true if either is true, false only if both are known false, else unknown.
+
+    Shape: targets (B, K), NaN where unknown -> the same; of two soft labels the greater
+    """
+    other = targets[draw.partner]
+    greater = torch.fmax(targets, other)
+    unknown = (targets.isnan() | other.isnan()) & ~(greater >= 1.0)
+    united = greater.masked_fill(unknown, torch.nan)
+    return torch.where(draw.mixed.to(targets.device)[:, None], united, targets)

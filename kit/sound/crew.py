@@ -1,0 +1,76 @@
+"""Jobs on files in, results in order out: daemon threads, bounded look-ahead, no wait without end."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Slot(Generic[Job, Result]):
+    """One job on its way: `result` is there once `done` is set."""
+
+    job: Job
+    done: threading.Event = field(default_factory=threading.Event)
+    started_at: float | None = None
+    result: Result | None = None
+
+
+class Crew(Generic[Job, Result]):
+    """Threads that do jobs while the caller computes; decoding releases the interpreter lock.
+
+    The threads are daemons, so a file that hangs its reader keeps no process alive: after `patience_s` its job
+    is given up for `give_up(job)` and a fresh thread takes the place of the stuck one.
+    Units: seconds; `now` is a monotonic clock
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Job], Result],
+        give_up: Callable[[Job], Result],
+        threads: int,
+        patience_s: float = 60.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.work, self.give_up, self.patience_s, self.now = work, give_up, patience_s, now
+        self.waiting: queue.SimpleQueue[Slot[Job, Result] | None] = queue.SimpleQueue()
+        self.threads = 0
+        for _ in range(max(1, threads)):
+            self.hire()
+
+    def hire(self) -> None:
+        """Start one more thread."""
+        self.threads += 1
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        """What a thread does: the next job, until there are none."""
+        while (slot := self.waiting.get()) is not None:
+            slot.started_at = self.now()
+            slot.result = self.work(slot.job)
+            slot.done.set()
+
+    def begin(self, job: Job) -> Slot[Job, Result]:
+        """Queue a job; the caller bounds how many are on their way."""
+        slot: Slot[Job, Result] = Slot(job)
+        self.waiting.put(slot)
+        return slot
+
+    def finish(self, slot: Slot[Job, Result]) -> Result:
+        """Wait for a job, at most `patience_s` from its start."""
+        while not slot.done.wait(timeout=min(0.1, self.patience_s)):
+            if slot.started_at is not None and self.now() - slot.started_at > self.patience_s:
+                self.hire()
+                return self.give_up(slot.job)
+        assert slot.result is not None
+        return slot.result
+
+    def dismiss(self) -> None:
+        """Let the threads end once the queue is empty."""
+        for _ in range(self.threads):
+            self.waiting.put(None)

@@ -1,0 +1,220 @@
+"""An audio file in, its mono float32 waveform or the reason why there is none out."""
+
+import os
+import stat
+import wave as wave_file
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kit.core.errors import KitError
+
+AUDIO_SUFFIXES = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".mp3",
+    ".m4a",
+    ".aif",
+    ".aiff",
+    ".aac",
+    ".wma",
+    ".w64",
+)
+MAX_CLIP_S = 6 * 3600.0
+MAX_SAMPLE = 1e9
+BLOCK_SAMPLES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A decoded clip. Shape: wave (T,) float32, mono. Units: samples in [-1, 1], rate in Hz."""
+
+    wave: np.ndarray
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.wave) / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Undecodable:
+    """A file that could not be heard, as a value with its reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One way to read audio: `read` gives a Sound, `duration_s` reads no more than the header."""
+
+    name: str
+    read: Callable[[Path], Sound]
+    duration_s: Callable[[Path], float]
+
+
+def read_soundfile(path: Path) -> Sound:
+    """Decode through libsndfile in blocks, channels averaged as they come."""
+    import soundfile
+
+    with soundfile.SoundFile(path) as handle:
+        check_duration(handle.frames / handle.samplerate)
+        blocks = []
+        while len(block := handle.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+            blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+        return Sound(join_blocks(blocks), handle.samplerate)
+
+
+def soundfile_duration_s(path: Path) -> float:
+    """Seconds as libsndfile's header states them."""
+    import soundfile
+
+    info = soundfile.info(str(path))
+    return float(info.frames / info.samplerate)
+
+
+def read_torchcodec(path: Path) -> Sound:
+    """Decode through TorchCodec, for what libsndfile cannot read (AAC, M4A, WMA)."""
+    from torchcodec.decoders import AudioDecoder
+
+    decoder = AudioDecoder(str(path))
+    check_duration(float(decoder.metadata.duration_seconds or 0.0))
+    samples = decoder.get_all_samples()
+    return Sound(samples.data.mean(dim=0).float().numpy(), int(samples.sample_rate))
+
+
+def torchcodec_duration_s(path: Path) -> float:
+    """Seconds as the container states them."""
+    from torchcodec.decoders import AudioDecoder
+
+    return float(AudioDecoder(str(path)).metadata.duration_seconds)
+
+
+def read_wave(path: Path) -> Sound:
+    """Decode integer PCM WAV with the standard library, where nothing better is installed."""
+    with wave_file.open(str(path), "rb") as handle:
+        check_duration(handle.getnframes() / handle.getframerate())
+        width, channels = handle.getsampwidth(), handle.getnchannels()
+        raw = np.frombuffer(handle.readframes(handle.getnframes()), dtype=np.uint8)
+        raw = raw[: len(raw) // (width * channels) * width * channels].reshape(-1, width)
+        if width == 1:
+            values = (raw[:, 0].astype(np.float32) - 128.0) / 128.0
+        else:
+            padded = np.zeros((len(raw), 4), dtype=np.uint8)
+            padded[:, 4 - width :] = raw
+            values = (padded.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
+        return Sound(values.reshape(-1, channels).mean(axis=1), handle.getframerate())
+
+
+def wave_duration_s(path: Path) -> float:
+    """Seconds as the WAV header states them."""
+    with wave_file.open(str(path), "rb") as handle:
+        return handle.getnframes() / handle.getframerate()
+
+
+DECODERS = (
+    Decoder("soundfile", read_soundfile, soundfile_duration_s),
+    Decoder("torchcodec", read_torchcodec, torchcodec_duration_s),
+    Decoder("wave", read_wave, wave_duration_s),
+)
+
+
+def check_duration(seconds: float) -> None:
+    """Refuse headers that promise more sound than memory should hold."""
+    if seconds > MAX_CLIP_S:
+        raise ValueError(
+            f"claims to last {seconds / 3600:.1f} hours, over the limit of {MAX_CLIP_S / 3600:.0f}"
+        )
+
+
+def join_blocks(blocks: list[np.ndarray]) -> np.ndarray:
+    """Blocks of samples as one contiguous float32 waveform."""
+    if len(blocks) == 1:
+        return np.ascontiguousarray(blocks[0], dtype=np.float32)
+    return np.concatenate(blocks, dtype=np.float32) if blocks else np.zeros(0, dtype=np.float32)
+
+
+def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
+    """The file as a mono waveform at its own rate, through the first decoder that can read it.
+
+    Shape: -> wave (T,) float32, channels averaged
+    Errors: none; a file that is missing, empty, unreadable or not finite becomes an Undecodable
+    """
+    problem = file_problem(path)
+    if problem:
+        return Undecodable(problem)
+    reasons = []
+    for decoder in decoders:
+        try:
+            sound = decoder.read(path)
+        except ImportError:
+            continue
+        except Exception as error:
+            reasons.append(f"{decoder.name}: {one_line(error)}")
+            continue
+        problem = sound_problem(sound)
+        return Undecodable(problem) if problem else sound
+    return Undecodable("; ".join(reasons) or "no decoder is installed: pip install soundfile")
+
+
+def header_duration_s(path: Path, decoders: Sequence[Decoder] = DECODERS) -> float | None:
+    """Seconds from the header, without decoding; None where no decoder can tell."""
+    if file_problem(path):
+        return None
+    for decoder in decoders:
+        try:
+            return decoder.duration_s(path)
+        except Exception:
+            continue
+    return None
+
+
+def file_problem(path: Path) -> str | None:
+    """Why a path cannot be opened as a file of sound, without opening it (a pipe would block)."""
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror or one_line(error)}"
+    if not stat.S_ISREG(facts.st_mode):
+        return "not a regular file"
+    return "the file is empty (0 bytes)" if facts.st_size == 0 else None
+
+
+def sound_problem(sound: Sound) -> str | None:
+    """Why a decoded waveform cannot be used."""
+    if len(sound.wave) == 0:
+        return "holds no samples"
+    if not sound.sample_rate > 0:
+        return f"states a sample rate of {sound.sample_rate} Hz"
+    low, high = float(sound.wave.min()), float(sound.wave.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "holds samples that are not finite numbers"
+    if max(-low, high) > MAX_SAMPLE:
+        return f"holds samples up to {max(-low, high):.3g}, which is no sound"
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line, its type where it has no words."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def list_audio(folder: Path) -> list[Path]:
+    """The audio files under a folder, subfolders included, hidden ones left out, sorted by path.
+
+    Errors: KitError for a folder that is missing or is a file
+    """
+    if not folder.is_dir():
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise KitError(f"the audio folder {folder} {kind}: give the folder that holds the clips.")
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(root) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in AUDIO_SUFFIXES)

@@ -1,0 +1,155 @@
+"""Folds hold even shares of every class, and no group crosses them."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit.core.errors import KitError
+from kit.labels.folds import check_no_leak, make_folds, stratify_groups
+
+
+def skewed_table(n_rows, n_classes, n_groups=None, seed=0):
+    """Clips of none to three labels, some classes a hundred times rarer than others."""
+    generator = np.random.default_rng(seed)
+    share = 1.0 / np.arange(1, n_classes + 1)
+    names = np.array([f"c{k:02d}" for k in range(n_classes)])
+    labels = [
+        ",".join(generator.choice(names, generator.integers(0, 4), replace=False, p=share / share.sum()))
+        for _ in range(n_rows)
+    ]
+    table = pd.DataFrame({"fname": [f"{i:05d}.wav" for i in range(n_rows)], "labels": labels})
+    if n_groups:
+        table["recording"] = [f"r{g}" for g in generator.integers(0, n_groups, n_rows)]
+    return table
+
+
+def fold_counts(table, folds, n_folds):
+    """Slow definition: clips of every class in every fold. Shape: (K, n_folds)"""
+    classes = sorted({label for text in table["labels"] for label in text.split(",") if label})
+    counts = np.zeros((len(classes), n_folds))
+    for text, fold in zip(table["labels"], folds, strict=True):
+        for label in filter(None, text.split(",")):
+            counts[classes.index(label), fold] += 1
+    return counts
+
+
+def unevenness(counts):
+    """Mean distance of the classes' shares per fold from even ones."""
+    return float(np.abs(counts / counts.sum(1, keepdims=True) - 1 / counts.shape[1]).mean())
+
+
+def test_every_class_is_spread_evenly():
+    table = skewed_table(3000, 40)
+    folds = make_folds(table, 5)
+    counts = fold_counts(table, folds, 5)
+    assert np.abs(counts - counts.mean(1, keepdims=True)).max() <= 5
+    assert np.abs(counts - counts.mean(1, keepdims=True)).mean() < 1
+    assert np.ptp(np.bincount(folds, minlength=5)) <= 2
+    random = np.random.default_rng(1).integers(0, 5, len(table))
+    assert unevenness(counts) < 0.2 * unevenness(fold_counts(table, random, 5))
+
+
+def test_single_labels_are_spread_as_evenly_as_whole_clips_can_be():
+    table = pd.DataFrame({"fname": [f"{i}" for i in range(103)], "labels": list("abcdefg" * 20)[:103]})
+    counts = fold_counts(table, make_folds(table, 4), 4)
+    assert np.ptp(counts, axis=1).max() <= 1
+
+
+def test_a_class_with_fewer_clips_than_folds_never_has_two_in_one_fold():
+    table = skewed_table(400, 8)
+    table.loc[:2, "labels"] = "rare"
+    counts = fold_counts(table, make_folds(table, 5), 5)
+    assert counts[-1].max() == 1 and counts[-1].sum() == 3
+
+
+def test_groups_stay_whole_and_classes_stay_even():
+    table = skewed_table(3000, 20, n_groups=600)
+    folds = make_folds(table, 5, group_column="recording")
+    assert table.assign(fold=folds).groupby("recording")["fold"].nunique().max() == 1
+    check_no_leak(folds, table["recording"])
+    group_of_row = {name: i for i, name in enumerate(sorted(set(table["recording"])))}
+    draw = np.random.default_rng(2).integers(0, 5, len(group_of_row))
+    random = [draw[group_of_row[name]] for name in table["recording"]]
+    assert unevenness(fold_counts(table, folds, 5)) < 0.25 * unevenness(fold_counts(table, random, 5))
+    assert np.ptp(np.bincount(folds)) < 0.02 * len(table)
+
+
+def test_folds_are_near_the_best_of_all_possible_ones():
+    generator = np.random.default_rng(3)
+    excess = []
+    for _ in range(20):
+        counts = generator.integers(0, 3, (9, 3))
+        sizes = counts.max(1) + generator.integers(0, 2, 9)
+
+        def cost(folds, counts=counts):
+            shares = np.array([counts[np.asarray(folds) == f].sum(0) for f in range(2)])
+            return float(np.abs(shares - counts.sum(0) / 2).sum())
+
+        all_costs = [cost(folds) for folds in itertools.product(range(2), repeat=9)]
+        ours = cost(stratify_groups(counts, sizes, 2))
+        excess.append((ours - min(all_costs)) / (np.mean(all_costs) - min(all_costs)))
+    assert np.mean(excess) < 0.2
+
+
+def test_the_same_seed_gives_the_same_folds_whatever_the_order_of_rows():
+    table = skewed_table(500, 10, n_groups=100)
+    for column in (None, "recording"):
+        folds = make_folds(table, 5, seed=7, group_column=column)
+        np.testing.assert_array_equal(folds, make_folds(table, 5, seed=7, group_column=column))
+        assert (folds != make_folds(table, 5, seed=8, group_column=column)).any()
+        order = np.random.default_rng(0).permutation(len(table))
+        shuffled = make_folds(table.iloc[order], 5, seed=7, group_column=column)
+        np.testing.assert_array_equal(folds[order], shuffled)
+
+
+def test_clips_without_labels_even_out_the_sizes():
+    table = skewed_table(200, 5)
+    bare = pd.DataFrame({"fname": [f"bare{i}" for i in range(100)], "labels": ""})
+    both = pd.concat([table, bare])
+    assert np.ptp(np.bincount(make_folds(both, 4))) <= 1
+    assert np.ptp(np.bincount(make_folds(bare, 4))) == 0
+
+
+def test_groups_without_labels_are_weighed_by_their_clips():
+    sizes = np.array([30, 20, 10] + [1] * 30)
+    folds = stratify_groups(np.zeros((33, 0), dtype=int), sizes, 3)
+    assert np.bincount(folds, weights=sizes).tolist() == [30, 30, 30]
+
+
+def test_an_empty_group_stands_alone_and_rows_of_one_clip_stay_together():
+    table = skewed_table(60, 4)
+    table["recording"] = [""] * 20 + [None] * 20 + ["r1"] * 20
+    folds = make_folds(table, 3, group_column="recording")
+    assert len(set(folds[40:])) == 1
+    assert len(set(folds[:40])) > 1
+    check_no_leak(folds, table["recording"])
+    twice = pd.concat([table, table])
+    np.testing.assert_array_equal(*np.split(make_folds(twice, 3), 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n_folds": 1}, "at least 2"),
+        ({"n_folds": 11}, "11 folds .* 10"),
+        ({"n_folds": 3, "group_column": "recording"}, "3 folds .* 2 in 10 rows"),
+        ({"group_column": "recordin"}, "did you mean 'recording'"),
+    ],
+)
+def test_impossible_folds_are_refused(arguments, words):
+    table = pd.DataFrame({"fname": list("abcdefghij"), "labels": "x", "recording": ["r", "s"] * 5})
+    with pytest.raises(KitError, match=words):
+        make_folds(table, **arguments)
+    with pytest.raises(KitError, match="labels"):
+        make_folds(table.drop(columns="labels"))
+
+
+def test_a_leak_is_named():
+    check_no_leak([0, 0, 1, 1], ["a", "a", "b", "b"])
+    check_no_leak([0, 1, 0, 1], ["", "", None, float("nan")])
+    with pytest.raises(KitError, match=r"'b' lies in fold 0 and in fold 1 \(1 of 2"):
+        check_no_leak(np.array([0, 0, 1]), ["a", "b", "b"])
+    with pytest.raises(KitError, match="2 folds for 3 rows"):
+        check_no_leak([0, 1], ["a", "b", "c"])

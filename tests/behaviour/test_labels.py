@@ -1,0 +1,102 @@
+"""Clip tables are read as text, and labels become targets without a guess."""
+
+import numpy as np
+import pytest
+
+from kit.core.errors import KitError
+from kit.labels.table import class_names, label_targets, read_clip_table
+
+
+def write(folder, text, encoding="utf-8"):
+    path = folder / "clips.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_names_and_labels_stay_the_text_they_are(tmp_path):
+    names = ["000316", "1e5", "NA", "nan", "00e10", " a.wav", "None", "1.0", "Ünï.wav"]
+    labels = ["1", "NA", "null", "", "007,1e3", "True", "A, B", "-0", "Ö"]
+    rows = "".join(f'{name},"{label}"\n' for name, label in zip(names, labels, strict=True))
+    table = read_clip_table(write(tmp_path, "fname,labels\n" + rows))
+    assert list(table["fname"]) == names
+    assert list(table["labels"]) == labels
+    assert all(isinstance(value, str) for column in table.columns for value in table[column])
+
+
+@pytest.mark.parametrize("text", ["fname,labels\na.wav,Bark\n", "fname,labels\r\n\r\na.wav,Bark\r\n\r\n"])
+def test_a_byte_order_mark_and_blank_lines_are_nothing(tmp_path, text):
+    table = read_clip_table(write(tmp_path, text, "utf-8-sig"))
+    assert list(table.columns) == ["fname", "labels"]
+    assert list(table["fname"]) == ["a.wav"]
+
+
+def test_folds_are_integers_and_weights_floats_and_the_rest_stays_text(tmp_path):
+    text = 'fname,labels,fold,weight,source,extra\na,"x,y",3,0.5,curated,01\nb,x,0,2,noisy,\n'
+    table = read_clip_table(write(tmp_path, text))
+    assert table["fold"].dtype.kind == "i" and list(table["fold"]) == [3, 0]
+    assert table["weight"].dtype.kind == "f" and list(table["weight"]) == [0.5, 2.0]
+    assert list(table["source"]) == ["curated", "noisy"]
+    assert list(table["extra"]) == ["01", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["no header"]),
+        ("fname,labels\n", ["no clips"]),
+        ("fname,label\na,x\n", ["'labels'", "did you mean 'label'"]),
+        ("id,labels\na,x\n", ["'fname'"]),
+        ("fname,labels,labels\na,x,y\n", ["'labels' twice"]),
+        ("fname,labels\na,x\n\nb,y\na,y\n", ["line 5", "'a'", "line 2"]),
+        ("fname,labels\na,x\n,y\n", ["line 3", "empty"]),
+        ("fname,labels\na,x,y\nb,x,y\n", ["line 2", "3 fields", "quoted"]),
+        ("fname,labels\na\n", ["line 2", "1 fields"]),
+        ("fname,labels,fold\na,x,1\nb,x,1.5\n", ["line 3", "fold", "'1.5'"]),
+        ("fname,labels,fold\na,x,\n", ["line 2", "fold", "''"]),
+        ("fname,labels,weight\na,x,0\n", ["line 2", "weight", "'0'"]),
+        ("fname,labels,weight\na,x,-1\n", ["weight"]),
+        ("fname,labels,weight\na,x,nan\n", ["weight"]),
+        ("fname,labels,weight\na,x,inf\n", ["weight"]),
+        ("fname,labels,weight\na,x,much\n", ["weight", "'much'"]),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_line_and_the_cure(tmp_path, text, words):
+    with pytest.raises(KitError) as caught:
+        read_clip_table(write(tmp_path, text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_file_that_is_absent_or_no_utf_8_is_a_kit_error(tmp_path):
+    with pytest.raises(KitError, match=r"absent\.csv"):
+        read_clip_table(tmp_path / "absent.csv")
+    with pytest.raises(KitError, match="UTF-8"):
+        read_clip_table(write(tmp_path, "fname,labels\na,Ö\n", "latin-1"))
+
+
+def test_classes_are_sorted_once_each_and_free_of_blanks():
+    assert class_names(["b,a", "", "c , a,", " b"]) == ("a", "b", "c")
+    assert class_names([]) == ()
+
+
+def test_targets_are_one_where_a_clip_has_the_label():
+    targets = label_targets(["b,a", "", "c, a", "b,b"], ("a", "b", "c"))
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 0]]
+
+
+def test_targets_come_back_to_the_labels_they_were_made_of():
+    generator = np.random.default_rng(0)
+    classes = tuple(f"c{k:02d}" for k in range(20))
+    truth = generator.random((50, 20)) < 0.2
+    texts = [",".join(np.array(classes)[row]) for row in truth]
+    np.testing.assert_array_equal(label_targets(texts, classes), truth)
+
+
+def test_labels_that_are_no_class_are_listed():
+    with pytest.raises(KitError, match=r"2 labels .* 'Brak', 'Mew'.*'Bark'"):
+        label_targets(["Brak,Bark", "Mew"], ("Bark", "Meow"))
+    with pytest.raises(KitError, match="repeated"):
+        label_targets(["a"], ("a", "a"))
+    with pytest.raises(KitError, match="must be text"):
+        label_targets([float("nan")], ("a",))
