@@ -21,10 +21,14 @@ HINT = (
 
 @dataclass(frozen=True)
 class Verb:
-    """A word of the command line: the function it calls, whose parameters are its options."""
+    """A word of the command line: the function it calls, whose parameters are its options.
+
+    `also` names the functions that do more of the same in Python.
+    """
 
     run: Callable[..., object]
     summary: str
+    also: tuple[Callable[..., object], ...] = ()
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -96,7 +100,11 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, wo
 
 def build_parser(name: str, verb: Verb) -> OneLineParser:
     """The parser of one verb, made from its function's parameters and docstring."""
-    parser = OneLineParser(prog=f"audiotag_kit {name}", description=verb.summary, allow_abbrev=False)
+    functions = ", ".join(function.__name__ for function in (verb.run, *verb.also))
+    more = f"In Python: {functions}; help(NAME) tells what each takes."
+    parser = OneLineParser(
+        prog=f"audiotag_kit {name}", description=verb.summary, epilog=more, allow_abbrev=False
+    )
     words = option_help(verb.run)
     for parameter in inspect.signature(verb.run).parameters.values():
         if parameter.name in words:

@@ -57,7 +57,7 @@ def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0) 
     rng = np.random.default_rng(seed)
     for part, count in (("train", clips), ("test", test)):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        rows = [("fname", "labels")]
+        rows: list[tuple[str, ...]] = [("fname", "labels")]
         for i in range(count):
             seconds = float(np.clip(np.exp(rng.normal(math.log(3.0), 0.9)), 0.3, 30.0))
             labels = sorted(rng.choice(TOY_CLASSES, size=int(rng.integers(1, 4)), replace=False).tolist())
@@ -65,7 +65,7 @@ def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0) 
             soundfile.write(folder / part / name, toy_clip(seconds, labels, rng), TOY_RATE, subtype="PCM_16")
             rows.append((name, ",".join(labels)))
         write_text(folder / ("train.csv" if part == "train" else "test_truth.csv"), csv_text(rows))
-    template = [("fname", *TOY_CLASSES), *((name, *["0"] * len(TOY_CLASSES)) for name, _ in rows[1:])]
+    template = [("fname", *TOY_CLASSES), *((name, *["0"] * len(TOY_CLASSES)) for name, *_ in rows[1:])]
     write_text(folder / "sample_submission.csv", csv_text(template))
 
 

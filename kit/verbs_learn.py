@@ -103,6 +103,8 @@ LEARN_VERBS = {
         list_recipes, "the named recipes with their sources; `recipes NAME` prints every setting"
     ),
     "folds": Verb(add_folds, "a table with a leak-free, multilabel-stratified fold column"),
-    "train": Verb(train_by_name, "a run with a checkpoint per fold, by a recipe's name"),
+    "train": Verb(
+        train_by_name, "a run with a checkpoint per fold, by a recipe's name", (train_run, find_recipe)
+    ),
     "oof": Verb(predict_oof, "out-of-fold predictions and scores of a run"),
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kit.core.errors import KitError, choose
+from kit.core.errors import choose
 
 TINY = 1e-12
 
@@ -52,13 +52,9 @@ def blend_scores(
 
     A row is divided by the weights of the models that heard it, so a missing model changes no row's scale.
     Shape:  scores, one (R, K) per model; done, one (R,) bool per model; priors (K,) -> (R, K)
-    Errors: KitError for an unknown kind, or weights that are not one positive number per model
+    Errors: KitError for an unknown kind
     """
     enter, leave = choose("blend", kind, BLENDS)
-    if len(weights) != len(scores) or not all(0 < w < float("inf") for w in weights):
-        raise KitError(
-            f"weights must be one positive number per model: {len(scores)} models, weights {list(weights)}."
-        )
     n_rows, n_classes = (len(done[0]) if done else 0), len(priors)
     total, weight = np.zeros((n_rows, n_classes)), np.zeros(n_rows)
     for score, heard, w in zip(scores, done, weights, strict=True):

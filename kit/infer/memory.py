@@ -33,7 +33,7 @@ class SpecStore:
         if self.file is None:
             self.file = tempfile.TemporaryFile(prefix="audiotag_kit_")
         self.file.seek(self.spilled_bytes)
-        self.file.write(memoryview(spec.numpy()).cast("B"))
+        self.file.write(spec.numpy().tobytes())
         self.file.flush()
         self.spilled[key] = (self.spilled_bytes, tuple(spec.shape))
         self.spilled_bytes += size

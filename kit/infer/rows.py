@@ -90,6 +90,14 @@ class RowScores:
         return blend_scores(self.scores, self.done, [m.weight for m in self.members], self.priors(), kind)
 
 
+def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
+    """One positive weight per model, 1 each unless given. Errors: KitError for anything else"""
+    checked = [1.0] * models if weights is None else [float(w) for w in weights]
+    if len(checked) != models or not all(0 < w < float("inf") for w in checked):
+        raise KitError(f"weights must be one positive number per model: {models} models, got {checked}.")
+    return checked
+
+
 def check_blend(members: Sequence[Member], kind: str) -> None:
     """Refuse to average scores that share no scale.
 

@@ -35,6 +35,11 @@ class Member:
     def tagger(self) -> Tagger:
         return self.listener.tagger
 
+    def raise_failure(self) -> None:
+        """Raise KitError with the reason why this model failed, if it did."""
+        if self.failure:
+            raise KitError(f"{self.name} failed: {self.failure}")
+
     @property
     def frontend_key(self) -> str:
         """Equal for models that can share spectrograms."""

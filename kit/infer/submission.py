@@ -16,6 +16,7 @@ from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, run_supervis
 from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
 from kit.models.tagger import Tagger
+from kit.sound.decode import DECODERS, Decoder
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def submit(
     precision: str = "float32",
     progress: bool = True,
     networks: Mapping[str, NetworkBuilder] | None = None,
+    decoders: Sequence[Decoder] = DECODERS,
 ) -> Submission:
     """Write a submission for every clip in a folder with an ensemble of checkpoints.
 
@@ -97,7 +99,7 @@ def submit(
     many = [checkpoints] if isinstance(checkpoints, str | Path | Tagger) else list(checkpoints)
     options = SubmitOptions(
         many, Path(audio), Path(out), None if template is None else Path(template), blend, weights, mode, window_s,
-        hop_s, pool, device, threads, batch_frames, precision, progress, networks or {},
+        hop_s, pool, device, threads, batch_frames, precision, progress, networks, decoders,
     )  # fmt: skip
     if deadline is None:
         return Submission(options.out, do_submission(SubmissionWork(options, Deadline())))
@@ -113,9 +115,13 @@ def submit(
         return Submission(options.out, {})
     if am_worker():
         return Submission(options.out, do_submission(work))
-    if networks or any(isinstance(item, Tagger) for item in many):
+    if options.in_memory:
         return submit_in_thread(work, kill_at)
-    words = {name: value for name, value in vars(options).items() if name not in ("networks", "progress")}
+    words = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("networks", "decoders", "progress")
+    }
     words |= {"deadline": f"{duration_s}s", "started_at": repr(start), "no_progress": not progress}
     return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from kit.infer.checkpoint import NetworkBuilder, find_checkpoints, load_tagger, 
 from kit.infer.engine import Listener, WindowLogits
 from kit.infer.hearing import Hearing
 from kit.infer.ledger import Ledger
-from kit.infer.rows import RowScores, check_blend, class_columns, common_classes
+from kit.infer.rows import RowScores, check_blend, check_weights, class_columns, common_classes
 from kit.infer.session import Member, collect_frontends, listen_through, member_report
 from kit.infer.template import RowPlan, Template, plan_rows, read_template, write_submission
 from kit.models.tagger import Tagger, TaggerCard
-from kit.sound.decode import list_audio
+from kit.sound.decode import DECODERS, Decoder, list_audio
 from kit.sound.windows import ListeningConfig
 
 
@@ -48,7 +48,17 @@ class SubmitOptions:
     batch_frames: int | None = None
     precision: str = "float32"
     progress: bool = True
-    networks: Mapping[str, NetworkBuilder] = field(default_factory=dict)
+    networks: Mapping[str, NetworkBuilder] | None = None
+    decoders: Sequence[Decoder] = DECODERS
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it names things that only this process holds, and no child could be given."""
+        return (
+            bool(self.networks)
+            or self.decoders is not DECODERS
+            or any(isinstance(c, Tagger) for c in self.checkpoints)
+        )
 
 
 def report_path(out: Path) -> Path:
@@ -89,11 +99,10 @@ class SubmissionWork:
         self.files = list_audio(options.audio)
         self.names = [path.relative_to(options.audio).as_posix() for path in self.files]
         self.cards = self.read_cards()
-        self.weights = list(options.weights) if options.weights is not None else [1.0] * len(self.cards)
+        self.weights = check_weights(options.weights, len(self.cards))
         self.template, self.plan = self.read_rows()
         columns = [class_columns(card, self.template.classes, name) for name, card in self.cards]
         known = [np.array(card.prevalences)[c] for (_, card), c in zip(self.cards, columns, strict=True)]
-        self.check_weights()
         priors = np.average(np.array(known), axis=0, weights=self.weights)
         self.write(np.tile(priors, (len(self.template.ids), 1)))
         self.quiet = False
@@ -109,13 +118,6 @@ class SubmissionWork:
         if not cards:
             raise KitError("no checkpoints given: e.g. --checkpoints 'run/fold_*.pt'.")
         return cards
-
-    def check_weights(self) -> None:
-        """One positive weight per model."""
-        if len(self.weights) != len(self.cards) or not all(0 < w < float("inf") for w in self.weights):
-            raise KitError(
-                f"weights must be one positive number per model: {len(self.cards)} models, got {self.weights}."
-            )
 
     def read_rows(self) -> tuple[Template, RowPlan]:
         """The template's rows and the file of each; without a template, the files and the checkpoints' classes."""
@@ -200,6 +202,7 @@ class SubmissionWork:
             collect_frontends(members, device),
             device,
             threads=self.options.threads,
+            decoders=self.options.decoders,
             known=lambda digest: all(digest in m.ledger for m in members),
             patience_s=max(1.0, min(60.0, self.pace.deadline.left_s() / 4)),
             watch=self.watch,

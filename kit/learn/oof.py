@@ -173,8 +173,7 @@ def predict_fold(
     )
     bar.close()
     hearing.close()
-    if member.failure:
-        raise KitError(f"{path} failed: {member.failure}")
+    member.raise_failure()
     probabilities = score_held_out(tagger, member.listener, said, truth)
     save_tagger(path, tagger)
     return probabilities, {names[i]: reason for i, reason in hearing.failures.items()}

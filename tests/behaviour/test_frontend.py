@@ -74,10 +74,10 @@ def by_librosa(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
         bins_hz = librosa.fft_frequencies(sr=config.sample_rate, n_fft=config.n_fft)
         energies = energies[(bins_hz >= config.f_min_hz) & (bins_hz <= config.top_hz + 1e-9)]
     if config.log == "ln":
-        return np.log(energies + config.log_offset)
+        return np.asarray(np.log(energies + config.log_offset))
     if config.power == 2:
-        return librosa.power_to_db(energies, amin=config.amin, top_db=None)
-    return librosa.amplitude_to_db(energies, amin=config.amin, top_db=None)
+        return np.asarray(librosa.power_to_db(energies, amin=config.amin, top_db=None))
+    return np.asarray(librosa.amplitude_to_db(energies, amin=config.amin, top_db=None))
 
 
 def every_mel_setting() -> list[FrontendConfig]:

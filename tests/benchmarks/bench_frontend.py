@@ -13,7 +13,6 @@ from kit.sound.frontend import Frontend, FrontendConfig
 
 RATE = 44100
 SECONDS = 5
-REPEATS = 60
 BATCH = 64
 
 
@@ -24,12 +23,16 @@ def timed_ms(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def interleaved_ms(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Milliseconds of every repeat of every work, taken in turns so that noise hits all alike."""
-    for work in works.values():
-        work(), work()
-    rounds = [{name: timed_ms(work) for name, work in works.items()} for _ in range(repeats)]
-    return {name: np.array([r[name] for r in rounds]) for name in works}
+def interleaved_ms(works: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, np.ndarray]:
+    """Milliseconds of every call, works taking turns in blocks so that noise hits all alike.
+
+    The first two calls of a block are not counted: other libraries' threads still spin, and caches are cold.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name] += [timed_ms(work) for _ in range(calls + 2)][2:]
+    return {name: np.array(values) for name, values in times.items()}
 
 
 def row(name: str, per_clip_ms: np.ndarray) -> str:
@@ -87,14 +90,16 @@ def main() -> None:
             "torch.stft and energies, 1024/128": stft_by_torch(one, 1024, 128),
             "kit, STFT 1024/128": by_kit(stft, one),
         },
-        REPEATS,
+        rounds=12,
+        calls=8,
     )
     together = interleaved_ms(
         {
             f"torchaudio, 2048/512, 128 mels, batch of {BATCH}": by_torchaudio(waves),
             f"kit, the same, batch of {BATCH}": by_kit(mel, waves),
         },
-        REPEATS // 6,
+        rounds=4,
+        calls=2,
     )
     print(f"ms per clip of {SECONDS} s at {RATE} Hz, {torch.get_num_threads()} threads: median, middle 80 %")
     tables = {**alone, **{name: times / BATCH for name, times in together.items()}}

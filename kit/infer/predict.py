@@ -1,0 +1,113 @@
+"""Taggers and clips in, blended probabilities of every clip out: submission's engine without its files."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kit.core.progress import progress_bar
+from kit.core.runtime import pick_device, tune_process
+from kit.infer.checkpoint import NetworkBuilder, find_checkpoints, load_tagger
+from kit.infer.engine import Listener
+from kit.infer.hearing import Hearing, Source
+from kit.infer.ledger import Ledger
+from kit.infer.rows import RowScores, check_blend, check_weights, common_classes
+from kit.infer.session import Member, collect_frontends, listen_through
+from kit.infer.template import RowPlan, Template
+from kit.models.tagger import Tagger
+from kit.sound.decode import DECODERS, Decoder, Sound, list_audio
+from kit.sound.windows import ListeningConfig
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What an ensemble says of some clips.
+
+    Shape:  probabilities (n, K), in the order of `names` and `classes`
+    Units:  failures: the reason by name, for clips that could not be heard and have the prior
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    failures: dict[str, str]
+
+    def to_frame(self) -> "object":
+        """A pandas DataFrame: fname, then a column per class."""
+        import pandas
+
+        frame = pandas.DataFrame(self.probabilities, columns=list(self.classes))
+        frame.insert(0, "fname", list(self.names))
+        return frame
+
+
+def load_taggers(
+    items: str | Path | Tagger | Sequence[str | Path | Tagger],
+    networks: Mapping[str, NetworkBuilder] | None = None,
+) -> list[tuple[str, Tagger]]:
+    """Taggers by name, from checkpoints, patterns of them, or taggers themselves. Errors: KitError"""
+    loaded: list[tuple[str, Tagger]] = []
+    for item in [items] if isinstance(items, str | Path | Tagger) else items:
+        if isinstance(item, Tagger):
+            loaded.append((f"tagger {len(loaded)}", item))
+        else:
+            loaded += [(str(path), load_tagger(path, networks)) for path in find_checkpoints([item])]
+    return loaded
+
+
+def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
+    """Clips with a name each: a folder's files by their path in it, other files by their path, sounds by number."""
+    if isinstance(clips, str | Path):
+        paths = list_audio(Path(clips))
+        return [path.relative_to(clips).as_posix() for path in paths], list(paths)
+    names = [f"clip {i}" if isinstance(clip, Sound) else str(clip) for i, clip in enumerate(clips)]
+    return names, [clip if isinstance(clip, Sound) else Path(clip) for clip in clips]
+
+
+def predict_clips(
+    checkpoints: str | Path | Tagger | Sequence[str | Path | Tagger],
+    clips: str | Path | Sequence[str | Path | Sound],
+    blend: str = "mean",
+    weights: Sequence[float] | None = None,
+    listening: ListeningConfig | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch_frames: int | None = None,
+    precision: str = "float32",
+    progress: bool = False,
+    decoders: Sequence[Decoder] = DECODERS,
+    networks: Mapping[str, NetworkBuilder] | None = None,
+) -> Predictions:
+    """Probabilities of every clip by an ensemble of checkpoints or taggers.
+
+    `clips` is a folder, or files and decoded sounds; `listening` overrides how every model hears.
+    Shape:  -> probabilities (n, K)
+    Errors: KitError for what cannot be loaded; clips that cannot be heard are in `failures`
+    """
+    tune_process()
+    chosen, _ = pick_device(device)
+    members = [
+        Member(
+            name, Listener(tagger, chosen, batch_frames, precision, listening), Ledger(None, time.monotonic)
+        )
+        for name, tagger in load_taggers(checkpoints, networks)
+    ]
+    weighted = check_weights(weights, len(members))
+    members = [dataclasses.replace(m, weight=w) for m, w in zip(members, weighted, strict=True)]
+    check_blend(members, blend)
+    names, sources = name_sources(clips)
+    template = Template("fname", tuple(names), common_classes([m.tagger.card for m in members]))
+    rows = RowScores(template, RowPlan("name", tuple(range(len(names))), (None,) * len(names), ()), members)
+    frontends = collect_frontends(members, chosen)
+    hearing = Hearing(sources, frontends, chosen, threads=threads, decoders=decoders)
+    total = len(members) * sum(d or 0.0 for d in hearing.durations_s)
+    with progress_bar(total, "predict", "s of audio", progress) as bar:
+        listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: bar.update(seconds))
+    hearing.close()
+    for member in members:
+        member.raise_failure()
+    failures = {names[i]: reason for i, reason in sorted(hearing.failures.items())}
+    return Predictions(template.ids, template.classes, rows.blend(blend).astype(np.float32), failures)
