@@ -137,18 +137,12 @@ def obey(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
         return 0
     verb = choose("verb", words[0], verbs)
     parser = build_parser(words[0], verb)
-    options, unknown = parser.parse_known_args(words[1:])
-    if unknown:
-        known = [
-            option
-            for action in parser._actions
-            for option in action.option_strings
-            if option.startswith("--")
-        ]
-        raise KitError(
-            f"{words[0]} has no option {unknown[0]!r}: {closest(unknown[0].split('=')[0], known)}."
-        )
-    result = verb.run(**vars(options))
+    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    for word in words[1:]:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            raise KitError(f"{words[0]} has no option {flag!r}: {closest(flag, known)}.")
+    result = verb.run(**vars(parser.parse_args(words[1:])))
     if result is not None and not am_worker():
         print(result)
     return 0
@@ -167,6 +161,8 @@ def run_command(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:
+        return 0
     except KeyboardInterrupt:
         print("audiotag-kit: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130

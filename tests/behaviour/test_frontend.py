@@ -252,7 +252,10 @@ def test_finishing_a_clip_does_not_hear_its_batchmates() -> None:
     frontend = Frontend(
         small(top_db=60.0, normalise="clip", channels=("log", "coordinate", "delta", "delta2"))
     )
-    loud, quiet = audible(3.0, 1, level=1.0), audible(3.0, 2, level=1e-4)
+    loud, quiet = (
+        audible(12.0, 1, level=1.0),
+        audible(12.0, 2, level=1e-4),
+    )  # long enough to be shared by threads
     raw = torch.stack(frontend.spectrograms([loud, quiet, loud * 0.5, quiet]))
     together = frontend.finish(raw.reshape(2, 2, *raw.shape[1:])).flatten(0, 1)
     assert together.shape == (4, 4, *raw.shape[1:])

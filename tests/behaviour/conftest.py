@@ -1,0 +1,76 @@
+"""What the tests of submission share: a small trained ensemble, and a folder of clips for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SMALL_MEL = [
+    "frontend.sample_rate=8000", "frontend.hop_length=200", "frontend.n_fft=400", "frontend.n_mels=32",
+    "network.blocks=4", "network.width=8", "network.dropout=0.1", "crop_s=1.5", "epochs=10", "plain_epochs=2",
+    "batch_size=16", "n_folds=2", "validate_every=10",
+]  # fmt: skip
+SMALL_STFT = [
+    "frontend.sample_rate=11025", "frontend.hop_length=128", "frontend.n_fft=256", "network.blocks=5",
+    "network.width=12", "network.dropout=0.1", "crop_s=1.5", "epochs=5", "plain_epochs=2", "batch_size=16",
+    "n_folds=2", "validate_every=10", "loss=bce",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Checkpoints of networks that learnt toy sounds. Units: classes as in their cards"""
+
+    mel: tuple[str, ...]
+    stft: str
+    windows: str
+    uncalibrated: str
+    classes: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Two folds on mel with calibrated rank scores, one fold on STFT, and variants of the first fold's card."""
+    from dataclasses import replace
+
+    from kit.infer.checkpoint import load_tagger, save_tagger
+    from kit.learn.train import train_run
+    from kit.models.tagger import Tagger
+    from kit.recipes import find_recipe
+    from kit.sound.windows import ListeningConfig
+    from kit.toydata import make_toy_set
+
+    folder = tmp_path_factory.mktemp("trained")
+    make_toy_set(folder / "data", clips=48, test=1, seed=3)
+    table, audio = folder / "data" / "train.csv", folder / "data" / "train"
+    mel = find_recipe("max-pyramid-mel", overrides=SMALL_MEL)
+    train_run(mel, table, audio, folder / "mel", device="cpu", progress=False)
+    stft = find_recipe("max-pyramid-stft", overrides=SMALL_STFT)
+    train_run(stft, table, audio, folder / "stft", only_folds=[0], device="cpu", progress=False)
+    first = load_tagger(folder / "mel" / "fold_0.pt")
+    windows = ListeningConfig(mode="windows", window_s=1.0, hop_s=0.5)
+    save_tagger(folder / "windows.pt", Tagger(replace(first.card, listening=windows), first.network))
+    save_tagger(folder / "uncalibrated.pt", Tagger(replace(first.card, calibration=None), first.network))
+    return Trained(
+        tuple(str(folder / "mel" / f"fold_{k}.pt") for k in (0, 1)),
+        str(folder / "stft" / "fold_0.pt"),
+        str(folder / "windows.pt"),
+        str(folder / "uncalibrated.pt"),
+        first.card.classes,
+    )
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of fourteen toy clips of 0.1 to 6 s at several rates, in WAV, FLAC and Vorbis."""
+    import soundfile
+
+    from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip
+
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(11)
+    for i, seconds in enumerate((0.1, 0.3, 0.5, 0.5, 0.9, 1.2, 1.2, 1.6, 2.0, 2.4, 3.1, 3.1, 4.5, 6.0)):
+        labels = list(rng.choice(TOY_CLASSES, size=2, replace=False))
+        suffix = ("wav", "flac", "ogg")[i % 3]
+        soundfile.write(folder / f"clip_{i:02d}.{suffix}", toy_clip(seconds, labels, rng), TOY_RATE)
+    return folder
