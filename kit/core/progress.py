@@ -19,7 +19,7 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
             from tqdm.auto import tqdm
     layout = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed} < {remaining}]"
     return tqdm(
-        total=total,
+        total=total + 1e-6,  # the parts of a sum may add up to a hair more
         desc=task,
         unit=unit,
         bar_format=layout,

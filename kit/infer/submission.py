@@ -12,6 +12,7 @@ from typing import Any
 
 from kit.core.clock import Deadline, parse_duration, process_start
 from kit.core.errors import KitError
+from kit.core.files import write_json
 from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, run_supervised
 from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
@@ -145,7 +146,11 @@ def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submissio
     if code == 0:
         return Submission(out, read_final_report(out))
     print(f"WARNING: the work {ending(code)}; {out} is whole and holds what was done by then", flush=True)
-    return Submission(out, read_final_report(out))
+    report = read_final_report(out)
+    if report:
+        report["state"] = ending(code)
+        write_json(report_path(out), report)
+    return Submission(out, report)
 
 
 def read_final_report(out: Path) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class Pace:
         self.last = deadline.now()
         self.stopped = False
 
+    def begin(self) -> None:
+        """Start counting steps: what came before was no step."""
+        self.last = self.deadline.now()
+
     def __call__(self) -> bool:
         now = self.deadline.now()
         self.longest_s, self.last = max(self.longest_s, now - self.last), now
@@ -222,8 +226,10 @@ class SubmissionWork:
             self.write(rows.blend(self.options.blend))
             self.report(members, hearing, used, rows, finished=False)
 
-        stop = self.pace
-        listen_through(members, hearing, take, stop=stop, after_burst=after_burst, after_member=after_member)
+        self.pace.begin()
+        listen_through(
+            members, hearing, take, stop=self.pace, after_burst=after_burst, after_member=after_member
+        )
         bar.close()
         hearing.close()
         for member in members:

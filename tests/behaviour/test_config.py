@@ -1,0 +1,182 @@
+"""Settings are checked at birth, go through JSON unchanged, and a wrong name is told the right ones."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from kit.core.config import Config, read_value, setting
+from kit.core.errors import KitError, choose, closest
+from kit.recipes import RECIPES, SMALL, find_recipe
+
+
+@dataclass(frozen=True)
+class Inner(Config):
+    """A group of settings."""
+
+    depth: int = setting(3, "how deep", low=1, high=9)
+    kinds: tuple[str, ...] = setting(("a",), "what kinds", choices=("a", "b"))
+
+
+@dataclass(frozen=True)
+class Outer(Config):
+    """Settings of every type."""
+
+    name: str = setting("x", "a name")
+    rate: float = setting(0.5, "a share", low=0.0, high=1.0)
+    count: int | None = setting(None, "a number or none", low=2)
+    fast: bool = setting(False, "a switch")
+    inner: Inner = setting(Inner(), "a group")
+    spare: Inner | None = setting(None, "a group or none")
+    free: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "anything"})
+
+    def check(self) -> None:
+        if self.fast and self.rate > 0.9:
+            raise KitError("rate must be at most 0.9 where fast is set.")
+
+
+EXAMPLES = [
+    Outer(),
+    Outer(name="ünï", rate=0.25, count=2, fast=True, inner=Inner(depth=9, kinds=("b", "a"))),
+    Outer(spare=Inner(depth=1), free={"k": [1, {"z": None}], "w": 0.1}),
+]
+
+
+@pytest.mark.parametrize("config", [*EXAMPLES, *RECIPES.values()], ids=lambda c: type(c).__name__)
+def test_settings_survive_json(config):
+    text = json.dumps(config.to_dict())
+    again = type(config).from_dict(json.loads(text))
+    assert again == config
+    assert again.to_dict() == config.to_dict() and again.digest_text() == config.digest_text()
+
+
+def test_equal_settings_have_equal_digests_and_others_differ():
+    assert Outer(rate=1).digest_text() == Outer(rate=1.0).digest_text()
+    assert Outer(inner=Inner(kinds=["a", "b"])).digest_text() == Outer(inner=Inner(kinds=("a", "b"))).digest_text()
+    digests = {config.digest_text() for config in (*EXAMPLES, Outer(rate=0.25), Outer(inner=Inner(depth=4)))}
+    assert len(digests) == len(EXAMPLES) + 2
+
+
+def test_settings_cannot_be_changed_after_birth():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Outer().name = "y"
+    assert Outer().inner == Outer().inner and Outer().free is not Outer().free
+
+
+def test_values_take_the_type_of_their_setting():
+    config = Outer(rate=1, inner={"depth": 2, "kinds": ["b"]}, spare={"depth": 5})
+    assert isinstance(config.rate, float)
+    assert config.inner == Inner(2, ("b",)) and config.spare == Inner(5)
+
+
+WRONG = [
+    ({"name": 3}, r"Outer\.name wants str, got 3 \(int\)"),
+    ({"rate": "fast"}, r"Outer\.rate wants float, got 'fast'"),
+    ({"rate": True}, r"Outer\.rate wants float, got True"),
+    ({"count": 2.5}, r"Outer\.count wants int, got 2\.5"),
+    ({"count": False}, r"Outer\.count wants int, got False"),
+    ({"fast": 1}, r"Outer\.fast wants bool, got 1"),
+    ({"rate": 1.5}, r"Outer\.rate must be at most 1\.0, got 1\.5: a share"),
+    ({"rate": float("nan")}, r"Outer\.rate must be at least 0\.0, got nan"),
+    ({"count": 1}, r"Outer\.count must be at least 2, got 1"),
+    ({"inner": {"depth": 10}}, r"Inner\.depth must be at most 9, got 10: how deep"),
+    ({"inner": {"kinds": ["a", "c"]}}, r"Inner\.kinds is 'c'.*a, b"),
+    ({"inner": {"kinds": "a"}}, r"Inner\.kinds wants a list, got 'a'"),
+    ({"inner": {"dept": 2}}, r"Inner has no setting 'dept': did you mean 'depth'\? the choices are: depth, kinds"),
+    ({"inner": 3}, r"Outer\.inner wants Inner, got 3"),
+    ({"free": 3}, r"Outer\.free wants a table"),
+    ({"nmae": "x"}, r"Outer has no setting 'nmae': did you mean 'name'"),
+    ({"fast": True, "rate": 0.95}, r"at most 0\.9 where fast is set"),
+]
+
+
+@pytest.mark.parametrize("values, words", WRONG, ids=lambda v: str(v)[:30])
+def test_a_wrong_value_says_what_came_and_what_was_wanted(values, words):
+    with pytest.raises(KitError, match=words):
+        Outer.from_dict(values)
+
+
+def test_overrides_reach_every_depth():
+    config = Outer().override(["name=quick", "rate=0.75", "count=4", "fast=True", "inner.depth=5", 'inner.kinds=["b"]'])
+    assert config == Outer("quick", 0.75, 4, True, Inner(5, ("b",)))
+    assert Outer(count=4).override(["count=None"]) == Outer().override(["count=null"]) == Outer()
+    assert Outer().override([" inner.depth =7"]).inner.depth == 7
+    assert Outer().override([]) == Outer() and Outer().override(["name=a=b"]).name == "a=b"
+    assert Outer(free={"k": {"z": 1}}).override(["free.k.z=2"]).free == {"k": {"z": 2}}
+    assert Outer().override(["rate=0.1", "rate=0.2"]).rate == 0.2
+
+
+def test_an_override_leaves_the_original_alone():
+    config = Outer(free={"k": {"z": 1}})
+    config.override(["free.k.z=2", "inner.depth=5"])
+    assert config.free == {"k": {"z": 1}} and config.inner.depth == 3
+
+
+WRONG_OVERRIDES = [
+    ("rate", r"an override is key=value, got 'rate', e\.g\. epochs=20"),
+    ("rat=1", r"no setting 'rat': did you mean 'rate'\? the choices are: count, fast, free"),
+    ("inner.deep=1", r"no setting 'inner\.deep': did you mean 'depth'"),
+    ("iner.depth=1", r"no group of settings 'iner': did you mean 'inner'"),
+    ("name.depth=1", r"no group of settings 'name'"),
+    ("spare.depth=1", r"no group of settings 'spare'"),
+    ("inner.depth=10", r"Inner\.depth must be at most 9"),
+    ("rate=fast", r"Outer\.rate wants float, got 'fast'"),
+    ("=3", r"no setting ''"),
+]
+
+
+@pytest.mark.parametrize("assignment, words", WRONG_OVERRIDES)
+def test_a_wrong_override_lists_the_right_names(assignment, words):
+    with pytest.raises(KitError, match=words):
+        Outer().override([assignment])
+
+
+def test_a_value_is_json_where_it_can_be_and_else_text():
+    texts = {"1": 1, "1.5": 1.5, "1e-3": 0.001, "true": True, "True": True, "False": False, "null": None, "None": None,
+             "[1, 2]": [1, 2], '"7"': "7", "55m": "55m", "": "", "a b": "a b", "{bad": "{bad"}  # fmt: skip
+    for text, value in texts.items():
+        assert read_value(text) == value and type(read_value(text)) is type(value)
+
+
+def test_the_likely_name_comes_first_and_none_is_a_word():
+    assert closest("lsepp", ["bce", "lsep"]) == "did you mean 'lsep'? the choices are: bce, lsep"
+    assert closest("zzz", ["b", "a"]) == "the choices are: a, b"
+    assert closest("x", []) == "the choices are: none"
+    assert choose("loss", "bce", {"bce": 1}) == 1
+    with pytest.raises(KitError, match=r"unknown loss 'bec': did you mean 'bce'\? the choices are: bce, lsep\."):
+        choose("loss", "bec", {"bce": 1, "lsep": 2})
+
+
+def test_every_setting_of_every_recipe_explains_itself():
+    seen = []
+
+    def visit(config):
+        for item in dataclasses.fields(config):
+            assert item.metadata.get("help"), f"{type(config).__name__}.{item.name}"
+            seen.append(item.name)
+            if isinstance(getattr(config, item.name), Config):
+                visit(getattr(config, item.name))
+
+    for recipe in RECIPES.values():
+        visit(recipe)
+    assert {"loss", "n_fft", "pool"} <= set(seen)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_named_recipes_have_a_source_a_small_variant_and_take_overrides(name):
+    recipe, small = find_recipe(name), find_recipe(name, small=True)
+    assert recipe.name == name and recipe.source
+    assert name in SMALL and small != recipe and small.epochs < recipe.epochs
+    assert find_recipe(name, True, ["epochs=3", "plain_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft == 4096
+    with pytest.raises(KitError, match=r"unknown recipe 'max-pyramid-mell': did you mean 'max-pyramid-mel'"):
+        find_recipe("max-pyramid-mell")
+    with pytest.raises(KitError, match=r"did you mean 'epochs'"):
+        find_recipe(name, overrides=["epoch=3"])
+    with pytest.raises(KitError, match=r"no setting 'network\.widht': did you mean 'width'"):
+        find_recipe(name, overrides=["network.widht=3"])
+    with pytest.raises(KitError, match=r"learning rates must rise"):
+        find_recipe(name, overrides=["lr_start=1.0"])
+    with pytest.raises(KitError, match=r"normalised crops cannot be mixed.*normalise=none, or mix_p=0"):
+        find_recipe(name, overrides=["frontend.normalise=clip"])
