@@ -19,7 +19,7 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
             from tqdm.auto import tqdm
     layout = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed} < {remaining}]"
     return tqdm(
-        total=total + 1e-6,  # the parts of a sum may add up to a hair more
+        total=total,
         desc=task,
         unit=unit,
         bar_format=layout,
@@ -27,6 +27,11 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
         mininterval=0.5,
         dynamic_ncols=True,
     )
+
+
+def advance(bar: Any, amount: float) -> None:
+    """Move a bar on, not past its end: the parts of a sum may add up to a hair more."""
+    bar.update(max(0.0, min(amount, bar.total - bar.n)))
 
 
 class Stopwatch:

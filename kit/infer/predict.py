@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.core.progress import progress_bar
+from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
 from kit.infer.checkpoint import NetworkBuilder, find_checkpoints, load_tagger
 from kit.infer.engine import Listener
@@ -105,7 +105,7 @@ def predict_clips(
     hearing = Hearing(sources, frontends, chosen, threads=threads, decoders=decoders)
     total = len(members) * sum(d or 0.0 for d in hearing.durations_s)
     with progress_bar(total, "predict", "s of audio", progress) as bar:
-        listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: bar.update(seconds))
+        listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: advance(bar, seconds))
     hearing.close()
     for member in members:
         member.raise_failure()

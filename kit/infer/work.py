@@ -13,7 +13,7 @@ import torch
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import file_digest, text_digest, write_json
-from kit.core.progress import Stopwatch, progress_bar
+from kit.core.progress import Stopwatch, advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
 from kit.core.supervise import am_worker
 from kit.core.version import VERSION
@@ -95,7 +95,8 @@ class SubmissionWork:
     def __init__(
         self, options: SubmitOptions, deadline: Deadline, silent_after: Deadline | None = None
     ) -> None:
-        self.options, self.pace, self.silent_after = options, Pace(deadline), silent_after or Deadline()
+        self.options, self.pace = options, Pace(deadline)
+        self.silent_after = Deadline()
         self.quiet = am_worker()
         self.watch = Stopwatch()
         self.notes: list[str] = []
@@ -110,6 +111,7 @@ class SubmissionWork:
         priors = np.average(np.array(known), axis=0, weights=self.weights)
         self.write(np.tile(priors, (len(self.template.ids), 1)))
         self.quiet = False
+        self.silent_after = silent_after or Deadline()
 
     def read_cards(self) -> list[tuple[str, TaggerCard]]:
         """The card of every model, by name, before any network is built."""
@@ -218,7 +220,7 @@ class SubmissionWork:
             rows.take(member, used[source], said)
 
         def after_burst(member: Member, seconds: float) -> None:
-            bar.update(seconds)
+            advance(bar, seconds)
             if self.pace.deadline.now() - self.written_at > max(5.0, 20 * self.pace.write_s):
                 self.write(rows.blend(self.options.blend))
 

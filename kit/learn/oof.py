@@ -11,7 +11,7 @@ import torch
 
 from kit.core.errors import KitError
 from kit.core.files import text_digest, write_text
-from kit.core.progress import progress_bar
+from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
 from kit.infer.checkpoint import load_tagger, save_tagger
 from kit.infer.engine import Listener, WindowLogits
@@ -169,7 +169,7 @@ def predict_fold(
         [member],
         hearing,
         lambda _, source, logits: said.update({source: logits}),
-        after_burst=lambda _, seconds: bar.update(seconds),
+        after_burst=lambda _, seconds: advance(bar, seconds),
     )
     bar.close()
     hearing.close()

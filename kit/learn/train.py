@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kit.core.errors import KitError
 from kit.core.files import write_json, write_text
-from kit.core.progress import progress_bar
+from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
 from kit.infer.checkpoint import save_tagger
 from kit.infer.engine import Listener, WindowLogits
@@ -139,7 +139,7 @@ def hear_table(
         for number, burst in enumerate(hearing.bursts):
             heard, tensors = hearing.specs(number, "")
             specs.update(zip(heard, tensors, strict=True))
-            bar.update(sum(hearing.durations_s[i] or 0.0 for i in burst))
+            advance(bar, sum(hearing.durations_s[i] or 0.0 for i in burst))
     hearing.close()
     for i, reason in list(hearing.failures.items())[:5]:
         print(f"note: could not hear {names[i]}: {reason}", flush=True)
