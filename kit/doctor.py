@@ -8,21 +8,25 @@ from pathlib import Path
 
 import torch
 
+from kit.core.clock import parse_duration
 from kit.core.errors import KitError
-from kit.core.runtime import cpu_count, device_problem, free_memory_bytes
+from kit.core.runtime import cpu_count, device_problem, free_memory_bytes, pick_device
 from kit.core.version import VERSION
 from kit.infer.checkpoint import find_checkpoints, read_checkpoint
-from kit.sound.decode import list_audio
+from kit.sound.decode import header_duration_s, list_audio
 
 PACKAGES = ("torch", "torchaudio", "timm", "numpy", "pandas", "scikit-learn", "soundfile", "tqdm")
 
 
-def examine(checkpoints: Sequence[str] | None = None, audio: str | None = None) -> str:
-    """What is here, and what the checkpoints hold.
+def examine(
+    checkpoints: Sequence[str] | None = None, audio: str | None = None, deadline: str | None = None
+) -> str:
+    """What is here, what the checkpoints hold, and whether they fit the deadline on these files.
 
     Options:
         checkpoints: files or patterns of checkpoints to look into
-        audio: a folder of clips to count
+        audio: a folder of clips to submit
+        deadline: time limit like 55m
     """
     lines = [f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}"]
     lines.append("packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES))
@@ -32,11 +36,30 @@ def examine(checkpoints: Sequence[str] | None = None, audio: str | None = None) 
         lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, {problem or 'computes'}")
     if not torch.cuda.device_count():
         lines.append("cuda: none")
-    for path in find_checkpoints(checkpoints) if checkpoints else []:
-        lines.append(describe_checkpoint(path))
+    paths = find_checkpoints(checkpoints) if checkpoints else []
+    lines += [describe_checkpoint(path) for path in paths]
     if audio is not None:
-        lines.append(f"{audio}: {len(list_audio(Path(audio)))} audio files")
+        lines.append(describe_job(Path(audio), paths, deadline))
     return "\n".join(lines)
+
+
+def describe_job(audio: Path, checkpoints: Sequence[Path], deadline: str | None) -> str:
+    """How much there is to hear, and how long that should take by the costs that training measured."""
+    files = list_audio(audio)
+    seconds = sum(header_duration_s(path) or 0.0 for path in files)
+    line = f"{audio}: {len(files)} audio files, {seconds:.0f} s"
+    cards = [read_checkpoint(path)[0] for path in checkpoints]
+    device = pick_device()[0].type
+    if not cards or any(card.cost is None or card.cost_device != device for card in cards):
+        return f"{line}; what a submission takes is not known here (no cost was measured on {device})"
+    needed = sum(card.cost or 0.0 for card in cards) * seconds
+    line += f"; the networks should need {needed:.0f} s on a {device} like the one they were trained on"
+    if deadline is None:
+        return line
+    fits = needed * 1.3 + 10 < parse_duration(deadline)
+    return (
+        f"{line}: {'fits' if fits else 'DOES NOT FIT'} into {deadline}, with three tenths and 10 s to spare"
+    )
 
 
 def package_version(name: str) -> str:

@@ -100,6 +100,7 @@ class SubmissionWork:
         self.quiet = am_worker()
         self.watch = Stopwatch()
         self.notes: list[str] = []
+        self.in_pieces: set[str] = set()
         self.began = time.time()
         self.files = list_audio(options.audio)
         self.names = [path.relative_to(options.audio).as_posix() for path in self.files]
@@ -218,6 +219,8 @@ class SubmissionWork:
 
         def take(member: Member, source: int, said: WindowLogits) -> None:
             rows.take(member, used[source], said)
+            if member.listener.listening.mode == "full" and len(said.spans) > 1:
+                self.in_pieces.add(self.names[used[source]])
 
         def after_burst(member: Member, seconds: float) -> None:
             advance(bar, seconds)
@@ -236,6 +239,10 @@ class SubmissionWork:
         hearing.close()
         for member in members:
             member.ledger.flush()
+        if self.in_pieces:
+            self.note(
+                f"{len(self.in_pieces)} clips are longer than max_frames and were heard in overlapping pieces"
+            )
         self.write(rows.blend(self.options.blend))
         return self.report(members, hearing, used, rows, finished=True)
 
@@ -266,6 +273,7 @@ class SubmissionWork:
             "id_form": self.plan.form,
             "files": len(self.files),
             "files_failed": failed,
+            "files_heard_in_pieces": sorted(self.in_pieces),
             "files_without_row": [self.names[i] for i in self.plan.idle_files],
             "rows_without_file": [
                 n for n, f in zip(self.template.ids, self.plan.files, strict=True) if f is None

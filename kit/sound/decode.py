@@ -65,10 +65,12 @@ def read_soundfile(path: Path) -> Sound:
 
     with soundfile.SoundFile(path) as handle:
         check_duration(handle.frames / handle.samplerate)
-        blocks = []
-        while len(block := handle.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
-        return Sound(join_blocks(blocks), handle.samplerate)
+        wave, heard = np.empty(handle.frames, dtype=np.float32), 0
+        while len(block := handle.read(min(BLOCK_SAMPLES, handle.frames), dtype="float32", always_2d=True)):
+            room = wave[heard : heard + len(block)]
+            np.mean(block[: len(room)], axis=1, out=room)
+            heard += len(room)
+        return Sound(wave[:heard], handle.samplerate)
 
 
 def soundfile_duration_s(path: Path) -> float:
@@ -131,13 +133,6 @@ def check_duration(seconds: float) -> None:
         raise ValueError(
             f"claims to last {seconds / 3600:.1f} hours, over the limit of {MAX_CLIP_S / 3600:.0f}"
         )
-
-
-def join_blocks(blocks: list[np.ndarray]) -> np.ndarray:
-    """Blocks of samples as one contiguous float32 waveform."""
-    if len(blocks) == 1:
-        return np.ascontiguousarray(blocks[0], dtype=np.float32)
-    return np.concatenate(blocks, dtype=np.float32) if blocks else np.zeros(0, dtype=np.float32)
 
 
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:

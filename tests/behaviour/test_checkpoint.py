@@ -66,7 +66,11 @@ def waves(clips=3, samples=4000):
 
 def content_of(tagger, **changes):
     """What a checkpoint file holds, with parts replaced."""
-    whole = {"format": FORMAT, "card": json.dumps(tagger.card.to_dict()), "tensors": tagger.network.state_dict()}
+    whole = {
+        "format": FORMAT,
+        "card": json.dumps(tagger.card.to_dict()),
+        "tensors": tagger.network.state_dict(),
+    }
     return {**whole, **changes}
 
 
@@ -155,7 +159,9 @@ def test_a_place_that_cannot_be_written_is_an_error_with_the_cure(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="torch.save opens the path itself and raises RuntimeError, no OSError"
+    strict=True,
+    raises=RuntimeError,
+    reason="torch.save opens the path itself and raises RuntimeError, no OSError",
 )
 def test_a_file_that_cannot_be_opened_for_writing_is_an_error_with_the_cure(tmp_path):
     with pytest.raises(KitError, match="Choose a folder you may write to"):
@@ -247,14 +253,18 @@ def test_tensors_that_do_not_fit_say_which(tmp_path):
         assert "its tensors do not fit its network" in refusal(tmp_path / "a.pt")
 
 
-@pytest.mark.xfail(strict=True, reason="load_state_dict raises TypeError or AttributeError where there is no dict")
+@pytest.mark.xfail(
+    strict=True, reason="load_state_dict raises TypeError or AttributeError where there is no dict"
+)
 @pytest.mark.parametrize("tensors", [[1, 2], torch.zeros(2), None], ids=["list", "tensor", "none"])
 def test_tensors_that_are_no_table_are_refused(tmp_path, tensors):
     torch.save(content_of(tiny_tagger(), tensors=tensors), tmp_path / "a.pt")
     refusal(tmp_path / "a.pt")
 
 
-@pytest.mark.xfail(strict=True, reason="json.loads and from_dict raise what they raise on a card that is none")
+@pytest.mark.xfail(
+    strict=True, reason="json.loads and from_dict raise what they raise on a card that is none"
+)
 @pytest.mark.parametrize("card", ["{cut", "3", "null", "[]", 7, torch.zeros(2)], ids=lambda c: str(c)[:6])
 def test_a_card_that_cannot_be_read_is_refused(tmp_path, card):
     torch.save(content_of(tiny_tagger(), card=card), tmp_path / "a.pt")
@@ -326,7 +336,12 @@ def test_checkpoints_are_found_once_each_and_sorted(tmp_path):
         return [path.name for path in find_checkpoints(patterns)]
 
     assert names([f"{tmp_path}/fold_*.pt"]) == ["fold_0.pt", "fold_1.pt"]
-    assert names([tmp_path / "other.pt", f"{tmp_path}/*.pt"]) == ["other.pt", "fold_0.pt", "fold_1.pt", "odd[1].pt"]
+    assert names([tmp_path / "other.pt", f"{tmp_path}/*.pt"]) == [
+        "other.pt",
+        "fold_0.pt",
+        "fold_1.pt",
+        "odd[1].pt",
+    ]
     assert names([tmp_path / "odd[1].pt"]) == ["odd[1].pt"]
     with pytest.raises(KitError, match=r"no checkpoint matches .*fold_\*\.pth"):
         find_checkpoints([f"{tmp_path}/fold_*.pth"])

@@ -35,8 +35,28 @@ def test_a_number_is_seconds(number):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "m", "55min", "1h30", "h1", "-5m", "0", "0s", -1, 0, "nan", "inf", math.inf, math.nan, "1d", "5 m", None,
-              True, "1:30:00"]  # fmt: skip
+    "wrong",
+    [
+        "",
+        "m",
+        "55min",
+        "1h30",
+        "h1",
+        "-5m",
+        "0",
+        "0s",
+        -1,
+        0,
+        "nan",
+        "inf",
+        math.inf,
+        math.nan,
+        "1d",
+        "5 m",
+        None,
+        True,
+        "1:30:00",
+    ],  # fmt: skip
 )
 def test_anything_else_is_refused_with_examples(wrong):
     with pytest.raises(KitError, match=r"seconds or like 55m, 1h30m or 90s, got"):
@@ -49,10 +69,14 @@ def test_the_process_began_before_now_and_keeps_its_start():
     assert abs(process_start() - before) < 5
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="this system does not tell when a process began")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").is_file(), reason="this system does not tell when a process began"
+)
 def test_the_start_agrees_with_the_kernels_boot_time():
     fields = Path(f"/proc/{os.getpid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    boot = next(float(line.split()[1]) for line in open("/proc/stat", encoding="utf-8") if line.startswith("btime"))
+    boot = next(
+        float(line.split()[1]) for line in open("/proc/stat", encoding="utf-8") if line.startswith("btime")
+    )
     began = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     assert process_start() == pytest.approx(began, abs=2.5)
 

@@ -54,7 +54,10 @@ def test_settings_survive_json(config):
 
 def test_equal_settings_have_equal_digests_and_others_differ():
     assert Outer(rate=1).digest_text() == Outer(rate=1.0).digest_text()
-    assert Outer(inner=Inner(kinds=["a", "b"])).digest_text() == Outer(inner=Inner(kinds=("a", "b"))).digest_text()
+    assert (
+        Outer(inner=Inner(kinds=["a", "b"])).digest_text()
+        == Outer(inner=Inner(kinds=("a", "b"))).digest_text()
+    )
     digests = {config.digest_text() for config in (*EXAMPLES, Outer(rate=0.25), Outer(inner=Inner(depth=4)))}
     assert len(digests) == len(EXAMPLES) + 2
 
@@ -84,7 +87,10 @@ WRONG = [
     ({"inner": {"depth": 10}}, r"Inner\.depth must be at most 9, got 10: how deep"),
     ({"inner": {"kinds": ["a", "c"]}}, r"Inner\.kinds is 'c'.*a, b"),
     ({"inner": {"kinds": "a"}}, r"Inner\.kinds wants a list, got 'a'"),
-    ({"inner": {"dept": 2}}, r"Inner has no setting 'dept': did you mean 'depth'\? the choices are: depth, kinds"),
+    (
+        {"inner": {"dept": 2}},
+        r"Inner has no setting 'dept': did you mean 'depth'\? the choices are: depth, kinds",
+    ),
     ({"inner": 3}, r"Outer\.inner wants Inner, got 3"),
     ({"free": 3}, r"Outer\.free wants a table"),
     ({"nmae": "x"}, r"Outer has no setting 'nmae': did you mean 'name'"),
@@ -99,7 +105,9 @@ def test_a_wrong_value_says_what_came_and_what_was_wanted(values, words):
 
 
 def test_overrides_reach_every_depth():
-    config = Outer().override(["name=quick", "rate=0.75", "count=4", "fast=True", "inner.depth=5", 'inner.kinds=["b"]'])
+    config = Outer().override(
+        ["name=quick", "rate=0.75", "count=4", "fast=True", "inner.depth=5", 'inner.kinds=["b"]']
+    )
     assert config == Outer("quick", 0.75, 4, True, Inner(5, ("b",)))
     assert Outer(count=4).override(["count=None"]) == Outer().override(["count=null"]) == Outer()
     assert Outer().override([" inner.depth =7"]).inner.depth == 7
@@ -145,7 +153,9 @@ def test_the_likely_name_comes_first_and_none_is_a_word():
     assert closest("zzz", ["b", "a"]) == "the choices are: a, b"
     assert closest("x", []) == "the choices are: none"
     assert choose("loss", "bce", {"bce": 1}) == 1
-    with pytest.raises(KitError, match=r"unknown loss 'bec': did you mean 'bce'\? the choices are: bce, lsep\."):
+    with pytest.raises(
+        KitError, match=r"unknown loss 'bec': did you mean 'bce'\? the choices are: bce, lsep\."
+    ):
         choose("loss", "bec", {"bce": 1, "lsep": 2})
 
 
@@ -169,7 +179,9 @@ def test_named_recipes_have_a_source_a_small_variant_and_take_overrides(name):
     recipe, small = find_recipe(name), find_recipe(name, small=True)
     assert recipe.name == name and recipe.source
     assert name in SMALL and small != recipe and small.epochs < recipe.epochs
-    assert find_recipe(name, True, ["epochs=3", "plain_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft == 4096
+    assert (
+        find_recipe(name, True, ["epochs=3", "plain_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft == 4096
+    )
     with pytest.raises(KitError, match=r"unknown recipe 'max-pyramid-mell': did you mean 'max-pyramid-mel'"):
         find_recipe("max-pyramid-mell")
     with pytest.raises(KitError, match=r"did you mean 'epochs'"):

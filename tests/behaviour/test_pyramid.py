@@ -149,7 +149,9 @@ def test_the_odd_last_frame_is_heard(name, frames):
     louder[..., -1] += 30.0
     with torch.inference_mode():
         moved = (network(louder) - network(spec)).abs().max()
-        alone = [(a - b).abs().max() for a, b in zip(network.features(louder), network.features(spec), strict=True)]
+        alone = [
+            (a - b).abs().max() for a, b in zip(network.features(louder), network.features(spec), strict=True)
+        ]
     assert float(moved) > 1e-3
     assert all(float(m) > 1e-3 for m in alone)
 
@@ -216,5 +218,8 @@ def test_complete_network_fills_every_default_in():
     full = complete_network({"family": "max-pyramid", "width": 7})
     assert full == {"family": "max-pyramid", **PyramidConfig(width=7).to_dict()}
     assert complete_network(full) == full
-    same = [sum(p.numel() for p in build_network(s, 1, 32, 2).parameters()) for s in (full, {"family": "max-pyramid", "width": 7})]
+    same = [
+        sum(p.numel() for p in build_network(s, 1, 32, 2).parameters())
+        for s in (full, {"family": "max-pyramid", "width": 7})
+    ]
     assert same[0] == same[1]

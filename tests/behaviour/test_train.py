@@ -176,7 +176,9 @@ def test_folds_trained_apart_are_the_folds_trained_together(run, toy, tmp_path):
     assert same_bits(weights_of(tmp_path / "one" / "fold_1.pt"), weights_of(run.folder / "fold_1.pt"))
 
 
-@pytest.mark.xfail(strict=True, reason="oof.csv and history.csv are written anew from the folds of this call alone")
+@pytest.mark.xfail(
+    strict=True, reason="oof.csv and history.csv are written anew from the folds of this call alone"
+)
 def test_folds_trained_one_call_after_the_other_end_in_the_same_tables(run, toy, tmp_path):
     for fold in (0, 1):
         train_quietly(TINY, *toy, tmp_path / "run", only_folds=[fold])
@@ -188,7 +190,9 @@ def test_another_seed_or_fold_gives_other_weights(run, data):
     first = new_tagger(TINY, data, 0).network.state_dict()
     other_seed = new_tagger(TINY.override(["seed=1"]), data, 0).network.state_dict()
     assert same_bits(first, new_tagger(TINY, data, 0).network.state_dict())
-    assert not same_bits(first, other_seed) and not same_bits(first, new_tagger(TINY, data, 1).network.state_dict())
+    assert not same_bits(first, other_seed) and not same_bits(
+        first, new_tagger(TINY, data, 1).network.state_dict()
+    )
 
 
 def test_training_leaves_the_callers_randomness_alone(data, tmp_path):
@@ -251,7 +255,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(run, toy, data, tmp_path):
         fold_training(data).train(tmp_path / "run" / "state" / "fold_0.resume.pt", no_score, killed_after(3))
     again = train_quietly(TINY, *toy, tmp_path / "run")
     for fold in (0, 1):
-        assert same_bits(weights_of(again.folder / f"fold_{fold}.pt"), weights_of(run.folder / f"fold_{fold}.pt"))
+        assert same_bits(
+            weights_of(again.folder / f"fold_{fold}.pt"), weights_of(run.folder / f"fold_{fold}.pt")
+        )
     assert (again.folder / "oof.csv").read_bytes() == (run.folder / "oof.csv").read_bytes()
 
 
@@ -281,7 +287,9 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(run, toy,
 
 @pytest.mark.xfail(strict=True, reason="restore does not look at the recipe that the state names")
 def test_a_state_of_another_recipe_is_refused(data, tmp_path):
-    fold_training(data, TINY.override(["lr_peak=0.001"])).train(tmp_path / "state.pt", no_score, lambda row: None)
+    fold_training(data, TINY.override(["lr_peak=0.001"])).train(
+        tmp_path / "state.pt", no_score, lambda row: None
+    )
     with pytest.raises(KitError, match=r"state\.pt"):
         fold_training(data).train(tmp_path / "state.pt", no_score, lambda row: None)
 
@@ -307,7 +315,9 @@ def test_a_held_out_clip_leaves_no_trace_in_the_weights(run, toy, tmp_path):
             frame.loc[changed, "labels"] = "high,low,noisy"
         frame.to_csv(folder / "table.csv", index=False)
         train_quietly(recipe, folder / "table.csv", folder / "clips", folder / "run", only_folds=[0])
-        outcomes.append((weights_of(folder / "run" / "fold_0.pt"), load_tagger(folder / "run" / "fold_0.pt").card))
+        outcomes.append(
+            (weights_of(folder / "run" / "fold_0.pt"), load_tagger(folder / "run" / "fold_0.pt").card)
+        )
     plain, held_out, learnt = outcomes
     assert same_bits(plain[0], held_out[0]) and plain[1].prevalences == held_out[1].prevalences
     assert not same_bits(plain[0], learnt[0]) and plain[1].prevalences != learnt[1].prevalences
@@ -360,7 +370,9 @@ def test_every_clip_is_drawn_once_an_epoch_and_mixed_only_when_told():
 def test_crops_lie_anywhere_in_a_clip_and_never_beyond_it():
     generator = torch.Generator().manual_seed(0)
     starts = [draw_crop(torch.zeros(2, 30), 20, generator) for _ in range(500)]
-    assert {start for start, _ in starts} == set(range(11)) and all(end - start == 20 for start, end in starts)
+    assert {start for start, _ in starts} == set(range(11)) and all(
+        end - start == 20 for start, end in starts
+    )
     for frames in (20, 10):
         assert draw_crop(torch.zeros(2, frames), 20, generator) == (0, 20)
 
@@ -383,7 +395,9 @@ def test_a_step_minimises_the_weighted_mean_of_the_losses(data):
 def test_the_learning_rate_makes_one_cycle(data, tmp_path):
     training = fold_training(data, TINY.override(["epochs=10", "validate_every=10"]))
     rates = []
-    training.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    training.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
     training.train(tmp_path / "state.pt", no_score, lambda row: None)
     assert len(rates) == 10 * training.steps == 10
     assert rates[0] == pytest.approx(TINY.lr_start) and rates[-1] == pytest.approx(TINY.lr_end)
@@ -530,7 +544,9 @@ def test_folds_made_from_groups_keep_them_whole(tmp_path):
     assert sorted(run.oof.names) == [f"{i:02d}.wav" for i in range(12)]
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="the column is looked up unchecked where folds are given")
+@pytest.mark.xfail(
+    strict=True, raises=KeyError, reason="the column is looked up unchecked where folds are given"
+)
 def test_a_group_column_that_is_not_there_is_an_error_with_the_right_names(toy, tmp_path):
     with pytest.raises(KitError, match=r"no column 'recording'"):
         train_quietly(TINY, *toy, tmp_path / "run", group_column="recording")
@@ -582,7 +598,9 @@ def test_fewer_clips_than_a_batch_still_train():
     assert training.steps == 1 and math.isfinite(training.run_epoch()["loss"])
 
 
-@pytest.mark.xfail(strict=True, reason="validation takes the maximum of the logits over windows, whatever the pool is")
+@pytest.mark.xfail(
+    strict=True, reason="validation takes the maximum of the logits over windows, whatever the pool is"
+)
 def test_validation_pools_windows_as_submission_does(toy, tmp_path):
     """Law 3: for probabilities, the last row of the history is the score on the checkpoint's card."""
     recipe = TINY.override(["loss=bce", "epochs=2", "seed=1"])
@@ -603,7 +621,14 @@ def test_windows_are_scored_out_of_fold_as_they_are_submitted(toy, tmp_path):
 
 
 def test_a_small_training_learns_its_clips(data):
-    overrides = ["epochs=30", "network.dropout=0.0", "crop_s=1.2", "mix_p=0.0", "lr_peak=0.02", "batch_size=7"]
+    overrides = [
+        "epochs=30",
+        "network.dropout=0.0",
+        "crop_s=1.2",
+        "mix_p=0.0",
+        "lr_peak=0.02",
+        "batch_size=7",
+    ]
     training = fold_training(data, TINY.override(overrides))
     losses = [training.run_epoch()["loss"] for _ in range(30)]
     assert losses[-1] < 0.25 * losses[0]
