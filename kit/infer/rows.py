@@ -36,6 +36,12 @@ def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
     return first
 
 
+def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
+    """What a clip gets that nobody heard: the weighted mean of the models' prevalences. Shape: -> (K,)"""
+    known = [np.array(card.prevalences)[class_columns(card, classes, "a checkpoint")] for card in cards]
+    return np.asarray(np.average(np.array(known), axis=0, weights=weights))
+
+
 def spans_for_row(said: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
     """The windows whose centre lies in a row's time, or the nearest one where none does."""
     centres = [(a + b) / 2 / frames_per_s for a, b in said.spans]
@@ -56,7 +62,7 @@ class RowScores:
 
     def __post_init__(self) -> None:
         shape = (len(self.template.ids), len(self.template.classes))
-        self.columns = [class_columns(m.tagger.card, self.template.classes, m.name) for m in self.members]
+        self.columns = [class_columns(m.card, self.template.classes, m.name) for m in self.members]
         self.scores = [np.zeros(shape, np.float32) for _ in self.members]
         self.done = [np.zeros(shape[0], bool) for _ in self.members]
         self.rows_of: dict[int, list[int]] = {}
@@ -72,22 +78,26 @@ class RowScores:
             end = self.plan.ends_s[row]
             if end is not None:
                 begin = end - (self.plan.period_s or end)
-                logits = logits[spans_for_row(said, member.tagger.card.frontend.frames_per_s, begin, end)]
+                logits = logits[spans_for_row(said, member.card.frontend.frames_per_s, begin, end)]
             scores = clip_scores(member.tagger, member.listener.listening, logits)
             self.scores[m][row] = scores[self.columns[m]]
             self.done[m][row] = True
 
-    def priors(self) -> np.ndarray:
-        """What a clip gets that nobody heard: the weighted mean of the models' prevalences. Shape: (K,)"""
-        weights = np.array([m.weight for m in self.members])
-        known = np.array(
-            [np.array(m.tagger.card.prevalences)[c] for m, c in zip(self.members, self.columns, strict=True)]
-        )
-        return np.asarray((known * weights[:, None]).sum(axis=0) / weights.sum())
+    def counts(self) -> dict[str, int]:
+        """How many rows there are, and how many were heard by all models, by some, by none."""
+        heard = np.sum(self.done, axis=0)
+        return {
+            "rows": len(heard),
+            "rows_heard_by_all": int((heard == len(self.members)).sum()),
+            "rows_heard_by_some": int(((heard > 0) & (heard < len(self.members))).sum()),
+            "rows_with_prior": int((heard == 0).sum()),
+        }
 
     def blend(self, kind: str) -> np.ndarray:
         """All models' scores as one. Shape: (R, K)"""
-        return blend_scores(self.scores, self.done, [m.weight for m in self.members], self.priors(), kind)
+        weights = [m.weight for m in self.members]
+        priors = blend_priors([m.card for m in self.members], weights, self.template.classes)
+        return blend_scores(self.scores, self.done, weights, priors, kind)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
@@ -104,7 +114,7 @@ def check_blend(members: Sequence[Member], kind: str) -> None:
     Errors: KitError where uncalibrated rank scores would enter a mean
     """
     for member in members:
-        if kind != "rank" and not member.tagger.card.calibrated:
+        if kind != "rank" and not member.card.calibrated:
             raise KitError(
                 f"{member.name} gives rank scores without a calibration, which no {kind} blend can take: run `oof` on "
                 "its run, which fits a scale and an offset, or use --blend rank."

@@ -14,7 +14,7 @@ from kit.core.progress import Stopwatch
 from kit.infer.engine import Listener, WindowLogits, never
 from kit.infer.hearing import Hearing
 from kit.infer.ledger import Ledger
-from kit.models.tagger import Tagger
+from kit.models.tagger import Tagger, TaggerCard
 from kit.sound.frontend import Frontend
 from kit.sound.windows import ListeningConfig, pool_windows
 
@@ -33,7 +33,13 @@ class Member:
 
     @property
     def tagger(self) -> Tagger:
+        """The model itself."""
         return self.listener.tagger
+
+    @property
+    def card(self) -> TaggerCard:
+        """What is known of it."""
+        return self.listener.tagger.card
 
     def raise_failure(self) -> None:
         """Raise KitError with the reason why this model failed, if it did."""
@@ -43,7 +49,7 @@ class Member:
     @property
     def frontend_key(self) -> str:
         """Equal for models that can share spectrograms."""
-        return self.tagger.card.frontend.digest_text()
+        return self.card.frontend.digest_text()
 
 
 def collect_frontends(members: Sequence[Member], device: torch.device) -> dict[str, Frontend]:
@@ -60,8 +66,8 @@ def listen_through(
     take: Take,
     *,
     stop: Callable[[], bool] = never,
-    after_burst: Callable[[Member, float], None] = lambda member, seconds: None,
-    after_member: Callable[[Member], None] = lambda member: None,
+    after_burst: Callable[[Member, float], object] = lambda member, seconds: None,
+    after_member: Callable[[Member], object] = lambda member: None,
 ) -> None:
     """Let every model hear every burst, in order; `take` gets each clip's logits as they come.
 
@@ -130,7 +136,7 @@ def clip_scores(tagger: Tagger, listening: ListeningConfig, logits: np.ndarray) 
 
 def member_report(member: Member) -> dict[str, Any]:
     """What the report says of a model."""
-    card = member.tagger.card
+    card = member.card
     return {
         "checkpoint": Path(member.name).name,
         "weight": member.weight,

@@ -34,6 +34,10 @@ class RowPlan:
     ends_s: tuple[float | None, ...]
     idle_files: tuple[int, ...]
 
+    def unheard(self, ids: Sequence[str]) -> list[str]:
+        """The ids of rows without a file."""
+        return [name for name, file in zip(ids, self.files, strict=True) if file is None]
+
     @property
     def period_s(self) -> float | None:
         """Seconds each window row stands for: the least distance between two ends of one file."""

@@ -71,10 +71,8 @@ def test_the_energies_of_mixed_clips_add_up(power, log):
     else:
         raw = 20 * magnitudes.log10() if power == 1 else 10 * energies.log10()
     total = energies + energies.roll(-1, 0)
-    if log == "ln":
-        wanted = ((total.sqrt() if power == 1 else total) + 1e-6).log()
-    else:
-        wanted = 10 * total.log10()
+    in_ln = ((total.sqrt() if power == 1 else total) + 1e-6).log()
+    wanted = in_ln if log == "ln" else 10 * total.log10()
     mixed = mix_specs(raw, everyone_with_the_next(3), config)
     torch.testing.assert_close(mixed, wanted, rtol=1e-6, atol=1e-6)
 

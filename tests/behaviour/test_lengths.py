@@ -1,6 +1,7 @@
 """Lengths round up to a grid that depends on the clip alone; batches hold one length each."""
 
 import inspect
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_the_grid_is_geometric_and_not_rounded_to_strides():
         while slow[-1] < 100_000:
             slow.append(max(slow[-1] + 1, int(slow[-1] * 1.05)))
         assert lengths == slow
-        steps = [b / a for a, b in zip(lengths, lengths[1:], strict=False) if a > 500]
+        steps = [b / a for a, b in pairwise(lengths) if a > 500]
         assert all(1.045 < step <= 1.05 for step in steps)
         assert len({length % 32 for length in lengths}) > 10
 

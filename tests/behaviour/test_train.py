@@ -16,8 +16,8 @@ from kit.infer.engine import Listener
 from kit.infer.predict import predict_clips
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets, read_clip_table
-from kit.learn.losses import LOSSES
 from kit.learn.loop import FoldTraining, TrainingClips, draw_batches, draw_crop
+from kit.learn.losses import LOSSES
 from kit.learn.oof import predict_oof
 from kit.learn.recipe import Recipe
 from kit.learn.train import RunData, hear_table, new_tagger, open_run, train_run
@@ -88,6 +88,15 @@ def weights_of(path):
 def same_bits(one, other):
     """Whether two state dicts are equal, bit for bit."""
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """Networks this small only wait for each other on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

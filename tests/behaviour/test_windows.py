@@ -1,5 +1,7 @@
 """Windows cover every frame of a clip, and pools make one score of theirs."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def test_every_frame_is_heard_by_some_window():
     for frames, length, hop in random_cuts():
         heard = np.zeros(max(frames, length), int)
         for first, last in window_spans(frames, length, hop):
-            assert 0 <= first and last <= len(heard) and last - first == length
+            assert first >= 0 and last <= len(heard) and last - first == length
             heard[first:last] += 1
         assert (heard > 0).all(), (frames, length, hop)
 
@@ -47,7 +49,7 @@ def test_windows_start_each_hop_and_the_last_ends_with_the_clip():
         assert starts == sorted(set(starts))
         assert spans[-1][1] == max(frames, length)
         assert starts[:-1] == [hop * i for i in range(len(spans) - 1)]
-        assert all(b - a <= hop for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= hop for a, b in pairwise(starts))
         fewest = 1 if frames <= length else 1 + -(-(frames - length) // hop)
         assert len(spans) == fewest
 
@@ -91,7 +93,7 @@ def test_the_power_mean_goes_from_the_mean_to_the_maximum():
     torch.testing.assert_close(pool_power_mean(scores, 1000.0), scores.amax(dim=0), rtol=3e-3, atol=0)
     torch.testing.assert_close(pool_power_mean(scores, 1e-3), pool_geometric(scores), rtol=3e-3, atol=0)
     raised = [pool_power_mean(scores, power) for power in (0.5, 1.0, 2.0, 8.0, 100.0)]
-    assert all(bool((b >= a - 1e-12).all()) for a, b in zip(raised, raised[1:], strict=False))
+    assert all(bool((b >= a - 1e-12).all()) for a, b in pairwise(raised))
 
 
 def test_top_k_of_one_is_the_maximum_and_of_many_is_the_mean():
@@ -163,7 +165,7 @@ def test_a_whole_clip_is_one_piece_and_a_very_long_one_is_heard_in_pieces_that_o
             assert last - first == 100
             heard[first:last] += 1
         assert (heard > 0).all() and spans[-1][1] == frames
-        assert all(later[0] <= earlier[1] - 50 for earlier, later in zip(spans, spans[1:], strict=False))
+        assert all(later[0] <= earlier[1] - 50 for earlier, later in pairwise(spans))
 
 
 def test_windows_in_seconds_become_frames():
