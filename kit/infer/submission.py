@@ -13,7 +13,7 @@ from typing import Any
 from kit.core.clock import Deadline, parse_duration, process_start
 from kit.core.errors import KitError
 from kit.core.files import write_json
-from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, run_supervised
+from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, end_with_parent, run_supervised
 from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
 from kit.models.tagger import Tagger
@@ -115,6 +115,7 @@ def submit(
         )
         return Submission(options.out, {})
     if am_worker():
+        end_with_parent()
         return Submission(options.out, do_submission(work))
     if options.in_memory:
         return submit_in_thread(work, kill_at)
