@@ -5,21 +5,22 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kit.core.errors import KitError
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a part file beside `path`, flush it to disk, and rename it into place.
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill an open part file beside `path`, flush it to disk, and rename it into place.
 
     Errors: KitError where the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        with open(part, "rb+") as handle:
+        with open(part, "wb") as handle:
+            write(handle)
+            handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)
     except OSError as error:
@@ -30,7 +31,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with LF line ends, whole."""
-    write_whole(path, lambda part: part.write_bytes(text.encode("utf-8")))
+    write_whole(path, lambda handle: handle.write(text.encode("utf-8")))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -56,7 +56,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
     """Write a checkpoint: a format number, the card as JSON, the network's tensors; whole, or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tagger.network.state_dict().items()}
     content = {"format": FORMAT, "card": json.dumps(tagger.card.to_dict()), "tensors": tensors}
-    write_whole(Path(path), lambda part: torch.save(content, part))
+    write_whole(Path(path), lambda handle: torch.save(content, handle))
 
 
 def read_checkpoint(path: Path) -> tuple[TaggerCard, dict[str, Tensor]]:
@@ -84,7 +84,13 @@ def read_checkpoint(path: Path) -> tuple[TaggerCard, dict[str, Tensor]]:
         raise KitError(
             f"{path} has checkpoint format {content['format']}, this kit reads {FORMAT}: update the kit."
         )
-    return TaggerCard.from_dict(json.loads(content["card"])), content["tensors"]
+    try:
+        card, tensors = TaggerCard.from_dict(dict(json.loads(content["card"]))), dict(content["tensors"])
+    except KitError as error:
+        raise KitError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise KitError(f"{path} is damaged, its card or tensors cannot be read: make it again.") from error
+    return card, tensors
 
 
 def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Ledger:
             write_whole(self.path, self.write_entries)
         self.unsaved, self.flushed_at = 0, self.now()
 
-    def write_entries(self, part: Path) -> None:
+    def write_entries(self, handle: IO[bytes]) -> None:
         """The arrays of all entries, one after the other."""
         digests = sorted(self.entries)
         said = [self.entries[d] for d in digests]
@@ -52,8 +52,7 @@ class Ledger:
             "logits": np.concatenate([s.logits for s in said]) if said else np.zeros((0, 0), np.float32),
             "spans": np.array([span for s in said for span in s.spans], dtype=np.int64).reshape(-1, 2),
         }
-        with open(part, "wb") as handle:
-            np.savez(handle, **arrays)
+        np.savez(handle, **arrays)
 
 
 def read_entries(path: Path) -> dict[str, WindowLogits]:

@@ -156,7 +156,7 @@ class FoldTraining:
                     }
                     self.best = {"score": row["lwlrap"], "network": copy}
             self.history.append(row)
-            write_whole(state_path, lambda part: torch.save(self.state(), part))
+            write_whole(state_path, lambda handle: torch.save(self.state(), handle))
             after_epoch(row)
         if self.recipe.keep == "best" and self.best["network"]:
             self.network.load_state_dict(self.best["network"])
@@ -178,7 +178,13 @@ class FoldTraining:
         """Go on from a state on disk, if there is one."""
         if not path.is_file():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            recipe = state["recipe"]
+        except Exception as error:
+            raise KitError(f"{path} cannot be read: remove it, and its fold is trained anew.") from error
+        if recipe != self.recipe.digest_text():
+            raise KitError(f"{path} belongs to another recipe: choose another --out, or remove it.")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -100,12 +100,20 @@ def read_run_table(run: Path) -> Any:
 
 
 def write_oof(run: Path, result: OutOfFold) -> None:
-    """Write oof.csv: fname, fold, then a probability per class, in the order of the run's table."""
+    """Write oof.csv: fname, fold, then a probability per class, in the order of the run's table.
+
+    Rows of folds that an earlier call predicted stay.
+    """
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
     frame.insert(0, "fname", list(result.names))
     frame.insert(1, "fold", result.folds)
+    if (run / "oof.csv").is_file():
+        kept = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
+        frame = pandas.concat([frame, kept[~kept["fold"].isin(result.folds)]])
+        place = {name: i for i, name in enumerate(read_run_table(run)["fname"])}
+        frame = frame.sort_values("fname", key=lambda names: names.map(place))
     write_text(run / "oof.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.core.errors import KitError
+from kit.core.errors import KitError, closest
 from kit.core.files import write_json, write_text
 from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
@@ -78,7 +78,8 @@ def train_run(
     """Train a tagger per fold and predict every clip by the fold that never saw it.
 
     The same call on the same folder goes on where the last one stopped. Folds come from the table's `fold`
-    column where it has one, else they are made, stratified, with clips of one `group_column` value together.
+    column where it has one, else they are made, stratified, with clips of one `group_column` value together;
+    clips of fold -1 are learnt from in every fold and never held out.
     Errors: KitError for a table or audio that cannot be read, and for a folder that holds another run
     """
     tune_process()
@@ -92,15 +93,20 @@ def train_run(
         else make_folds(frame, recipe.n_folds, recipe.seed, group_column)
     )
     if group_column is not None:
+        if group_column not in frame:
+            raise KitError(
+                f"the table has no column {group_column!r}: {closest(group_column, map(str, frame.columns))}."
+            )
         check_no_leak(folds, list(frame[group_column]))
-    wanted = sorted(set(folds.tolist())) if only_folds is None else list(only_folds)
-    if not set(wanted) <= set(folds.tolist()):
-        raise KitError(f"folds {wanted} were asked for, the table has {sorted(set(folds.tolist()))}.")
+    there = sorted(fold for fold in set(folds.tolist()) if fold >= 0)
+    wanted = there if only_folds is None else list(only_folds)
+    if not wanted or not set(wanted) <= set(there):
+        raise KitError(f"folds {wanted} were asked for, the table has {there}.")
     open_run(folder, recipe, frame, folds)
     data = hear_table(recipe, frame, folds, Path(audio), chosen, threads, progress)
     with progress_bar(len(wanted) * recipe.epochs, "train", "epochs", progress) as bar:
         parts = [train_fold(recipe, data, fold, folder, chosen, bar) for fold in wanted]
-    write_history(folder, wanted)
+    write_history(folder)
     result = join_folds(parts)
     write_oof(folder, result)
     return Run(folder, recipe, result)
@@ -182,10 +188,8 @@ def train_fold(
     training = FoldTraining(recipe, tagger, data.learn_from(fold), fold, device)
 
     def validate(now: Tagger) -> float:
-        scores = np.tile(np.array(now.card.prevalences, np.float32), (len(rows), 1))
-        for i, said in listen_held_out(listener, data, rows)[0].items():
-            scores[i] = said.logits.max(axis=0)
-        return lwlrap(data.truth[rows], scores)
+        said = listen_held_out(listener, data, rows)[0]
+        return lwlrap(data.truth[rows], score_held_out(now, listener, said, data.truth[rows]))
 
     def after_epoch(row: dict[str, float]) -> None:
         bar.update(1)
@@ -216,11 +220,12 @@ def listen_held_out(
     return {i: said for i, said in zip(heard, logits, strict=True) if said is not None}, seconds
 
 
-def write_history(folder: Path, folds: Sequence[int]) -> None:
-    """history.csv: a row per fold and epoch."""
+def write_history(folder: Path) -> None:
+    """history.csv: a row per fold and epoch, of this call and of earlier ones."""
     lines = ["fold,epoch,loss,lr,lwlrap"]
-    for fold in folds:
-        history = json.loads((folder / "state" / f"fold_{fold}.history.json").read_text(encoding="utf-8"))
+    paths = {int(p.name.split(".")[0][5:]): p for p in (folder / "state").glob("fold_*.history.json")}
+    for fold, path in sorted(paths.items()):
+        history = json.loads(path.read_text(encoding="utf-8"))
         lines += [
             f"{fold},{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{row.get('lwlrap', '')}"
             for row in history

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -19,6 +19,7 @@ class Slot(Generic[Job, Result]):
     done: threading.Event = field(default_factory=threading.Event)
     started_at: float | None = None
     result: Result | None = None
+    error: Exception | None = None
 
 
 class Crew(Generic[Job, Result]):
@@ -52,7 +53,10 @@ class Crew(Generic[Job, Result]):
         """What a thread does: the next job, until there are none."""
         while (slot := self.waiting.get()) is not None:
             slot.started_at = self.now()
-            slot.result = self.work(slot.job)
+            try:
+                slot.result = self.work(slot.job)
+            except Exception as error:
+                slot.error = error
             slot.done.set()
 
     def begin(self, job: Job) -> Slot[Job, Result]:
@@ -67,8 +71,9 @@ class Crew(Generic[Job, Result]):
             if slot.started_at is not None and self.now() - slot.started_at > self.patience_s:
                 self.hire()
                 return self.give_up(slot.job)
-        assert slot.result is not None
-        return slot.result
+        if slot.error is not None:
+            raise slot.error
+        return cast(Result, slot.result)
 
     def dismiss(self) -> None:
         """Let the threads end once the queue is empty."""

@@ -63,7 +63,7 @@ def read_soundfile(path: Path) -> Sound:
     """Decode through libsndfile in blocks, channels averaged as they come."""
     import soundfile
 
-    with soundfile.SoundFile(path) as handle:
+    with soundfile.SoundFile(os.fsencode(path)) as handle:
         check_duration(handle.frames / handle.samplerate)
         wave, heard = np.empty(handle.frames, dtype=np.float32), 0
         while len(block := handle.read(min(BLOCK_SAMPLES, handle.frames), dtype="float32", always_2d=True)):
@@ -77,7 +77,7 @@ def soundfile_duration_s(path: Path) -> float:
     """Seconds as libsndfile's header states them."""
     import soundfile
 
-    info = soundfile.info(str(path))
+    info = soundfile.info(os.fsencode(path))
     return float(info.frames / info.samplerate)
 
 
@@ -174,8 +174,8 @@ def file_problem(path: Path) -> str | None:
     """Why a path cannot be opened as a file of sound, without opening it (a pipe would block)."""
     try:
         facts = os.stat(path)
-    except OSError as error:
-        return f"cannot be opened: {error.strerror or one_line(error)}"
+    except (OSError, ValueError) as error:
+        return f"cannot be opened: {getattr(error, 'strerror', None) or one_line(error)}"
     if not stat.S_ISREG(facts.st_mode):
         return "not a regular file"
     return "the file is empty (0 bytes)" if facts.st_size == 0 else None
@@ -208,8 +208,14 @@ def list_audio(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "does not exist"
         raise KitError(f"the audio folder {folder} {kind}: give the folder that holds the clips.")
-    found = []
+    found: list[Path] = []
+    visited: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(root) / name for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in AUDIO_SUFFIXES)

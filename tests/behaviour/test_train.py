@@ -185,9 +185,6 @@ def test_folds_trained_apart_are_the_folds_trained_together(run, toy, tmp_path):
     assert same_bits(weights_of(tmp_path / "one" / "fold_1.pt"), weights_of(run.folder / "fold_1.pt"))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="oof.csv and history.csv are written anew from the folds of this call alone"
-)
 def test_folds_trained_one_call_after_the_other_end_in_the_same_tables(run, toy, tmp_path):
     for fold in (0, 1):
         train_quietly(TINY, *toy, tmp_path / "run", only_folds=[fold])
@@ -294,7 +291,6 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(run, toy,
     assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="restore does not look at the recipe that the state names")
 def test_a_state_of_another_recipe_is_refused(data, tmp_path):
     fold_training(data, TINY.override(["lr_peak=0.001"])).train(
         tmp_path / "state.pt", no_score, lambda row: None
@@ -303,7 +299,6 @@ def test_a_state_of_another_recipe_is_refused(data, tmp_path):
         fold_training(data).train(tmp_path / "state.pt", no_score, lambda row: None)
 
 
-@pytest.mark.xfail(strict=True, reason="torch.load raises what it raises on a damaged state")
 def test_a_damaged_state_is_an_error_with_the_cure(data, tmp_path):
     (tmp_path / "state.pt").write_bytes(b"no state at all")
     with pytest.raises(KitError, match=r"state\.pt"):
@@ -553,9 +548,6 @@ def test_folds_made_from_groups_keep_them_whole(tmp_path):
     assert sorted(run.oof.names) == [f"{i:02d}.wav" for i in range(12)]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="the column is looked up unchecked where folds are given"
-)
 def test_a_group_column_that_is_not_there_is_an_error_with_the_right_names(toy, tmp_path):
     with pytest.raises(KitError, match=r"no column 'recording'"):
         train_quietly(TINY, *toy, tmp_path / "run", group_column="recording")
@@ -584,7 +576,6 @@ def patchy_set(tmp_path_factory):
     return table, audio
 
 
-@pytest.mark.xfail(strict=True, reason="Crew.finish asserts on the None of a header that cannot be read")
 def test_clips_that_cannot_be_heard_are_named_and_get_the_prior(patchy_set, tmp_path, capsys):
     run = train_quietly(TINY.override(["epochs=1"]), *patchy_set, tmp_path / "run")
     assert sorted(run.oof.failures) == ["04.wav", "07.wav"]
@@ -595,7 +586,6 @@ def test_clips_that_cannot_be_heard_are_named_and_get_the_prior(patchy_set, tmp_
     assert np.isfinite(run.oof.probabilities).all()
 
 
-@pytest.mark.xfail(strict=True, reason="Crew.finish asserts on the None of a header that cannot be read")
 def test_a_folder_in_which_nothing_can_be_heard_stops(toy, tmp_path):
     with pytest.raises(KitError, match=r"none of the 14 clips of the table could be heard"):
         train_quietly(TINY, toy[0], tmp_path, tmp_path / "run")
@@ -607,9 +597,6 @@ def test_fewer_clips_than_a_batch_still_train():
     assert training.steps == 1 and math.isfinite(training.run_epoch()["loss"])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="validation takes the maximum of the logits over windows, whatever the pool is"
-)
 def test_validation_pools_windows_as_submission_does(toy, tmp_path):
     """Law 3: for probabilities, the last row of the history is the score on the checkpoint's card."""
     recipe = TINY.override(["loss=bce", "epochs=2", "seed=1"])
