@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from kit.core.errors import KitError, choose, closest
+from kit.core.runtime import in_notebook
 from kit.core.supervise import ERROR_MARK, am_worker
 from kit.core.version import VERSION
 
@@ -174,7 +175,7 @@ def enter(verbs: Mapping[str, Verb], file: str | None) -> None:
     The command line runs in a script, and in a notebook after `%run file.py ARGS`; pasted, or run in a notebook
     without arguments, the kit prints one line. Under IPython a good end raises nothing.
     """
-    notebook = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
+    notebook = in_notebook()
     if file is None or (notebook and len(sys.argv) < 2):
         print(HINT)
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kit.core.errors import KitError
 
+LONGEST_AGE_S = 60 * 86400.0
 UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
@@ -58,9 +59,14 @@ class Deadline:
         return self.at - self.now()
 
 
-def set_deadline(duration: str | float | None, started_at: float | None) -> Deadline:
-    """A deadline `duration` after `started_at` (Unix seconds; the process's start if none is given)."""
-    if duration is None:
-        return Deadline()
+def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
+    """A deadline `duration` after `started_at`, the process's start unless given.
+
+    Errors: KitError where `started_at` is no moment of these days (milliseconds, or another clock's seconds)
+    """
     start = process_start() if started_at is None else started_at
+    if not abs(time.time() - start) < LONGEST_AGE_S:
+        raise KitError(
+            f"started_at is in Unix seconds, like time.time(), which is {time.time():.0f}; got {start}."
+        )
     return Deadline(start + parse_duration(duration))

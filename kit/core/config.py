@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -103,6 +104,8 @@ def check_bounds(value: Any, facts: typing.Mapping[str, Any], where: str) -> Non
             raise KitError(f"{where} must be at least {low}, got {item}: {facts.get('help')}.")
         if high is not None and not item <= high:
             raise KitError(f"{where} must be at most {high}, got {item}: {facts.get('help')}.")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise KitError(f"{where} must be a finite number, got {item}: {facts.get('help')}.")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:

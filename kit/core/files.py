@@ -30,8 +30,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with LF line ends, whole."""
-    write_whole(path, lambda handle: handle.write(text.encode("utf-8")))
+    """Write UTF-8 text as it is, whole; bytes of file names that are no UTF-8 stay those bytes."""
+    write_whole(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
 
 
 def write_json(path: Path, value: Any) -> None:

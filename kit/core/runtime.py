@@ -71,6 +71,11 @@ def tune_process() -> None:
             mallopt(parameter, value)
 
 
+def in_notebook() -> bool:
+    """True under IPython, where the process belongs to the notebook and must live on."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
+
+
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

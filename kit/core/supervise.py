@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             words.append(flag)
         elif value is not None and value is not False:
-            many = isinstance(value, list | tuple)
+            many = isinstance(value, Iterable) and not isinstance(value, str)
             words += [f"{flag}={item}" for item in (value if many else [value])]
     return words
 

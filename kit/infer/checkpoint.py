@@ -125,9 +125,9 @@ def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None 
 def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
     """The checkpoint files that paths and glob patterns name, each once, sorted within a pattern.
 
-    Errors: KitError for a pattern that names no file
+    Errors: KitError for a pattern that names no file, and for no pattern at all
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for pattern in patterns:
         text = str(pattern)
         paths = (
@@ -140,7 +140,22 @@ def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
             raise KitError(
                 f"no checkpoint matches {text!r}: give .pt files, e.g. --checkpoints 'run/fold_*.pt'."
             )
-        found += [p for p in paths if p not in found]
+        for path in paths:
+            found.setdefault(path.resolve(), path)
     if not found:
         raise KitError("no checkpoints given: e.g. --checkpoints 'run/fold_*.pt'.")
-    return found
+    return list(found.values())
+
+
+def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> list[Path | Tagger]:
+    """The models that checkpoints, patterns of them and taggers name, each checkpoint once, in their order.
+
+    Errors: KitError for a pattern that names no file, and where nothing is named
+    """
+    many = [items] if isinstance(items, str | Path | Tagger) else list(items)
+    found: list[Path | Tagger] = []
+    for item in many:
+        here = [item] if isinstance(item, Tagger) else find_checkpoints([item])
+        known = {path.resolve() for path in found if isinstance(path, Path)}
+        found += [model for model in here if isinstance(model, Tagger) or model.resolve() not in known]
+    return found or [*find_checkpoints([])]

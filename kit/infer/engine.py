@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.core.errors import choose
+from kit.core.errors import KitError, choose
 from kit.models.tagger import Tagger
 from kit.sound.frontend import Frontend
 from kit.sound.lengths import batches_by_length, fill_frames
@@ -67,8 +67,13 @@ class Listener:
         self.listening = listening or tagger.card.listening
         self.batch_frames = batch_frames or BATCH_FRAMES.get(device.type, GPU_BATCH_FRAMES)
         self.dtype = choose("precision", precision, PRECISIONS)
+        self.layout = (
+            torch.channels_last
+            if getattr(tagger.network, "channels_last", False)
+            else torch.contiguous_format
+        )
         tagger.to(device)
-        tagger.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -122,13 +127,25 @@ class Listener:
         Shape: (B, M, N) -> (B, K) float32
         """
         try:
-            spec = self.tagger.frontend.stack(batch.to(self.device))
-            logits = self.tagger.network(spec.contiguous(memory_format=torch.channels_last))
+            spec = self.tagger.frontend.stack(batch.to(self.device)).contiguous(memory_format=self.layout)
+            logits = self.tagger.network(spec)
+            check_logits(logits, spec, len(self.tagger.card.classes))
             return np.asarray(logits.float().cpu().numpy())
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
         torch.cuda.empty_cache()
         half = len(batch) // 2
-        self.batch_frames = max(1, self.batch_frames // 2)
+        self.batch_frames = min(self.batch_frames, half * batch.shape[-1])
         return np.concatenate([self.forward(batch[:half]), self.forward(batch[half:])])
+
+
+def check_logits(logits: object, spec: Tensor, classes: int) -> None:
+    """Raise KitError unless a network's answer is (B, K)."""
+    wanted = (len(spec), classes)
+    if not isinstance(logits, Tensor) or logits.shape != wanted:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise KitError(
+            f"a network must map (B, C, M, N) to (B, K): for {tuple(spec.shape)} and {classes} classes {wanted}, "
+            f"got {came}. Wrap it in a module that returns clip logits alone."
+        )

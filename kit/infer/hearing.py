@@ -14,7 +14,16 @@ from kit.core.runtime import cpu_count, free_memory_bytes
 from kit.infer.engine import hear_waves
 from kit.infer.memory import SpecStore
 from kit.sound.crew import Crew, Slot
-from kit.sound.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s, one_line
+from kit.sound.decode import (
+    DECODERS,
+    Decoder,
+    Sound,
+    Undecodable,
+    decode_file,
+    header_duration_s,
+    one_line,
+    sound_problem,
+)
 from kit.sound.frontend import Frontend
 from kit.sound.resampling import resample, small_ratio
 
@@ -50,13 +59,17 @@ def plan_bursts(durations_s: Sequence[float | None]) -> list[list[int]]:
 
 def source_duration_s(source: Source, decoders: Sequence[Decoder]) -> float | None:
     """Seconds of a source as its header states them."""
-    return source.seconds if isinstance(source, Sound) else header_duration_s(source, decoders)
+    if isinstance(source, Sound):
+        return None if sound_problem(source) else source.seconds
+    return header_duration_s(source, decoders)
 
 
 def open_source(source: Source, decoders: Sequence[Decoder], known: Callable[[str], bool]) -> Opened:
     """Hash a source, and decode it unless everything about that hash is known."""
     if isinstance(source, Sound):
-        return Opened(f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}", source)
+        problem = sound_problem(source)
+        digest = f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}"
+        return Opened(digest, Undecodable(problem) if problem else source)
     try:
         digest = file_digest(source) if source.is_file() else ""
     except OSError as error:
@@ -93,17 +106,25 @@ class Hearing:
         self.seconds: dict[int, float] = {}
         threads = threads or cpu_count()
 
+        stuck = Undecodable("took too long to read; given up")
+
         def give_up(source: Source) -> Opened:
-            return Opened("", Undecodable(f"took longer than {patience_s:g} s to read; given up"))
+            return Opened("", stuck)
 
         with self.watch.measure("headers"):
-            headers: Crew[Source, float | None] = Crew(
-                lambda source: source_duration_s(source, decoders), lambda source: None, threads, patience_s
+            headers: Crew[Source, float | Undecodable | None] = Crew(
+                lambda source: source_duration_s(source, decoders), lambda source: stuck, threads, patience_s
             )
             slots = [headers.begin(source) for source in sources]
-            self.durations_s = [headers.finish(slot) for slot in slots]
+            told = [headers.finish(slot) for slot in slots]
             headers.dismiss()
-        self.bursts = plan_bursts(self.durations_s)
+        self.durations_s = [None if isinstance(t, Undecodable) else t for t in told]
+        self.failures |= {i: t.reason for i, t in enumerate(told) if isinstance(t, Undecodable)}
+        self.bursts = [
+            kept
+            for burst in plan_bursts(self.durations_s)
+            if (kept := [i for i in burst if i not in self.failures])
+        ]
         self.opener: Crew[Source, Opened] = Crew(
             lambda s: open_source(s, decoders, known), give_up, threads, patience_s
         )

@@ -6,6 +6,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from kit.core.errors import KitError
 from kit.core.files import write_whole
 from kit.infer.engine import WindowLogits
 
@@ -22,6 +23,7 @@ class Ledger:
         self.entries: dict[str, WindowLogits] = {}
         self.flushed_at = now()
         self.unsaved = 0
+        self.problem: str | None = None
         if path is not None and path.is_file():
             self.entries = read_entries(path)
 
@@ -29,17 +31,20 @@ class Ledger:
         return digest in self.entries
 
     def add(self, heard: Iterable[tuple[str, WindowLogits]]) -> None:
-        """Take in some clips; written at most every `flush_every_s`."""
+        """Take in some clips, the first answer to a content staying; written at most every `flush_every_s`."""
         for digest, said in heard:
-            self.entries[digest] = said
-            self.unsaved += 1
+            self.unsaved += digest not in self.entries
+            self.entries.setdefault(digest, said)
         if self.now() - self.flushed_at >= self.flush_every_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything, whole."""
+        """Write everything, whole; where that cannot be, say why in `problem` and keep it in memory alone."""
         if self.path is not None and self.unsaved:
-            write_whole(self.path, self.write_entries)
+            try:
+                write_whole(self.path, self.write_entries)
+            except KitError as error:
+                self.path, self.problem = None, str(error)
         self.unsaved, self.flushed_at = 0, self.now()
 
     def write_entries(self, handle: IO[bytes]) -> None:
@@ -61,7 +66,7 @@ def read_entries(path: Path) -> dict[str, WindowLogits]:
         with np.load(path, allow_pickle=False) as arrays:
             digests, counts = arrays["digests"].tolist(), arrays["counts"]
             logits, spans = arrays["logits"], arrays["spans"].tolist()
-    except (OSError, ValueError, KeyError, EOFError):
+    except Exception:  # whatever a damaged archive makes zipfile and numpy raise
         return {}
     ends = np.cumsum(counts).tolist()
     return {

@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
-from kit.infer.checkpoint import NetworkBuilder, find_checkpoints, load_tagger
+from kit.infer.checkpoint import NetworkBuilder, find_models, load_tagger
 from kit.infer.engine import Listener
 from kit.infer.hearing import Hearing, Source
 from kit.infer.ledger import Ledger
@@ -49,13 +49,10 @@ def load_taggers(
     networks: Mapping[str, NetworkBuilder] | None = None,
 ) -> list[tuple[str, Tagger]]:
     """Taggers by name, from checkpoints, patterns of them, or taggers themselves. Errors: KitError"""
-    loaded: list[tuple[str, Tagger]] = []
-    for item in [items] if isinstance(items, str | Path | Tagger) else items:
-        if isinstance(item, Tagger):
-            loaded.append((f"tagger {len(loaded)}", item))
-        else:
-            loaded += [(str(path), load_tagger(path, networks)) for path in find_checkpoints([item])]
-    return loaded
+    models = enumerate(find_models(items))
+    return [
+        (f"tagger {i}", m) if isinstance(m, Tagger) else (str(m), load_tagger(m, networks)) for i, m in models
+    ]
 
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kit.core.errors import KitError, closest
-from kit.infer.blend import blend_scores
+from kit.core.errors import KitError, choose, closest
+from kit.infer.blend import BLENDS, blend_scores
 from kit.infer.engine import WindowLogits
 from kit.infer.session import Member, clip_scores
 from kit.infer.template import RowPlan, Template
@@ -111,11 +111,20 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
 def check_blend(members: Sequence[Member], kind: str) -> None:
     """Refuse to average scores that share no scale.
 
-    Errors: KitError where uncalibrated rank scores would enter a mean
+    Errors: KitError for an unknown blend, and where uncalibrated rank scores would enter a mean over models or windows
     """
+    choose("blend", kind, BLENDS)
     for member in members:
-        if kind != "rank" and not member.card.calibrated:
+        if member.card.calibrated:
+            continue
+        cure = "run `oof` on its run, which fits a scale and an offset"
+        if kind != "rank":
             raise KitError(
-                f"{member.name} gives rank scores without a calibration, which no {kind} blend can take: run `oof` on "
-                "its run, which fits a scale and an offset, or use --blend rank."
+                f"{member.name} gives rank scores without a calibration, which no {kind} blend can take: {cure}, "
+                "or use --blend rank."
+            )
+        if member.listener.listening.mode != "full":
+            raise KitError(
+                f"{member.name} gives rank scores without a calibration, which cannot be pooled over windows: "
+                f"{cure}, or listen in mode full."
             )

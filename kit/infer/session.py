@@ -29,6 +29,7 @@ class Member:
     weight: float = 1.0
     seconds: float = 0.0
     heard: set[int] = field(default_factory=set)
+    failed_clips: dict[int, str] = field(default_factory=dict)
     failure: str | None = None
 
     @property
@@ -66,6 +67,7 @@ def listen_through(
     take: Take,
     *,
     stop: Callable[[], bool] = never,
+    before_batches: Callable[[], object] = lambda: None,
     after_burst: Callable[[Member, float], object] = lambda member, seconds: None,
     after_member: Callable[[Member], object] = lambda member: None,
 ) -> None:
@@ -79,8 +81,8 @@ def listen_through(
             if stop():
                 return
             try:
-                listen_to_burst(member, hearing, number, take, stop)
-            except (RuntimeError, ValueError, TypeError, IndexError, KitError) as error:
+                listen_to_burst(member, hearing, number, take, stop, before_batches)
+            except Exception as error:  # another model may still do well
                 member.failure = " ".join(str(error).split())[:500] or type(error).__name__
                 break
             if last_user:
@@ -91,29 +93,39 @@ def listen_through(
 
 
 def listen_to_burst(
-    member: Member, hearing: Hearing, number: int, take: Take, stop: Callable[[], bool]
+    member: Member,
+    hearing: Hearing,
+    number: int,
+    take: Take,
+    stop: Callable[[], bool],
+    before_batches: Callable[[], object],
 ) -> None:
     """One model hears one burst, or remembers it from its ledger.
 
-    A burst that is only partly remembered is heard whole, so that a resumed job forms the same batches.
+    A burst that is only partly remembered is heard whole, so that a resumed job forms the same batches; clips of
+    one content have one answer. A clip of which the network says no finite number is noted as failed.
     """
     sources = hearing.open_burst(number)
-    remembered = [member.ledger.entries.get(hearing.digests[i]) for i in sources]
-    if not all(remembered):
+    if not all(hearing.digests[i] in member.ledger for i in sources):
         watch = Stopwatch(hearing.watch.now)
         sources, specs = hearing.specs(number, member.frontend_key)
+        before_batches()
         with watch.measure("network"), hearing.watch.measure("network"):
-            remembered = member.listener.listen(specs, stop)
+            heard = member.listener.listen(specs, stop)
         member.seconds += watch.seconds["network"]
-        member.ledger.add(
-            (hearing.digests[i], said)
-            for i, said in zip(sources, remembered, strict=True)
-            if said is not None
-        )
-    for i, said in zip(sources, remembered, strict=True):
-        if said is not None:
-            member.heard.add(i)
-            take(member, i, said)
+        said_of = {i: said for i, said in zip(sources, heard, strict=True) if said is not None}
+        finite = {i: said for i, said in said_of.items() if np.isfinite(said.logits).all()}
+        member.failed_clips |= {
+            i: "the network's answer is no finite number" for i in said_of if i not in finite
+        }
+        member.ledger.add((hearing.digests[i], said) for i, said in finite.items())
+    for i in sources:
+        if hearing.digests[i] in member.ledger:
+            try:
+                take(member, i, member.ledger.entries[hearing.digests[i]])
+                member.heard.add(i)
+            except KitError as error:
+                member.failed_clips[i] = str(error)
 
 
 def clip_scores(tagger: Tagger, listening: ListeningConfig, logits: np.ndarray) -> np.ndarray:
@@ -134,8 +146,8 @@ def clip_scores(tagger: Tagger, listening: ListeningConfig, logits: np.ndarray) 
     return scores[0].numpy()
 
 
-def member_report(member: Member) -> dict[str, Any]:
-    """What the report says of a model."""
+def member_report(member: Member, names: Sequence[str]) -> dict[str, Any]:
+    """What the report says of a model; `names` are the sources'."""
     card = member.card
     return {
         "checkpoint": Path(member.name).name,
@@ -146,6 +158,7 @@ def member_report(member: Member) -> dict[str, Any]:
         "oof_lwlrap": card.oof_score,
         "listening": member.listener.listening.to_dict(),
         "clips_heard": len(member.heard),
+        "clips_failed": {names[i]: reason for i, reason in sorted(member.failed_clips.items())},
         "network_s": round(member.seconds, 3),
         "failure": member.failure,
     }

@@ -1,6 +1,7 @@
 """Checkpoints and a folder of audio in, the competition's CSV and a report out, before the deadline."""
 
 import contextlib
+import faulthandler
 import json
 import sys
 import threading
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.core.clock import Deadline, parse_duration, process_start
+from kit.core.clock import Deadline, parse_duration, set_deadline
 from kit.core.errors import KitError
 from kit.core.files import write_json
+from kit.core.runtime import in_notebook
 from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, end_with_parent, run_supervised
 from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
@@ -98,39 +100,40 @@ def submit(
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """
     many = [checkpoints] if isinstance(checkpoints, str | Path | Tagger) else list(checkpoints)
+    if not Path(out).name or Path(out).suffix == ".json":
+        raise KitError(f"out must be the path of a CSV, got {str(out)!r}: e.g. submission.csv.")
     options = SubmitOptions(
         many, Path(audio), Path(out), None if template is None else Path(template), blend, weights, mode, window_s,
         hop_s, pool, device, threads, batch_frames, precision, progress, networks, decoders,
     )  # fmt: skip
     if deadline is None:
         return Submission(options.out, do_submission(SubmissionWork(options, Deadline())))
-    duration_s = parse_duration(deadline)
-    start = process_start() if started_at is None else started_at
+    return submit_before(options, deadline, started_at)
+
+
+def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:
+    """Submit before a deadline, in whatever can be stopped on time: a child, or a thread for what lives here."""
+    duration_s, end = parse_duration(deadline), set_deadline(deadline, started_at).at
     margin = margin_s(duration_s)
-    kill_at = Deadline(start + duration_s - margin)
-    work = SubmissionWork(options, Deadline(start + duration_s - 2 * margin), kill_at)
+    kill_at = Deadline(end - margin)
+    work = SubmissionWork(options, Deadline(end - 2 * margin), kill_at)
     if work.pace.deadline.left_s() <= 0:
-        print(
-            f"WARNING: the deadline of {deadline} has passed: it counts from {time.ctime(start)}; see started_at"
-        )
-        return Submission(options.out, {})
+        began = time.ctime(end - duration_s)
+        print(f"WARNING: the deadline of {deadline} has passed: it counts from {began}; see started_at")
+        return Submission(options.out, read_final_report(options.out))
     if am_worker():
         end_with_parent()
         return Submission(options.out, do_submission(work))
     if options.in_memory:
-        return submit_in_thread(work, kill_at)
-    words = {
-        name: value
-        for name, value in vars(options).items()
-        if name not in ("networks", "decoders", "progress")
-    }
-    words |= {"deadline": f"{duration_s}s", "started_at": repr(start), "no_progress": not progress}
+        return submit_in_thread(work, kill_at, Deadline(end - margin / 2))
+    here = ("networks", "decoders", "progress")
+    words = {name: value for name, value in vars(options).items() if name not in here}
+    words |= {"deadline": deadline, "started_at": repr(end - duration_s), "no_progress": not options.progress}
     return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)
 
 
 def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submission:
     """Run the submission as this kit's command line in a child, and pass on what it prints."""
-    report_path(out).unlink(missing_ok=True)
     errors: list[str] = []
 
     def echo(text: str) -> None:
@@ -168,11 +171,12 @@ def ending(code: int | None) -> str:
     return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
-def submit_in_thread(work: SubmissionWork, kill_at: Deadline) -> Submission:
+def submit_in_thread(work: SubmissionWork, kill_at: Deadline, last: Deadline) -> Submission:
     """Run the submission of networks that only this process holds, and return in time even where they hang.
 
-    A network that never returns keeps its thread until the process ends, and code that holds the interpreter
-    lock cannot be left: for a sure end, submit checkpoints of the kit's own families.
+    A network that never returns keeps its thread until the process ends. Code that holds the interpreter lock
+    cannot be left: a script ends at `last` with exit code 1, its CSV whole, and a notebook waits; for a sure end,
+    submit checkpoints of the kit's own families.
     """
     out = work.options.out
     done: list[dict[str, Any] | BaseException] = []
@@ -183,9 +187,12 @@ def submit_in_thread(work: SubmissionWork, kill_at: Deadline) -> Submission:
         except BaseException as error:
             done.append(error)
 
+    if not in_notebook():  # the last resort against code that keeps the lock: the process ends, the CSV stays
+        faulthandler.dump_traceback_later(max(0.01, last.left_s()), exit=True)
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout=max(0.0, kill_at.left_s()))
+    faulthandler.cancel_dump_traceback_later()
     if done and isinstance(done[0], BaseException):
         raise done[0]
     if done and isinstance(done[0], dict):

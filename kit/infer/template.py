@@ -59,12 +59,12 @@ def read_template(path: Path) -> Template:
     Errors: KitError for a missing or empty file, no classes, names or ids that repeat, rows of another width
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+            rows = [row for row in csv.reader(handle) if row]
+    except (OSError, csv.Error) as error:
         raise KitError(
             f"cannot read the template {path}: {error}. Give the competition's sample submission."
         ) from error
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     if not rows or len(rows[0]) < 2:
         raise KitError(f"the template {path} needs an id column and class columns, its header is {rows[:1]}.")
     header, body = rows[0], rows[1:]

@@ -1,6 +1,8 @@
 """Options of a submission in, the work done in this process, a CSV that grows better and a report out."""
 
 import dataclasses
+import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +13,14 @@ import numpy as np
 import torch
 
 from kit.core.clock import Deadline
-from kit.core.errors import KitError
+from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, text_digest, write_json
 from kit.core.progress import Stopwatch, advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
 from kit.core.supervise import am_worker
 from kit.core.version import VERSION
-from kit.infer.checkpoint import NetworkBuilder, find_checkpoints, load_tagger, read_checkpoint
+from kit.infer.blend import BLENDS
+from kit.infer.checkpoint import NetworkBuilder, find_models, load_tagger, read_checkpoint
 from kit.infer.engine import Listener, WindowLogits
 from kit.infer.hearing import Hearing
 from kit.infer.ledger import Ledger
@@ -80,6 +83,13 @@ class ModelSource:
     tagger: Tagger | None
 
 
+def model_source(item: Path | Tagger, number: int) -> ModelSource:
+    """A model by its card; `number` names those that have no file."""
+    if isinstance(item, Tagger):
+        return ModelSource(f"tagger {number}", item.card, item)
+    return ModelSource(str(item), read_checkpoint(item)[0], None)
+
+
 class Pace:
     """Tells when to stop: what is left must hold one more step and the writing of the CSV.
 
@@ -93,7 +103,7 @@ class Pace:
         self.stopped = False
 
     def begin(self) -> None:
-        """Start counting steps: what came before was no step."""
+        """Start counting a step here: reading and decoding before it was none."""
         self.last = self.deadline.now()
 
     def __call__(self) -> bool:
@@ -112,31 +122,37 @@ class SubmissionWork:
     def __init__(
         self, options: SubmitOptions, deadline: Deadline, silent_after: Deadline | None = None
     ) -> None:
+        choose("blend", options.blend, BLENDS)
         self.options, self.pace, self.silent_after = options, Pace(deadline), Deadline()
-        self.watch, self.began = Stopwatch(), time.time()
+        self.watch, self.began, self.written_at = Stopwatch(), time.time(), deadline.now()
         self.notes: list[str] = []
         self.in_pieces: set[str] = set()
         self.quiet = am_worker()  # the supervisor has said the first notes already
         self.files = list_audio(options.audio)
         self.names = [path.relative_to(options.audio).as_posix() for path in self.files]
-        self.models = self.find_models()
+        self.models = [model_source(item, i) for i, item in enumerate(find_models(options.checkpoints))]
         self.weights = check_weights(options.weights, len(self.models))
         self.template, self.plan = self.read_rows()
-        priors = blend_priors([m.card for m in self.models], self.weights, self.template.classes)
-        self.write(np.tile(priors, (len(self.template.ids), 1)))
+        self.job = self.describe_job()
+        if not self.holds_this_job():
+            priors = blend_priors([m.card for m in self.models], self.weights, self.template.classes)
+            self.write(np.tile(priors, (len(self.template.ids), 1)))
+            write_json(report_path(options.out), {"job": self.job, "state": "priors", "notes": self.notes})
         self.quiet, self.silent_after = False, silent_after or Deadline()
 
-    def find_models(self) -> list[ModelSource]:
-        """The card of every model, before any network is built."""
-        found: list[ModelSource] = []
-        for item in self.options.checkpoints:
-            if isinstance(item, Tagger):
-                found.append(ModelSource(f"tagger {len(found)}", item.card, item))
-            else:
-                found += [ModelSource(str(p), read_checkpoint(p)[0], None) for p in find_checkpoints([item])]
-        if not found:
-            raise KitError("no checkpoints given: e.g. --checkpoints 'run/fold_*.pt'.")
-        return found
+    def describe_job(self) -> str:
+        """A digest of all that was asked, down to the cards and the names of the files."""
+        asked = {key: getattr(self.options, key) for key in ("blend", "mode", "window_s", "hop_s", "pool")}
+        cards = [model.card.digest_text() for model in self.models]
+        return text_digest(str(asked), str(self.weights), repr(self.template), *self.names, "", *cards)
+
+    def holds_this_job(self) -> bool:
+        """Whether the CSV is there from an earlier run of this very job: it stays until there is more."""
+        try:
+            report = json.loads(report_path(self.options.out).read_text(encoding="utf-8"))
+            return report.get("job") == self.job and read_template(self.options.out) == self.template
+        except (OSError, ValueError, AttributeError, KitError):
+            return False
 
     def read_rows(self) -> tuple[Template, RowPlan]:
         """The template's rows and each one's file; without a template, the files and the models' classes."""
@@ -231,14 +247,17 @@ class SubmissionWork:
                 self.hearing,
                 self.take,
                 stop=self.pace,
+                before_batches=self.pace.begin,
                 after_burst=self.after_burst,
                 after_member=lambda member: self.save("at work"),
             )
         self.hearing.close()
         for member in self.team:
             member.ledger.flush()
+            name = Path(member.name).name
+            if member.ledger.problem:
+                self.note(f"what {name} said cannot be kept for another run: {member.ledger.problem}")
             if member.failure:
-                name = Path(member.name).name
                 self.note(f"{name} FAILED after {len(member.heard)} clips: {member.failure}")
         if self.in_pieces:
             what = f"{len(self.in_pieces)} clips are longer than max_frames"
@@ -260,8 +279,10 @@ class SubmissionWork:
     def save(self, state: str) -> dict[str, Any]:
         """Write the CSV and the report of what it holds; the report."""
         self.write(self.rows.blend(self.options.blend))
+        names = [self.names[i] for i in self.used]
         value = {
             "kit": VERSION,
+            "job": self.job,
             "csv": str(self.options.out),
             "state": state,
             **self.rows.counts(),
@@ -274,7 +295,7 @@ class SubmissionWork:
             "audio_s": round(sum(d or 0.0 for d in self.hearing.durations_s), 3),
             "device": str(self.hearing.device),
             "blend": self.options.blend,
-            "models": [member_report(m) for m in self.team],
+            "models": [member_report(m, names) for m in self.team],
             "seconds": {name: round(s, 3) for name, s in self.watch.seconds.items()},
             "seconds_total": round(time.time() - self.began, 3),
             "notes": self.notes,
@@ -285,10 +306,14 @@ class SubmissionWork:
 
 
 def do_submission(work: SubmissionWork) -> dict[str, Any]:
-    """Do a submission in this process; its report. Errors: KitError, also where every model failed"""
+    """Do a submission in this process; its report.
+
+    Errors: KitError where every model failed and no deadline asks for a CSV all the same
+    """
     tune_process()
     report = work.run()
     failures = [model["failure"] for model in report["models"]]
-    if all(failures):
-        raise KitError(f"every model failed, the CSV {work.options.out} holds priors: {failures[0]}")
+    if all(failures) and work.pace.deadline.at == math.inf:
+        holds = "priors" if report["rows_with_prior"] == report["rows"] else "what was heard before"
+        raise KitError(f"every model failed, the CSV {work.options.out} holds {holds}: {failures[0]}")
     return report

@@ -15,7 +15,7 @@ from kit.core.files import write_whole
 from kit.infer.engine import cut_span
 from kit.learn.losses import LOSSES
 from kit.learn.recipe import Recipe
-from kit.models.tagger import Tagger
+from kit.models.tagger import Tagger, network_layout
 from kit.sound.augment import draw_mix, mix_specs, unite_labels
 from kit.sound.frontend import Frontend
 
@@ -81,6 +81,7 @@ class FoldTraining:
         if len(clips.specs) < 2:
             raise KitError(f"fold {fold} has {len(clips.specs)} training clips: at least 2 are needed.")
         self.network: nn.Module = tagger.network.to(device)
+        self.layout = network_layout(self.network)
         self.steps = max(1, len(clips.specs) // min(recipe.batch_size, len(clips.specs)))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.lr_peak, weight_decay=recipe.weight_decay, amsgrad=True
@@ -126,7 +127,7 @@ class FoldTraining:
 
     def run_step(self, specs: Tensor, targets: Tensor, weights: Tensor) -> float:
         """One step of the optimiser; the batch's loss."""
-        inputs = self.tagger.frontend.stack(specs).contiguous(memory_format=torch.channels_last)
+        inputs = self.tagger.frontend.stack(specs).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             logits = self.network(inputs)
         losses = LOSSES[self.recipe.loss](logits.float(), targets)

@@ -76,6 +76,7 @@ class MaxPyramid(nn.Module):
     def __init__(self, settings: PyramidConfig, channels: int, bins: int, classes: int) -> None:
         super().__init__()
         self.settings = settings
+        self.channels_last = settings.dims == 2
         self.stride = self.min_frames = 2**settings.blocks
         if settings.dims == 2 and bins < self.stride:
             raise KitError(

@@ -38,6 +38,11 @@ def build_network(settings: dict[str, Any], channels: int, bins: int, classes: i
     return network_class(config_class.from_dict(rest), channels, bins, classes)
 
 
+def network_layout(network: nn.Module) -> torch.memory_format:
+    """The memory layout of a network's inputs: channels-last where it says that it gains, else the usual one."""
+    return torch.channels_last if getattr(network, "channels_last", False) else torch.contiguous_format
+
+
 @dataclass(frozen=True)
 class TaggerCard(Config):
     """Everything that is known of a tagger besides its tensors; a checkpoint's JSON."""

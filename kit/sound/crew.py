@@ -26,7 +26,8 @@ class Crew(Generic[Job, Result]):
     """Threads that do jobs while the caller computes; decoding releases the interpreter lock.
 
     The threads are daemons, so a file that hangs its reader keeps no process alive: after `patience_s` its job
-    is given up for `give_up(job)` and a fresh thread takes the place of the stuck one.
+    is given up for `give_up(job)` and a fresh thread takes the place of the stuck one. Each such job halves
+    the patience, down to an eighth, so that a folder full of them does not take all the time there is.
     Units: seconds; `now` is a monotonic clock
     """
 
@@ -38,7 +39,8 @@ class Crew(Generic[Job, Result]):
         patience_s: float = 60.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.work, self.give_up, self.patience_s, self.now = work, give_up, patience_s, now
+        self.work, self.give_up, self.now = work, give_up, now
+        self.patience_s, self.least_patience_s = patience_s, patience_s / 8
         self.waiting: queue.SimpleQueue[Slot[Job, Result] | None] = queue.SimpleQueue()
         self.threads = 0
         for _ in range(max(1, threads)):
@@ -70,6 +72,7 @@ class Crew(Generic[Job, Result]):
         while not slot.done.wait(timeout=min(0.1, self.patience_s)):
             if slot.started_at is not None and self.now() - slot.started_at > self.patience_s:
                 self.hire()
+                self.patience_s = max(self.patience_s / 2, self.least_patience_s)
                 return self.give_up(slot.job)
         if slot.error is not None:
             raise slot.error

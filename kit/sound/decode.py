@@ -150,8 +150,11 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
             sound = decoder.read(path)
         except ImportError:
             continue
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reasons.append(f"{decoder.name}: {one_line(error)}")
+            continue
+        if not isinstance(sound, Sound):
+            reasons.append(f"{decoder.name}: gave no sound")
             continue
         problem = sound_problem(sound)
         return Undecodable(problem) if problem else sound
