@@ -53,4 +53,4 @@ def bytes_digest(content: bytes) -> str:
 def text_digest(*texts: str) -> str:
     """The sha256 of several texts, told apart by their lengths."""
     joined = "".join(f"{len(text)}:{text}" for text in texts)
-    return hashlib.sha256(joined.encode("utf-8")).hexdigest()
+    return hashlib.sha256(joined.encode("utf-8", "surrogateescape")).hexdigest()

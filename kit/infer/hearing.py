@@ -98,7 +98,7 @@ class Hearing:
         patience_s: float = 60.0,
         watch: Stopwatch | None = None,
     ) -> None:
-        self.sources, self.frontends, self.device = sources, frontends, device
+        self.sources, self.frontends, self.device = sources, dict(frontends), device
         self.watch = watch or Stopwatch()
         self.store = SpecStore(free_memory_bytes() // 2)
         self.failures: dict[int, str] = {}
@@ -201,6 +201,10 @@ class Hearing:
         """Forget a burst's spectrograms when the last model has heard them."""
         for i in self.bursts[number]:
             self.store.drop((i, key))
+
+    def retire(self, key: str) -> None:
+        """Compute a frontend no more: its last model is done."""
+        self.frontends.pop(key, None)
 
     def close(self) -> None:
         """Let the threads go."""

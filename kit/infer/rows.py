@@ -43,8 +43,13 @@ def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes:
 
 
 def spans_for_row(said: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
-    """The windows whose centre lies in a row's time, or the nearest one where none does."""
-    centres = [(a + b) / 2 / frames_per_s for a, b in said.spans]
+    """The windows inside a row's time, else those with their centre in it, else the nearest one."""
+    slack = 1.5 / frames_per_s
+    times = [(a / frames_per_s, b / frames_per_s) for a, b in said.spans]
+    inside = [w for w, (a, b) in enumerate(times) if begin_s - slack < a and b < end_s + slack]
+    if inside:
+        return inside
+    centres = [(a + b) / 2 for a, b in times]
     inside = [w for w, c in enumerate(centres) if begin_s <= c < end_s]
     middle = (begin_s + end_s) / 2
     return inside or [min(range(len(centres)), key=lambda w: abs(centres[w] - middle))]

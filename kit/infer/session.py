@@ -88,6 +88,8 @@ def listen_through(
             if last_user:
                 hearing.drop(number, member.frontend_key)
             after_burst(member, sum(hearing.durations_s[i] or 0.0 for i in hearing.bursts[number]))
+        if last_user:
+            hearing.retire(member.frontend_key)
         member.ledger.flush()
         after_member(member)
 

@@ -1,7 +1,6 @@
 """Checkpoints and a folder of audio in, the competition's CSV and a report out, before the deadline."""
 
 import contextlib
-import faulthandler
 import json
 import sys
 import threading
@@ -15,7 +14,14 @@ from kit.core.clock import Deadline, parse_duration, set_deadline
 from kit.core.errors import KitError
 from kit.core.files import write_json
 from kit.core.runtime import in_notebook
-from kit.core.supervise import ERROR_MARK, am_worker, as_arguments, end_with_parent, run_supervised
+from kit.core.supervise import (
+    ERROR_MARK,
+    am_worker,
+    as_arguments,
+    end_with_parent,
+    exit_after,
+    run_supervised,
+)
 from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
 from kit.models.tagger import Tagger
@@ -175,8 +181,8 @@ def submit_in_thread(work: SubmissionWork, kill_at: Deadline, last: Deadline) ->
     """Run the submission of networks that only this process holds, and return in time even where they hang.
 
     A network that never returns keeps its thread until the process ends. Code that holds the interpreter lock
-    cannot be left: a script ends at `last` with exit code 1, its CSV whole, and a notebook waits; for a sure end,
-    submit checkpoints of the kit's own families.
+    cannot be left: a script ends at `last` with exit code 0, its CSV whole, and a notebook waits; for a sure
+    return, submit checkpoints of the kit's own families.
     """
     out = work.options.out
     done: list[dict[str, Any] | BaseException] = []
@@ -187,12 +193,11 @@ def submit_in_thread(work: SubmissionWork, kill_at: Deadline, last: Deadline) ->
         except BaseException as error:
             done.append(error)
 
-    if not in_notebook():  # the last resort against code that keeps the lock: the process ends, the CSV stays
-        faulthandler.dump_traceback_later(max(0.01, last.left_s()), exit=True)
+    call_off = (lambda: None) if in_notebook() else exit_after(max(0.01, last.left_s()))
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout=max(0.0, kill_at.left_s()))
-    faulthandler.cancel_dump_traceback_later()
+    call_off()
     if done and isinstance(done[0], BaseException):
         raise done[0]
     if done and isinstance(done[0], dict):

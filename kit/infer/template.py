@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,7 @@ class RowPlan:
         for file, end in zip(self.files, self.ends_s, strict=True):
             if file is not None and end is not None:
                 ends.setdefault(file, []).append(end)
-        gaps = [
-            b - a for times in ends.values() for a, b in zip(sorted(times), sorted(times)[1:], strict=False)
-        ]
+        gaps = [b - a for times in ends.values() for a, b in pairwise(sorted(set(times)))]
         if gaps:
             return min(gaps)
         return min((min(times) for times in ends.values()), default=None)
@@ -60,8 +59,11 @@ def read_template(path: Path) -> Template:
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+            if handle.read(1) in ("\udcff", "\udcfe"):
+                raise UnicodeError("it is in UTF-16, save it as UTF-8")
+            handle.seek(0)
             rows = [row for row in csv.reader(handle) if row]
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise KitError(
             f"cannot read the template {path}: {error}. Give the competition's sample submission."
         ) from error
@@ -86,7 +88,8 @@ def split_window(name: str) -> tuple[str, float | None]:
     """An id of the form <stem>_<end second> in its parts; (name, None) where it is not of that form."""
     stem, _, end = name.rpartition("_")
     digits = end.replace(".", "", 1)
-    return (stem, float(end)) if stem and digits.isascii() and digits.isdigit() else (name, None)
+    is_time = stem and len(end) < 12 and digits.isascii() and digits.isdigit()
+    return (stem, float(end)) if is_time else (name, None)
 
 
 def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:

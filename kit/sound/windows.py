@@ -1,5 +1,6 @@
 """A clip's frames in, windows that cover every one out; their scores in, one score per class out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from kit.sound.lengths import FILL_MODES, LengthGrid
 Span = tuple[int, int]
 
 
-def window_spans(frames: int, length: int, hop: int) -> list[Span]:
+def window_spans(frames: int, length: int, hop: float) -> list[Span]:
     """Windows that cover every frame: one each `hop`, the last aligned to the end.
 
+    A hop of a broken number of frames is rounded start by start, so that late windows do not drift.
     A clip shorter than one window gives the one span (0, length), to be filled.
     Shape:  -> list of (first frame, frame after the last)
     Errors: KitError where hop is outside (0, length]: audio would be left that no window hears
@@ -24,7 +26,8 @@ def window_spans(frames: int, length: int, hop: int) -> list[Span]:
         raise KitError(f"hop must be in (0, {length}] frames, got {hop}: a longer hop leaves audio unheard.")
     if frames <= length:
         return [(0, length)]
-    starts = [*range(0, frames - length, hop), frames - length]
+    last = frames - length
+    starts = [start for k in range(math.ceil(last / hop)) if (start := round(k * hop)) < last] + [last]
     return [(start, start + length) for start in starts]
 
 
@@ -33,7 +36,7 @@ class ListeningConfig(Config):
     """How a tagger hears a clip; checkpoints carry it, and scores were measured in it."""
 
     mode: str = setting("full", "the whole clip at once, or fixed windows", choices=("full", "windows"))
-    window_s: float = setting(5.0, "seconds the network hears at once in mode windows", low=0.01)
+    window_s: float = setting(5.0, "seconds heard at once in mode windows", low=0.01, high=86400)
     hop_s: float = setting(2.5, "seconds between window starts in mode windows", low=0.001)
     pool: str = setting(
         "max",
@@ -55,8 +58,8 @@ class ListeningConfig(Config):
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
         """The pieces of a clip that the network hears, in frames."""
         if self.mode == "windows":
-            length = max(1, round(self.window_s * frames_per_s))
-            return window_spans(frames, length, min(length, max(1, round(self.hop_s * frames_per_s))))
+            length = math.ceil(self.window_s * frames_per_s - 1e-6)
+            return window_spans(frames, length, max(1.0, min(length, self.hop_s * frames_per_s)))
         if frames <= self.max_frames:
             return [(0, frames)]
         return window_spans(frames, self.max_frames, self.max_frames // 2)

@@ -43,12 +43,14 @@ def test_without_a_template_the_sorted_files_and_the_checkpoints_classes_are_wri
     np.testing.assert_allclose(list(rows.values()), said.probabilities, rtol=0, atol=1e-6)
     assert done.report == json.loads((tmp_path / "deep" / "er" / "sub.json").read_text())
     assert done.report["state"] == "finished" and done.report["rows_heard_by_all"] == len(rows)
-    assert abs(done.report["audio_s"] - 28.8) < 0.5
+    assert abs(done.report["audio_s"] - 27.4) < 0.1
     assert [model["clips_heard"] for model in done.report["models"]] == [len(rows)] * 3
     assert "14 rows, 14 heard by all of 3 models" in str(done)
 
 
-def test_class_columns_may_be_a_subset_in_another_order(trained: Trained, clips: Path, tmp_path: Path) -> None:
+def test_class_columns_may_be_a_subset_in_another_order(
+    trained: Trained, clips: Path, tmp_path: Path
+) -> None:
     wanted = [trained.classes[k] for k in (5, 0, 3)]
     ids = sorted(path.name for path in clips.iterdir())[::-1]
     template = write_template(tmp_path / "t.csv", ids, wanted)
@@ -68,7 +70,9 @@ def test_models_with_their_classes_in_another_order_agree_on_columns(tmp_path: P
 
     turned = loud_tagger(Backwards(3), classes=("c", "b", "a"), prevalences=[0.3, 0.2, 0.1])
     together = predict_clips([loud_tagger(), turned], tmp_path / "in").probabilities
-    np.testing.assert_allclose(together, predict_clips(loud_tagger(), tmp_path / "in").probabilities, atol=1e-6)
+    np.testing.assert_allclose(
+        together, predict_clips(loud_tagger(), tmp_path / "in").probabilities, atol=1e-6
+    )
 
 
 def test_an_empty_folder_makes_a_csv_of_priors_and_a_loud_warning(
@@ -116,7 +120,6 @@ def test_the_templates_own_answers_are_not_kept_for_rows_nobody_heard(tmp_path: 
     assert (tmp_path / "out.csv").read_text().endswith("x,0.1,0.2,0.3\n")
 
 
-@pytest.mark.xfail(strict=True, reason="os.walk follows a link to the folder itself, and hears each file forty times")
 def test_a_link_to_its_own_folder_does_not_make_files_many(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav"])
     (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
@@ -133,7 +136,6 @@ def test_a_linked_folder_elsewhere_is_heard(tmp_path: Path) -> None:
     assert list(read_scores(tmp_path / "out.csv")[1]) == ["a.wav", "more/b.wav"]
 
 
-@pytest.mark.xfail(strict=True, reason="a name that is no UTF-8 cannot be encoded: UnicodeEncodeError")
 def test_a_file_name_that_is_no_utf8_is_written_byte_for_byte(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav"])
     os.rename(tmp_path / "in" / "a.wav", os.fsencode(tmp_path / "in") + b"/\xff\xfe.wav")
@@ -150,7 +152,17 @@ def test_a_strange_file_name_without_a_row_disturbs_nothing(tmp_path: Path) -> N
     assert report["rows_heard_by_all"] == 1 and len(report["files_without_row"]) == 3
 
 
-@pytest.mark.parametrize("out", ["", ".", "/", "out.json", "there", "file.txt/sub.csv"])
+@pytest.mark.parametrize(
+    "out",
+    [
+        "",
+        ".",
+        "/",
+        "out.json",
+        "there",
+        "file.txt/sub.csv",
+    ],
+)
 def test_an_output_that_cannot_be_a_csv_is_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
@@ -162,7 +174,6 @@ def test_an_output_that_cannot_be_a_csv_is_one_error(
         submit(loud_tagger(), "in", out, progress=False)
 
 
-@pytest.mark.xfail(strict=True, reason="predictions that cannot be kept end the submission, its CSV left at the priors")
 def test_a_state_folder_that_cannot_be_written_costs_the_resume_not_the_csv(
     trained: Trained, clips: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +182,9 @@ def test_a_state_folder_that_cannot_be_written_costs_the_resume_not_the_csv(
     assert report["rows_heard_by_all"] == 14 and any("state" in note for note in report["notes"])
 
 
-def test_wrong_inputs_are_told_before_anything_is_written(trained: Trained, clips: Path, tmp_path: Path) -> None:
+def test_wrong_inputs_are_told_before_anything_is_written(
+    trained: Trained, clips: Path, tmp_path: Path
+) -> None:
     good = write_template(tmp_path / "good.csv", ["a"], trained.classes)
     alien = write_template(tmp_path / "alien.csv", ["a"], [*trained.classes[:-1], "chirp_upp"])
     (tmp_path / "junk.pt").write_bytes(b"junk")
@@ -213,7 +226,6 @@ def test_wrong_ways_to_listen_are_told(trained: Trained, clips: Path, tmp_path: 
             submit(trained.mel[0], clips, tmp_path / "out.csv", progress=False, **changes)
 
 
-@pytest.mark.xfail(strict=True, reason="an infinite window is an OverflowError")
 def test_a_window_without_end_is_told(trained: Trained, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="window_s"):
         submit(
@@ -233,7 +245,9 @@ DAMAGED_CARDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED_CARDS)
-def test_a_damaged_checkpoint_is_one_error_that_names_it(trained: Trained, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_one_error_that_names_it(
+    trained: Trained, tmp_path: Path, damage: str
+) -> None:
     content = torch.load(trained.mel[0], weights_only=True)
     torch.save(content | DAMAGED_CARDS[damage], tmp_path / "bad.pt")
     with pytest.raises(KitError, match=r"bad\.pt"):
@@ -248,10 +262,15 @@ def test_a_truncated_checkpoint_is_one_error(trained: Trained, tmp_path: Path, c
         load_tagger(tmp_path / "cut.pt")
 
 
-@pytest.mark.xfail(strict=True, reason="patterns that overlap give a model twice its weight")
-def test_overlapping_patterns_name_each_checkpoint_once(trained: Trained, clips: Path, tmp_path: Path) -> None:
+def test_overlapping_patterns_name_each_checkpoint_once(
+    trained: Trained, clips: Path, tmp_path: Path
+) -> None:
     folder = Path(trained.mel[0]).parent
-    patterns = [str(folder / "fold_0.pt"), str(folder / "fold_*.pt"), str(folder / ".." / "mel" / "fold_1.pt")]
+    patterns = [
+        str(folder / "fold_0.pt"),
+        str(folder / "fold_*.pt"),
+        str(folder / ".." / "mel" / "fold_1.pt"),
+    ]
     report = submit(patterns, clips, tmp_path / "out.csv", progress=False).report
     assert len(report["models"]) == 2
 
@@ -271,7 +290,6 @@ class Tuned(nn.Module):
         return torch.as_tensor(self.out(self.gru(x)[0].amax(dim=1)))
 
 
-@pytest.mark.xfail(strict=True, reason="channels-last inputs make .view raise in networks that are not the kit's")
 def test_a_network_with_views_goes_from_own_tagger_through_its_file_to_a_csv(tmp_path: Path) -> None:
     torch.manual_seed(0)
     write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
@@ -339,7 +357,9 @@ def test_a_network_lent_to_the_kit_keeps_its_mode_and_its_weights(tmp_path: Path
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_another_way_to_listen_than_the_checkpoints_is_reported(trained: Trained, clips: Path, tmp_path: Path) -> None:
+def test_another_way_to_listen_than_the_checkpoints_is_reported(
+    trained: Trained, clips: Path, tmp_path: Path
+) -> None:
     report = submit(
         trained.mel[0], clips, tmp_path / "out.csv", mode="windows", window_s=1.0, hop_s=0.5, progress=False
     ).report
@@ -351,6 +371,5 @@ def test_another_way_to_listen_than_the_checkpoints_is_reported(trained: Trained
     np.testing.assert_allclose(list(rows.values()), said, rtol=0, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="an array is one word on the worker's command line")
 def test_options_that_are_arrays_reach_the_worker_as_lists_do() -> None:
     assert as_arguments({"weights": np.array([1.0, 2.0])}) == as_arguments({"weights": [1.0, 2.0]})

@@ -49,7 +49,7 @@ def test_ids_come_back_byte_for_byte_and_are_heard(tmp_path: Path, form: str) ->
     np.testing.assert_allclose(list(rows.values()), alone, rtol=0, atol=1e-6)
     assert len({tuple(row) for row in rows.values()}) == len(ids)
     asked, given = (path.read_bytes().splitlines() for path in (template, tmp_path / "out.csv"))
-    assert [line[: len(line) - 5] for line in asked[1:]] == [
+    assert [line[:-6] for line in asked[1:]] == [
         re.sub(rb"(,[0-9.e+-]+){3}$", b"", line) for line in given[1:]
     ]
 
@@ -99,7 +99,6 @@ def test_templates_are_read_whatever_their_dialect_of_csv(tmp_path: Path, varian
     assert read_template(tmp_path / "t.csv") == Template("fname", ("x", "y"), ("a", "b"))
 
 
-@pytest.mark.xfail(strict=True, reason="read_text turns CR LF inside a quoted id into LF")
 def test_an_id_with_line_ends_in_it_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'fname,a\n"x\r\ny",0\n')
     template = read_template(tmp_path / "t.csv")
@@ -122,18 +121,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            marks=pytest.mark.xfail(strict=True, reason="csv.Error is not caught")
-            if case == "a quote that never ends"
-            else (),
-        )
-        for case in REFUSED
-    ],
-)
+@pytest.mark.parametrize("case", REFUSED)
 def test_a_template_that_cannot_be_obeyed_is_one_error(tmp_path: Path, case: str) -> None:
     text, words = REFUSED[case]
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
@@ -141,7 +129,13 @@ def test_a_template_that_cannot_be_obeyed_is_one_error(tmp_path: Path, case: str
         read_template(tmp_path / "t.csv")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfefname,a\n", "fname,a\nd\xeda,0\n".encode("latin-1"), None])
+def test_ids_in_another_encoding_stay_the_bytes_they_are(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("fname,a\nd\xeda,0\n".encode("latin-1"))
+    write_submission(tmp_path / "out.csv", read_template(tmp_path / "t.csv"), np.zeros((1, 1)))
+    assert (tmp_path / "out.csv").read_bytes() == b"fname,a\nd\xeda,0.0\n"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfefname,a\n", "fname,a\nx,0\n".encode("utf-16"), None])
 def test_a_template_that_is_no_text_is_one_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "t.csv"
     path.mkdir() if content is None else path.write_bytes(content)
@@ -205,21 +199,19 @@ def test_every_window_row_gets_the_score_of_its_own_window(tmp_path: Path, mode:
     np.testing.assert_allclose([rows[name] for name in ids], cut, rtol=0, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the window aligned to the end has its centre in the last but one row's time")
 def test_the_last_but_one_row_does_not_hear_the_tail_of_the_clip(tmp_path: Path) -> None:
     wave, pieces = five_seconds(2, tail=2 * RATE)
     wave[-2 * RATE :] = noise(2 * RATE, level=0.9)
     write_wav(tmp_path / "in" / "s.wav", wave)
-    template = write_template(tmp_path / "t.csv", ["s_5", "s_10", "s_12"], ["a", "b", "c"])
+    template = write_template(tmp_path / "t.csv", ["s_5", "s_10", "s_15"], ["a", "b", "c"])
     submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, window_s=5.0, hop_s=5.0, mode="windows",
            progress=False)  # fmt: skip
     _, rows = read_scores(tmp_path / "out.csv")
     cut = predict_clips(loud_tagger(), [Sound(piece[:-1], RATE) for piece in pieces]).probabilities
     np.testing.assert_allclose(rows["s_10"], cut[1], rtol=0, atol=1e-5)
-    assert (rows["s_12"] > rows["s_10"] + 0.05).all()
+    assert (rows["s_15"] > rows["s_10"] + 0.05).all()
 
 
-@pytest.mark.xfail(strict=True, reason="windows start at multiples of a rounded hop and drift away from the seconds")
 def test_windows_do_not_drift_from_the_seconds_over_a_long_clip() -> None:
     frames_per_s = 44100 / 1024
     listening = ListeningConfig(mode="windows", window_s=5.0, hop_s=5.0)
@@ -228,7 +220,6 @@ def test_windows_do_not_drift_from_the_seconds_over_a_long_clip() -> None:
     assert max(abs(start - 5.0 * k) for k, start in enumerate(starts_s)) <= 1.5 / frames_per_s
 
 
-@pytest.mark.xfail(strict=True, reason="equal ends make a period of zero, and every row hears from the clip's start")
 def test_two_rows_of_one_end_leave_the_other_rows_their_own_windows(tmp_path: Path) -> None:
     wave, pieces = five_seconds(3)
     wave[: 5 * RATE] *= 8
@@ -248,7 +239,6 @@ def test_rows_beyond_the_end_and_between_the_windows_still_get_an_answer(tmp_pat
     assert HOP == 200 and len(read_scores(tmp_path / "out.csv")[1]) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="an end of four hundred digits is infinite, and no window")
 def test_an_end_second_beyond_all_numbers_is_no_window(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["s.wav"])
     ids = ["s_" + "9" * 400, "s_5"]

@@ -1,0 +1,506 @@
+"""Law 8: with a deadline the work is done before it, whatever files, networks and devices do."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kit.core.clock import Deadline, parse_duration, set_deadline
+from kit.core.errors import KitError
+from kit.infer.hearing import Hearing
+from kit.infer.predict import predict_clips
+from kit.infer.submission import submit
+from kit.infer.work import Pace, SubmissionWork, SubmitOptions, do_submission
+from kit.sound.crew import Crew
+from kit.sound.decode import DECODERS, Decoder, Sound
+from tests.behaviour.trained import (
+    LoudBands,
+    Trained,
+    loud_tagger,
+    nine_digits,
+    noise,
+    read_scores,
+    write_folder,
+    write_template,
+    write_wav,
+)
+
+RACE_S = 25.0
+
+# What goes wrong in a worker: a module that Python loads by itself when it starts.
+BEFORE = """
+import glob, os, signal, threading, time
+def hold_the_lock():
+    import ctypes
+    ctypes.PyDLL(None).sleep(1000)
+if os.environ.get("AUDIOTAG_KIT_WORKER") == "1":
+    try:
+        import soundfile, torch
+    except ImportError:
+        raise SystemExit("the worker of this test has no soundfile or torch")
+"""
+HANGING_FILE = """
+    read = soundfile.SoundFile
+    class Hanging(read):
+        def __init__(self, file, *given, **named):
+            if "hang" in str(file):
+                threading.Event().wait()
+            super().__init__(file, *given, **named)
+    soundfile.SoundFile = Hanging
+"""
+ONCE_A_MODEL_IS_DONE = """
+    forward = torch.nn.Conv2d.forward
+    def wrong(self, x):
+        if glob.glob(os.environ["STATE"] + "/[!.]*.npz"):
+            {deed}
+        return forward(self, x)
+    torch.nn.Conv2d.forward = wrong
+"""
+DEEDS = {
+    "a file hangs its reader": HANGING_FILE,
+    "a network holds the interpreter lock": ONCE_A_MODEL_IS_DONE.format(deed="hold_the_lock()"),
+    "a network breaks the process": ONCE_A_MODEL_IS_DONE.format(deed="os.kill(os.getpid(), signal.SIGSEGV)"),
+    "the system kills the process": ONCE_A_MODEL_IS_DONE.format(deed="os.kill(os.getpid(), signal.SIGKILL)"),
+}
+SCRIPT = """
+import threading, time, torch
+from torch import nn
+from {place} import own_tagger, submit, {config}
+class Stuck(nn.Module):
+    def forward(self, spec):
+        {deed}
+tagger = own_tagger(Stuck(), FrontendConfig(sample_rate=8000, n_fft=400, hop_length=200, n_mels=30), "abc")
+done = submit(tagger, {audio!r}, {out!r}, deadline="{seconds}s", progress=False)
+print("RETURNED", time.time(), flush=True)
+"""
+SCRIPTS = {
+    "in a script, a network waits for ever": "threading.Event().wait()",
+    "in a script, a network holds the interpreter lock": "import ctypes; ctypes.PyDLL(None).sleep(1000)",
+}
+
+
+@dataclass
+class Race:
+    """A process against its deadline."""
+
+    child: "subprocess.Popen[str]"
+    began: float
+    out: Path
+    ended: float | None = None
+
+
+@pytest.fixture(scope="module")
+def races(
+    kit_command: list[str], trained: Trained, clips: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Race]]:
+    """All races, started together: they wait, and so cost little; the tests come for them when they are over."""
+    folder = tmp_path_factory.mktemp("races")
+    shutil.copytree(clips, folder / "in")
+    for k in range(3):
+        write_wav(folder / "in" / f"hang_{k}.wav", noise(4000))
+    paths = [str(Path(kit_command[-1]).parent)] if kit_command[-1].endswith(".py") else []
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    running: dict[str, Race] = {}
+    for number, (name, deed) in enumerate(DEEDS.items()):
+        room = folder / str(number)
+        (room / "site").mkdir(parents=True)
+        (room / "site" / "sitecustomize.py").write_text(BEFORE + deed)
+        words = ["submit", "--audio", str(folder / "in" if "file" in name else clips), "--out", "out.csv"]
+        words += ["--deadline", f"{RACE_S}s", "--no-progress", "--checkpoints", *trained.mel]
+        given = {"PYTHONPATH": os.pathsep.join([str(room / "site"), *paths]), "STATE": "out.csv.state"}
+        running[name] = start([*kit_command, *words], room, given)
+    for number, (name, deed) in enumerate(SCRIPTS.items()):
+        room = folder / f"script_{number}"
+        room.mkdir()
+        bundle = kit_command[-1].endswith(".py")
+        script = SCRIPT.format(
+            place="audiotag_kit" if bundle else "kit.verbs_infer",
+            config="FrontendConfig" if bundle else "Verb\nfrom kit.sound.frontend import FrontendConfig",
+            deed=deed, audio=str(clips), out="out.csv", seconds=RACE_S,
+        )  # fmt: skip
+        (room / "script.py").write_text(script)
+        running[name] = start([sys.executable, "script.py"], room, {"PYTHONPATH": os.pathsep.join(paths)})
+    yield running
+    for race in running.values():
+        with contextlib.suppress(OSError):
+            os.killpg(race.child.pid, signal.SIGKILL)
+        race.child.wait()
+
+
+def start(command: list[str], room: Path, environment: dict[str, str]) -> Race:
+    """Start a process in a folder, and a thread that notes when it ended."""
+    child = subprocess.Popen(
+        command,
+        cwd=room,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    race = Race(child, time.time(), room / "out.csv")
+
+    def note_end() -> None:
+        child.wait()
+        race.ended = time.time()
+
+    threading.Thread(target=note_end, daemon=True).start()
+    return race
+
+
+def result(race: Race) -> str:
+    """What a process said, once it ended; fails where it missed its deadline, or ended badly."""
+    try:
+        said, _ = race.child.communicate(timeout=max(1.0, race.began + RACE_S + 2.0 - time.time()))
+    except subprocess.TimeoutExpired:
+        raise AssertionError("still running after the deadline") from None
+    limit = time.time() + 5.0
+    while race.ended is None and time.time() < limit:
+        time.sleep(0.01)
+    assert race.ended is not None and race.ended - race.began < RACE_S
+    assert race.child.returncode == 0, said
+    assert "Traceback" not in said, said
+    return said
+
+
+# First the tests that need no process, while the races run.
+
+
+def test_the_races_are_on(races: dict[str, Race]) -> None:
+    assert len(races) == len(DEEDS) + len(SCRIPTS)
+
+
+@dataclass
+class HandClock:
+    """A clock that moves when told."""
+
+    time: float = 0.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def test_a_pace_stops_while_one_more_step_and_the_writing_still_fit() -> None:
+    clock = HandClock()
+    pace = Pace(Deadline(100.0, clock))
+    pace.write_s = 2.0
+    pace.begin()
+    asked = []
+    for _ in range(40):
+        clock.time += 5.0
+        asked.append((clock.time, pace()))
+        if pace.stopped:
+            break
+    last, stopped = asked[-1]
+    assert stopped and last <= 100.0 - 2 * 2.0 and last + 5.0 + 5.0 + 2 * 2.0 >= 100.0
+    clock.time = 0.0
+    assert pace(), "a pace that stopped stays so, even where the clock is set back"
+
+
+def test_without_a_deadline_a_pace_never_stops() -> None:
+    clock = HandClock()
+    pace = Pace(Deadline(now=clock))
+    for _ in range(10):
+        clock.time += 1e6
+        assert not pace()
+
+
+def test_durations_and_the_moment_they_count_from() -> None:
+    spelled = {"55m": 3300, "1h30m": 5400, "90s": 90, "90": 90, 90: 90, 1.5: 1.5, "1h": 3600, " 2M ": 120}
+    for text, seconds in spelled.items():
+        assert parse_duration(text) == seconds
+    for text in ("", "m", "5x", "-5", "0", "nan", "inf", "5m3", "1:30"):
+        with pytest.raises(KitError, match="55m"):
+            parse_duration(text)
+    now = time.time()
+    assert set_deadline("1m", now).at == now + 60.0
+    assert 0 < time.time() - (set_deadline(1.0, None).at - 1.0) < 86400
+
+
+class Ticking(LoudBands):
+    """A network whose batches take a second of a clock that is told."""
+
+    def __init__(self, clock: HandClock, scale: float) -> None:
+        super().__init__(3)
+        self.clock, self.batches = clock, 0
+        torch.nn.init.constant_(self.scale, scale)
+
+    def forward(self, spec: Tensor) -> Tensor:
+        self.clock.time += 1.0
+        self.batches += 1
+        return super().forward(spec)
+
+
+@pytest.mark.parametrize("blend", ["mean", "geometric", "rank"])
+@pytest.mark.parametrize("seconds", [0.1, 2.0, 7.0, 17.0, 26.0, 1000.0])
+def test_rows_are_normalised_by_the_weights_they_got(tmp_path: Path, seconds: float, blend: str) -> None:
+    """Two models of weights 1 and 3 hear 12 clips, a batch each; the clock runs out somewhere."""
+    names = [f"{i:02d}.wav" for i in range(12)]
+    for i, name in enumerate(names):
+        write_wav(tmp_path / "in" / name, noise(2000 + 400 * i, seed=i, level=0.01 * (1 + i)))
+    clock = HandClock(1000.0)
+    models = [Ticking(clock, 0.2), Ticking(clock, 0.5)]
+    taggers = [loud_tagger(network) for network in models]
+    options = SubmitOptions(
+        taggers, tmp_path / "in", tmp_path / "out.csv", blend=blend, weights=[1.0, 3.0], batch_frames=1,
+        progress=False,
+    )  # fmt: skip
+    report = do_submission(SubmissionWork(options, Deadline(1000.0 + seconds, clock)))
+    assert clock.time <= 1000.0 + seconds
+    _, rows = read_scores(tmp_path / "out.csv")
+    heard = [network.batches for network in models]
+    assert heard[0] >= heard[1] and heard[1] == (12 if seconds > 25 else heard[1])
+    assert sum(heard) >= min(24, int(seconds) - 3)
+    single = [predict_clips(tagger, tmp_path / "in", blend=blend).probabilities for tagger in taggers]
+    both = predict_clips(taggers, tmp_path / "in", blend=blend, weights=[1.0, 3.0]).probabilities
+    for i, name in enumerate(names):
+        wanted = both[i] if i < heard[1] else single[0][i]
+        if i >= heard[0]:
+            wanted = np.array([0.1, 0.2, 0.3]) if blend != "rank" else np.array([1, 2, 3]) / 3
+        np.testing.assert_allclose(rows[name], wanted, rtol=0, atol=1e-6)
+    assert report["rows_heard_by_all"] == heard[1] and report["rows_with_prior"] == 12 - heard[0]
+    assert report["state"] == ("finished" if heard[1] == 12 else "stopped by the deadline")
+
+
+def test_a_deadline_that_has_passed_still_gives_a_whole_csv_at_once(
+    trained: Trained, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = write_template(tmp_path / "t.csv", ["clip_00.wav", "x"], trained.classes)
+    submit(trained.mel[0], clips, tmp_path / "out.csv", template, deadline="1m", started_at=time.time() - 61)
+    assert "has passed" in capsys.readouterr().out
+    _, rows = read_scores(tmp_path / "out.csv")
+    assert list(rows) == ["clip_00.wav", "x"] and np.array_equal(rows["clip_00.wav"], rows["x"])
+
+
+def test_a_deadline_that_has_passed_takes_nothing_from_a_finished_csv(
+    trained: Trained, clips: Path, tmp_path: Path
+) -> None:
+    submit(trained.mel[0], clips, tmp_path / "out.csv", progress=False)
+    done = (tmp_path / "out.csv").read_bytes()
+    submit(trained.mel[0], clips, tmp_path / "out.csv", deadline="1m", started_at=time.time() - 61)
+    assert (tmp_path / "out.csv").read_bytes() == done
+
+
+@pytest.mark.parametrize("started_at", [1e3 * 1.8e9, 12345.0, float("nan"), 4e9])
+def test_a_started_at_that_is_no_unix_time_of_late_is_refused(tmp_path: Path, started_at: float) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+    with pytest.raises(KitError, match="started_at"):
+        submit(
+            loud_tagger(),
+            tmp_path / "in",
+            tmp_path / "o.csv",
+            deadline="1m",
+            started_at=started_at,
+            progress=False,
+        )
+
+
+def test_in_a_notebook_a_network_that_never_returns_is_left_in_time(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+    blocked, others = threading.Event(), set(threading.enumerate())
+    tagger = loud_tagger(LoudBands(before=lambda spec: blocked.wait() and None))
+    began = time.time()
+    submit(tagger, tmp_path / "in", tmp_path / "out.csv", deadline="3s", started_at=began, progress=False)
+    assert time.time() < began + 3.0
+    _, rows = read_scores(tmp_path / "out.csv")
+    assert rows["a.wav"].tolist() == nine_digits([0.1, 0.2, 0.3])
+    left = (tmp_path / "out.csv").read_bytes()
+    blocked.set()
+    for thread in set(threading.enumerate()) - others:
+        thread.join(timeout=5.0)
+    assert (tmp_path / "out.csv").read_bytes() == left, (
+        "the abandoned thread wrote after the call had returned"
+    )
+
+
+def test_with_a_deadline_a_network_of_ones_own_that_behaves_is_heard(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+    done = submit(
+        loud_tagger(),
+        tmp_path / "in",
+        tmp_path / "out.csv",
+        deadline="1m",
+        started_at=time.time(),
+        progress=False,
+    )
+    assert done.report["rows_heard_by_all"] == 1 and done.report["state"] == "finished"
+
+
+def test_with_a_deadline_a_network_that_raises_still_ends_well(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+
+    def explode(spec: Tensor) -> None:
+        raise RuntimeError("boom")
+
+    both = [loud_tagger(LoudBands(before=explode)), loud_tagger()]
+    report = submit(
+        both, tmp_path / "in", tmp_path / "out.csv", deadline="1m", started_at=time.time(), progress=False
+    ).report
+    assert [model["failure"] for model in report["models"]] == ["boom", None]
+
+
+def test_with_a_deadline_the_failure_of_all_models_still_ends_with_a_csv(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+
+    def explode(spec: Tensor) -> None:
+        raise RuntimeError("boom")
+
+    tagger = loud_tagger(LoudBands(before=explode))
+    report = submit(
+        tagger, tmp_path / "in", tmp_path / "out.csv", deadline="1m", started_at=time.time(), progress=False
+    ).report
+    assert report["models"][0]["failure"] == "boom" and report["rows_with_prior"] == 1
+
+
+def hanging_decoder(release: threading.Event) -> Decoder:
+    """A decoder for which files called hang are stuck, header and all."""
+
+    def guard(do: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def run(path: Path) -> Any:
+            if "hang" in path.name:
+                release.wait()
+            return do(path)
+
+        return run
+
+    return Decoder("hanging", guard(DECODERS[0].read), guard(DECODERS[0].duration_s))
+
+
+def test_a_file_that_hangs_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["hang.wav", "x.wav"])
+    release = threading.Event()
+    decoder = Decoder("hanging", hanging_decoder(release).read, DECODERS[0].duration_s)
+    paths, frontends = sorted((tmp_path / "in").iterdir()), {"": loud_tagger().frontend}
+    hearing = Hearing(paths, frontends, torch.device("cpu"), threads=1, decoders=[decoder], patience_s=0.05)
+    heard, specs = hearing.specs(0, "")
+    release.set()
+    hearing.close()
+    assert heard == [1] and len(specs) == 1 and "given up" in hearing.failures[0]
+
+
+def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", [f"hang_{k:02d}.wav" for k in range(12)] + ["x.wav", "y.wav"])
+    release = threading.Event()
+    report = submit(
+        loud_tagger(), tmp_path / "in", tmp_path / "out.csv", deadline="4s", started_at=time.time(), threads=2,
+        decoders=[hanging_decoder(release)], progress=False,
+    ).report  # fmt: skip
+    release.set()
+    _, rows = read_scores(tmp_path / "out.csv")
+    assert [name for name in rows if rows[name].tolist() != nine_digits([0.1, 0.2, 0.3])] == [
+        "x.wav",
+        "y.wav",
+    ]
+    assert report["rows_heard_by_all"] == 2
+
+
+def test_one_slow_file_does_not_make_the_pace_give_up_the_time_that_is_left(tmp_path: Path) -> None:
+    """One file of 40 takes 100 s to read; batches take a second; 300 s are plenty."""
+    write_folder(tmp_path / "in", [f"{i:02d}.wav" for i in range(40)], samples=900)
+    clock = HandClock(1000.0)
+
+    def read(path: Path) -> Sound:
+        clock.time += 100.0 if path.name == "07.wav" else 0.0
+        return DECODERS[0].read(path)
+
+    models = [Ticking(clock, 0.2), Ticking(clock, 0.5)]
+    options = SubmitOptions(
+        [loud_tagger(network) for network in models], tmp_path / "in", tmp_path / "out.csv", batch_frames=1,
+        decoders=[Decoder("slow", read, DECODERS[0].duration_s)], progress=False,
+    )  # fmt: skip
+    report = do_submission(SubmissionWork(options, Deadline(1000.0 + 250.0, clock)))
+    assert report["rows_heard_by_all"] == 40
+
+
+def test_a_crew_brings_back_whatever_its_work_returned() -> None:
+    crew: Crew[int, int | None] = Crew(lambda job: None if job % 2 else job, lambda job: -1, threads=2)
+    slots = [crew.begin(job) for job in range(6)]
+    assert [crew.finish(slot) for slot in slots] == [0, None, 2, None, 4, None]
+    crew.dismiss()
+
+
+def test_a_crew_whose_work_raises_does_not_wait_for_the_dead() -> None:
+    class Angry(Exception):
+        pass
+
+    def work(job: int) -> int:
+        raise Angry
+
+    clock = HandClock()
+    crew: Crew[int, int] = Crew(work, lambda job: -1, threads=1, patience_s=3600.0, now=clock)
+    ended: list[Any] = []
+
+    def wait() -> None:
+        with contextlib.suppress(Angry):
+            ended.append(crew.finish(crew.begin(1)))
+        ended.append("over")
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    waiter.join(timeout=1.0)
+    clock.time = 1e9
+    assert ended
+
+
+def test_one_sound_is_enough_for_a_deadline_counted_in_hours(tmp_path: Path) -> None:
+    said = predict_clips(loud_tagger(), [Sound(noise(4000), 8000)])
+    assert set_deadline("10000h", time.time()).left_s() > 3.5e7 and len(said.names) == 1
+
+
+# Then the races.
+
+
+def test_a_file_that_hangs_its_reader_is_given_up_and_the_others_are_heard(
+    races: dict[str, Race], trained: Trained, clips: Path
+) -> None:
+    race = races["a file hangs its reader"]
+    result(race)
+    _, rows = read_scores(race.out)
+    names = sorted(path.name for path in clips.iterdir())
+    models = [[trained.mel[0]], [trained.mel[1]], list(trained.mel)]
+    wanted = np.array([predict_clips(some, clips).probabilities for some in models])
+    for name, choices in zip(names, wanted.swapaxes(0, 1), strict=True):
+        assert min(np.abs(choices - rows[name]).max(axis=1)) < 1e-5, "no model had heard it"
+    assert np.array_equal(rows["hang_0.wav"], rows["hang_2.wav"])
+
+
+@pytest.mark.parametrize("name", [name for name in DEEDS if "file" not in name])
+def test_a_worker_that_hangs_or_dies_leaves_what_was_done_by_then(
+    races: dict[str, Race], trained: Trained, clips: Path, name: str
+) -> None:
+    race = races[name]
+    said = result(race)
+    assert "WARNING" in said
+    _, rows = read_scores(race.out)
+    assert len(rows) == 14
+    singles = [predict_clips(checkpoint, clips).probabilities for checkpoint in trained.mel]
+    found = np.array(list(rows.values()))
+    assert min(np.abs(found - single).max() for single in singles) < 1e-5, "one model had heard everything"
+    assert race.out.with_suffix(".json").is_file()
+
+
+def test_in_a_script_a_network_that_waits_for_ever_is_left(races: dict[str, Race]) -> None:
+    race = races["in a script, a network waits for ever"]
+    assert "RETURNED" in result(race)
+    assert len(read_scores(race.out)[1]) == 14
+
+
+def test_in_a_script_a_network_that_holds_the_interpreter_lock_cannot_miss_the_deadline(
+    races: dict[str, Race],
+) -> None:
+    race = races["in a script, a network holds the interpreter lock"]
+    result(race)
+    assert len(read_scores(race.out)[1]) == 14
