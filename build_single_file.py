@@ -23,6 +23,7 @@ WIDTH = 110
 GENERATED = ("BUNDLE_SECTIONS", "where")
 DUNDERS = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__loader__"}
 IN_CLASSES = {"__module__", "__qualname__", "__class__", "__classdict__", "__annotations__"}
+IN_CLASSES |= {"__annotate__", "__conditional_annotations__"}  # from Python 3.14 on
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SCOPES = (*FUNCTIONS, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
 ImportNode = ast.Import | ast.ImportFrom

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -176,6 +177,9 @@ def enter(verbs: Mapping[str, Verb], file: str | None) -> None:
     without arguments, the kit prints one line. Under IPython a good end raises nothing.
     """
     notebook = in_notebook()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if file is None or (notebook and len(sys.argv) < 2):
         print(HINT)
         return

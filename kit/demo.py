@@ -17,7 +17,7 @@ from kit.labels.table import label_targets, read_clip_table
 from kit.learn.train import train_run
 from kit.recipes import find_recipe
 from kit.sound.decode import header_duration_s, list_audio
-from kit.toydata import TOY_CLASSES, make_toy_set
+from kit.toydata import make_toy_set
 
 DEMO_SETTINGS = [
     "frontend.sample_rate=22050", "frontend.hop_length=512", "frontend.n_fft=1024", "frontend.n_mels=64",
@@ -45,7 +45,7 @@ def run_demo(out: str = "demo", clips: int = 240, test: int = 60, epochs: int | 
     audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(folder / "data" / "test"))
     score, prior = score_csv(folder / "submission.csv", folder / "data" / "test_truth.csv")
     return (
-        f"test lwlrap {score:.4f} (the priors alone: {prior:.4f})\n"
+        f"test lwlrap {score:.4f} (class frequencies alone: {prior:.4f})\n"
         f"submitted {audio_s:.0f} s of audio in {seconds:.1f} s, start-up included: {audio_s / seconds:.0f} times "
         f"faster than it sounds\nthe whole demo took {time.perf_counter() - began:.0f} s\n"
         f"the CSV lies at {folder / 'submission.csv'}"
@@ -76,7 +76,7 @@ def submit_from_single_file(folder: Path) -> float:
             "--no-progress",
         ]
         began = time.perf_counter()
-        command = [sys.executable, "-I", "audiotag_kit.py", *map(str, words)]
+        command = [sys.executable, "-P", "audiotag_kit.py", *map(str, words)]
         code = subprocess.run(command, cwd=room, check=False).returncode
         if code:
             raise KitError(f"the single file ended with exit code {code}; its message stands above.")
@@ -100,12 +100,14 @@ def write_single_file(path: Path) -> None:
 
 
 def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
-    """The lwlrap of a submission, and that of the training priors' order alone."""
-    truth_table = read_clip_table(truth_path)
+    """The lwlrap of a submission, and of scoring every clip by how often the truth holds each class.
+
+    Labels are the truth's `true_labels` where it has them, else its `labels`.
+    """
+    table = read_clip_table(truth_path)
     with open(path, encoding="utf-8", newline="") as handle:
         header, *rows = csv.reader(handle)
     scores = {row[0]: [float(x) for x in row[1:]] for row in rows}
-    truth = label_targets(list(truth_table["labels"]), header[1:])
-    predicted = np.array([scores[name] for name in truth_table["fname"]])
-    assert tuple(header[1:]) == TOY_CLASSES
+    truth = label_targets(list(table["true_labels" if "true_labels" in table else "labels"]), header[1:])
+    predicted = np.array([scores[name] for name in table["fname"]])
     return lwlrap(truth, predicted), lwlrap(truth, np.tile(truth.mean(axis=0), (len(truth), 1)))

@@ -1,5 +1,6 @@
 """A machine and some checkpoints in, what can be done with them out."""
 
+import contextlib
 import platform
 import sys
 from collections.abc import Sequence
@@ -48,7 +49,10 @@ def describe_job(audio: Path, checkpoints: Sequence[Path], deadline: str | None)
     files = list_audio(audio)
     seconds = sum(header_duration_s(path) or 0.0 for path in files)
     line = f"{audio}: {len(files)} audio files, {seconds:.0f} s"
-    cards = [read_checkpoint(path)[0] for path in checkpoints]
+    cards = []
+    for path in checkpoints:
+        with contextlib.suppress(KitError):  # its own line says why
+            cards.append(read_checkpoint(path)[0])
     device = pick_device()[0].type
     if not cards or any(card.cost is None or card.cost_device != device for card in cards):
         return f"{line}; what a submission takes is not known here (no cost was measured on {device})"

@@ -1,5 +1,6 @@
 """The verbs of learning: names in, functions out."""
 
+import json
 from pathlib import Path
 
 from kit.cli import Verb
@@ -74,7 +75,7 @@ def describe(values: dict[str, object], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += describe(value, f"{prefix}{key}.")
         elif prefix or key not in ("name", "source"):
-            lines.append(f"  {prefix}{key}={value}")
+            lines.append(f"  {prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
     return lines
 
 

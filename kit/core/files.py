@@ -1,5 +1,6 @@
 """Contents in, whole files out: written beside, then renamed, so that a kill leaves the last good one."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise KitError(
             f"cannot write {path}: {error.strerror or error}. Choose a folder you may write to, with space."
         ) from error

@@ -1,8 +1,10 @@
 """A machine in, the device that really computes out, and the CPU and network set for the job."""
 
+import contextlib
 import ctypes
 import os
 import sys
+import typing
 from pathlib import Path
 
 import torch
@@ -71,6 +73,15 @@ def tune_process() -> None:
             mallopt(parameter, value)
 
 
+def full_float32() -> contextlib.AbstractContextManager[None]:
+    """A context in which cuDNN convolves float32 as float32, not as TF32; what else is set stays."""
+    now = torch.backends.cudnn
+    flags = now.flags(
+        enabled=now.enabled, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False
+    )
+    return typing.cast("contextlib.AbstractContextManager[None]", flags)
+
+
 def in_notebook() -> bool:
     """True under IPython, where the process belongs to the notebook and must live on."""
     return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
@@ -86,11 +97,13 @@ def free_memory_bytes() -> int:
     free = [4 * 2**30]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")] or free
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text(encoding="utf-8").strip()
         if limit != "max":
-            free.append(int(limit) - int((group / "memory.current").read_text(encoding="utf-8")))
+            cache = (group / "memory.stat").read_text(encoding="utf-8").split("inactive_file ")[-1].split()[0]
+            used = int((group / "memory.current").read_text(encoding="utf-8")) - int(cache)
+            free.append(int(limit) - used)
     except (OSError, ValueError, IndexError):
         pass
     return max(0, min(free))

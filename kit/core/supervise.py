@@ -137,7 +137,7 @@ def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], ob
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment | {WORKER_MARK: "1"},
+        env=environment | {WORKER_MARK: "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
         start_new_session=True,
     )
     said: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError
 from kit.core.files import write_whole
-from kit.models.tagger import FAMILIES, Tagger, TaggerCard, build_network
+from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.sound.frontend import FrontendConfig
 from kit.sound.windows import ListeningConfig
 
@@ -108,18 +108,15 @@ def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None 
                 f"{path} holds a network of your own, {family[4:]!r}: call from Python with "
                 f"networks={{{family[4:]!r}: build}}, build() giving the network (known: {', '.join(known) or 'none'})."
             )
-        network = known[family[4:]]()
+        tagger = Tagger(card, known[family[4:]]())
     else:
-        choose("network family", family, FAMILIES)
-        network = build_network(
-            card.network, len(card.frontend.channels), card.frontend.n_bins, len(card.classes)
-        )
+        tagger = build_tagger(card)
     try:
-        network.load_state_dict(tensors)
+        tagger.network.load_state_dict(tensors)
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise KitError(f"{path}: its tensors do not fit its network: {problem[:300]}") from error
-    return Tagger(card, network.eval())
+    return tagger.eval()
 
 
 def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kit.core.errors import KitError, choose
-from kit.models.tagger import Tagger
+from kit.core.runtime import full_float32
+from kit.models.tagger import Tagger, network_layout
 from kit.sound.frontend import Frontend
 from kit.sound.lengths import batches_by_length, fill_frames
 from kit.sound.windows import ListeningConfig, Span
@@ -67,11 +68,7 @@ class Listener:
         self.listening = listening or tagger.card.listening
         self.batch_frames = batch_frames or BATCH_FRAMES.get(device.type, GPU_BATCH_FRAMES)
         self.dtype = choose("precision", precision, PRECISIONS)
-        self.layout = (
-            torch.channels_last
-            if getattr(tagger.network, "channels_last", False)
-            else torch.contiguous_format
-        )
+        self.layout = network_layout(tagger.network)
         tagger.to(device)
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
@@ -84,6 +81,7 @@ class Listener:
         try:
             with (
                 torch.inference_mode(),
+                full_float32(),
                 torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
             ):
                 yield
@@ -122,22 +120,27 @@ class Listener:
         return cut_span(self.tagger.frontend, spec, span, frames, self.listening.fill)
 
     def forward(self, batch: Tensor) -> np.ndarray:
-        """Logits of a batch, which is halved for as long as the device lacks the memory.
+        """Logits of a batch, which is halved for as long as the device lacks the memory, as are later ones.
 
         Shape: (B, M, N) -> (B, K) float32
         """
-        try:
-            spec = self.tagger.frontend.stack(batch.to(self.device)).contiguous(memory_format=self.layout)
-            logits = self.tagger.network(spec)
-            check_logits(logits, spec, len(self.tagger.card.classes))
-            return np.asarray(logits.float().cpu().numpy())
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        torch.cuda.empty_cache()
+        if len(batch) == 1 or batch.shape[0] * batch.shape[-1] <= self.batch_frames:
+            try:
+                return self.answer(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+            torch.cuda.empty_cache()
+            self.batch_frames = (len(batch) + 1) // 2 * batch.shape[-1]
         half = len(batch) // 2
-        self.batch_frames = min(self.batch_frames, half * batch.shape[-1])
         return np.concatenate([self.forward(batch[:half]), self.forward(batch[half:])])
+
+    def answer(self, batch: Tensor) -> np.ndarray:
+        """Logits of a batch that fits the device. Shape: (B, M, N) -> (B, K) float32"""
+        spec = self.tagger.frontend.stack(batch.to(self.device)).contiguous(memory_format=self.layout)
+        logits = self.tagger.network(spec)
+        check_logits(logits, spec, len(self.tagger.card.classes))
+        return np.asarray(logits.float().cpu().numpy())
 
 
 def check_logits(logits: object, spec: Tensor, classes: int) -> None:

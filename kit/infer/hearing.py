@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -194,7 +195,8 @@ class Hearing:
                     f"no ratio of small integers leads from {sound.sample_rate} Hz to {rate} Hz within 0.01 %"
                 )
             else:
-                waves[i] = resample(torch.from_numpy(sound.wave).to(self.device), *ratio)
+                wave = np.ascontiguousarray(sound.wave, dtype=np.float32)
+                waves[i] = resample(torch.from_numpy(wave).to(self.device), *ratio)
         return waves
 
     def drop(self, number: int, key: str) -> None:
@@ -203,8 +205,10 @@ class Hearing:
             self.store.drop((i, key))
 
     def retire(self, key: str) -> None:
-        """Compute a frontend no more: its last model is done."""
+        """Compute a frontend no more, and forget what is left of it: its last model is done."""
         self.frontends.pop(key, None)
+        for number in range(len(self.bursts)):
+            self.drop(number, key)
 
     def close(self) -> None:
         """Let the threads go."""

@@ -15,7 +15,7 @@ class Ledger:
     """What one model said of each file, by the file's sha256.
 
     The path's name carries the hash of checkpoint and listening, so that another model never reads it.
-    Without a path nothing is written.
+    Without a path nothing is written. At most a twentieth of the time goes into writing.
     """
 
     def __init__(self, path: Path | None, now: Callable[[], float], flush_every_s: float = 2.0) -> None:
@@ -31,7 +31,7 @@ class Ledger:
         return digest in self.entries
 
     def add(self, heard: Iterable[tuple[str, WindowLogits]]) -> None:
-        """Take in some clips, the first answer to a content staying; written at most every `flush_every_s`."""
+        """Take in some clips, the first answer to a content staying; written now and then."""
         for digest, said in heard:
             self.unsaved += digest not in self.entries
             self.entries.setdefault(digest, said)
@@ -40,12 +40,14 @@ class Ledger:
 
     def flush(self) -> None:
         """Write everything, whole; where that cannot be, say why in `problem` and keep it in memory alone."""
+        began = self.now()
         if self.path is not None and self.unsaved:
             try:
                 write_whole(self.path, self.write_entries)
             except KitError as error:
                 self.path, self.problem = None, str(error)
         self.unsaved, self.flushed_at = 0, self.now()
+        self.flush_every_s = max(self.flush_every_s, 20 * (self.flushed_at - began))
 
     def write_entries(self, handle: IO[bytes]) -> None:
         """The arrays of all entries, one after the other."""
@@ -64,12 +66,14 @@ def read_entries(path: Path) -> dict[str, WindowLogits]:
     """The entries of a ledger's file; a damaged one counts as none."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            digests, counts = arrays["digests"].tolist(), arrays["counts"]
+            digests, counts = arrays["digests"].tolist(), arrays["counts"].tolist()
             logits, spans = arrays["logits"], arrays["spans"].tolist()
+        ends = np.cumsum(counts).tolist()
+        return {
+            digest: WindowLogits(
+                logits[end - count : end], tuple((a, b) for a, b in spans[end - count : end])
+            )
+            for digest, end, count in zip(digests, ends, counts, strict=True)
+        }
     except Exception:  # whatever a damaged archive makes zipfile and numpy raise
         return {}
-    ends = np.cumsum(counts).tolist()
-    return {
-        digest: WindowLogits(logits[end - count : end], tuple((a, b) for a, b in spans[end - count : end]))
-        for digest, end, count in zip(digests, ends, counts.tolist(), strict=True)
-    }

@@ -52,6 +52,8 @@ class Submission:
         ]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def margin_s(duration_s: float) -> float:
     """Seconds before the deadline at which a worker is killed; it stops by itself one more margin earlier."""

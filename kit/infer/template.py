@@ -1,6 +1,7 @@
 """A sample submission in, its rows and classes as text out; scores in, the CSV that it asks for out."""
 
 import csv
+import functools
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class RowPlan:
         """The ids of rows without a file."""
         return [name for name, file in zip(ids, self.files, strict=True) if file is None]
 
-    @property
+    @functools.cached_property
     def period_s(self) -> float | None:
         """Seconds each window row stands for: the least distance between two ends of one file."""
         ends: dict[int, list[float]] = {}

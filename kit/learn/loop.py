@@ -44,7 +44,12 @@ def draw_crop(spec: Tensor, frames: int, generator: torch.Generator) -> tuple[in
 
 
 def draw_batches(
-    clips: TrainingClips, recipe: Recipe, plain: bool, frontend: Frontend, generator: torch.Generator
+    clips: TrainingClips,
+    recipe: Recipe,
+    plain: bool,
+    frontend: Frontend,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch of crops, labels and weights, mixed as the recipe says; the remainder waits for the next order.
 
@@ -59,12 +64,12 @@ def draw_batches(
         for i in chosen:
             span = draw_crop(clips.specs[i], frames, generator)
             pieces.append(cut_span(frontend, clips.specs[i], span, frames, recipe.listening.fill))
-        specs, targets = torch.stack(pieces), torch.from_numpy(clips.targets[chosen])
+        specs, targets = torch.stack(pieces).to(device), torch.from_numpy(clips.targets[chosen]).to(device)
         draw = draw_mix(len(chosen), 0.0 if plain else recipe.mix_p, generator)
         yield (
             mix_specs(specs, draw, recipe.frontend) if draw.mixed.any() else specs,
             unite_labels(targets, draw),
-            torch.from_numpy(clips.weights[chosen]),
+            torch.from_numpy(clips.weights[chosen]).to(device),
         )
 
 
@@ -113,9 +118,9 @@ class FoldTraining:
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed)
             for step, batch in enumerate(
-                draw_batches(self.clips, recipe, plain, self.tagger.frontend, generator)
+                draw_batches(self.clips, recipe, plain, self.tagger.frontend, generator, self.device)
             ):
-                loss = self.run_step(*(part.to(self.device) for part in batch))
+                loss = self.run_step(*batch)
                 if not math.isfinite(loss):
                     raise KitError(
                         f"the loss of fold {self.fold}, epoch {self.epoch}, step {step} is {loss}: lower lr_peak "
@@ -180,7 +185,7 @@ class FoldTraining:
         if not path.is_file():
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             recipe = state["recipe"]
         except Exception as error:
             raise KitError(f"{path} cannot be read: remove it, and its fold is trained anew.") from error
@@ -189,5 +194,6 @@ class FoldTraining:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run began on a device without AMP
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]

@@ -55,37 +55,28 @@ class OutOfFold:
         lines += [f"  could not hear {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def names_digest(names: Sequence[str]) -> str:
     """One text for a set of clips, whatever their order."""
     return text_digest(*sorted(names))
 
 
-def calibrated(tagger: Tagger, listener: Listener, said: Sequence[WindowLogits], truth: np.ndarray) -> Tagger:
-    """The tagger with a scale and offset fitted on clips it never saw, where its scores are ranks (law 12).
-
-    Shape: truth (n, K)
-    """
-    if tagger.card.score != "rank":
-        return tagger
-    calibration = fit_calibration(
-        [s.logits for s in said], truth, lambda p: pool_windows(p, listener.listening)
-    )
-    tagger.card = dataclasses.replace(tagger.card, calibration=calibration)
-    return tagger
-
-
 def score_held_out(
     tagger: Tagger, listener: Listener, said: Mapping[int, WindowLogits], truth: np.ndarray
 ) -> np.ndarray:
-    """Calibrate on the held-out clips and put their score on the tagger's card; their probabilities.
+    """Calibrate rank scores on the held-out clips and put the lwlrap on the tagger's card; their probabilities.
 
     Clips that could not be heard get the prior. Shape: truth (n, K), said by row -> (n, K)
     """
     heard = sorted(said)
     probabilities = np.tile(np.array(tagger.card.prevalences, np.float32), (len(truth), 1))
     if heard:
-        calibrated(tagger, listener, [said[i] for i in heard], truth[heard])
+        if tagger.card.score == "rank":
+            logits = [said[i].logits for i in heard]
+            fitted = fit_calibration(logits, truth[heard], lambda p: pool_windows(p, listener.listening))
+            tagger.card = dataclasses.replace(tagger.card, calibration=fitted)
         for i in heard:
             probabilities[i] = clip_scores(tagger, listener.listening, said[i].logits)
     tagger.card = dataclasses.replace(tagger.card, oof_score=round(lwlrap(truth, probabilities), 6))

@@ -40,6 +40,8 @@ class Run:
     def __str__(self) -> str:
         return f"{self.folder}: {self.recipe.name}\n{self.oof}"
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -147,6 +149,7 @@ def hear_table(
             specs.update(zip(heard, tensors, strict=True))
             advance(bar, sum(hearing.durations_s[i] or 0.0 for i in burst))
     hearing.close()
+    warn_of_twins({i: hearing.digests[i] for i in specs}, folds)
     for i, reason in list(hearing.failures.items())[:5]:
         print(f"note: could not hear {names[i]}: {reason}", flush=True)
     if not specs:
@@ -156,6 +159,20 @@ def hear_table(
         np.asarray(frame["weight"], np.float32) if "weight" in frame else np.ones(len(names), np.float32)
     )
     return RunData(names, classes, truth, weights, folds, specs, hearing.seconds, hearing.failures)
+
+
+def warn_of_twins(digests: Mapping[int, str], folds: np.ndarray) -> None:
+    """Say so where files of one content lie in several folds: training would hear what validation hears."""
+    homes: dict[str, set[int]] = {}
+    for i, digest in digests.items():
+        homes.setdefault(digest, set()).add(int(folds[i]))
+    twins = sum(len(home) > 1 for home in homes.values())
+    if twins:
+        print(
+            f"WARNING: {twins} recordings lie in several folds under several names: give them one value in a column, "
+            "and name it with group_column.",
+            flush=True,
+        )
 
 
 def new_tagger(recipe: Recipe, data: RunData, fold: int) -> Tagger:

@@ -110,7 +110,5 @@ class Tagger(nn.Module):
 
 def build_tagger(card: TaggerCard) -> Tagger:
     """A tagger with a freshly initialised network, as its card says."""
-    network = build_network(
-        card.network, len(card.frontend.channels), card.frontend.n_bins, len(card.classes)
-    )
+    network = build_network(card.network, card.frontend.n_channels, card.frontend.n_bins, len(card.classes))
     return Tagger(card, network)

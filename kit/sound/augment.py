@@ -49,7 +49,7 @@ def mix_specs(specs: Tensor, draw: MixDraw, config: FrontendConfig) -> Tensor:
     Shape: raw log spectrograms (B, M, N) -> the same
     """
     energy = log_to_energy(specs, config)
-    mixed = energy_to_log(energy + energy[draw.partner], config)
+    mixed = energy_to_log(energy + energy[draw.partner.to(specs.device)], config)
     return torch.where(draw.mixed.to(specs.device)[:, None, None], mixed, specs)
 
 
@@ -58,7 +58,7 @@ def unite_labels(targets: Tensor, draw: MixDraw) -> Tensor:
 
     Shape: targets (B, K), NaN where unknown -> the same; of two soft labels the greater
     """
-    other = targets[draw.partner]
+    other = targets[draw.partner.to(targets.device)]
     greater = torch.fmax(targets, other)
     unknown = (targets.isnan() | other.isnan()) & ~(greater >= 1.0)
     united = greater.masked_fill(unknown, torch.nan)

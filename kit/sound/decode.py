@@ -59,11 +59,16 @@ class Decoder:
     duration_s: Callable[[Path], float]
 
 
+def libsndfile_name(path: Path) -> str | bytes:
+    """A path as libsndfile takes it: wide text on Windows, the very bytes elsewhere."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
 def read_soundfile(path: Path) -> Sound:
     """Decode through libsndfile in blocks, channels averaged as they come."""
     import soundfile
 
-    with soundfile.SoundFile(os.fsencode(path)) as handle:
+    with soundfile.SoundFile(libsndfile_name(path)) as handle:
         check_duration(handle.frames / handle.samplerate)
         wave, heard = np.empty(handle.frames, dtype=np.float32), 0
         while len(block := handle.read(min(BLOCK_SAMPLES, handle.frames), dtype="float32", always_2d=True)):
@@ -77,7 +82,7 @@ def soundfile_duration_s(path: Path) -> float:
     """Seconds as libsndfile's header states them."""
     import soundfile
 
-    info = soundfile.info(os.fsencode(path))
+    info = soundfile.info(libsndfile_name(path))
     return float(info.frames / info.samplerate)
 
 
@@ -188,6 +193,8 @@ def sound_problem(sound: Sound) -> str | None:
     """Why a decoded waveform cannot be used."""
     if len(sound.wave) == 0:
         return "holds no samples"
+    if sound.wave.ndim != 1 or not np.issubdtype(sound.wave.dtype, np.floating):
+        return f"is {sound.wave.dtype} of shape {sound.wave.shape}, wanted mono floats (T,)"
     if not sound.sample_rate > 0:
         return f"states a sample rate of {sound.sample_rate} Hz"
     low, high = float(sound.wave.min()), float(sound.wave.max())

@@ -101,10 +101,6 @@ class FrontendConfig(Config):
         """Frames N that a clip of `n_samples` makes: n_samples // hop_length + 1."""
         return n_samples // self.hop_length + 1
 
-    def samples_for(self, n_frames: int) -> int:
-        """The fewest samples (at least one) that make `n_frames`."""
-        return max(1, (n_frames - 1) * self.hop_length)
-
 
 @dataclass(frozen=True)
 class SpectrumTables:

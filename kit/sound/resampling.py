@@ -1,11 +1,14 @@
 """A waveform at one rate in, the same sound at another rate out, by a ratio of small integers."""
 
 import functools
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from kit.core.runtime import full_float32
 
 MAX_RATIO_TERM = 1000
 RATIO_TOLERANCE = 1e-4
@@ -48,9 +51,15 @@ def resample(wave: Tensor, down: int, up: int) -> Tensor:
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))
+    with full_float32():
+        return resample_in_pieces(wave, down, up, convert)
+
+
+def resample_in_pieces(wave: Tensor, down: int, up: int, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """`convert` piece by piece, each heard with a margin wider than the filter. Shape: as resample"""
     piece = PIECE_SAMPLES // down * down
     if len(wave) <= piece:
-        return torch.as_tensor(convert(wave))
+        return convert(wave)
     margin = -(-4 * FILTER_WIDTH * max(down, up) // (up * down)) * down + down
     pieces = []
     for start in range(0, len(wave), piece):
