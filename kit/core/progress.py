@@ -24,7 +24,7 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
         unit=unit,
         bar_format=layout,
         disable=not shown,
-        mininterval=0.5,
+        mininterval=5.0 if am_worker() else 0.5,  # a notebook keeps every line that a worker prints
         dynamic_ncols=True,
     )
 
