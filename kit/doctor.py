@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -12,6 +13,7 @@ import torch
 from kit.core.clock import parse_duration
 from kit.core.errors import KitError
 from kit.core.runtime import cpu_count, device_problem, free_memory_bytes, pick_device
+from kit.core.supervise import own_root, own_source
 from kit.core.version import VERSION
 from kit.infer.checkpoint import find_checkpoints, read_checkpoint
 from kit.sound.decode import header_duration_s, list_audio
@@ -32,6 +34,9 @@ def examine(
     lines = [f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}"]
     lines.append("packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES))
     lines.append(f"cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free")
+    source, here = own_source() or own_root() / "kit", Path.cwd()
+    room_gb = shutil.disk_usage(here).free / 1e9
+    lines.append(f"paths: the kit runs from {source}; working in {here}, {room_gb:.0f} GB free there")
     for i in range(torch.cuda.device_count()):
         problem = device_problem(torch.device("cuda", i))
         lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, {problem or 'computes'}")
