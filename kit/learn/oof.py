@@ -102,7 +102,8 @@ def write_oof(run: Path, result: OutOfFold) -> None:
     frame.insert(1, "fold", result.folds)
     if (run / "oof.csv").is_file():
         kept = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
-        frame = pandas.concat([frame, kept[~kept["fold"].isin(result.folds)]])
+        kept = kept[~kept["fold"].isin(result.folds)]
+        frame = pandas.concat([frame, kept]) if len(kept) else frame
         place = {name: i for i, name in enumerate(read_run_table(run)["fname"])}
         frame = frame.sort_values("fname", key=lambda names: names.map(place))
     write_text(run / "oof.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
