@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt
 .PHONY: help demo test lint bundle bench clean
 
 help:
-	@echo "make demo     the whole job on toy data, in about two minutes"
+	@echo "make demo     the whole job on toy data, in about a minute"
 	@echo "make test     lint, types, bundle, and every test on kit/ and on the bundle"
 	@echo "make bundle   kit/ -> audiotag_kit.py"
 	@echo "make bench    the README's figures, measured here"

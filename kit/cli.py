@@ -75,6 +75,7 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, wo
     if parameter.annotation is bool:
         off = "--no-" + flag[2:]
         action = "store_false" if default else "store_true"
+        words = f"do not {words}" if default else words
         parser.add_argument(off if default else flag, dest=parameter.name, action=action, help=words)
     elif "Sequence" in kind or "list" in kind:
         item: Callable[[str], Any] = (

@@ -8,9 +8,9 @@ from kit.core.errors import KitError
 from kit.core.files import write_text
 from kit.demo import run_demo
 from kit.labels.folds import make_folds
-from kit.labels.table import read_clip_table
+from kit.labels.table import class_names, read_clip_table
 from kit.learn.oof import predict_oof
-from kit.learn.train import Run, train_run
+from kit.learn.train import Run, flat_settings, train_run
 from kit.recipes import RECIPES, find_recipe
 
 
@@ -65,22 +65,17 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
     if name is None:
         return "\n".join(f"{recipe.name:18} {recipe.source}" for recipe in RECIPES.values())
     recipe = find_recipe(name, small)
-    return f"{recipe.name}: {recipe.source}\n" + "\n".join(describe(recipe.to_dict()))
-
-
-def describe(values: dict[str, object], prefix: str = "") -> list[str]:
-    """Settings as the key=value lines that --set takes."""
-    lines: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += describe(value, f"{prefix}{key}.")
-        elif prefix or key not in ("name", "source"):
-            lines.append(f"  {prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return lines
+    lines = [f"{recipe.name}: {recipe.source}"]
+    for key, value in flat_settings(recipe.to_dict()).items():
+        if key not in ("name", "source"):
+            lines.append(
+                f"  {key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+            )
+    return "\n".join(lines)
 
 
 def add_folds(table: str, out: str, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> str:
-    """Write a table with a leak-free, multilabel-stratified fold column.
+    """Write a table with a multilabel-stratified fold column, groups kept together.
 
     Options:
         table: CSV of fname,labels and more
@@ -95,7 +90,15 @@ def add_folds(table: str, out: str, n_folds: int = 5, seed: int = 0, group_colum
     frame["fold"] = make_folds(frame, n_folds, seed, group_column)
     write_text(Path(out), frame.to_csv(index=False, lineterminator="\n"))
     counts = frame["fold"].value_counts().sort_index()
-    return f"{out}: {len(frame)} clips in folds of {', '.join(map(str, counts))}"
+    classes = len(class_names(list(frame["labels"])))
+    grouped = (
+        f"together by {group_column}"
+        if group_column
+        else "each by itself (--group-column keeps groups together)"
+    )
+    return (
+        f"{out}: {len(frame)} clips of {classes} classes in folds of {', '.join(map(str, counts))}, {grouped}"
+    )
 
 
 LEARN_VERBS = {
@@ -103,7 +106,7 @@ LEARN_VERBS = {
     "recipes": Verb(
         list_recipes, "the named recipes with their sources; `recipes NAME` prints every setting"
     ),
-    "folds": Verb(add_folds, "a table with a leak-free, multilabel-stratified fold column"),
+    "folds": Verb(add_folds, "a table with a multilabel-stratified fold column, groups kept together"),
     "train": Verb(
         train_by_name, "a run with a checkpoint per fold, by a recipe's name", (train_run, find_recipe)
     ),

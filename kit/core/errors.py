@@ -8,7 +8,10 @@ Value = TypeVar("Value")
 
 
 class KitError(Exception):
-    """Something the caller can cure; the command line prints it as one line and exits with 2."""
+    """Something the caller can cure; the command line prints it as one line and exits with 2, a notebook shows one."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"KitError: {self}"]
 
 
 def closest(name: str, options: Iterable[str]) -> str:

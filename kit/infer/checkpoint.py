@@ -2,6 +2,7 @@
 
 import glob
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ NetworkBuilder = Callable[[], nn.Module]
 
 
 def own_tagger(
-    network: nn.Module,
+    network: nn.Module | Mapping[str, Tensor],
     frontend: FrontendConfig,
     classes: Sequence[str],
     *,
@@ -33,10 +34,11 @@ def own_tagger(
 ) -> Tagger:
     """A tagger of any network from (B, C, M, N) to (B, K).
 
-    Give `settings` (with their `family`) for a network of the kit's own families; any other network goes by
-    `name`, and whoever loads its checkpoint passes `networks={name: build}`.
+    Give `settings` (with their `family`) for a network of the kit's own families, which may come as a plain state
+    dict; any other network goes by `name`, and whoever loads its checkpoint passes `networks={name: build}`.
     Shape:  prevalences (K,), 1 / K each unless given: what a file that cannot be heard gets
-    Units:  min_frames, the shortest input in frames
+    Units:  min_frames, the shortest input that the network takes: shorter clips are filled up to it
+    Errors: KitError for a state dict without settings, and for tensors that do not fit the settings
     """
     card = TaggerCard(
         classes=tuple(classes),
@@ -49,7 +51,24 @@ def own_tagger(
         min_frames=min_frames,
         score=score,
     )
-    return Tagger(card, network)
+    if settings is None:
+        if not isinstance(network, nn.Module):
+            raise KitError(
+                "a plain state dict needs settings={'family': ...}, or load it into its own network first."
+            )
+        return Tagger(card, network)
+    tensors = network.state_dict() if isinstance(network, nn.Module) else network
+    return filled_tagger(build_tagger(card), tensors, "the state dict")
+
+
+def filled_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], name: str) -> Tagger:
+    """A tagger with its network's tensors put in. Errors: KitError where they do not fit"""
+    try:
+        tagger.network.load_state_dict(tensors)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise KitError(f"{name}: its tensors do not fit its network: {problem[:300]}") from error
+    return tagger.eval()
 
 
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
@@ -67,6 +86,8 @@ def read_checkpoint(path: Path) -> tuple[TaggerCard, dict[str, Tensor]]:
     if not path.is_file():
         raise KitError(f"no checkpoint {path}: give the .pt files that training wrote.")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no file of torch.save")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -99,6 +120,8 @@ def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None 
     `networks` builds networks that are not of the kit's families, by the name they were saved under.
     Errors: KitError as read_checkpoint, and where the tensors do not fit the network
     """
+    if networks is not None and not isinstance(networks, Mapping):
+        raise KitError(f"networks wants names and functions that build, {{'mine': build}}, got {networks!r}.")
     card, tensors = read_checkpoint(Path(path))
     family = str(card.network.get("family"))
     if family.startswith("own:"):
@@ -111,12 +134,7 @@ def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None 
         tagger = Tagger(card, known[family[4:]]())
     else:
         tagger = build_tagger(card)
-    try:
-        tagger.network.load_state_dict(tensors)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())
-        raise KitError(f"{path}: its tensors do not fit its network: {problem[:300]}") from error
-    return tagger.eval()
+    return filled_tagger(tagger, tensors, str(path))
 
 
 def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:

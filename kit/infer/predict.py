@@ -75,7 +75,7 @@ def predict_clips(
     batch_frames: int | None = None,
     precision: str = "float32",
     progress: bool = False,
-    decoders: Sequence[Decoder] = DECODERS,
+    decoders: Sequence[Decoder] | None = None,
     networks: Mapping[str, NetworkBuilder] | None = None,
 ) -> Predictions:
     """Probabilities of every clip by an ensemble of checkpoints or taggers.
@@ -99,7 +99,7 @@ def predict_clips(
     template = Template("fname", tuple(names), common_classes([m.tagger.card for m in members]))
     rows = RowScores(template, RowPlan("name", tuple(range(len(names))), (None,) * len(names), ()), members)
     frontends = collect_frontends(members, chosen)
-    hearing = Hearing(sources, frontends, chosen, threads=threads, decoders=decoders)
+    hearing = Hearing(sources, frontends, chosen, threads=threads, decoders=decoders or DECODERS)
     total = len(members) * sum(d or 0.0 for d in hearing.durations_s)
     with progress_bar(total, "predict", "s of audio", progress) as bar:
         listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: advance(bar, seconds))

@@ -25,7 +25,7 @@ from kit.core.supervise import (
 from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
 from kit.models.tagger import Tagger
-from kit.sound.decode import DECODERS, Decoder
+from kit.sound.decode import Decoder
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,8 @@ class Submission:
 
     def __str__(self) -> str:
         report = self.report
-        if not report:
-            return (
-                f"{self.csv}: stopped by the deadline before a model had heard every clip; the CSV is whole"
-            )
+        if "rows" not in report:
+            return f"{self.csv}: the deadline came before any model was done; the CSV is whole"
         lines = [
             f"{self.csv}: {report['rows']} rows, {report['rows_heard_by_all']} heard by all of "
             f"{len(report['models'])} models, {report['rows_heard_by_some']} by some, "
@@ -79,10 +77,12 @@ def submit(
     precision: str = "float32",
     progress: bool = True,
     networks: Mapping[str, NetworkBuilder] | None = None,
-    decoders: Sequence[Decoder] = DECODERS,
+    decoders: Sequence[Decoder] | None = None,
 ) -> Submission:
     """Write a submission for every clip in a folder with an ensemble of checkpoints.
 
+    `networks` builds networks of your own by the name they were saved under; `decoders` replaces the ways to read
+    a file. The answer's `report` holds what was heard, what failed and why, and where the time went.
     With a deadline the work runs in a child process, so that it ends in time whatever files, models and devices
     do; the CSV is whole at every moment, and the same call goes on where the last one was cut.
 
@@ -94,7 +94,7 @@ def submit(
         deadline: time limit like 55m, 1h30m or 90s
         started_at: Unix seconds from which the deadline counts; the process's start unless given
         blend: mean, geometric or rank
-        weights: one positive number per model
+        weights: one positive number per model, in the order of checkpoints, a pattern's sorted by name
         mode: full or windows, to override how the checkpoints listen
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
@@ -127,7 +127,10 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
     work = SubmissionWork(options, Deadline(end - 2 * margin), kill_at)
     if work.pace.deadline.left_s() <= 0:
         began = time.ctime(end - duration_s)
-        print(f"WARNING: the deadline of {deadline} has passed: it counts from {began}; see started_at")
+        print(
+            f"WARNING: the deadline of {deadline} has passed: it counts from the process's start, {began}. In an old "
+            "session give started_at=time.time()."
+        )
         return Submission(options.out, read_final_report(options.out))
     if am_worker():
         end_with_parent()

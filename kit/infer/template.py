@@ -13,6 +13,7 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.core.files import write_text
+from kit.sound.decode import list_audio
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,34 @@ def split_window(name: str) -> tuple[str, float | None]:
     return (stem, float(end)) if is_time else (name, None)
 
 
+def by_path_or_base(names: Sequence[str]) -> dict[str, int]:
+    """Where each name stands, by its path, and by its last part where only one name ends so."""
+    bases = [name.rpartition("/")[2] for name in names]
+    count = Counter(bases)
+    return {base: i for i, base in enumerate(bases) if count[base] == 1} | {
+        name: i for i, name in enumerate(names)
+    }
+
+
+def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
+    """The files of a table's clips, named with or without extension; a clip that is not there keeps its name's path.
+
+    Errors: KitError for a folder that is missing, and where a name without extension could mean two files
+    """
+    paths = list_audio(folder)
+    plan = plan_rows(names, [path.relative_to(folder).as_posix() for path in paths])
+    pairs = zip(names, plan.files, strict=True)
+    return [folder / name if i is None or plan.form == "window" else paths[i] for name, i in pairs]
+
+
 def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:
-    """Find the file of every row, in the form of id that finds most.
+    """Find the file of every row, in the form of id that finds most; folders may be left out where that is clear.
 
     Shape:  ids of rows, files as paths relative to the audio folder -> one entry per row
     Errors: KitError where ids without extension could mean two files
     """
-    by_name = {name: i for i, name in enumerate(files)}
     stems = [name.rpartition(".")[0] or name for name in files]
-    by_stem = {stem: i for i, stem in enumerate(stems)}
+    by_name, by_stem = by_path_or_base(files), by_path_or_base(stems)
     windows = [split_window(name) for name in ids]
     candidates = {
         "name": [by_name.get(name) for name in ids],

@@ -52,14 +52,14 @@ class SubmitOptions:
     precision: str = "float32"
     progress: bool = True
     networks: Mapping[str, NetworkBuilder] | None = None
-    decoders: Sequence[Decoder] = DECODERS
+    decoders: Sequence[Decoder] | None = None
 
     @property
     def in_memory(self) -> bool:
         """Whether it names things that only this process holds, and no child could be given."""
         return (
             bool(self.networks)
-            or self.decoders is not DECODERS
+            or self.decoders is not None
             or any(isinstance(c, Tagger) for c in self.checkpoints)
         )
 
@@ -165,6 +165,11 @@ class SubmissionWork:
         if unheard:
             what = f"{len(unheard)} of {len(template.ids)} rows have no file and get the prior"
             self.note(f"{what}, e.g. {unheard[0]!r}")
+        if self.names and len(unheard) == len(template.ids):
+            self.note(
+                f"WARNING: NO ROW of the template has a file in {self.options.audio}, where files are called like "
+                f"{self.names[0]!r}: every answer is the prior. Is it the right folder?"
+            )
         if plan.idle_files:
             what = f"{len(plan.idle_files)} files have no row in the template and are left out"
             self.note(f"{what}, e.g. {self.names[plan.idle_files[0]]!r}")
@@ -222,6 +227,7 @@ class SubmissionWork:
             pairs = zip(self.models, self.weights, strict=True)
             members = [self.make_member(model, weight, device) for model, weight in pairs]
         check_blend(members, self.options.blend)
+        self.given = members
         self.team = sorted(members, key=lambda m: (m.card.cost or 0.0, -(m.card.oof_score or 0.0)))
         self.rows = RowScores(self.template, self.plan, self.team)
         self.used = sorted(self.rows.rows_of)
@@ -230,7 +236,7 @@ class SubmissionWork:
             collect_frontends(self.team, device),
             device,
             threads=self.options.threads,
-            decoders=self.options.decoders,
+            decoders=self.options.decoders or DECODERS,
             known=lambda digest: all(digest in m.ledger for m in self.team),
             patience_s=max(1.0, min(60.0, self.pace.deadline.left_s() / 4)),
             watch=self.watch,
@@ -295,7 +301,7 @@ class SubmissionWork:
             "audio_s": round(sum(d or 0.0 for d in self.hearing.durations_s), 3),
             "device": str(self.hearing.device),
             "blend": self.options.blend,
-            "models": [member_report(m, names) for m in self.team],
+            "models": [member_report(m, names) for m in self.given],
             "seconds": {name: round(s, 3) for name, s in self.watch.seconds.items()},
             "seconds_total": round(time.time() - self.began, 3),
             "notes": self.notes,

@@ -22,6 +22,10 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
     """
     if n_folds < 2:
         raise KitError(f"n_folds must be at least 2, got {n_folds}: one fold validates, the others train.")
+    if not hasattr(table, "columns"):
+        raise KitError(
+            f"make_folds takes a table that was read, got {table!r}: make_folds(read_clip_table(path))."
+        )
     for name in ("labels", group_column):
         if name is not None and name not in table.columns:
             raise KitError(f"the table has no column {name!r}: {closest(name, map(str, table.columns))}.")

@@ -18,6 +18,7 @@ from kit.infer.engine import Listener, WindowLogits
 from kit.infer.hearing import Hearing
 from kit.infer.ledger import Ledger
 from kit.infer.session import Member, clip_scores, collect_frontends, listen_through
+from kit.infer.template import locate_clips
 from kit.labels.calibration import fit_calibration
 from kit.labels.metrics import lwlrap, lwlrap_per_class
 from kit.labels.table import label_targets, read_clip_table
@@ -52,6 +53,8 @@ class OutOfFold:
         order = np.argsort(precision)[:5]
         worst = ", ".join(f"{self.classes[k]} {precision[k]:.3f}" for k in order if weight[k] > 0)
         lines.append(f"  hardest classes: {worst}")
+        if self.failures:
+            lines.append(f"  {len(self.failures)} clips could not be heard and have the prior:")
         lines += [f"  could not hear {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
         return "\n".join(lines)
 
@@ -134,9 +137,8 @@ def predict_oof(
     paths = sorted(run.glob("fold_*.pt"))
     if not paths:
         raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")
-    parts = []
-    for path in paths:
-        tagger = load_tagger(path)
+    parts, taggers = [], {path: load_tagger(path) for path in paths}
+    for path, tagger in taggers.items():
         rows = np.flatnonzero(np.asarray(table["fold"]) == tagger.card.fold)
         names = [table["fname"][i] for i in rows]
         if tagger.card.held_out != names_digest(names):
@@ -149,6 +151,8 @@ def predict_oof(
         parts.append(
             (rows, OutOfFold(tuple(names), tagger.card.classes, folds, truth, probabilities, failures))
         )
+    for path, tagger in taggers.items():
+        save_tagger(path, tagger)
     result = join_folds(parts)
     write_oof(run, result)
     return result
@@ -158,10 +162,10 @@ def predict_fold(
     tagger: Tagger, path: Path, audio: Path, names: Sequence[str], truth: np.ndarray,
     device: torch.device, threads: int | None, progress: bool,
 ) -> tuple[np.ndarray, dict[str, str]]:  # fmt: skip
-    """Hear one fold's clips as a submission would, and write its checkpoint anew with what that told."""
+    """Hear one fold's clips as a submission would; their probabilities, and what that told on the tagger's card."""
     member = Member(path.name, Listener(tagger, device), Ledger(None, lambda: 0.0))
     hearing = Hearing(
-        [audio / name for name in names], collect_frontends([member], device), device, threads=threads
+        locate_clips(names, audio), collect_frontends([member], device), device, threads=threads
     )
     said: dict[int, WindowLogits] = {}
     bar = progress_bar(sum(d or 0.0 for d in hearing.durations_s), path.stem, "s of audio", progress)
@@ -174,8 +178,11 @@ def predict_fold(
     bar.close()
     hearing.close()
     member.raise_failure()
+    if not said:
+        raise KitError(
+            f"none of the {len(names)} clips of {path.name} could be heard in {audio}; nothing was changed."
+        )
     probabilities = score_held_out(tagger, member.listener, said, truth)
-    save_tagger(path, tagger)
     return probabilities, {names[i]: reason for i, reason in hearing.failures.items()}
 
 

@@ -19,6 +19,7 @@ from kit.core.runtime import pick_device, tune_process
 from kit.infer.checkpoint import save_tagger
 from kit.infer.engine import Listener, WindowLogits
 from kit.infer.hearing import Hearing
+from kit.infer.template import locate_clips
 from kit.labels.folds import check_no_leak, make_folds
 from kit.labels.metrics import lwlrap
 from kit.labels.table import class_names, label_targets, read_clip_table
@@ -104,8 +105,11 @@ def train_run(
     wanted = there if only_folds is None else list(only_folds)
     if not wanted or not set(wanted) <= set(there):
         raise KitError(f"folds {wanted} were asked for, the table has {there}.")
-    open_run(folder, recipe, frame, folds)
+    files = run_files(recipe, frame, folds)
+    check_run(folder, files, recipe)
     data = hear_table(recipe, frame, folds, Path(audio), chosen, threads, progress)
+    for name, text in files.items():
+        write_text(folder / name, text)
     with progress_bar(len(wanted) * recipe.epochs, "train", "epochs", progress) as bar:
         parts = [train_fold(recipe, data, fold, folder, chosen, bar) for fold in wanted]
     write_history(folder)
@@ -114,18 +118,37 @@ def train_run(
     return Run(folder, recipe, result)
 
 
-def open_run(folder: Path, recipe: Recipe, frame: Any, folds: np.ndarray) -> None:
-    """Write recipe.json and folds.csv, or see that the folder's are the same. Errors: KitError where not"""
+def run_files(recipe: Recipe, frame: Any, folds: np.ndarray) -> dict[str, str]:
+    """What says which run a folder holds: recipe.json and folds.csv, as text."""
     table = frame.assign(fold=folds).to_csv(index=False, lineterminator="\n")
-    asked = {"recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n", "folds.csv": table}
-    for name, text in asked.items():
+    return {"recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n", "folds.csv": table}
+
+
+def check_run(folder: Path, files: Mapping[str, str], recipe: Recipe) -> None:
+    """Raise KitError where a folder holds another run that has begun to learn, saying what differs."""
+    if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
+        return
+    for name, text in files.items():
         path = folder / name
         if path.is_file() and path.read_text(encoding="utf-8") != text:
-            raise KitError(
-                f"{path} belongs to another run, with other settings or clips: choose another --out."
-            )
-    for name, text in asked.items():
-        write_text(folder / name, text)
+            what = "its clips or folds differ from the table's"
+            if name == "recipe.json":
+                there = flat_settings(json.loads(path.read_text(encoding="utf-8")))
+                asked = flat_settings(recipe.to_dict())
+                differ = [key for key in asked if there.get(key) != asked[key]]
+                what = ", ".join(
+                    f"{key} is {there.get(key)!r} there and {asked[key]!r} here" for key in differ[:4]
+                )
+            raise KitError(f"{path} belongs to another run ({what}): choose another --out.")
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= flat_settings(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat
 
 
 def hear_table(
@@ -141,7 +164,7 @@ def hear_table(
     names = tuple(frame["fname"])
     classes = class_names(list(frame["labels"]))
     frontend = Frontend(recipe.frontend)
-    hearing = Hearing([audio / name for name in names], {"": frontend}, device, threads=threads)
+    hearing = Hearing(locate_clips(names, audio), {"": frontend}, device, threads=threads)
     specs: dict[int, Tensor] = {}
     with progress_bar(sum(d or 0.0 for d in hearing.durations_s), "hear", "s of audio", progress) as bar:
         for number, burst in enumerate(hearing.bursts):

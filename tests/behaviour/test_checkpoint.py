@@ -335,3 +335,16 @@ def test_checkpoints_are_found_once_each_and_sorted(tmp_path):
         find_checkpoints([f"{tmp_path}/fold_*.pth"])
     with pytest.raises(KitError, match=r"no checkpoints given: e\.g\. --checkpoints"):
         find_checkpoints([])
+
+
+def test_a_plain_state_dict_of_a_known_family_becomes_a_tagger(tmp_path):
+    tagger = tiny_tagger()
+    settings, frontend, classes = tagger.card.network, tagger.card.frontend, tagger.card.classes
+    again = own_tagger(tagger.network.state_dict(), frontend, classes, settings=settings)
+    save_tagger(tmp_path / "a.pt", again)
+    wave = torch.randn(1, 8000)
+    assert torch.equal(load_tagger(tmp_path / "a.pt")(wave), tagger.eval()(wave))
+    with pytest.raises(KitError, match="do not fit"):
+        own_tagger({"odd": torch.zeros(1)}, frontend, classes, settings=settings)
+    with pytest.raises(KitError, match="needs settings"):
+        own_tagger(tagger.network.state_dict(), frontend, classes)

@@ -285,6 +285,14 @@ def test_a_deadline_that_has_passed_still_gives_a_whole_csv_at_once(
     assert list(rows) == ["clip_00.wav", "x"] and np.array_equal(rows["clip_00.wav"], rows["x"])
 
 
+def test_what_a_submission_did_can_be_printed_whenever_it_was_stopped(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+    for began, words in ((time.time() - 61, "the CSV is whole"), (time.time(), "1 heard by all of 1 models")):
+        out = tmp_path / f"{words[:3]}.csv"
+        done = submit(loud_tagger(), tmp_path / "in", out, deadline="1m", started_at=began, progress=False)
+        assert words in str(done) and str(done) == repr(done)
+
+
 def test_a_deadline_that_has_passed_takes_nothing_from_a_finished_csv(
     trained: Trained, clips: Path, tmp_path: Path
 ) -> None:

@@ -255,3 +255,18 @@ def test_scores_that_are_no_numbers_are_never_written(tmp_path: Path) -> None:
             write_submission(tmp_path / "out.csv", template, scores)
     assert (tmp_path / "out.csv").read_text() == "fname,a,b\nx,0.5,0.25\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_files_in_folders_are_found_by_their_last_name_where_it_is_clear(tmp_path: Path) -> None:
+    files = ["s/a.wav", "s/b.wav", "t/b.wav", "c.wav", "t/c.wav"]
+    assert plan_rows(["a.wav", "b.wav", "c.wav", "t/c.wav"], files).files == (0, None, 3, 4)
+    assert plan_rows(["a", "c"], files).files == (0, 3)
+
+
+def test_a_template_of_another_folder_is_told_loudly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "in", ["a.wav"])
+    template = write_template(tmp_path / "t.csv", ["x.wav", "y.wav"], ["a", "b", "c"])
+    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False)
+    assert "NO ROW of the template has a file" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
+from kit.core.files import write_text
 from kit.infer.checkpoint import load_tagger
 from kit.infer.engine import Listener
 from kit.infer.predict import predict_clips
@@ -20,7 +21,7 @@ from kit.learn.loop import FoldTraining, TrainingClips, draw_batches, draw_crop
 from kit.learn.losses import LOSSES
 from kit.learn.oof import predict_oof
 from kit.learn.recipe import Recipe
-from kit.learn.train import RunData, hear_table, new_tagger, open_run, train_run
+from kit.learn.train import RunData, hear_table, new_tagger, run_files, train_run
 from kit.sound.frontend import Frontend, FrontendConfig
 from kit.sound.windows import ListeningConfig
 
@@ -256,7 +257,8 @@ def test_a_kill_within_an_epoch_loses_that_epoch_alone(data, tmp_path):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(run, toy, data, tmp_path):
     frame = read_clip_table(toy[0])
-    open_run(tmp_path / "run", TINY, frame, np.asarray(frame["fold"]))
+    for name, text in run_files(TINY, frame, np.asarray(frame["fold"])).items():
+        write_text(tmp_path / "run" / name, text)
     with pytest.raises(Killed):
         fold_training(data).train(tmp_path / "run" / "state" / "fold_0.resume.pt", no_score, killed_after(3))
     again = train_quietly(TINY, *toy, tmp_path / "run")
