@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -645,3 +646,28 @@ def test_training_clips_may_have_unknown_labels(data):
     training = FoldTraining(TINY, new_tagger(TINY, data, 0), unknown, 0, CPU)
     assert math.isfinite(training.run_epoch()["loss"])
     assert all(bool(p.isfinite().all()) for p in training.network.parameters())
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way_of_its_correction(toy, tmp_path):
+    with pytest.raises(KitError, match="does not exist"):
+        train_quietly(TINY, toy[0], tmp_path / "nowhere", tmp_path / "run")
+    assert train_quietly(replace(TINY, epochs=1, plain_epochs=0), *toy, tmp_path / "run").oof.lwlrap > 0
+    with pytest.raises(KitError, match="epochs is 1 there and 4 here"):
+        train_quietly(TINY, *toy, tmp_path / "run")
+
+
+def test_oof_on_the_wrong_folder_changes_nothing(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    (tmp_path / "empty").mkdir()
+    before = {path.name: path.read_bytes() for path in sorted(folder.glob("*.*"))}
+    with pytest.raises(KitError, match="nothing was changed"):
+        predict_oof(folder, tmp_path / "empty", device="cpu", progress=False)
+    assert {path.name: path.read_bytes() for path in sorted(folder.glob("*.*"))} == before
+
+
+def test_a_table_may_leave_the_extensions_out(run, toy, tmp_path):
+    text = toy[0].read_text().replace(".wav", "")
+    (tmp_path / "bare.csv").write_text(text)
+    again = train_quietly(TINY, tmp_path / "bare.csv", toy[1], tmp_path / "run")
+    np.testing.assert_array_equal(again.oof.probabilities, run.oof.probabilities)
