@@ -31,6 +31,7 @@ from kit.sound.resampling import resample, small_ratio
 BURST_CLIPS = 24
 BURST_S = 600.0
 Source = Path | Sound
+STUCK = Undecodable("took too long to read; given up")
 
 
 @dataclass(frozen=True)
@@ -106,34 +107,34 @@ class Hearing:
         self.digests: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
         threads = threads or cpu_count()
-
-        stuck = Undecodable("took too long to read; given up")
-
-        def give_up(source: Source) -> Opened:
-            return Opened("", stuck)
-
         with self.watch.measure("headers"):
-            headers: Crew[Source, float | Undecodable | None] = Crew(
-                lambda source: source_duration_s(source, decoders), lambda source: stuck, threads, patience_s
-            )
-            slots = [headers.begin(source) for source in sources]
-            told = [headers.finish(slot) for slot in slots]
-            headers.dismiss()
-        self.durations_s = [None if isinstance(t, Undecodable) else t for t in told]
-        self.failures |= {i: t.reason for i, t in enumerate(told) if isinstance(t, Undecodable)}
-        self.bursts = [
-            kept
-            for burst in plan_bursts(self.durations_s)
-            if (kept := [i for i in burst if i not in self.failures])
-        ]
+            self.durations_s = self.read_headers(decoders, threads, patience_s)
+        bursts = ([i for i in burst if i not in self.failures] for burst in plan_bursts(self.durations_s))
+        self.bursts = [burst for burst in bursts if burst]
         self.opener: Crew[Source, Opened] = Crew(
-            lambda s: open_source(s, decoders, known), give_up, threads, patience_s
+            lambda s: open_source(s, decoders, known), lambda s: Opened("", STUCK), threads, patience_s
         )
         self.decoder: Crew[Source, Opened] = Crew(
-            lambda s: open_source(s, decoders, lambda digest: False), give_up, threads, patience_s
+            lambda s: open_source(s, decoders, lambda digest: False),
+            lambda s: Opened("", STUCK),
+            threads,
+            patience_s,
         )
         self.on_their_way: dict[int, list[Slot[Source, Opened]]] = {}
         self.opened: set[int] = set()
+
+    def read_headers(
+        self, decoders: Sequence[Decoder], threads: int, patience_s: float
+    ) -> list[float | None]:
+        """Seconds of every source where its header tells; a source that hangs is failed at once."""
+        headers: Crew[Source, float | Undecodable | None] = Crew(
+            lambda source: source_duration_s(source, decoders), lambda source: STUCK, threads, patience_s
+        )
+        slots = [headers.begin(source) for source in self.sources]
+        told = [headers.finish(slot) for slot in slots]
+        headers.dismiss()
+        self.failures |= {i: t.reason for i, t in enumerate(told) if isinstance(t, Undecodable)}
+        return [None if isinstance(t, Undecodable) else t for t in told]
 
     def begin_burst(self, number: int) -> None:
         """Send a burst to the threads, once."""

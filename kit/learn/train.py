@@ -90,17 +90,7 @@ def train_run(
     if remark:
         print(f"note: {remark}", flush=True)
     frame, folder = read_clip_table(table), Path(out)
-    folds = (
-        np.asarray(frame["fold"])
-        if "fold" in frame
-        else make_folds(frame, recipe.n_folds, recipe.seed, group_column)
-    )
-    if group_column is not None:
-        if group_column not in frame:
-            raise KitError(
-                f"the table has no column {group_column!r}: {closest(group_column, map(str, frame.columns))}."
-            )
-        check_no_leak(folds, list(frame[group_column]))
+    folds = choose_folds(frame, recipe, group_column)
     there = sorted(fold for fold in set(folds.tolist()) if fold >= 0)
     wanted = there if only_folds is None else list(only_folds)
     if not wanted or not set(wanted) <= set(there):
@@ -116,6 +106,22 @@ def train_run(
     result = join_folds(parts)
     write_oof(folder, result)
     return Run(folder, recipe, result)
+
+
+def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.ndarray:
+    """The table's folds, or stratified ones. Errors: KitError for a column that is not there, or a group that leaks"""
+    folds = (
+        np.asarray(frame["fold"])
+        if "fold" in frame
+        else make_folds(frame, recipe.n_folds, recipe.seed, group_column)
+    )
+    if group_column is not None:
+        if group_column not in frame:
+            raise KitError(
+                f"the table has no column {group_column!r}: {closest(group_column, map(str, frame.columns))}."
+            )
+        check_no_leak(folds, list(frame[group_column]))
+    return folds
 
 
 def run_files(recipe: Recipe, frame: Any, folds: np.ndarray) -> dict[str, str]:
