@@ -162,15 +162,22 @@ def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> list[Path | Tagger]:
-    """The models that checkpoints, patterns of them and taggers name, each checkpoint once, in their order.
+def find_models(
+    items: str | Path | Tagger | Sequence[str | Path | Tagger],
+) -> list[tuple[str, Path | Tagger]]:
+    """The models that checkpoints, patterns of them and taggers name, by name, each checkpoint once, in their order.
 
     Errors: KitError for a pattern that names no file, and where nothing is named
     """
-    many = [items] if isinstance(items, str | Path | Tagger) else list(items)
-    found: list[Path | Tagger] = []
-    for item in many:
-        here = [item] if isinstance(item, Tagger) else find_checkpoints([item])
-        known = {path.resolve() for path in found if isinstance(path, Path)}
-        found += [model for model in here if isinstance(model, Tagger) or model.resolve() not in known]
-    return found or [*find_checkpoints([])]
+    found: list[tuple[str, Path | Tagger]] = []
+    known: set[Path] = set()
+    for item in [items] if isinstance(items, str | Path | Tagger) else items:
+        if isinstance(item, Tagger):
+            found.append((f"tagger {len(found)}", item))
+            continue
+        paths = [path for path in find_checkpoints([item]) if path.resolve() not in known]
+        known.update(path.resolve() for path in paths)
+        found += [(str(path), path) for path in paths]
+    if not found:
+        find_checkpoints([])  # says what is missing
+    return found

@@ -31,6 +31,7 @@ from kit.sound.resampling import resample, small_ratio
 BURST_CLIPS = 24
 BURST_S = 600.0
 Source = Path | Sound
+Known = Callable[[str], bool]
 STUCK = Undecodable("took too long to read; given up")
 
 
@@ -66,7 +67,7 @@ def source_duration_s(source: Source, decoders: Sequence[Decoder]) -> float | No
     return header_duration_s(source, decoders)
 
 
-def open_source(source: Source, decoders: Sequence[Decoder], known: Callable[[str], bool]) -> Opened:
+def open_source(source: Source, decoders: Sequence[Decoder], known: Known) -> Opened:
     """Hash a source, and decode it unless everything about that hash is known."""
     if isinstance(source, Sound):
         problem = sound_problem(source)
@@ -96,7 +97,7 @@ class Hearing:
         *,
         threads: int | None = None,
         decoders: Sequence[Decoder] = DECODERS,
-        known: Callable[[str], bool] = lambda digest: False,
+        known: Known = lambda digest: False,
         patience_s: float = 60.0,
         watch: Stopwatch | None = None,
     ) -> None:
@@ -111,16 +112,14 @@ class Hearing:
             self.durations_s = self.read_headers(decoders, threads, patience_s)
         bursts = ([i for i in burst if i not in self.failures] for burst in plan_bursts(self.durations_s))
         self.bursts = [burst for burst in bursts if burst]
-        self.opener: Crew[Source, Opened] = Crew(
-            lambda s: open_source(s, decoders, known), lambda s: Opened("", STUCK), threads, patience_s
-        )
-        self.decoder: Crew[Source, Opened] = Crew(
-            lambda s: open_source(s, decoders, lambda digest: False),
-            lambda s: Opened("", STUCK),
+        self.known = known
+        self.crew: Crew[tuple[Source, Known], Opened] = Crew(
+            lambda job: open_source(job[0], decoders, job[1]),
+            lambda job: Opened("", STUCK),
             threads,
             patience_s,
         )
-        self.on_their_way: dict[int, list[Slot[Source, Opened]]] = {}
+        self.on_their_way: dict[int, list[Slot[tuple[Source, Known], Opened]]] = {}
         self.opened: set[int] = set()
 
     def read_headers(
@@ -136,17 +135,27 @@ class Hearing:
         self.failures |= {i: t.reason for i, t in enumerate(told) if isinstance(t, Undecodable)}
         return [None if isinstance(t, Undecodable) else t for t in told]
 
+    def burst_s(self, number: int) -> float:
+        """Seconds of sound in a burst, as far as headers tell."""
+        return sum(self.durations_s[i] or 0.0 for i in self.bursts[number])
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of sound in all, as far as headers tell."""
+        return sum(d or 0.0 for d in self.durations_s)
+
     def begin_burst(self, number: int) -> None:
         """Send a burst to the threads, once."""
         if number < len(self.bursts) and number not in self.opened and number not in self.on_their_way:
-            self.on_their_way[number] = [self.opener.begin(self.sources[i]) for i in self.bursts[number]]
+            jobs = [(self.sources[i], self.known) for i in self.bursts[number]]
+            self.on_their_way[number] = [self.crew.begin(job) for job in jobs]
 
     def open_burst(self, number: int) -> list[int]:
         """Hash and, where needed, decode a burst; the sources of it that can be heard."""
         if number not in self.opened:
             self.begin_burst(number)
             with self.watch.measure("decode"):
-                heard = [self.opener.finish(slot) for slot in self.on_their_way.pop(number)]
+                heard = [self.crew.finish(slot) for slot in self.on_their_way.pop(number)]
             self.opened.add(number)
             if self.device.type != "cpu":
                 self.begin_burst(number + 1)
@@ -162,8 +171,8 @@ class Hearing:
         missing = [i for i in sources if (i, key) not in self.store]
         if missing:
             with self.watch.measure("decode"):
-                slots = [self.decoder.begin(self.sources[i]) for i in missing]
-                heard = [self.decoder.finish(slot) for slot in slots]
+                slots = [self.crew.begin((self.sources[i], lambda digest: False)) for i in missing]
+                heard = [self.crew.finish(slot) for slot in slots]
             self.keep(dict(zip(missing, heard, strict=True)))
             sources = [i for i in sources if i not in self.failures]
         return sources, [self.store.get((i, key)) for i in sources]
@@ -213,5 +222,4 @@ class Hearing:
 
     def close(self) -> None:
         """Let the threads go."""
-        self.opener.dismiss()
-        self.decoder.dismiss()
+        self.crew.dismiss()

@@ -1,6 +1,5 @@
 """Taggers and clips in, blended probabilities of every clip out: submission's engine without its files."""
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,17 +43,6 @@ class Predictions:
         return frame
 
 
-def load_taggers(
-    items: str | Path | Tagger | Sequence[str | Path | Tagger],
-    networks: Mapping[str, NetworkBuilder] | None = None,
-) -> list[tuple[str, Tagger]]:
-    """Taggers by name, from checkpoints, patterns of them, or taggers themselves. Errors: KitError"""
-    models = enumerate(find_models(items))
-    return [
-        (f"tagger {i}", m) if isinstance(m, Tagger) else (str(m), load_tagger(m, networks)) for i, m in models
-    ]
-
-
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
     """Clips with a name each: a folder's files by their path in it, other files by their path, sounds by number."""
     if isinstance(clips, str | Path):
@@ -86,22 +74,19 @@ def predict_clips(
     """
     tune_process()
     chosen, _ = pick_device(device)
-    members = [
-        Member(
-            name, Listener(tagger, chosen, batch_frames, precision, listening), Ledger(None, time.monotonic)
-        )
-        for name, tagger in load_taggers(checkpoints, networks)
-    ]
-    weighted = check_weights(weights, len(members))
-    members = [dataclasses.replace(m, weight=w) for m, w in zip(members, weighted, strict=True)]
+    found = find_models(checkpoints)
+    members = []
+    for (name, model), weight in zip(found, check_weights(weights, len(found)), strict=True):
+        tagger = model if isinstance(model, Tagger) else load_tagger(model, networks)
+        listener = Listener(tagger, chosen, batch_frames, precision, listening)
+        members.append(Member(name, listener, Ledger(None, time.monotonic), weight))
     check_blend(members, blend)
     names, sources = name_sources(clips)
-    template = Template("fname", tuple(names), common_classes([m.tagger.card for m in members]))
+    template = Template("fname", tuple(names), common_classes([m.card for m in members]))
     rows = RowScores(template, RowPlan("name", tuple(range(len(names))), (None,) * len(names), ()), members)
     frontends = collect_frontends(members, chosen)
     hearing = Hearing(sources, frontends, chosen, threads=threads, decoders=decoders or DECODERS)
-    total = len(members) * sum(d or 0.0 for d in hearing.durations_s)
-    with progress_bar(total, "predict", "s of audio", progress) as bar:
+    with progress_bar(len(members) * hearing.total_s, "predict", "s of audio", progress) as bar:
         listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: advance(bar, seconds))
     hearing.close()
     for member in members:

@@ -68,6 +68,8 @@ class RowScores:
     def __post_init__(self) -> None:
         shape = (len(self.template.ids), len(self.template.classes))
         self.columns = [class_columns(m.card, self.template.classes, m.name) for m in self.members]
+        self.weights = [m.weight for m in self.members]
+        self.priors = blend_priors([m.card for m in self.members], self.weights, self.template.classes)
         self.scores = [np.zeros(shape, np.float32) for _ in self.members]
         self.done = [np.zeros(shape[0], bool) for _ in self.members]
         self.rows_of: dict[int, list[int]] = {}
@@ -100,9 +102,7 @@ class RowScores:
 
     def blend(self, kind: str) -> np.ndarray:
         """All models' scores as one. Shape: (R, K)"""
-        weights = [m.weight for m in self.members]
-        priors = blend_priors([m.card for m in self.members], weights, self.template.classes)
-        return blend_scores(self.scores, self.done, weights, priors, kind)
+        return blend_scores(self.scores, self.done, self.weights, self.priors, kind)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:

@@ -87,7 +87,7 @@ def listen_through(
                 break
             if last_user:
                 hearing.drop(number, member.frontend_key)
-            after_burst(member, sum(hearing.durations_s[i] or 0.0 for i in hearing.bursts[number]))
+            after_burst(member, hearing.burst_s(number))
         if last_user:
             hearing.retire(member.frontend_key)
         member.ledger.flush()

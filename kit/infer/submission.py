@@ -1,7 +1,5 @@
 """Checkpoints and a folder of audio in, the competition's CSV and a report out, before the deadline."""
 
-import contextlib
-import json
 import sys
 import threading
 import time
@@ -23,7 +21,7 @@ from kit.core.supervise import (
     run_supervised,
 )
 from kit.infer.checkpoint import NetworkBuilder
-from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, report_path
+from kit.infer.work import SubmissionWork, SubmitOptions, do_submission, read_report, report_path
 from kit.models.tagger import Tagger
 from kit.sound.decode import Decoder
 
@@ -131,7 +129,7 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
             f"WARNING: the deadline of {deadline} has passed: it counts from the process's start, {began}. In an old "
             "session give started_at=time.time()."
         )
-        return Submission(options.out, read_final_report(options.out))
+        return Submission(options.out, read_report(options.out))
     if am_worker():
         end_with_parent()
         return Submission(options.out, do_submission(work))
@@ -159,20 +157,13 @@ def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submissio
     if errors:
         raise KitError("".join(errors).strip())
     if code == 0:
-        return Submission(out, read_final_report(out))
+        return Submission(out, read_report(out))
     print(f"WARNING: the work {ending(code)}; {out} is whole and holds what was done by then", flush=True)
-    report = read_final_report(out)
+    report = read_report(out)
     if report:
         report["state"] = ending(code)
         write_json(report_path(out), report)
     return Submission(out, report)
-
-
-def read_final_report(out: Path) -> dict[str, Any]:
-    """The last report a worker wrote; empty where it was stopped before the first."""
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads(report_path(out).read_text(encoding="utf-8")))
-    return {}
 
 
 def ending(code: int | None) -> str:
@@ -208,4 +199,4 @@ def submit_in_thread(work: SubmissionWork, kill_at: Deadline, last: Deadline) ->
     if done and isinstance(done[0], dict):
         return Submission(out, done[0])
     print(f"WARNING: the work was left at the deadline; {out} holds what was done by then", flush=True)
-    return Submission(out, read_final_report(out))
+    return Submission(out, read_report(out))

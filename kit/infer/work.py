@@ -1,5 +1,6 @@
 """Options of a submission in, the work done in this process, a CSV that grows better and a report out."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -55,6 +56,12 @@ class SubmitOptions:
     decoders: Sequence[Decoder] | None = None
 
     @property
+    def overrides(self) -> dict[str, Any]:
+        """What it changes in how every checkpoint listens."""
+        asked = {"mode": self.mode, "window_s": self.window_s, "hop_s": self.hop_s, "pool": self.pool}
+        return {key: value for key, value in asked.items() if value is not None}
+
+    @property
     def in_memory(self) -> bool:
         """Whether it names things that only this process holds, and no child could be given."""
         return (
@@ -69,6 +76,13 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".json")
 
 
+def read_report(out: Path) -> dict[str, Any]:
+    """The last report of a submission; empty where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(report_path(out).read_text(encoding="utf-8")))
+    return {}
+
+
 def state_folder(out: Path) -> Path:
     """Where a submission keeps what each model said: submission.csv has submission.csv.state beside it."""
     return out.with_name(out.name + ".state")
@@ -81,13 +95,6 @@ class ModelSource:
     name: str
     card: TaggerCard
     tagger: Tagger | None
-
-
-def model_source(item: Path | Tagger, number: int) -> ModelSource:
-    """A model by its card; `number` names those that have no file."""
-    if isinstance(item, Tagger):
-        return ModelSource(f"tagger {number}", item.card, item)
-    return ModelSource(str(item), read_checkpoint(item)[0], None)
 
 
 class Pace:
@@ -130,7 +137,12 @@ class SubmissionWork:
         self.quiet = am_worker()  # the supervisor has said the first notes already
         self.files = list_audio(options.audio)
         self.names = [path.relative_to(options.audio).as_posix() for path in self.files]
-        self.models = [model_source(item, i) for i, item in enumerate(find_models(options.checkpoints))]
+        self.models = [
+            ModelSource(name, model.card, model)
+            if isinstance(model, Tagger)
+            else ModelSource(name, read_checkpoint(model)[0], None)
+            for name, model in find_models(options.checkpoints)
+        ]
         self.weights = check_weights(options.weights, len(self.models))
         self.template, self.plan = self.read_rows()
         self.job = self.describe_job()
@@ -142,16 +154,16 @@ class SubmissionWork:
 
     def describe_job(self) -> str:
         """A digest of all that was asked, down to the cards and the names of the files."""
-        asked = {key: getattr(self.options, key) for key in ("blend", "mode", "window_s", "hop_s", "pool")}
+        asked = {"blend": self.options.blend, **self.options.overrides}
         cards = [model.card.digest_text() for model in self.models]
         return text_digest(str(asked), str(self.weights), repr(self.template), *self.names, "", *cards)
 
     def holds_this_job(self) -> bool:
         """Whether the CSV is there from an earlier run of this very job: it stays until there is more."""
         try:
-            report = json.loads(report_path(self.options.out).read_text(encoding="utf-8"))
-            return report.get("job") == self.job and read_template(self.options.out) == self.template
-        except (OSError, ValueError, AttributeError, KitError):
+            same = read_report(self.options.out).get("job") == self.job
+            return same and read_template(self.options.out) == self.template
+        except KitError:
             return False
 
     def read_rows(self) -> tuple[Template, RowPlan]:
@@ -184,8 +196,7 @@ class SubmissionWork:
     def listening_of(self, model: ModelSource) -> ListeningConfig:
         """How a model will listen: as its checkpoint says, but for what the call overrides."""
         own = model.card.listening
-        asked = {key: getattr(self.options, key) for key in ("mode", "window_s", "hop_s", "pool")}
-        changes = {key: value for key, value in asked.items() if value is not None}
+        changes = self.options.overrides
         if self.plan.form == "window" and "mode" not in changes and own.mode == "full":
             period = float(self.plan.period_s or own.window_s)
             changes = {"mode": "windows", "window_s": period, "hop_s": period} | changes
@@ -245,7 +256,7 @@ class SubmissionWork:
     def run(self) -> dict[str, Any]:
         """Hear everything that the clock allows; the report, which is also written."""
         self.prepare()
-        total = len(self.team) * sum(d or 0.0 for d in self.hearing.durations_s)
+        total = len(self.team) * self.hearing.total_s
         with progress_bar(total, "submit", "s of audio", self.options.progress) as self.bar:
             self.pace.begin()
             listen_through(
@@ -294,11 +305,11 @@ class SubmissionWork:
             **self.rows.counts(),
             "id_form": self.plan.form,
             "files": len(self.files),
-            "files_failed": {self.names[self.used[i]]: r for i, r in sorted(self.hearing.failures.items())},
+            "files_failed": {names[i]: reason for i, reason in sorted(self.hearing.failures.items())},
             "files_heard_in_pieces": sorted(self.in_pieces),
             "files_without_row": [self.names[i] for i in self.plan.idle_files],
             "rows_without_file": self.plan.unheard(self.template.ids),
-            "audio_s": round(sum(d or 0.0 for d in self.hearing.durations_s), 3),
+            "audio_s": round(self.hearing.total_s, 3),
             "device": str(self.hearing.device),
             "blend": self.options.blend,
             "models": [member_report(m, names) for m in self.given],

@@ -55,7 +55,7 @@ def draw_batches(
 
     Shape: -> specs (B, M, N), targets (B, K), weights (B,)
     """
-    frames = max(recipe.crop_frames, 1)
+    frames = recipe.crop_frames
     order = torch.randperm(len(clips.specs), generator=generator).tolist()
     size = min(recipe.batch_size, len(order))
     for first in range(0, len(order) - size + 1, size):

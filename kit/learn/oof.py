@@ -168,14 +168,13 @@ def predict_fold(
         locate_clips(names, audio), collect_frontends([member], device), device, threads=threads
     )
     said: dict[int, WindowLogits] = {}
-    bar = progress_bar(sum(d or 0.0 for d in hearing.durations_s), path.stem, "s of audio", progress)
-    listen_through(
-        [member],
-        hearing,
-        lambda _, source, logits: said.update({source: logits}),
-        after_burst=lambda _, seconds: advance(bar, seconds),
-    )
-    bar.close()
+    with progress_bar(hearing.total_s, path.stem, "s of audio", progress) as bar:
+        listen_through(
+            [member],
+            hearing,
+            lambda _, source, logits: said.update({source: logits}),
+            after_burst=lambda _, seconds: advance(bar, seconds),
+        )
     hearing.close()
     member.raise_failure()
     if not said:

@@ -172,11 +172,11 @@ def hear_table(
     frontend = Frontend(recipe.frontend)
     hearing = Hearing(locate_clips(names, audio), {"": frontend}, device, threads=threads)
     specs: dict[int, Tensor] = {}
-    with progress_bar(sum(d or 0.0 for d in hearing.durations_s), "hear", "s of audio", progress) as bar:
-        for number, burst in enumerate(hearing.bursts):
+    with progress_bar(hearing.total_s, "hear", "s of audio", progress) as bar:
+        for number in range(len(hearing.bursts)):
             heard, tensors = hearing.specs(number, "")
             specs.update(zip(heard, tensors, strict=True))
-            advance(bar, sum(hearing.durations_s[i] or 0.0 for i in burst))
+            advance(bar, hearing.burst_s(number))
     hearing.close()
     warn_of_twins({i: hearing.digests[i] for i in specs}, folds)
     for i, reason in list(hearing.failures.items())[:5]:
