@@ -248,6 +248,19 @@ def test_a_file_that_changed_is_heard_anew(trained: Trained, small: Path, tmp_pa
     np.testing.assert_allclose(list(again.values()), list(fresh.values()), rtol=0, atol=1e-6)
 
 
+def test_a_new_file_among_known_ones_is_heard_with_its_burst(
+    trained: Trained, small: Path, tmp_path: Path
+) -> None:
+    submit(trained.all, small, tmp_path / "out.csv", progress=False)
+    write_wav(sorted(small.iterdir())[2], noise(9000, seed=77))
+    report = submit(trained.all, small, tmp_path / "out.csv", progress=False).report
+    submit(trained.all, small, tmp_path / "fresh.csv", progress=False)
+    assert [model["failure"] for model in report["models"]] == [None] * len(trained.all)
+    _, again = read_scores(tmp_path / "out.csv")
+    _, fresh = read_scores(tmp_path / "fresh.csv")
+    np.testing.assert_allclose(list(again.values()), list(fresh.values()), rtol=0, atol=1e-6)
+
+
 def test_a_checkpoint_that_changed_behind_its_name_is_heard_anew(
     trained: Trained, small: Path, tmp_path: Path
 ) -> None:
