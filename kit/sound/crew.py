@@ -1,4 +1,4 @@
-"""Jobs on files in, results in order out: daemon threads, bounded look-ahead, no wait without end."""
+"""Jobs on files in, results in order out: no wait without end."""
 
 import queue
 import threading
@@ -23,7 +23,7 @@ class Slot(Generic[Job, Result]):
 
 
 class Crew(Generic[Job, Result]):
-    """Threads that do jobs while the caller computes; decoding releases the interpreter lock.
+    """Threads that do jobs while the caller computes.
 
     A job that hangs is given up after `patience_s` for `give_up(job)`, and its thread, a daemon, is replaced. Each
     halves the patience, down to an eighth: a folder full of them does not take all the time there is.
@@ -51,7 +51,7 @@ class Crew(Generic[Job, Result]):
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
-        """What a thread does: job after job, until it is dismissed."""
+        """A thread's work: job after job, until dismissed."""
         for slot in iter(self.waiting.get, None):
             slot.started_at = self.now()
             try:

@@ -1,4 +1,4 @@
-"""An audio file in, its mono float32 waveform or the reason why there is none out."""
+"""An audio file in, its mono waveform, or why there is none, out."""
 
 import contextlib
 import os
@@ -13,9 +13,7 @@ import numpy as np
 from kit.core.errors import KitError
 
 AUDIO_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .m4a .aif .aiff .aac .wma .w64"
-MAX_CLIP_S = 6 * 3600.0
 MAX_SAMPLE = 1e9
-BLOCK_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,14 @@ class Sound:
 
 @dataclass(frozen=True)
 class Undecodable:
-    """A file that could not be heard, as a value with its reason."""
+    """Why a file could not be heard."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way to read audio; `duration_s` reads no more than the header."""
+    """One way to read audio; `duration_s` reads the header alone."""
 
     name: str
     read: Callable[[Path], Sound]
@@ -48,7 +46,7 @@ class Decoder:
 
 
 def libsndfile_name(path: Path) -> str | bytes:
-    """A path as libsndfile takes it: wide text on Windows, the very bytes elsewhere."""
+    """A path as libsndfile takes it: text on Windows, bytes elsewhere."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
@@ -59,7 +57,7 @@ def read_soundfile(path: Path) -> Sound:
     with soundfile.SoundFile(libsndfile_name(path)) as handle:
         check_duration(handle.frames / handle.samplerate)
         wave, heard = np.empty(handle.frames, dtype=np.float32), 0
-        while len(block := handle.read(min(BLOCK_SAMPLES, handle.frames), dtype="float32", always_2d=True)):
+        while len(block := handle.read(min(1 << 20, handle.frames), dtype="float32", always_2d=True)):
             room = wave[heard : heard + len(block)]
             np.mean(block[: len(room)], axis=1, out=room)
             heard += len(room)
@@ -74,7 +72,7 @@ def soundfile_duration_s(path: Path) -> float:
 
 
 def read_torchcodec(path: Path) -> Sound:
-    """Decode through TorchCodec, for what libsndfile cannot read (AAC, M4A, WMA)."""
+    """Decode through TorchCodec: AAC, M4A, WMA too."""
     from torchcodec.decoders import AudioDecoder
 
     decoder = AudioDecoder(str(path))
@@ -91,14 +89,14 @@ def torchcodec_duration_s(path: Path) -> float:
 
 
 def read_wave(path: Path) -> Sound:
-    """Decode integer PCM WAV with the standard library."""
+    """Decode integer PCM WAV with the standard library. Samples of one byte are stored without a sign."""
     with wave_file.open(str(path), "rb") as handle:
         check_duration(handle.getnframes() / handle.getframerate())
         width, channels = handle.getsampwidth(), handle.getnchannels()
         raw = np.frombuffer(handle.readframes(handle.getnframes()), dtype=np.uint8)
-        raw = raw[: len(raw) // (width * channels) * width * channels].reshape(-1, width)
+        raw = raw[: len(raw) - len(raw) % (width * channels)].reshape(-1, width)
         padded = np.zeros((len(raw), 4), dtype=np.uint8)
-        padded[:, 4 - width :] = raw if width > 1 else raw ^ 128  # one byte is stored without a sign
+        padded[:, 4 - width :] = raw if width > 1 else raw ^ 128
         values = (padded.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
         return Sound(values.reshape(-1, channels).mean(axis=1), handle.getframerate())
 
@@ -117,13 +115,13 @@ DECODERS = (
 
 
 def check_duration(seconds: float) -> None:
-    """Refuse a header that promises more than memory should hold."""
-    if seconds > MAX_CLIP_S:
-        raise ValueError(f"claims to last {seconds / 3600:.1f} hours, the limit is {MAX_CLIP_S / 3600:.0f}")
+    """Refuse a header that promises too much for the memory."""
+    if seconds > 6 * 3600:
+        raise ValueError(f"claims to last {seconds / 3600:.1f} hours, the limit is 6")
 
 
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
-    """The file's channels averaged at its own rate, through the first decoder that can read it.
+    """The file's channels averaged, at its own rate, by the first decoder that can read it.
 
     Errors: none; a file that is missing, empty, unreadable or not finite becomes an Undecodable
     """
@@ -132,9 +130,7 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
     reasons = []
     for decoder in decoders:
         try:
-            sound = decoder.read(path)
-            problem = sound_problem(sound)
-            return Undecodable(problem) if problem else sound
+            return usable(decoder.read(path))
         except ImportError:
             continue
         except (Exception, SystemExit) as error:
@@ -142,8 +138,10 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
     return Undecodable("; ".join(reasons) or "no decoder is installed: pip install soundfile")
 
 
-def header_duration_s(path: Path, decoders: Sequence[Decoder] = DECODERS) -> float | None:
-    """Seconds from the header alone; None where no decoder can tell."""
+def header_duration_s(path: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
+    """Seconds of a sound, or of a file by its header; None where none can tell."""
+    if isinstance(path, Sound):
+        return path.seconds if usable(path) is path else None
     if file_problem(path):
         return None
     for decoder in decoders:
@@ -153,7 +151,7 @@ def header_duration_s(path: Path, decoders: Sequence[Decoder] = DECODERS) -> flo
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a path is no file to read, without opening it (a pipe would block)."""
+    """Why a path is no file to read, without opening it: a pipe blocks."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError) as error:
@@ -163,17 +161,19 @@ def file_problem(path: Path) -> str | None:
     return None if facts.st_size else "the file is empty (0 bytes)"
 
 
-def sound_problem(sound: Sound) -> str | None:
-    """Why a decoded waveform cannot be used."""
+def usable(sound: Sound) -> Sound | Undecodable:
+    """A decoded sound, or why it cannot be used."""
     wave, rate = sound.wave, sound.sample_rate
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
-        return f"is {wave.dtype} of shape {wave.shape}, not mono floats (T,)"
+        return Undecodable(f"is {wave.dtype} of shape {wave.shape}, not mono floats (T,)")
     if len(wave) == 0:
-        return "holds no samples"
+        return Undecodable("holds no samples")
     if not 0 < rate < np.inf:
-        return f"states a sample rate of {rate} Hz"
+        return Undecodable(f"states a sample rate of {rate} Hz")
     peak = float(max(-wave.min(), wave.max()))
-    return None if peak <= MAX_SAMPLE else f"holds samples up to {peak:.3g}: not finite, or no sound"
+    if peak <= MAX_SAMPLE:
+        return sound
+    return Undecodable(f"holds samples up to {peak:.3g}: not finite, or no sound")
 
 
 def one_line(error: BaseException) -> str:
@@ -182,7 +182,7 @@ def one_line(error: BaseException) -> str:
 
 
 def list_audio(folder: Path) -> list[Path]:
-    """The audio files under a folder and its subfolders, without hidden ones, sorted. Errors: KitError for no folder"""
+    """The audio files under a folder, without hidden ones, sorted. Errors: KitError for no folder"""
     if not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "does not exist"
         raise KitError(f"the audio folder {folder} {fault}: give the folder of the clips.")

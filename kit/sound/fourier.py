@@ -16,24 +16,24 @@ class SpectrumConfig(Config):
     Errors: KitError for settings that leave sound unheard or contradict each other
     """
 
-    kind: str = setting("mel", "mel bands or the bins of the STFT", choices=("mel", "stft"))
+    kind: str = setting("mel", "mel bands or STFT bins", choices=("mel", "stft"))
     sample_rate: int = setting(44100, "samples per second", low=1)
     n_fft: int = setting(2048, "samples per Fourier transform", low=16)
-    win_length: int | None = setting(None, "samples under the Hann window; None = n_fft", low=2)
+    win_length: int | None = setting(None, "samples of the Hann window; None = n_fft", low=2)
     hop_length: int = setting(512, "samples from frame to frame", low=1)
-    n_mels: int = setting(128, "mel bands (kind mel), in each of bands_hz", low=1)
+    n_mels: int = setting(128, "mel bands, in each of bands_hz", low=1)
     f_min_hz: float = setting(20.0, "lowest frequency heard", low=0)
-    f_max_hz: float | None = setting(None, "highest frequency heard; None = half the sample rate")
+    f_max_hz: float | None = setting(None, "highest; None = half the sample rate")
     bands_hz: tuple[tuple[float, ...], ...] = setting(
-        (), "(low, high) of bands of n_mels rows each, in place of f_min_hz and f_max_hz"
+        (), "(low, high) of bands of n_mels rows each, not f_min_hz and f_max_hz"
     )
     mel_scale: str = setting("slaney", "mel scale (kind mel)", choices=tuple(IS_HTK))
-    mel_norm: str | None = setting("slaney", "None: height 1; slaney: equal area", choices=(None, "slaney"))
+    mel_norm: str | None = setting("slaney", "None: height 1; slaney: area", choices=(None, "slaney"))
     power: int = setting(2, "1: magnitudes, 2: energies", choices=(1, 2))
     log: str = setting("db", "ln(x + log_offset), decibels, or PCEN", choices=("ln", "db", "pcen"))
     log_offset: float = setting(1e-4, "added before ln", low=1e-30)
     amin: float = setting(1e-10, "smallest x in decibels", low=1e-30)
-    pad_mode: str = setting("constant", "what lies beyond the ends", choices=("constant", "reflect"))
+    pad_mode: str = setting("constant", "beyond the ends", choices=("constant", "reflect"))
 
     def check(self) -> None:
         sizes = (self.hop_length, self.window_samples, self.n_fft)
@@ -43,21 +43,19 @@ class SpectrumConfig(Config):
         self.filters() if self.kind == "mel" else self.stft_band()
 
     def check_pairs(self, name: str) -> None:
-        """Raise KitError unless a setting is empty or holds pairs, of kind mel."""
+        """Raise KitError unless empty, or pairs and kind mel."""
         pairs = getattr(self, name)
         if pairs and (self.kind != "mel" or any(len(pair) != 2 for pair in pairs)):
             raise KitError(f"{name} wants kind='mel' and pairs, got {self.kind!r}, {pairs}.")
 
     def filters(self) -> np.ndarray:
-        """The mel filters. Shape: -> (n_fft // 2 + 1, M). Errors: KitError for filters that hear nothing"""
+        """The mel filters. Shape: -> (n_fft // 2 + 1, M). Errors: KitError for deaf ones"""
         sizes = self.sample_rate, self.n_fft, self.n_mels
-        bands = (
-            mel_filters(*sizes, low, high, self.mel_scale, self.mel_norm) for low, high in self.mel_bands
-        )
-        return np.hstack(list(bands))
+        how = self.mel_scale, self.mel_norm
+        return np.hstack([mel_filters(*sizes, low, high, *how) for low, high in self.mel_bands])
 
     def stft_band(self) -> tuple[int, int]:
-        """First and end FFT bin of the band heard. Errors: KitError for a band without any"""
+        """First and end FFT bin heard. Errors: KitError where there is none"""
         check_band(self.f_min_hz, self.top_hz, self.sample_rate)
         bins_hz = fft_bins_hz(self.sample_rate, self.n_fft)
         first, end = int((bins_hz < self.f_min_hz).sum()), int((bins_hz <= self.top_hz).sum())
@@ -68,7 +66,7 @@ class SpectrumConfig(Config):
 
     @property
     def mel_bands(self) -> tuple[tuple[float, ...], ...]:
-        """Low and high of every run of n_mels filters. Units: hertz"""
+        """Every band of n_mels filters. Units: hertz"""
         return self.bands_hz or ((self.f_min_hz, self.top_hz),)
 
     @property

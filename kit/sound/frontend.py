@@ -20,27 +20,23 @@ COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
 
 @dataclass(frozen=True)
 class FrontendConfig(SpectrumConfig):
-    """How sound becomes what a network hears: trimmed, transformed, levelled, stacked, resized."""
+    """How sound becomes a picture: trimmed, transformed, levelled, stacked, resized."""
 
     pcen: PcenConfig = setting(PcenConfig(), "settings of log='pcen'")
-    resolutions: tuple[tuple[int, ...], ...] = setting(
-        (), "further (n_fft, hop_length), each a channel, at the frames of the first"
-    )
-    top_db: float | None = setting(None, "floor, dB below the loudest point", low=1e-3)
+    resolutions: tuple[tuple[int, ...], ...] = setting((), "further (n_fft, hop_length), each a channel")
+    top_db: float | None = setting(None, "floor, dB below the peak", low=1e-3)
     channels: tuple[str, ...] = setting(
-        ("log",), "pictures stacked for the network", choices=("log", *COORDINATES, *DELTA_KERNELS)
+        ("log",), "stacked pictures", choices=("log", *COORDINATES, *DELTA_KERNELS)
     )
     normalise: str = setting(
-        "none",
-        "clip: mean 0, std 1; constants: by mean and std; peak: under the maximum; minmax: 0 to 1",
-        choices=NORMALISATIONS,
+        "none", "clip: mean 0, std 1; constants: mean, std; peak: maximum 0; minmax", choices=NORMALISATIONS
     )
-    mean: float = setting(0.0, "subtracted (normalise constants)")
-    std: float = setting(1.0, "divided by (normalise constants)", low=1e-6)
-    reference: str = setting("clip", "what floor and normalise refer to", choices=("clip", "window"))
-    side: tuple[str, ...] = setting((), "rows of the wave below every channel", choices=tuple(SIDE_ROWS))
+    mean: float = setting(0.0, "subtracted (constants)")
+    std: float = setting(1.0, "divided by (constants)", low=1e-6)
+    reference: str = setting("clip", "what top_db and normalise refer to", choices=("clip", "window"))
+    side: tuple[str, ...] = setting((), "rows below every channel", choices=tuple(SIDE_ROWS))
     stats_frames: int = setting(3, "frames that share their wave_stats", low=1)
-    trim_db: float | None = setting(None, "ends so far below the loudest frame are cut", low=1e-3)
+    trim_db: float | None = setting(None, "cut ends so far below the loudest frame", low=1e-3)
     trim_least_s: float = setting(0.5, "seconds that trimming leaves", low=0)
     image_size: tuple[int, ...] = setting((), "bins and frames to resize to")
 
@@ -49,7 +45,7 @@ class FrontendConfig(SpectrumConfig):
         if self.top_db is not None and self.log != "db":
             raise KitError(f"top_db needs log='db', got {self.log!r}: use top_db=None.")
         if len(set(self.channels)) != len(self.channels) or not set(self.channels) & {"log", *DELTA_KERNELS}:
-            raise KitError(f"channels must differ and hold sound, as log does, got {self.channels}.")
+            raise KitError(f"channels must differ and hold sound, as log, got {self.channels}.")
         if len(set(self.side)) != len(self.side):
             raise KitError(f"side rows must differ, got {self.side}.")
         self.check_pairs("resolutions")
@@ -57,7 +53,7 @@ class FrontendConfig(SpectrumConfig):
         self.scales()
 
     def scales(self) -> tuple[Self, ...]:
-        """The settings of every picture. Errors: KitError for a resolution that hears nothing"""
+        """The settings of every picture. Errors: KitError for one that hears nothing"""
         further = (
             replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=())
             for n_fft, hop in self.resolutions
@@ -66,18 +62,18 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def n_bins(self) -> int:
-        """Frequency bins M that the network gets, without side rows."""
+        """Frequency bins M of the network, without side rows."""
         return self.image_size[0] if self.image_size else self.picture_bins
 
     @property
     def channel_names(self) -> list[str]:
-        """The kind of each channel that the network gets: one per resolution, a coordinate once."""
+        """Each channel's kind: one per resolution, a coordinate once."""
         times = {name: 1 if name in COORDINATES else 1 + len(self.resolutions) for name in self.channels}
         return [name for name in self.channels for _ in range(times[name])]
 
     @property
     def n_channels(self) -> int:
-        """Channels C that the network gets."""
+        """Channels C of the network."""
         return len(self.channel_names)
 
     @property
@@ -87,23 +83,23 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def picture_rows(self) -> int:
-        """Rows of a kept spectrogram's pictures, one resolution below the other."""
+        """Rows of a kept spectrogram's pictures."""
         return self.picture_bins * (1 + len(self.resolutions))
 
     @property
     def rows(self) -> int:
-        """Rows R of a kept spectrogram: the pictures, then the side rows."""
+        """Rows R of a kept spectrogram."""
         return self.picture_rows + self.side_rows
 
 
 def check_image(size: Sequence[int], side: Sequence[str]) -> None:
-    """Raise KitError unless a size is none or (bins, frames) that bends no side rows."""
+    """Raise KitError unless a size is () or (bins, frames) without side rows."""
     if size and (len(size) != 2 or min(size) < 1 or side):
         raise KitError(f"image_size is () or (bins, frames) without side rows, got {tuple(size)} and {side}.")
 
 
 class Frontend(nn.Module):
-    """Log spectrograms, computed wherever the waveform lives, in float32 outside autocast (float64 stays so).
+    """Log spectrograms, wherever the waveform lives, in float32 outside autocast (float64 stays).
 
     A kept spectrogram is (R, N): a picture of M rows per resolution, then S side rows. With `reference="clip"`
     level a whole clip, then cut it; with "window" cut, then level. There is no state.
@@ -118,7 +114,7 @@ class Frontend(nn.Module):
         self.scales = config.scales()
 
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
-        """Raw log spectrograms of clips of any lengths, trimmed where set; not yet levelled or stacked.
+        """Raw log spectrograms of clips of any lengths, trimmed where set, not yet levelled.
 
         On CPU bit for bit the same whatever the neighbours. Gradients flow to waves that ask.
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
@@ -133,11 +129,8 @@ class Frontend(nn.Module):
             least = round(config.trim_least_s * config.sample_rate)
             waves = [wave[slice(*sounding_span(wave, config.trim_db, least))] for wave in waves]
         traced = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(traced),
-            torch.autocast(device.type, enabled=False),
-        ):
+        exact = torch.autocast(device.type, enabled=False)
+        with torch.inference_mode(False), torch.set_grad_enabled(traced), exact:
             pictures = []
             for scale in self.scales:
                 specs = log_spectrograms(spectrum_tables(scale, device, dtype), waves, traced)
@@ -168,13 +161,13 @@ class Frontend(nn.Module):
         return torch.cat([level, side], dim=-2) if c.side else level
 
     def floor(self, spec: Tensor) -> Tensor:
-        """What silence appended holds: a picture's least value, a side row's last. Shape: (R, N) -> (R, 1)"""
+        """What appended silence holds: a picture's least, a side row's last value. Shape: (R, N) -> (R, 1)"""
         pictures, side = self.split(spec)
         least = pictures.amin((-2, -1), keepdim=True).expand(*pictures.shape[:-1], 1)
         return torch.cat([least.flatten(-3, -2), side[..., -1:]], dim=-2)
 
     def stack(self, spec: Tensor, image_size: Sequence[int] | None = None) -> Tensor:
-        """The channels made from a levelled spectrogram, resized to `image_size` or the setting.
+        """A levelled spectrogram's channels, resized to `image_size` or the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
         Errors: KitError for what is no size, or with side rows
@@ -196,12 +189,12 @@ class Frontend(nn.Module):
         """Clips as the network hears them. Errors: KitError where trimming leaves several lengths"""
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
-            raise KitError("trimming left several lengths: call spectrograms() and finish() clip by clip.")
+            raise KitError("trimming left several lengths: call spectrograms(), finish() clip by clip.")
         return self.finish(torch.stack(specs))
 
 
 def channel_of(pictures: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    """The channels of one kind, resized where there is a size; a coordinate spans any.
+    """The channels of one kind, resized where there is a size.
 
     Shape:  (..., pictures, M, N) -> (..., pictures or 1, *size)
     """

@@ -13,7 +13,7 @@ FILL_MODES = ("loop", "reflect", "floor")
 
 @dataclass(frozen=True)
 class LengthGrid:
-    """Lengths that grow by `ratio`, so that each adds less than `ratio - 1` to a clip. Units: frames
+    """Lengths that grow by `ratio`, so that none adds `ratio - 1` to a clip. Units: frames
 
     It depends on the clip alone, so clips of one grid length share a batch without hearing each other. Below
     `shortest`, the network's least input, a clip is filled up to it.
@@ -35,7 +35,7 @@ class LengthGrid:
 
 
 def reflected(places: Tensor, length: int) -> Tensor:
-    """Places beyond the ends as places inside, to and fro as often as it takes. Shape: any -> the same"""
+    """Places beyond the ends as places inside, to and fro. Shape: any -> the same"""
     period = max(1, 2 * length - 2)
     places = places % period
     return torch.minimum(places, period - places)
@@ -62,7 +62,7 @@ def fill_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = Non
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
-    """Indices in batches of one length each, the shortest first, of at most `batch_frames` frames or one clip.
+    """Indices in batches of one length, short ones first, to `batch_frames` frames or one clip.
 
     Shape:  n lengths -> lists of indices into them
     """

@@ -1,4 +1,4 @@
-"""Raw spectrograms in, levels a network can hear out: floors, scales, derivatives, PCEN and sizes."""
+"""Raw spectrograms in, levels a network can hear out."""
 
 import math
 from collections.abc import Sequence
@@ -15,24 +15,23 @@ DELTA_KERNELS = {
     "delta": (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
     "delta2": (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
 }
-LEAST_SPREAD = 1e-3
 FORGOTTEN = 1e-30
 
 
 @dataclass(frozen=True)
 class PcenConfig(Config):
-    """Per-channel energy normalisation: rows divided by their recent past, then compressed."""
+    """Per-channel energy normalisation: rows over their recent past, compressed."""
 
-    gain: float = setting(0.98, "power of the recent past that divides", low=0, high=1)
+    gain: float = setting(0.98, "power of the past that divides", low=0, high=1)
     bias: float = setting(2.0, "added before the root", low=1e-9)
     power: float = setting(0.5, "the root", low=1e-9)
-    time_constant_s: float = setting(0.4, "seconds that the recent past lasts", low=1e-6)
+    time_constant_s: float = setting(0.4, "seconds of recent past", low=1e-6)
     eps: float = setting(1e-6, "least recent past", low=1e-30)
-    scale: float = setting(2.0**31, "multiplies first: integer samples instead of [-1, 1]", low=0)
+    scale: float = setting(2.0**31, "multiplies first: to integer samples", low=0)
 
 
 def one_pole_mean(rows: Tensor, keep: float) -> Tensor:
-    """y[n] = keep * y[n - 1] + (1 - keep) * x[n], as if the first frame had lasted for ever before.
+    """y[n] = keep * y[n - 1] + (1 - keep) * x[n], as if frame 0 had always been.
 
     A doubling scan: after d steps every frame has heard 2**d frames.
     Shape:  (..., N) -> the same, 0 <= keep < 1
@@ -60,21 +59,21 @@ def pcen(energies: Tensor, config: PcenConfig, frames_per_s: float) -> Tensor:
 
 
 def levelled(spec: Tensor, top_db: float | None, normalise: str, mean: float, std: float) -> Tensor:
-    """Floored at `top_db` below its peak, then normalised; every leading index by itself.
+    """Floored at `top_db` below its peak, then normalised, picture by picture.
 
     "clip" standardises, "constants" takes mean and std, "peak" subtracts the maximum, "minmax" spans [0, 1].
-    A constant picture becomes zeros by all but "constants".
+    A constant picture becomes zeros by all but "constants". Rows are averaged first, so that rounding does not
+    depend on the clips beside.
     Shape:  (..., M, N) -> the same
     """
     peak = spec.amax((-2, -1), keepdim=True)
     if top_db is not None:
         spec = torch.maximum(spec, peak - top_db)
     if normalise == "clip":
-        # Rows are averaged first, so that rounding does not depend on the clips beside.
         centred = spec - peak
         centred = centred - centred.mean(-1, keepdim=True).mean(-2, keepdim=True)
         variance = centred.square().mean(-1, keepdim=True).mean(-2, keepdim=True)
-        return centred / variance.clamp(min=LEAST_SPREAD**2).sqrt()
+        return centred / variance.clamp(min=1e-6).sqrt()
     if normalise == "constants":
         return (spec - mean) / std
     if normalise == "peak":
@@ -86,7 +85,7 @@ def levelled(spec: Tensor, top_db: float | None, normalise: str, mean: float, st
 
 
 def savgol_delta(spec: Tensor, which: str) -> Tensor:
-    """First ("delta") or second ("delta2") derivative over time by a local polynomial over 9 frames.
+    """First ("delta") or second ("delta2") derivative by a local polynomial over 9 frames.
 
     4 frames at each end repeat the nearest full window's value; below 9 frames the edges are extended.
     Shape:  (..., M, N) -> the same
@@ -117,5 +116,5 @@ def resized(spec: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def growing_size(sizes: Sequence[Sequence[int]], progress: float) -> tuple[int, ...]:
-    """The picture size at `progress` in [0, 1] of a training, each for an equal share."""
+    """The picture size at `progress` in [0, 1] of a training, in equal shares."""
     return tuple(sizes[min(int(progress * len(sizes)), len(sizes) - 1)])

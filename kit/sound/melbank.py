@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError
 
 SLANEY_HZ_PER_MEL = 66.66666666666667
 SLANEY_KNEE_HZ = 1000.0
@@ -17,7 +17,7 @@ def hz_to_mel(hz: np.ndarray | float, scale: str) -> np.ndarray:
     Units:  hertz -> mel
     Source: HTK: Young et al., The HTK Book; Slaney: Auditory Toolbox, 1998
     """
-    if choose("mel scale", scale, IS_HTK):
+    if IS_HTK[scale]:
         return np.asarray(2595.0 * np.log10(1.0 + hz / 700.0))
     above = SLANEY_KNEE_MEL + np.log(np.maximum(hz, SLANEY_KNEE_HZ) / SLANEY_KNEE_HZ) / SLANEY_LOG_STEP
     return np.where(hz < SLANEY_KNEE_HZ, hz / SLANEY_HZ_PER_MEL, above)
@@ -25,7 +25,7 @@ def hz_to_mel(hz: np.ndarray | float, scale: str) -> np.ndarray:
 
 def mel_to_hz(mel: np.ndarray | float, scale: str) -> np.ndarray:
     """The inverse of `hz_to_mel`. Shape: any -> the same. Units: mel -> hertz"""
-    if choose("mel scale", scale, IS_HTK):
+    if IS_HTK[scale]:
         return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
     above = SLANEY_KNEE_HZ * np.exp(SLANEY_LOG_STEP * (np.maximum(mel, SLANEY_KNEE_MEL) - SLANEY_KNEE_MEL))
     return np.where(mel < SLANEY_KNEE_MEL, mel * SLANEY_HZ_PER_MEL, above)
@@ -37,7 +37,7 @@ def fft_bins_hz(sample_rate: int, n_fft: int) -> np.ndarray:
 
 
 def mel_edges_hz(n_mels: int, low_hz: float, high_hz: float, mel_scale: str) -> np.ndarray:
-    """Where filters begin, peak and end: filter m at edges m, m + 1, m + 2. Shape: -> (n_mels + 2,)"""
+    """Filter m begins, peaks, ends at edges m, m + 1, m + 2. Shape: -> (n_mels + 2,)"""
     low, high = hz_to_mel(np.array([low_hz, high_hz]), mel_scale)
     return mel_to_hz(np.linspace(low, high, n_mels + 2), mel_scale)
 
@@ -45,7 +45,7 @@ def mel_edges_hz(n_mels: int, low_hz: float, high_hz: float, mel_scale: str) -> 
 def mel_filters(
     sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_hz: float, scale: str, norm: str | None
 ) -> np.ndarray:
-    """The triangles that turn FFT bins into mel bands; `norm` None: of height 1, "slaney": of equal area.
+    """Triangles from FFT bins to mel bands, of height 1 or equal area ("slaney").
 
     Shape:  -> (n_fft // 2 + 1, n_mels), float64
     Units:  weight per bin, at most 1 without norm, 2 / width in hertz with it
@@ -60,9 +60,9 @@ def mel_filters(
     filters = np.asarray(np.minimum(rising, falling).clip(0.0))
     deaf = np.flatnonzero(filters.max(axis=0) <= 0.0)
     if len(deaf):
-        span = f"{below[deaf[0]]:.1f} to {over[deaf[0]]:.1f} Hz, with bins {bins_hz[1]:.1f} Hz apart"
+        span = f"{below[deaf[0]]:.1f} to {over[deaf[0]]:.1f} Hz"
         raise KitError(f"{len(deaf)} mel filters are empty, one at {span}: lower n_mels or raise n_fft.")
-    if choose("mel norm", str(norm), {"None": False, "slaney": True}):
+    if norm:
         filters *= 2.0 / (over - below)
     return filters
 
@@ -75,7 +75,7 @@ def check_band(low_hz: float, high_hz: float, sample_rate: int) -> None:
 
 
 def band_groups(filters: np.ndarray, call_cost: int = 2000, narrowest: int = 16) -> list[tuple[slice, slice]]:
-    """Neighbouring filters that are cheapest multiplied together over only the bins that they hear.
+    """Neighbouring filters that are cheapest multiplied together.
 
     Splits at multiples of 8; a group costs bins x filters (at least `narrowest`) + `call_cost` multiplications.
     Shape:  filters (n_bins, n_mels) -> [(filters of a group, its bins)]

@@ -1,4 +1,4 @@
-"""A waveform at one rate in, the same sound at another rate out, by a ratio of small integers."""
+"""A waveform at one rate in, the same sound at another out, by a small ratio."""
 
 import functools
 from fractions import Fraction
@@ -9,20 +9,17 @@ from torch import Tensor
 
 from kit.core.runtime import full_float32
 
-MAX_RATIO_TERM = 1000
-RATIO_TOLERANCE = 1e-4
-PIECE_SAMPLES = 1 << 22
 FILTER_WIDTH = 6
 
 
 def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
-    """The nearest (down, up) with both terms at most 1000 and within 0.01 % of to_hz / from_hz, or None.
+    """The nearest (down, up) of terms to 1000 within 0.01 % of to_hz / from_hz, or None.
 
     The filter grows with the product of both terms, so a ratio that does not reduce would cost gigabytes.
     """
     low, high = sorted((Fraction(float(from_hz)), Fraction(float(to_hz))))
-    near = (low / high).limit_denominator(MAX_RATIO_TERM)
-    if abs(near / (low / high) - 1) > RATIO_TOLERANCE:
+    near = (low / high).limit_denominator(1000)
+    if abs(near / (low / high) - 1) > 1e-4:
         return None
     terms = near.numerator, near.denominator
     return terms if from_hz < to_hz else terms[::-1]
@@ -30,14 +27,14 @@ def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=32)
 def resampler(down: int, up: int, device: str) -> Any:
-    """torchaudio's windowed-sinc resampler for one ratio, its filter computed once."""
+    """torchaudio's resampler for one ratio."""
     from torchaudio.transforms import Resample
 
     return Resample(down, up, lowpass_filter_width=FILTER_WIDTH).to(device)
 
 
 def resample(wave: Tensor, down: int, up: int) -> Tensor:
-    """The waveform at up / down times its rate, long ones in pieces so that memory stays small.
+    """The waveform at up / down times its rate, in pieces for little memory.
 
     Each piece is heard with a margin wider than the filter.
     Shape:  wave (T,) -> (ceil(T * up / down),)
@@ -46,7 +43,7 @@ def resample(wave: Tensor, down: int, up: int) -> Tensor:
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))
-    piece = PIECE_SAMPLES // down * down
+    piece = (1 << 22) // down * down
     margin = -(-4 * FILTER_WIDTH * max(down, up) // (up * down)) * down + down
     pieces = []
     with full_float32():

@@ -20,7 +20,7 @@ GPU_CHUNK_SAMPLES = 16777216
 
 
 def check_waves(waves: Sequence[Tensor]) -> None:
-    """Raise KitError unless every wave is (T,), T >= 1, of one floating type on one device."""
+    """Raise KitError unless waves are (T,), T >= 1, floats of one type and device."""
     dtype, device = waves[0].dtype, waves[0].device
     for wave in waves:
         sound = wave.ndim == 1 and len(wave) > 0 and wave.is_floating_point()
@@ -31,7 +31,7 @@ def check_waves(waves: Sequence[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class SpectrumTables:
-    """Settings, window, bins heard, and groups of (filters, some of these bins, weights (bins, filters))."""
+    """Settings, window, bins heard, groups of (filters, their bins, weights (bins, filters))."""
 
     config: SpectrumConfig
     window: Tensor
@@ -41,7 +41,7 @@ class SpectrumTables:
 
 @functools.lru_cache(maxsize=32)
 def spectrum_tables(config: SpectrumConfig, device: torch.device, dtype: torch.dtype) -> SpectrumTables:
-    """Window and grouped filters, computed in float64 and then rounded once."""
+    """Window and grouped filters, from float64 rounded once."""
     window = torch.hann_window(config.window_samples, dtype=torch.float64).to(device, dtype)
     if config.kind == "stft":
         return SpectrumTables(config, window, slice(*config.stft_band()), ())
@@ -76,16 +76,12 @@ def chunk_plan(frames: Sequence[int], limit: int, pack: bool) -> list[list[tuple
 
 
 def cut_samples(wave: Tensor, start: int, stop: int, pad_mode: str) -> Tensor:
-    """Samples start..stop of a clip that goes on beyond its ends as `pad_mode` says. Shape: -> (stop - start,)"""
-    samples = len(wave)
-    before, inside, after = max(-start, 0), wave[max(start, 0) : stop], max(stop - samples, 0)
-    if not before and not after:
-        return inside
+    """Samples start..stop of a clip, beyond its ends as `pad_mode` says. Shape: -> (stop - start,)"""
+    if start >= 0 and stop <= len(wave):
+        return wave[start:stop]
     if pad_mode == "constant":
-        return F.pad(inside, (before, after))
-    ends = (torch.arange(-before, 0), torch.arange(samples, samples + after))
-    left, right = (wave[reflected(end.to(wave.device), samples)] for end in ends)
-    return torch.cat([left, inside, right])
+        return F.pad(wave[max(start, 0) : stop], (max(-start, 0), max(stop - len(wave), 0)))
+    return wave[reflected(torch.arange(start, stop, device=wave.device), len(wave))]
 
 
 def cut_frames(tables: SpectrumTables, wave: Tensor, first: int, end: int) -> Tensor:
@@ -97,21 +93,18 @@ def cut_frames(tables: SpectrumTables, wave: Tensor, first: int, end: int) -> Te
 
 
 def window_frames(tables: SpectrumTables, wave: Tensor, first: int, out: Tensor) -> None:
-    """Write the windowed frames `first`... of a clip; only those at its ends are copied. Shape: out (frames, n_fft)"""
+    """Write a clip's windowed frames from `first` on, copying only its ends. Shape: out (frames, n_fft)"""
     config, width, end = tables.config, len(tables.window), first + len(out)
     lead = config.n_fft // 2 - (config.n_fft - width) // 2
     inside = (-(-lead // config.hop_length), (len(wave) - width + lead) // config.hop_length + 1)
     cuts = sorted({first, end, *(min(max(edge, first), end) for edge in inside)})
     for start, stop in pairwise(cuts):
-        torch.mul(
-            cut_frames(tables, wave, start, stop),
-            tables.window,
-            out=out[start - first : stop - first, :width],
-        )
+        part = out[start - first : stop - first, :width]
+        torch.mul(cut_frames(tables, wave, start, stop), tables.window, out=part)
 
 
 def log_scaled(config: SpectrumConfig, bands: Tensor) -> Tensor:
-    """The logarithm of magnitudes or energies, which are overwritten unless gradients come back. Shape: any -> the same
+    """The logarithm of magnitudes or energies, in place without gradients. Shape: any -> the same
 
     Units:  ln(x + log_offset), dB of max(x, amin), or x itself for PCEN, which comes when the clip is whole
     """
@@ -125,7 +118,7 @@ def log_scaled(config: SpectrumConfig, bands: Tensor) -> Tensor:
 
 
 def log_energies(tables: SpectrumTables, frames: Tensor) -> Tensor:
-    """Windowed frames through FFT, filters and logarithm, in place where no gradients come back.
+    """Windowed frames through FFT, filters and logarithm, in place without gradients.
 
     Shape:  frames (rows, n_fft) -> (rows, M)
     """
@@ -150,7 +143,7 @@ def log_energies(tables: SpectrumTables, frames: Tensor) -> Tensor:
 def chunked_spectrograms(
     tables: SpectrumTables, waves: Sequence[Tensor], limit: int, pack: bool
 ) -> list[Tensor]:
-    """Log spectrograms, in memory of one chunk beside the results. Shape: [(T_i,)] -> [(M, N_i)]"""
+    """Log spectrograms, a chunk at a time. Shape: [(T_i,)] -> [(M, N_i)]"""
     config, window = tables.config, tables.window
     lengths = [config.frames_of(len(wave)) for wave in waves]
     results = [window.new_empty(config.picture_bins, frames) for frames in lengths]
@@ -179,7 +172,7 @@ def log_spectrograms(tables: SpectrumTables, waves: Sequence[Tensor], traced: bo
 
 
 def at_frames_of(spec: Tensor, hop_length: int, frames: int, other_hop: int) -> Tensor:
-    """A spectrogram's frames nearest in time to those of another hop. Shape: (M, N) -> (M, frames)"""
+    """The frames nearest to those of another hop. Shape: (M, N) -> (M, frames)"""
     if hop_length == other_hop:
         return spec
     nearest = (2 * other_hop * torch.arange(frames, device=spec.device) + hop_length) // (2 * hop_length)

@@ -8,11 +8,10 @@ from torch import Tensor
 
 TRIM_HOP = 512
 TRIM_FRAME = 4 * TRIM_HOP
-LEAST_RMS = 1e-5
 
 
 def sounding_span(wave: Tensor, top_db: float, least: int = 1) -> tuple[int, int]:
-    """First and end sample of what is kept: from the first to the last frame within `top_db` of the loudest.
+    """First and end sample between frames within `top_db` of the loudest.
 
     What is shorter than `least` is widened around its middle, inside the clip; silence is kept whole.
     Shape:  wave (T,) -> first < end <= T
@@ -22,7 +21,7 @@ def sounding_span(wave: Tensor, top_db: float, least: int = 1) -> tuple[int, int
     samples = len(wave)
     around = (TRIM_FRAME // 2, TRIM_FRAME // 2)
     frames = F.pad(wave.detach().float(), around).unfold(0, TRIM_FRAME, TRIM_HOP)
-    rms = (torch.linalg.vector_norm(frames, dim=-1) / math.sqrt(TRIM_FRAME)).clamp(min=LEAST_RMS)
+    rms = (torch.linalg.vector_norm(frames, dim=-1) / math.sqrt(TRIM_FRAME)).clamp(min=1e-5)
     loud = torch.nonzero(rms > rms.amax() * 10 ** (-top_db / 20))[:, 0]
     first, end = int(loud[0]) * TRIM_HOP, min((int(loud[-1]) + 1) * TRIM_HOP, samples)
     if end - first >= least:

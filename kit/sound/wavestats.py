@@ -1,4 +1,4 @@
-"""A waveform in, rows that go below its spectrogram out: statistics of its samples, its length."""
+"""A waveform in, rows that go below its spectrogram out."""
 
 import math
 
@@ -7,11 +7,10 @@ from torch import Tensor
 
 STATS_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 SIDE_ROWS = {"wave_stats": 3 + len(STATS_PERCENTILES), "clip_length": 1}
-STATS_CHUNK_SAMPLES = 524288
 
 
 def wave_stats(wave: Tensor, samples: int) -> Tensor:
-    """Mean, standard deviation, range and nine percentiles of every `samples` samples; the last ends with the clip.
+    """Mean, deviation, range and nine percentiles of every `samples` samples.
 
     Shape:  wave (T,) -> (12, ceil(T / samples))
     Units:  those of the wave
@@ -22,7 +21,7 @@ def wave_stats(wave: Tensor, samples: int) -> Tensor:
     low, high, between = place.floor().long(), place.ceil().long(), place.frac().to(wave)
     windows = wave.unfold(0, width, 1)
     pieces = []
-    for some in torch.split(starts, max(1, STATS_CHUNK_SAMPLES // width)):
+    for some in torch.split(starts, max(1, 524288 // width)):
         rows = windows[some].sort(dim=-1).values
         mean = rows.mean(-1, keepdim=True)
         spread = torch.linalg.vector_norm(rows - mean, dim=-1, keepdim=True) / math.sqrt(width)
@@ -34,7 +33,7 @@ def wave_stats(wave: Tensor, samples: int) -> Tensor:
 def side_rows_of(
     wave: Tensor, kinds: tuple[str, ...], hop: int, stats_frames: int, sample_rate: int
 ) -> Tensor:
-    """The side rows of a clip: `stats_frames` frames share the statistics of their samples up to the next frames.
+    """A clip's side rows: `stats_frames` frames share the statistics of their samples.
 
     Shape:  wave (T,) -> (sum of SIDE_ROWS, N), N = T // hop + 1
     Units:  those of the wave; "clip_length" in ln(seconds)

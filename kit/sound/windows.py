@@ -1,4 +1,4 @@
-"""A clip's frames in, windows that cover every one out; their scores in, one score per class out."""
+"""A clip's frames in, windows that cover them out; their scores in, one per class out."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ LEAST_SCORE = 1e-30
 
 
 def window_spans(frames: int, length: int, hop: float) -> list[Span]:
-    """Windows that cover every frame: one each `hop`, rounded without drift, the last aligned to the end.
+    """Windows that cover every frame: one each `hop`, without drift, the last at the end.
 
     A clip shorter than one window gives the one span (0, length), to be filled.
     Shape:  -> list of (first frame, frame after the last)
@@ -35,7 +35,7 @@ def power_mean(scores: Tensor, power: float) -> Tensor:
 
 
 def mean_by_snr(scores: Tensor, k: int) -> Tensor:
-    """Mean weighted by each window's signal-to-noise: the share of its top k classes in all its activations.
+    """Mean weighted by the share of a window's top k classes in its sum.
 
     Shape:  (W, K) -> (K,)
     Source: Freesound 2019, signal-to-noise listening
@@ -56,17 +56,17 @@ WINDOW_POOLS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class ListeningConfig(Config):
-    """How a tagger hears a clip; checkpoints carry it, and scores were measured in it."""
+    """How a tagger hears a clip; checkpoints carry it."""
 
-    mode: str = setting("full", "the whole clip at once, or fixed windows", choices=("full", "windows"))
+    mode: str = setting("full", "whole clips or fixed windows", choices=("full", "windows"))
     window_s: float = setting(5.0, "seconds heard at once (mode windows)", low=0.01, high=86400)
     hop_s: float = setting(2.5, "seconds between window starts", low=0.001)
-    pool: str = setting("max", "how windows become a clip's score", choices=tuple(WINDOW_POOLS))
-    pool_k: int = setting(3, "windows (top_k) or classes (snr) that count", low=1)
-    pool_power: float = setting(2.0, "exponent of the power mean", low=1e-3, high=1e3)
+    pool: str = setting("max", "how windows become one score", choices=tuple(WINDOW_POOLS))
+    pool_k: int = setting(3, "windows (top_k) or classes (snr)", low=1)
+    pool_power: float = setting(2.0, "exponent (power)", low=1e-3, high=1e3)
     fill: str = setting("loop", "how a short clip is lengthened", choices=FILL_MODES)
     grid_ratio: float = setting(1.05, "growth of the length grid (mode full)", low=1.0, high=1.25)
-    max_frames: int = setting(8192, "longest input (mode full); longer clips come in pieces", low=64)
+    max_frames: int = setting(8192, "longest input (mode full); more comes in pieces", low=64)
 
     def check(self) -> None:
         if self.hop_s > self.window_s:
@@ -83,7 +83,7 @@ class ListeningConfig(Config):
         return window_spans(frames, self.max_frames, self.max_frames // 2)
 
     def input_frames(self, span: Span, shortest: int) -> int:
-        """The length a span is filled to: on the grid for whole clips, exact for windows."""
+        """The length a span is filled to: on the grid, or a window's."""
         frames = span[1] - span[0]
         if self.mode == "windows" or frames >= self.max_frames:
             return max(frames, shortest)
@@ -91,5 +91,5 @@ class ListeningConfig(Config):
 
 
 def pool_windows(scores: Tensor, listening: ListeningConfig) -> Tensor:
-    """One score per class from the scores of a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)"""
+    """One score per class from a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)"""
     return WINDOW_POOLS[listening.pool](scores, listening.pool_k, listening.pool_power)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.sound.augment import draw_mix, mix_specs
 from kit.sound.frontend import Frontend, FrontendConfig
 from kit.sound.levels import PcenConfig, one_pole_mean, pcen
+from kit.sound.mixing import MixConfig, draw_mixes, mix_energies
 
 RATE, HOP = 16000, 160
 
@@ -107,4 +107,6 @@ def test_a_clip_does_not_hear_its_batchmates_and_extremes_stay_finite() -> None:
 def test_energies_that_pcen_has_forgotten_are_not_mixed() -> None:
     config = FrontendConfig(log="pcen")
     with pytest.raises(KitError, match="mix waves"):
-        mix_specs(torch.rand(2, 128, 5), draw_mix(2, 1.0, torch.Generator()), config)
+        mix_energies(
+            torch.rand(2, 128, 5), draw_mixes(MixConfig(p=1.0), 2, torch.Generator()), MixConfig(), config
+        )

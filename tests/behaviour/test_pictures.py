@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kit.core.errors import KitError
 from kit.infer.engine import cut_span, hear_waves
-from kit.sound.augment import MixDraw, mix_specs
 from kit.sound.frontend import Frontend, FrontendConfig
 from kit.sound.levels import growing_size, resized
 from kit.sound.melbank import mel_filters
+from kit.sound.mixing import MixConfig, draw_mixes, mix_energies
 
 RATE = 16000
 THREE = ((1024, 160), (2048, 160))
@@ -210,11 +210,11 @@ def test_a_floor_is_each_pictures_own() -> None:
 def test_mixed_resolutions_are_each_mixed() -> None:
     config = small(resolutions=THREE)
     specs = torch.stack(Frontend(config).spectrograms([noise(3000), noise(3000, 1)]))
-    draw = MixDraw(torch.tensor([True, True]), torch.tensor([1, 0]))
-    mixed = mix_specs(specs, draw, config)
+    draw = draw_mixes(MixConfig(p=1.0), 2, torch.Generator())
+    mixed = mix_energies(specs, draw, MixConfig(), config)
     for block in range(3):
         rows = slice(20 * block, 20 * block + 20)
-        assert torch.equal(mixed[:, rows], mix_specs(specs[:, rows], draw, small()))
+        assert torch.equal(mixed[:, rows], mix_energies(specs[:, rows], draw, MixConfig(), small()))
 
 
 @pytest.mark.parametrize("settings", RICH, ids=str)

@@ -1,14 +1,15 @@
 """Rows of statistics under a spectrogram: numpy's numbers, every sample heard, a rule for mixed sounds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from kit.infer.engine import cut_span, hear_waves
-from kit.sound.augment import MixDraw, mix_specs
 from kit.sound.frontend import Frontend, FrontendConfig
+from kit.sound.mixing import MixConfig, draw_mixes, mix_energies
 from kit.sound.wavestats import STATS_PERCENTILES, mixed_side_rows, side_rows_of, wave_stats
 
 BOTH = ("wave_stats", "clip_length")
@@ -110,10 +111,11 @@ def test_mixing_is_even_handed_leaves_sounds_in_silence_and_keeps_lengths() -> N
         for wave in (torch.randn(2000) * 0.2, torch.randn(2000) * 0.1, torch.zeros(2000))
     )
     specs = torch.stack([one, two, silence])
-    draw = MixDraw(torch.ones(3, dtype=torch.bool), torch.tensor([1, 0, 0]))
-    mixed = mix_specs(specs, draw, config)
+    draw = draw_mixes(MixConfig(p=1.0), 3, torch.Generator())
+    draw = replace(draw, partner=torch.tensor([1, 0, 0]))
+    mixed = mix_energies(specs, draw, MixConfig(), config)
     torch.testing.assert_close(mixed[0, :32], mixed[1, :32])
     torch.testing.assert_close(mixed[2], one, rtol=1e-5, atol=1e-3)
     assert torch.equal(mixed[:, 32], specs[:, 32]) and torch.isfinite(mixed).all()
     pictures_alone = FrontendConfig(**{**SMALL, "side": ()})
-    assert torch.equal(mixed[:, :20], mix_specs(specs[:, :20], draw, pictures_alone))
+    assert torch.equal(mixed[:, :20], mix_energies(specs[:, :20], draw, MixConfig(), pictures_alone))
