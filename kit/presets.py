@@ -75,7 +75,8 @@ SYSTEMS = {
     "freq-crop": System(
         source=f"thirty-second place, {RFCX}",
         frontend=FrontendConfig(
-            sample_rate=48000, n_fft=4096, n_mels=32, top_db=80.0, normalise="clip", bands_hz=RFCX_BANDS_HZ,
+            sample_rate=48000, n_fft=4096, n_mels=32, top_db=80.0, normalise="clip", reference="window",
+            bands_hz=RFCX_BANDS_HZ,
         ),
         network={"family": "freq-crop", "backbone": {"family": "timm", "name": "tf_efficientnet_b0.ns_jft_in1k"}},
         listening=ListeningConfig(mode="full"),

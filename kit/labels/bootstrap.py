@@ -13,7 +13,7 @@ from kit.labels.metrics import clip_precision_sums, lwlrap
 
 Metric = Callable[[Any, Any], float]
 
-# Metrics that are a ratio of sums over clips: a resample only weighs the clips anew.
+# Metrics that are a ratio of sums over clips, which a resample only weighs anew.
 CLIP_SUMS: dict[Metric, Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]] = {
     lwlrap: clip_precision_sums,
     top1_accuracy: top1_clip_sums,
@@ -22,7 +22,7 @@ CLIP_SUMS: dict[Metric, Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A value on all clips, and the bounds that hold `level` of its resamples; redrawn ones had no value."""
+    """A value on all clips, and the bounds that hold `level` of its resamples."""
 
     value: float
     low: float
@@ -46,14 +46,11 @@ def bootstrap_interval(
 ) -> Interval:
     """How far `metric(truth, scores)` would move with other clips of the same kind.
 
-    Groups (recordings, say) are drawn whole; a row whose group is empty stands alone. Draws depend on the
-    seed and the sorted groups alone. Any function of rows will do; lwlrap and top1_accuracy are fast. A draw
-    where the metric raises KitError or is NaN is made anew and counted.
+    Groups (recordings, say) are drawn whole; a row whose group is empty stands alone. A draw where the metric has
+    no value is made anew.
 
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
-    Errors: KitError for no value, fewer than 2 groups, draws too few for the level, or more of them without
-            a value than with one; the metric's own
     """
     value, of_draw = resampled(metric, truth, scores)
     return percentile_interval(value, of_draw, group_numbers(groups, len(truth)), draws, level, seed)
@@ -71,39 +68,32 @@ def bootstrap_difference(
 ) -> Interval:
     """How much better `scores` are than `others` on the same clips, both scored on the same draws.
 
-    Shape, Source, Errors: as bootstrap_interval
+    Shape, Source: as bootstrap_interval
     """
-    value, one = resampled(metric, truth, scores)
-    less, other = resampled(metric, truth, others)
+    (value, one), (less, other) = (resampled(metric, truth, given) for given in (scores, others))
     group = group_numbers(groups, len(truth))
     return percentile_interval(value - less, lambda n: one(n) - other(n), group, draws, level, seed)
 
 
 def resampled(metric: Metric, truth: Any, scores: Any) -> tuple[float, Callable[[np.ndarray], float]]:
-    """The metric, and what makes it of each clip's count in a draw, (n,): NaN where it has no value."""
+    """The metric, and what makes it of each clip's count in a draw, (n,)."""
     value = metric(truth, scores)
     if np.ndim(value) or not np.isfinite(value):
-        raise KitError(
-            f"the metric gave {value!r}, wanted one number, as of lambda t, s: log_losses(t, s)[0]."
-        )
-    if metric in CLIP_SUMS:
-        gained, possible = CLIP_SUMS[metric](truth, scores)
-
-        def weigh(counts: np.ndarray) -> float:
-            total = counts @ possible
-            return float(counts @ gained / total) if total else np.nan
-
-        return float(value), weigh
+        raise KitError(f"the metric gave {value!r}, wanted one number.")
+    sums = CLIP_SUMS[metric](truth, scores) if metric in CLIP_SUMS else None
     truth, scores = np.asarray(truth), np.asarray(scores)
 
-    def compute(counts: np.ndarray) -> float:
+    def of_draw(counts: np.ndarray) -> float:
+        if sums:
+            gained, possible = (counts @ part for part in sums)
+            return float(gained / possible) if possible else np.nan
         rows = np.repeat(np.arange(len(counts)), counts)
         try:
             return float(metric(truth[rows], scores[rows]))
         except KitError:
             return np.nan
 
-    return float(value), compute
+    return float(value), of_draw
 
 
 def percentile_interval(
@@ -114,29 +104,22 @@ def percentile_interval(
     level: float,
     seed: int,
 ) -> Interval:
-    """The bounds that hold the middle `level` of `draws` values of a statistic of the rows' counts."""
+    """The bounds of the middle `level` of `draws` values of a statistic of the rows' counts."""
     if not 0 < level < 1 or draws * (1 - level) < 2 - 1e-9:
-        raise KitError(
-            f"{draws} draws at level {level:g}: wanted a level between 0 and 1, and 2 / (1 - level) draws or more."
-        )
+        raise KitError(f"{draws} draws at level {level:g}: 2 / (1 - level) or more are wanted.")
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
-        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling needs 2 groups or more to vary.")
-    generator = np.random.default_rng(seed)
-    values: list[float] = []
-    redrawn = 0
+        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling wants 2 or more.")
+    generator, values, redrawn = np.random.default_rng(seed), list[float](), 0
     while len(values) < draws:
         drawn = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
-        found = statistic(drawn[group])
-        if np.isfinite(found):
+        if np.isfinite(found := statistic(drawn[group])):
             values.append(found)
         else:
             redrawn += 1
         if redrawn > draws:
-            raise KitError(
-                f"the metric has no value in {redrawn} of {redrawn + len(values)} draws of {n_groups} groups: "
-                "leave out classes with few labels."
-            )
+            told = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
+            raise KitError(f"the metric has no value in {told}: leave out rare classes.")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(value, low, high, level, redrawn)
 
@@ -148,5 +131,5 @@ def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
     if len(groups) != n_rows:
         raise KitError(f"{len(groups)} groups for {n_rows} clips: give one group per row.")
     keys = [(text, 0) if text else ("", i) for i, text in enumerate(group_texts(groups))]
-    number = {key: i for i, key in enumerate(sorted(set(keys)))}
+    number = {key: i for i, key in enumerate(sorted({*keys}))}
     return np.array([number[key] for key in keys], np.int64)

@@ -1,4 +1,4 @@
-"""True and false positive boxes in, three-state targets of windows and recordings out, and each class's band."""
+"""True and false boxes in, three-state targets of windows and recordings, and each class's band, out."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BOX_EDGES = ("t_min", "t_max", "f_min", "f_max")
 
 @dataclass(frozen=True)
 class Boxes:
-    """Stretches of time and frequency, each known to hold its class or known not to.
+    """Stretches of time and frequency, each known to hold its class or not to.
 
     Shape:  each (n,): recordings of text, species as places in classes, is_true bool, edges float64
     """
@@ -42,31 +42,20 @@ class Boxes:
         return np.asarray(self.species[:, None] == np.arange(len(self.classes)))
 
 
-def read_boxes(
-    true_path: str | Path,
-    false_path: str | Path,
-    classes: Sequence[str] | None = None,
-) -> Boxes:
+def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[str] | None = None) -> Boxes:
     """Two CSVs, `recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max`, of true and of false positives.
 
-    Species i is class `s{i}`, up to the greatest id in either file, unless `classes` names them in order.
-    Song types are not read. Either file may be empty, not both.
-    Errors: KitError that names file and line for anything that is no box, or a species beyond the classes.
+    Species i is class `s{i}`, up to the greatest id, unless `classes` names them. Either file may be empty, not both.
+    Errors: KitError that names the line
     """
     n_classes = 10**5 if classes is None else len(classes)
     true, false = (read_box_columns(path, n_classes) for path in (true_path, false_path))
     recordings, species, *edges = (one + other for one, other in zip(true, false, strict=True))
     if not species:
-        raise KitError(f"{true_path} and {false_path} hold no boxes: add a line per box.")
-    if classes is None:
-        classes = [f"s{i}" for i in range(max(species) + 1)]
-    return Boxes(
-        tuple(column_of_class(classes)),
-        np.array(recordings, str),
-        np.array(species, np.int64),
-        np.arange(len(species)) < len(true[0]),
-        *(np.array(edge, np.float64) for edge in edges),
-    )
+        raise KitError(f"{true_path} and {false_path} hold no boxes.")
+    names = tuple(column_of_class(classes or [f"s{i}" for i in range(max(species) + 1)]))
+    is_true, places = np.arange(len(species)) < len(true[0]), np.array(species, np.int64)
+    return Boxes(names, np.array(recordings, str), places, is_true, *np.array(edges, np.float64))
 
 
 def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
@@ -76,10 +65,10 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
     wanted = f"its place in the classes, from 0 to {n_classes - 1}"
     species = table.numbers("species_id", wanted, lambda place: 0 <= place < n_classes, int)
     edges = [table.numbers(name) for name in BOX_EDGES]
-    for row, (begin, end, low, high) in enumerate(zip(*edges, strict=True)):
-        for what, least, most in (("t", begin, end), ("f", low, high)):
-            if not most > least:
-                raise KitError(f"{table.at(row)}: {what}_max {most:g} must be above {what}_min {least:g}.")
+    for what, (least, most) in (("t", edges[:2]), ("f", edges[2:])):
+        for row, (low, high) in enumerate(zip(least, most, strict=True)):
+            if not high > low:
+                raise KitError(f"{table.at(row)}: {what}_max {high:g} must be above {what}_min {low:g}.")
     return [table.columns["recording_id"], species, *edges]
 
 
@@ -90,17 +79,15 @@ def window_targets(
 
     A window hears a box where they share at least `min_share` of the shorter of the two. It is true for
     a class whose true box it hears; false where it hears a false box and touches no true one; else unknown.
-    `fill_unknown(window_targets(...), soft)` is soft labels corrected by the boxes.
 
     Shape:  begin_s, end_s: numbers -> (K,) float32; both (W,) -> (W, K)
-    Source: second place, RFCX Species Audio Detection (crops and soft labels corrected by the boxes they overlap)
-    Errors: KitError for a window that does not end after it begins, or min_share outside (0, 1]
+    Source: second place, RFCX Species Audio Detection
     """
     if not 0 < min_share <= 1:
-        raise KitError(f"min_share must be in (0, 1], got {min_share}: e.g. 0.5 for half a call.")
+        raise KitError(f"min_share must be in (0, 1], got {min_share}.")
     begin, end = (np.asarray(time, np.float64)[..., None] for time in (begin_s, end_s))
     if not (end > begin).all():
-        raise KitError(f"a window must end after it begins, got begin_s {begin_s} and end_s {end_s}.")
+        raise KitError(f"a window must end after it begins, got {begin_s} to {end_s} s.")
     here = boxes.rows.get(recording, np.zeros(0, np.int64))
     first, last, true = boxes.begin_s[here], boxes.end_s[here], boxes.is_true[here]
     shared = np.minimum(end, last) - np.maximum(begin, first)
@@ -114,9 +101,6 @@ def window_targets(
 
 def recording_labels(boxes: Boxes) -> ClipLabels:
     """Every recording with a box, sorted: true by any true box of a class, false by false ones only.
-
-    That a false box speaks for its whole recording is the competition's convention: the class may call
-    elsewhere. `window_targets` claims less.
 
     Source: 32nd place, RFCX Species Audio Detection (one pass over the clip, scored on known labels)
     """
@@ -132,20 +116,16 @@ def recording_labels(boxes: Boxes) -> ClipLabels:
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
     """The band that holds every true box of a class, widened by a margin, from 0 Hz at the lowest.
 
-    A class without a true box has the band of its false ones: there its detector listened.
+    A class without a true box has the band of its false ones.
 
     Shape:  -> (K, 2) float64, low and high
     Source: 32nd place, RFCX Species Audio Detection
-    Errors: KitError that names the classes without any box: nothing says where they call
     """
     true = boxes.members & boxes.is_true[:, None]
     told = np.where(true.any(axis=0), true, boxes.members)
     silent = [boxes.classes[k] for k in np.flatnonzero(~told.any(axis=0))]
     if silent:
-        raise KitError(
-            f"{len(silent)} of {len(boxes.classes)} classes have no box: {', '.join(silent[:10])}. "
-            "Give them one with the band to listen in."
-        )
+        raise KitError(f"{len(silent)} of {len(boxes.classes)} classes have no box: {', '.join(silent[:9])}.")
     low = np.where(told, boxes.low_hz[:, None], np.inf).min(axis=0) - margin_hz
     high = np.where(told, boxes.high_hz[:, None], 0.0).max(axis=0) + margin_hz
     return np.stack([low.clip(min=0.0), high], axis=1)

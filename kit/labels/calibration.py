@@ -15,9 +15,9 @@ CALIBRATION_CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Calibration(Config):
-    """What turns a raw score into a probability: sigmoid(scale * score + offset)."""
+    """A raw score's probability: sigmoid(scale * score + offset)."""
 
-    scale: float = setting(1.0, "factor on the raw score, above zero", low=1e-12, high=1e12)
+    scale: float = setting(1.0, "factor on the raw score", low=1e-12, high=1e12)
     offset: float = setting(0.0, "added to the scaled score", low=-1e12, high=1e12)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -42,12 +42,15 @@ def fit_calibration(
     Source: Platt 1999, Probabilistic Outputs for Support Vector Machines
     Errors: KitError for shapes that differ, values out of range, no known true or no known false label
     """
-    truth = np.asarray(truth, dtype=np.float64)
+    truth = np.asarray(truth, np.float64)
     check_calibration_input(logits, truth)
-    centre, spread = centre_and_spread(logits, truth)
+    known = [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
+    every = np.concatenate(known).astype(np.float64)
+    # The deviation is one that a few wild scores cannot move.
+    least, centre, most = np.percentile(every, [5, 50, 95]).tolist()
+    spread = (most - least) / 3.3 or float(every.std()) or 1.0
     n_true, n_false, prior = np.nansum(truth), np.nansum(1 - truth), float(np.nanmean(truth))
-    low, high = 1 / (n_false + 2), (n_true + 1) / (n_true + 2)
-    logit = float(np.log(prior / (1 - prior)))
+    low, high, logit = 1 / (n_false + 2), (n_true + 1) / (n_true + 2), float(np.log(prior / (1 - prior)))
     starts = [(slope, logit + shift) for slope in (-4.0, 0.0, 1.4) for shift in (-2.0, 0.0, 2.0)]
     with torch.inference_mode(False), torch.enable_grad():
         clips = list(batch_by_windows(logits, low + truth * (high - low), centre, spread))
@@ -68,11 +71,11 @@ def fit_calibration(
 
 
 def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> None:
-    """Raise KitError where scores and truth cannot be laid on each other, or hold nothing to fit."""
+    """Raise KitError where scores and truth do not fit, or hold nothing to fit."""
     if truth.ndim != 2 or len(logits) != len(truth):
         raise KitError(f"{len(logits)} clips of scores for truth {truth.shape}, wanted (clips, classes).")
     for i, scores in enumerate(logits):
-        if scores.ndim != 2 or len(scores) < 1 or scores.shape[1] != truth.shape[1]:
+        if scores.ndim != 2 or not len(scores) or scores.shape[1] != truth.shape[1]:
             raise KitError(f"clip {i} has scores {scores.shape}, wanted (windows, {truth.shape[1]}).")
         if not np.isfinite(scores).all():
             raise KitError(f"clip {i} has scores that are not finite: leave it out.")
@@ -81,17 +84,7 @@ def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> 
         raise KitError(f"truth runs from {known.min():g} to {known.max():g}, wanted 0 to 1, or NaN.")
     for what, share in (("true", known.sum()), ("false", (1 - known).sum())):
         if not share > 0:
-            raise KitError(
-                f"none of the {len(known)} known labels is {what}: add some, or use these scores in rank blends only."
-            )
-
-
-def centre_and_spread(logits: Sequence[np.ndarray], truth: np.ndarray) -> tuple[float, float]:
-    """The median of the known labels' scores, and their deviation, which a few wild ones cannot move."""
-    known = [np.asarray(scores)[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
-    every = np.concatenate(known).astype(np.float64)
-    low, centre, high = np.percentile(every, [5, 50, 95]).tolist()
-    return centre, (high - low) / 3.3 or float(every.std()) or 1.0
+            raise KitError(f"none of the {len(known)} known labels is {what}: use rank blends.")
 
 
 def batch_by_windows(
@@ -100,32 +93,26 @@ def batch_by_windows(
     """Clips of one window count stacked, some CALIBRATION_CHUNK scores at most."""
     counts = np.array([len(scores) for scores in logits])
     for count in np.unique(counts):
-        step = max(1, CALIBRATION_CHUNK // int(count * targets.shape[1]))
         clips = np.flatnonzero(counts == count)
-        for start in range(0, len(clips), step):
-            chosen = clips[start : start + step]
-            stacked = np.stack([np.asarray(logits[i], dtype=np.float64) for i in chosen])
-            wanted, known = np.nan_to_num(targets[chosen]), ~np.isnan(targets[chosen])
-            scores = torch.from_numpy((stacked - centre) / spread)
-            yield scores, torch.from_numpy(wanted), torch.from_numpy(known)
+        for chosen in np.array_split(clips, -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)):
+            stacked = np.stack([np.asarray(logits[i], np.float64) for i in chosen])
+            wanted = torch.from_numpy(targets[chosen])
+            yield torch.from_numpy((stacked - centre) / spread), wanted.nan_to_num(), ~wanted.isnan()
 
 
 def calibration_loss(
     theta: Tensor, batches: Sequence[ScoredClips], pool: Callable[[Tensor], Tensor]
 ) -> float:
-    """Mean BCE over known labels at theta = (log scale, offset); adds to theta's gradient if it has one.
+    """Mean BCE over known labels at theta = (log scale, offset), whose gradient it adds to.
 
     Logits are held within 30 and probabilities 1e-12 off 0 and 1, so no pool meets an infinite slope.
     """
-    n_known = sum(int(known.sum()) for _, _, known in batches)
-    total = 0.0
+    n_known, total = sum(int(known.sum()) for *_, known in batches), 0.0
     for scores, targets, known in batches:
         scaled = theta[0].clamp(-7.0, 7.0).exp() * scores + theta[1]
         pooled = pool_each(torch.sigmoid(scaled.clamp(-30.0, 30.0)), pool).clamp(1e-12, 1 - 1e-12)
         if pooled.shape != targets.shape:
-            raise KitError(
-                f"pool made shape {tuple(pooled.shape[1:])}, wanted one value per class ({targets.shape[1]},)."
-            )
+            raise KitError(f"pool made {tuple(pooled.shape[1:])}, wanted one value per class.")
         losses = -(targets * pooled.log() + (1 - targets) * (-pooled).log1p())
         loss = losses.masked_fill(~known, 0.0).sum() / n_known
         if theta.requires_grad:
@@ -135,7 +122,7 @@ def calibration_loss(
 
 
 def pool_each(probabilities: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """`pool` over every clip at once where torch can batch it, else one by one. Shape: (n, W, K) -> (n, K)"""
+    """`pool` over all clips at once where torch can batch it. Shape: (n, W, K) -> (n, K)"""
     try:
         return torch.vmap(pool)(probabilities)
     except RuntimeError:

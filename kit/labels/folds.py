@@ -5,29 +5,24 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError, closest
+from kit.core.errors import KitError, choose
 from kit.labels.table import class_names, label_targets
 
 
 def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> np.ndarray:
     """A fold for every row of a clip table, with each class spread evenly and no group in two folds.
 
-    Rows of one fname are one group; so are rows that share a text in `group_column` (recording,
-    near-duplicate, uploader) that is not empty. The order of rows that have an fname does not matter.
+    Rows of one fname are one group; so are rows that share a text in `group_column` that is not empty.
 
     Shape:  n rows -> (n,) int64 in 0 .. n_folds - 1
     Source: Sechidis, Tsoumakas & Vlahavas 2011, On the Stratification of Multi-Label Data
-    Errors: KitError for fewer than two folds, fewer groups than folds, a column that is not there.
     """
     if n_folds < 2:
-        raise KitError(f"n_folds must be at least 2, got {n_folds}: one fold validates, the others train.")
+        raise KitError(f"n_folds must be at least 2, got {n_folds}.")
     if not hasattr(table, "columns"):
-        raise KitError(
-            f"make_folds takes a table, got {type(table).__name__}: make_folds(read_clip_table(path))."
-        )
-    for name in ("labels", group_column):
-        if name is not None and name not in table.columns:
-            raise KitError(f"the table has no column {name!r}: {closest(name, map(str, table.columns))}.")
+        raise KitError(f"no table but {type(table).__name__}: make_folds(read_clip_table(path)).")
+    for name in ("labels", group_column or "labels"):
+        choose("column", name, table)
     names, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
     if len(names) < n_folds:
         raise KitError(f"{n_folds} folds need as many groups, not {len(names)} in {len(table)} rows.")
@@ -40,8 +35,8 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    """A text per row, equal for rows that clips and groups link, however far: they share a fold."""
-    clips = [f"clip {name}" for name in (table["fname"] if "fname" in table.columns else range(len(table)))]
+    """A text per row, equal for rows that clips and groups link, however far."""
+    clips = [f"clip {name}" for name in table.get("fname", range(len(table)))]
     groups = [""] * len(clips) if group_column is None else group_texts(table[group_column])
     above: dict[str, str] = {}
 
@@ -62,10 +57,8 @@ def group_texts(groups: Sequence[Any]) -> list[str]:
     import pandas
 
     missing = pandas.Series(list(groups), dtype=object).isna()
-    return [
-        "" if gone or not str(group).strip() else str(group)
-        for group, gone in zip(groups, missing, strict=True)
-    ]
+    texts = ("" if gone else str(group) for group, gone in zip(groups, missing, strict=True))
+    return [text if text.strip() else "" for text in texts]
 
 
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
@@ -80,10 +73,8 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(sizes))
     draws = generator.random((len(sizes), n_folds))
-    left = counts.sum(axis=0)
-    lacking = np.tile(left, (n_folds, 1))
-    room = np.full(n_folds, sizes.sum())
-    folds = np.full(len(sizes), -1, dtype=np.int64)
+    left, room = counts.sum(axis=0), np.full(n_folds, sizes.sum())
+    lacking, folds = np.tile(left, (n_folds, 1)), np.full(len(sizes), -1, np.int64)
 
     def place(group: int, wanted: np.ndarray) -> None:
         fold = np.lexsort((draws[group], room, wanted))[-1]
@@ -111,10 +102,7 @@ def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> N
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:
             homes.setdefault(group, set()).add(int(fold))
-    crossing = [group for group, found in homes.items() if len(found) > 1]
-    if crossing:
-        one, other = sorted(homes[crossing[0]])[:2]
-        raise KitError(
-            f"group {crossing[0]!r} lies in fold {one} and in fold {other} ({len(crossing)} of {len(homes)} do so): "
-            "make the folds with group_column, or validation hears what training heard."
-        )
+    if crossing := [group for group, found in homes.items() if len(found) > 1]:
+        one, other, *_ = sorted(homes[crossing[0]])
+        told = f"lies in fold {one} and in fold {other} ({len(crossing)} of {len(homes)} do so)"
+        raise KitError(f"group {crossing[0]!r} {told}: use group_column.")

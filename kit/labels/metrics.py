@@ -1,6 +1,5 @@
 """Truth and scores in, label-weighted label-ranking average precision out, per clip or over one list."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,10 @@ def lwlrap(truth: Any, scores: Any) -> float:
     """Label-weighted label-ranking average precision: every true label of the set counts alike.
 
     A label's precision is the share of true labels among those scored at least as high in its clip.
-    An unknown label (NaN) is neither ranked nor counted; a clip without a true label counts nothing.
+    An unknown label (NaN) is neither ranked nor counted.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
-    Source: Fonseca et al. 2019, arXiv:1906.02975; ties as scikit-learn's
-            label_ranking_average_precision_score counts them
-    Errors: KitError for shapes that differ, soft truth, NaN scores, or no true label at all.
+    Source: Fonseca et al. 2019, arXiv:1906.02975; ties as scikit-learn counts them
     """
     precisions, true = true_precisions(truth, scores)
     return float(precisions.sum(axis=0).sum() / true.sum())
@@ -31,7 +28,6 @@ def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     A class without a true label has precision 0 and weight 0.
 
     Shape:  truth (n, K), scores (n, K) -> precision (K,), weight (K,)
-    Errors: as lwlrap
     """
     precisions, true = true_precisions(truth, scores)
     positives = true.sum(axis=0)
@@ -41,16 +37,14 @@ def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 def lwlrap_flat(truth: Any, scores: Any) -> float:
     """lwlrap with all known labels of the set ranked in one list, so that clips are compared too.
 
-    It is their micro average precision, and asks for scores that one threshold could cut.
+    It is their micro average precision.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1], in O(n K log(n K))
     Source: as the 32nd place of RFCX 2021 validated
-    Errors: as lwlrap
     """
     true, known, scores = ranking_masks(truth, scores, some_true=True)
-    return float(
-        label_precisions(true[known][None], known[known][None], scores[known][None]).sum() / true.sum()
-    )
+    precisions = label_precisions(*(labels[known][None] for labels in (true, known, scores)))
+    return float(precisions.sum() / true.sum())
 
 
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -79,15 +73,11 @@ def ranking_masks(
     true, known, missing = truth == 1, ~np.isnan(truth), np.isnan(scores)
     soft = known & ~true & (truth != 0)
     if soft.any():
-        raise KitError(
-            f"truth is {truth[soft][0]:g} at {first_place(soft)}, wanted 1, 0 or NaN (unknown), not soft labels."
-        )
+        raise KitError(f"truth is {truth[soft][0]:g} at {first_place(soft)}, wanted 1, 0 or NaN.")
     if missing.any():
-        raise KitError(
-            f"the score at {first_place(missing)} is NaN: leave rows without a prediction out of both."
-        )
+        raise KitError(f"the score at {first_place(missing)} is NaN: leave such rows out.")
     if some_true and not true.any():
-        raise KitError(f"none of the {len(true)} clips has a true label: there is no ranking to score.")
+        raise KitError(f"none of the {len(true)} clips has a true label: nothing to rank.")
     return true, known, scores
 
 
@@ -95,22 +85,14 @@ def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both as arrays. Raise KitError unless they are clips by classes, one score per label."""
     truth, scores = np.asarray(truth, np.float64), np.asarray(scores)
     if truth.ndim != 2 or truth.shape != scores.shape:
-        raise KitError(
-            f"truth {truth.shape} and scores {scores.shape} must both be (clips, classes): align rows."
-        )
+        raise KitError(f"truth {truth.shape} and scores {scores.shape} must both be (clips, classes).")
     return truth, scores
 
 
-def row_chunks(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Slices of rows that hold some RANKING_CHUNK values each, so memory is bounded."""
-    step = max(1, RANKING_CHUNK // max(1, n_columns))
-    return (slice(start, start + step) for start in range(0, n_rows, step))
-
-
-def first_place(bad: np.ndarray, first_row: int = 0) -> str:
-    """The first True of a mask in words. Shape: bad (n, K), whose rows begin at `first_row` of the set"""
+def first_place(bad: np.ndarray) -> str:
+    """The first True of a mask in words."""
     row, column = np.argwhere(bad)[0]
-    return f"row {first_row + row}, column {column}"
+    return f"row {row}, column {column}"
 
 
 def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -118,16 +100,15 @@ def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) ->
 
     Shape:  three of (n, K) -> (n, K)
     """
-    precisions = np.empty(true.shape)
-    for rows in row_chunks(*true.shape):
+    precisions, step = np.empty(true.shape), max(1, RANKING_CHUNK // max(1, true.shape[1]))
+    for rows in (slice(start, start + step) for start in range(0, len(true), step)):  # so memory is bounded
         order = np.argsort(scores[rows], axis=1)
         ranked = np.take_along_axis(scores[rows], order, axis=1)
         first = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape).copy()
         first[:, 1:][ranked[:, 1:] == ranked[:, :-1]] = 0
         first = np.maximum.accumulate(first, axis=1)
         n_true, n_known = (
-            np.take_along_axis(labels[rows], order, axis=1)[:, ::-1].cumsum(axis=1)[:, ::-1]
-            for labels in (true, known)
+            np.take_along_axis(labels[rows], order, 1)[:, ::-1].cumsum(1)[:, ::-1] for labels in (true, known)
         )
         share = np.take_along_axis(n_true / np.maximum(n_known, 1), first, axis=1)
         np.put_along_axis(precisions[rows], order, share, axis=1)

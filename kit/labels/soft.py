@@ -18,10 +18,9 @@ WINDOW_COLUMNS = ("begin_s", "end_s")
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Beliefs about clips, or about windows of clips where they have times; NaN where nothing is believed.
+    """Beliefs about clips, or about their windows where they have times; NaN where nothing is believed.
 
     Shape:  names (n,), targets (n, K) float32 in [0, 1] or NaN, begin_s and end_s (n,) or both None
-    Errors: KitError for arrays that do not fit, values out of range, a clip or window that stands there twice
     """
 
     names: tuple[str, ...]
@@ -34,21 +33,19 @@ class SoftLabels:
         object.__setattr__(self, "targets", np.asarray(self.targets, np.float32))
         column_of_class([name.strip() for name in self.classes])
         if reserved := {"fname", *WINDOW_COLUMNS}.intersection(self.classes):
-            raise KitError(f"{min(reserved)!r} is no class: times are fname,begin_s,end_s, both or none.")
-        times = self.times
-        n, shape = len(self.names), self.targets.shape
-        if len(times) == 1 or shape != (n, len(self.classes)) or any(t.shape != (n,) for t in times):
-            raise KitError(
-                f"soft labels {shape} with times {[t.shape for t in times]}, wanted ({n}, {len(self.classes)}) "
-                f"for the names and classes, and begin_s and end_s ({n},) or neither."
-            )
+            raise KitError(f"{min(reserved)!r} is no class: times are begin_s,end_s, both or none.")
+        times, shape, n = self.times, self.targets.shape, len(self.names)
+        wanted = n, len(self.classes)
+        if len(times) == 1 or shape != wanted or any(t.shape != (n,) for t in times):
+            came = f"soft labels {shape} with times {[t.shape for t in times]}"
+            raise KitError(f"{came}, wanted {wanted} and both begin_s and end_s ({n},) or neither.")
         if ((self.targets < 0) | (self.targets > 1)).any():
-            raise KitError("soft labels must be in [0, 1], or NaN where unknown: give probabilities.")
+            raise KitError("soft labels must be in [0, 1], or NaN where unknown.")
         if times and not ((times[0] >= 0) & (times[0] < times[1]) & (times[1] < np.inf)).all():
-            raise KitError("every window must begin at 0 s or later and end after it begins.")
+            raise KitError("a window must begin at 0 s or later and end after that.")
         keys = set(zip(self.names, *(t.tolist() for t in times), strict=True))
         if "" in self.names or len(keys) < n:
-            raise KitError(f"{n} soft labels name {len(keys)} clips or windows: name each, once.")
+            raise KitError(f"{n} soft labels name {len(keys)} clips or windows: name each once.")
 
     @property
     def times(self) -> list[np.ndarray]:
@@ -70,28 +67,26 @@ def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
 
 
 def read_soft_labels(path: str | Path) -> SoftLabels:
-    """What write_soft_labels wrote. Errors: KitError that names the line of a cell that is no probability"""
+    """What write_soft_labels wrote. Errors: KitError that names the line"""
     table = read_table(path, exact=True)
     header = tuple(table.columns)
     if header[0] != "fname":
-        raise KitError(f"{path} begins with the column {header[0]!r}, wanted fname[,begin_s,end_s],class...")
+        raise KitError(f"{path} begins with {header[0]!r}, wanted fname[,begin_s,end_s],class...")
     first = 3 if header[1:3] == WINDOW_COLUMNS else 1
     times = [np.array(table.numbers(name)) for name in header[1:first]]
 
     def belief(text: str) -> float | None:
         return float(text) if text.strip() else None
 
-    wanted = "a number from 0 to 1, or an empty cell where it is unknown"
-    beliefs = [
-        table.numbers(name, wanted, lambda p: p is None or 0 <= p <= 1, belief) for name in header[first:]
-    ]
-    return SoftLabels(tuple(table.columns["fname"]), header[first:], np.array(beliefs, np.float32).T, *times)
+    wanted = "a number from 0 to 1, or an empty cell", lambda p: p is None or 0 <= p <= 1, belief
+    beliefs = np.array([table.numbers(name, *wanted) for name in header[first:]], np.float32).T
+    return SoftLabels(tuple(table.columns["fname"]), header[first:], beliefs, *times)
 
 
 def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
     """Soft labels only where targets are unknown: what is known stays. Shape: two of one shape -> the same"""
     if targets.shape != soft.shape:
-        raise KitError(f"targets {targets.shape} for soft labels {soft.shape}: align_soft_labels first.")
+        raise KitError(f"targets {targets.shape}, soft labels {soft.shape}: align_soft_labels first.")
     return np.where(np.isnan(targets), soft, targets)
 
 
@@ -99,7 +94,6 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
     """Soft labels of whole clips in the order of these clips and classes; NaN where they say nothing.
 
     Shape:  -> (clips, classes) float32
-    Errors: KitError for soft labels of windows, which nearest_window reads
     """
     if soft.times:
         raise KitError("these are soft labels of windows: read them with nearest_window.")
@@ -115,13 +109,10 @@ def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
 
     Shape:  centre_s: a number -> (K,); (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
-    Errors: KitError for a clip that has no window here
     """
     if not soft.times or name not in soft.rows:
-        raise KitError(
-            f"the soft labels hold no windows of {str(name)!r}: predict it in windows, with begin_s and end_s."
-        )
+        raise KitError(f"the soft labels hold no windows of {str(name)!r}: predict it in windows.")
     rows = soft.rows[name]
-    centres = np.mean([t[rows] for t in soft.times], axis=0)
+    centres = np.mean(soft.times, axis=0)[rows]
     distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - centres)
     return np.asarray(soft.targets[rows[distances.argmin(axis=-1)]])

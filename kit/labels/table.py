@@ -1,14 +1,14 @@
 """Clip tables in, class lists and target matrices out."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.core.csvtext import read_table
+from kit.core.csvtext import TextTable, read_table
 from kit.core.errors import KitError, closest
 
 ALL_OTHERS = "*"
@@ -29,12 +29,13 @@ class ClipLabels:
 
 
 def read_clip_table(path: str | Path) -> Any:
-    """A clip table, `fname,labels[,false_labels][,fold][,weight][,source]`, as a pandas DataFrame.
+    """A clip table, `fname,labels[,false_labels][,fold][,weight][,source][,begin_s,end_s]`, as a pandas DataFrame.
 
-    All stays the text it is (`000316`, `1e5`, `NA`) but for `fold`, integers, and `weight`, floats.
+    All stays text (`000316`, `1e5`, `NA`) but for `fold`, integers, and `weight`, floats. With `begin_s` and
+    `end_s` a row is that stretch of its clip, or where both are empty all of it (0 to infinity).
     Empty labels mean a clip without any. With `false_labels`, a class in neither is unknown; `*` there
     makes all others false.
-    Errors: KitError that names the line, for anything a training run would stumble over later.
+    Errors: KitError that names the line
     """
     import pandas
 
@@ -42,16 +43,32 @@ def read_clip_table(path: str | Path) -> Any:
     columns = table.columns
     if not table.lines:
         raise KitError(f"{path} holds no clips: add a line per clip.")
-    table.check_names("fname")
+    table.check_names("fname", once="begin_s" not in columns)
+    if "begin_s" in columns:
+        read_stretches(table)
     if "false_labels" in columns:
         check_one_state(columns["labels"], columns["false_labels"], map(table.at, range(len(table.lines))))
     if "fold" in columns:
-        wanted = "a whole number such as 0 (or leave the column out)"
-        columns["fold"] = table.numbers("fold", wanted, lambda fold: abs(fold) < 10**9, int)
+        columns["fold"] = table.numbers("fold", "a whole number", lambda fold: abs(fold) < 10**9, int)
     if "weight" in columns:
-        wanted = "a positive number such as 1.0 (drop a clip by removing its line)"
-        columns["weight"] = table.numbers("weight", wanted, lambda weight: 0 < weight < math.inf)
+        columns["weight"] = table.numbers("weight", "a number above 0", lambda weight: 0 < weight < math.inf)
     return pandas.DataFrame(columns)
+
+
+def read_stretches(table: TextTable) -> None:
+    """begin_s and end_s of a clip table become numbers. Errors: KitError for what is no stretch, or stands twice"""
+    columns, seen = table.columns, set()
+    for name, whole in (("begin_s", 0.0), ("end_s", math.inf)):
+        if name not in columns:
+            raise KitError(f"{table.path} has begin_s or end_s, not both: give both, empty for a whole clip.")
+        columns[name] = [text or str(whole) for text in columns[name]]
+        columns[name] = table.numbers(name, "seconds, or an empty cell", lambda t: t >= 0)
+    for row, key in enumerate(zip(columns["fname"], columns["begin_s"], columns["end_s"], strict=True)):
+        if key in seen or not key[1] < key[2] or (key[1] and key[2] == math.inf):
+            raise KitError(
+                f"{table.at(row)}: {key} is no stretch, or stands above already: begin_s < end_s, once."
+            )
+        seen.add(key)
 
 
 def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -70,7 +87,7 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Every class that the clips' labels name, once, sorted by code point."""
+    """Every class that the labels name, once, sorted by code point."""
     return tuple(sorted({label for text in labels for label in split_labels(text)}))
 
 
@@ -86,12 +103,12 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
     """Where each class stands. Errors: KitError for a class named twice"""
     column = {name: k for k, name in enumerate(classes)}
     if len(column) != len(classes):
-        raise KitError(f"the {len(classes)} classes hold only {len(column)} names: remove the repeated ones.")
+        raise KitError(f"{len(classes)} classes have {len(column)} names: remove the repeated ones.")
     return column
 
 
 def check_one_state(labels: Sequence[str], false_labels: Sequence[str], places: Iterable[str]) -> None:
-    """Raise KitError at the first place where a label is called both true and false."""
+    """Raise KitError at the first place where a label is both true and false."""
     for true, false, place in zip(labels, false_labels, places, strict=True):
         if both := set(split_labels(true)).intersection(split_labels(false)):
             raise KitError(f"{place}: {min(both)!r} stands in labels and in false_labels: remove one.")
@@ -113,40 +130,45 @@ def label_targets(
         check_one_state(labels, false_labels, (f"clip {i}" for i in range(len(labels))))
     targets = np.full((len(labels), len(classes)), 0.0 if false_labels is None else np.nan, np.float32)
     strangers: set[str] = set()
-    for state, texts in ((0.0, false_labels or ()), (1.0, labels)):
+    for state, texts in enumerate((false_labels or (), labels)):
         for i, text in enumerate(texts):
             for label in split_labels(text):
-                if label == ALL_OTHERS and state == 0:
-                    targets[i] = 0.0
+                if label == ALL_OTHERS and not state:
+                    targets[i] = 0
                 elif label in column:
                     targets[i, column[label]] = state
                 else:
                     strangers.add(label)
     if strangers:
         shown = ", ".join(map(repr, sorted(strangers)[:10]))
-        raise KitError(
-            f"{len(strangers)} labels are none of the {len(classes)} classes: {shown}. "
-            f"Correct them or add them: {closest(min(strangers), classes)}."
-        )
+        told = f"{len(strangers)} labels are none of the {len(classes)} classes: {shown}"
+        raise KitError(f"{told}. Correct or add them: {closest(min(strangers), classes)}.")
     return targets
 
 
 def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
-    """A table that was read as arrays; weights are 1, sources empty, classes the sorted ones it names, unless given.
-
-    Errors: as label_targets
-    """
+    """A read table as arrays; weights are 1, sources empty, classes the sorted ones it names, unless given."""
     n, labels = len(table), list(table["labels"])
     false = list(table["false_labels"]) if "false_labels" in table else None
     if classes is None:
-        classes = tuple(name for name in class_names([*labels, *(false or ())]) if name != ALL_OTHERS)
-    return ClipLabels(
-        tuple(table["fname"]),
-        tuple(classes),
-        label_targets(labels, classes, false),
-        np.asarray(table["weight"] if "weight" in table else np.ones(n), np.float32),
-        np.asarray(table["source"] if "source" in table else [""] * n, str),
-    )
+        classes = [name for name in class_names([*labels, *(false or ())]) if name != ALL_OTHERS]
+    weights = np.asarray(table.get("weight", np.ones(n)), np.float32)
+    sources = np.asarray(table.get("source", [""] * n), str)
+    targets = label_targets(labels, classes, false)
+    return ClipLabels(tuple(table["fname"]), tuple(classes), targets, weights, sources)
+
+
+def scored_truth(labels: ClipLabels, recipe_sources: Mapping[str, Any]) -> np.ndarray:
+    """The labels that validation counts: those of unscored sources are unknown. Shape: -> (n, K)"""
+    silent = [name for name, given in recipe_sources.items() if not given["scored"]]
+    return np.where(np.isin(labels.sources, silent)[:, None], np.float32(np.nan), labels.targets)
+
+
+def stretches_of(frame: Any) -> np.ndarray | None:
+    """Begin and end of each row's stretch, 0 and infinity for a whole clip, or None. Shape: (n, 2)"""
+    if "begin_s" not in frame:
+        return None
+    return np.asarray(frame[["begin_s", "end_s"]])
 
 
 def known_prevalences(targets: np.ndarray) -> list[float]:
@@ -157,4 +179,4 @@ def known_prevalences(targets: np.ndarray) -> list[float]:
     known = (~np.isnan(targets)).sum(axis=0)
     true: Any = np.nansum(targets, axis=0, dtype=np.float64)
     overall = true.sum() / max(1, known.sum())
-    return [float(t / n if n else overall) for t, n in zip(true, known, strict=True)]
+    return list(np.where(known, true / np.maximum(known, 1), overall).tolist())

@@ -15,8 +15,7 @@ def outlier_dropping_loss(
     Without `suspects` all are, and the dearest goes; where nothing is left it costs 0.
 
     Shape:  row of (B,), suspects (B,) bool, weights (B,) -> scalar
-    Source: tried by the first place, Freesound 2019 (.8, noisy clips suspected); Fonseca et al. 2019,
-            arXiv:1910.12004
+    Source: tried by the first place, Freesound 2019 (.8, noisy clips suspected); Fonseca et al. 2019, arXiv:1910.12004
     """
     clips = len(row.loss)
     weights = torch.ones_like(row.loss) if weights is None else check_one_per_clip(weights, clips)
@@ -32,12 +31,11 @@ def soft_auc_loss(
 ) -> Tensor:
     """A batch loss: softplus(-steepness * gap) of every true clip over every false one, averaged by class.
 
-    A pair weighs (2 t_i - 1)(1 - 2 t_j), so half a truth is neither true nor false; classes with a pair count alike.
-    Only differences within a class are trained: ranks, unless a loss that fixes the level is added. For pairs
-    across classes too, reshape both to (-1, 1). Memory is O(true labels * B).
+    A pair weighs (2 t_i - 1)(1 - 2 t_j); classes with a pair count alike.
+    Only differences within a class are trained: ranks, not probabilities.
 
     Shape:  logits (B, K), targets (B, K) in [0, 1], NaN where unknown; weights of the clips (B,) -> scalar
-    Source: BirdCLEF 2025 (SoftAUC; there over all pairs at once, and a quarter of this on hard labels)
+    Source: BirdCLEF 2025 (SoftAUC; there over all pairs at once, a quarter of this on hard labels)
     """
     logits, targets, known = widen_for_loss(logits, targets)
     surely = (2 * targets - 1).masked_fill(~known, 0.0)

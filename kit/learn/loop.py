@@ -1,165 +1,296 @@
-"""Clips kept as spectrograms in, the network of one fold out: a training loop to read aloud."""
+"""Clips' spectrograms or waves in, the network of one fold out: a training loop to read aloud."""
 
+import contextlib
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
+from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import write_whole
-from kit.infer.engine import cut_span
-from kit.learn.losses import LOSSES, average_loss
+from kit.learn.losses import LOSSES, RowLossFunction, sum_by_source
+from kit.learn.optim import averaged_twin, build_optimizer, build_schedule
 from kit.learn.recipe import Recipe
+from kit.learn.sampling import Batch, TrainingClips, batches_per_epoch, draw_batches
 from kit.models.families import network_layout
+from kit.models.heads import NetworkOutput
+from kit.models.network import Network
 from kit.models.tagger import Tagger
-from kit.sound.augment import draw_mix, mix_specs, unite_labels
+from kit.sound.augment import change_waves, draw_wave_changes
 from kit.sound.frontend import Frontend
+from kit.sound.levels import growing_size
+from kit.sound.mixing import draw_mixes, mix_energies, mix_labels, mix_pictures, mix_waves
+from kit.sound.specaugment import change_specs, draw_spec_changes
 
-
-@dataclass(frozen=True)
-class TrainingClips:
-    """What a fold learns from. Shape: one (M, N_i) per clip, targets (n, K) with NaN where unknown"""
-
-    specs: Sequence[Tensor]
-    targets: np.ndarray
-    weights: np.ndarray
+NORM_BATCHES = 40
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed from several, so that each epoch of each fold draws its own, resumed or not."""
+    """One seed from several: each epoch of each fold draws its own, resumed or not."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def draw_crop(spec: Tensor, frames: int, generator: torch.Generator) -> tuple[int, int]:
-    """Where a crop lies in a clip: anywhere that it fits, or the whole of a shorter clip. Units: frames"""
-    room = spec.shape[-1] - frames
-    start = int(torch.randint(room + 1, (1,), generator=generator)) if room > 0 else 0
-    return start, start + frames
+def prepare_batch(
+    batch: Batch, recipe: Recipe, frontend: Frontend, device: torch.device, generator: torch.Generator,
+    plain: bool = False, mixing: bool = True, backgrounds: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Crops changed and mixed as the recipe says, and their labels.
 
-
-def draw_batches(
-    clips: TrainingClips, recipe: Recipe, plain: bool, frontend: Frontend, generator: torch.Generator,
-    device: torch.device | str = "cpu",
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """One epoch of crops, labels and weights, mixed as the recipe says; the remainder is left out.
-
-    Shape: -> specs (B, M, N), targets (B, K), weights (B,)
+    Shape:  -> levelled spectrograms (B, R, N), before channels are stacked; targets (B, K)
     """
-    frames = recipe.crop_frames
-    order = torch.randperm(len(clips.specs), generator=generator).tolist()
-    size = min(recipe.batch_size, len(order))
-    for first in range(0, len(order) - size + 1, size):
-        chosen = order[first : first + size]
-        pieces = []
-        for i in chosen:
-            span = draw_crop(clips.specs[i], frames, generator)
-            pieces.append(cut_span(frontend, clips.specs[i], span, frames, recipe.listening.fill))
-        specs = torch.stack(pieces).to(device)
-        targets, weights = (torch.from_numpy(of[chosen]).to(device) for of in (clips.targets, clips.weights))
-        draw = draw_mix(size, 0.0 if plain else recipe.mix_p, generator)
-        mixed = mix_specs(specs, draw, recipe.frontend) if draw.mixed.any() else specs
-        yield mixed, unite_labels(targets, draw), weights
+    pieces, targets, mix = batch.pieces.to(device), batch.targets, recipe.mix
+    chance = torch.zeros(len(targets)) if plain else batch.chances
+    draw = draw_mixes(mix, targets, generator, chance if mixing else torch.zeros_like(chance))
+    if recipe.hears_waves:
+        waves = pieces[:, 0]
+        changes = draw_wave_changes(recipe.wave, len(waves), waves.shape[1], generator, chance)
+        waves = change_waves(waves, changes, recipe.wave, recipe.frontend.sample_rate, backgrounds)
+        if mix.domain == "wave":
+            waves = mix_waves(waves, draw, mix)
+        pieces = torch.stack(frontend.spectrograms(list(waves)))
+    if mix.domain == "energy" and draw.mixed.any():
+        pieces = mix_energies(pieces, draw, mix, recipe.frontend)
+    if recipe.hears_waves:
+        pieces = torch.stack([frontend.level(spec) for spec in pieces])
+    if mix.domain == "picture":
+        pieces = mix_pictures(pieces, draw, mix)
+    rows, frames = recipe.frontend.picture_bins, pieces.shape[-1]
+    masks = draw_spec_changes(recipe.picture, len(pieces), rows, frames, generator, batch.band_rows, chance)
+    return change_specs(pieces, masks, recipe.picture, frontend), mix_labels(targets, draw, mix)
 
 
 class FoldTraining:
     """The training of one fold, kept whole on disk after every epoch.
 
-    The same seed gives the same weights, bit for bit on the CPU, killed on the way or not.
+    The same seed gives the same weights, bit for bit on the CPU, killed on the way or not. `replica` numbers the
+    networks of one fold; fold None learns from all clips.
     """
 
     def __init__(
-        self, recipe: Recipe, tagger: Tagger, clips: TrainingClips, fold: int, device: torch.device
-    ) -> None:
-        self.recipe, self.tagger, self.clips, self.fold, self.device = recipe, tagger, clips, fold, device
+        self, recipe: Recipe, tagger: Tagger, clips: TrainingClips, fold: int | None, device: torch.device,
+        replica: int = 0, backgrounds: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.tagger, self.clips, self.device = recipe, tagger, clips, device
+        self.judged = fold is not None
+        self.place = f"fold {fold}" if self.judged else "all clips"
+        self.place += f", seed {replica}" if replica else ""
+        self.seeds = [recipe.seed, 2**21 if fold is None else fold, *([replica] if replica else [])]
+        self.backgrounds = backgrounds
         self.network: nn.Module = tagger.network.to(device)
         self.layout = network_layout(self.network)
-        self.steps = len(clips.specs) // min(recipe.batch_size, len(clips.specs))
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.lr_peak, weight_decay=recipe.weight_decay, amsgrad=True
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.lr_peak, max(2, recipe.epochs * self.steps), pct_start=recipe.warmup,
-            div_factor=recipe.lr_peak / recipe.lr_start, final_div_factor=recipe.lr_start / recipe.lr_end,
-            cycle_momentum=False,
-        )  # fmt: skip
+        self.steps = batches_per_epoch(clips, recipe)
         self.amp = recipe.amp and device.type == "cuda"
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
-        self.parts: dict[str, Any] = {
-            "network": self.network, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler
-        }  # fmt: skip
+        self.averaged = averaged_twin(recipe.optim, self.network)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
+        self.seconds: list[float] = []
         self.best: dict[str, Tensor] = {}
+        self.begin_phase(late=False)
+
+    def begin_phase(self, late: bool) -> None:
+        """Optimiser, schedule and losses of the epochs before fine-tuning, or of it."""
+        recipe = self.recipe
+        epochs = recipe.late_epochs if late else recipe.epochs - recipe.late_epochs
+        self.frozen = late and recipe.late_freeze and isinstance(self.network, Network)
+        if self.frozen:
+            self.network.backbone.requires_grad_(False)
+        self.optimizer = build_optimizer(recipe.optim, self.network, recipe.late_lr if late else 1.0)
+        steps = -(-self.steps // recipe.optim.accumulate)  # an epoch's last one may have fewer batches
+        self.schedule = build_schedule(recipe.optim, self.optimizer, epochs * steps)
+        kind, settings = recipe.loss, recipe.loss_settings
+        if late and recipe.late_loss and recipe.late_loss != kind:
+            kind, settings = recipe.late_loss, {}
+        own = functools.partial(LOSSES[kind], **settings)
+        self.losses: list[tuple[RowLossFunction, float]] = [(own, 1.0)] * (not recipe.sources)
+        self.noisy = []
+        for given in recipe.sources.values():
+            other = functools.partial(LOSSES[given["loss"] or kind], **given["loss_settings"])
+            self.losses.append((other if given["loss"] else own, given["weight"]))
+            self.noisy.append(given["head"] == "noisy")
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a resumed training loads."""
+        parts = {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts | {"scaler": self.scaler} | ({"averaged": self.averaged} if self.averaged else {})
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over the clips; its mean loss."""
-        recipe = self.recipe
-        seed = mixed_seed(recipe.seed, self.fold, self.epoch)
-        generator = torch.Generator().manual_seed(seed)
-        plain = self.epoch >= recipe.epochs - recipe.plain_epochs
-        total = 0.0
+        recipe, began = self.recipe, time.perf_counter()
+        if recipe.late_epochs and self.epoch == recipe.epochs - recipe.late_epochs:
+            self.begin_phase(late=True)
+        generator, total = self.generator(), 0.0
         self.network.train()
+        if self.frozen:
+            self.network.backbone.eval()  # type: ignore[union-attr]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            batches = draw_batches(self.clips, recipe, plain, self.tagger.frontend, generator, self.device)
-            for step, batch in enumerate(batches):
-                loss = self.run_step(*batch)
+            torch.manual_seed(mixed_seed(*self.seeds, self.epoch))
+            self.optimizer.zero_grad(set_to_none=True)
+            for step, batch in enumerate(draw_batches(self.clips, recipe, self.tagger.frontend, generator)):
+                first = step - step % recipe.optim.accumulate
+                of = min(recipe.optim.accumulate, self.steps - first)
+                loss = self.run_step(batch, generator, step + 1 == first + of, of)
                 if not math.isfinite(loss):
-                    where = f"fold {self.fold}, epoch {self.epoch}, step {step}"
-                    now = f"lr_peak (now {recipe.lr_peak:g}) or clip_norm (now {recipe.clip_norm:g})"
-                    raise KitError(f"the loss of {where} is {loss}: lower {now}.")
+                    raise KitError(self.explain_loss(loss, step, batch))
                 total += loss
+        lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.epoch += 1
-        return {"epoch": self.epoch, "loss": total / self.steps, "lr": float(self.schedule.get_last_lr()[0])}
+        if (
+            self.averaged
+            and recipe.optim.average == "tail"
+            and self.epoch > (1 - recipe.optim.tail) * recipe.epochs
+        ):
+            self.averaged.update_parameters(self.network)
+        self.seconds.append(time.perf_counter() - began)
+        return {"epoch": self.epoch, "loss": total / self.steps, "lr": lr}
 
-    def run_step(self, specs: Tensor, targets: Tensor, weights: Tensor) -> float:
-        """One step of the optimiser; the batch's loss."""
-        inputs = self.tagger.frontend.stack(specs).contiguous(memory_format=self.layout)
+    def generator(self, *more: int) -> torch.Generator:
+        """The randomness of this epoch."""
+        return torch.Generator().manual_seed(mixed_seed(*self.seeds, self.epoch, *more))
+
+    def explain_loss(self, loss: float, step: int, batch: Batch) -> str:
+        """What to say of a loss that is no number."""
+        named, where = self.clips.names, f"{self.place}, epoch {self.epoch}, step {step}"
+        clips = ", ".join(named[i] for i in batch.clips[:8]) if named else "without names"
+        return f"the loss of {where} is {loss} (clips {clips}): lower optim.lr_peak or optim.clip_norm."
+
+    def shown(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor]:
+        """A batch's inputs, as large as pictures have grown, and targets. Shape: (B, C, M + S, N), (B, K)"""
+        recipe, front = self.recipe, self.tagger.frontend
+        mixing = self.epoch < recipe.mix_until * recipe.epochs
+        given = recipe, front, self.device, generator, plain, mixing, self.backgrounds
+        specs, targets = prepare_batch(batch, *given)
+        size = growing_size(recipe.image_sizes, self.epoch / recipe.epochs) if recipe.image_sizes else None
+        return front.stack(specs, size).contiguous(memory_format=self.layout), targets.to(self.device)
+
+    def run_step(self, batch: Batch, generator: torch.Generator, last: bool = True, of: int = 1) -> float:
+        """Gradients of one batch `of` some, and a step of the optimiser at their `last`; the batch's loss."""
+        recipe, optim = self.recipe, self.recipe.optim
+        plain = self.epoch >= recipe.epochs - recipe.plain_epochs
+        inputs, targets = self.shown(batch, generator, plain)
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
-            logits = self.network(inputs)
-        loss = average_loss(LOSSES[self.recipe.loss](logits, targets), weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
+            said = self.answer(inputs)
+        loss = self.cost(said, targets, batch)
+        torch.autograd.backward(self.scaler.scale(loss / of))
+        if last:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if optim.schedule != "plateau":
+                self.schedule.step()
+            if self.averaged and optim.average == "ema":
+                self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
+    def answer(self, inputs: Tensor) -> NetworkOutput:
+        """The network's clip logits, and those of skips and noisy head where they learn."""
+        if self.recipe.auxiliary or any(self.noisy):
+            said: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
+            return said
+        return NetworkOutput(self.network(inputs))
+
+    def cost(self, said: NetworkOutput, targets: Tensor, batch: Batch) -> Tensor:
+        """The loss of a batch: each source's own, over clip and skips."""
+        recipe, clip = self.recipe, said.clip
+        weights, sources = batch.weights.to(self.device), batch.sources.to(self.device)
+        if any(self.noisy) and said.noisy is not None:
+            clip = torch.where(
+                torch.tensor(self.noisy, device=self.device)[sources][:, None], said.noisy, clip
+            )
+        pairs = [(clip, 1.0), *zip(said.auxiliary, recipe.auxiliary, strict=False)]
+        how = self.losses, weights, recipe.average_over, recipe.by_share
+        return torch.stack([share * sum_by_source(one, targets, sources, *how) for one, share in pairs]).sum()
+
+    @contextlib.contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """The network with the weights that would be kept now."""
+        if self.averaged is None or not int(self.averaged.n_averaged):
+            yield
+            return
+        own = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(self.averaged.module.state_dict())
+        self.estimate_norms()
+        yield
+        self.network.load_state_dict(own)
+
+    def estimate_norms(self) -> None:
+        """Batch norms take the statistics of some training batches."""
+        generator = self.generator(1)
+        drawn = draw_batches(self.clips, self.recipe, self.tagger.frontend, generator)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(mixed_seed(*self.seeds, self.epoch, 1))
+            update_bn(
+                (self.shown(b, generator, True)[0] for b in itertools.islice(drawn, NORM_BATCHES)),
+                self.network,
+            )
+
     def train(
-        self, state_path: Path, validate: Callable[[], float], after_epoch: Callable[[dict[str, float]], None]
+        self,
+        state_path: Path,
+        validate: Callable[[], float],
+        after_epoch: Callable[[Mapping[str, float]], None],
+        deadline: Deadline | None = None,
     ) -> None:
-        """All epochs that are left; then the network holds the weights that the recipe keeps."""
-        while self.epoch < self.recipe.epochs:
+        """All epochs that are left, or that fit; then the network holds the weights that the recipe keeps.
+
+        Cut by the deadline, those of the best validation are kept, the last included.
+        """
+        recipe, clock, heard_s = self.recipe, deadline or Deadline(), 0.0
+        keep_best = self.judged and (recipe.keep == "best" or math.isfinite(clock.at))
+        while self.epoch < recipe.epochs and (not self.epoch or clock.left_s() > 0):
+            began = clock.now()
             row = self.run_epoch()
             self.history.append(row)
-            if self.epoch % self.recipe.validate_every == 0 or self.epoch == self.recipe.epochs:
-                row["lwlrap"] = validate()
-                if self.recipe.keep == "best" and self.kept_epoch == self.epoch:
-                    self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            learnt = clock.now()
+            cut = clock.left_s() < 2.0 * (learnt - began + heard_s)
+            if self.epoch % recipe.validate_every == 0 or self.epoch == recipe.epochs or cut:
+                with self.kept_weights():
+                    row["lwlrap"] = validate()
+                    if keep_best and self.best_epoch == self.epoch:
+                        self.best = {
+                            k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()
+                        }
+                heard_s = max(heard_s, clock.now() - learnt)
+                if recipe.optim.schedule == "plateau":
+                    self.schedule.step(row["lwlrap"] if self.judged else -row["loss"])
             write_whole(state_path, lambda handle: torch.save(self.state(), handle))
             after_epoch(row)
-        if self.recipe.keep == "best":
+            if cut and self.epoch < recipe.epochs:
+                break
+        if self.kept_epoch != self.epoch or (self.best and recipe.keep == "best"):
             self.network.load_state_dict(self.best)
+        elif self.averaged and int(self.averaged.n_averaged):
+            self.network.load_state_dict(self.averaged.module.state_dict())
+            self.estimate_norms()
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch that scored best."""
+        return int(max(self.history, key=lambda row: row.get("lwlrap", -math.inf))["epoch"])
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch whose weights the recipe keeps: the last, or the first that scored best."""
-        if self.recipe.keep == "last":
-            return self.epoch
-        return int(max(self.history, key=lambda row: row.get("lwlrap", -math.inf))["epoch"])
+        """The epoch whose weights are kept: the last of a whole training, or the first that scored best."""
+        whole = self.recipe.keep == "last" and self.epoch == self.recipe.epochs
+        return self.best_epoch if self.best and not whole else self.epoch
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed training needs; random numbers follow from seed, fold and epoch."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        recipe = self.recipe.digest_text()
-        return {"recipe": recipe, "epoch": self.epoch, "history": self.history, "best": self.best, **parts}
+        facts = {"recipe": self.recipe.digest_text(), "epoch": self.epoch, "history": self.history}
+        return {**facts, "seconds": self.seconds, "best": self.best, **parts}
 
     def restore(self, path: Path) -> None:
         """Go on from a state on disk, if there is one. Errors: KitError where it is damaged, or another recipe's"""
@@ -168,10 +299,13 @@ class FoldTraining:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if own := state["recipe"] == self.recipe.digest_text():
+                if self.recipe.late_epochs and state["epoch"] > self.recipe.epochs - self.recipe.late_epochs:
+                    self.begin_phase(late=True)
                 for name, part in self.parts.items():
                     if state[name]:  # a scaler's is empty where the run began on a device without AMP
                         part.load_state_dict(state[name])
                 self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+                self.seconds = state["seconds"]
         except Exception as error:
             raise KitError(f"{path} cannot be read: remove it, and its fold is trained anew.") from error
         if not own:

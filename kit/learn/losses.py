@@ -23,7 +23,7 @@ RowLossFunction = Callable[[Tensor, Tensor], RowLoss]
 
 
 def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = "clips") -> Tensor:
-    """The mean over clips with a known label, or over all known labels; 0 where nothing is known.
+    """The mean over clips with a known label, or over known labels; 0 without any.
 
     Shape:  row of (B,), weights of the clips (B,) -> scalar
     """
@@ -37,7 +37,7 @@ def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = "clips
 def check_one_per_clip(values: Tensor, clips: int) -> Tensor:
     """The values. Raise KitError unless there is one for each clip."""
     if values.shape != (clips,):
-        raise KitError(f"weights or suspects {tuple(values.shape)} for {clips} clips: give one per clip.")
+        raise KitError(f"{tuple(values.shape)} values for {clips} clips: give one per clip.")
     return values
 
 
@@ -45,20 +45,25 @@ def sum_by_source(
     logits: Tensor, targets: Tensor, sources: Tensor, parts: Sequence[tuple[RowLossFunction, float]],
     weights: Tensor | None = None, over: str = "clips", by_share: bool = True,
 ) -> Tensor:  # fmt: skip
-    """Each source's average by its own loss, times its weight and, unless told, its share of the batch's clips.
+    """Each source's average by its own loss, times its weight and, unless told, its share of the clips.
 
     Shape:  logits (B, K), targets (B, K), sources (B,) as indices of parts, weights (B,) -> scalar
     Source: first place, Freesound 2019 (curated BCE, noisy bootstrapping, .5 each, by share)
     """
-    chosen = [sources == index for index in range(len(parts))]
-    if not parts or sources.shape != logits.shape[:1] or not bool(torch.stack(chosen).any(dim=0).all()):
-        raise KitError(f"sources wants for each of {len(logits)} clips one of {len(parts)} parts, by index.")
+    if not parts or sources.shape != logits.shape[:1] or ((sources < 0) | (sources >= len(parts))).any():
+        raise KitError(f"sources wants for {len(logits)} clips each an index of {len(parts)} parts.")
     terms = []
-    for rows, (loss, weight) in zip(chosen, parts, strict=True):
-        row_weights = None if weights is None else weights[rows]
+    for index, (loss, weight) in enumerate(parts):
+        rows = sources == index
+        own = None if weights is None else weights[rows]
         share = rows.sum() / max(1, len(rows)) if by_share else 1.0
-        terms.append(weight * share * average_loss(loss(logits[rows], targets[rows]), row_weights, over))
+        terms.append(weight * share * average_loss(loss(logits[rows], targets[rows]), own, over))
     return torch.stack(terms).sum()
+
+
+def bce_of_labels(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each label. Shape: two of (B, K) -> (B, K)"""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=positive_weight)
 
 
 def bce_loss(
@@ -70,32 +75,26 @@ def bce_loss(
     Source: smoothing .01: second place, Freesound 2019
     """
     if not 0 <= smoothing < 0.5:
-        raise KitError(f"smoothing must be in [0, 0.5), got {smoothing}: at 0.5 true and false are alike.")
+        raise KitError(f"smoothing must be in [0, 0.5), got {smoothing}.")
     logits, targets, known = widen_for_loss(logits, targets)
     if positive_weight is not None:
-        positive_weight = torch.as_tensor(positive_weight, dtype=logits.dtype, device=logits.device)
-        shape = tuple(positive_weight.shape)
-        if shape not in ((), logits.shape[1:]):
-            raise KitError(f"positive_weight {shape} must be one number, or one per class.")
+        positive_weight = torch.as_tensor(positive_weight).to(logits)
+        if positive_weight.shape not in ((), logits.shape[1:]):
+            raise KitError(f"positive_weight {tuple(positive_weight.shape)}, wanted one, or one per class.")
     targets = targets + smoothing * (1 - 2 * targets)
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=positive_weight)
-    return mean_over_known(losses, known)
+    return mean_over_known(bce_of_labels(logits, targets, positive_weight), known)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None) -> RowLoss:
     """Cross-entropy times |target - probability|^gamma, and alpha for truth, 1 - alpha for falsehood.
 
-    On hard labels this is Lin's (1 - p_t)^gamma; a soft label is met best by a probability equal to it.
-
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Lin et al. 2017, arXiv:1708.02002; Li et al. 2020, arXiv:2006.04388, for soft labels
-    Errors: KitError for gamma between 0 and 1, whose slope at a soft label is infinite
     """
-    if gamma != 0 and not gamma >= 1:
-        raise KitError(f"gamma must be 0 (plain cross-entropy) or at least 1, got {gamma}.")
+    if gamma != 0 and not gamma >= 1:  # between them the slope at a soft label is infinite
+        raise KitError(f"gamma must be 0 or at least 1, got {gamma}.")
     logits, targets, known = widen_for_loss(logits, targets)
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    losses = losses * (targets - logits.sigmoid()).abs().pow(gamma)
+    losses = bce_of_labels(logits, targets) * (targets - logits.sigmoid()).abs().pow(gamma)
     if alpha is not None:
         losses = losses * (alpha * targets + (1 - alpha) * (1 - targets))
     return mean_over_known(losses, known)
@@ -106,29 +105,24 @@ def soft_bootstrap_loss(
 ) -> RowLoss:
     """Cross-entropy on trust * label + (1 - trust) * own prediction, for noisy or missing labels.
 
-    On known labels, unknown ones stay out. On unknown ones, they alone are drawn, from false, and take part in the
-    mean. On all, both are. Undetached, the gradient flows through the targets too, a pull towards certainty.
+    On unknown labels, they alone are drawn, from false, and take part in the mean; on all, both are.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Reed et al. 2014, arXiv:1412.6596; known, .7, detached: first place, Freesound 2019;
             unknown, .1, undetached: 32nd place, RFCX (LSoft with l = .9)
     """
     if not 0 <= trust <= 1:
-        raise KitError(f"trust must be in [0, 1], got {trust}: it is the label's share of the target.")
+        raise KitError(f"trust must be in [0, 1], got {trust}.")
     logits, targets, known = widen_for_loss(logits, targets)
     places = {"known": known, "unknown": ~known, "all": torch.ones_like(known)}
     drawn = choose("place to bootstrap on", on, places)
     belief = logits.detach().sigmoid() if detach else logits.sigmoid()
     targets = torch.where(drawn, trust * targets + (1 - trust) * belief, targets)
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return mean_over_known(losses, known | drawn)
+    return mean_over_known(bce_of_labels(logits, targets), known | drawn)
 
 
 def mse_loss(logits: Tensor, targets: Tensor) -> RowLoss:
-    """Squared error of the probabilities.
-
-    Shape:  logits and targets (B, K) -> RowLoss
-    """
+    """Squared error of the probabilities. Shape: logits and targets (B, K) -> RowLoss"""
     logits, targets, known = widen_for_loss(logits, targets)
     return mean_over_known((logits.sigmoid() - targets).square(), known)
 
@@ -136,27 +130,27 @@ def mse_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     """Log-sum-exp pairwise loss: log(1 + sum over known i, j of max(0, t_i - t_j) exp(s_j - s_i)).
 
-    Sorted by target, the sum over pairs is one over the steps between neighbouring targets: each adds its height
-    times (sum of exp(s) below) times (sum of exp(-s) above), all positive: exact in log space, in O(B K) memory.
-    Scores are ranks, not probabilities: only differences within a clip are trained. A clip without a pair costs 0.
+    Scores are ranks, not probabilities: only differences within a clip are trained.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Li, Song & Luo 2017, arXiv:1704.03135, for hard labels; weighted by the step for soft ones
     """
     logits, targets, known = widen_for_loss(logits, targets)
     n_known = known.sum(dim=1).to(logits.dtype)
+    # Sorted by target, the sum over pairs is one over the steps between neighbouring targets: each adds its height
+    # times (sum of exp(s) below) times (sum of exp(-s) above): exact in log space, in O(B K) memory.
     order = targets.masked_fill(~known, torch.inf).argsort(dim=1, stable=True)
     scores, levels, known = logits.gather(1, order), targets.gather(1, order), known.gather(1, order)
     below = scores.logcumsumexp(dim=1)
     above = (-scores).masked_fill(~known, NEGLIGIBLE_LOG).flip(1).logcumsumexp(dim=1).flip(1)
-    # Unknown labels stand last, as zeros: nothing steps up to them, so `below` never holds one.
+    # Unknown labels stand last, as zeros, so nothing steps up to them.
     steps = levels[:, 1:] - levels[:, :-1]
     log_steps = steps.where(steps > 0, 1.0).log().masked_fill(steps <= 0, NEGLIGIBLE_LOG)
     return RowLoss(F.softplus(torch.logsumexp(log_steps + below[:, :-1] + above[:, 1:], dim=1)), n_known)
 
 
 def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
-    """A clip's mean over the labels that take part, and their number. Shape: two of (B, K) -> RowLoss"""
+    """A clip's mean over the labels that take part. Shape: two of (B, K) -> RowLoss"""
     n_known = known.sum(dim=1)
     loss = losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1)
     return RowLoss(loss, n_known.to(losses.dtype))
@@ -169,7 +163,7 @@ def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     shapes = tuple(logits.shape), tuple(targets.shape)
     if logits.ndim != 2 or shapes[0] != shapes[1]:
-        raise KitError(f"logits and targets {shapes} must both be (clips, classes), unknown labels NaN.")
+        raise KitError(f"logits and targets {shapes} must both be (clips, classes).")
     if ((targets < 0) | (targets > 1)).any():
         raise KitError("targets must be in [0, 1], and NaN, not -1, where a label is unknown.")
     dtype, known = torch.promote_types(logits.dtype, torch.float32), ~targets.isnan()

@@ -19,7 +19,7 @@ from kit.infer.session import clip_scores
 from kit.infer.template import locate_clips
 from kit.labels.calibration import fit_calibration
 from kit.labels.metrics import lwlrap, lwlrap_per_class
-from kit.labels.table import clip_labels, read_clip_table
+from kit.labels.table import clip_labels, read_clip_table, scored_truth, stretches_of
 from kit.models.tagger import Tagger
 from kit.sound.windows import pool_windows
 
@@ -52,7 +52,7 @@ class OutOfFold:
         lines.append(f"  hardest classes: {named}")
         if self.failures:
             lines.append(f"  {len(self.failures)} clips could not be heard and have the prior:")
-        lines += [f"  could not hear {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
+        lines += [f"  could not hear {name}: {reason}" for name, reason in [*self.failures.items()][:5]]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -75,7 +75,7 @@ def names_digest(names: Sequence[str]) -> str:
 def listen_held_out(
     held: HeldOut, listeners: Sequence[Listener], name: str, audio: Path, threads: int | None, progress: bool
 ) -> tuple[list[dict[int, WindowLogits | None]], dict[int, str]]:
-    """What each listener says of a fold's clips, decoded once, by their places; why others could not be heard.
+    """What each listener says of a fold's clips, decoded once, by their places; why others were not heard.
 
     Errors: KitError where none can be heard
     """
@@ -99,7 +99,7 @@ def listen_held_out(
 def score_held_out(
     held: HeldOut, listener: Listener, said: Mapping[int, WindowLogits | None], failures: Mapping[int, str]
 ) -> OutOfFold:
-    """Probabilities of a fold's clips; rank scores are calibrated on them, and the card gets their lwlrap.
+    """Probabilities of a fold's clips; the card gets their calibration, if it wants one, and lwlrap.
 
     Clips of which nothing finite was said, by their places in the fold, get the prior.
     """
@@ -139,7 +139,7 @@ def write_oof(run: Path, result: OutOfFold) -> None:
 
 
 def held_out_models(run: Path) -> dict[str, HeldOut]:
-    """Every checkpoint of a run, by its path, with the clips that it never saw.
+    """Every checkpoint of a run, by its path, with clips that it never saw.
 
     Errors: KitError for a folder without a run or a checkpoint, and for a checkpoint of other folds
     """
@@ -148,14 +148,14 @@ def held_out_models(run: Path) -> dict[str, HeldOut]:
     table, models = read_clip_table(run / "folds.csv"), {}
     for path in sorted(run.glob("fold_*.pt")):
         tagger = load_tagger(path)
-        labels = clip_labels(table, tagger.card.classes)
-        rows = np.flatnonzero(np.asarray(table["fold"]) == tagger.card.fold)
+        labels, spans = clip_labels(table, tagger.card.classes), stretches_of(table)
+        whole = np.ones(len(table), bool) if spans is None else np.isinf(spans[:, 1])
+        rows = np.flatnonzero((np.asarray(table["fold"]) == tagger.card.fold) & whole)
         names = [labels.names[i] for i in rows]
         if tagger.card.held_out != names_digest(names):
-            raise KitError(
-                f"{path} was trained with other folds than folds.csv states: its scores would leak."
-            )
-        models[str(path)] = HeldOut(tagger, rows, names, labels.targets[rows])
+            raise KitError(f"{path} was trained with other folds than folds.csv: its scores would leak.")
+        truth = scored_truth(labels, tagger.card.recipe.get("sources", {}))
+        models[str(path)] = HeldOut(tagger, rows, names, truth[rows])
     if not models:
         raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")
     return models
@@ -176,8 +176,6 @@ def predict_oof(
         device: cpu, cuda; the first that computes unless given
         threads: decoding threads; one per core unless given
         progress: show a progress bar
-
-    Errors: KitError where a checkpoint was trained with other folds than the run's table states
     """
     tune_process()
     chosen, models, parts = pick_device(device)[0], held_out_models(Path(run)), []
@@ -193,11 +191,18 @@ def predict_oof(
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OutOfFold]]) -> OutOfFold:
-    """The folds' predictions in the order of the run's table. Shape: rows of each part index that table"""
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
-    whole = [part for _, part in parts]
+    """The folds' predictions in the table's order; networks of one fold are averaged.
+
+    Shape:  rows of each part index that table
+    """
+    rows_of = {int(part.folds[0]): rows for rows, part in parts}
+    whole = []
+    for fold in rows_of:
+        same = [part for _, part in parts if part.folds[0] == fold]
+        whole.append(replace(same[0], probabilities=np.mean([part.probabilities for part in same], axis=0)))
+    order = np.argsort(np.concatenate([*rows_of.values()]), kind="stable")
     names = [name for part in whole for name in part.names]
     arrays = zip(*((part.folds, part.truth, part.probabilities) for part in whole), strict=True)
     folds, truth, probabilities = (np.concatenate(column)[order] for column in arrays)
-    failures = {name: reason for part in whole for name, reason in part.failures.items()}
+    failures = {name: reason for _, part in parts for name, reason in part.failures.items()}
     return OutOfFold(tuple(names[i] for i in order), whole[0].classes, folds, truth, probabilities, failures)

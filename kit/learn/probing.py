@@ -1,8 +1,9 @@
-"""A run and its audio in, what its taggers lose without their coordinate, each band or each stretch of time out."""
+"""A run and its audio in, what its taggers lose without coordinate, bands or stretches of time out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ from kit.sound.wavestats import SIDE_ROWS
 Alter = Callable[[Frontend, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class ProbeRow:
+class ProbeRow(NamedTuple):
     """What held-out clips cost under one alteration: mean log loss on true and on false labels, lwlrap."""
 
     heard: str
@@ -34,7 +34,7 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """A row per alteration, the first without any, on the same held-out clips; others could not be heard."""
+    """A row per alteration, the first without any, on the same held-out clips."""
 
     clips: int
     unheard: int
@@ -42,15 +42,13 @@ class ProbeReport:
 
     def __str__(self) -> str:
         width = max(len(row.heard) for row in self.rows)
-        lines = [
-            f"{self.clips} held-out clips, {self.unheard} more could not be heard",
-            f"{'':{width}}  positive  negative  lwlrap  change",
-        ]
-        for row in self.rows:
-            change = row.lwlrap - self.rows[0].lwlrap
-            losses = f"{row.positive_loss:8.4f}  {row.negative_loss:8.4f}"
-            lines.append(f"{row.heard:{width}}  {losses}  {row.lwlrap:6.4f}  {change:+.4f}")
-        return "\n".join(lines)
+        lines = (
+            f"{row.heard:{width}}  {row.positive_loss:8.4f}  {row.negative_loss:8.4f}  {row.lwlrap:6.4f}  "
+            f"{row.lwlrap - self.rows[0].lwlrap:+.4f}"
+            for row in self.rows
+        )
+        title = f"{self.clips} held-out clips, {self.unheard} more could not be heard"
+        return "\n".join([title, f"{'':{width}}  positive  negative  lwlrap  change", *lines])
 
     __repr__ = __str__
 
@@ -63,12 +61,11 @@ class AlteredListener(Listener):
         self.alter = alter
 
     def shown(self, batch: Tensor) -> Tensor:
-        """What the network is shown of some pieces. Shape: (B, R, N) -> (B, C, M + S, N)"""
         return self.alter(self.tagger.frontend, batch)
 
 
 def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
-    """Some rows, in one of several equal parts of time, take their picture's least value, or 0 below the pictures."""
+    """Some rows, in one of equal parts of time, take their picture's least value, or 0 below the pictures."""
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         altered, least, frames = pieces.clone(), frontend.floor(pieces), pieces.shape[-1]
@@ -80,7 +77,7 @@ def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
 
 
 def replace_coordinate(name: str, seed: int | None = None) -> Alter:
-    """A coordinate channel becomes zeros or, with a seed, uniform noise in its range, alike for all clips."""
+    """A coordinate channel becomes zeros or, with a seed, uniform noise in its range."""
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         config, shown = frontend.config, frontend.stack(pieces)
@@ -97,24 +94,22 @@ def replace_coordinate(name: str, seed: int | None = None) -> Alter:
 def probe_alterations(
     config: FrontendConfig, bands: int, stretches: int, seed: int
 ) -> list[tuple[str, Alter]]:
-    """What a frontend's pictures can be deprived of, by name: coordinates, side rows, bands, stretches of time."""
+    """What a frontend's pictures can be deprived of, by name."""
     found: list[tuple[str, Alter]] = [("everything", Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
         found.append((f"{name} zeroed", replace_coordinate(name)))
         found.append((f"{name} noise", replace_coordinate(name, seed)))
     bins, hz = config.picture_bins, config.bin_hz
-    of_row = np.repeat(
-        ["picture", *config.side], [config.picture_rows, *(SIDE_ROWS[kind] for kind in config.side)]
-    )
+    heights = [config.picture_rows, *(SIDE_ROWS[kind] for kind in config.side)]
+    of_row = np.repeat(["picture", *config.side], heights)
     found += [(f"{kind} zeroed", silence(np.flatnonzero(of_row == kind))) for kind in config.side]
     # Sorted, because the rows of bands_hz rise anew in every band.
     for band in np.array_split(np.argsort(hz, kind="stable"), min(bands, bins)) if bands else []:
         rows = np.concatenate([band + first for first in range(0, config.picture_rows, bins)])
         found.append((f"without {hz[band[0]]:.0f}-{hz[band[-1]]:.0f} Hz", silence(rows)))
-    in_time = np.flatnonzero(of_row != "clip_length")
-    for part in range(stretches):
-        found.append((f"without time {part + 1}/{stretches}", silence(in_time, part, stretches)))
-    return found
+    rows = np.flatnonzero(of_row != "clip_length")
+    parts = range(stretches)
+    return found + [(f"without time {i + 1}/{stretches}", silence(rows, i, stretches)) for i in parts]
 
 
 def probe(
@@ -130,44 +125,41 @@ def probe(
     """What taggers hear: the cost of each thing that they are deprived of, on clips they never saw.
 
     Options:
-        run: the folder that `train` wrote; in Python also taggers by name, each with clips that it never saw
+        run: the folder that `train` wrote
         audio: the folder that holds the clips
-        bands: groups of neighbouring frequency bins, silenced one at a time
-        stretches: parts of each input in time, silenced one at a time
-        seed: seed of the noise that replaces the coordinate channel
+        bands: groups of neighbouring frequency bins to silence
+        stretches: parts of each input in time to silence
+        seed: of the noise that replaces coordinates
         device: cpu, cuda; the first that computes unless given
         threads: decoding threads; one per core unless given
         progress: show a progress bar
 
-    Source: the check asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
-    Errors: KitError as predict_oof, for several frontends, and for rank scores without a calibration
+    Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
     """
     tune_process()
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        raise KitError(
-            f"a probe wants taggers of one frontend, bands and stretches from 0 up; got {len(configs)} frontends, "
-            f"{bands} and {stretches}."
-        )
+        came = f"{len(configs)} frontends, {bands} and {stretches}"
+        raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {came}.")
     alterations = probe_alterations(configs.pop(), bands, stretches, seed)
     chosen, truths, answers = pick_device(device)[0], [], []
     for path, held in models.items():
         if not held.tagger.card.calibrated:
-            raise KitError(f"{path} gives rank scores without a calibration: run `oof`, which fits one.")
+            raise KitError(f"{path} gives rank scores without a calibration: run `oof`.")
         listeners = [AlteredListener(held.tagger, chosen, alter) for _, alter in alterations]
         said, _ = listen_held_out(held, listeners, Path(path).name, Path(audio), threads, progress)
         scores = np.full((len(said), *held.truth.shape), np.nan)
         for listener, probabilities, logits in zip(listeners, scores, said, strict=True):
             for i, of_clip in logits.items():
-                if of_clip is not None:
+                if of_clip:
                     probabilities[i] = clip_scores(held.tagger, listener.listening, of_clip.logits)
         heard = np.isfinite(scores).all(axis=(0, 2))
         truths.append(held.truth[heard])
         answers.append(scores[:, heard])
-    truth, whole = np.concatenate(truths), np.concatenate(answers, axis=1)
+    truth = np.concatenate(truths)
     rows = (
         ProbeRow(name, *log_losses(truth, altered), lwlrap(truth, altered))
-        for (name, _), altered in zip(alterations, whole, strict=True)
+        for (name, _), altered in zip(alterations, np.concatenate(answers, axis=1), strict=True)
     )
     return ProbeReport(len(truth), sum(len(held.names) for held in models.values()) - len(truth), tuple(rows))

@@ -1,13 +1,18 @@
 """Settings of a whole training in, one frozen and checked recipe out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.learn.losses import LOSSES
+from kit.learn.optim import OptimConfig
+from kit.learn.relabelling import RelabelConfig
 from kit.models.families import complete_network
+from kit.sound.augment import WaveAugmentConfig
 from kit.sound.frontend import FrontendConfig
+from kit.sound.mixing import MixConfig
+from kit.sound.specaugment import SpecAugmentConfig
 from kit.sound.windows import ListeningConfig
 
 RANK_LOSSES = ("lsep",)
@@ -19,9 +24,7 @@ class System(Config):
 
     source: str = setting("", "whose system it is")
     frontend: FrontendConfig = setting(FrontendConfig(), "how sound becomes a picture")
-    network: dict[str, Any] = field(
-        default_factory=lambda: {"family": "max-pyramid"}, metadata={"help": "its family and settings"}
-    )
+    network: dict[str, Any] = setting({"family": "max-pyramid"}, "its family and settings")
     listening: ListeningConfig = setting(ListeningConfig(), "how validation and submission hear clips")
 
     def check(self) -> None:
@@ -29,43 +32,113 @@ class System(Config):
 
 
 @dataclass(frozen=True)
+class SourceConfig(Config):
+    """How rows of one `source` of the table are learnt from."""
+
+    share: float | None = setting(None, "its share of the drawn crops; None: as it has rows", low=0.0)
+    weight: float = setting(1.0, "weight of its loss", low=0.0)
+    loss: str | None = setting(None, "its loss; None: the recipe's", choices=(None, *LOSSES))
+    loss_settings: dict[str, Any] = setting({}, "settings of that loss")
+    head: str = setting("clip", "noisy: network.noisy_head learns from it", choices=("clip", "noisy"))
+    scored: bool = setting(True, "its labels count in validation")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Config):
+    """Which crops are drawn; without steps, shares or balance, every clip once an epoch."""
+
+    steps: int | None = setting(None, "batches per epoch; None: as hold every clip once", low=1)
+    balance: str = setting(
+        "none", "what classes have alike: drawn clips, or seconds", choices=("none", "clips", "seconds")
+    )
+    by_weight: bool = setting(False, "weights are chances to be drawn, not factors of the loss")
+    box_p: float = setting(
+        0.5, "chance of a crop at a box, where soft labels tell of other places too", low=0.0, high=1.0
+    )
+    true_p: float = setting(0.5, "chance that it is a true one, where there are both", low=0.0, high=1.0)
+    box_share: float = setting(
+        0.5, "of the shorter of box and crop, what a crop must hear of it", low=0.01, high=1.0
+    )
+    heavier: float = setting(
+        0.0, "what the rarest class's augmentation chances grow by, others less", low=0.0
+    )
+
+
+@dataclass(frozen=True)
 class Recipe(System):
-    """A training as data: a system, a loss and a schedule."""
+    """A training as data: a system, its losses, what is drawn and changed, and a schedule."""
 
     name: str = setting("own", "what it is called")
     loss: str = setting("lsep", "what is minimised, on logits", choices=tuple(LOSSES))
+    loss_settings: dict[str, Any] = setting({}, "settings of the loss")
+    average_over: str = setting("clips", "what a batch's loss is the mean of", choices=("clips", "labels"))
+    auxiliary: tuple[float, ...] = setting((), "weights of the losses of the network's skips", low=0.0)
+    sources: dict[str, Any] = setting({}, "the table's sources, each with its settings")
+    by_share: bool = setting(True, "a source's loss counts by its share of the batch")
+    late_loss: str | None = setting(None, "the loss of the last epochs", choices=(None, *LOSSES))
+    late_epochs: int = setting(0, "epochs of fine-tuning at the end, a schedule of their own", low=0)
+    late_lr: float = setting(0.1, "their learning rates, as a share of optim's", low=1e-6)
+    late_freeze: bool = setting(False, "only the heads are fine-tuned")
     crop_s: float = setting(10.0, "seconds of a training crop", low=0.05)
-    mix_p: float = setting(0.5, "chance that a crop is mixed with another, labels united", low=0.0, high=1.0)
-    plain_epochs: int = setting(10, "epochs at the end without mixing", low=0)
-    epochs: int = setting(100, "passes over the training clips", low=1)
-    batch_size: int = setting(32, "crops per step", low=2)
-    lr_start: float = setting(1e-4, "learning rate at the first step", low=1e-9)
-    lr_peak: float = setting(5e-3, "learning rate at the peak of the one cycle", low=1e-9)
-    lr_end: float = setting(1e-7, "learning rate at the last step", low=1e-12)
-    warmup: float = setting(0.3, "share of the steps before the peak", low=0.01, high=0.99)
-    weight_decay: float = setting(0.0, "decoupled weight decay", low=0.0)
-    clip_norm: float = setting(10.0, "largest norm of the gradient", low=1e-6)
+    wave: WaveAugmentConfig = setting(WaveAugmentConfig(), "what happens to waveforms")
+    picture: SpecAugmentConfig = setting(SpecAugmentConfig(), "what happens to spectrograms")
+    mix: MixConfig = setting(MixConfig(), "how crops are mixed")
+    mix_until: float = setting(1.0, "share of the epochs that mix", low=0.0, high=1.0)
+    plain_epochs: int = setting(10, "epochs at the end without mixing or augmentation", low=0)
+    sampling: SamplingConfig = setting(SamplingConfig(), "which crops are drawn")
+    image_sizes: tuple[tuple[int, ...], ...] = setting(
+        (), "growing picture sizes, each for as many epochs; the last is the frontend's"
+    )
+    epochs: int = setting(100, "passes over the clips, or over sampling.steps batches", low=1)
+    batch_size: int = setting(32, "crops per batch", low=2)
+    optim: OptimConfig = setting(OptimConfig(), "how weights move")
     amp: bool = setting(True, "float16 autocast in training where the device is a GPU")
-    validate_every: int = setting(10, "epochs between validations; the last epoch always is one", low=1)
+    validate_every: int = setting(10, "epochs between validations; the last is one", low=1)
     keep: str = setting("last", "which weights become the checkpoint", choices=("last", "best"))
     n_folds: int = setting(5, "folds made where the table has no fold column", low=2)
+    seeds: int = setting(1, "networks per fold", low=1)
     seed: int = setting(0, "seed of everything that is drawn", low=0)
+    relabel: RelabelConfig = setting(RelabelConfig(), "rounds of relabelling")
 
     def check(self) -> None:
         super().check()
-        if not self.lr_end <= self.lr_start <= self.lr_peak:
-            raise KitError("learning rates must rise from lr_start to lr_peak and fall to lr_end.")
-        if self.mix_p and (self.frontend.normalise != "none" or self.frontend.log == "pcen"):
+        whole = {name: SourceConfig.from_dict(given).to_dict() for name, given in self.sources.items()}
+        object.__setattr__(self, "sources", whole)
+        if any(of["head"] == "noisy" for of in whole.values()) and not self.network.get("noisy_head"):
+            raise KitError("a source with head=noisy wants network.noisy_head=true.")
+        front, refers = self.frontend, self.frontend.reference == "clip"
+        if self.mix.p and self.mix.domain == "energy" and (front.normalise != "none" or front.log == "pcen"):
             raise KitError(
-                "normalised crops cannot be mixed, nor can PCEN: frontend.normalise=none, or mix_p=0."
+                "energies of normalised crops or PCEN cannot be mixed: mix.domain=picture, "
+                "frontend.normalise=none, or mix.p=0."
             )
+        if self.hears_waves and (front.trim_db or (refers and (front.top_db or front.normalise in MEASURED))):
+            raise KitError(
+                "changed waveforms have no level of their clip: frontend.reference=window and trim_db=None, or no wave."
+            )
+        if self.late_epochs and not 0 < self.late_epochs < self.epochs:
+            raise KitError(f"late_epochs must be below epochs ({self.epochs}), got {self.late_epochs}.")
+        if self.image_sizes and self.image_sizes[-1] != front.image_size:
+            raise KitError(
+                f"image_sizes end at {self.image_sizes[-1]}, frontend.image_size is {front.image_size}."
+            )
+
+    @property
+    def hears_waves(self) -> bool:
+        """Whether crops are cut from waveforms: something changes or mixes them."""
+        changes = any(v for k, v in vars(self.wave).items() if k.endswith("_p"))
+        return changes or (self.mix.p > 0 and self.mix.domain == "wave")
 
     @property
     def score(self) -> str:
         """What the logits of a network trained by it mean."""
-        return "rank" if self.loss in RANK_LOSSES else "probability"
+        last = self.late_loss if self.late_epochs and self.late_loss else self.loss
+        return "rank" if last in RANK_LOSSES else "probability"
 
     @property
     def crop_frames(self) -> int:
         """Frames of a training crop."""
         return max(1, round(self.crop_s * self.frontend.frames_per_s))
+
+
+MEASURED = ("clip", "peak", "minmax")

@@ -1,8 +1,8 @@
 """A recipe, a table and a folder of audio in, a run with a checkpoint per fold and its out-of-fold score out."""
 
 import json
+import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,101 +10,112 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError, choose
-from kit.core.files import write_text
-from kit.core.progress import advance, progress_bar
+from kit.core.files import file_digest, write_text
+from kit.core.progress import progress_bar
 from kit.core.runtime import pick_device, tune_process
-from kit.infer.checkpoint import save_tagger
+from kit.infer.checkpoint import read_checkpoint, save_tagger
 from kit.infer.engine import Listener
-from kit.infer.hearing import Hearing
-from kit.infer.template import locate_clips
+from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
+from kit.labels.calibration import Calibration
 from kit.labels.folds import check_no_leak, make_folds
-from kit.labels.table import clip_labels, known_prevalences, read_clip_table
-from kit.learn.loop import FoldTraining, TrainingClips, mixed_seed
+from kit.labels.soft import read_soft_labels
+from kit.labels.table import known_prevalences, read_clip_table
+from kit.learn.data import RunData, box_table, hear_table
+from kit.learn.loop import FoldTraining, mixed_seed
 from kit.learn.oof import HeldOut, OutOfFold, join_folds, names_digest, score_held_out, write_oof
 from kit.learn.recipe import Recipe
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
-from kit.sound.frontend import Frontend
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its folder and what it says out of fold."""
+    """A trained run: its folder and what it says out of fold; nothing where one model learnt from all clips."""
 
     folder: Path
     recipe: Recipe
-    oof: OutOfFold
+    oof: OutOfFold | None
 
     def __str__(self) -> str:
-        return f"{self.folder}: {self.recipe.name}\n{self.oof}"
+        return f"{self.folder}: {self.recipe.name}\n{self.oof or 'one model of all clips: all.pt'}"
 
     __repr__ = __str__
 
 
-@dataclass(frozen=True)
-class RunData:
-    """Everything a run learns from. Shape: truth (n, K); specs by row, of clips that could be heard"""
-
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    truth: np.ndarray
-    weights: np.ndarray
-    folds: np.ndarray
-    specs: Mapping[int, Tensor]
-    seconds: Mapping[int, float]
-    failures: Mapping[int, str]
-
-    def learn_from(self, fold: int) -> TrainingClips:
-        """The clips of all other folds."""
-        rows = [i for i in sorted(self.specs) if self.folds[i] != fold]
-        return TrainingClips([self.specs[i] for i in rows], self.truth[rows], self.weights[rows])
-
-    def held_out(self, fold: int) -> np.ndarray:
-        """The rows that a fold never sees."""
-        return np.flatnonzero(self.folds == fold)
-
-
 def train_run(
     recipe: Recipe,
-    table: str | Path,
+    table: str | Path | None,
     audio: str | Path,
     out: str | Path,
     only_folds: Sequence[int] | None = None,
     group_column: str | None = None,
+    boxes: Sequence[str | Path] | None = None,
+    soft: str | Path | None = None,
+    all_data: bool = False,
+    deadline: str | float | None = None,
+    backgrounds: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
     """Train a tagger per fold and predict every clip by the fold that never saw it.
 
-    The same call on the same folder goes on where the last one stopped. Folds are the table's `fold` column where it
-    has one, else stratified, with clips of one `group_column` value together; fold -1 is never held out.
-    Errors: KitError for a table or audio that cannot be read, a fold that cannot be learnt or scored, and a folder
-            that holds another run
+    The same call on the same folder goes on where the last one stopped. Folds are the table's `fold` column, else
+    stratified, one `group_column` value together; fold -1 is never held out. With `boxes`, CSVs of true and of
+    false ones, the table is `recording_id,fold` or None. `soft` labels fill what is unknown. `all_data` trains one
+    model on everything, all.pt, instead.
+    Errors: KitError for what cannot be read, learnt or scored, and a folder that holds another run
     """
     tune_process()
     chosen, remark = pick_device(device)
     if remark:
         print(f"note: {remark}", flush=True)
-    frame, folder = read_clip_table(table), Path(out)
+    clock = Deadline() if deadline is None else set_deadline(deadline)
+    if boxes and len(boxes) != 2:
+        raise KitError(f"boxes wants two CSVs, of true and of false ones, got {len(boxes)}.")
+    if table is None and not boxes:
+        raise KitError("train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.")
+    read = read_boxes(boxes[0], boxes[1]) if boxes else None
+    recipe = with_bands(recipe, read) if read else recipe
+    frame = box_table(read, table) if read else read_clip_table(str(table))
+    folder, beliefs = Path(out), None if soft is None else read_soft_labels(soft)
     folds = choose_folds(frame, recipe, group_column)
     there = sorted(fold for fold in set(folds.tolist()) if fold >= 0)
     wanted = there if only_folds is None else sorted(set(only_folds))
-    if not wanted or not set(wanted) <= set(there):
+    if not all_data and (not wanted or not set(wanted) <= set(there)):
         raise KitError(f"folds {wanted} were asked for, the table has {there}.")
-    files = run_files(recipe, frame, folds)
+    given = [path for path in (*(boxes or ()), soft) if path is not None]
+    files = run_files(recipe, frame, folds, given)
     check_run(folder, files)
-    data = hear_table(recipe, frame, folds, Path(audio), chosen, threads, progress)
-    check_folds(data, wanted)
+    sounds = None if backgrounds is None else Path(backgrounds)
+    data = hear_table(recipe, frame, folds, Path(audio), chosen, threads, progress, read, beliefs, sounds)
+    check_folds(data, [None] if all_data else wanted)
     for name, text in files.items():
         write_text(folder / name, text)
-    with progress_bar(len(wanted) * recipe.epochs, "train", "epochs", progress) as bar:
-        parts = [train_fold(recipe, data, fold, folder, chosen, bar) for fold in wanted]
+    jobs = [(fold, s) for fold in ([None] if all_data else wanted) for s in range(recipe.seeds)]
+    parts: list[tuple[np.ndarray, OutOfFold]] = []
+    with progress_bar(len(jobs) * recipe.epochs, "train", "epochs", progress) as bar:
+        for done, (fold, replica) in enumerate(jobs):
+            share = Deadline(clock.now() + clock.left_s() / (len(jobs) - done), clock.now)
+            rows, said = train_fold(recipe, data, fold, folder, chosen, bar, replica, share)
+            parts += [(rows, said)] if said else []
+    if all_data:
+        return Run(folder, recipe, None)
     result = join_folds(parts)
     write_oof(folder, result)
     return Run(folder, recipe, result)
+
+
+def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:
+    """A recipe of freq-crop whose classes listen where their boxes are; any other as it is."""
+    if recipe.network["family"] != "freq-crop":
+        return recipe
+    bands = class_bands_hz(boxes).clip(max=recipe.frontend.sample_rate / 2).tolist()
+    if recipe.network["form"] == "pooled":
+        return replace(recipe, network={**recipe.network, "bands_hz": bands})
+    return replace(recipe, frontend=replace(recipe.frontend, bands_hz=bands))
 
 
 def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.ndarray:
@@ -115,33 +126,45 @@ def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.nda
     count = len(np.unique(folds[folds >= 0]))
     if count != recipe.n_folds:
         print(f"note: the table has {count} folds; n_folds={recipe.n_folds} is not used.", flush=True)
+    if "begin_s" in frame:
+        check_no_leak(folds, list(frame["fname"]))
     if group_column is not None:
         choose("column", group_column, frame)
         check_no_leak(folds, list(frame[group_column]))
     return folds
 
 
-def check_folds(data: RunData, folds: Sequence[int]) -> None:
+def check_folds(data: RunData, folds: Sequence[int | None]) -> None:
     """Raise KitError for a fold that has too little to learn from, or nothing to be scored on."""
     for fold in folds:
         clips = len(data.learn_from(fold).specs)
         if clips < 2:
             raise KitError(f"fold {fold} has {clips} training clips: at least 2 are needed.")
         heard = [i for i in data.held_out(fold) if i in data.specs]
-        if not (data.truth[heard] == 1).any():
+        if fold is not None and not (data.truth[heard] == 1).any():
             raise KitError(
                 f"fold {fold} holds no clip that can be heard and has a label: it cannot be scored."
             )
 
 
-def run_files(recipe: Recipe, frame: Any, folds: np.ndarray) -> dict[str, str]:
-    """What says which run a folder holds: recipe.json and folds.csv, as text."""
-    table = frame.assign(fold=folds).to_csv(index=False, lineterminator="\n")
-    return {"recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n", "folds.csv": table}
+def run_files(
+    recipe: Recipe, frame: Any, folds: np.ndarray, given: Sequence[str | Path] = ()
+) -> dict[str, str]:
+    """What says which run a folder holds: recipe, folds and the hashes of other labels, as text."""
+    table = frame.assign(fold=folds)
+    if "end_s" in table:
+        table["end_s"] = table["end_s"].map(lambda t: "" if t == math.inf else t)
+        table["begin_s"] = [
+            t if end != "" else "" for t, end in zip(table["begin_s"], table["end_s"], strict=True)
+        ]
+    text = table.to_csv(index=False, lineterminator="\n")
+    files = {"recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n", "folds.csv": text}
+    digests = {Path(path).name: file_digest(Path(path)) for path in given}
+    return files | ({"labels.json": json.dumps(digests, indent=1) + "\n"} if digests else {})
 
 
 def check_run(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise KitError where a folder holds another run that has begun to learn, saying what differs."""
+    """Raise KitError where a folder holds another run, saying what differs."""
     if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
         return
     for path, text in ((folder / name, text) for name, text in files.items()):
@@ -164,72 +187,49 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     return flat
 
 
-def hear_table(
-    recipe: Recipe, frame: Any, folds: np.ndarray, audio: Path, device: torch.device, threads: int | None,
-    progress: bool,
-) -> RunData:  # fmt: skip
-    """Decode every clip of a table once and keep its spectrogram. Errors: KitError where none can be heard"""
-    labels = clip_labels(frame)
-    names = labels.names
-    hearing = Hearing(locate_clips(names, audio), {"": Frontend(recipe.frontend)}, device, threads=threads)
-    specs: dict[int, Tensor] = {}
-    with progress_bar(hearing.total_s, "hear", "s of audio", progress) as bar:
-        for number in range(len(hearing.bursts)):
-            specs.update(zip(*hearing.specs(number, ""), strict=True))
-            advance(bar, hearing.burst_s(number))
-    hearing.close()
-    warn_of_twins({i: hearing.digests[i] for i in specs}, folds)
-    for i, reason in list(hearing.failures.items())[:5]:
-        print(f"note: could not hear {names[i]}: {reason}", flush=True)
-    if not specs:
-        raise KitError(f"none of the {len(names)} clips of the table could be heard in {audio}.")
-    known = labels.classes, labels.targets, labels.weights
-    return RunData(names, *known, folds, specs, hearing.seconds, hearing.failures)
-
-
-def warn_of_twins(digests: Mapping[int, str], folds: np.ndarray) -> None:
-    """Say so where files of one content lie in several folds: training would hear what validation hears."""
-    homes = Counter(digest for digest, _ in {(digest, folds[i]) for i, digest in digests.items()})
-    twins = sum(count > 1 for count in homes.values())
-    if twins:
-        print(
-            f"WARNING: {twins} recordings lie in several folds under several names: let them share a value of "
-            "a group_column.",
-            flush=True,
-        )
-
-
-def new_tagger(recipe: Recipe, data: RunData, fold: int, start: bool = True) -> Tagger:
+def new_tagger(
+    recipe: Recipe, data: RunData, fold: int | None, start: bool = True, replica: int = 0
+) -> Tagger:
     """A tagger with fresh weights, drawn from the run's seed, and its fold's card; `start` as build_network."""
-    prevalences = tuple(known_prevalences(data.truth[data.folds != fold]))
+    known = data.truth if fold is None else data.truth[data.folds != fold]
     card = TaggerCard(
-        data.classes, prevalences, recipe.frontend, recipe.listening, recipe.network, score=recipe.score, fold=fold,
-        held_out=names_digest([data.names[i] for i in data.held_out(fold)]), seed=recipe.seed, recipe=recipe.to_dict(),
+        data.classes, tuple(known_prevalences(known)), recipe.frontend, recipe.listening, recipe.network,
+        score=recipe.score, fold=fold, held_out=names_digest([data.names[i] for i in data.held_out(fold)]),
+        seed=recipe.seed + replica, recipe=recipe.to_dict(),
     )  # fmt: skip
+    more = [replica] if replica else []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(recipe.seed, fold, 2**20))
+        torch.manual_seed(mixed_seed(recipe.seed, 2**21 if fold is None else fold, *more, 2**20))
         return build_tagger(card, start)
 
 
 def train_fold(
-    recipe: Recipe, data: RunData, fold: int, folder: Path, device: torch.device, bar: Any
-) -> tuple[np.ndarray, OutOfFold]:
-    """Train one fold, or take up its state; write its checkpoint, and predict its held-out clips."""
-    state_path, rows = folder / "state" / f"fold_{fold}.resume.pt", data.held_out(fold)
-    tagger = new_tagger(recipe, data, fold, start=not state_path.is_file())
+    recipe: Recipe, data: RunData, fold: int | None, folder: Path, device: torch.device, bar: Any, replica: int = 0,
+    deadline: Deadline | None = None,
+) -> tuple[np.ndarray, OutOfFold | None]:  # fmt: skip
+    """Train one fold, or take up its state; write its checkpoint, and predict its held-out clips.
+
+    Of all clips (fold None) the last weights are kept, and the calibration is the mean of the folds' in the folder.
+    """
+    name = ("all" if fold is None else f"fold_{fold}") + (f"_seed_{replica}" if replica else "")
+    state_path, rows = folder / "state" / f"{name}.resume.pt", data.held_out(fold)
+    tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
     listener = Listener(tagger, device)
     held = HeldOut(tagger, rows, [data.names[i] for i in rows], data.truth[rows])
     specs = {place: data.specs[row] for place, row in enumerate(rows) if row in data.specs}
     failures = {place: data.failures[row] for place, row in enumerate(rows) if row in data.failures}
     audio_s = sum(data.seconds[rows[place]] for place in specs)
-    training = FoldTraining(recipe, tagger, data.learn_from(fold), fold, device)
+    training = FoldTraining(recipe, tagger, data.learn_from(fold), fold, device, replica, data.backgrounds)
     training.restore(state_path)
     if training.epoch:
         bar.update(training.epoch)
-        bar.write(f"note: fold {fold} was trained already up to epoch {training.epoch} of {recipe.epochs}.")
+        said = f"was trained already up to epoch {training.epoch} of {recipe.epochs}"
+        bar.write(f"note: {training.place} {said}.")
     heard: dict[int, OutOfFold] = {}
 
     def validate() -> float:
+        if fold is None:
+            return math.nan
         began = time.perf_counter()
         said = dict(zip(specs, listener.listen(list(specs.values())), strict=True))
         cost = round((time.perf_counter() - began) / audio_s, 6)
@@ -240,21 +240,41 @@ def train_fold(
 
     def after_epoch(row: Mapping[str, float]) -> None:
         bar.update(1)
-        bar.set_postfix_str(f"fold {fold} loss {row['loss']:.4f}")
+        bar.set_postfix_str(f"{training.place} loss {row['loss']:.4f}")
 
-    training.train(state_path, validate, after_epoch)
-    write_history(folder / "history.csv", fold, training.history)
-    if training.kept_epoch not in heard:
+    training.train(state_path, validate, after_epoch, deadline)
+    if training.epoch < recipe.epochs:
+        bar.write(f"note: the deadline cut {training.place} after epoch {training.epoch} of {recipe.epochs}.")
+    write_history(folder / "history.csv", f"{'all' if fold is None else fold},{replica},", training)
+    if fold is None:
+        tagger.card = replace(tagger.card, calibration=mean_calibration(folder, tagger))
+    elif training.kept_epoch not in heard:
         validate()
-    save_tagger(folder / f"fold_{fold}.pt", tagger)
-    return rows, heard.popitem()[1]
+    save_tagger(folder / f"{name}.pt", tagger)
+    return rows, None if fold is None else heard.popitem()[1]
 
 
-def write_history(path: Path, fold: int, history: Sequence[Mapping[str, float]]) -> None:
-    """Write a row per epoch of a fold; those of other folds stay."""
+def mean_calibration(folder: Path, tagger: Tagger) -> Calibration | None:
+    """The mean of what the folds of a run fitted; None, with a note, without any."""
+    if tagger.card.score == "probability":
+        return None
+    fitted = [read_checkpoint(path)[0].calibration for path in sorted(folder.glob("fold_*.pt"))]
+    known = [one for one in fitted if one is not None]
+    if not known:
+        print(
+            "note: a rank score without folds in its folder has no calibration: only --blend rank takes it."
+        )
+        return None
+    scale, offset = (float(np.mean([getattr(one, what) for one in known])) for what in ("scale", "offset"))
+    return Calibration(scale, offset)
+
+
+def write_history(path: Path, mine: str, training: FoldTraining) -> None:
+    """Write a row per epoch of the fold and seed that `mine` begins lines with; others' stay."""
     lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-    lines = [line for line in lines if not line.startswith(f"{fold},")]
-    for row in history:
-        lines.append(f"{fold},{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{row.get('lwlrap', '')}")
-    lines.sort(key=lambda line: int(line.partition(",")[0]))
-    write_text(path, "\n".join(["fold,epoch,loss,lr,lwlrap", *lines, ""]))
+    lines = [line for line in lines if not line.startswith(mine)]
+    for row, seconds in zip(training.history, training.seconds, strict=True):
+        numbers = f"{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{row.get('lwlrap', '')},{seconds:.3f}"
+        lines.append(mine + numbers)
+    lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(",")[:2]])
+    write_text(path, "\n".join(["fold,seed,epoch,loss,lr,lwlrap,seconds", *lines, ""]))

@@ -13,7 +13,7 @@ from tests.behaviour.trained import Trained
 SMALL_MEL = [
     "frontend.sample_rate=8000", "frontend.hop_length=200", "frontend.n_fft=400", "frontend.n_mels=32",
     "network.blocks=4", "network.width=8", "network.head.dropout=0.1", "crop_s=1.5", "epochs=20", "plain_epochs=8",
-    "mix_p=0.3", "batch_size=8", "n_folds=2", "validate_every=20",
+    "mix.p=0.3", "batch_size=8", "n_folds=2", "validate_every=20",
 ]  # fmt: skip
 SMALL_STFT = [
     "frontend.sample_rate=11025", "frontend.hop_length=128", "frontend.n_fft=256", "network.blocks=5",

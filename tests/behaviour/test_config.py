@@ -182,20 +182,28 @@ def test_named_recipes_have_a_source_a_small_variant_and_take_overrides(name):
     assert recipe.name == name and recipe.source
     assert name in SMALL and small != recipe and small.epochs < recipe.epochs
     assert (
-        find_recipe(name, True, ["epochs=3", "plain_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft == 4096
+        find_recipe(name, True, ["epochs=5", "plain_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft == 4096
     )
+    assert find_recipe(name, True, ["network.head.dropout=0.3"]).network["head"]["dropout"] == 0.3
     with pytest.raises(KitError, match=r"unknown recipe 'max-pyramid-mell': did you mean 'max-pyramid-mel'"):
         find_recipe("max-pyramid-mell")
     with pytest.raises(KitError, match=r"did you mean 'epochs'"):
         find_recipe(name, overrides=["epoch=3"])
-    with pytest.raises(KitError, match=r"no setting 'network\.widht': did you mean 'width'"):
-        find_recipe(name, overrides=["network.widht=3"])
+    with pytest.raises(KitError, match=r"no setting 'network\.famliy': did you mean 'family'"):
+        find_recipe(name, overrides=["network.famliy=3"])
+    if "width" in recipe.network:
+        with pytest.raises(KitError, match=r"no setting 'network\.widht': did you mean 'width'"):
+            find_recipe(name, overrides=["network.widht=3"])
     with pytest.raises(KitError, match=r"learning rates must rise"):
-        find_recipe(name, overrides=["lr_start=1.0"])
-    with pytest.raises(KitError, match=r"normalised crops cannot be mixed.*normalise=none, or mix_p=0"):
-        find_recipe(name, overrides=["frontend.normalise=clip"])
-    with pytest.raises(KitError, match=r"nor can PCEN"):
-        find_recipe(name, overrides=["frontend.log=pcen"])
+        find_recipe(name, overrides=["optim.lr_start=1.0"])
+    assert (recipe.mix.p > 0 and recipe.mix.domain == "energy") == ("pyramid" in name)
+    mixed = ["mix.p=0.5", "mix.domain=energy"] if "pyramid" not in name else []
+    pcen = ["frontend.log=pcen", "frontend.normalise=none", "frontend.top_db=null"]
+    for settings in (["frontend.normalise=clip"], pcen):
+        with pytest.raises(
+            KitError, match=r"normalised crops or PCEN cannot be mixed.*normalise=none, or mix\.p=0"
+        ):
+            find_recipe(name, overrides=[*mixed, *settings])
 
 
 def test_settings_take_arrays_where_they_want_lists():

@@ -1,0 +1,212 @@
+"""Training clips in, batches of crops with their labels, weights and sources out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kit.infer.engine import cut_span
+from kit.labels.boxes import Boxes, window_targets
+from kit.labels.soft import SoftLabels, fill_unknown, nearest_window
+from kit.learn.recipe import Recipe, SamplingConfig
+from kit.sound.frontend import Frontend
+from kit.sound.lengths import fill_frames
+
+NO_BOX = (-1, -1)
+
+
+@dataclass(frozen=True)
+class TrainingClips:
+    """What a fold learns from; crops of clips with boxes or soft windows have labels of their own.
+
+    Shape:  one (R, N_i) or, where waveforms are changed, (1, T_i) per clip; targets (n, K), NaN where unknown
+    Units:  sources, each clip's place among the recipe's sources; seconds, how long it lasts
+    """
+
+    specs: Sequence[Tensor]
+    targets: np.ndarray
+    weights: np.ndarray
+    names: Sequence[str] = ()
+    sources: np.ndarray | None = None
+    seconds: np.ndarray | None = None
+    boxes: Boxes | None = None
+    soft: SoftLabels | None = None
+
+    def labels_of(self, clip: int, begin_s: float, end_s: float, least: float) -> np.ndarray:
+        """What is known of a stretch: by boxes, then the nearest soft window, or of the clip."""
+        targets, name = self.targets[clip], self.names[clip] if self.names else ""
+        if self.boxes:
+            targets = window_targets(self.boxes, name, begin_s, end_s, least)
+        if self.soft and self.soft.times and name in self.soft.rows:
+            targets = fill_unknown(targets, nearest_window(self.soft, name, (begin_s + end_s) / 2))
+        return np.asarray(targets)
+
+
+class Batch(NamedTuple):
+    """Crops of one step. Shape: pieces (B, R, N) or waves (B, 1, T), targets (B, K), weights, sources, chances (B,)
+
+    `band_rows` are the first and end row of the box that a crop was cut around, -1 without. Shape: (B, 2)
+    """
+
+    pieces: Tensor
+    targets: Tensor
+    weights: Tensor
+    sources: Tensor
+    chances: Tensor
+    band_rows: Tensor
+    clips: Sequence[int]
+
+
+def draw_crop(spec: Tensor, frames: int, generator: torch.Generator) -> tuple[int, int]:
+    """Where a crop lies in a clip: anywhere, or the whole of a shorter one. Units: frames"""
+    room = spec.shape[-1] - frames
+    start = int(torch.randint(room + 1, (1,), generator=generator)) if room > 0 else 0
+    return start, start + frames
+
+
+def draw_box(
+    clips: TrainingClips, clip: int, config: SamplingConfig, generator: torch.Generator
+) -> int | None:
+    """A box of a clip for a crop to hold, true ones and false ones by their chance; None for a crop anywhere."""
+    here = clips.boxes.rows.get(clips.names[clip]) if clips.boxes else None
+    if clips.boxes is None or here is None:
+        return None
+    anywhere, true, which = torch.rand(3, generator=generator).tolist()
+    # Without beliefs, nothing is known where there is no box.
+    if clips.soft and clips.soft.times and clips.names[clip] in clips.soft.rows and anywhere >= config.box_p:
+        return None
+    wanted = here[clips.boxes.is_true[here] == (true < config.true_p)]
+    pool = wanted if len(wanted) else here
+    return int(pool[int(which * len(pool))])
+
+
+def crop_at_box(
+    begin_s: float, end_s: float, seconds: float, crop_s: float, generator: torch.Generator
+) -> float:
+    """Where a crop begins that holds as much of a box as it can, anywhere so; inside the clip. Units: seconds"""
+    low, high = sorted((begin_s, end_s - crop_s))
+    start = low + float(torch.rand(1, generator=generator)) * (high - low)
+    return max(0.0, min(start, seconds - crop_s))
+
+
+def class_amounts(targets: np.ndarray, seconds: np.ndarray | None) -> np.ndarray:
+    """Clips, or seconds of sound, that each class has. Shape: (n, K), (n,) -> (K,)"""
+    shares = np.ones(len(targets)) if seconds is None else seconds
+    return np.asarray((np.nan_to_num(targets) * shares[:, None]).sum(axis=0))
+
+
+def rarity(targets: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+    """The rarest class of each clip against the commonest of all, 1 for a clip without any. Shape: -> (n,)"""
+    times = amounts.max() / np.maximum(amounts, 1e-9)
+    rarest = np.where(np.nan_to_num(targets) >= 0.5, times, 0.0).max(axis=1)
+    return np.where(rarest > 0, rarest, 1.0)
+
+
+def draw_chances(clips: TrainingClips, recipe: Recipe) -> np.ndarray | None:
+    """Each clip's chance to be the next that is drawn, by balance, weight and its source's share; None: all alike.
+
+    A class is balanced by a clip's chance growing as its rarest class is rare; by seconds, with its length too.
+    Shape:  -> (n,), their sum 1
+    """
+    config, n = recipe.sampling, len(clips.specs)
+    given = [source["share"] for source in recipe.sources.values()]
+    by_source = clips.sources is not None and len({*clips.sources}) > 1 and {*given} - {None}
+    if config.steps is None and config.balance == "none" and not (config.by_weight or by_source):
+        return None
+    chances = np.ones(n)
+    if config.balance != "none":
+        lasting = clips.seconds if config.balance == "seconds" else None
+        chances = rarity(clips.targets, class_amounts(clips.targets, lasting)) * (
+            1.0 if lasting is None else lasting
+        )
+    if config.by_weight:
+        chances = chances * clips.weights
+    if by_source and clips.sources is not None:
+        totals = np.bincount(clips.sources, chances, len(given))
+        rows = np.bincount(clips.sources, minlength=len(given)) / n
+        shares = np.array([row if share is None else share for share, row in zip(given, rows, strict=True)])
+        chances = chances * (shares / np.where(totals > 0, totals, 1.0))[clips.sources]
+    return np.asarray(chances / chances.sum())
+
+
+def batches_per_epoch(clips: TrainingClips, recipe: Recipe) -> int:
+    """Batches of an epoch."""
+    n = len(clips.specs)
+    return recipe.sampling.steps or n // min(recipe.batch_size, n)
+
+
+def draw_order(clips: TrainingClips, recipe: Recipe, generator: torch.Generator) -> list[list[int]]:
+    """The clips of every batch of an epoch: each clip once, or by their chances.
+
+    With chances, a source has its share of every batch, to the crop: what is left over is drawn. A clip comes twice in
+    a batch only where its chances call for it.
+    """
+    n, steps = len(clips.specs), batches_per_epoch(clips, recipe)
+    size = recipe.batch_size if recipe.sampling.steps else min(recipe.batch_size, n)
+    chances = draw_chances(clips, recipe)
+    if chances is None:
+        order = torch.randperm(n, generator=generator).tolist()
+        return [order[first : first + size] for first in range(0, steps * size, size)]
+    sources = torch.zeros(n) if clips.sources is None else torch.from_numpy(clips.sources)
+    batches = []
+    for _ in range(steps):
+        # Even steps through all chances, laid end to end by source: each clip and source to the nearest crop.
+        laid = torch.randperm(n, generator=generator)
+        laid = laid[sources[laid].argsort(stable=True)]
+        edges = torch.from_numpy(chances)[laid].cumsum(0)
+        places = torch.arange(size) + torch.rand(1, generator=generator, dtype=torch.float64)
+        batches.append(laid[torch.searchsorted(edges / edges[-1], places / size, right=True)].tolist())
+    return batches
+
+
+def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int, int]:
+    """First and end row of a picture whose bins lie in a band. Rows of bands_hz have none of their own."""
+    hz = frontend.config.bin_hz
+    if len(frontend.config.mel_bands) > 1:
+        return NO_BOX
+    first, end = np.searchsorted(hz, [low_hz, high_hz]).tolist()
+    return (first, max(end, first + 1)) if first < len(hz) else NO_BOX
+
+
+def draw_batches(
+    clips: TrainingClips, recipe: Recipe, frontend: Frontend, generator: torch.Generator
+) -> Iterator[Batch]:
+    """One epoch of crops as they are cut, not yet changed or mixed; a remainder below one batch is left out."""
+    config, frames = recipe.sampling, recipe.crop_frames
+    waves, front = recipe.hears_waves, frontend.config
+    per_s = front.sample_rate if waves else front.frames_per_s
+    length = max(1, (frames - 1) * front.hop_length) if waves else frames
+    chances = np.ones(len(clips.specs))
+    if config.heavier:
+        times = rarity(clips.targets, class_amounts(clips.targets, clips.seconds))
+        chances += config.heavier * np.log(times) / max(1e-9, float(np.log(times).max()))
+    for chosen in draw_order(clips, recipe, generator):
+        pieces, targets, bands = [], [], []
+        for i in chosen:
+            spec, box = clips.specs[i], draw_box(clips, i, config, generator)
+            bands.append(NO_BOX)
+            if box is None or clips.boxes is None:
+                span = draw_crop(spec, length, generator)
+            else:
+                at = clips.boxes.begin_s[box], clips.boxes.end_s[box]
+                begin = round(crop_at_box(*at, spec.shape[-1] / per_s, length / per_s, generator) * per_s)
+                begin = max(0, min(begin, spec.shape[-1] - length))
+                span = begin, begin + length
+                bands[-1] = rows_of_box(frontend, clips.boxes.low_hz[box], clips.boxes.high_hz[box])
+            end = min(span[1], spec.shape[-1])
+            targets.append(clips.labels_of(i, span[0] / per_s, end / per_s, config.box_share))
+            if waves:
+                wave = spec[:, span[0] : end]
+                silence = wave.new_zeros(1, 1) if recipe.listening.fill == "floor" else None
+                pieces.append(fill_frames(wave, length, recipe.listening.fill, silence))
+            else:
+                pieces.append(cut_span(frontend, spec, span, frames, recipe.listening.fill))
+        weights = np.ones(len(chosen), np.float32) if config.by_weight else clips.weights[chosen]
+        sources = np.zeros(len(chosen), np.int64) if clips.sources is None else clips.sources[chosen]
+        yield Batch(
+            torch.stack(pieces), torch.from_numpy(np.stack(targets)), torch.from_numpy(weights),
+            torch.from_numpy(sources), torch.from_numpy(chances[chosen]).float(), torch.tensor(bands), chosen,
+        )  # fmt: skip

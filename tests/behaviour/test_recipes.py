@@ -1,0 +1,294 @@
+"""The named recipes: what was published, printed and read back; each trains small and submits on its task."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kit.infer.checkpoint import load_tagger
+from kit.infer.submission import submit
+from kit.labels.boxes import read_boxes, recording_labels
+from kit.labels.metrics import lwlrap
+from kit.labels.table import label_targets
+from kit.learn.recipe import Recipe
+from kit.learn.rounds import train_rounds
+from kit.recipes import RECIPES, SMALL, find_recipe
+from kit.verbs_learn import list_recipes
+from tests.behaviour.trained import read_scores, write_template, write_wav
+
+RATE = 8000
+CLASSES = ("high", "low", "noisy")
+FREESOUND = ("skip-attention", "axis-pool", "max-pyramid-mel", "max-pyramid-stft", "window-snr", "two-stage")
+RFCX = ("freq-coord", "freq-crop")
+TIMM = "test_efficientnet.r160_in1k"
+# What a small variant shrinks to further, so that an epoch is a moment.
+COMMON = [
+    f"frontend.sample_rate={RATE}", "epochs=2", "plain_epochs=0", "batch_size=4", "validate_every=2", "n_folds=2",
+    "crop_s=0.5",
+]  # fmt: skip
+MEL = ["frontend.n_fft=512", "frontend.hop_length=128", "frontend.n_mels=32"]
+WINDOWS = ["listening.window_s=0.5", "listening.hop_s=0.25"]
+TINY = {
+    "skip-attention": [
+        *MEL, *WINDOWS, "frontend.f_max_hz=4000", "network.width=4", "network.ratio=2", "network.head.hidden=8",
+    ],
+    "axis-pool": [*MEL, *WINDOWS, "network.width=4", "network.stat_width=3", "network.stat_steps=8"],
+    "max-pyramid-mel": [*MEL, "network.blocks=3", "network.width=4", "wave.tempo_p=0.5", "relabel.rounds=1"],
+    "max-pyramid-stft": ["network.blocks=3", "network.width=4"],
+    "window-snr": [*MEL, *WINDOWS, "network.blocks=3", "network.width=4", "relabel.rounds=1", "relabel.top_k=[0.5]"],
+    "two-stage": [
+        *MEL, *WINDOWS, "frontend.resolutions=[[256,128],[512,128]]", "frontend.image_size=[32,32]",
+        "image_sizes=[[16,16],[32,32]]", f"network.name={TIMM}", "relabel.rounds=1",
+    ],
+    "freq-coord": [*MEL, *WINDOWS, "sampling.steps=2", "relabel.rounds=1"],
+    "freq-crop": [
+        *MEL, "frontend.n_mels=8", "frontend.bands_hz=[[0,900],[500,2000],[900,3000]]", "sampling.steps=2",
+        "relabel.rounds=1", "late_epochs=1",
+        "network.backbone.blocks=2", "network.backbone.width=4",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """Networks this small only wait for each other on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def sound(labels, seconds, rng, at_s=None):
+    """Faint noise with an event of half a second per label, `at_s` or anywhere."""
+    n, length = int(RATE * seconds), RATE // 2
+    wave, t = 0.005 * rng.normal(size=n), np.arange(length) / RATE
+    for label in labels:
+        start = int(rng.integers(0, n - length + 1)) if at_s is None else round(at_s * RATE)
+        hz = {"high": rng.uniform(2000, 3000), "low": rng.uniform(200, 400)}.get(label)
+        wave[start : start + length] += 0.2 * (
+            rng.normal(size=length) if hz is None else np.sin(2 * np.pi * hz * t)
+        )
+    return wave.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tagging(tmp_path_factory):
+    """A Freesound-like task: curated and noisy clips of 1 to 2 s in two folds, a test set of four, its template."""
+    folder, rng, rows = tmp_path_factory.mktemp("tagging"), np.random.default_rng(1), []
+    for i in range(18):
+        labels = sorted({CLASSES[i % 3], CLASSES[(i // 3) % 3]})
+        name = f"{i:02d}.wav"
+        write_wav(
+            folder / ("test" if i >= 14 else "train") / name, sound(labels, rng.uniform(1, 2), rng), RATE
+        )
+        if i < 14:
+            source = "curated" if i < 8 else "noisy"
+            rows.append({"fname": name, "labels": ",".join(labels), "fold": i // 3 % 2, "source": source})
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    write_template(folder / "template.csv", [f"{i}.wav" for i in range(14, 18)], CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def soundscapes(tmp_path_factory):
+    """An RFCX-like task: six recordings of 3 s with a true and a false box each, folds, a test set of three."""
+    folder, rng = tmp_path_factory.mktemp("soundscapes"), np.random.default_rng(2)
+    bands, files = {"high": (1800, 3200), "low": (100, 500), "noisy": (100, 3900)}, {"true": [], "false": []}
+    for i in range(9):
+        label, name = CLASSES[i % 3], f"r{i}"
+        write_wav(
+            folder / ("test" if i >= 6 else "train") / f"{name}.wav", sound([label], 3.0, rng, 1.0), RATE
+        )
+        for kind, shift, begin, end in (("true", 0, 1.0, 1.5), ("false", 1, 2.0, 2.6)):
+            low, high = bands[CLASSES[(i + shift) % 3]]
+            if i < 6:
+                files[kind].append((name, (i + shift) % 3, 1, begin, low, end, high))
+    columns = ["recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max"]
+    for kind, rows in files.items():
+        pd.DataFrame(rows, columns=columns).to_csv(folder / f"{kind}.csv", index=False)
+    folds = pd.DataFrame({"recording_id": [f"r{i}" for i in range(6)], "fold": [0, 0, 0, 1, 1, 1]})
+    folds.to_csv(folder / "folds.csv", index=False)
+    write_template(folder / "template.csv", [f"r{i}" for i in (6, 7, 8)], ("s0", "s1", "s2"))
+    return folder
+
+
+def trained_and_submitted(name, task, out, overrides, **words):
+    """A recipe's small variant, trained with its rounds and submitted: run, and the submission's header and rows."""
+    recipe = find_recipe(name, True, overrides)
+    run = train_rounds(
+        recipe, audio=task / "train", out=out / "run", device="cpu", threads=1, progress=False, **words
+    )
+    submit(
+        checkpoints=str(run.folder / "fold_*.pt"), audio=task / "test", template=task / "template.csv",
+        out=out / "submission.csv", device="cpu", threads=1, progress=False,
+    )  # fmt: skip
+    return run, *read_scores(out / "submission.csv")
+
+
+def is_whole(run, header, rows, name):
+    """Whether a run is as it should be: finite OOF, honest checkpoints, a submission of probabilities."""
+    assert np.isfinite(run.oof.probabilities).all() and 0 < run.oof.lwlrap <= 1
+    assert (run.oof.probabilities >= 0).all() and (run.oof.probabilities <= 1).all()
+    assert np.ptp(run.oof.probabilities, axis=0).min() > 0 and not run.oof.failures
+    for path in sorted(run.folder.glob("fold_*.pt")):
+        card = load_tagger(path).card
+        assert card.calibrated and card.score == run.recipe.score and card.recipe["name"] == name
+        assert tuple(header[1:]) == card.classes
+    scores = np.stack(list(rows.values()))
+    assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
+    return True
+
+
+def test_the_eight_recipes_are_here_with_a_small_variant_each():
+    assert set(RECIPES) == set(SMALL) == set(TINY) == {*FREESOUND, *RFCX}
+
+
+@pytest.mark.parametrize("name", FREESOUND)
+def test_a_recipe_for_clips_trains_small_makes_oof_and_submits(tagging, tmp_path, name):
+    overrides = [*COMMON, *TINY[name]]
+    run, header, rows = trained_and_submitted(name, tagging, tmp_path, overrides, table=tagging / "table.csv")
+    assert is_whole(run, header, rows, name)
+    assert header == ["fname", *CLASSES] and list(rows) == [f"{i}.wav" for i in range(14, 18)]
+    frame = pd.read_csv(tagging / "table.csv")
+    assert run.oof.names == tuple(frame["fname"])
+    truth = label_targets(frame["labels"], CLASSES)
+    curated = (frame["source"] == "curated").to_numpy()
+    np.testing.assert_array_equal(run.oof.truth[curated], truth[curated])
+    assert np.isnan(run.oof.truth[~curated]).all()
+    assert run.oof.lwlrap == pytest.approx(lwlrap(truth[curated], run.oof.probabilities[curated]))
+
+
+@pytest.mark.parametrize("name", RFCX)
+def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submits(
+    soundscapes, tmp_path, name
+):
+    boxes = [soundscapes / "true.csv", soundscapes / "false.csv"]
+    overrides = [*COMMON, *TINY[name]]
+    words = {"table": soundscapes / "folds.csv", "boxes": boxes}
+    run, header, rows = trained_and_submitted(name, soundscapes, tmp_path, overrides, **words)
+    assert is_whole(run, header, rows, name)
+    assert header == ["fname", "s0", "s1", "s2"] and list(rows) == ["r6", "r7", "r8"]
+    np.testing.assert_array_equal(run.oof.truth, recording_labels(read_boxes(*boxes)).targets)
+    assert (tmp_path / "run" / "rounds" / "1" / "labels" / "soft.csv").is_file()
+    if name == "freq-crop":
+        assert run.recipe.score == "rank" and len(run.recipe.frontend.bands_hz) == 3
+        assert run.recipe.frontend.bands_hz[1] == (0.0, 600.0)
+
+
+# Numbers of PRIOR_ART.md, by where a recipe holds them.
+PUBLISHED = {
+    "skip-attention": {
+        "frontend.n_fft": 2560, "frontend.hop_length": 690, "frontend.n_mels": 128, "frontend.top_db": 80,
+        "frontend.trim_db": 60, "frontend.std": 100, "auxiliary": (0.4, 0.2, 0.1), "mix.p": 0.8, "mix.fade_p": 0.6,
+        "mix.high": 0.5, "mix.fade_steepness": (3, 12), "picture.crop_p": 0.33, "picture.mask_p": 0.5,
+        "picture.freq_share": 0.15, "picture.time_share": 0.2, "picture.fill": "min", "optim.lr_peak": 9e-4,
+        "optim.schedule": "plateau", "optim.patience": 6, "optim.factor": 0.6, "sources.noisy.share": 0.01,
+        "sources.corrected.share": 0.42, "sources.curated.share": 0.57, "sources.noisy.loss": "bootstrap",
+        "sources.noisy.loss_settings": {"trust": 0.7}, "sources.curated.weight": 0.5, "by_share": True,
+        "network.head.hidden": 256, "listening.pool": "mean", "picture.crop_scale": (0.8, 1.0),
+    },
+    "axis-pool": {
+        "frontend.n_fft": 1024, "frontend.hop_length": 512, "frontend.n_mels": 64, "frontend.normalise": "peak",
+        "loss": "bce", "loss_settings": {"smoothing": 0.01}, "mix.p": 0.6, "mix.low": 0.3, "mix.high": 0.3,
+        "crop_s": 5, "epochs": 40, "optim.kind": "nadam", "optim.lr_peak": 5e-4, "optim.factor": 0.5,
+    },
+    "max-pyramid-mel": {
+        "loss": "lsep", "mix.p": 0.5, "mix.labels": "union", "wave.pitch_cents": 300, "wave.tempo": 1.1,
+        "wave.overdrive_p": 0.75, "plain_epochs": 10, "optim.lr_start": 1e-4, "optim.lr_peak": 5e-3,
+        "optim.schedule": "one-cycle", "n_folds": 5, "frontend.n_fft": 2048, "frontend.hop_length": 1024,
+        "frontend.n_mels": 128, "frontend.f_min_hz": 5, "frontend.log_offset": 1e-4, "listening.mode": "full",
+        "network.growth": 1.5, "relabel.methods": ("agreement",),
+    },
+    "max-pyramid-stft": {"loss": "lsep", "frontend.n_fft": 256, "frontend.kind": "stft", "network.dims": 1},
+    "window-snr": {"listening.pool": "snr", "by_share": False, "relabel.methods": ("snr",)},
+    "two-stage": {
+        "image_sizes": ((64, 64), (128, 128), (224, 224)), "sampling.balance": "seconds", "optim.depth_rate": 0.1,
+        "network.name": "resnet18.a1_in1k", "relabel.methods": ("curate",),
+    },
+    "freq-coord": {
+        "frontend.sample_rate": 48000, "frontend.n_fft": 4096, "frontend.hop_length": 512, "frontend.n_mels": 256,
+        "frontend.channels": ("log", "coordinate01"), "crop_s": 4, "listening.hop_s": 0.5, "listening.pool": "max",
+        "listening.window_s": 4, "epochs": 60, "sampling.steps": 200, "n_folds": 4, "optim.kind": "adamw",
+        "optim.schedule": "cosine", "keep": "last", "sampling.box_p": 0.5, "mix.labels": "sum", "mix.masks": "either",
+        "mix.low": 0.5, "mix.high": 0.5, "relabel.rounds": 4, "relabel.hop_s": 0.5, "average_over": "labels",
+    },
+    "freq-crop": {
+        "frontend.n_mels": 32, "loss": "bootstrap", "loss_settings": {"on": "unknown", "trust": 0.1, "detach": False},
+        "late_loss": "lsep", "listening.mode": "full", "mix.labels": "union", "mix.domain": "wave",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_settings_are_the_published_ones(name):
+    recipe = RECIPES[name]
+    for key, expected in PUBLISHED[name].items():
+        value = recipe
+        for part in key.split("."):
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        assert value == (pytest.approx(expected) if isinstance(expected, float) else expected), key
+    if name == "axis-pool":
+        assert [round(share * 40) for share in recipe.optim.milestones] == [14, 21, 28]
+    if name == "skip-attention":
+        assert (
+            recipe.crop_frames == 256
+            and round(recipe.listening.window_s * recipe.frontend.frames_per_s) == 256
+        )
+    if "pyramid" in name:
+        assert 8 <= recipe.crop_s <= 12 and 100 <= recipe.epochs <= 150
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_printed_whole_and_reads_back_from_what_is_printed_and_from_json(name, small):
+    recipe = find_recipe(name, small)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    first, *lines = list_recipes(name, small).splitlines()
+    assert first == f"{name}: {recipe.source}"
+    assert find_recipe(name, small, [line.strip() for line in lines]) == recipe
+    keys = [line.strip().partition("=")[0] for line in lines]
+    assert len(set(keys)) == len(keys) and {
+        "loss",
+        "optim.lr_peak",
+        "frontend.n_fft",
+        "relabel.rounds",
+    } <= set(keys)
+
+
+def test_the_list_of_recipes_names_each_with_its_source():
+    lines = list_recipes().splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(line.endswith(recipe.source) for line, recipe in zip(lines, RECIPES.values(), strict=True))
+
+
+@pytest.mark.parametrize("kind, name", [("tagging", "max-pyramid-mel"), ("soundscapes", "freq-coord")])
+def test_a_recipe_runs_on_real_clips_in_the_competition_s_own_files(esc10, tmp_path, kind, name):
+    tool = esc10.parent.parent / "tools" / "real_tasks.py"
+    words = ["--size", "0.03", "--seed", "1"]
+    subprocess.run([sys.executable, str(tool), kind, str(tmp_path / "task"), *words], check=True)
+    task = tmp_path / "task"
+    overrides = [*COMMON, *TINY[name], "epochs=1", "validate_every=1", "relabel.rounds=0"]
+    recipe = find_recipe(name, True, overrides)
+    words = {"device": "cpu", "threads": 1, "progress": False}
+    if kind == "tagging":
+        parts = [pd.read_csv(task / f"train_{part}.csv").assign(source=part) for part in ("curated", "noisy")]
+        frame = pd.concat(parts).drop(columns="fold")
+        frame["fname"] = "train_" + frame["source"] + "/" + frame["fname"]
+        frame.to_csv(tmp_path / "table.csv", index=False)
+        run = train_rounds(recipe, tmp_path / "table.csv", task, tmp_path / "run", **words)
+    else:
+        boxes = [task / "train_tp.csv", task / "train_fp.csv"]
+        run = train_rounds(recipe, None, task / "train", tmp_path / "run", boxes=boxes, **words)
+    template = task / "sample_submission.csv"
+    out = tmp_path / "submission.csv"
+    submit(
+        checkpoints=str(run.folder / "fold_*.pt"), audio=task / "test", template=template, out=out, **words
+    )
+    header, rows = read_scores(out)
+    wanted = pd.read_csv(template, dtype=str)
+    assert header == list(wanted.columns) and list(rows) == wanted.iloc[:, 0].tolist()
+    assert is_whole(run, header, rows, name)
