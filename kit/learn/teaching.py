@@ -1,0 +1,150 @@
+"""Runs and a clip table in, the table with new labels out, by models that never trained on what they label."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kit.core.errors import KitError
+from kit.core.files import write_json, write_text
+from kit.core.runtime import pick_device, tune_process
+from kit.infer.engine import Listener
+from kit.infer.session import clip_scores
+from kit.infer.stacked import mean_beliefs
+from kit.labels.boxes import read_boxes
+from kit.labels.soft import SoftLabels, write_soft_labels
+from kit.labels.table import read_clip_table
+from kit.learn.oof import held_out_models, listen_held_out
+from kit.learn.relabelling import (
+    PURITY,
+    RELABEL_METHODS,
+    RelabelConfig,
+    correct_by_boxes,
+    pick_soft,
+    weigh_by_confidence,
+)
+from kit.models.tagger import TaggerCard
+from kit.sound.windows import ListeningConfig
+
+
+def window_listening(card: TaggerCard, hop_s: float) -> ListeningConfig:
+    """Windows as long as the tagger's own, or as its training's crops."""
+    own = card.listening
+    length = own.window_s if own.mode == "windows" else card.recipe.get("crop_s", own.window_s)
+    return replace(own, mode="windows", window_s=length, hop_s=min(hop_s, length))
+
+
+def teach(
+    runs: Sequence[str | Path], audio: str | Path, hop_s: float | None = None, device: str | None = None,
+    threads: int | None = None, progress: bool = True,
+) -> tuple[SoftLabels, dict[str, int]]:  # fmt: skip
+    """Soft labels of clips, the mean over all models, folds and seeds, that held them out; how many each one heard.
+
+    With `hop_s` of windows, that far apart, or, where it is 0, as each model listens; the nearest ones are averaged.
+    Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
+    Errors: KitError for runs of different classes, and for rank scores without a calibration
+    """
+    tune_process()
+    chosen, classes, models = pick_device(device)[0], tuple[str, ...](), dict[str, int]()
+    said: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for path, held in [pair for run in runs for pair in held_out_models(Path(run)).items()]:
+        tagger, card = held.tagger, held.tagger.card
+        classes = classes or card.classes
+        if not card.calibrated or card.classes != classes:
+            what = "other classes" if card.calibrated else "ranks, which are no labels before `oof`"
+            raise KitError(f"{path} gives {what}: take calibrated runs of one set of classes.")
+        listener = Listener(tagger, chosen, listening=window_listening(card, hop_s) if hop_s else None)
+        (answers,), _ = listen_held_out(held, [listener], Path(path).name, Path(audio), threads, progress)
+        heard = [(held.names[i], a) for i, a in answers.items() if a and np.isfinite(a.logits).all()]
+        models[path] = len(heard)
+        for name, answer in heard:
+            if hop_s is None:
+                beliefs = clip_scores(tagger, listener.listening, answer.logits)[None]
+            else:
+                beliefs = tagger.probabilities(torch.from_numpy(answer.logits)).numpy()
+            times = np.array(answer.spans[: len(beliefs)]) / card.frontend.frames_per_s
+            said.setdefault(name, []).append((times, beliefs))
+    if not said:
+        raise KitError(f"{[*map(str, runs)]} say no finite number of any clip: train them anew.")
+    names, spans, means = [], [], []
+    for name, told in sorted(said.items()):
+        first = told[0][0]
+        spans += [*first]
+        names += [name] * len(first)
+        means += [*mean_beliefs([(t.mean(1), p) for t, p in told], first.mean(1))]
+    both = () if hop_s is None else np.stack(spans, axis=1)
+    return SoftLabels(tuple(names), classes, np.clip(means, 0, 1), *both), models
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """New labels on disk, and the report on them."""
+
+    table: Path
+    soft: Path
+    report: Mapping[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {what}" for what, count in self.report["counts"].items())
+        return f"{self.table}: {self.report['rows']} rows, {counts}; {self.soft.name}. {self.report['leaks']}"
+
+
+def relabel(
+    run: Sequence[str | Path],
+    audio: str | Path,
+    out: str | Path,
+    method: str | None = None,
+    top_k: Sequence[float] | None = None,
+    number: int = 1,
+    table: str | Path | None = None,
+    boxes: Sequence[str | Path] | None = None,
+    set: Sequence[str] | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    plan: RelabelConfig | None = None,
+) -> Relabelling:
+    """Write table.csv, soft.csv and relabel.json: new labels, by models that never trained on what they label.
+
+    Options:
+        run: folders that `train` wrote
+        audio: the folder that holds the clips
+        out: the folder to write
+        method: plain, windows, agreement, snr or curate; plain unless given
+        top_k: best clips or windows of each round, shares or counts
+        number: the round, from 1
+        table: the CSV to relabel; the first run's unless given
+        boxes: CSVs of true and of false boxes, which correct windows
+        set: further settings, e.g. power=2 hop_s=1 doubted=[]
+        device: cpu, cuda; the first that computes unless given
+        threads: decoding threads; one per core unless given
+        progress: show a progress bar
+    """
+    plan = (plan or RelabelConfig()).override([*(set or ())])
+    best, methods = plan.top_k if top_k is None else tuple(top_k), (method,) if method else plan.methods
+    plan = replace(plan, top_k=best, methods=methods)
+    name, folder = plan.method(number), Path(out)
+    if boxes and name != "windows":
+        raise KitError(f"boxes correct windows, which method {name} does not write: use windows.")
+    frame = read_clip_table(table or Path(run[0]) / "folds.csv")
+    if "end_s" in frame:
+        frame = frame[frame["end_s"] == np.inf].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
+    hop_s, clips = None if name in ("plain", "agreement") else plan.hop_s, {*frame["fname"]}
+    soft, models = teach(run, audio, hop_s, device, threads, progress)
+    soft = pick_soft(soft, [clip in clips for clip in soft.names])
+    if boxes:
+        soft = correct_by_boxes(soft, read_boxes(boxes[0], boxes[1]))
+    done = RELABEL_METHODS[name](frame, soft, plan, number)
+    labels = replace(done.soft, targets=done.soft.targets**plan.power)
+    frame = weigh_by_confidence(done.frame, labels) if plan.weigh else done.frame
+    report = {
+        "method": name, "round": number, "rows": len(frame), "counts": done.counts, "leaks": PURITY[plan.purity],
+        "models": models, "without_prediction": sorted(clips - soft.rows.keys()), "settings": plan.to_dict(),
+    }  # fmt: skip
+    write_text(folder / "table.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_soft_labels(folder / "soft.csv", labels)
+    write_json(folder / "relabel.json", report)
+    return Relabelling(folder / "table.csv", folder / "soft.csv", report)

@@ -1,0 +1,325 @@
+"""Relabelling: labels only by models that never trained on the clip; unknown stays unknown; each method as defined."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kit.core.errors import KitError
+from kit.infer.checkpoint import load_tagger, save_tagger
+from kit.infer.predict import predict_clips
+from kit.labels.boxes import Boxes
+from kit.labels.corrections import apply_corrections
+from kit.labels.soft import SoftLabels, align_soft_labels, read_soft_labels
+from kit.labels.table import clip_labels, label_targets, read_clip_table
+from kit.learn.recipe import Recipe
+from kit.learn.relabelling import (
+    RelabelConfig,
+    agreement_order,
+    confident_labels,
+    correct_by_boxes,
+    curate_windows,
+    fill_plain,
+    keep_agreeing,
+    make_snr_sets,
+    snr_ratio,
+    weigh_by_confidence,
+)
+from kit.learn.teaching import relabel, teach, window_listening
+from kit.learn.train import train_run
+from kit.sound.frontend import FrontendConfig
+from kit.sound.windows import ListeningConfig
+
+CLASSES = ("high", "low", "noisy")
+TINY = Recipe(
+    frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
+    network={"family": "max-pyramid", "blocks": 2, "width": 4},
+    loss="bce", crop_s=0.4, epochs=1, plain_epochs=0, batch_size=4, n_folds=2,
+)  # fmt: skip
+QUIET = {"device": "cpu", "threads": 1, "progress": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """Networks this small only wait for each other on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Eight clips of 0.3 to 1.2 s, of which the last four are noisy; the table's path and the folder's."""
+    soundfile = pytest.importorskip("soundfile")
+    folder, rng, rows = tmp_path_factory.mktemp("toy"), np.random.default_rng(0), []
+    (folder / "clips").mkdir()
+    for i in range(8):
+        kind = CLASSES[i % 3]
+        t = np.arange(int(8000 * rng.uniform(0.3, 1.2))) / 8000
+        wave = {"high": np.sin(2 * np.pi * 2500 * t), "low": np.sin(2 * np.pi * 300 * t)}.get(kind)
+        wave = rng.normal(size=len(t)) if wave is None else wave
+        soundfile.write(folder / "clips" / f"{i}.wav", 0.2 * wave, 8000, subtype="PCM_16")
+        source = "curated" if i < 4 else "noisy"
+        rows.append({"fname": f"{i}.wav", "labels": kind, "fold": i % 2, "source": source})
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv", folder / "clips"
+
+
+@pytest.fixture(scope="module")
+def run(toy, tmp_path_factory):
+    """A run of two folds on them."""
+    return train_run(TINY, *toy, tmp_path_factory.mktemp("run") / "run", **QUIET).folder
+
+
+def table_of(labels, **columns):
+    """A table of clips a, b, ... with these labels, all in fold 0 unless told."""
+    frame = pd.DataFrame({"fname": list("abcdefgh"[: len(labels)]), "labels": labels, "fold": 0})
+    return frame.assign(**columns)
+
+
+def soft_of(targets, classes=("A", "B"), names=None, times=None):
+    """Soft labels of clips a, b, ..., or of windows."""
+    names = names or "abcdefgh"[: len(targets)]
+    return SoftLabels(tuple(names), classes, np.array(targets, np.float32), *(times or ()))
+
+
+WINDOWS = soft_of(
+    [[0.9, 0.1, 0.0], [0.3, 0.3, 0.3], [0.2, 0.6, 0.4], [0.0, 0.8, 0.1]],
+    ("A", "B", "C"), "aabb", (np.array([0, 1.0, 0, 1]), np.array([2, 3.0, 2, 3])),
+)  # fmt: skip
+
+
+def test_clips_rank_by_the_precision_of_their_labels_then_by_the_loss():
+    targets = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, np.nan]], float)
+    beliefs = np.array([[0.6, 0.5, 0.1], [0.4, 0.5, 0.1], [0.9, 0.8, 0.7], [0.1, 0.1, 0.1], [0.9, 0.1, 1]])
+    precision = [1, 1 / 2, (1 / 2 + 2 / 3) / 2, 1, 1]
+    loss = [
+        -np.mean([np.log(p if t else 1 - p) for t, p in zip(truth, row, strict=True) if t == t])
+        for truth, row in zip(targets, beliefs.clip(0, 1 - 1e-7), strict=True)
+    ]
+    by_hand = sorted(range(5), key=lambda i: (-precision[i], loss[i]))
+    assert agreement_order(targets, beliefs).tolist() == by_hand
+    beliefs[by_hand[0]] = np.nan
+    assert agreement_order(targets, beliefs).tolist() == [*by_hand[1:], by_hand[0]]
+
+
+def test_an_unknown_label_moves_no_clip():
+    """Law 5: what is believed of a class nobody knows changes nothing."""
+    targets = np.array([[1, np.nan], [1, 0], [0, 1]], float)
+    beliefs = np.array([[0.7, 0.0], [0.8, 0.1], [0.4, 0.6]])
+    orders = {tuple(agreement_order(targets, np.where(np.isnan(targets), p, beliefs))) for p in (0, 0.3, 1)}
+    assert len(orders) == 1
+
+
+def test_the_best_clips_keep_their_labels_and_more_each_round():
+    plan = RelabelConfig(top_k=(0.25, 2), doubted=("noisy",))
+    frame = table_of(["A"] * 5, source=["curated"] + ["noisy"] * 4, false_labels="*")
+    soft = soft_of([[0, 1], [0.9, 0], [0.8, 0], [0.7, 0], [0.6, 0]])
+    before = frame.copy()
+    for number, kept in ((1, "ab"), (2, "abc"), (3, "abc")):
+        done = keep_agreeing(frame, soft, plan, number)
+        assert "".join(done.frame["fname"][done.frame["labels"] == "A"]) == kept
+        targets = clip_labels(done.frame, ("A", "B")).targets
+        assert np.isnan(targets[len(kept) :]).all() and not np.isnan(targets[: len(kept)]).any()
+        assert done.soft.names == (("d", "e") if number == 3 else ())
+        assert done.counts["kept"] + done.counts["predicted"] + done.counts["left_out"] == 4
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_without_top_k_all_doubted_clips_are_predicted():
+    done = keep_agreeing(
+        table_of(["A", "B"], false_labels="*"), soft_of([[0.2, 0.4], [0, 1]]), RelabelConfig(), 1
+    )
+    assert done.frame["labels"].tolist() == ["", ""]
+    np.testing.assert_array_equal(done.soft.targets, np.array([[0.2, 0.4], [0, 1]], np.float32))
+
+
+def test_the_teachers_mean_fills_unknown_labels_only():
+    frame = table_of(["A", "A", ""], false_labels=["", "B", ""])
+    done = fill_plain(frame, soft_of([[0.2, 0.4], [0.3, 0.5], [0.6, 0.7]]), RelabelConfig(), 1)
+    assert done.soft.names == ("a", "c") and done.frame is frame
+    with pytest.raises(KitError, match="no predicted clip has an unknown label: give false_labels"):
+        fill_plain(frame.drop(columns="false_labels"), soft_of([[0, 0]] * 3), RelabelConfig(), 1)
+
+
+def test_the_ratio_is_the_top_share_of_all_activations():
+    rows = np.random.default_rng(0).random((5, 7))
+    for k in (1, 3, 9):
+        by_hand = [sum(sorted(row, reverse=True)[:k]) / sum(row) for row in rows.tolist()]
+        np.testing.assert_allclose(snr_ratio(rows, k), by_hand)
+    assert snr_ratio(np.zeros((1, 3)), 1).tolist() == [0]
+
+
+def test_the_confident_classes_reach_half_of_the_greatest():
+    assert confident_labels(np.array([0.5, 0.9, 0.44, 0.46]), "ABCD", 3) == "A,B,D"
+    assert confident_labels(np.array([0.5, 0.9, 0.44, 0.46]), "ABCD", 2) == "A,B"
+
+
+def test_the_two_sets_are_the_best_windows_and_their_clips():
+    frame = table_of(["C", "C", "C"], source=["n", "n", "curated"], false_labels="*", fold=[0, 1, 1])
+    plan = RelabelConfig(doubted=("n",), top_k=(0.5,), snr_k=1)
+    done = make_snr_sets(frame, WINDOWS, plan, 1)
+    rows = done.frame
+    assert rows["source"].tolist() == ["set2", "set2", "curated", "set1", "set1"]
+    assert rows["labels"].tolist() == ["", "", "C", "A", "B"] and rows["fold"].tolist() == [0, 1, 1, 0, 1]
+    assert rows["false_labels"].tolist() == ["", "", "*", "*", "*"]
+    assert rows[["begin_s", "end_s"]].iloc[3:].to_numpy().tolist() == [[0, 2], [1, 3]]
+    assert rows[["begin_s", "end_s"]].iloc[:3].isna().all(axis=None)
+    np.testing.assert_array_equal(done.soft.targets, WINDOWS.targets[[0, 3]])
+    three = make_snr_sets(frame, WINDOWS, replace(plan, top_k=(3,)), 1)
+    np.testing.assert_allclose(three.soft.targets[1], WINDOWS.targets[2:].mean(axis=0))
+    with pytest.raises(KitError, match=r"top_k=\[\] picks none of 4 windows"):
+        make_snr_sets(frame, WINDOWS, RelabelConfig(doubted=("n",)), 1)
+
+
+def test_a_window_is_kept_where_its_best_known_class_is_true_of_its_clip():
+    frame = table_of(["A", "C"], false_labels=["C", "A"])
+    done = curate_windows(frame, WINDOWS, RelabelConfig(), 1)
+    rows = done.frame
+    assert rows["source"].fillna("").tolist() == ["whole", "whole", "", "", "", ""]
+    assert rows["fname"].tolist() == ["a", "b", "a", "a", "b", "b"]
+    assert rows["labels"].tolist() == ["A", "C", "A", "A", "C", "C"]
+    wrong = curate_windows(frame.assign(false_labels="*"), WINDOWS, RelabelConfig(), 1)
+    assert wrong.frame["fname"].tolist() == ["a", "b", "a", "a"] and wrong.counts == {
+        "kept": 2,
+        "left_out": 2,
+    }
+
+
+def test_only_sources_in_doubt_are_touched_and_only_if_a_fold_holds_them_out():
+    frame = table_of(["A", "B"], source=["noisy", "curated"], false_labels="*")
+    soft = soft_of([[0.1, 0.1], [0.1, 0.1]])
+    assert keep_agreeing(frame, soft, RelabelConfig(), 1).frame["labels"].tolist() == ["", "B"]
+    with pytest.raises(KitError, match=r"source in doubted=\['nosy'\], but of \['curated', 'noisy'\]"):
+        keep_agreeing(frame, soft, RelabelConfig(doubted=("nosy",)), 1)
+    with pytest.raises(KitError, match="fold -1, so every model learnt from them"):
+        keep_agreeing(frame.assign(fold=-1), soft, RelabelConfig(), 1)
+
+
+def test_boxes_have_the_last_word_on_windows():
+    one = np.array([1.0])
+    boxes = Boxes(
+        ("A", "B", "C"), np.array(["a"]), np.array([2]), np.array([True]), 0 * one, one, one, 2 * one
+    )
+    corrected = correct_by_boxes(WINDOWS, boxes)
+    assert corrected.targets[0].tolist() == [np.float32(0.9), np.float32(0.1), 1]
+    np.testing.assert_array_equal(corrected.targets[1:], WINDOWS.targets[1:])
+    with pytest.raises(KitError, match="boxes of 3 classes, runs of 2"):
+        correct_by_boxes(soft_of([[0, 0]], times=(0 * one, one)), boxes)
+
+
+def test_clips_with_soft_labels_alone_weigh_their_sum():
+    frame = table_of(["A", "", "", ""], false_labels=["*", "", "", ""], weight=[3.0, 1.0, 1.0, 1.0])
+    weights = weigh_by_confidence(frame, soft_of([[1, 1], [0.2, 0.4], [0.9, 0.9]]))["weight"].tolist()
+    assert weights[0] == 3 and weights[3] == 1
+    assert weights[1] / weights[2] == pytest.approx(0.6 / 1.8) and sum(weights[1:3]) == pytest.approx(2)
+
+
+def test_soft_labels_are_what_the_fold_that_never_saw_the_clip_says(run, toy):
+    """Law 4 and law 3: of whole clips, as they are submitted."""
+    soft, models = teach([run], toy[1], **QUIET)
+    assert {path.rpartition("/")[2]: n for path, n in models.items()} == {"fold_0.pt": 4, "fold_1.pt": 4}
+    for fold in (0, 1):
+        names = [f"{i}.wav" for i in range(fold, 8, 2)]
+        said = predict_clips(run / f"fold_{fold}.pt", [toy[1] / n for n in names], device="cpu", threads=1)
+        np.testing.assert_allclose(align_soft_labels(soft, names, CLASSES), said.probabilities, atol=1e-5)
+        other = predict_clips(
+            run / f"fold_{1 - fold}.pt", [toy[1] / n for n in names], device="cpu", threads=1
+        )
+        assert np.abs(other.probabilities - said.probabilities).max() > 1e-3
+
+
+def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
+    soft, _ = teach([run], toy[1], hop_s=0.2, **QUIET)
+    listening = window_listening(load_tagger(run / "fold_0.pt").card, 0.2)
+    assert listening.window_s == TINY.crop_s and listening.hop_s == 0.2
+    own = ListeningConfig(mode="windows", window_s=0.7, hop_s=0.7)
+    card = replace(load_tagger(run / "fold_0.pt").card, listening=own)
+    assert window_listening(card, 0.5) == replace(own, hop_s=0.5)
+    for rows in soft.rows.values():
+        begin, end = (t[rows] for t in soft.times)
+        np.testing.assert_allclose(end - begin, 0.4, atol=0.02)
+        assert begin[0] == 0 and (np.diff(begin) <= 0.2 + 0.02).all()
+    name = max(soft.rows, key=lambda n: len(soft.rows[n]))
+    fold = int(name[0]) % 2
+    tagger = load_tagger(run / f"fold_{fold}.pt")
+    tagger.card = replace(tagger.card, listening=replace(listening, pool="max"))
+    said = predict_clips(tagger, [toy[1] / name], device="cpu", threads=1)
+    np.testing.assert_allclose(soft.targets[soft.rows[name]].max(axis=0), said.probabilities[0], atol=1e-5)
+
+
+def test_several_runs_are_averaged(run, toy, tmp_path):
+    other = train_run(TINY.override(["seed=1"]), *toy, tmp_path / "other", **QUIET).folder
+    both, models = teach([run, other], toy[1], hop_s=0.2, **QUIET)
+    one, two = (teach([folder], toy[1], hop_s=0.2, **QUIET)[0] for folder in (run, other))
+    assert len(models) == 4 and both.names == one.names
+    np.testing.assert_allclose(both.targets, (one.targets + two.targets) / 2, atol=1e-6)
+
+
+def test_ranks_are_refused_as_labels(run, toy, tmp_path):
+    """Law 12."""
+    recipe = TINY.override(["loss=lsep"])
+    ranks = train_run(recipe, *toy, tmp_path / "ranks", **QUIET).folder
+    assert teach([ranks], toy[1], **QUIET)[0].targets.shape == (8, 3)
+    tagger = load_tagger(ranks / "fold_0.pt")
+    tagger.card = replace(tagger.card, calibration=None)
+    save_tagger(ranks / "fold_0.pt", tagger)
+    with pytest.raises(KitError, match=r"fold_0\.pt gives ranks, which are no labels before `oof`"):
+        teach([ranks], toy[1], **QUIET)
+
+
+def test_clips_of_which_a_model_says_no_number_get_no_labels(run, toy, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for fold in (0, 1):
+        tagger = load_tagger(tmp_path / "run" / f"fold_{fold}.pt")
+        with torch.no_grad():
+            tagger.network.head.classifier[-1].bias[0] = torch.nan
+        save_tagger(tmp_path / "run" / f"fold_{fold}.pt", tagger)
+        if fold == 0:
+            soft, models = teach([tmp_path / "run"], toy[1], **QUIET)
+            assert soft.names == ("1.wav", "3.wav", "5.wav", "7.wav") and sorted(models.values()) == [0, 4]
+    with pytest.raises(KitError, match="say no finite number of any clip"):
+        teach([tmp_path / "run"], toy[1], **QUIET)
+
+
+@pytest.mark.parametrize("method", ["plain", "windows", "agreement", "snr", "curate"])
+def test_what_the_verb_writes_trains_again(run, toy, tmp_path, method):
+    table = pd.read_csv(toy[0])
+    if method in ("plain", "windows"):
+        table["false_labels"] = ["*"] * 6 + [""] * 2
+    table.to_csv(tmp_path / "table.csv", index=False)
+    made = relabel([run], toy[1], tmp_path / "out", method, [1], table=tmp_path / "table.csv", **QUIET)
+    report = json.loads((tmp_path / "out" / "relabel.json").read_text())
+    assert report["method"] == method and "Second order" in report["leaks"] and report["leaks"] in str(made)
+    assert sum(report["models"].values()) == 8 and report["without_prediction"] == []
+    assert read_soft_labels(made.soft).classes == CLASSES
+    student = train_run(TINY, made.table, toy[1], tmp_path / "student", soft=made.soft, **QUIET)
+    assert sorted(student.oof.names) == [f"{i}.wav" for i in range(8)] and student.oof.classes == CLASSES
+    again = relabel([run], toy[1], tmp_path / "again", method, [1], table=tmp_path / "table.csv", **QUIET)
+    for one, other in ((made.table, again.table), (made.soft, again.soft)):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_power_and_weights_come_with_the_verb_and_a_corrected_table_may_be_relabelled(run, toy, tmp_path):
+    corrected = apply_corrections(read_clip_table(toy[0]), {"0.wav": None, "1.wav": "high"})
+    corrected.to_csv(tmp_path / "table.csv", index=False)
+    words = {"method": "agreement", "table": tmp_path / "table.csv", **QUIET}
+    plain = relabel([run], toy[1], tmp_path / "one", **words)
+    strong = relabel([run], toy[1], tmp_path / "two", set=["power=3", "weigh=true"], **words)
+    frame = read_clip_table(strong.table)
+    assert len(frame) == 7 and frame["labels"][0] == "high"
+    one, two = (read_soft_labels(made.soft).targets for made in (plain, strong))
+    np.testing.assert_allclose(two, one**3, rtol=1e-5)
+    assert frame["weight"][frame["source"] == "noisy"].mean() == pytest.approx(1)
+    assert (frame["weight"][frame["source"] == "curated"] == 1).all()
+    assert label_targets(list(frame["labels"]), CLASSES, list(frame["false_labels"])).shape == (7, 3)
+
+
+def test_boxes_are_for_windows(run, toy, tmp_path):
+    with pytest.raises(KitError, match="which method plain does not write: use windows"):
+        relabel([run], toy[1], tmp_path, boxes=["tp.csv", "fp.csv"], **QUIET)
