@@ -1,5 +1,6 @@
 """A machine and some checkpoints in, what can be done with them out."""
 
+import contextlib
 import platform
 import shutil
 import sys
@@ -14,11 +15,12 @@ from kit.core.errors import KitError
 from kit.core.runtime import cpu_count, device_problem, free_memory_bytes, pick_device
 from kit.core.supervise import own_root, own_source
 from kit.core.version import VERSION
-from kit.infer.checkpoint import find_checkpoints, load_tagger, read_checkpoint
-from kit.models.tagger import TaggerCard
+from kit.infer.checkpoint import find_checkpoints
+from kit.infer.stacked import Candidate, open_models
+from kit.models.tagger import Tagger, TaggerCard
 from kit.sound.decode import header_duration_s, list_audio
 
-PACKAGES = ("torch", "torchaudio", "timm", "numpy", "pandas", "scikit-learn", "soundfile", "tqdm")
+PACKAGES = "torch torchaudio timm numpy pandas scikit-learn soundfile tqdm"
 
 
 def examine(
@@ -36,67 +38,67 @@ def examine(
     source, here = own_source() or own_root() / "kit", Path.cwd()
     lines = [
         f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}",
-        "packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES),
+        "packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES.split()),
         f"cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free",
-        f"paths: the kit runs from {source}; working in {here}, {shutil.disk_usage(here).free / 1e9:.0f} GB free there",
+        f"paths: the kit is {source}; working in {here}, {shutil.disk_usage(here).free / 1e9:.0f} GB free there",
     ]
-    for i in range(torch.cuda.device_count()):
-        problem = device_problem(torch.device("cuda", i))
-        lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, {problem or 'computes'}")
-    if not torch.cuda.device_count():
-        lines.append("cuda: none")
-    paths, cards = find_checkpoints(checkpoints) if checkpoints else [], []
+    lines += [
+        f"cuda:{i}: {torch.cuda.get_device_name(i)}, {device_problem(torch.device('cuda', i)) or 'computes'}"
+        for i in range(torch.cuda.device_count())
+    ] or ["cuda: none"]
+    paths, cards, bad = find_checkpoints(checkpoints) if checkpoints else [], [], 0
     for path in paths:
         try:
-            card, words = examine_checkpoint(path)
-            cards.append(card)
+            models, made = open_models(path)
+            told = [f"{model.name}: {examine_model(model)}" for model in models]
+            if made:
+                lines.append(f"{path}: a stack, {made.card.kind}, oof lwlrap {made.card.oof_score}, of")
+            lines += told
+            cards += [model.card for model in models]
         except KitError as error:
-            words = f"NOT USABLE: {error}"
-        lines.append(f"{path}: {words}")
+            bad += 1
+            lines.append(f"{path}: NOT USABLE: {error}")
     if audio is not None:
         lines.append(describe_job(Path(audio), cards, deadline))
-    if len(cards) < len(paths):
+    if bad:
         print(*lines, sep="\n", flush=True)
-        raise KitError(
-            f"{len(paths) - len(cards)} of {len(paths)} checkpoints cannot be used, as said above."
-        )
+        raise KitError(f"{bad} of {len(paths)} checkpoints cannot be used, as said above.")
     return "\n".join(lines)
 
 
 def describe_job(audio: Path, cards: Sequence[TaggerCard], deadline: str | None) -> str:
-    """How much there is to hear, and how long it should take by the costs that training measured."""
+    """How much there is to hear, and how long it should take."""
     files = list_audio(audio)
     seconds = sum(header_duration_s(path) or 0.0 for path in files)
     line = f"{audio}: {len(files)} audio files, {seconds:.0f} s"
     device = pick_device()[0].type
     if not cards or any(card.cost is None or card.cost_device != device for card in cards):
-        return f"{line}; no cost was measured on {device}, so what a submission takes is not known"
+        return f"{line}; no cost was measured on {device}: its time is not known"
     needed = sum(card.cost or 0.0 for card in cards) * seconds
-    line += f"; the networks should need {needed:.0f} s on a {device} like the one that trained them"
+    line += f"; the networks should need {needed:.0f} s on a {device} like that of training"
     if deadline is None:
         return line
     fits = "fits" if needed * 1.3 + 10 < parse_duration(deadline) else "DOES NOT FIT"
-    return f"{line}: {fits} into {deadline}, with three tenths and 10 s to spare"
+    return f"{line}: {fits} into {deadline}, 30 % and 10 s spared"
 
 
 def package_version(name: str) -> str:
-    """A package's version, without importing it."""
-    try:
+    """A package's version."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "missing"
+    return "missing"
 
 
-def examine_checkpoint(path: Path) -> tuple[TaggerCard, str]:
-    """A checkpoint's card, and a line on it. Errors: as load_tagger, but for networks of one's own"""
-    card, tensors = read_checkpoint(path)
-    family = str(card.network.get("family"))
+def examine_model(model: Candidate) -> str:
+    """A line on a model. Errors: as load_tagger, but for networks of one's own"""
+    card, family = model.card, str(model.card.network.get("family"))
     if not family.startswith("own:"):
-        load_tagger(path)
+        model.build()
+    tensors = {} if isinstance(model.holds, Tagger) else model.holds["tensors"]
     millions = sum(t.numel() for t in tensors.values()) / 1e6
     score = "no oof score" if card.oof_score is None else f"oof lwlrap {card.oof_score:.4f}"
     kind = f"{card.score} scores{', calibrated' * bool(card.calibration)}"
-    return card, (
+    return (
         f"{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {kind}, "
         f"listens in mode {card.listening.mode} at {card.frontend.sample_rate} Hz"
     )

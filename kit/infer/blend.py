@@ -13,12 +13,9 @@ TINY = 1e-12
 
 def row_ranks(scores: np.ndarray) -> np.ndarray:
     """Each row's scores as ranks in (0, 1], ties sharing their mean rank. Shape: (R, K) -> (R, K)"""
-
-    def places(table: np.ndarray) -> np.ndarray:
-        return np.argsort(np.argsort(table, axis=1, kind="stable"), axis=1)
-
-    both = places(scores) + places(scores[:, ::-1])[:, ::-1]  # ties count from the left, then from the right
-    return np.asarray((both / 2 + 1) / max(1, scores.shape[1]))
+    # Ties count from the left, then from the right.
+    left, right = (np.argsort(s, 1, "stable").argsort(1) for s in (scores, scores[:, ::-1]))
+    return np.asarray(((left + right[:, ::-1]) / 2 + 1) / max(1, scores.shape[1]))
 
 
 def column_ranks(scores: np.ndarray) -> np.ndarray:
@@ -43,8 +40,8 @@ def mean_differences(scores: np.ndarray) -> np.ndarray:
 class BlendKind:
     """How scores enter a weighted mean and how they leave it.
 
-    `new_scale`: what leaves is no probability, so priors enter too. `any_scale`: uncalibrated rank scores may
-    enter. `whole_set`: a row's answer depends on all rows, as only column-wise metrics may want.
+    `new_scale`: what leaves is no probability, so priors enter too. `any_scale`: uncalibrated scores may enter.
+    `whole_set`: a row's answer depends on all rows.
     """
 
     enter: Callable[[np.ndarray], np.ndarray] = np.asarray
@@ -54,8 +51,7 @@ class BlendKind:
     whole_set: bool = False
 
 
-# Differences order a row as its mean does, without what lifts it as a whole. Their scale stays the models' own, and a
-# clip's free constant moves columns: both want calibrated scores.
+# Differences order a row as its mean does, without what lifts it as a whole; they want calibrated scores.
 BLENDS: dict[str, BlendKind] = {
     "mean": BlendKind(),
     "geometric": BlendKind(lambda scores: np.log(np.maximum(scores, TINY)), np.exp),
@@ -76,16 +72,13 @@ def blend_scores(
 ) -> np.ndarray:
     """The weighted mean of what the models said of each row; rows nobody heard get the priors, on the same scale.
 
-    A row is divided by the weights of the models that heard it, so a missing model changes no row's scale. In a
-    blend of the whole set, only models that heard every heard row count, while there is one.
+    In a blend of the whole set, only models that heard every heard row count, while there is one.
 
-    Shape:  scores (R, K) and done (R,) bool of each of m models, all heard unless given; weights (m,), or (m, K)
-            for one per class, equal unless given; priors (K,) -> (R, K)
+    Shape:  scores (R, K) and done (R,) bool of each of m models; weights (m,) or (m, K); priors (K,) -> (R, K)
     Source: power is the quadratic mean; scaled and differences after RFCX 2021's 32nd place
-    Errors: KitError for an unknown kind, or weights that are not one per model
     """
     how = choose("blend", kind, BLENDS)
-    done = [np.ones(len(score), dtype=bool) for score in scores] if done is None else done
+    done = [np.ones(len(score), bool) for score in scores] if done is None else done
     weights = np.ones(len(scores)) if weights is None else weights
     priors = np.zeros(scores[0].shape[1]) if priors is None else priors
     shares, start = weight_table(weights, len(scores), len(priors)), np.asarray(priors, np.float64)[None]
@@ -103,22 +96,20 @@ def blend_scores(
 
 def weight_table(weights: Any, models: int, classes: int) -> np.ndarray:
     """Weights as a column, or a column per class. Shape: (m,) or (m, K) -> (m, 1 or K)"""
-    table = np.asarray(weights, dtype=np.float64)
+    table = np.asarray(weights, np.float64)
     table = table[:, None] if table.ndim == 1 else table
     if table.shape not in {(models, 1), (models, classes)} or not ((table >= 0) & np.isfinite(table)).all():
-        raise KitError(
-            f"weights of shape {np.shape(weights)}: wanted one number from 0 up per model ({models},), "
-            f"or per model and class ({models}, {classes})."
-        )
+        wanted = f"one from 0 up per model ({models},), or per model and class ({models}, {classes})"
+        raise KitError(f"weights of shape {np.shape(weights)}, wanted {wanted}.")
     return table
 
 
 def whole_columns(
     scores: Sequence[np.ndarray], done: Sequence[np.ndarray], shares: np.ndarray, priors: np.ndarray
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """The models that heard every heard row, or all where none did; rows nobody heard stand at the priors."""
+    """The models that heard every heard row, or all; rows nobody heard stand at the priors."""
     unheard = ~np.any(done, axis=0)
     filled = [heard | unheard for heard in done]
-    whole = [i for i, rows in enumerate(filled) if rows.all()] or list(range(len(done)))
+    whole = [i for i, rows in enumerate(filled) if rows.all()] or [*range(len(done))]
     columns = [np.where(done[i][:, None], scores[i], priors) for i in whole]
     return columns, [filled[i] for i in whole], shares[whole]

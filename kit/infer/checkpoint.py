@@ -40,7 +40,6 @@ def own_tagger(
     dict; any other network goes by `name`, and whoever loads its checkpoint passes `networks={name: build}`.
     Shape:  prevalences (K,), 1 / K each unless given: what a file that cannot be heard gets
     Units:  min_frames, the shortest input that the network takes: shorter clips are filled up to it
-    Errors: KitError for a state dict without settings, and for tensors that do not fit the settings
     """
     card = TaggerCard(
         classes=tuple(classes),
@@ -53,7 +52,7 @@ def own_tagger(
     )
     if settings is None:
         if not isinstance(network, nn.Module):
-            raise KitError("a plain state dict needs settings={'family': ...}, or a network to load it into.")
+            raise KitError("a plain state dict needs settings={'family': ...}.")
         return Tagger(card, network)
     tensors = network.state_dict() if isinstance(network, nn.Module) else network
     return filled_tagger(build_tagger(card), tensors, "the state dict")
@@ -68,20 +67,26 @@ def filled_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], name: str) -> T
     return tagger.eval()
 
 
+def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
+    """What a checkpoint holds: a format number, the card as JSON, the network's tensors."""
+    card = json.dumps(tagger.card.to_dict())
+    return {"format": FORMAT, "card": card, "tensors": tensors_of(tagger.network)}
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors as files hold them."""
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+
+
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
-    """Write a checkpoint: a format number, the card as JSON, the network's tensors; whole, or not at all."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tagger.network.state_dict().items()}
-    content = {"format": FORMAT, "card": json.dumps(tagger.card.to_dict()), "tensors": tensors}
-    write_whole(Path(path), lambda handle: torch.save(content, handle))
+    """Write a checkpoint, whole, or not at all."""
+    write_whole(Path(path), lambda handle: torch.save(checkpoint_content(tagger), handle))
 
 
-def read_checkpoint(path: Path) -> tuple[TaggerCard, dict[str, Tensor]]:
-    """A checkpoint's card and tensors.
-
-    Errors: KitError for a file that is missing, not a checkpoint, from elsewhere, or of a later format
-    """
+def read_content(path: Path) -> dict[str, Any]:
+    """What a file of the kit holds, its tensors mapped from disk. Errors: as read_checkpoint"""
     if not path.is_file():
-        raise KitError(f"no checkpoint {path}: give the .pt files that training wrote.")
+        raise KitError(f"no checkpoint {path}: give .pt files that training wrote.")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no file of torch.save")
@@ -89,45 +94,57 @@ def read_checkpoint(path: Path) -> tuple[TaggerCard, dict[str, Tensor]]:
     except Exception as error:
         raise KitError(
             f"{path} cannot be read as tensors and JSON ({one_line(error)[:160]}). The kit loads nothing executable: "
-            "save the network's state_dict where it was made, and make a checkpoint of that with save_tagger."
+            "save the network's state_dict where it was made, and that with save_tagger."
         ) from error
-    if not isinstance(content, dict) or not {"format", "card", "tensors"} <= set(content):
-        holds = list(map(str, content))[:4] if isinstance(content, dict) else [type(content).__name__]
+    holds = list(map(str, content)) if isinstance(content, dict) else [type(content).__name__]
+    if not {"format", "card"} < {*holds} or not {"tensors", "members"} & {*holds}:
         raise KitError(
-            f"{path} is no checkpoint of this kit (it holds: {', '.join(holds)}): load it into its network, then "
+            f"{path} is no checkpoint of this kit (it holds: {', '.join(holds[:4])}): "
             "save_tagger(path, own_tagger(network, frontend, classes))."
         )
-    if content["format"] != FORMAT:
-        raise KitError(
-            f"{path} has checkpoint format {content['format']}, this kit reads {FORMAT}: use the kit that wrote it."
-        )
+    if (came := content["format"]) != FORMAT:
+        cure = f"this kit reads {FORMAT}: use the kit that wrote it"
+        raise KitError(f"{path} has checkpoint format {came}, {cure}.")
+    return dict(content)
+
+
+def read_checkpoint(
+    path: Path, content: Mapping[str, Any] | None = None
+) -> tuple[TaggerCard, dict[str, Tensor]]:
+    """A checkpoint's card and tensors, from its content where that was read already.
+
+    Errors: KitError for a file that is missing, not a checkpoint, from elsewhere, or of a later format
+    """
+    content = content or read_content(path)
+    if "members" in content:
+        raise KitError(f"{path} is a stack of many taggers, not one: give it to submit or predict_clips.")
     try:
-        card, tensors = TaggerCard.from_dict(dict(json.loads(content["card"]))), dict(content["tensors"])
+        return TaggerCard.from_dict(dict(json.loads(content["card"]))), dict(content["tensors"])
     except KitError as error:
         raise KitError(f"{path}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise KitError(f"{path} is damaged, its card or tensors cannot be read: make it again.") from error
-    return card, tensors
+        raise KitError(f"{path} is damaged: make it again.") from error
 
 
-def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
+def load_tagger(
+    path: str | Path,
+    networks: Mapping[str, NetworkBuilder] | None = None,
+    content: Mapping[str, Any] | None = None,
+) -> Tagger:
     """The tagger that a checkpoint holds.
 
     `networks` builds networks that are not of the kit's families, by the name they were saved under.
-    Errors: KitError as read_checkpoint, and where the tensors do not fit the network
     """
     known = {} if networks is None else networks
     if not isinstance(known, Mapping):
         raise KitError(f"networks wants functions by name, {{'mine': build}}, got {networks!r}.")
-    card, tensors = read_checkpoint(Path(path))
+    card, tensors = read_checkpoint(Path(path), content)
     whose, own, name = str(card.network.get("family")).partition("own:")
     if whose or not own:
         return filled_tagger(build_tagger(card), tensors, str(path))
     if name not in known:
-        raise KitError(
-            f"{path} holds a network of your own, {name!r}: call from Python with networks={{{name!r}: build}}, "
-            f"build() giving the network (known: {', '.join(known) or 'none'})."
-        )
+        there = ", ".join(known) or "none"
+        raise KitError(f"{path} holds your own network: give networks={{{name!r}: build}} (known: {there}).")
     return filled_tagger(Tagger(card, known[name]()), tensors, str(path))
 
 
@@ -139,7 +156,7 @@ def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
 def find_models(
     items: str | Path | Tagger | Sequence[str | Path | Tagger],
 ) -> list[tuple[str, Path | Tagger]]:
-    """Taggers, and the checkpoints that paths and glob patterns name, each once, sorted within a pattern; by name.
+    """Taggers, and the checkpoints that paths and glob patterns name, each once; by name.
 
     Errors: KitError for a pattern that names no file, a network without a card, and where nothing is named
     """
@@ -155,9 +172,7 @@ def find_models(
         names = [text] if Path(text).is_file() else sorted(glob.glob(text, recursive=True))
         paths = [path for path in map(Path, names) if path.is_file()]
         if not paths:
-            raise KitError(
-                f"no checkpoint matches {text!r}: give .pt files, e.g. --checkpoints 'run/fold_*.pt'."
-            )
+            raise KitError(f"no checkpoint matches {text!r}: e.g. --checkpoints 'run/fold_*.pt'.")
         for path in paths:
             found.setdefault(path.resolve(), (str(path), path))
     if not found:

@@ -1,4 +1,4 @@
-"""Spectrograms of clips in, the logits of every window of each out: the one engine of validation and submission."""
+"""Clips' spectrograms in, the logits of every window out, to validate and to submit."""
 
 import contextlib
 import itertools
@@ -29,7 +29,7 @@ class WindowLogits:
 
 
 def hear_waves(frontend: Frontend, waves: Sequence[Tensor]) -> list[Tensor]:
-    """Each clip's spectrogram as it is kept, floored and normalised where that refers to the clip.
+    """Clips' spectrograms as they are kept, levelled where that refers to the clip.
 
     Shape: waves (T_i,) -> list of (M, N_i)
     """
@@ -38,7 +38,7 @@ def hear_waves(frontend: Frontend, waves: Sequence[Tensor]) -> list[Tensor]:
 
 
 def cut_span(frontend: Frontend, spec: Tensor, span: Span, frames: int, fill: str) -> Tensor:
-    """The piece of a kept spectrogram that a network hears, in training too: cut, floored and normalised, filled.
+    """The piece of a kept spectrogram that a network hears: cut, levelled, filled.
 
     Shape: spec (M, N) -> (M, frames)
     """
@@ -49,7 +49,7 @@ def cut_span(frontend: Frontend, spec: Tensor, span: Span, frames: int, fill: st
 
 
 class Listener:
-    """A tagger at work on a device, in batches of one length: no clip is padded to another."""
+    """A tagger at work on a device, in batches of one length."""
 
     def __init__(
         self,
@@ -69,15 +69,12 @@ class Listener:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Evaluation mode without gradients; then each part of the network gets its own mode back."""
+        """Evaluation mode without gradients; then each part has its own mode again."""
         modes = [(part, part.training) for part in self.tagger.network.modules()]
         self.tagger.network.eval()
         try:
-            with (
-                torch.inference_mode(),
-                full_float32(),
-                torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
-            ):
+            cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+            with torch.inference_mode(), full_float32(), cast:
                 yield
         finally:
             for part, training in modes:
@@ -86,7 +83,7 @@ class Listener:
     def listen(
         self, specs: Sequence[Tensor], stop: Callable[[], bool] = lambda: False
     ) -> list[WindowLogits | None]:
-        """Every window of every clip, through the network; None for a clip that `stop` cut.
+        """What the network says of every clip; None for one that `stop` cut.
 
         Shape: specs (M, N_i), one per clip -> one WindowLogits per clip
         """
@@ -114,7 +111,7 @@ class Listener:
         return heard
 
     def forward(self, batch: Tensor) -> np.ndarray:
-        """Logits of a batch, halved while the device lacks the memory, as are later ones. Shape: (B, M, N) -> (B, K)"""
+        """Logits of a batch, halved while memory lacks, as are later ones. Shape: (B, M, N) -> (B, K)"""
         if len(batch) == 1 or batch.shape[0] * batch.shape[-1] <= self.batch_frames:
             try:
                 return self.answer(batch)
@@ -127,7 +124,7 @@ class Listener:
         return np.concatenate([self.forward(batch[:half]), self.forward(batch[half:])])
 
     def shown(self, batch: Tensor) -> Tensor:
-        """What the network is shown of some pieces. Shape: (B, M, N) -> (B, C, M, N)"""
+        """What the network is shown. Shape: (B, M, N) -> (B, C, M, N)"""
         return self.tagger.frontend.stack(batch)
 
     def answer(self, batch: Tensor) -> np.ndarray:
@@ -136,8 +133,8 @@ class Listener:
         logits, wanted = self.tagger.network(spec), (len(spec), len(self.tagger.card.classes))
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if came != wanted:
+            given = f"{tuple(spec.shape)} to {wanted}, got {came}"
             raise KitError(
-                f"a network must map (B, C, M, N) to (B, K), {tuple(spec.shape)} to {wanted}, got {came}: wrap it "
-                "to return clip logits alone."
+                f"a network maps (B, C, M, N) to (B, K), {given}: let it return clip logits alone."
             )
         return np.asarray(logits.float().cpu().numpy())

@@ -1,10 +1,10 @@
-"""A step after the models and out-of-fold scores in; whether it helps there, and leave to apply it, out."""
+"""A step after the models and out-of-fold scores in, whether it helps out."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from kit.labels.folds import check_no_leak
 from kit.labels.metrics import lwlrap
 
 
-@dataclass(frozen=True)
-class RowSet:
+class RowSet(NamedTuple):
     """Scores of rows, and where rows are windows each one's recording and time.
 
     Shape:  scores (n, K), or (m, n, K) of m models or window lengths; recordings (n,), times_s (n,)
@@ -31,20 +30,19 @@ class RowSet:
 
     def pick(self, rows: np.ndarray) -> "RowSet":
         """Some rows of it. Shape: rows (n,) bool"""
-        columns = (self.recordings, self.times_s)
-        places = (None if column is None else list(itertools.compress(column, rows)) for column in columns)
-        return RowSet(self.scores[..., rows, :], *places)
+        columns = (None if given is None else list(itertools.compress(given, rows)) for given in self[1:])
+        return RowSet(self.scores[..., rows, :], *columns)
 
 
 @dataclass(frozen=True)
 class Step(Config):
-    """Something done to the models' scores; it `learns` from labels, or looks at the `whole_set`."""
+    """What is done to scores; it `learns` from labels, or sees the `whole_set`."""
 
     learns: ClassVar[bool] = False
     whole_set: ClassVar[bool] = False
 
     def fit(self, rows: RowSet, truth: np.ndarray) -> Self:
-        """The step with what it learns from out-of-fold scores and their labels."""
+        """The step with what it learns from scores and labels."""
         return self
 
     def apply(self, rows: RowSet) -> np.ndarray:
@@ -52,7 +50,7 @@ class Step(Config):
         raise NotImplementedError
 
     def plain(self, rows: RowSet) -> list[np.ndarray]:
-        """What there would be without it, whose best it must beat. Shape: -> (n, K) each"""
+        """What it must beat: the scores without it. Shape: -> (n, K) each"""
         return [rows.scores]
 
 
@@ -60,8 +58,8 @@ class Step(Config):
 class PriorOdds(Step):
     """Odds scaled to other prevalences, given: scale_odds."""
 
-    trained: tuple[float, ...] = setting((), "each class's prevalence in training", low=0, high=1)
-    wanted: tuple[float, ...] = setting((), "each class's prevalence where it is applied", low=0, high=1)
+    trained: tuple[float, ...] = setting((), "prevalences in training", low=0, high=1)
+    wanted: tuple[float, ...] = setting((), "prevalences where it is applied", low=0, high=1)
 
     def apply(self, rows: RowSet) -> np.ndarray:
         return scale_odds(rows.scores, self.trained, self.wanted)
@@ -69,10 +67,10 @@ class PriorOdds(Step):
 
 @dataclass(frozen=True)
 class EstimatedPriors(Step):
-    """Odds scaled to the prevalences that the scores themselves tell: estimate_prevalences."""
+    """Odds scaled to the prevalences that the scores tell: estimate_prevalences."""
 
     whole_set: ClassVar[bool] = True
-    trained: tuple[float, ...] = setting((), "each class's prevalence in training", low=0, high=1)
+    trained: tuple[float, ...] = setting((), "prevalences in training", low=0, high=1)
     strength: float = setting(1.0, "rows that the training prevalences count as", low=1e-6)
 
     def apply(self, rows: RowSet) -> np.ndarray:
@@ -88,9 +86,7 @@ class NeighbourSmoothing(Step):
 
     def apply(self, rows: RowSet) -> np.ndarray:
         if rows.recordings is None or rows.times_s is None:
-            raise KitError(
-                "neighbours need each row's recording and time: RowSet(scores, recordings, times)."
-            )
+            raise KitError("give each row's recording and time: RowSet(scores, recordings, times).")
         return smooth_neighbours(rows.scores, rows.recordings, rows.times_s, self.kernel)
 
 
@@ -98,21 +94,21 @@ class NeighbourSmoothing(Step):
 class TopMean(Step):
     """Rows multiplied by their recording's best: weigh_by_recording."""
 
-    top_k: int = setting(2, "rows of a recording, per class, whose mean counts", low=1)
+    top_k: int = setting(2, "rows of a recording whose mean counts", low=1)
 
     def apply(self, rows: RowSet) -> np.ndarray:
         if rows.recordings is None:
-            raise KitError("a recording's mean needs each row's recording: RowSet(scores, recordings).")
+            raise KitError("give each row's recording: RowSet(scores, recordings).")
         return weigh_by_recording(rows.scores, rows.recordings, self.top_k)
 
 
 @dataclass(frozen=True)
 class FittedWeights(Step):
-    """Models' mean by fitted weights, against equal ones: fit_weights, fit_class_weights."""
+    """Models' mean by fitted weights: fit_weights, fit_class_weights."""
 
     learns: ClassVar[bool] = True
-    per_class: bool = setting(False, "weights for each class instead of common ones")
-    strength: float = setting(20.0, "with per_class: labels that common weights count as", low=1e-6)
+    per_class: bool = setting(False, "weights for each class")
+    strength: float = setting(20.0, "labels that common weights count as (per_class)", low=1e-6)
     weights: tuple[tuple[float, ...], ...] = setting((), "per model, one or one per class; fitted")
 
     def fit(self, rows: RowSet, truth: np.ndarray) -> Self:
@@ -131,19 +127,19 @@ class FittedWeights(Step):
 
 @dataclass(frozen=True)
 class WindowChoice(Step):
-    """Each class heard with its best window length, against the best for all: choose_windows."""
+    """Each class heard at its best window length: choose_windows."""
 
     learns: ClassVar[bool] = True
     measure: str = setting("log_loss", "what is best", choices=("log_loss", "average_precision"))
-    lengths: tuple[int, ...] = setting((), "which length each class is heard with; fitted", low=0)
+    lengths: tuple[int, ...] = setting((), "each class's length; fitted", low=0)
 
     def fit(self, rows: RowSet, truth: np.ndarray) -> Self:
         return dataclasses.replace(self, lengths=choose_windows(rows.scores, truth, self.measure).tolist())
 
     def apply(self, rows: RowSet) -> np.ndarray:
         if len(self.lengths) != rows.scores.shape[-1] or max(self.lengths) >= len(rows.scores):
-            raise KitError(f"lengths {self.lengths} for scores {rows.scores.shape}: fit it to such scores.")
-        return np.stack([rows.scores[length, :, k] for k, length in enumerate(self.lengths)], axis=1)
+            raise KitError(f"lengths {self.lengths} for scores {rows.scores.shape}: fit it to those.")
+        return np.asarray(rows.scores[self.lengths, :, range(len(self.lengths))].T)
 
     def plain(self, rows: RowSet) -> list[np.ndarray]:
         return list(rows.scores)
@@ -157,7 +153,7 @@ STEPS: dict[str, type[Step]] = {
 
 @dataclass(frozen=True)
 class Judged(Config):
-    """A step, and the metric out of fold before it, after it, and the gain's 95 % bounds."""
+    """A step, the metric before and after it, and the gain's 95 % bounds."""
 
     kind: str
     settings: dict[str, Any]
@@ -171,11 +167,11 @@ class Judged(Config):
         choose("step", self.kind, STEPS).from_dict(self.settings)
 
     def __str__(self) -> str:
-        whole = "; looks at the whole set" if STEPS[self.kind].whole_set else ""
-        gain = (
-            f"gain {self.after - self.before:+.4f}, 0.95 within {self.gain_low:+.4f} to {self.gain_high:+.4f}"
+        whole = "; looks at the whole set" * STEPS[self.kind].whole_set
+        return (
+            f"{self.kind}: {self.metric} {self.before:.4f} to {self.after:.4f}, gain {self.after - self.before:+.4f}, "
+            f"0.95 within {self.gain_low:+.4f} to {self.gain_high:+.4f}{whole}"
         )
-        return f"{self.kind}: {self.metric} {self.before:.4f} to {self.after:.4f}, {gain}{whole}"
 
     __repr__ = __str__
 
@@ -185,10 +181,8 @@ class Judged(Config):
         Errors: KitError where it was not seen to help, unless told to
         """
         if not (even_without_gain or self.after > self.before):
-            raise KitError(
-                f"{self.kind} was not seen to help out of fold: {self.metric} {self.before:.4f} without it, "
-                f"{self.after:.4f} with it: leave it out, or say even_without_gain=True."
-            )
+            seen = f"{self.metric} {self.before:.4f} without it, {self.after:.4f} with it"
+            raise KitError(f"{self.kind} was not seen to help: {seen}: leave it out, or say admit(True).")
         return STEPS[self.kind].from_dict(self.settings)
 
 
@@ -202,38 +196,35 @@ def judge_step(
     """Measure a step on out-of-fold scores; what it learns for one fold is learnt on the others.
 
     The step that comes back learnt on all rows. A recording's rows share a fold, and are drawn together for the
-    gain's bounds. `before` is the best of what there would be without it, chosen with hindsight.
+    gain's bounds. `before` is the best of what there would be without it.
 
     Shape:  truth (n, K) of 1, 0 or NaN, folds (n,); metric(truth, scores): the greater, the better
-    Errors: KitError for shapes that differ, a recording in two folds, nothing but one fold to learn from; the
-            step's own and the metric's
     """
-    if type(step).__name__ not in STEPS or not hasattr(rows, "scores"):
-        raise KitError(
-            f"judge_step takes a step and a RowSet, got {type(step).__name__} and {type(rows).__name__}: e.g. "
-            "judge_step(TopMean(), RowSet(scores, recordings), truth, folds)."
-        )
+    kind = type(step).__name__
+    if kind not in STEPS or not hasattr(rows, "scores"):
+        came = f"got {kind} and {type(rows).__name__}"
+        raise KitError(f"{came}: say judge_step(TopMean(), RowSet(scores, recordings), truth, folds).")
     truth, folds = np.asarray(truth), np.asarray(folds)
     if rows.scores.shape[-2:] != truth.shape or folds.shape != truth.shape[:1]:
-        shapes = f"{rows.scores.shape}, {truth.shape} and {folds.shape}"
-        raise KitError(f"scores, truth and folds {shapes} do not tell of the same rows: align them.")
+        shapes = f"{rows.scores.shape}, {truth.shape}, {folds.shape}"
+        raise KitError(f"scores, truth and folds {shapes} are not of the same rows.")
     if rows.recordings is not None:
         check_no_leak(folds, rows.recordings)
     after = cross_apply(step, rows, truth, folds) if step.learns else step.apply(rows)
     plain = max(step.plain(rows), key=lambda scores: metric(truth, scores))
     gain = bootstrap_difference(metric, truth, after, plain, rows.recordings)
     return Judged(
-        type(step).__name__, step.fit(rows, truth).to_dict(), getattr(metric, "__name__", "the metric"),
+        kind, step.fit(rows, truth).to_dict(), getattr(metric, "__name__", "the metric"),
         metric(truth, plain), metric(truth, after), gain.low, gain.high,
     )  # fmt: skip
 
 
 def cross_apply(step: Step, rows: RowSet, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Every fold's scores after the step as the other folds fit it. Shape: -> (n, K)"""
+    """Every fold's scores after the step that the others fit. Shape: -> (n, K)"""
     after = np.empty(truth.shape)
     for fold in np.unique(folds):
         held = folds == fold
         if held.all():
-            raise KitError("all rows are in one fold: what is learnt must be measured on rows not seen.")
+            raise KitError("all rows are in one fold: give two, to measure on rows not seen.")
         after[held] = step.fit(rows.pick(~held), truth[~held]).apply(rows.pick(held))
     return after

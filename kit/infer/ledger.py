@@ -27,7 +27,7 @@ class Ledger:
         self.flushed_at = now()
         self.unsaved = 0
         self.problem: str | None = None
-        if path is not None and path.is_file():
+        if path and path.is_file():
             self.entries = read_entries(path)
 
     def __contains__(self, digest: str) -> bool:
@@ -35,16 +35,17 @@ class Ledger:
 
     def add(self, heard: Iterable[tuple[str, WindowLogits]]) -> None:
         """Take in some clips, the first answer to a content staying; write now and then."""
+        before = len(self.entries)
         for digest, said in heard:
-            self.unsaved += digest not in self.entries
             self.entries.setdefault(digest, said)
+        self.unsaved += len(self.entries) - before
         if self.now() - self.flushed_at >= self.flush_every_s:
             self.flush()
 
     def flush(self) -> None:
         """Write everything, whole; where that fails, `problem` says why and memory alone keeps it."""
         began = self.now()
-        if self.path is not None and self.unsaved:
+        if self.path and self.unsaved:
             try:
                 write_whole(self.path, self.write_entries)
             except KitError as error:
@@ -54,15 +55,10 @@ class Ledger:
 
     def write_entries(self, handle: IO[bytes]) -> None:
         """The arrays of all entries, one after the other."""
-        digests = sorted(self.entries)
-        said = [self.entries[d] for d in digests]
-        np.savez(
-            handle,
-            digests=np.array(digests),
-            counts=np.array([len(s.spans) for s in said]),
-            logits=np.concatenate([s.logits for s in said]),
-            spans=np.array([span for s in said for span in s.spans]),
-        )
+        digests, said = zip(*sorted(self.entries.items()), strict=True)
+        spans = [one.spans for one in said]
+        logits = np.concatenate([one.logits for one in said])
+        np.savez(handle, digests=digests, counts=list(map(len, spans)), logits=logits, spans=sum(spans, ()))
 
 
 def read_entries(path: Path) -> dict[str, WindowLogits]:
@@ -72,10 +68,11 @@ def read_entries(path: Path) -> dict[str, WindowLogits]:
             digests, counts = arrays["digests"].tolist(), arrays["counts"].tolist()
             logits, spans = arrays["logits"], arrays["spans"].tolist()
         ends = np.cumsum(counts).tolist()
-        windows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
         return {
-            digest: WindowLogits(logits[part], tuple((a, b) for a, b in spans[part]))
-            for digest, part in zip(digests, windows, strict=True)
+            digest: WindowLogits(
+                logits[end - count : end], tuple((a, b) for a, b in spans[end - count : end])
+            )
+            for digest, end, count in zip(digests, ends, counts, strict=True)
         }
     except Exception:  # whatever a damaged archive makes zipfile and numpy raise
         return {}

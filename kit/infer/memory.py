@@ -35,7 +35,7 @@ class SpecStore:
         self.kept[key] = spec
 
     def get(self, key: Hashable) -> Tensor:
-        """The spectrogram kept under a key. Raises KeyError where there is none."""
+        """The spectrogram kept under a key."""
         return self.kept[key]
 
     def __contains__(self, key: Hashable) -> bool:

@@ -1,6 +1,7 @@
 """Probabilities of rows in, the same made better by class priors, neighbours in time and recordings out."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from kit.core.errors import KitError
 from kit.infer.blend import TINY
 from kit.labels.bootstrap import group_numbers
+from kit.labels.table import rows_by_name
 
 
 def scale_odds(scores: Any, trained: Any, wanted: Any) -> np.ndarray:
@@ -17,7 +19,6 @@ def scale_odds(scores: Any, trained: Any, wanted: Any) -> np.ndarray:
 
     Shape:  scores (n, K) in [0, 1], trained (K,), wanted (K,) -> (n, K)
     Source: Saerens, Latinne & Decaestecker 2002, eq. 2.4, per class; RFCX 2021, odds' = f p / (1 - p)
-    Errors: KitError for scores that are no probabilities, or prevalences that are not one per class
     """
     p = row_probabilities(scores)
     was, will = (class_prevalences(prior, p.shape[1]) for prior in (trained, wanted))
@@ -28,21 +29,18 @@ def scale_odds(scores: Any, trained: Any, wanted: Any) -> np.ndarray:
 def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np.ndarray:
     """How frequent each class is in the set that these rows make up, from its probabilities alone.
 
-    The likeliest estimate, under a prior of `strength` rows as `trained` says, so that one row has an answer too;
-    towards strength 0 it is the cited EM's. Found by halving: the likelihood is concave in each class, and EM
-    crawls where one is rare. It looks at the whole set: a clip's answer then depends on the others.
+    The likeliest estimate, under a prior of `strength` rows as `trained` says. A clip's answer then depends on the
+    others.
 
     Shape:  scores (n, K) calibrated, in [0, 1], trained (K,) -> (K,)
-    Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier to New a Priori Probabilities
-    Errors: as scale_odds; KitError for a strength that is not above 0
+    Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier
     """
-    if not strength > 0:
-        raise KitError(f"strength must be above 0 rows, got {strength}: 0.01 is next to none.")
+    check_strength(strength, "rows")
     p = row_probabilities(scores)
     was = class_prevalences(trained, p.shape[1])
     when_true, when_false = p / was, (1 - p) / (1 - was)
     low, high = np.zeros(len(was)), np.ones(len(was))
-    for _ in range(60):
+    for _ in range(60):  # halving: the likelihood is concave, and EM crawls where a class is rare
         middle = (low + high) / 2
         mixed = middle * when_true + (1 - middle) * when_false
         pull = strength * (was / middle - (1 - was) / (1 - middle))
@@ -60,62 +58,56 @@ def smooth_neighbours(
 
     Shape:  scores (n, K) in [0, 1], recordings (n,), times_s (n,) -> (n, K)
     Source: BirdCLEF 2023-2025, neighbour smoothing
-    Errors: KitError where two rows of one recording have one time; for scores that are no probabilities
     """
-    p, times = row_probabilities(scores), np.asarray(times_s, dtype=np.float64)
-    group = group_numbers(recordings, len(p))
-    if times.shape != group.shape or not np.isfinite(times).all():
-        raise KitError(f"times of shape {times.shape} for {len(p)} rows: give each row's own, in seconds.")
-    order = np.lexsort((times, group))
-    group, times, p = group[order], times[order], p[order]
-    same = (np.diff(group) == 0) & (np.diff(times) == 0)
-    if same.any():
-        row, other = sorted(order[int(same.argmax()) :][:2].tolist())
-        raise KitError(f"rows {row} and {other} are one recording's at one time: keep one of them.")
-    total, weight = p.copy(), np.ones((len(p), 1))
-    for distance, share in enumerate(kernel, start=1):
-        late, early = slice(distance, None), slice(-distance)
-        shares = share * (group[late] == group[early])[:, None]
-        for here, there in ((late, early), (early, late)):
-            total[here] += shares * p[there]
-            weight[here] += shares
+    p, times = row_probabilities(scores), np.asarray(times_s, np.float64)
+    if times.shape != p.shape[:1] or not np.isfinite(times).all():
+        raise KitError(f"times {times.shape} for {len(p)} rows: give each row's own.")
     smooth = np.empty_like(p)
-    smooth[order] = total / weight
+    for rows in rows_by_name(group_numbers(recordings, len(p)).tolist()).values():
+        rows = rows[times[rows].argsort(kind="stable")]
+        for row, other in pairwise(rows):
+            if times[row] == times[other]:
+                raise KitError(f"rows {row} and {other} are one recording's at one time: keep one.")
+        total, weight = p[rows], np.ones((len(rows), 1))
+        for distance, share in enumerate(kernel, start=1):
+            late, early = slice(distance, None), slice(-distance)
+            for here, there in ((late, early), (early, late)):
+                total[here] += share * p[rows[there]]
+                weight[here] += share
+        smooth[rows] = total / weight
     return smooth
 
 
 def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2) -> np.ndarray:
     """Each score times the mean of its class's best `top_k` in the row's recording; no probability any more.
 
-
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
     Source: BirdCLEF 2025, multiplying by the top-2 mean
-    Errors: KitError for scores that are no probabilities
     """
     p = row_probabilities(scores)
-    group = group_numbers(recordings, len(p))
     weighed = np.empty_like(p)
-    parts = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group)))
-    for rows in filter(len, parts):
+    for rows in rows_by_name(group_numbers(recordings, len(p)).tolist()).values():
         weighed[rows] = p[rows] * np.sort(p[rows], axis=0)[-top_k:].mean(axis=0)
     return weighed
 
 
+def check_strength(strength: float, unit: str = "labels") -> None:
+    """Raise KitError unless a prior has some strength."""
+    if not strength > 0:
+        raise KitError(f"strength must be above 0 {unit}, got {strength}.")
+
+
 def row_probabilities(scores: Any) -> np.ndarray:
     """Scores in float64. Raise KitError unless they are (rows, classes) in [0, 1]."""
-    wide = np.asarray(scores, dtype=np.float64)
+    wide = np.asarray(scores, np.float64)
     if wide.ndim != 2 or not ((wide >= 0) & (wide <= 1)).all():
-        raise KitError(
-            f"scores of shape {wide.shape}, wanted (rows, classes) in [0, 1]: blended, calibrated, without NaN."
-        )
+        raise KitError(f"scores {wide.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.")
     return wide
 
 
 def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    """One prevalence per class, held off 0 and 1. Raise KitError for anything else. Shape: -> (K,)"""
-    given = np.asarray(prevalences, dtype=np.float64)
+    """One prevalence per class, held off 0 and 1, checked. Shape: -> (K,)"""
+    given = np.asarray(prevalences, np.float64)
     if given.shape != (classes,) or not ((given >= 0) & (given <= 1)).all():
-        raise KitError(
-            f"prevalences of shape {given.shape}, wanted one in [0, 1] per class ({classes},): as on a card."
-        )
+        raise KitError(f"prevalences {given.shape}, wanted one in [0, 1] per class ({classes},).")
     return given.clip(TINY, 1 - TINY)

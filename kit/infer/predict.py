@@ -1,4 +1,4 @@
-"""Taggers and clips in, blended probabilities of every clip out: submission's engine without its files."""
+"""Taggers and clips in, blended probabilities of every clip out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from kit.core.errors import KitError
 from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
-from kit.infer.checkpoint import NetworkBuilder, find_models, load_tagger
+from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.engine import Listener
 from kit.infer.hearing import Hearing, Source
-from kit.infer.rows import RowScores, check_weights, common_classes
-from kit.infer.session import Member, collect_frontends, listen_through
+from kit.infer.rows import RowScores, common_classes
+from kit.infer.session import Member, by_source, collect_frontends, listen_through
+from kit.infer.stacked import StackedRows, open_models
 from kit.infer.template import RowPlan, Template
 from kit.models.tagger import Tagger
 from kit.sound.decode import Decoder, Sound, list_audio
@@ -21,7 +23,7 @@ from kit.sound.windows import ListeningConfig
 
 @dataclass(frozen=True)
 class Predictions:
-    """What an ensemble says of some clips.
+    """What an ensemble says of clips.
 
     `failures` tells, by name, why a clip has the prior, or lacks a model's answer.
     Shape:  probabilities (n, K), in the order of `names` and `classes`
@@ -42,7 +44,7 @@ class Predictions:
 
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
-    """Clips with a name each: a folder's files by their path in it, other files by theirs, sounds by number."""
+    """Clips and their names: files by their path, a folder's by that in it, sounds by number."""
     if isinstance(clips, str | Path):
         paths = list_audio(Path(clips))
         return [path.relative_to(clips).as_posix() for path in paths], list(paths)
@@ -72,23 +74,24 @@ def predict_clips(
     """
     tune_process()
     chosen, _ = pick_device(device)
-    found = find_models(checkpoints)
+    models, stack = open_models(checkpoints, blend, weights)
     members = []
-    for (name, model), weight in zip(found, check_weights(weights, len(found)), strict=True):
-        tagger = model if isinstance(model, Tagger) else load_tagger(model, networks)
-        listener = Listener(tagger, chosen, batch_frames, precision, listening)
-        members.append(Member(name, listener, weight=weight))
+    for model in models:
+        listener = Listener(model.build(networks), chosen, batch_frames, precision, listening)
+        members.append(Member(model.name, listener, weight=model.weight, run=model.run))
     names, sources = name_sources(clips)
     template = Template("fname", tuple(names), common_classes([m.card for m in members]))
     plan = RowPlan("name", tuple(range(len(names))), (None,) * len(names), ())
-    rows, frontends = RowScores(template, plan, members, blend), collect_frontends(members, chosen)
-    hearing = Hearing(sources, frontends, chosen, threads=threads, decoders=decoders)
+    plain = (template, plan, members)
+    rows = StackedRows(stack, *plain) if stack else RowScores(*plain, blend)
+    hearing = Hearing(sources, collect_frontends(members, chosen), chosen, threads=threads, decoders=decoders)
     with progress_bar(len(members) * hearing.total_s, "predict", "s of audio", progress) as bar:
         listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: advance(bar, seconds))
     hearing.close()
     reasons: dict[int, str] = {}
     for member in members:
-        member.raise_failure()
+        if member.failure:
+            raise KitError(f"{member.name} failed: {member.failure}")
         reasons |= {i: f"{member.name}: {reason}" for i, reason in member.failed_clips.items()}
-    failures = {names[i]: reason for i, reason in sorted((reasons | hearing.failures).items())}
+    failures = by_source(reasons | hearing.failures, names)
     return Predictions(template.ids, template.classes, rows.blend().astype(np.float32), failures)

@@ -1,4 +1,4 @@
-"""What models say of clips in, the scores of a template's rows out, by model and blended."""
+"""What models say of clips in, scores of a template's rows out."""
 
 import difflib
 from collections.abc import Sequence
@@ -20,22 +20,20 @@ def class_columns(card: TaggerCard, classes: Sequence[str]) -> list[int]:
     missing = [c for c in classes if c not in place]
     if missing:
         near = difflib.get_close_matches(missing[0], place, n=1, cutoff=0.0)[0]
-        raise KitError(
-            f"the template asks for {len(missing)} classes that a checkpoint does not know, e.g. {missing[0]!r}: "
-            f"did you mean {near!r}? Use the template of the data it was trained on."
-        )
+        lacks = f"a checkpoint lacks {len(missing)} of the template's classes, e.g. {missing[0]!r}"
+        raise KitError(f"{lacks}: did you mean {near!r}? Use the template of its training data.")
     return [place[c] for c in classes]
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
-    """The classes of models without a template. Errors: KitError where the models disagree"""
+    """The models' classes. Errors: KitError where they disagree"""
     if any(set(card.classes) != set(cards[0].classes) for card in cards):
-        raise KitError("the checkpoints' classes differ: give a template that names those to submit.")
+        raise KitError("the checkpoints' classes differ: give a template.")
     return cards[0].classes
 
 
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
-    """What a clip gets that nobody heard: the weighted mean of the models' prevalences. Shape: -> (K,)"""
+    """The score of a clip not heard: the models' prevalences, averaged. Shape: -> (K,)"""
     known = [np.array(card.prevalences)[class_columns(card, classes)] for card in cards]
     return np.asarray(np.average(known, axis=0, weights=weights))
 
@@ -65,10 +63,8 @@ class RowScores:
         check_blend(self.members, self.kind)
         trimmed = [m.name for m in self.members if m.card.frontend.trim_db is not None]
         if trimmed and any(end is not None for end in self.plan.ends_s):
-            raise KitError(
-                f"{trimmed[0]} trims a clip's ends, so its windows do not tell the time that the template's rows "
-                "ask for: leave it out."
-            )
+            said = "its windows do not tell the time that rows ask for"
+            raise KitError(f"{trimmed[0]} trims a clip's ends, so {said}: leave it out.")
         shape = (len(self.template.ids), len(self.template.classes))
         cards, self.weights = [m.card for m in self.members], [m.weight for m in self.members]
         self.columns = [class_columns(card, self.template.classes) for card in cards]
@@ -89,11 +85,10 @@ class RowScores:
                 begin = end - (self.plan.period_s or end)
                 logits = logits[spans_for_row(said, member.card.frontend.frames_per_s, begin, end)]
             scores = clip_scores(member.tagger, member.listener.listening, logits)
-            self.scores[m][row] = scores[self.columns[m]]
-            self.done[m][row] = True
+            self.scores[m][row], self.done[m][row] = scores[self.columns[m]], True
 
     def counts(self) -> dict[str, int]:
-        """How many rows there are, and how many were heard by all models, by some, by none."""
+        """How many rows there are; were heard by all models, some, none."""
         by_all, by_any = np.all(self.done, axis=0), np.any(self.done, axis=0)
         return {
             "rows": len(by_all),
@@ -108,10 +103,10 @@ class RowScores:
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    """One positive weight per model, 1 each unless given. Errors: KitError for anything else"""
+    """One positive weight per model, 1 unless given. Errors: KitError for others"""
     checked = [1.0] * models if weights is None else [float(w) for w in weights]
     if len(checked) != models or not all(0 < w < float("inf") for w in checked):
-        raise KitError(f"weights must be one positive number per model: {models} models, got {checked}.")
+        raise KitError(f"weights: one positive number per model, {models} of them, got {checked}.")
     return checked
 
 
@@ -124,8 +119,8 @@ def check_blend(members: Sequence[Member], kind: str) -> None:
     for member in (m for m in members if not m.card.calibrated):
         if not how.any_scale:
             raise KitError(
-                f"{member.name} gives rank scores without a calibration, which no {kind} blend can take: run `oof` "
-                "on its run, which fits one, or use --blend rank."
+                f"{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, which "
+                "fits one, or use --blend rank."
             )
         if member.listener.listening.mode != "full":
             raise KitError(f"{member.name}: {UNPOOLED}")

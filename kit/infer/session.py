@@ -1,6 +1,6 @@
-"""Models and sources in, what every model says of every clip out, burst by burst and model by model."""
+"""Models and sources in, what every model says of every clip out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Member:
     listener: Listener
     ledger: Ledger = field(default_factory=Ledger)
     weight: float = 1.0
+    run: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
     heard: set[int] = field(default_factory=set)
     failed_clips: dict[int, str] = field(default_factory=dict)
@@ -40,14 +41,9 @@ class Member:
         """What is known of its tagger."""
         return self.tagger.card
 
-    def raise_failure(self) -> None:
-        """Raise KitError with the reason why this model failed, if it did."""
-        if self.failure:
-            raise KitError(f"{self.name} failed: {self.failure}")
-
     @property
     def frontend_key(self) -> str:
-        """Equal for models that can share spectrograms."""
+        """Equal where spectrograms can be shared."""
         return self.card.frontend.digest_text()
 
 
@@ -56,24 +52,23 @@ def collect_frontends(members: Sequence[Member], device: torch.device) -> dict[s
     return {m.frontend_key: m.tagger.frontend.to(device) for m in members}
 
 
-Take = Callable[[Member, int, WindowLogits], None]
 UNPOOLED = (
-    "rank scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits a scale and "
-    "an offset, or listen in mode full."
+    "rank scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or "
+    "listen in mode full."
 )
 
 
 def listen_through(
     members: Sequence[Member],
     hearing: Hearing,
-    take: Take,
+    take: Callable[[Member, int, WindowLogits], None],
     *,
     stop: Callable[[], bool] = lambda: False,
     before_batches: Callable[[], object] = lambda: None,
     after_burst: Callable[[Member, float], object] = lambda member, seconds: None,
     after_member: Callable[[Member], object] = lambda member: None,
 ) -> None:
-    """Let every model hear every burst, in order; `take` gets each clip's logits as they come.
+    """Let every model hear every burst, in order; `take` gets each clip's logits.
 
     A model that fails is noted with its reason, and the others go on. `stop` is asked between batches.
     """
@@ -84,7 +79,7 @@ def listen_through(
                 return
             try:
                 listen_to_burst(member, hearing, number, take, stop, before_batches)
-            except Exception as error:  # another model may still do well
+            except Exception as error:
                 member.failure = one_line(error)[:500]
                 break
             if last_user:
@@ -100,11 +95,11 @@ def listen_to_burst(
     member: Member,
     hearing: Hearing,
     number: int,
-    take: Take,
+    take: Callable[[Member, int, WindowLogits], None],
     stop: Callable[[], bool],
     before_batches: Callable[[], object],
 ) -> None:
-    """One model hears one burst, or remembers it from its ledger.
+    """A model hears a burst, or its ledger remembers it.
 
     A burst that is only partly remembered is heard whole, so that a resumed job forms the same batches; clips of
     one content have one answer. A clip of which the network says no finite number is noted as failed.
@@ -130,7 +125,7 @@ def listen_to_burst(
 
 
 def clip_scores(tagger: Tagger, listening: ListeningConfig, logits: np.ndarray) -> np.ndarray:
-    """One score per class from some windows' logits: calibrated, as probabilities, pooled.
+    """One score per class from windows' logits: calibrated, as probabilities, pooled.
 
     Rank scores without a calibration stay as they are, fit for rank blends alone.
     Shape:  logits (W, K) -> (K,)
@@ -143,8 +138,13 @@ def clip_scores(tagger: Tagger, listening: ListeningConfig, logits: np.ndarray) 
     return np.asarray(logits[0])
 
 
+def by_source(reasons: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:
+    """Reasons by the names of their sources, in order."""
+    return {names[i]: reason for i, reason in sorted(reasons.items())}
+
+
 def member_report(member: Member, names: Sequence[str]) -> dict[str, Any]:
-    """What the report says of a model; `names` are the sources'."""
+    """What the report says of a model."""
     card = member.card
     return {
         "checkpoint": Path(member.name).name,
@@ -155,7 +155,7 @@ def member_report(member: Member, names: Sequence[str]) -> dict[str, Any]:
         "oof_lwlrap": card.oof_score,
         "listening": member.listener.listening.to_dict(),
         "clips_heard": len(member.heard),
-        "clips_failed": {names[i]: reason for i, reason in sorted(member.failed_clips.items())},
+        "clips_failed": by_source(member.failed_clips, names),
         "network_s": round(member.watch.seconds.get("network", 0.0), 3),
         "failure": member.failure,
     }

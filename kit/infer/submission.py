@@ -1,9 +1,9 @@
-"""Checkpoints and a folder of audio in, the competition's CSV and a report out, before the deadline."""
+"""Checkpoints and audio in, the competition's CSV and a report out, before the deadline."""
 
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from kit.sound.decode import Decoder
 
 @dataclass(frozen=True)
 class Submission:
-    """What a submission did: where the CSV lies, and the report beside it."""
+    """Where a submission's CSV lies, and its report."""
 
     csv: Path
     report: dict[str, Any]
@@ -38,15 +38,14 @@ class Submission:
     def __str__(self) -> str:
         report = self.report
         if "rows" not in report:
-            return f"{self.csv}: the deadline came before any model was done; the CSV is whole"
-        failed = list(report["files_failed"].items())[:5]
-        lines = [
+            return f"{self.csv}: no model was done by the deadline; the CSV is whole"
+        told = (
             "{rows} rows, {rows_heard_by_all} heard by all of {n} models, {rows_heard_by_some} by some, "
-            "{rows_with_prior} with the prior; {state}".format(n=len(report["models"]), **report),
-            "{audio_s:.0f} s of audio in {seconds_total:.1f} s on {device}".format(**report),
-            *(f"could not hear {name}: {reason}" for name, reason in failed),
-        ]
-        return f"{self.csv}: " + "\n".join(lines)
+            "{rows_with_prior} with the prior; {state}\n"
+            "{audio_s:.0f} s of audio in {seconds_total:.1f} s on {device}"
+        ).format(n=len(report["models"]), **report)
+        failed = [f"could not hear {name}: {why}" for name, why in report["files_failed"].items()]
+        return "\n".join([f"{self.csv}: {told}", *failed[:5]])
 
     __repr__ = __str__
 
@@ -74,25 +73,25 @@ def submit(
 ) -> Submission:
     """Write a submission for every clip in a folder with an ensemble of checkpoints.
 
-    `networks` builds networks of your own by the name they were saved under; `decoders` replaces the ways to read
-    a file. The answer's `report` tells what was heard, what failed and why, and where the time went.
+    `networks` builds your own networks by the name they were saved under; `decoders` replaces the ways to read files.
+    The answer's `report` tells what was heard, what failed and why, and where the time went.
     With a deadline the work runs in a child process, which ends in time whatever files, models and devices do.
-    The CSV is whole at every moment, and the same call goes on where the last one was cut.
+    The CSV is whole at every moment; the same call goes on where the last was cut.
 
     Options:
         checkpoints: files or patterns of checkpoints, e.g. 'run/fold_*.pt'; in Python, taggers too
         audio: the folder that holds the clips
-        out: the CSV to write; its report lies beside it as .json, its predictions in a .state folder
-        template: the competition's sample submission; without it, the sorted files and the checkpoint's classes
+        out: the CSV to write; beside it lie its report (.json) and its predictions (.state)
+        template: the sample submission; without it, all files and the checkpoint's classes
         deadline: time limit like 55m, 1h30m or 90s
-        started_at: Unix seconds from which the deadline counts; the process's start unless given
+        started_at: Unix seconds when the deadline began; the process's start unless given
         blend: mean, geometric, power, rank, scaled, differences, or column_rank, which looks at all rows at once
         weights: one positive number per model, in the order of checkpoints, a pattern's sorted by name
         mode: full or windows, to override how the checkpoints listen
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
         pool: max, mean, top_k, power, geometric or snr, to override
-        device: cpu, cuda, cuda:1; the first that computes unless given
+        device: cpu, cuda:0; the first that computes unless given
         threads: decoding threads; one per core unless given
         batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
         precision: float32, bfloat16 or float16
@@ -102,7 +101,7 @@ def submit(
     """
     many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else list(checkpoints)
     if not Path(out).name or Path(out).suffix == ".json":
-        raise KitError(f"out must be a CSV's path, got {str(out)!r}: e.g. submission.csv.")
+        raise KitError(f"out is a CSV's path, got {str(out)!r}: e.g. submission.csv.")
     options = SubmitOptions(
         many, Path(audio), Path(out), None if template is None else Path(template), blend, weights, mode, window_s,
         hop_s, pool, device, threads, batch_frames, precision, progress, networks, decoders,
@@ -113,31 +112,31 @@ def submit(
 
 
 def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:
-    """Submit before a deadline, in whatever can be stopped on time: a child, or a thread for what lives here."""
+    """Submit in what can be stopped on time: a child, or a thread for what lives here.
+
+    The work should stop two margins early, and is killed at one. Taggers, networks and decoders go to no child.
+    """
     duration_s, end = parse_duration(deadline), set_deadline(deadline, started_at).at
-    margin = min(1.5, 0.05 * duration_s)  # the work should stop two of them early, and is killed at one
+    margin = min(1.5, 0.05 * duration_s)
     kill_at = Deadline(end - margin)
     work = SubmissionWork(options, Deadline(end - 2 * margin), kill_at)
     if work.pace.deadline.left_s() <= 0:
-        began = time.ctime(end - duration_s)
-        print(
-            f"WARNING: the deadline of {deadline} has passed: it counts from the process's start, {began}. In an old "
-            "session give started_at=time.time()."
-        )
+        since = f"{deadline} after {time.ctime(end - duration_s)}"
+        print(f"WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().")
         return Submission(options.out, read_report(options.out))
     if am_worker():
         end_with_parent()
         return Submission(options.out, do_submission(work))
     taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
-    if taggers or options.networks or options.decoders:  # which no child could be given
+    if taggers or options.networks or options.decoders:
         return submit_in_thread(work, kill_at, Deadline(end - margin / 2))
-    words = {**vars(options), "networks": None, "progress": None, "no_progress": not options.progress}
+    words = vars(options) | {"networks": None, "progress": None, "no_progress": not options.progress}
     words |= {"deadline": deadline, "started_at": repr(end - duration_s)}
     return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)
 
 
 def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submission:
-    """Run the submission as this kit's command line in a child, and pass on what it prints."""
+    """Submit by a command line in a child; pass on what it prints."""
     errors: list[str] = []
 
     def echo(text: str) -> None:
@@ -151,19 +150,22 @@ def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submissio
         raise KitError("".join(errors).strip())
     if code == 0:
         return Submission(out, read_report(out))
-    ending = f"ended with exit code {code}"
-    if code is None or code < 0:
-        ending = "was stopped at the deadline" if code is None else f"was ended by signal {-code}"
-    print(f"WARNING: the work {ending}; {out} is whole and holds what was done by then", flush=True)
-    report = read_report(out)
+    ending = "was stopped at the deadline" if code is None else f"ended with code {code} (below 0: signal)"
+    report = warn_of_cut(out, ending).report
     if report:
         report["state"] = ending
         write_json(report_path(out), report)
     return Submission(out, report)
 
 
+def warn_of_cut(out: Path, ending: str) -> Submission:
+    """What there is of work cut short."""
+    print(f"WARNING: the work {ending}; {out} holds what was done by then", flush=True)
+    return Submission(out, read_report(out))
+
+
 def submit_in_thread(work: SubmissionWork, kill_at: Deadline, last: Deadline) -> Submission:
-    """Run the submission of networks that only this process holds, and return in time even where they hang.
+    """Submit by networks that only this process holds; return in time even where they hang.
 
     A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script
     ends at `last` with exit code 0, its CSV whole, and a notebook waits; to be sure, submit checkpoints of the
@@ -178,11 +180,7 @@ def submit_in_thread(work: SubmissionWork, kill_at: Deadline, last: Deadline) ->
             done.set_exception(error)
 
     call_off = (lambda: None) if in_notebook() else exit_after(max(0.01, last.left_s()))
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(timeout=max(0.0, kill_at.left_s()))
+    threading.Thread(target=run, daemon=True).start()
+    wait([done], max(0.0, kill_at.left_s()))
     call_off()
-    if done.done():
-        return Submission(out, done.result())
-    print(f"WARNING: the work was left at the deadline; {out} holds what was done by then", flush=True)
-    return Submission(out, read_report(out))
+    return Submission(out, done.result()) if done.done() else warn_of_cut(out, "was left at the deadline")

@@ -1,4 +1,4 @@
-"""A sample submission in, its rows and classes as text out; scores in, the CSV that it asks for out."""
+"""A sample submission in, its rows and classes out; scores in, its CSV out."""
 
 import functools
 from collections import Counter
@@ -16,7 +16,7 @@ from kit.sound.decode import list_audio
 
 @dataclass(frozen=True)
 class Template:
-    """The rows and columns a submission must have, byte for byte."""
+    """The rows and columns of a submission, byte for byte."""
 
     id_column: str
     ids: tuple[str, ...]
@@ -25,7 +25,7 @@ class Template:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Which file, and which end second within it, each row asks for.
+    """Which file, and which end second in it, each row wants.
 
     `form` is how the ids name files: "name" (with extension), "stem" or "window" (<stem>_<end second>).
     """
@@ -41,7 +41,7 @@ class RowPlan:
 
     @functools.cached_property
     def period_s(self) -> float | None:
-        """Seconds each window row stands for: the least distance between two ends of one file."""
+        """Seconds of a window row: the least distance between two ends of a file."""
         ends: dict[int, set[float]] = {}
         for file, end in zip(self.files, self.ends_s, strict=True):
             if file is not None and end is not None:
@@ -51,22 +51,20 @@ class RowPlan:
 
 
 def read_template(path: Path) -> Template:
-    """A sample submission: ids in the first column, classes in the others, byte for byte.
+    """A sample submission: a column of ids, then the classes, byte for byte.
 
     Errors: KitError for no classes, an id that is empty or stands there twice, and what read_table refuses
     """
     table = read_table(path, exact=True)
     id_column, *classes = table.columns
     if not classes:
-        raise KitError(
-            f"the template {path} has no class columns after {id_column!r}: give the sample submission."
-        )
+        raise KitError(f"{path} has no class columns after {id_column!r}: give the sample submission.")
     table.check_names(id_column)
     return Template(id_column, tuple(table.columns[id_column]), tuple(classes))
 
 
 def split_window(name: str) -> tuple[str, float | None]:
-    """The parts of an id of the form <stem>_<end second>; (name, None) where it is of another."""
+    """The parts of an id <stem>_<end second>; (name, None) for others."""
     stem, _, end = name.rpartition("_")
     digits = end.replace(".", "", 1)
     is_time = stem and len(end) < 12 and digits.isascii() and digits.isdigit()
@@ -74,16 +72,15 @@ def split_window(name: str) -> tuple[str, float | None]:
 
 
 def by_path_or_base(names: Sequence[str]) -> dict[str, int]:
-    """Where each name stands, by its path, and by its last part where only one name ends so."""
+    """Where each name stands, by its path, or by a last part that is unique."""
     bases = [name.rpartition("/")[2] for name in names]
     count = Counter(bases)
-    return {base: i for i, base in enumerate(bases) if count[base] == 1} | {
-        name: i for i, name in enumerate(names)
-    }
+    places = {base: i for i, base in enumerate(bases) if count[base] == 1}
+    return places | {name: i for i, name in enumerate(names)}
 
 
 def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
-    """The files of a table's clips, named as in plan_rows; a clip that is not there keeps its name's path.
+    """The files of a table's clips, found as in plan_rows, else where their names say.
 
     Errors: KitError for a folder that is missing; as plan_rows
     """
@@ -94,7 +91,7 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:
-    """Find the file of every row, in the form of id that finds most; folders may be left out where that is clear.
+    """Find every row's file, in the form of id that finds most.
 
     Shape:  ids of rows, files as paths relative to the audio folder -> one entry per row
     Errors: KitError where ids without extension could mean two files
@@ -103,8 +100,8 @@ def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:
     by_name, by_stem = by_path_or_base(files), by_path_or_base(stems)
     windows = [split_window(name) for name in ids]
     candidates = {
-        "name": [by_name.get(name) for name in ids],
-        "stem": [by_stem.get(name) for name in ids],
+        "name": list(map(by_name.get, ids)),
+        "stem": list(map(by_stem.get, ids)),
         "window": [by_stem.get(stem) if end is not None else None for stem, end in windows],
     }
     form = min(candidates, key=lambda kind: candidates[kind].count(None))
@@ -112,28 +109,24 @@ def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:
     for file in found:
         if form != "name" and file is not None and count[stems[file]] > 1:
             names = " or ".join(name for i, name in enumerate(files) if stems[i] == stems[file])
-            raise KitError(f"the id {stems[file]!r} could mean {names}: keep one of them in the folder.")
-    return RowPlan(
-        form,
-        tuple(found),
-        tuple(end if form == "window" else None for _, end in windows),
-        tuple(sorted(set(range(len(files))).difference(found))),
-    )
+            raise KitError(f"the id {stems[file]!r} could mean {names}: keep one of them.")
+    ends = tuple(end if form == "window" else None for _, end in windows)
+    return RowPlan(form, tuple(found), ends, tuple(sorted(set(range(len(files))).difference(found))))
 
 
 def format_score(value: float) -> str:
-    """A number as a float with nine significant digits: 0 is 0.0."""
+    """A float with nine significant digits: 0 is 0.0."""
     text = format(value, ".9g")
-    return text if any(mark in text for mark in ".en") else text + ".0"
+    return text if set(text) & set(".en") else text + ".0"
 
 
 def write_submission(path: Path, template: Template, scores: np.ndarray) -> None:
-    """The CSV that the template asks for, whole.
+    """Write the template's CSV, whole.
 
     Shape:  scores (rows, classes)
     Errors: KitError where a score is no finite number, or the shape is not the template's
     """
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
-        raise KitError(f"scores of shape {scores.shape} do not fit the template, or are not all finite.")
+        raise KitError(f"scores {scores.shape} do not fit the template or are not all finite.")
     cells = ([name, *map(format_score, row)] for name, row in zip(template.ids, scores.tolist(), strict=True))
     write_rows(path, [(template.id_column, *template.classes), *cells])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
+from kit.infer.postprocess import check_strength
 from kit.labels.class_metrics import LOG_LOSS_FLOOR, average_precision_per_class, check_unit_range
 from kit.labels.metrics import ranking_masks
 
@@ -15,24 +16,19 @@ NEWTON_TOLERANCE = 1e-8
 def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
     """One weight per model, summing to 1, whose mean blend has the least log loss on known labels.
 
-    They are drawn towards equal ones as `strength` labels of the rarer kind would, so none is ever 0: a row that
-    one model alone heard still has an answer.
+    They are drawn towards equal ones as `strength` labels of the rarer kind would.
 
     Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN -> (m,)
-    Errors: KitError for shapes that differ, soft truth, scores that are no probabilities
     """
     likely, true, known = label_likelihoods(scores, truth)
     share = prior_share(min(true.sum(), (known & ~true).sum()), strength)
-    return mixture_weights(likely[:, known], np.full(len(likely), 1 / len(likely)), float(share))
+    return mixture_weights(likely[:, known], np.ones(len(likely)) / len(likely), float(share))
 
 
 def fit_class_weights(scores: Any, truth: Any, strength: float = 20.0) -> np.ndarray:
     """For each class its own weights, drawn towards the common ones as `strength` labels of the rarer kind would.
 
-    With n such labels a class's own evidence counts n / (n + strength); without any it gets the common weights.
-
     Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN -> (m, K)
-    Errors: as fit_weights
     """
     likely, true, known = label_likelihoods(scores, truth)
     common = fit_weights(scores, truth)
@@ -42,30 +38,26 @@ def fit_class_weights(scores: Any, truth: Any, strength: float = 20.0) -> np.nda
 
 
 def prior_share(labels: Any, strength: float) -> Any:
-    """How much a prior of `strength` labels counts beside so many real ones, 1e-6 at least. Shape: kept"""
-    if not strength > 0:
-        raise KitError(f"strength must be above 0 labels, got {strength}: 0.01 is next to none.")
+    """How much a prior of `strength` labels counts beside so many real ones."""
+    check_strength(strength)
     return np.maximum(strength / (strength + labels), 1e-6)
 
 
 def choose_windows(scores: Any, truth: Any, measure: str = "log_loss") -> np.ndarray:
     """For each class, which window length suits it best, out of fold; a tie goes to the best common one.
 
-    `scores` are the same models', heard with each length. A class whose labels tell nothing gets the length that
-    is best over all labels (log_loss) or the mean of the classes (average_precision).
+    A class whose labels tell nothing gets the common best.
 
     Shape:  scores (L, n, K), truth (n, K) of 1, 0 or NaN -> (K,) int64 below L
     Source: RFCX 2021, per-class choice of window length
-    Errors: KitError for an unknown measure; as fit_weights
     """
     measures: dict[str, Callable[[], np.ndarray]] = {
         "log_loss": lambda: np.log(label_likelihoods(scores, truth)[0]).sum(axis=1),
         "average_precision": lambda: np.stack([average_precision_per_class(truth, one) for one in scores]),
     }
     merits = np.nan_to_num(choose("measure", measure, measures)())
-    common = int(merits.sum(axis=1).argmax())
-    best = merits.argmax(axis=0)
-    return np.where(merits[common] >= merits.max(axis=0), common, best)
+    common = merits.sum(axis=1).argmax()
+    return np.asarray(np.where(merits[common] >= merits.max(axis=0), common, merits.argmax(axis=0)))
 
 
 def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,11 +66,11 @@ def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, 
     Shape:  scores (m, n, K), truth (n, K) -> (m, n, K) in (0, 1], (n, K), (n, K)
     """
     if np.ndim(scores) != 3 or not len(scores):
-        raise KitError(f"scores of shape {np.shape(scores)}, wanted (models, clips, classes): stack them.")
+        raise KitError(f"scores {np.shape(scores)}, wanted (models, clips, classes): stack them.")
     likely = np.ones(np.shape(scores))
     for one, of_model in zip(scores, likely, strict=True):
         true, known, one = ranking_masks(truth, one)
-        check_unit_range("the probability", one, False, 0)
+        check_unit_range("the probability", one)
         held = np.clip(one.astype(np.float64), LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
         of_model[known] = np.where(true, held, 1 - held)[known]
     return likely, true, known
@@ -103,7 +95,7 @@ def mixture_weights(likely: np.ndarray, towards: np.ndarray, share: float, most:
         slope = (1 - share) * ratios.mean(axis=1) + share * towards / weights
         if slope.max() < 1 + NEWTON_TOLERANCE:
             break
-        # In units of each weight, so that one near 0 is as well conditioned as the rest.
+        # In units of each weight, so that one near 0 is well conditioned.
         bend = (1 - share) * np.outer(weights, weights) * (ratios @ ratios.T) / likely.shape[1]
         step = np.linalg.solve(bend + np.diag(share * towards), weights * (slope - 1))
         size = min(1.0, 0.95 / max(-float(step.min()), 1e-9))

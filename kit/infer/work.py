@@ -1,4 +1,4 @@
-"""Options of a submission in, a CSV that grows better and a report out, all in this process."""
+"""Options of a submission in, a CSV that grows better and a report out."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,13 @@ from kit.core.runtime import pick_device, tune_process
 from kit.core.supervise import am_worker
 from kit.core.version import VERSION
 from kit.infer.blend import BLENDS
-from kit.infer.checkpoint import NetworkBuilder, find_models, load_tagger, read_checkpoint
+from kit.infer.checkpoint import NetworkBuilder
 from kit.infer.engine import Listener, WindowLogits
 from kit.infer.hearing import Hearing
 from kit.infer.ledger import Ledger
-from kit.infer.rows import RowScores, blend_priors, check_weights, common_classes
-from kit.infer.session import Member, collect_frontends, listen_through, member_report
+from kit.infer.rows import RowScores, blend_priors, common_classes
+from kit.infer.session import Member, by_source, collect_frontends, listen_through, member_report
+from kit.infer.stacked import StackedRows, open_models
 from kit.infer.template import RowPlan, Template, plan_rows, read_template, write_submission
 from kit.models.tagger import Tagger
 from kit.sound.decode import Decoder, list_audio
@@ -35,7 +36,7 @@ from kit.sound.windows import ListeningConfig
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """What a submission was asked to do, in the words of `submit`."""
+    """The options of `submit`."""
 
     checkpoints: Sequence[str | Path | Tagger]
     audio: Path
@@ -59,23 +60,23 @@ class SubmitOptions:
     def overrides(self) -> dict[str, Any]:
         """What it changes in how every checkpoint listens."""
         words = ("mode", "window_s", "hop_s", "pool")
-        return {word: value for word, value in vars(self).items() if word in words and value is not None}
+        return {word: told for word in words if (told := getattr(self, word)) is not None}
 
 
 def report_path(out: Path) -> Path:
-    """Where a submission's report lies: submission.json beside submission.csv."""
+    """Where a report lies: submission.json beside submission.csv."""
     return out.with_suffix(".json")
 
 
 def read_report(out: Path) -> dict[str, Any]:
     """A submission's last report; empty where none can be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(report_path(out).read_text(encoding="utf-8")))
+        return dict(json.loads(report_path(out).read_bytes()))
     return {}
 
 
 class Pace:
-    """Tells when to stop: what is left must hold one more step and the writing of the CSV. Units: seconds"""
+    """Tells when to stop: one more step and the CSV's writing must fit. Units: seconds"""
 
     def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
@@ -84,35 +85,39 @@ class Pace:
         self.stopped = False
 
     def begin(self) -> None:
-        """Count a step from here: the reading and decoding before was none."""
+        """Count a step from here: what came before was none."""
         self.last = self.deadline.now()
 
     def __call__(self) -> bool:
         now = self.deadline.now()
         self.longest_s, self.last = max(self.longest_s, now - self.last), now
-        self.stopped = self.stopped or self.deadline.left_s() < self.longest_s + 2 * self.write_s + 0.2
+        self.stopped |= self.deadline.left_s() < self.longest_s + 2 * self.write_s + 0.2
         return self.stopped
 
 
 class SubmissionWork:
-    """One submission: making it reads cards, folder and template and writes the CSV of priors; `run` hears."""
+    """One submission: making it writes the CSV of priors; `run` hears.
+
+    A worker is quiet at first: its supervisor has said the first notes already.
+    """
 
     def __init__(
         self, options: SubmitOptions, deadline: Deadline, silent_after: Deadline | None = None
     ) -> None:
         choose("blend", options.blend, BLENDS)
         self.options, self.pace, self.silent_after = options, Pace(deadline), Deadline()
-        self.watch, self.began, self.written_at = Stopwatch(), time.time(), deadline.now()
+        self.watch, self.began, self.now = Stopwatch(), time.time(), deadline.now
+        self.written_at = self.now()
         self.notes: list[str] = []
         self.in_pieces: set[str] = set()
-        self.quiet = am_worker()  # the supervisor has said the first notes already
+        self.quiet = am_worker()
         self.files = list_audio(options.audio)
         self.names = [path.relative_to(options.audio).as_posix() for path in self.files]
-        self.models = find_models(options.checkpoints)
-        self.cards = [m.card if isinstance(m, Tagger) else read_checkpoint(m)[0] for _, m in self.models]
-        self.weights = check_weights(options.weights, len(self.models))
+        self.models, self.stack = open_models(options.checkpoints, options.blend, options.weights)
+        self.cards, self.weights = [m.card for m in self.models], [m.weight for m in self.models]
         self.template, self.plan = self.read_rows()
-        asked = (options.blend, options.overrides, self.weights, self.template)
+        self.blend = self.stack.card.kind if self.stack else options.blend
+        asked = (self.blend, options.overrides, self.weights, self.template)
         self.job = text_digest(str(asked), *self.names, "", *(card.digest_text() for card in self.cards))
         if not self.holds_this_job():
             priors = blend_priors(self.cards, self.weights, self.template.classes)
@@ -121,7 +126,7 @@ class SubmissionWork:
         self.quiet, self.silent_after = False, silent_after or Deadline()
 
     def holds_this_job(self) -> bool:
-        """Whether an earlier run of this very job left its CSV, which stays until there is more."""
+        """Whether an earlier run of this job left its CSV."""
         try:
             same = read_report(self.options.out).get("job") == self.job
             return same and read_template(self.options.out) == self.template
@@ -129,85 +134,90 @@ class SubmissionWork:
             return False
 
     def read_rows(self) -> tuple[Template, RowPlan]:
-        """The template's rows and each one's file; without a template, the files and the models' classes."""
+        """The template, or one of all files and classes; each row's file."""
         if self.options.template:
             template = read_template(self.options.template)
         else:
             template = Template("fname", tuple(self.names), common_classes(self.cards))
-        plan = plan_rows(template.ids, self.names)
+        plan, rows = plan_rows(template.ids, self.names), len(template.ids)
         unheard = plan.unheard(template.ids)
-        self.note_names(unheard, f"of {len(template.ids)} rows have no file and get the prior")
-        if self.names and unheard and len(unheard) == len(template.ids):
-            self.note(
-                f"WARNING: NO ROW of the template has a file in {self.options.audio}, where files are called like "
-                f"{self.names[0]!r}: every answer is the prior. Is it the right folder?"
-            )
+        self.note_names(unheard, f"of {rows} rows have no file and get the prior")
+        if self.names and rows and len(unheard) == rows:
+            held = f"{self.options.audio}, which holds {self.names[0]!r}"
+            self.note(f"WARNING: NO ROW of the template has a file in {held}: is it the right folder?")
         self.note_names([self.names[i] for i in plan.idle_files], "files have no row and are left out")
         return template, plan
 
     def note(self, text: str) -> None:
-        """Something the report says, and the screen too."""
+        """Say something on the screen and in the report."""
         self.notes.append(text)
         if not self.quiet:
             print(f"note: {text}", flush=True)
 
     def note_names(self, names: Sequence[str], what: str) -> None:
-        """Note how many there are of something, and the first, if any."""
+        """Note how many there are, if any, and the first."""
         if names:
             self.note(f"{len(names)} {what}, e.g. {names[0]!r}")
 
     def listening_of(self, name: str, own: ListeningConfig) -> ListeningConfig:
-        """How a model will listen: as its checkpoint says, but for what the call overrides."""
+        """How a model will listen: as saved, but for what the call overrides."""
         changes = self.options.overrides
         if self.plan.form == "window" and own.mode == "full" and "mode" not in changes:
             period = float(self.plan.period_s or own.window_s)
             changes = {"mode": "windows", "window_s": period, "hop_s": period} | changes
         listening = dataclasses.replace(own, **changes)
         if listening != own:
-            self.note(f"{Path(name).name} listens in another way than it was scored out of fold: {changes}")
+            self.note(f"{Path(name).name} listens in another way than it was scored: {changes}")
         return listening
 
     def make_members(self, device: torch.device) -> Iterator[Member]:
-        """The models on the device, each with what it said of these files before."""
-        options, now = self.options, self.pace.deadline.now
-        for (name, model), card, weight in zip(self.models, self.cards, self.weights, strict=True):
-            listening, path = self.listening_of(name, card.listening), None
-            if isinstance(model, Path):
-                way = (listening.digest_text(), options.precision, device.type)
-                state = f"{model.stem}_{text_digest(file_digest(model), *way)[:16]}.npz"
+        """The models, each with what it said of these files before."""
+        options = self.options
+        digests = {path: file_digest(path) for path in {m.path for m in self.models} if path}
+        for model in self.models:
+            listening, path = self.listening_of(model.name, model.card.listening), None
+            if model.path:
+                way = (listening.digest_text(), options.precision, device.type, str(model.place))
+                state = f"{model.path.stem}_{text_digest(digests[model.path], *way)[:16]}.npz"
                 path = options.out.with_name(options.out.name + ".state") / state
-            tagger = model if isinstance(model, Tagger) else load_tagger(model, options.networks)
+            tagger = model.build(options.networks)
             listener = Listener(tagger, device, options.batch_frames, options.precision, listening)
-            yield Member(name, listener, Ledger(path, now), weight)
+            yield Member(model.name, listener, Ledger(path, self.now), model.weight, model.run)
 
     def write(self, blend: Callable[[], np.ndarray]) -> None:
-        """Write the CSV, whole, and learn how long that takes; not once the caller was answered."""
+        """Write the CSV, learning how long it takes; not once the caller was answered."""
         if self.silent_after.left_s() <= 0:
             return
-        began = self.pace.deadline.now()
+        began = self.now()
         with self.watch.measure("write"):
             write_submission(self.options.out, self.template, blend())
-        self.written_at = self.pace.deadline.now()
+        self.written_at = self.now()
         self.pace.write_s = self.written_at - began
 
     def write_report(self, report: dict[str, Any]) -> None:
-        """Write the report, whole; not once the caller was answered."""
+        """Write the report; not once the caller was answered."""
         if self.silent_after.left_s() > 0:
             write_json(report_path(self.options.out), report)
 
     def prepare(self) -> None:
-        """Build the models, the cheapest first, equally cheap ones by their score; open the files."""
+        """Build the models, cheap ones first, then good ones; open the files.
+
+        A stack answers once each run was heard: the first members of all come first.
+        """
         device, remark = pick_device(self.options.device)
         if remark:
             self.note(remark)
         if not self.files:
-            self.note(f"NO AUDIO FILES in {self.options.audio}: the CSV holds priors only")
+            self.note(f"NO AUDIO FILES in {self.options.audio}: all is prior")
         with self.watch.measure("models"):
             self.given = list(self.make_members(device))
         if BLENDS[self.options.blend].whole_set:
-            self.note(f"--blend {self.options.blend} makes a row's answer depend on the other rows")
+            self.note(f"--blend {self.options.blend} lets a row's answer depend on the other rows")
         self.team = sorted(self.given, key=lambda m: (m.card.cost or 0.0, -(m.card.oof_score or 0.0)))
-        self.rows = RowScores(self.template, self.plan, self.team, self.options.blend)
+        turn = [sum(other.run == m.run for other in self.team[:i]) for i, m in enumerate(self.team)]
+        self.team = [self.team[i] for i in np.argsort(turn, kind="stable")]
+        plain = (self.template, self.plan, self.team)
+        self.rows = StackedRows(self.stack, *plain) if self.stack else RowScores(*plain, self.options.blend)
         self.used = sorted(self.rows.rows_of)
         self.hearing = Hearing(
             [self.files[i] for i in self.used],
@@ -221,7 +231,7 @@ class SubmissionWork:
         )
 
     def run(self) -> dict[str, Any]:
-        """Hear everything that the clock allows; the report, which is also written."""
+        """Hear all that the clock allows; the report, also written."""
         self.prepare()
         total_s = len(self.team) * self.hearing.total_s
         bar = progress_bar(total_s, "submit", "s of audio", self.options.progress)
@@ -240,12 +250,10 @@ class SubmissionWork:
             member.ledger.flush()
             name = Path(member.name).name
             if member.ledger.problem:
-                self.note(f"what {name} said cannot be kept for another run: {member.ledger.problem}")
+                self.note(f"what {name} said cannot be kept: {member.ledger.problem}")
             if member.failure:
                 self.note(f"{name} FAILED after {len(member.heard)} clips: {member.failure}")
-        self.note_names(
-            sorted(self.in_pieces), "clips longer than max_frames were heard in overlapping pieces"
-        )
+        self.note_names(sorted(self.in_pieces), "clips beyond max_frames were heard in overlapping pieces")
         return self.save("stopped by the deadline" if self.pace.stopped else "finished")
 
     def take(self, member: Member, source: int, said: WindowLogits) -> None:
@@ -255,30 +263,30 @@ class SubmissionWork:
             self.in_pieces.add(self.names[self.used[source]])
 
     def after_burst(self, member: Member, seconds: float) -> None:
-        """Now and then, the CSV as it stands: at most a twentieth of the time goes into it."""
+        """Now and then the CSV as it stands, in a twentieth of the time at most."""
         advance(self.bar, seconds)
-        if self.pace.deadline.now() - self.written_at > max(5.0, 20 * self.pace.write_s):
+        if self.now() - self.written_at > max(5.0, 20 * self.pace.write_s):
             self.write(self.rows.blend)
 
     def save(self, state: str) -> dict[str, Any]:
-        """Write the CSV and the report of what it holds; the report."""
+        """Write the CSV and its report; the report."""
         self.write(self.rows.blend)
-        names = [self.names[i] for i in self.used]
+        names, plan, hearing = [self.names[i] for i in self.used], self.plan, self.hearing
         report = {
             "kit": VERSION,
             "job": self.job,
             "csv": str(self.options.out),
             "state": state,
             **self.rows.counts(),
-            "id_form": self.plan.form,
+            "id_form": plan.form,
             "files": len(self.files),
-            "files_failed": {names[i]: reason for i, reason in sorted(self.hearing.failures.items())},
+            "files_failed": by_source(hearing.failures, names),
             "files_heard_in_pieces": sorted(self.in_pieces),
-            "files_without_row": [self.names[i] for i in self.plan.idle_files],
-            "rows_without_file": self.plan.unheard(self.template.ids),
-            "audio_s": round(self.hearing.total_s, 3),
-            "device": str(self.hearing.device),
-            "blend": self.options.blend,
+            "files_without_row": [self.names[i] for i in plan.idle_files],
+            "rows_without_file": plan.unheard(self.template.ids),
+            "audio_s": round(hearing.total_s, 3),
+            "device": str(hearing.device),
+            "blend": self.blend,
             "models": [member_report(m, names) for m in self.given],
             "seconds": {name: round(s, 3) for name, s in self.watch.seconds.items()},
             "seconds_total": round(time.time() - self.began, 3),
@@ -289,11 +297,11 @@ class SubmissionWork:
 
 
 def do_submission(work: SubmissionWork) -> dict[str, Any]:
-    """Do a submission in this process; its report. Errors: KitError where all models failed without a deadline"""
+    """Do a submission here; its report. Errors: KitError where all models failed without a deadline"""
     tune_process()
     report = work.run()
     failures = [model["failure"] for model in report["models"]]
     if all(failures) and work.pace.deadline.at == math.inf:
         holds = "priors" if report["rows_with_prior"] == report["rows"] else "what was heard before"
-        raise KitError(f"every model failed, the CSV {work.options.out} holds {holds}: {failures[0]}")
+        raise KitError(f"every model failed, {work.options.out} holds {holds}: {failures[0]}")
     return report

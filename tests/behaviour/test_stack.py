@@ -1,0 +1,458 @@
+"""Stacks: no row trains its own network, one file submits by itself, and the second level equals its definition."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kit.core.errors import KitError
+from kit.doctor import examine
+from kit.infer.checkpoint import load_tagger, own_tagger, save_tagger
+from kit.infer.engine import Listener, hear_waves
+from kit.infer.predict import predict_clips
+from kit.infer.stacked import Stack, StackCard, open_models
+from kit.infer.submission import submit
+from kit.labels.metrics import lwlrap
+from kit.learn.oof import names_digest
+from kit.learn.stacking import save_stack, stack
+from kit.models.tagger import TaggerCard, build_tagger
+from kit.sound.decode import decode_file
+from kit.sound.windows import ListeningConfig
+from tests.behaviour.trained import LoudBands, noise, plain_frontend, read_scores, write_template, write_wav
+
+CLASSES = ("a", "b", "c", "d")
+NAMES = tuple(f"{i:02d}.wav" for i in range(16))
+FOLDS = [i % 2 for i in range(16)]
+WINDOWS = ListeningConfig(mode="windows", window_s=0.5, hop_s=0.25, pool="mean")
+COARSE = ListeningConfig(mode="windows", window_s=0.9, hop_s=0.6)
+FAST = ["epochs=8", "batch_size=8", "lr=0.03"]
+SMALL = {
+    "gated-mlp": ["network.widths=[8]", "network.squeeze=2"],
+    "class-mixer": [],
+    "image-stacker": ["network.widths=[4]", "columns=4"],
+}
+
+
+def tiny_tagger(seed, fold, listening, classes=CLASSES, **facts):
+    """A small pyramid, random but for louder last weights, that never saw a fold."""
+    card = TaggerCard(
+        classes, (), plain_frontend(), listening, {"family": "max-pyramid", "blocks": 2, "width": 4}, fold=fold,
+        held_out=names_digest([name for name, home in zip(NAMES, FOLDS, strict=True) if home == fold]), **facts,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tagger = build_tagger(card).eval()
+        with torch.no_grad():
+            for weights in list(tagger.network.parameters())[-2:]:
+                weights.copy_(2 * torch.randn(weights.shape))
+    return tagger
+
+
+def random_truth(seed=0):
+    """One or two of the classes for every clip, the first clips' known to hold each class."""
+    truth = (np.random.default_rng(seed).random((len(NAMES), len(CLASSES))) < 0.3).astype(float)
+    truth[np.arange(len(NAMES)), np.arange(len(NAMES)) // 2 % len(CLASSES)] = 1
+    return truth
+
+
+def write_tables(folder, truth, probabilities, classes=CLASSES, **columns):
+    """folds.csv and oof.csv of a run."""
+    labels = [",".join(name for name, true in zip(CLASSES, row, strict=True) if true == 1) for row in truth]
+    table = pd.DataFrame({"fname": NAMES, "labels": labels, "fold": FOLDS, **columns})
+    table.to_csv(folder / "folds.csv", index=False)
+    frame = pd.DataFrame(probabilities, columns=list(classes))
+    frame.insert(0, "fname", NAMES)
+    frame.insert(1, "fold", table["fold"])
+    frame[frame["fold"] >= 0].to_csv(folder / "oof.csv", index=False, float_format="%.9g")
+
+
+def make_run(folder, seed, listening=WINDOWS, seeds=1, classes=CLASSES, **facts):
+    """A run by hand: taggers that were never trained, tables, predictions that are the truth in noise."""
+    folder.mkdir()
+    for fold in (0, 1):
+        for k in range(seeds):
+            name = f"fold_{fold}" + f"_seed_{k}" * (k > 0)
+            save_tagger(
+                folder / f"{name}.pt",
+                tiny_tagger(100 * seed + 10 * fold + k, fold, listening, classes, **facts),
+            )
+    rng = np.random.default_rng(seed)
+    write_tables(folder, random_truth(), (random_truth() + 2 * rng.random((len(NAMES), 4))) / 3)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core():
+    """Networks this small only wait for each other on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """A folder of 16 clips of 0.3 to 2.1 s, each louder than the last."""
+    folder = tmp_path_factory.mktemp("audio")
+    for i, name in enumerate(NAMES):
+        write_wav(folder / name, noise(2400 + 1600 * (i % 10), seed=i, level=0.004 * (1 + i)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs that hear in other windows; the second has two seeds a fold."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [make_run(folder / "one", 1), make_run(folder / "two", 2, COARSE, seeds=2)]
+
+
+@pytest.fixture(scope="module")
+def stacks(runs, audio, tmp_path_factory):
+    """A stack of each kind, and nothing else in its folder of one file."""
+    folder, made = tmp_path_factory.mktemp("stacks"), {}
+    for kind in SMALL:
+        result = make_stack(runs, folder / kind, kind, audio)
+        (folder / "alone" / kind).mkdir(parents=True)
+        made[kind] = shutil.copy(folder / kind / "stack.pt", folder / "alone" / kind / "stack.pt"), result
+    return made
+
+
+def make_stack(runs, out, kind="gated-mlp", audio=None, more=(), **words):
+    """A stack that learns little and fast."""
+    return stack(runs, out, kind, audio, [*FAST, *SMALL[kind], *more], device="cpu", progress=False, **words)
+
+
+def networks_of(path):
+    """The state dicts of a stack's networks, by fold."""
+    return [network.state_dict() for network in open_models(path)[1].networks]
+
+
+def same_bits(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def windows_of(tagger, path):
+    """Centres of a clip's windows and the probabilities there, by the engine alone."""
+    spec = hear_waves(tagger.frontend, [torch.from_numpy(decode_file(path).wave)])
+    said = Listener(tagger, torch.device("cpu")).listen(spec)[0]
+    centres = [(a + b) / 2 / tagger.card.frontend.frames_per_s for a, b in said.spans]
+    return centres, torch.from_numpy(said.logits).sigmoid().numpy()
+
+
+def slow_answer(path, clip):
+    """Members' mean in each run, then the mean of the networks' sigmoids, of one clip. Shape: -> (K,)"""
+    models, made = open_models(path)
+    per_run = []
+    for run in range(2):
+        taggers = [model.build(None) for model in models if model.run == run]
+        if made.card.columns:
+            heard = [windows_of(tagger, clip) for tagger in taggers]
+            per_run.append((heard[0][0], np.mean([p for _, p in heard], axis=0)))
+        else:
+            per_run.append(np.mean([predict_clips(t, [clip]).probabilities[0] for t in taggers], axis=0))
+    if not made.card.columns:
+        x = torch.from_numpy(np.stack(per_run)).float()
+    else:
+        width = max(len(per_run[0][0]), made.card.columns)
+        x = torch.zeros(2, len(CLASSES), width)
+        for w, centre in enumerate(per_run[0][0]):
+            for run, (centres, beliefs) in enumerate(per_run):
+                nearest = min(range(len(centres)), key=lambda i: (abs(centres[i] - centre), i))
+                x[run, :, w] = torch.from_numpy(beliefs[nearest])
+    with torch.inference_mode():
+        return np.mean([net(x[None])[0].sigmoid().numpy() for net in made.networks], axis=0)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_network_of_a_fold_never_saw_its_rows(kind, runs, audio, tmp_path):
+    first = make_stack(runs, tmp_path / "first", kind, audio)
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    held = np.array(FOLDS)[:, None] == 0
+    truth = np.where(held, 1 - random_truth(), random_truth())
+    for copy in copies:
+        said = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+        write_tables(copy, truth, np.where(held, 1 - said, said))
+    make_stack(copies, tmp_path / "planted", kind, audio)
+    one, other = (networks_of(tmp_path / name / "stack.pt") for name in ("first", "planted"))
+    assert same_bits(one[0], other[0]) and not same_bits(one[1], other[1])
+    assert first.clips == 16
+
+
+def test_what_a_fold_is_scored_on_is_said_by_its_own_network(runs, stacks):
+    for kind in ("gated-mlp", "class-mixer"):
+        path, result = stacks[kind]
+        frame = pd.read_csv(result.folder / "oof.csv")
+        assert list(frame) == ["fname", "fold", *CLASSES] and tuple(frame["fname"]) == NAMES
+        x = np.stack([pd.read_csv(run / "oof.csv")[list(CLASSES)].to_numpy() for run in runs], axis=1)
+        with torch.inference_mode():
+            said = [
+                net(torch.from_numpy(x).float()).sigmoid().numpy() for net in open_models(path)[1].networks
+            ]
+        expected = np.where(np.array(FOLDS)[:, None] == 0, *said)
+        np.testing.assert_allclose(frame[list(CLASSES)].to_numpy(), expected, atol=1e-6)
+        truth = random_truth()
+        assert result.score == pytest.approx(lwlrap(truth, expected), abs=1e-6)
+        assert result.mean == pytest.approx(lwlrap(truth, x.mean(axis=1)))
+        assert list(result.runs.values()) == pytest.approx([lwlrap(truth, x[:, r]) for r in (0, 1)])
+        facts = json.loads((result.folder / "stack.json").read_text())
+        assert facts["score"] == result.score and facts["settings"]["epochs"] == 8
+        assert (result.folder / "folds.csv").read_bytes() == (runs[0] / "folds.csv").read_bytes()
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_one_file_submits_by_itself_and_equals_its_slow_definition(kind, stacks, audio, tmp_path):
+    path, _ = stacks[kind]
+    ids, wanted = NAMES[8:11][::-1], ("c", "a")
+    template = write_template(tmp_path / "t.csv", ids, wanted)
+    report = submit(path, audio, tmp_path / "out.csv", template, device="cpu", progress=False).report
+    header, rows = read_scores(tmp_path / "out.csv")
+    assert header == ["fname", *wanted] and report["blend"] == kind and len(report["models"]) == 6
+    for name in ids:
+        np.testing.assert_allclose(rows[name], slow_answer(path, audio / name)[[2, 0]], atol=2e-6)
+    said = predict_clips(path, [audio / name for name in ids], device="cpu")
+    assert said.classes == CLASSES
+    np.testing.assert_allclose(said.probabilities[:, [2, 0]], list(rows.values()), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["class-mixer", "image-stacker"])
+def test_a_clips_answer_depends_on_no_other_clip_nor_on_their_order(kind, stacks, audio):
+    path = stacks[kind][0]
+    together = predict_clips(path, audio, device="cpu")
+    turned = predict_clips(path, [audio / name for name in NAMES[::-1]], device="cpu")
+    np.testing.assert_allclose(turned.probabilities[::-1], together.probabilities, atol=2e-6)
+    for i in (0, 9):
+        alone = predict_clips(path, [audio / NAMES[i]], device="cpu").probabilities[0]
+        np.testing.assert_allclose(alone, together.probabilities[i], atol=2e-6)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def own_stack(path, sounds=CLASSES[:3]):
+    """A stack of two runs of a network of our own each, with a mixer that is no plain mean."""
+    taggers = [
+        own_tagger(LoudBands(3), plain_frontend(), sounds, name=name, listening=replace(WINDOWS, mode="full"))
+        for name in ("left", "right", "last")
+    ]
+    for tagger, scale in zip(taggers, (0.2, 0.5, 0.4), strict=True):
+        torch.nn.init.constant_(tagger.network.scale, scale)
+    card = StackCard("class-mixer", {}, ("l", "r"), (0, 1, 1), tuple(sounds))
+    network = card.new_network()
+    torch.nn.init.constant_(network.mix.bias, -1.0)
+    save_stack(path, Stack(card, [network]), taggers)
+    return path, taggers
+
+
+def builders(right=lambda spec: None, last=lambda spec: None):
+    """Networks by name, with what happens before a batch of one run's two."""
+    befores = {"left": lambda spec: None, "right": right, "last": last}
+    return {name: lambda before=before: LoudBands(3, before) for name, before in befores.items()}
+
+
+def fails_from(batch, error):
+    """Raises at so many-th batch and after."""
+    seen = []
+
+    def before(spec):
+        seen.append(len(spec))
+        if len(seen) >= batch:
+            raise error
+
+    return before
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_that_a_run_has_not_heard_have_the_plain_mean_of_the_others(batch, audio, tmp_path):
+    path, (left, right, _) = own_stack(tmp_path / "stack.pt")
+    many = tmp_path / "many"
+    for i in range(30):  # two bursts
+        write_wav(many / f"{i:02d}.wav", noise(4000, seed=i, level=0.01 * (1 + i)))
+    networks = builders(fails_from(batch, RuntimeError("no")), fails_from(1, RuntimeError("never")))
+    words = {"device": "cpu", "progress": False, "batch_frames": 400}
+    report = submit(path, many, tmp_path / "out.csv", networks=networks, **words).report
+    assert [bool(model["failure"]) for model in report["models"]] == [False, True, True]
+    rows = read_scores(tmp_path / "out.csv")[1]
+    one, other = (predict_clips(tagger, many).probabilities for tagger in (left, right))
+    mixed = torch.logit(torch.from_numpy((one + other) / 2)).sub(1).sigmoid().numpy()
+    heard = report["models"][1]["clips_heard"]
+    assert heard == 0 if batch == 1 else 0 < heard < 30
+    is_mixed = [np.allclose(row, mixed[i], atol=2e-6) for i, row in enumerate(rows.values())]
+    is_plain = [np.allclose(row, one[i], atol=2e-6) for i, row in enumerate(rows.values())]
+    assert sum(is_mixed) == heard and sum(is_plain) == 30 - heard
+
+
+def test_a_killed_submission_of_a_stack_goes_on_to_the_same_bytes(audio, tmp_path):
+    path, _ = own_stack(tmp_path / "stack.pt")
+    words = {"device": "cpu", "progress": False}
+    submit(path, audio, tmp_path / "whole.csv", networks=builders(), **words)
+    with pytest.raises(Killed):
+        submit(path, audio, tmp_path / "out.csv", networks=builders(fails_from(3, Killed())), **words)
+    assert (tmp_path / "out.csv").read_bytes() != (tmp_path / "whole.csv").read_bytes()
+    assert len(read_scores(tmp_path / "out.csv")[1]) == 16
+    seen = []
+    networks = builders() | {"left": lambda: LoudBands(3, lambda spec: seen.append(len(spec)))}
+    submit(path, audio, tmp_path / "out.csv", networks=networks, **words)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes() and not seen
+
+
+def test_rows_of_windows_are_each_read_alone(stacks, audio, tmp_path):
+    ids = ["09_1", "09_2", "08_1"]
+    template = write_template(tmp_path / "t.csv", ids, CLASSES)
+    path = stacks["class-mixer"][0]
+    submit(path, audio, tmp_path / "out.csv", template, device="cpu", progress=False)
+    models, made = open_models(path)
+    per_run = [[], []]
+    for model in models:
+        save_tagger(tmp_path / "one.pt", model.build(None))
+        submit(tmp_path / "one.pt", audio, tmp_path / "one.csv", template, device="cpu", progress=False)
+        per_run[model.run].append(list(read_scores(tmp_path / "one.csv")[1].values()))
+    x = torch.from_numpy(np.stack([np.mean(said, axis=0) for said in per_run], axis=1)).float()
+    with torch.inference_mode():
+        expected = torch.stack([net(x).sigmoid() for net in made.networks]).mean(dim=0)
+    rows = read_scores(tmp_path / "out.csv")[1]
+    np.testing.assert_allclose(list(rows.values()), expected, atol=2e-6)
+    assert np.ptp(list(rows.values()), axis=0).max() > 1e-3
+    with pytest.raises(KitError, match="reads whole clips, the template asks for windows"):
+        submit(stacks["image-stacker"][0], audio, tmp_path / "o.csv", template, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["gated-mlp", "image-stacker"])
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_callers_randomness_alone(
+    kind, runs, stacks, audio, tmp_path
+):
+    state = torch.get_rng_state()
+    make_stack(runs, tmp_path / "again", kind, audio)
+    assert torch.equal(torch.get_rng_state(), state)
+    first = networks_of(stacks[kind][0])
+    assert all(same_bits(*pair) for pair in zip(first, networks_of(tmp_path / "again/stack.pt"), strict=True))
+    assert (tmp_path / "again/oof.csv").read_bytes() == (stacks[kind][1].folder / "oof.csv").read_bytes()
+    if kind == "gated-mlp":
+        make_stack(runs, tmp_path / "other", kind, seed=1)
+        assert not same_bits(first[0], networks_of(tmp_path / "other/stack.pt")[0])
+
+
+def test_what_is_said_of_a_clip_without_known_labels_teaches_nothing(runs, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    false = ["*"] * 15 + [""]
+    truth = random_truth()
+    truth[15] = 0
+    made = []
+    for said in (0.1, 0.9):
+        for copy in copies:
+            probabilities = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+            probabilities[15] = said
+            write_tables(copy, truth, probabilities, false_labels=false)
+        make_stack(copies, tmp_path / "out", "class-mixer")
+        made.append(networks_of(tmp_path / "out/stack.pt"))
+    assert same_bits(made[0][0], made[1][0])
+
+
+def test_classes_in_another_order_are_the_same_classes(runs, tmp_path):
+    order = [2, 0, 3, 1]
+    turned = make_run(tmp_path / "turned", 2, COARSE, classes=[CLASSES[k] for k in order])
+    said = pd.read_csv(runs[1] / "oof.csv")[list(CLASSES)].to_numpy()
+    write_tables(turned, random_truth(), said[:, order], [CLASSES[k] for k in order])
+    make_stack([runs[0], turned], tmp_path / "one")
+    make_stack(runs, tmp_path / "other")
+    pair = (networks_of(tmp_path / name / "stack.pt")[0] for name in ("one", "other"))
+    assert same_bits(*pair)
+    assert open_models(tmp_path / "one/stack.pt")[1].card.classes == CLASSES
+
+
+def test_a_stack_says_whether_it_beats_the_plain_mean(runs, tmp_path):
+    assert "DOES NOT BEAT THE PLAIN MEAN" in str(make_stack(runs, tmp_path / "a", more=["epochs=1", "lr=0"]))
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    for copy in copies:  # each class is called by its neighbour's name, which a stack can learn
+        said = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+        write_tables(copy, random_truth(), np.roll(said, 1, axis=1))
+    good = make_stack(copies, tmp_path / "b", more=["epochs=60", "lr=0.02", "network.dropout=0"])
+    assert good.gain.low > 0 and "PLAIN MEAN" not in str(good)
+    assert good.gain.value == pytest.approx(good.score - good.mean)
+
+
+def test_the_doctor_shows_what_a_stack_holds(stacks):
+    path, result = stacks["class-mixer"]
+    told = examine([str(path)])
+    assert f"a stack, class-mixer, oof lwlrap {result.score:.6g}" in told
+    assert told.count("max-pyramid") == 6 and "[5 two, fold 1]" in told
+
+
+def test_a_stack_beside_others_or_blended_is_refused(stacks, runs, audio, tmp_path):
+    path = stacks["gated-mlp"][0]
+    for items, words in (
+        ([path, runs[0] / "fold_0.pt"], {}), ([path], {"blend": "rank"}), ([path], {"weights": [1]})
+    ):  # fmt: skip
+        with pytest.raises(KitError, match=r"is a stack, .* submit it alone"):
+            predict_clips(items, audio, **words)
+        with pytest.raises(KitError, match=r"is a stack, .* submit it alone"):
+            submit(items, audio, tmp_path / "o.csv", **words)
+    with pytest.raises(KitError, match="is a stack of many taggers, not one: give it to submit"):
+        load_tagger(path)
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_damaged_stack_is_one_error(stacks, audio, tmp_path):
+    content = torch.load(stacks["gated-mlp"][0], weights_only=True)
+    for changes, match in (
+        ({"format": 9}, "has checkpoint format 9"),
+        ({"networks": [{}]}, "is damaged"),
+        ({"members": []}, "is damaged"),
+        ({"card": "{"}, "is damaged"),
+    ):
+        torch.save(content | changes, tmp_path / "bad.pt")
+        with pytest.raises(KitError, match=match):
+            predict_clips(tmp_path / "bad.pt", audio)
+
+
+def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(runs, stacks, audio, tmp_path):
+    copy, calls = shutil.copytree(runs[1], tmp_path / "copy"), []
+    said = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+
+    def refused(match, *given, **words):
+        calls.append(match)
+        with pytest.raises(KitError, match=match):
+            make_stack([runs[0], copy] if not given else given[0], tmp_path / "out", **words)
+
+    frame = pd.read_csv(copy / "oof.csv")
+    frame[frame["fold"] == 0].to_csv(copy / "oof.csv", index=False)
+    refused(r"'01.wav' is in fold 1 of .*copy and in no fold of .*oof.csv")
+    write_tables(copy, random_truth(), said, ["a", "b", "c", "e"])
+    refused("has other classes .* e.g. 'd'")
+    write_tables(copy, random_truth(), said + 0.5)
+    refused("wanted a probability")
+    (copy / "oof.csv").unlink()
+    refused("run `oof` on it")
+    shutil.rmtree(copy)
+    make_run(copy, 2, score="rank")
+    refused("lacks its calibrations")
+    refused("each once", [runs[0], runs[0]])
+    refused("each once", [])
+    refused("is a stack itself", [runs[0], stacks["gated-mlp"][1].folder])
+    refused("give audio", runs, kind="image-stacker")
+    whole = make_run(tmp_path / "whole", 3, ListeningConfig())
+    refused("begin with a run of listening.mode=windows", [whole, runs[0]], kind="image-stacker", audio=audio)
+    with pytest.raises(KitError, match="choices are"):
+        stack(runs, tmp_path / "out", "mlp")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.json").write_text("{}")
+    refused("holds a run", runs)
+    assert len(calls) == 11
+
+
+def test_a_run_of_other_folds_names_the_first_clip(runs, tmp_path):
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    homes = [1, 0, *FOLDS[2:]]
+    for fold in (0, 1):
+        tagger = tiny_tagger(fold, fold, WINDOWS)
+        held = names_digest([name for name, home in zip(NAMES, homes, strict=True) if home == fold])
+        tagger.card = replace(tagger.card, held_out=held)
+        save_tagger(folder / f"fold_{fold}.pt", tagger)
+    write_tables(folder, random_truth(), random_truth(), fold=homes)
+    with pytest.raises(KitError, match=r"'00.wav' is in fold 0 of .*one and in fold 1 of .*moved"):
+        make_stack([runs[0], folder], tmp_path / "out")
