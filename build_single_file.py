@@ -17,9 +17,12 @@ from pathlib import Path
 
 BUNDLE = "audiotag_kit.py"
 ENTRIES = {"": "kit/__main__.py", "submit": "kit/only_submit.py"}
+DOORS = ("kit.verbs", "kit.parts")
 FLOORS = ("core", "sound", "labels", "models", "infer", "learn")
 LIMIT_BYTES = 400_000
 WIDTH = 110
+FOR_TOOLS = re.compile(r"  # (fmt: skip|type: ignore\[[\w, -]+\])$")
+LATER_SENTENCES = re.compile(r"(?<=\.) (?=[A-Z])")
 GENERATED = ("BUNDLE_SECTIONS", "where")
 DUNDERS = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__loader__"}
 IN_CLASSES = {"__module__", "__qualname__", "__class__", "__classdict__", "__annotations__"}
@@ -286,93 +289,154 @@ def all_faults(kit: Kit) -> Iterator[str]:
 def header(sources: list[Source], starts: list[int], version: str, only: str) -> list[str]:
     """What this file is, where it comes from, and what it holds."""
     digest = hashlib.sha256("".join(f"{s.path}\0{s.text}\0" for s in sources).encode()).hexdigest()
-    wide = max(len(source.path) for source in sources)
+    rows = [
+        f' ({at}, {at + len(banner(s, at)) - s.body_line}, "{s.path}"),'
+        for s, at in zip(sources, starts, strict=True)
+    ]
     return [
         "# audiotag-kit: train audio taggers, ensemble them and submit inside the clock, from one file.",
         "# SPDX-License-Identifier: MIT. Copyright (c) 2026 audiotag-kit authors.",
         f"# Version {version}, sha256 of the sources {digest}.",
         "# Edit kit/, not this file: it is made from there by",
         f"#     python build_single_file.py{' --only ' + only if only else ''}",
+        "# Inner functions have no types here, and of their docstrings the first sentence: kit/ has both.",
         "#",
-        "# Contents, each with its line in this file; where(LINE) gives the line in kit/ behind a line here.",
-        "#",
-        *(
-            f"# {at:>6}  {s.path:<{wide}}  {s.docstring[0]}".rstrip()
-            for s, at in zip(sources, starts, strict=True)
-        ),
+        "# Contents: first line here, line here minus line there, file. where(LINE) gives the line in kit/.",
+        "BUNDLE_SECTIONS = (",
+        *rows,
+        ")",
     ]
 
 
-def hoisted(sources: list[Source]) -> list[str]:
-    """The imports of all files, the kit's own aside: each once, sorted."""
+def hoisted(sources: list[Source], bodies: list[list[str]]) -> list[str]:
+    """The imports of all files, the kit's own aside: each once, sorted, without those that only types needed."""
+    tree = ast.parse("\n".join(line for lines in bodies for line in lines))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     plain: set[str] = set()
     named: dict[str, set[str]] = defaultdict(set)
     for node in (node for source in sources for node in source.imports if not is_kit(node)):
         target = named[node.module or ""] if isinstance(node, ast.ImportFrom) else plain
-        target.update(ast.unparse(alias) for alias in node.names)
+        bound = zip(node.names, meanings(node), strict=True)
+        target.update(ast.unparse(alias) for alias, (name, _) in bound if name in used)
     lines = [f"import {name}" for name in sorted(plain)]
-    for module, names in sorted(named.items()):
+    for module, names in sorted((module, names) for module, names in named.items() if names):
         line = f"from {module} import {', '.join(sorted(names))}"
         wrapped = [f"from {module} import (", *(f"    {name}," for name in sorted(names)), ")"]
         lines += [line] if len(line) <= WIDTH else wrapped
     return lines
 
 
-def finder(sources: list[Source], starts: list[int]) -> list[str]:
+def finder() -> list[str]:
     """The generated function that leads from a line of the bundle back to kit/."""
-    triples = [
-        (at, at + len(banner(s, at)) - s.body_line, s.path) for s, at in zip(sources, starts, strict=True)
-    ]
     return [
-        "BUNDLE_SECTIONS = (  # first line here, line here minus line there, file",
-        *(f'    ({first}, {offset}, "{path}"),' for first, offset, path in triples),
-        ")",
-        "",
-        "",
         "def where(lineno: int) -> str:",
-        '    """The source of a line of this file, such as a traceback\'s: "kit/core/errors.py:12"."""',
-        "    for first, offset, path in reversed(BUNDLE_SECTIONS):",
-        "        if lineno >= first:",
-        '            return f"{path}:{max(1, lineno - offset)}"',
-        f'    return f"{BUNDLE}:{{lineno}}"',
+        ' """The source of a line of this file, such as a traceback\'s: "kit/core/errors.py:12"."""',
+        " for first, offset, path in reversed(BUNDLE_SECTIONS):",
+        "  if lineno >= first:",
+        '   return f"{path}:{max(1, lineno - offset)}"',
+        f' return f"{BUNDLE}:{{lineno}}"',
     ]
 
 
 def banner(source: Source, start: int) -> list[str]:
     """The comment above a section that begins at line `start`: its file, its offset, and its docstring."""
-    lines = ["# " + "=" * 60, "", *(f"# {line}".rstrip() for line in source.docstring), ""]
-    lines[1] = f"# {source.path}   line here = line there + {start + len(lines) - source.body_line}"
+    lines = ["", *(f"# {line}".rstrip() for line in source.docstring), ""]
+    lines[0] = f"# == {source.path}: here = there + {start + len(lines) - source.body_line}"
     return lines
 
 
-def body(source: Source) -> list[str]:
-    """The lines below a file's imports, indented by two spaces a step instead of four: a tenth of kit/ is indent.
+def at_the_door(kit: Kit) -> set[str]:
+    """What help() is asked about: the names in the tables of verbs and parts, and in the tables that these name."""
+    outside = [source for module, source in kit.items() if module.startswith(DOORS)]
+    shown = {name for source in outside for _, name in names_in_tables(source)}
+    places = {(module, name) for source in outside for module, name, _ in source.links if name in shown}
+    return shown | {
+        name for module, table in places for of, name in names_in_tables(kit[module]) if of == table
+    }
+
+
+def names_in_tables(source: Source) -> Iterator[tuple[str, str]]:
+    """(table, name) of each name that stands in a table at a file's top level."""
+    for node in source.code:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            table = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+            yield from ((table, part.id) for part in ast.walk(node.value) if isinstance(part, ast.Name))
+
+
+def inner_nodes(source: Source, door: set[str]) -> Iterator[ast.AST]:
+    """The functions and classes of a file, and those inside them, that are not at the door; methods never are."""
+    waiting: list[ast.AST] = [source.tree]
+    for node in waiting:
+        for child in ast.iter_child_nodes(node):
+            shown = isinstance(child, FUNCTIONS) and child.name in door and node is source.tree
+            if isinstance(child, FUNCTIONS) and not shown:
+                yield child
+            if not shown or isinstance(child, ast.ClassDef):
+                waiting.append(child)
+
+
+def cuts_of_types(node: ast.AST) -> Iterator[tuple[ast.expr, int, bool]]:
+    """The annotations in and below a function's head: characters that lead to each, and is = tight?"""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        yield from ((argument.annotation, len(": "), True) for argument in arguments if argument.annotation)
+        if node.returns:
+            yield node.returns, len(" -> "), False
+        for inner in own_scope(node):
+            if isinstance(inner, ast.AnnAssign) and inner.value is not None:
+                yield inner.annotation, len(": "), False
+
+
+def thinned(source: Source, door: set[str]) -> list[str]:
+    """A file's lines, none more or fewer, without what inner functions say to tools and editors.
+
+    Their docstrings keep the first sentence, their heads lose types: kit/ has both. The door keeps all.
+    """
+    lines = source.text.rstrip().split("\n")
+    lines = [FOR_TOOLS.sub("", line) for line in lines]
+    for node in inner_nodes(source, door):
+        first = node.body[0] if isinstance(node, FUNCTIONS) and ast.get_docstring(node) else None
+        if first is not None:
+            sentence, *_ = LATER_SENTENCES.split(lines[first.lineno - 1].removesuffix('"""'), maxsplit=1)
+            lines[first.lineno - 1] = f'{sentence}"""'
+            lines[first.lineno : first.end_lineno] = [""] * ((first.end_lineno or 0) - first.lineno)
+        for annotation, lead, tight in sorted(cuts_of_types(node), key=lambda cut: -cut[0].col_offset):
+            row, begin, end = annotation.lineno - 1, annotation.col_offset, annotation.end_col_offset or 0
+            if annotation.end_lineno == annotation.lineno and lines[row].isascii():
+                rest = lines[row][end:]
+                rest = "=" + rest.removeprefix(" = ") if tight and rest.startswith(" = ") else rest
+                lines[row] = lines[row][: begin - lead] + rest
+    return lines
+
+
+def body(source: Source, door: set[str]) -> list[str]:
+    """The lines below a file's imports, indented by one space a step instead of four: a tenth of kit/ is indent.
 
     What a docstring indents beyond its own quotes stays as it is, and so do lines inside any other long string.
     """
     lines = source.text.rstrip().split("\n")
     indents = [len(line) - len(line.lstrip()) for line in lines]
-    cuts = [indent // 2 for indent in indents]
+    cuts = [indent - indent // 4 for indent in indents]
     documented = (node for node in ast.walk(source.tree) if isinstance(node, (*FUNCTIONS, ast.Module)))
     docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Constant | ast.JoinedStr) and (node.end_lineno or 0) > node.lineno:
             quoted = (ast.get_source_segment(source.text, node) or "").lstrip("bfruBFRU")
             if quoted.startswith(('"""', "'''")):
-                inside = node.col_offset // 2 if id(node) in docstrings else 0
+                inside = node.col_offset - node.col_offset // 4 if id(node) in docstrings else 0
                 for i in range(node.lineno, node.end_lineno or 0):
                     cuts[i] = min(inside, indents[i])
-    return [line[cut:] for line, cut in zip(lines, cuts, strict=True)][source.body_line - 1 :]
+    return [line[cut:] for line, cut in zip(thinned(source, door), cuts, strict=True)][source.body_line - 1 :]
 
 
-def flatten(sources: list[Source], version: str, only: str) -> str:
+def flatten(sources: list[Source], door: set[str], version: str, only: str) -> str:
     """The bundle. The first round counts lines, the second prints them: no number changes the count."""
-    starts = [0] * len(sources)
+    starts, bodies = [0] * len(sources), [body(source, door) for source in sources]
     for _ in range(2):
-        pages = [header(sources, starts, version, only), hoisted(sources), finder(sources, starts)]
+        pages = [header(sources, starts, version, only), hoisted(sources, bodies), finder()]
         for index, source in enumerate(sources):
             starts[index] = sum(len(page) + 2 for page in pages) + 1
-            pages.append([*banner(source, starts[index]), *body(source)])
+            pages.append([*banner(source, starts[index]), *bodies[index]])
     return "\n\n\n".join("\n".join(page) for page in pages) + "\n"
 
 
@@ -389,7 +453,8 @@ def build(root: Path, only: str = "") -> str:
     if faults or not version:
         raise Refused("\n".join(dict.fromkeys(faults)))
     part = reached(ENTRIES[only], kit)
-    text = flatten([source for source in reading_order(kit)[0] if source in part], version[1], only)
+    chosen = [source for source in reading_order(kit)[0] if source in part]
+    text = flatten(chosen, at_the_door(kit), version[1], only)
     faults += faults_of_names(text, BUNDLE)
     if (size := len(text.encode())) > LIMIT_BYTES:
         faults.append(

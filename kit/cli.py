@@ -1,4 +1,4 @@
-"""A command line in, a verb's function called with the same words, an exit code out."""
+"""A command line in, a verb's function called, an exit code out."""
 
 import argparse
 import inspect
@@ -14,17 +14,18 @@ from kit.core.errors import KitError, choose, closest
 from kit.core.runtime import in_notebook
 from kit.core.supervise import ERROR_MARK, am_worker
 from kit.core.version import VERSION
+from kit.sound.decode import one_line
 
 HINT = (
     f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit inside the clock. "
-    "Next: submit(checkpoints='folds/*.pt', audio='test/', template='sample_submission.csv', deadline='55m'); "
+    "Next: submit('folds/*.pt', 'test/', template='sample_submission.csv', deadline='55m'); "
     "help(submit) tells more."
 )
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A word of the command line: its function, whose parameters are its options, and what does more in Python."""
+    """A word of the command line: its function, whose parameters are options, and more for Python."""
 
     run: Callable[..., object]
     summary: str
@@ -32,55 +33,49 @@ class Verb:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line with the cure."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise KitError(f"{self.prog}: {message}. `{self.prog} --help` lists the options.")
 
 
-def option_help(function: Callable[..., object]) -> dict[str, str]:
-    """The words on each option from the `Options:` part of a docstring."""
-    part = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
-    return dict(re.findall(r"^\s*(\w+): (.*)$", part.group(1), re.MULTILINE)) if part else {}
-
-
 def items_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Reads a word as a list: 0,1,2 as numbers, a text as itself."""
+    """Reads a word as a list: 0,1 as numbers, a text as itself."""
 
-    def items(text: str) -> list[Any]:
-        return [text] if kind is str else [kind(item) for item in text.split(",") if item]
-
-    return items
+    return lambda text: [text] if kind is str else [kind(item) for item in text.split(",") if item]
 
 
 def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, words: str) -> None:
-    """One option for one parameter of a verb's function, by its annotation; `name` needs no dashes."""
+    """A parameter's option, by its annotation; `name` and `runs` need no dashes."""
     kind, name, default = str(parameter.annotation), parameter.name, parameter.default
-    flag, words = name.replace("_", "-"), words.replace("%", "%%")
+    flag, words = "--" + name.replace("_", "-"), words.replace("%", "%%")
+    facts: dict[str, Any] = {"dest": name}
     if name == "name":
-        parser.add_argument(name, nargs="?", default=default, help=words)
-        return
-    if parameter.annotation is bool:
-        flag, action = ("no-" + flag, "store_false") if default else (flag, "store_true")
-        words = f"do not {words}" if default else words
-        parser.add_argument("--" + flag, dest=name, action=action, help=words)
-        return
-    facts: dict[str, Any] = {"dest": name, "required": default is inspect.Parameter.empty, "help": words}
-    if not facts["required"]:
-        facts["default"] = default
-        facts["help"] += "" if default is None else f" (default: {default})"
-    facts["type"] = str if "str" in kind or "Path" in kind else float if "float" in kind else int
-    if "Sequence" in kind or "list" in kind:
-        facts |= {"type": items_of(facts["type"]), "nargs": "+", "action": "extend"}
-    parser.add_argument("--" + flag, metavar=name.upper(), **facts)
+        flag, facts = name, {"nargs": "?", "default": default}
+    elif name == "runs":
+        flag, facts = name, {"nargs": "+", "metavar": "RUN", "type": items_of(str)}
+    elif parameter.annotation is bool:
+        facts["action"] = "store_false" if default else "store_true"
+        if default:
+            flag, words = "--no" + flag[1:], "do not " + words
+    else:
+        facts |= {"metavar": name.upper(), "required": default is inspect.Parameter.empty}
+        if not facts["required"]:
+            facts["default"] = default
+            words += "" if default is None else f" (default: {default})"
+        facts["type"] = str if "str" in kind or "Path" in kind else float if "float" in kind else int
+        if "Sequence" in kind or "list" in kind:
+            facts |= {"type": items_of(facts["type"]), "nargs": "+", "action": "extend"}
+    parser.add_argument(flag, help=words, **facts)
 
 
 def build_parser(name: str, verb: Verb) -> OneLineParser:
-    """The parser of one verb, made from its function's parameters and docstring."""
+    """A verb's parser, from its function's parameters and the `Options:` of its docstring."""
     functions = ", ".join(function.__name__ for function in (verb.run, *verb.also))
-    more = f"In Python: {functions}; help(NAME) tells what each takes."
+    more = f"In Python: {functions}; help(NAME) tells more."
     parser = OneLineParser(f"audiotag_kit {name}", description=verb.summary, epilog=more, allow_abbrev=False)
-    words = option_help(verb.run)
+    part = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(verb.run) or "", re.DOTALL)
+    words = dict(re.findall(r"^\s*(\w+): (.*)$", part[1], re.MULTILINE)) if part else {}
     for parameter in inspect.signature(verb.run).parameters.values():
         if parameter.name in words:
             add_option(parser, parameter, words[parameter.name])
@@ -89,8 +84,8 @@ def build_parser(name: str, verb: Verb) -> OneLineParser:
 
 def overview(verbs: Mapping[str, Verb]) -> str:
     """What the command line can do."""
-    lines = [f"audiotag-kit {VERSION}\n\npython audiotag_kit.py VERB [options]   (VERB --help lists them)\n"]
-    return "\n".join([*lines, *(f"  {name:9} {verb.summary}" for name, verb in verbs.items())])
+    head = f"audiotag-kit {VERSION}\n\npython audiotag_kit.py VERB [options]   (VERB --help lists them)\n"
+    return "\n".join([head, *(f"  {name:9} {verb.summary}" for name, verb in verbs.items())])
 
 
 def obey(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
@@ -113,12 +108,12 @@ def obey(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
 
 
 def run_command(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
-    """Do what a command line asks; errors become one line on stderr and the exit code 2."""
+    """Do what a command line asks; an error is one line on stderr and exit code 2."""
     try:
         obey(verbs, words)
         return 0
     except KitError as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if am_worker():
             print(f"{ERROR_MARK}{message}", flush=True)
         else:
@@ -129,17 +124,18 @@ def run_command(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
-        print("audiotag-kit: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("audiotag-kit: interrupted; the same command goes on.", file=sys.stderr)
         return 130
 
 
 def enter(verbs: Mapping[str, Verb], file: str | None) -> None:
-    """What happens when the kit is the main program: the command line, in a script or after `%run file.py ARGS`.
+    """The kit as the main program: the command line, of a script or of `%run file.py ARGS`.
 
     Pasted, or run in a notebook without arguments, it prints one line. Under IPython a good end raises nothing.
+    A file's name may hold what a terminal cannot show: streams escape it.
     """
     notebook = in_notebook()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what a terminal cannot show
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if file is None or (notebook and len(sys.argv) < 2):

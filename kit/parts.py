@@ -17,6 +17,7 @@ from kit.infer.weights import choose_windows, fit_class_weights, fit_weights
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.boxes import class_bands_hz, read_boxes, recording_labels, window_targets
 from kit.labels.class_metrics import auc_per_class, average_precision_per_class, log_losses, top1_accuracy
+from kit.labels.folds import make_folds
 from kit.labels.metrics import lwlrap, lwlrap_flat, lwlrap_per_class
 from kit.labels.soft import (
     SoftLabels,
@@ -29,7 +30,10 @@ from kit.labels.soft import (
 from kit.labels.table import classes_of_template, clip_labels, read_clip_table
 from kit.learn.batch_losses import outlier_dropping_loss, soft_auc_loss
 from kit.learn.losses import LOSSES, average_loss, sum_by_source
-from kit.learn.recipe import Recipe, System
+from kit.learn.optim import OptimConfig
+from kit.learn.recipe import Recipe, SamplingConfig, SourceConfig, System
+from kit.learn.relabelling import RelabelConfig
+from kit.learn.stacking import StackConfig
 from kit.learn.train import flat_settings
 from kit.models.families import FAMILIES, build_network
 from kit.models.heads import POOLS, RECURRENCES, FrameAttention, GeneralisedMean, HeadConfig
@@ -37,8 +41,11 @@ from kit.models.network import receptive_frames
 from kit.models.second import SECOND_LEVEL
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.presets import SYSTEMS
+from kit.sound.augment import WaveAugmentConfig
 from kit.sound.frontend import FrontendConfig
 from kit.sound.levels import PcenConfig
+from kit.sound.mixing import MixConfig
+from kit.sound.specaugment import SpecAugmentConfig
 from kit.sound.windows import ListeningConfig
 
 
@@ -49,7 +56,10 @@ def by_name(*parts: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
 
 PARTS: dict[str, Mapping[str, Any]] = {
     "systems": SYSTEMS,
-    "settings": by_name(FrontendConfig, PcenConfig, ListeningConfig, HeadConfig, TaggerCard, Recipe),
+    "settings": by_name(
+        FrontendConfig, PcenConfig, ListeningConfig, HeadConfig, TaggerCard, Recipe, SourceConfig, SamplingConfig,
+        OptimConfig, WaveAugmentConfig, SpecAugmentConfig, MixConfig, RelabelConfig, StackConfig,
+    ),
     "taggers": by_name(
         build_tagger, own_tagger, save_tagger, load_tagger, build_network, receptive_frames, predict_clips, submit
     ),
@@ -59,7 +69,8 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "losses": {**LOSSES, **by_name(outlier_dropping_loss, soft_auc_loss, average_loss, sum_by_source)},
     "labels": by_name(
         read_clip_table, clip_labels, classes_of_template, SoftLabels, read_boxes, window_targets, recording_labels,
-        class_bands_hz, read_soft_labels, write_soft_labels, align_soft_labels, fill_unknown, nearest_window,
+        make_folds, class_bands_hz, read_soft_labels, write_soft_labels, align_soft_labels, fill_unknown,
+        nearest_window,
     ),
     "metrics": by_name(
         lwlrap, lwlrap_per_class, lwlrap_flat, auc_per_class, average_precision_per_class, log_losses, top1_accuracy,
@@ -87,19 +98,18 @@ def settings_of(config: type[Config]) -> list[str]:
     for item in dataclasses.fields(config):
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         shown = f"{type(default).__name__}(...)" if dataclasses.is_dataclass(default) else repr(default)
-        facts = [
+        bounds = (
             f"{name} {item.metadata[name]}" for name in ("low", "high", "choices") if item.metadata.get(name)
-        ]
-        lines.append(f"  {item.name} = {shown}: {'; '.join([item.metadata.get('help', ''), *facts])}")
+        )
+        lines.append(f"  {item.name} = {shown}: {'; '.join([item.metadata.get('help', ''), *bounds])}")
     return lines
 
 
 def tell_part(name: str, part: Any) -> str:
     """Everything that one part says of itself."""
     if isinstance(part, System):
-        return "\n".join(
-            [f"{name}: {part.source}", *(f"  {k}={v}" for k, v in flat_settings(part.to_dict()).items())]
-        )
+        settings = (f"  {key}={value}" for key, value in flat_settings(part.to_dict()).items())
+        return "\n".join([f"{name}: {part.source}", *settings])
     if not first_sentence(part):
         return f"{name} {', '.join(flag for flag, on in vars(part).items() if on is True)}".rstrip()
     title = f"{part.__name__}{inspect.signature(part) if inspect.isfunction(part) else ''}"
@@ -117,11 +127,11 @@ def list_parts(name: str | None = None) -> str:
         return "\n".join(f"{kind:12} {', '.join(parts)}" for kind, parts in PARTS.items())
     if name in PARTS:
         width = max(map(len, PARTS[name]))
-        return "\n".join(
-            f"{part:{width}}  {first_sentence(one)}".rstrip() for part, one in PARTS[name].items()
-        )
-    if not any(name in parts for parts in PARTS.values()):
+        lines = (f"{part:{width}}  {first_sentence(one)}".rstrip() for part, one in PARTS[name].items())
+        return "\n".join(lines)
+    told = [tell_part(name, parts[name]) for parts in PARTS.values() if name in parts]
+    if not told:
         hint = closest(name, [*PARTS, *(part for parts in PARTS.values() for part in parts)])
         near = hint.partition("the choices")[0].strip() or "without a name, all are listed."
         raise KitError(f"no part or kind of parts is {name!r}: {near}")
-    return "\n\n".join(tell_part(name, parts[name]) for parts in PARTS.values() if name in parts)
+    return "\n\n".join(told)

@@ -1,4 +1,4 @@
-"""A seed in, a small multi-label set of synthetic clips with its tables out."""
+"""A seed in, a small set of synthetic clips with its tables out."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ TOY_RATE = 22050
 
 
 def toy_event(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """One sound event of n samples, at most 1 in magnitude."""
+    """A sound event of n samples, at most 1 in magnitude."""
     t = np.arange(n) / TOY_RATE
     hz = float(np.exp(rng.uniform(math.log(400), math.log(3000))))
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
@@ -46,7 +46,7 @@ def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.
 
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0) -> None:
-    """Write train/ and test/ with clips of 0.3 to 30 s, train.csv, test_truth.csv and sample_submission.csv.
+    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables.
 
     Units: WAV, 22,050 Hz, 16 bit, mono
     """
@@ -63,6 +63,6 @@ def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0) 
             soundfile.write(folder / part / name, toy_clip(seconds, labels, rng), TOY_RATE, subtype="PCM_16")
             rows.append((name, ",".join(labels)))
         write_rows(folder / table, rows)
-    zeros = ["0"] * len(TOY_CLASSES)
+    zeros = "0" * len(TOY_CLASSES)
     template = [("fname", *TOY_CLASSES), *((name, *zeros) for name, _ in rows[1:])]
     write_rows(folder / "sample_submission.csv", template)

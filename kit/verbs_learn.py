@@ -1,51 +1,85 @@
 """The verbs of learning: names in, functions out."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from kit.cli import Verb
 from kit.core.errors import KitError
 from kit.core.files import write_text
+from kit.core.progress import advance, progress_bar
+from kit.core.runtime import tune_process
 from kit.demo import run_demo
-from kit.labels.folds import make_folds
-from kit.labels.table import class_names, read_clip_table
+from kit.infer.hearing import Hearing
+from kit.infer.template import locate_clips
+from kit.labels.boxes import read_boxes
+from kit.labels.folds import group_keys, make_folds
+from kit.labels.table import read_clip_table
+from kit.learn.data import box_table
 from kit.learn.oof import predict_oof
 from kit.learn.probing import probe
+from kit.learn.rounds import train_rounds
+from kit.learn.stacking import stack
+from kit.learn.teaching import relabel
 from kit.learn.train import Run, flat_settings, train_run
 from kit.parts import list_parts
+from kit.pictures import draw_contact_sheet
 from kit.recipes import RECIPES, find_recipe
+from kit.report import show
+from kit.sound.fingerprint import fingerprint_frontend, fingerprint_of_spec, near_duplicates
 
 
 def train_by_name(
     recipe: str,
-    table: str,
     audio: str,
     out: str,
+    table: str | None = None,
+    boxes: list[str] | None = None,
+    soft: str | None = None,
     small: bool = False,
     set: list[str] | None = None,
     only_folds: list[int] | None = None,
+    all_data: bool = False,
     group_column: str | None = None,
+    deadline: str | None = None,
+    backgrounds: str | None = None,
+    corrections: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a recipe by its name; the same command on the same folder goes on where it stopped.
+    """Train a recipe by its name, its rounds of relabelling included; the same command goes on where it stopped.
 
     Options:
         recipe: a name that `recipes` lists
-        table: CSV of fname,labels[,fold][,weight]
         audio: the folder that holds the clips
         out: the run's folder
+        table: CSV of fname,labels[,false_labels][,fold][,weight][,source]; with boxes recording_id,fold or none
+        boxes: CSVs of true and of false boxes
+        soft: CSV of soft labels for what is unknown
         small: the recipe's small variant, for two cores
-        set: settings as key=value, e.g. epochs=20 network.width=32
+        set: settings, e.g. epochs=20 network.width=32
         only_folds: train these folds only, e.g. 0,1
-        group_column: column of the table whose equal values must share a fold
+        all_data: one model on everything instead of folds
+        group_column: column whose equal values share a fold
+        deadline: time limit like 8h; the best by then is kept
+        backgrounds: folder of sounds to lay under crops
+        corrections: JSON or CSV of clips with new labels, or to be dropped
         device: cpu, cuda; the first that computes unless given
         threads: decoding threads; one per core unless given
         progress: show a progress bar
     """
     found = find_recipe(recipe, small, set)
-    return train_run(found, table, audio, out, only_folds, group_column, device, threads, progress)
+    return train_rounds(
+        found, table, audio, out, only_folds=only_folds, group_column=group_column, boxes=boxes, soft=soft,
+        all_data=all_data, deadline=deadline, backgrounds=backgrounds, corrections=corrections,
+        device=device, threads=threads,
+        progress=progress,
+    )  # fmt: skip
 
 
 def list_recipes(name: str | None = None, small: bool = False) -> str:
@@ -65,27 +99,65 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
     return "\n".join(lines)
 
 
-def add_folds(table: str, out: str, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> str:
+def hear_fingerprints(
+    names: Sequence[str], audio: str, threads: int | None, progress: bool
+) -> list[np.ndarray]:
+    """The fingerprint of each clip; empty, and said so, for one that cannot be heard."""
+    tune_process()
+    prints, frontends = [np.zeros(0, np.int64)] * len(names), {"": fingerprint_frontend()}
+    hearing = Hearing(locate_clips(names, Path(audio)), frontends, torch.device("cpu"), threads=threads)
+    with progress_bar(hearing.total_s, "fingerprint", "s of audio", progress) as bar:
+        for number in range(len(hearing.bursts)):
+            for i, spec in zip(*hearing.specs(number, ""), strict=True):
+                prints[i] = fingerprint_of_spec(spec)
+            hearing.drop(number, "")
+            advance(bar, hearing.burst_s(number))
+    hearing.close()
+    for i, reason in list(hearing.failures.items())[:5]:
+        print(f"note: could not hear {names[i]}: {reason}", flush=True)
+    return prints
+
+
+def add_folds(
+    out: str, table: str | None = None, boxes: list[str] | None = None, audio: str | None = None, n_folds: int = 5,
+    seed: int = 0, group_column: str | None = None, threads: int | None = None, progress: bool = True,
+) -> str:  # fmt: skip
     """Write a table with a multilabel-stratified fold column, groups kept together.
 
+    With audio, a column `group` holds the first clip of those that copies, excerpts and group_column link.
+
     Options:
-        table: CSV of fname,labels and more
         out: the CSV to write
+        table: CSV of fname,labels and more
+        boxes: in its place two CSVs of true and of false boxes; a row per recording
+        audio: the folder of the clips, to look for near-duplicates
         n_folds: how many folds
         seed: breaks ties
-        group_column: column whose equal values must share a fold (recording, uploader, near-duplicate)
+        group_column: column whose equal values share a fold
+        threads: decoding threads; one per core unless given
+        progress: show a progress bar
     """
-    frame = read_clip_table(table)
-    if "fold" in frame:
-        raise KitError(f"{table} has a fold column already: drop it to make new folds.")
-    frame["fold"] = make_folds(frame, n_folds, seed, group_column)
+    if (table is None) == (boxes is None) or len(boxes or "TF") != 2:
+        raise KitError("give --table CSV, or --boxes and two CSVs, of true and of false positives.")
+    frame = read_clip_table(table) if table else box_table(read_boxes(*boxes or ()), None)
+    if taken := {"fold", *(["group"] if audio and group_column != "group" else [])} & {*frame}:
+        raise KitError(f"{table} has a {taken.pop()} column already: drop it to make new ones.")
+    by, said = group_column, group_column or "none (--group-column, --audio)"
+    if audio:
+        names = frame["fname"]
+        twins = near_duplicates(hear_fingerprints(list(names), audio, threads, progress))
+        keys = group_keys(frame.assign(fname=group_keys(frame, group_column), group=twins), "group")
+        groups = names.groupby(keys)
+        frame["group"] = groups.transform("first").where(groups.transform("size") > 1, "")
+        copies = Counter(filter(None, twins))
+        by, said = "group", f"{len(copies)} groups of {copies.total()} near-duplicates"
+        if copies:
+            alike = names[np.array(twins) == next(iter(copies))]
+            said += f", the first: {', '.join(alike[:5])}"
+    frame["fold"] = make_folds(frame, n_folds, seed, by)
     write_text(Path(out), frame.to_csv(index=False, lineterminator="\n"))
     counts = ", ".join(map(str, frame["fold"].value_counts().sort_index()))
-    classes = len(class_names(list(frame["labels"])))
-    groups = group_column or "none (--group-column)"
-    return (
-        f"{out}: {len(frame)} clips of {classes} classes in folds of {counts}, groups kept together: {groups}"
-    )
+    return f"{out}: {len(frame)} clips in folds of {counts}, groups kept together: {said}"
 
 
 LEARN_VERBS = {
@@ -94,6 +166,10 @@ LEARN_VERBS = {
     "parts": Verb(list_parts, "what systems are composed of: families, heads, losses, metrics, blends ..."),
     "folds": Verb(add_folds, "a table with a multilabel-stratified fold column, groups kept together"),
     "train": Verb(train_by_name, "a run with a checkpoint per fold, by a recipe's name", (train_run, find_recipe)),
+    "relabel": Verb(relabel, "new labels for a table, by models that held its clips out"),
+    "stack": Verb(stack, "a second-level model on several runs, to submit by itself"),
     "oof": Verb(predict_oof, "out-of-fold predictions and scores of a run"),
+    "show": Verb(show, "runs side by side: scores, costs, settings that differ; --out draws curves"),
+    "augment": Verb(draw_contact_sheet, "a picture of a clip under every augmentation"),
     "probe": Verb(probe, "what a run's taggers hear: their loss without coordinate, bands or time"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings in, frozen and checked dataclasses out; JSON and key=value overrides both ways."""
+"""Settings in, frozen and checked dataclasses out; JSON and key=value both ways."""
 
 import dataclasses
 import json
@@ -19,13 +19,16 @@ def setting(
     high: float | None = None,
     choices: tuple[Any, ...] = (),
 ) -> Any:
-    """A dataclass field with its help, inclusive bounds and choices."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    """A dataclass field with help, inclusive bounds and choices; a dict is copied."""
+    facts = {"help": help, "low": low, "high": high, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=facts)
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Base of every settings class, checked at birth. Errors: KitError for a wrong type or a value out of bounds"""
+    """Base of all settings, checked at birth. Errors: KitError for a wrong type or a value out of bounds"""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -41,11 +44,10 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, nested."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return values
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
     def digest_text(self) -> str:
-        """One canonical line: equal settings give equal text."""
+        """One line, equal for equal settings."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
@@ -58,7 +60,7 @@ class Config:
         return cls(**values)
 
     def override(self, assignments: list[str]) -> Self:
-        """A copy with `key=value` texts applied; keys may be dotted, values JSON or plain text."""
+        """A copy with `key=value` texts applied; keys may be dotted, values JSON or text."""
         values = self.to_dict()
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
@@ -77,7 +79,7 @@ class Config:
 
 
 def read_value(text: str) -> Any:
-    """A JSON value or Python's None, True, False where the text is one, else the text."""
+    """The JSON value, or None, True, False, that a text is, else the text."""
     try:
         return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
     except json.JSONDecodeError:
@@ -85,7 +87,7 @@ def read_value(text: str) -> Any:
 
 
 def check_bounds(value: Any, facts: typing.Mapping[str, Any], where: str) -> None:
-    """Raise KitError where a value, or an item of a tuple, leaves its bounds or choices."""
+    """Raise KitError where a value, or an item, is out of bounds or no choice."""
     low, high, choices = (facts.get(name) for name in ("low", "high", "choices"))
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
@@ -104,13 +106,13 @@ def check_bounds(value: Any, facts: typing.Mapping[str, Any], where: str) -> Non
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """The value as annotated: lists to tuples, dicts to settings, ints to floats."""
+    """The value as annotated: lists and arrays to tuples, dicts to settings, ints to floats."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
         return coerce(value, next(a for a in arguments if a is not types.NoneType), where)
-    if origin is tuple and hasattr(value, "tolist"):  # an array, such as class_bands_hz gives
+    if origin is tuple and hasattr(value, "tolist"):
         value = value.tolist()
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(coerce(item, arguments[0], where) for item in value)
@@ -121,6 +123,5 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     no_number = isinstance(value, bool) and hint in (int, float)
     if hint is Any or (isinstance(value, origin or hint) and not no_number):
         return value
-    words = {tuple: "a list", dict: "a table of names and values"}
-    wanted = words.get(origin) or getattr(hint, "__name__", str(hint))
+    wanted = {tuple: "a list", dict: "a table of names and values"}.get(origin) or hint.__name__
     raise KitError(f"{where} wants {wanted}, got {value!r} ({type(value).__name__}).")

@@ -1,5 +1,6 @@
 """A CSV in, its columns as checked text out; rows in, a whole CSV out."""
 
+import contextlib
 import csv
 import io
 import math
@@ -15,27 +16,25 @@ from kit.core.files import write_text
 
 @dataclass(frozen=True)
 class TextTable:
-    """A CSV as the text it is: its columns by their names, and the line on which each row ends."""
+    """A CSV as text: columns by their names, and the line that ends each row."""
 
     path: str | Path
     columns: dict[str, list[Any]]
     lines: list[int]
 
     def at(self, row: int) -> str:
-        """The file and line of a row, for errors."""
+        """A row's file and line."""
         return f"{self.path}, line {self.lines[row]}"
 
     def check_names(self, column: str, once: bool = True) -> None:
-        """Raise KitError at the first name in a column that is empty or, if wanted `once`, stands above already."""
+        """Raise KitError at a name that is empty or, if wanted `once`, stands above."""
         first: dict[str, int] = {}
         for row, name in enumerate(self.columns[column]):
             if not name.strip():
                 raise KitError(f"{self.at(row)}: {column} is empty: fill it in or remove the line.")
             if first.setdefault(name, row) != row and once:
-                raise KitError(
-                    f"{self.at(row)}: {name!r} stands on line {self.lines[first[name]]} already: "
-                    "give it one line (a clip's labels are joined by commas)."
-                )
+                above = f"{name!r} stands on line {self.lines[first[name]]} already"
+                raise KitError(f"{self.at(row)}: {above}: give it one line (labels are joined by commas).")
 
     def numbers(
         self,
@@ -44,22 +43,18 @@ class TextTable:
         fits: Callable[[Any], bool] = lambda value: 0 <= value < math.inf,
         kind: Callable[[str], Any] = float,
     ) -> list[Any]:
-        """A column as numbers of a kind. Raise KitError at the first that is none or does not fit."""
-        values = []
+        """A column as numbers of a kind. Errors: KitError at the first that does not fit, as 1_0, Python's ten"""
+        values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
-            try:
-                value = kind(text)
-                good = fits(value) and "_" not in text  # Python reads 1_0 as ten
-            except ValueError:
-                good = False
-            if not good:
+            with contextlib.suppress(ValueError):
+                values.append(kind(text))
+            if len(values) == row or not fits(values[row]) or "_" in text:
                 raise KitError(f"{self.at(row)}: {column} is {text!r}, wanted {wanted}.")
-            values.append(value)
         return values
 
 
 def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False) -> TextTable:
-    """A CSV that has the columns `wanted`, all as text, without its blank lines.
+    """A CSV as text, with the columns `wanted`, without blank lines.
 
     `exact` keeps blanks around the columns' names, and bytes that are no UTF-8 as write_text writes them.
     Errors: KitError for what is no CSV in UTF-8, a column missing or named twice, a row of another width
@@ -85,10 +80,8 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
             raise KitError(f"{path} has no column {name!r}: {closest(name, names)}.")
     for line, row in body:
         if len(row) != len(names):
-            raise KitError(
-                f"{path}, line {line}: {len(row)} fields under {len(names)} columns; "
-                'a field that holds commas must be quoted: a.wav,"Bark,Meow".'
-            )
+            told = f"{len(row)} fields under {len(names)} columns"
+            raise KitError(f"{path}, line {line}: {told}: a field with commas must be quoted.")
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(names)}
     return TextTable(path, columns, [line for line, _ in body])
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,17 +31,16 @@ def advance(bar: Any, amount: float) -> None:
 
 
 class Stopwatch:
-    """Seconds spent under each name. Units: seconds of the given clock"""
+    """Seconds spent under each name."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self.now = now
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Add the time of a block to a name."""
-        began = self.now()
+        began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""A machine in, the device that really computes out, and the CPU and network set for the job."""
+"""A machine in, the device that really computes out; the process set for the job."""
 
 import contextlib
 import ctypes
@@ -14,17 +14,17 @@ OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLI
 
 
 def device_problem(device: torch.device) -> str | None:
-    """Why `device` cannot compute, found by computing on it; None where it can."""
+    """Why `device` cannot compute, by trying; None where it can."""
     try:
         probe = torch.ones(8, 8, device=device)
         total = float((probe @ probe).sum())
-        return None if total == 512.0 else f"a product gave {total}, not 512"
+        return None if total == 512 else f"a product gave {total}, not 512"
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().splitlines()[0]
 
 
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
-    """The device to use, and what there is to say about it.
+    """The device to use, and a remark on it.
 
     Without a wish: the first GPU that computes (a listed P100 does not, under today's torch), else the CPU.
     Errors: KitError where the wanted device cannot compute
@@ -33,13 +33,12 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
         try:
             device = torch.device(wanted)
         except RuntimeError as error:
-            raise KitError(f"no device is called {wanted!r}: try cpu, cuda, cuda:1 or mps.") from error
+            raise KitError(f"no device is called {wanted!r}: try cpu, cuda:0 or mps.") from error
         if problem := device_problem(device):
-            raise KitError(f"the device {wanted!r} cannot compute ({problem}): leave it out, or use cpu.")
+            raise KitError(f"the device {wanted!r} cannot compute ({problem}): use cpu.")
         return device, None
     candidates = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        candidates.append(torch.device("mps"))
+    candidates += [torch.device("mps")] if torch.backends.mps.is_available() else []
     problems: list[str] = []
     for device in candidates:
         if (problem := device_problem(device)) is None:
@@ -49,14 +48,15 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
 
 
 def tune_process() -> None:
-    """Set this process for offline inference on many clip lengths; harmless when repeated.
+    """Set this process for offline work on many clip lengths.
 
-    oneDNN keeps a primitive for every length, glibc large blocks (else page faults cost three forward passes).
+    oneDNN keeps a primitive for every length, glibc, where there is one, large blocks (else page faults cost three
+    forward passes).
     """
     for switch in OFFLINE_SWITCHES:
         os.environ.setdefault(switch, "1")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
-    with contextlib.suppress(OSError, AttributeError):  # without glibc
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         trim_threshold, top_pad, mmap_max = -1, -2, -4
         for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20)):
@@ -64,16 +64,15 @@ def tune_process() -> None:
 
 
 def full_float32() -> contextlib.AbstractContextManager[None]:
-    """A context in which cuDNN convolves float32 as float32, not as TF32; what else is set stays."""
+    """A context in which cuDNN convolves float32 without TF32; other flags stay."""
     now = torch.backends.cudnn
-    flags: contextlib.AbstractContextManager[None] = now.flags(
+    return now.flags(
         enabled=now.enabled, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False
     )
-    return flags
 
 
 def in_notebook() -> bool:
-    """True under IPython, where the process belongs to the notebook and must live on."""
+    """True under IPython, where the process must live on."""
     return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
 
 
@@ -83,7 +82,7 @@ def cpu_count() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory left, by the kernel and by the container's limit; 4 GiB where nobody tells."""
+    """Memory left to kernel and container; 4 GiB where nobody tells."""
     free, group = 4 * 2**30, Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError, IndexError):
         free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""A command for this very file in, a child process that is stopped on time out."""
+"""A command for this kit in, a child process that is stopped on time out."""
 
 import codecs
 import contextlib
@@ -24,12 +24,12 @@ ERROR_MARK = "\x1e"
 
 
 def am_worker() -> bool:
-    """True inside the child process that a supervisor started."""
+    """True in the child of a supervisor."""
     return os.environ.get(WORKER_MARK) == "1"
 
 
 def own_source() -> Path | None:
-    """The single file that this code runs from; None where it runs from the package kit/.
+    """The single file that this code runs from; None for the package kit/.
 
     Pasted code is read back from the notebook's line cache and written to a new file.
     """
@@ -40,7 +40,7 @@ def own_source() -> Path | None:
         return Path(name).resolve()
     lines = linecache.getlines(name)
     if not lines:
-        raise KitError("cannot find the kit's own source to run it again: save audiotag_kit.py and %run it.")
+        raise KitError("cannot find the kit's own source: save audiotag_kit.py and %run it.")
     path = Path(tempfile.mkdtemp(prefix="audiotag_kit_")) / "audiotag_kit.py"
     path.write_text("".join(lines), encoding="utf-8")
     return path
@@ -52,7 +52,7 @@ def own_root() -> Path:
 
 
 def own_command() -> tuple[list[str], dict[str, str]]:
-    """Python's words, and what they need of the environment, that run this kit's command line again."""
+    """Python's words and environment that run this kit's command line."""
     if source := own_source():
         return [str(source)], {}
     paths = [str(own_root()), os.environ.get("PYTHONPATH")]
@@ -60,7 +60,7 @@ def own_command() -> tuple[list[str], dict[str, str]]:
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as command-line words: --name=value, once per item of a list; None and False are left out."""
+    """Options as command-line words: --name=value, once per item of a list."""
     words = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
@@ -71,7 +71,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """In a worker: end this process when its supervisor has died, however it did."""
+    """In a worker: end this process when its supervisor died."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -83,7 +83,7 @@ def end_with_parent() -> None:
 
 
 def exit_after(seconds: float) -> Callable[[], object]:
-    """End this process with code 0 after so long, even where code holds the interpreter lock.
+    """End this process with code 0 after so long, whatever code does.
 
     Returns what calls it off. Without glibc nothing is armed.
     """
@@ -102,7 +102,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
 
 
 def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], object]) -> int | None:
-    """Run this kit's command line in a child; its exit code, or None when it was killed at `stop_by`.
+    """Run this kit's command line in a child; its exit code, None when killed at `stop_by`.
 
     What it prints goes to `echo` as it comes. Only a child can be stopped on time whatever its code does.
     """
@@ -118,9 +118,8 @@ def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], ob
     said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def pump() -> None:
-        assert child.stdout is not None
         text = codecs.getincrementaldecoder("utf-8")("replace")
-        while chunk := os.read(child.stdout.fileno(), 65536):
+        while chunk := os.read(child.stdout.fileno(), 65536):  # type: ignore[union-attr]
             said.put(text.decode(chunk))
         said.put(None)
 

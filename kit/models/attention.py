@@ -1,6 +1,7 @@
-"""Spectrograms in, one map weighed by channel and place out, and the skips it was merged from: skip-attention."""
+"""Spectrograms in, a map weighed by channel and place, and its skips, out: skip-attention."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class SkipAttentionConfig(NetworkConfig):
 
     width: int = setting(64, "channels of the first of four blocks, doubled by each", low=4)
     ratio: int = setting(16, "channels per unit that channel attention looks through", low=1)
-    head: HeadConfig = setting(HeadConfig(pool="mean", hidden=128, dropout=0.2), "how maps become logits")
+    head: HeadConfig = setting(HeadConfig(pool="mean", hidden=128, dropout=0.2), "its head")
 
 
 def convolved(width_in: int, width: int) -> list[nn.Module]:
@@ -27,19 +28,18 @@ def convolved(width_in: int, width: int) -> list[nn.Module]:
 
 
 def mean_pool(size: int) -> nn.AvgPool2d:
-    """Means of size x size cells; the odd row and frame make cells of their own."""
+    """Means of size x size cells, odd rows and frames of their own."""
     return nn.AvgPool2d(size, ceil_mode=True)
 
 
 class ChannelAttention(nn.Module):
-    """Weighs every channel by what all of them hear over the whole input. Shape: (B, D, M, N) -> the same"""
+    """Weighs every channel by what all hear over the whole input. Shape: (B, D, M, N) -> the same"""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
         narrow = max(1, width // ratio)
-        self.look = nn.Sequential(
-            nn.Linear(width, narrow, bias=False), nn.ReLU(), nn.Linear(narrow, width, bias=False)
-        )
+        squeeze, widen = nn.Linear(width, narrow, bias=False), nn.Linear(narrow, width, bias=False)
+        self.look = nn.Sequential(squeeze, nn.ReLU(), widen)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = torch.sigmoid(self.look(x.mean((2, 3))) + self.look(x.amax((2, 3))))
@@ -76,15 +76,14 @@ class SkipAttention(Backbone):
         deep = widths[-1]
         self.blocks = nn.ModuleList(
             nn.Sequential(*convolved(before, width), *convolved(width, width), mean_pool(2))
-            for before, width in zip([picture.channels, *widths], widths, strict=False)
+            for before, width in pairwise([picture.channels, *widths])
         )
         self.skips = nn.ModuleList(
             nn.Sequential(mean_pool(size), *convolved(width, deep))
             for size, width in zip((8, 4, 2), widths, strict=False)
         )
-        self.merge = nn.Sequential(
-            ChannelAttention(4 * deep, settings.ratio), PlaceAttention(), *convolved(4 * deep, deep)
-        )
+        weigh = ChannelAttention(4 * deep, settings.ratio), PlaceAttention()
+        self.merge = nn.Sequential(*weigh, *convolved(4 * deep, deep))
         self.widths, self.strides, self.auxiliary_widths = (deep,), (16,), (deep,) * 3
 
     def forward(self, spec: Tensor) -> Maps:

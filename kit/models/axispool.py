@@ -1,6 +1,7 @@
-"""Spectrograms in, a map pooled by maxima over time and means over frequency out, beside wave statistics: axis-pool."""
+"""Spectrograms in, maxima over time of means over frequency out, beside wave statistics: axis-pool."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ class AxisPoolConfig(NetworkConfig):
     """Size of an axis-pool network: eight convolutions and an output layer."""
 
     width: int = setting(64, "channels of the first of four blocks, doubled by each", low=4)
-    stat_steps: int = setting(128, "steps that the wave statistics are averaged to", low=1)
+    stat_steps: int = setting(128, "steps that wave statistics are averaged to", low=1)
     stat_width: int = setting(64, "units per direction of the recurrence over them", low=1)
-    head: HeadConfig = setting(HeadConfig(pool="time-max", dropout=0.2), "how maps become logits")
+    head: HeadConfig = setting(HeadConfig(pool="time-max", dropout=0.2), "its head")
 
 
 class AxisPool(Backbone):
@@ -42,7 +43,7 @@ class AxisPool(Backbone):
         self.settings, self.bins, self.with_side = settings, picture.bins, picture.side_rows > 0
         widths = [settings.width * 2**k for k in range(4)]
         layers: list[nn.Module] = []
-        for before, width in zip([picture.channels, *widths], widths, strict=False):
+        for before, width in pairwise([picture.channels, *widths]):
             layers += [*convolved(before, width), *convolved(width, width)]
             if width != widths[-1]:
                 layers += [nn.AvgPool2d((2, 1), ceil_mode=True), nn.MaxPool2d((1, 2), ceil_mode=True)]
@@ -51,7 +52,7 @@ class AxisPool(Backbone):
         if self.with_side:
             self.stat_norm = nn.BatchNorm1d(WAVE_FACTS)
             self.stat_gru = nn.GRU(WAVE_FACTS, settings.stat_width, batch_first=True, bidirectional=True)
-            self.widths, self.strides = [2 * settings.stat_width, 1, widths[-1]], [0, 0, 8]
+            self.widths, self.strides = [2 * settings.stat_width, 1, *self.widths], [0, 0, 8]
 
     def forward(self, spec: Tensor) -> Maps:
         deepest = self.blocks(spec[:, :, : self.bins])

@@ -1,4 +1,4 @@
-"""Spectrograms in, the deepest map of a convolutional timm model out; a local pretrained file fills its tensors."""
+"""Spectrograms in, the deepest map of a convolutional timm model out, pretrained from a local file."""
 
 import copy
 import difflib
@@ -20,17 +20,13 @@ class TimmConfig(NetworkConfig):
     """Which timm model, and how it begins; published: EfficientNet-B0, B1, B3 and ReXNet-150, 200."""
 
     name: str = setting("tf_efficientnet_b0.ns_jft_in1k", "any convolutional model of timm")
-    weights: str | None = setting(None, "local pretrained file that training starts from")
-    stem_stride: int | None = setting(
-        None,
-        "None: as built; 1: the first convolution skips nothing, maps are twice as fine",
-        choices=(None, 1),
-    )
-    drop_path: float = setting(0.0, "share of residual branches left out in training", low=0.0, high=0.9)
+    weights: str | None = setting(None, "local pretrained file to start from")
+    stem_stride: int | None = setting(None, "1: its first convolution skips nothing", choices=(None, 1))
+    drop_path: float = setting(0.0, "share of branches left out in training", low=0.0, high=0.9)
 
 
 class TimmBackbone(Backbone):
-    """A timm model up to its last map, with random weights; stride and shortest input are measured on it.
+    """A timm model up to its last map, random; stride and shortest input are measured on it.
 
     Shape:  spec (B, C, M, N) -> one map (B, D, M', N')
     Source: Wightman, PyTorch Image Models, doi:10.5281/zenodo.4414861
@@ -43,19 +39,19 @@ class TimmBackbone(Backbone):
         self.settings = settings
         self.model = timm_model(settings, picture.channels)
         if settings.stem_stride:
-            widen_stem(self.model, settings)
+            stems = [self.model.get_submodule(name) for name in names_in_card(self.model, "first_conv")]
+            if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
+                raise KitError(f"stem_stride=1: {settings.name} has another stem: use None.")
+            stems[0].stride = (1, 1)
         short, long = (picture_map(self, picture, frames) for frames in (2048, 4096))
         # What grows with the picture is the last of four axes; (B, M', N', D) and (B, tokens, D) have others.
         if not (len(short) == len(long) == 4 and short[3] < long[3]):
-            came = f"makes {long} of" if long else "refuses"
-            raise KitError(
-                f"{settings.name} {came} a picture of {picture.bins} x 4096, not a map (1, D, M', N'): "
-                "take a convolutional model, or more bins."
-            )
+            came = f"{settings.name} {f'makes {long} of' if long else 'refuses'} a picture of {picture.bins} x 4096"
+            raise KitError(f"{came}, no map (1, D, M', N'): take a convolutional model, or more bins.")
         stride = round(2048 / (long[3] - short[3]))
         self.widths, self.strides = (long[1],), (stride,)
-        tries = (frames for frames in range(stride, 2048, stride) if picture_map(self, picture, frames))
-        self.min_frames = next(tries, 2048)
+        fits = (frames for frames in range(stride, 2048, stride) if picture_map(self, picture, frames))
+        self.min_frames = next(fits, 2048)
 
     def forward(self, spec: Tensor) -> Maps:
         return Maps([self.model.forward_features(spec)])  # type: ignore[operator]
@@ -70,19 +66,15 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     # A prefix such as hf-hub: would ask the network; a name of the registry never does.
     if not timm.is_model(settings.name):
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]
-        near = ", ".join(difflib.get_close_matches(settings.name, names, n=5, cutoff=0.4))
-        raise KitError(f"timm has no model {settings.name!r}; near are: {near or 'none'}.")
+        near = ", ".join(difflib.get_close_matches(settings.name, names, 5, 0.4)) or "none"
+        raise KitError(f"timm has no model {settings.name!r}; near are: {near}.")
     facts: dict[str, Any] = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
     try:
-        model: nn.Module = timm.create_model(
-            settings.name, pretrained=False, in_chans=channels, num_classes=0, **facts
-        )
+        model: nn.Module = timm.create_model(settings.name, in_chans=channels, num_classes=0, **facts)
     except Exception as error:
         tags = ", ".join(timm.list_models(f"{settings.name.partition('.')[0]}.*", pretrained=True)) or "none"
-        raise KitError(
-            f"timm cannot build {settings.name!r} with {channels} channels and drop_path {settings.drop_path:g}: "
-            f"{one_line(error)[:160]}. Its pretrained forms: {tags}."
-        ) from error
+        why = f"with {channels} channels and drop_path {settings.drop_path:g}: {one_line(error)[:160]}"
+        raise KitError(f"timm cannot build {settings.name!r} {why}. Its pretrained forms: {tags}.") from error
     return model
 
 
@@ -90,16 +82,6 @@ def names_in_card(model: Any, fact: str) -> tuple[str, ...]:
     """The modules that timm's card of a model calls "first_conv" or "classifier"."""
     names = model.pretrained_cfg.get(fact) or ()
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def widen_stem(model: nn.Module, settings: TimmConfig) -> None:
-    """Let the first convolution step by one bin and frame. Errors: KitError unless it stepped by two"""
-    stems = [model.get_submodule(name) for name in names_in_card(model, "first_conv")]
-    if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
-        raise KitError(
-            f"stem_stride=1 wants a first stride of 2, {settings.name} has another stem: use None."
-        )
-    stems[0].stride = (1, 1)
 
 
 def picture_map(backbone: Backbone, picture: Picture, frames: int) -> tuple[int, ...]:
@@ -114,39 +96,32 @@ def picture_map(backbone: Backbone, picture: Picture, frames: int) -> tuple[int,
 
 
 def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    """Fill a backbone from a local file of its model, whose stem follows the channels; its classifier is left.
+    """Fill a backbone from a local file of its model, whose stem follows the channels.
 
     Errors: KitError for a file that is missing, cannot be read as tensors, or is of another model
     """
-    from timm.models import adapt_input_conv
+    from timm.models import adapt_input_conv, load_state_dict
 
-    given, wanted = read_tensors(Path(path)), backbone.model.state_dict()
+    if not Path(path).is_file():
+        raise KitError(f"no pretrained file {path}: attach it, or set weights=None.")
+    try:
+        content = load_state_dict(str(path), weights_only=True)
+        given = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    except Exception as error:
+        why = one_line(error)[:160]
+        raise KitError(f"{path} cannot be read as tensors ({why}): save a state_dict.") from error
+    wanted = backbone.model.state_dict()
     for stem in (f"{name}.weight" for name in names_in_card(backbone.model, "first_conv")):
         if stem in wanted and stem in given and given[stem].shape[1:2] == (3,):
             given[stem] = adapt_input_conv(wanted[stem].shape[1], given[stem])
     # Old files do not count batches, and nothing here reads the count.
     needed = [name for name in wanted if not name.endswith("num_batches_tracked")]
-    filled = [name for name in needed if name in given and given[name].shape == wanted[name].shape]
+    empty = [name for name in needed if name not in given or given[name].shape != wanted[name].shape]
     tops = tuple(name.partition(".")[0] + "." for name in names_in_card(backbone.model, "classifier"))
     strange = [name for name in given if name not in wanted and not name.startswith(tops)]
-    odd = strange + [name for name in needed if name not in filled]
-    if odd:
-        raise KitError(
-            f"{path} is no file of {backbone.settings.name}: it fills {len(filled)} of its {len(needed)} tensors "
-            f"({len(filled) / len(needed):.0%}) and has {len(strange)} others, e.g. {odd[0]}: set the file's own name."
-        )
+    if odd := strange + empty:
+        wanting, filled = len(needed), len(needed) - len(empty)
+        share = f"{filled} of its {wanting} tensors ({filled / wanting:.0%})"
+        told = f"it fills {share} and has {len(strange)} others, e.g. {odd[0]}"
+        raise KitError(f"{path} is no file of {backbone.settings.name}: {told}: set its own name.")
     backbone.model.load_state_dict({name: given[name] for name in wanted if name in given}, strict=False)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a torch.save of tensors. Errors: KitError where it is none"""
-    from timm.models import load_state_dict
-
-    if not path.is_file():
-        raise KitError(f"no pretrained file {path}: attach it, or set weights=None.")
-    try:
-        content = load_state_dict(str(path), weights_only=True)
-        return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    except Exception as error:
-        reason = one_line(error)[:160]
-        raise KitError(f"{path} cannot be read as tensors ({reason}): save a state_dict.") from error

@@ -25,10 +25,10 @@ FAMILIES = {name: config for name, (config, _) in BACKBONES.items()} | {"freq-cr
 
 def overlay(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Given settings over defaults, group by group."""
-    merged = dict(defaults)
+    merged = defaults | given
     for name, value in given.items():
-        group = isinstance(value, dict) and isinstance(defaults.get(name), dict)
-        merged[name] = overlay(defaults[name], value) if group else value
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            merged[name] = overlay(defaults[name], value)
     return merged
 
 
@@ -52,7 +52,7 @@ def complete_network(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_backbone(family: str, config: NetworkConfig, picture: Picture, start: bool) -> Backbone:
-    """A family's backbone, random; `start` reads the pretrained file of its settings, if any."""
+    """A family's backbone, random; `start` reads the pretrained file of its settings."""
     backbone = BACKBONES[family][1](config, picture)
     if start and isinstance(backbone, TimmBackbone) and backbone.settings.weights is not None:
         load_pretrained(backbone, backbone.settings.weights)
@@ -60,10 +60,7 @@ def build_backbone(family: str, config: NetworkConfig, picture: Picture, start: 
 
 
 def build_network(settings: dict[str, Any], picture: Picture, classes: int, start: bool = False) -> nn.Module:
-    """A freshly initialised network; `start` as build_backbone.
-
-    Errors: KitError as read_network and load_pretrained, and for a picture that the family cannot look at
-    """
+    """A freshly initialised network; `start` as build_backbone."""
     family, config = read_network(settings)
     if isinstance(config, FreqCropConfig):
         shared = read_network(config.backbone)
@@ -72,5 +69,5 @@ def build_network(settings: dict[str, Any], picture: Picture, classes: int, star
 
 
 def network_layout(network: nn.Module) -> torch.memory_format:
-    """The memory layout of a network's inputs: channels-last where it says that it gains."""
+    """The memory layout of a network's inputs."""
     return torch.channels_last if getattr(network, "channels_last", False) else torch.contiguous_format

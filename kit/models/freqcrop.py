@@ -1,7 +1,7 @@
 """A backbone and a band per class in, one network out whose classes each hear their own band: freq-crop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,34 +20,26 @@ class FreqCropConfig(NetworkConfig):
     """How classes hear their bands; the published form is crops of 32 mel rows through EfficientNet-B0."""
 
     form: str = setting(
-        "crops",
-        "crops: each class's band (frontend.bands_hz) by itself through the backbone; "
-        "pooled: one pass, and each class pools its band's rows of the map",
-        choices=("crops", "pooled"),
+        "crops", "crops: frontend.bands_hz one by one; pooled: rows of one map", choices=("crops", "pooled")
     )
-    bands_hz: tuple[tuple[float, ...], ...] = setting((), "low and high of each class's band (form pooled)")
-    backbone: dict[str, Any] = field(
-        default_factory=lambda: {"family": "timm"},
-        metadata={"help": "settings of another family, without head"},
-    )
+    bands_hz: tuple[tuple[float, ...], ...] = setting((), "each class's band, for form=pooled")
+    backbone: dict[str, Any] = setting({"family": "timm"}, "another family's settings, without head")
     head: HeadConfig = setting(HeadConfig(pool="positive-mean"), "what each class pools, then classifies")
 
     def check(self) -> None:
         if self.form == "crops" and self.bands_hz:
-            raise KitError("bands_hz is of form=pooled; form=crops hears the bands of frontend.bands_hz.")
+            raise KitError("bands_hz is of form=pooled, frontend.bands_hz of form=crops.")
         for band in self.bands_hz:
             if len(band) != 2 or not band[0] < band[1]:
                 raise KitError(f"bands_hz wants pairs of low < high in hertz, got {band}.")
         if self.head.pool == "attention" or self.head.recurrent or self.head.hidden != 0:
-            raise KitError(
-                "freq-crop pools and classifies: no attention, head.recurrent=None, head.hidden=0."
-            )
+            raise KitError("freq-crop wants no attention, head.recurrent=None, head.hidden=0.")
         if self.backbone.get("family") == "freq-crop" or {"head", "noisy_head"} & set(self.backbone):
-            raise KitError("freq-crop's backbone is another family without head: set freq-crop's own.")
+            raise KitError("freq-crop's backbone is another family without head.")
 
 
 class BandCrops(Backbone):
-    """One backbone that hears every band by itself; bands lie one below the other in input and map.
+    """One backbone that hears every band by itself; bands lie one below the other.
 
     Shape:  spec (B, C, K m, N) -> one map (B, D, K m', N')
     """
@@ -66,7 +58,7 @@ class BandCrops(Backbone):
 
 
 class BandHead(Head):
-    """Pools every row of the deepest map that a class's rows of the picture reach into, under an output of its own.
+    """Pools the rows of the deepest map that a class's band reaches into, under an output of its own.
 
     Shape:  maps, the last (B, D, M', N') -> clip (B, K)
     Units:  bands, first and end row of the picture for each class
@@ -98,20 +90,17 @@ def build_freq_crop(
     bins = picture.bins
     if config.form == "crops":
         if picture.bands != classes:
-            raise KitError(
-                f"form=crops wants frontend.bands_hz with a band for each of {classes} classes, got {picture.bands}."
-            )
+            came = f"each of {classes} classes, got {picture.bands}"
+            raise KitError(f"form=crops wants frontend.bands_hz with a band for {came}.")
         rows = bins // classes
         bands = [(k * rows, (k + 1) * rows) for k in range(classes)]
         backbone: Backbone = BandCrops(backbone_of(Picture(picture.channels, rows)), classes)
     else:
         if len(config.bands_hz) != classes:
-            raise KitError(
-                f"form=pooled wants a band for each of {classes} classes, got {len(config.bands_hz)}."
-            )
+            raise KitError(f"wanted a band for each of {classes} classes, got {len(config.bands_hz)}.")
         bands = [picture.rows_of_band(*band) for band in config.bands_hz]
         backbone = backbone_of(picture)
         if len(picture_map(backbone, picture, backbone.min_frames)) != 4:
-            raise KitError("form=pooled wants a backbone whose map has rows of frequency: use form=crops.")
+            raise KitError("form=pooled wants a backbone whose map has rows of frequency.")
     width = backbone.widths[-1]
     return Network(backbone, config, classes, lambda: BandHead(config.head, width, bins, bands))

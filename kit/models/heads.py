@@ -32,24 +32,20 @@ class HeadConfig(Config):
     """How a backbone's maps become logits: [recurrence], pool, dropout, [hidden layer], output."""
 
     pool: str = setting(
-        "mean",
-        "what is read of maps; time-max: means over frequency, their maximum; attention: weights over time",
-        choices=(*POOLS, "gem", "attention"),
+        "mean", "how maps are read; attention: weights over time", choices=(*POOLS, "gem", "attention")
     )
-    recurrent: str | None = setting(
-        None, "a bidirectional recurrence over time before the pool", choices=(None, *RECURRENCES)
-    )
+    recurrent: str | None = setting(None, "bidirectional, before the pool", choices=(None, *RECURRENCES))
     recurrent_width: int = setting(128, "its units per direction", low=1)
-    embedding: int = setting(0, "channels that it is projected to; 0 = as it is", low=0)
-    hidden: int | None = setting(0, "units of a hidden layer; None = as many as it reads", low=0)
+    embedding: int = setting(0, "channels it is projected to; 0: as it is", low=0)
+    hidden: int | None = setting(0, "units of a hidden layer; None: as many as it reads", low=0)
     norm_first: bool = setting(False, "normalise before and after the hidden layer, drop out after it")
     dropout: float = setting(0.2, "dropout before the output", low=0.0, high=0.95)
 
     def check(self) -> None:
         if self.embedding and self.recurrent is None:
-            raise KitError(f"embedding={self.embedding} wants a recurrence: set recurrent, or embedding=0.")
+            raise KitError(f"embedding={self.embedding} wants a recurrence: set recurrent.")
         if self.norm_first and (self.hidden == 0 or self.pool == "attention"):
-            raise KitError("norm_first wants a hidden layer and no pool=attention: set norm_first=False.")
+            raise KitError("norm_first wants a hidden layer and no attention: set norm_first=False.")
 
 
 class NetworkOutput(NamedTuple):
@@ -66,8 +62,7 @@ class NetworkOutput(NamedTuple):
 
 def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Sequential:
     """Layers from pooled features to logits. Shape: (B, features) -> (B, classes)"""
-    hidden = features if config.hidden is None else config.hidden
-    dropout = nn.Dropout(config.dropout)
+    hidden, dropout = features if config.hidden is None else config.hidden, nn.Dropout(config.dropout)
     if not hidden:
         return nn.Sequential(dropout, nn.Linear(features, classes))
     middle, output = nn.Linear(features, hidden), nn.Linear(hidden, classes)
@@ -89,8 +84,7 @@ class GeneralisedMean(nn.Module):
         self.power = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        power = self.power.clamp(1.0, 30.0)
-        positive = x.float().clamp(min=1e-6)
+        power, positive = self.power.clamp(1.0, 30.0), x.float().clamp(min=1e-6)
         scale = positive.detach().amax((2, 3), keepdim=True)
         return scale[..., 0, 0] * (positive / scale).pow(power).mean((2, 3)).pow(1 / power)
 
@@ -104,8 +98,7 @@ class FrameAttention(nn.Module):
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.attention = nn.Conv1d(features, classes, 1)
-        self.tagging = nn.Conv1d(features, classes, 1)
+        self.attention, self.tagging = nn.Conv1d(features, classes, 1), nn.Conv1d(features, classes, 1)
 
     def forward(self, x: Tensor) -> NetworkOutput:
         frames = self.tagging(x).float()
@@ -128,7 +121,7 @@ def aligned_sequence(maps: Sequence[Tensor]) -> Tensor:
 
 
 def hear_sequence(recurrence: nn.Module, x: Tensor) -> Tensor:
-    """A recurrence over time; not every CPU has it in float16. Shape: (B, D, N') -> (B, 2 units, N')"""
+    """A recurrence over time, never in float16. Shape: (B, D, N') -> (B, 2 units, N')"""
     with torch.autocast(x.device.type, enabled=False):
         sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
         return torch.as_tensor(recurrence(sequence)[0].transpose(1, 2))

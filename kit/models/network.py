@@ -1,4 +1,4 @@
-"""A backbone and a head in, one network out: spectrograms to logits of clip, frames, skips and noisy labels."""
+"""A backbone and a head in, one network from spectrograms to logits out."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ class Picture:
     bands: int = 1
 
     def rows_of_band(self, low_hz: float, high_hz: float) -> tuple[int, int]:
-        """First and end row whose centres lie in a band, or the one row nearest its middle. Errors: KitError"""
+        """First and end row inside a band, else the row nearest its middle. Errors: KitError"""
         hz = np.array(self.bin_hz)
         if len(hz) != self.bins or (np.diff(hz) <= 0).any():
             raise KitError(
@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class NetworkConfig(Config):
-    """What every family has, beside settings and a head of its own."""
+    """What every family has."""
 
     head: HeadConfig = setting(HeadConfig(), "how maps become logits")
     noisy_head: bool = setting(False, "a second head, trained on noisy labels alone")
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    """A backbone under heads; `make_head` where they are other than Head.
+    """A backbone under heads, of `make_head` or Head.
 
     Shape:  spec (B, C, M, N) -> logits (B, K); any N >= min_frames
     Units:  `stride` frames per step of the deepest map
@@ -92,18 +92,15 @@ class Network(nn.Module):
         self.head = make_head()
         self.noisy_head = make_head() if config.noisy_head else None
         plain = replace(config.head, pool="mean", recurrent=None, embedding=0)
-        self.auxiliary_heads = nn.ModuleList(
-            Head(plain, (width,), classes) for width in backbone.auxiliary_widths
-        )
-        self.channels_last = backbone.channels_last
-        self.min_frames = backbone.min_frames
+        self.auxiliary_heads = nn.ModuleList(Head(plain, (w,), classes) for w in backbone.auxiliary_widths)
+        self.channels_last, self.min_frames = backbone.channels_last, backbone.min_frames
         self.stride = backbone.strides[-1]
 
     def forward(self, spec: Tensor) -> Tensor:
         return torch.as_tensor(self.head(self.backbone(spec).main).clip)
 
     def outputs(self, spec: Tensor) -> NetworkOutput:
-        """All that training may ask of a batch. Shape: spec (B, C, M, N)"""
+        """All that training asks of a batch. Shape: spec (B, C, M, N)"""
         maps = self.backbone(spec)
         said: NetworkOutput = self.head(maps.main)
         skips = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
@@ -112,7 +109,7 @@ class Network(nn.Module):
         return said._replace(auxiliary=auxiliary, noisy=noisy)
 
     def span_logits(self, maps: Maps, spans: Sequence[Span]) -> Tensor:
-        """Logits of stretches of one pass: the head reads each span's part of the maps.
+        """Logits of spans of one pass.
 
         Shape:  maps of (B, C, M, N), W spans in frames of the input -> (B, W, K)
         """
@@ -127,17 +124,13 @@ class Network(nn.Module):
 def check_picture(
     family: str, picture: Picture, least_bins: int = 1, side_rows: Sequence[int] = (0,)
 ) -> None:
-    """Raise KitError where a family cannot look at a picture."""
+    """Raise KitError where a family cannot see a picture."""
     if picture.bins < least_bins:
-        raise KitError(
-            f"{family} needs at least {least_bins} frequency bins with these settings, got {picture.bins}: "
-            "raise n_mels."
-        )
+        wanted = f"at least {least_bins} frequency bins with these settings"
+        raise KitError(f"{family} needs {wanted}, got {picture.bins}: raise n_mels.")
     if picture.side_rows not in side_rows:
-        raise KitError(
-            f"{family} reads {' or '.join(map(str, side_rows))} side rows, got {picture.side_rows}: "
-            "set frontend.side to [] or its system's."
-        )
+        wanted = f"{' or '.join(map(str, side_rows))} side rows"
+        raise KitError(f"{family} reads {wanted}, got {picture.side_rows}: set frontend.side to [].")
 
 
 def receptive_frames(backbone: Backbone, picture: Picture) -> int | None:
@@ -148,7 +141,6 @@ def receptive_frames(backbone: Backbone, picture: Picture) -> int | None:
     twin = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
 
     def hears(frames: int, part: slice) -> bool:
-        """Whether the middle step of so many frames hears a part of them."""
         spec = torch.zeros(1, picture.channels, picture.bins + picture.side_rows, frames)
         spec[..., part] = torch.nan
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Spectrograms in, a pyramid of ever coarser maps out, 2-D on mel or 1-D on STFT: max-pyramid."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,12 @@ from kit.models.network import Backbone, Maps, NetworkConfig, Picture, check_pic
 class PyramidConfig(NetworkConfig):
     """Size of a max-pyramid; as published it has 9.25 M weights."""
 
-    dims: int = setting(
-        2, "2: convolve over frequency and time; 1: over time, bins as channels", choices=(1, 2)
-    )
+    dims: int = setting(2, "1: convolve over time alone, bins as channels", choices=(1, 2))
     blocks: int = setting(5, "blocks, each halving its map", low=1, high=8)
     width: int = setting(100, "channels of the first block", low=4)
     growth: float = setting(1.5, "channels grow by this factor per block", low=1.0, high=4.0)
     pooled_from: int = setting(1, "first block (from 0) whose map reaches the head", low=0)
-    head: HeadConfig = setting(
-        HeadConfig(pool="max", hidden=None, norm_first=True, dropout=0.5), "how maps become logits"
-    )
+    head: HeadConfig = setting(HeadConfig(pool="max", hidden=None, norm_first=True, dropout=0.5), "its head")
 
     def check(self) -> None:
         if self.pooled_from >= self.blocks:
@@ -41,14 +38,10 @@ class BottleneckResidual(nn.Module):
         super().__init__()
         convolution, norm, _ = LAYERS_OF_DIMS[dims]
         layers: list[nn.Module] = []
-        for kernel in (1, 3, 1):
-            layers += [
-                convolution(width, width, kernel, padding=kernel // 2, bias=False),
-                norm(width),
-                nn.PReLU(),
-            ]
-        self.body = nn.Sequential(*layers[:-1])
-        self.activation = layers[-1]
+        for size in (1, 3, 1):
+            convolve = convolution(width, width, size, padding=size // 2, bias=False)
+            layers += [convolve, norm(width), nn.PReLU()]
+        self.body, self.activation = nn.Sequential(*layers[:-1]), layers[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.activation(x + self.body(x)))
@@ -57,18 +50,12 @@ class BottleneckResidual(nn.Module):
 def pyramid_block(dims: int, width_in: int, width: int) -> nn.Sequential:
     """Normalise, convolve, halve and keep the odd frame, normalise, bend, refine."""
     convolution, norm, pool = LAYERS_OF_DIMS[dims]
-    return nn.Sequential(
-        norm(width_in),
-        convolution(width_in, width, 3, padding=1, bias=False),
-        pool(2, ceil_mode=True),
-        norm(width),
-        nn.PReLU(),
-        BottleneckResidual(dims, width),
-    )
+    halve = convolution(width_in, width, 3, padding=1, bias=False), pool(2, ceil_mode=True)
+    return nn.Sequential(norm(width_in), *halve, norm(width), nn.PReLU(), BottleneckResidual(dims, width))
 
 
 class MaxPyramid(Backbone):
-    """Blocks that halve their maps; the head reads all from `pooled_from` on, by their maximum unless told otherwise.
+    """Blocks that halve their maps; the head reads all from `pooled_from` on.
 
     Shape:  spec (B, C, M, N) -> maps (B, D, [M',] N'), N' = N / 4, N / 8, ... rounded up; N >= 1
     Source: third place, Freesound Audio Tagging 2019; recurrent variant: head.recurrent=gru
@@ -82,17 +69,14 @@ class MaxPyramid(Backbone):
         widths = [round(settings.width * settings.growth**k) for k in range(settings.blocks)]
         first = picture.channels * (1 if flat else picture.bins)
         self.blocks = nn.ModuleList(
-            pyramid_block(settings.dims, before, width)
-            for before, width in zip([first, *widths], widths, strict=False)
+            pyramid_block(settings.dims, before, width) for before, width in pairwise([first, *widths])
         )
         self.widths = widths[settings.pooled_from :]
         self.strides = [2 ** (k + 1) for k in range(settings.pooled_from, settings.blocks)]
         self.min_frames = 2**settings.blocks
 
     def forward(self, spec: Tensor) -> Maps:
-        x = spec if self.channels_last else spec.flatten(1, 2)
-        maps = []
+        maps = [spec if self.channels_last else spec.flatten(1, 2)]
         for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return Maps(maps[self.settings.pooled_from :])
+            maps.append(block(maps[-1]))
+        return Maps(maps[1 + self.settings.pooled_from :])

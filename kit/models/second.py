@@ -14,14 +14,14 @@ from kit.core.errors import KitError
 class GatedMlpConfig(Config):
     """Size of a gated MLP, as published."""
 
-    widths: tuple[int, ...] = setting((1024, 512), "units of the hidden layers", low=1)
+    widths: tuple[int, ...] = setting((1024, 512), "units of hidden layers", low=1)
     squeeze: int = setting(16, "inputs per unit that the gate looks through", low=1)
     dropout: float = setting(0.2, "dropout after each hidden layer", low=0.0, high=0.95)
 
 
 @dataclass(frozen=True)
 class ClassMixerConfig(Config):
-    """A class mixer has nothing to set."""
+    """Nothing to set."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ImageStackerConfig(Config):
 
 
 class SecondLevel(nn.Module):
-    """What reads the predictions of so many models of so many classes."""
+    """What reads so many models' predictions of so many classes."""
 
     def __init__(self, models: int, classes: int) -> None:
         super().__init__()
@@ -42,10 +42,8 @@ class SecondLevel(nn.Module):
     def check_predictions(self, x: Tensor, windows: str = "") -> None:
         """Raise KitError unless they are (B, m, K), with windows (B, m, K, W)."""
         if x.shape[1:3] != (self.models, self.classes) or x.ndim != 3 + bool(windows) or not x.shape[-1]:
-            raise KitError(
-                f"predictions {tuple(x.shape)}, wanted (clips, {self.models} models, {self.classes} classes{windows}): "
-                "give those it was trained on, in their order."
-            )
+            wanted = f"(clips, {self.models} models, {self.classes} classes{windows})"
+            raise KitError(f"predictions {tuple(x.shape)}, wanted {wanted}.")
 
 
 class GatedMlp(SecondLevel):
@@ -59,9 +57,8 @@ class GatedMlp(SecondLevel):
         super().__init__(models, classes)
         width = models * classes
         narrow = max(1, width // settings.squeeze)
-        self.gate = nn.Sequential(
-            nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid()
-        )
+        squeeze, widen = nn.Linear(width, narrow), nn.Linear(narrow, width)
+        self.gate = nn.Sequential(squeeze, nn.PReLU(), widen, nn.Sigmoid())
         layers: list[nn.Module] = []
         for hidden in settings.widths:
             layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
@@ -90,7 +87,7 @@ class ClassMixer(SecondLevel):
 
     def forward(self, predictions: Tensor) -> Tensor:
         self.check_predictions(predictions)
-        # The float32 shares widen half-precision inputs, in which 1 - eps would be 1 and its logit infinite.
+        # The float32 shares widen half precision, in which 1 - eps would be 1 and its logit infinite.
         mean = (predictions * self.shares.softmax(dim=0)).sum(dim=1)
         return torch.as_tensor(self.mix(torch.logit(mean, eps=1e-7)))
 

@@ -1,6 +1,6 @@
 """A frontend and a network in, one tagger from waveforms to logits out, with the card that describes it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,36 +26,31 @@ def picture_of(config: FrontendConfig) -> Picture:
 class TaggerCard(Config):
     """All that is known of a tagger besides its tensors; a checkpoint's JSON."""
 
-    classes: tuple[str, ...] = setting((), "class names, in the order of the logits")
-    prevalences: tuple[float, ...] = setting(
-        (), "share of training clips with each class; 1 / classes unless given", low=0.0, high=1.0
-    )
-    frontend: FrontendConfig = setting(FrontendConfig(), "how sound becomes a spectrogram")
+    classes: tuple[str, ...] = setting((), "in the order of the logits")
+    prevalences: tuple[float, ...] = setting((), "share of training clips with each class", low=0.0, high=1.0)
+    frontend: FrontendConfig = setting(FrontendConfig(), "sound to picture")
     listening: ListeningConfig = setting(ListeningConfig(), "how a clip is heard")
-    network: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "the network's family and settings"}
-    )
-    min_frames: int = setting(1, "shortest input of the network, in frames", low=1)
+    network: dict[str, Any] = setting({}, "its family and settings")
+    min_frames: int = setting(1, "shortest input, in frames", low=1)
     score: str = setting("probability", "what its logits mean", choices=("probability", "rank"))
     calibration: Calibration | None = setting(None, "scale and offset fitted out of fold")
     fold: int | None = setting(None, "the fold it never saw")
-    held_out: str = setting("", "digest of the names of the clips it never saw")
-    seed: int = setting(0, "seed of its training")
-    oof_score: float | None = setting(None, "lwlrap on the fold it never saw")
+    held_out: str = setting("", "digest of its clips' names")
+    seed: int = setting(0, "of its training")
+    oof_score: float | None = setting(None, "lwlrap on that fold")
     cost: float | None = setting(None, "measured seconds of network time per second of audio")
-    cost_device: str = setting("", "where the cost was measured")
-    recipe: dict[str, Any] = field(default_factory=dict, metadata={"help": "the recipe it was trained by"})
-    version: str = setting(VERSION, "the kit's version that wrote it")
+    cost_device: str = setting("", "measured there")
+    recipe: dict[str, Any] = setting({}, "what it was trained by")
+    version: str = setting(VERSION, "of the kit that wrote it")
 
     def check(self) -> None:
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise KitError(f"a tagger needs class names, each once, got {len(self.classes)}.")
+        n = len(self.classes)
+        if not n or len({*self.classes}) != n:
+            raise KitError(f"a tagger needs class names, each once, got {n}.")
         if not self.prevalences:
-            object.__setattr__(self, "prevalences", (1.0 / len(self.classes),) * len(self.classes))
-        if len(self.prevalences) != len(self.classes):
-            raise KitError(
-                f"{len(self.classes)} classes need as many prevalences, got {len(self.prevalences)}."
-            )
+            object.__setattr__(self, "prevalences", (1.0 / n,) * n)
+        if len(self.prevalences) != n:
+            raise KitError(f"{n} classes need as many prevalences, got {len(self.prevalences)}.")
 
     @property
     def calibrated(self) -> bool:
@@ -72,9 +67,7 @@ class Tagger(nn.Module):
 
     def __init__(self, card: TaggerCard, network: nn.Module) -> None:
         super().__init__()
-        self.card = card
-        self.frontend = Frontend(card.frontend)
-        self.network = network
+        self.card, self.frontend, self.network = card, Frontend(card.frontend), network
         shortest, image = int(getattr(network, "min_frames", 1)), card.frontend.image_size
         if image and image[1] < shortest:
             raise KitError(f"image_size {image} has {image[1]} frames, the network takes {shortest} or more.")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from build_single_file import LIMIT_BYTES, Refused, build, dataset_metadata, module_name, parse
+from build_single_file import (
+    FOR_TOOLS,
+    LIMIT_BYTES,
+    Refused,
+    at_the_door,
+    build,
+    dataset_metadata,
+    module_name,
+    parse,
+    read_kit,
+)
 from tests.house.minikit import DECODE, ENTRY, ERRORS, MINI, ROOT, write_mini
 
 HEAVY = ["matplotlib", "pandas", "sklearn", "soundfile", "timm", "torchaudio"]
@@ -283,38 +294,106 @@ def check_layout(text: str, root: Path) -> None:
     lines = text.split("\n")
     where = load(text)["where"]
     assert callable(where) and where(1) == "audiotag_kit.py:1"
-    starts = [line for line in lines if line.startswith("# kit/") and "line here = line there + " in line]
+    starts = [line for line in lines if line.startswith("# == kit/") and "here = there + " in line]
     assert starts
     for banner in starts:
-        path, offset = banner.split()[1], int(banner.split()[-1])
+        path, offset = banner.split()[2].rstrip(":"), int(banner.split()[-1])
         source = parse(path, (root / path).read_text(encoding="utf-8"))
-        place = lines.index(banner)
-        assert f"# {place:>6}  {path} " in text, "the contents table names the line where the section begins"
+        at = lines.index(banner) + 1
+        assert f' ({at}, {offset}, "{path}"),' in text, "the contents name the line where the section begins"
+        spoken = lines_for_tools(source.tree)
         for number, line in enumerate(source.text.rstrip().split("\n"), 1):
             if number >= source.body_line:
                 kept = lines[number + offset - 1]
-                assert kept.lstrip(" ") == line.lstrip(" ")
+                assert kept.lstrip(" ") == FOR_TOOLS.sub("", line).lstrip(" ") or number in spoken
                 assert where(number + offset) == f"{path}:{number}"
 
 
+def lines_for_tools(tree: ast.Module) -> set[int]:
+    """The lines of functions' heads, annotated names and all docstrings: where a bundle may say less than kit/."""
+    found = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, ast.FunctionDef):
+                found |= set(range(node.lineno, node.body[0].lineno))
+            if ast.get_docstring(node):
+                found |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return found
+
+
 def code_of(text: str) -> list[str]:
-    """The statements below the imports of some Python, as trees, docstrings as help() shows them."""
+    """The statements below the imports of some Python, as trees, without what functions say to tools: types of their
+    arguments and answers, and docstrings after the first sentence."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (words := ast.get_docstring(node)):
-            node.body[0] = ast.Expr(ast.Constant(words))
+            node.body[0] = ast.Expr(ast.Constant(re.split(r"\n|(?<=\.) (?=[A-Z])", words)[0]))
+        if isinstance(node, ast.FunctionDef):
+            node.body = [without_types(statement) for statement in node.body]
+            node.returns = None
+            for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
+                argument.annotation = None
     return [ast.dump(node) for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
+class WithoutTypes(ast.NodeTransformer):
+    """Annotated names with a value become plain ones; classes keep theirs, which dataclasses read."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        return ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return node
+
+
+def without_types(statement: ast.stmt) -> ast.stmt:
+    """A statement of a function's body, its own annotations gone."""
+    changed = WithoutTypes().visit(statement)
+    assert isinstance(changed, ast.stmt)
+    return changed
+
+
 def check_meaning(text: str, root: Path) -> None:
-    """Narrower indents change no statement, no string and no help text."""
+    """Narrower indents and fewer types change no statement and no string."""
     bundled = set(code_of(text))
-    paths = [
-        line.split()[1] for line in text.split("\n") if line.startswith("# kit/") and "line here" in line
-    ]
-    for path in paths:
+    banners = [line for line in text.split("\n") if line.startswith("# == kit/") and "here = there" in line]
+    for path in (line.split()[2].rstrip(":") for line in banners):
         source = parse(path, (root / path).read_text(encoding="utf-8"))
         assert source.path and set(code_of("\n".join(map(ast.unparse, source.code)))) <= bundled, path
+
+
+def as_help_shows_it(tree: ast.AST) -> str:
+    """Code as text, docstrings without their indents."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (words := ast.get_docstring(node)):
+            node.body[0] = ast.Expr(ast.Constant(words))
+    return ast.unparse(tree)
+
+
+def test_what_stands_at_the_door_keeps_its_types_and_all_its_words() -> None:
+    text, kit = build(ROOT), read_kit(ROOT, [])
+    bundled = {
+        node.name: node for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    door = at_the_door(kit) & bundled.keys()
+    assert {
+        "submit",
+        "train_run",
+        "show",
+        "stack",
+        "relabel",
+        "lsep_loss",
+        "FrontendConfig",
+        "lwlrap",
+    } <= door
+    for source in kit.values():
+        for node in source.code:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in door:
+                if isinstance(node, ast.FunctionDef):
+                    assert as_help_shows_it(bundled[node.name]) == as_help_shows_it(node), node.name
+                assert ast.get_docstring(bundled[node.name]) == ast.get_docstring(node), node.name
+    inner = bundled["mixed_seed"]
+    assert isinstance(inner, ast.FunctionDef) and inner.returns is None and ast.get_docstring(inner)
 
 
 def test_every_line_of_a_body_is_kept_and_found_again(tmp_path: Path) -> None:
@@ -329,7 +408,7 @@ def test_the_file_reads_from_top_to_bottom(tmp_path: Path) -> None:
         "sha256",
         "Edit kit/, not this file",
         "Contents",
-        "import math\nimport os.path\nimport sys\nfrom collections.abc import Callable\nfrom dataclasses",
+        "import math\nimport os.path\nimport sys\nfrom dataclasses",
         "# Only this error is meant for the caller.",
         "class KitError",
         "# Loud enough for everyone.\nPEAK",
@@ -440,9 +519,13 @@ def test_narrower_indents_change_no_string(tmp_path: Path) -> None:
         too"""
         )
 '''
-    bundle = build(write_mini(tmp_path, {"kit/sound/decode.py": DECODE + "\n\n" + text}))
+    verbs = MINI["kit/verbs_infer.py"].replace("import read_wave", "import read_wave, told")
+    verbs += '\n\nSHOWN = {"told": told}\n'
+    bundle = build(
+        write_mini(tmp_path, {"kit/sound/decode.py": DECODE + "\n\n" + text, "kit/verbs_infer.py": verbs})
+    )
     check_meaning(bundle, tmp_path)
-    assert "\n      Deeper by four.\n" in bundle and "\n    it\n            stands" in bundle
+    assert "\n     Deeper by four.\n" in bundle and "\n    it\n            stands" in bundle
 
 
 def test_the_real_bundle_fits_into_a_cell(real_bundle: Path) -> None:
