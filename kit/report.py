@@ -137,7 +137,9 @@ def draw_history(runs: Sequence[RunOnDisk], path: Path) -> None:
             colour = CURVE_COLOURS[number % len(CURVE_COLOURS)]
             axes.plot([], [], color=colour, label=str(run.folder))
             for epochs in run.history:
-                axes.plot("epoch", name, ".-", data=epochs.dropna(subset=name), color=colour, alpha=0.7)
+                axes.plot(
+                    "epoch", name, ".-", data=epochs.dropna(subset=name), color=colour, alpha=0.7, label="_"
+                )
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
     axes.legend(frameon=False)
