@@ -129,7 +129,7 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
         return Submission(options.out, do_submission(work))
     taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
     if taggers or options.networks or options.decoders:
-        return submit_in_thread(work, kill_at, Deadline(end - margin / 2))
+        return submit_in_thread(work, kill_at, Deadline(end - 0.75 * margin))
     words = vars(options) | {"networks": None, "progress": None, "no_progress": not options.progress}
     words |= {"deadline": deadline, "started_at": repr(end - duration_s)}
     return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)

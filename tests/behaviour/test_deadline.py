@@ -38,7 +38,7 @@ from tests.behaviour.trained import (
     write_wav,
 )
 
-RACE_S = 25.0
+RACE_S = 40.0
 
 # What goes wrong in a worker: a module that Python loads by itself when it starts.
 BEFORE = """

@@ -10,7 +10,8 @@ import torch
 
 from kit.core.errors import KitError
 from kit.infer.checkpoint import load_tagger, save_tagger
-from kit.learn.train import RunData, new_tagger
+from kit.learn.data import RunData
+from kit.learn.train import new_tagger
 from kit.models.backbone import TimmBackbone, TimmConfig, load_pretrained
 from kit.models.families import build_network, complete_network
 from kit.models.network import Picture
