@@ -1,12 +1,14 @@
 """What several tests share: a small trained ensemble, a folder of clips for it, and a network that is refused."""
 
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.behaviour.trained import Trained
 
@@ -20,6 +22,15 @@ SMALL_STFT = [
     "network.width=12", "network.head.dropout=0.1", "crop_s=1.5", "epochs=12", "plain_epochs=2", "batch_size=8",
     "n_folds=2", "validate_every=12", "loss=bce",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """Networks this small only wait for each other on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

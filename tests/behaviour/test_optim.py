@@ -22,6 +22,8 @@ from kit.sound.frontend import FrontendConfig
 from kit.sound.mixing import MixConfig
 from tests.behaviour.test_train import make_set, train_quietly
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 CPU = torch.device("cpu")
 CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
@@ -29,15 +31,6 @@ TINY = Recipe(
     network={"family": "max-pyramid", "blocks": 2, "width": 4}, crop_s=0.2, mix=MixConfig(p=0.5), epochs=4,
     plain_epochs=1, batch_size=4, validate_every=1, n_folds=2,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise_data(n=12, fold_of=lambda i: i % 2, seed=0):

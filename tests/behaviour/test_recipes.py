@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from kit.infer.checkpoint import load_tagger
 from kit.infer.submission import submit
@@ -19,6 +18,8 @@ from kit.learn.rounds import train_rounds
 from kit.recipes import RECIPES, SMALL, find_recipe
 from kit.verbs_learn import list_recipes
 from tests.behaviour.trained import read_scores, write_template, write_wav
+
+pytestmark = pytest.mark.usefixtures("one_core")
 
 RATE = 8000
 CLASSES = ("high", "low", "noisy")
@@ -51,15 +52,6 @@ TINY = {
         "network.backbone.blocks=2", "network.backbone.width=4",
     ],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sound(labels, seconds, rng, at_s=None):

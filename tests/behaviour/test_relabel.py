@@ -34,6 +34,8 @@ from kit.learn.train import train_run
 from kit.sound.frontend import FrontendConfig
 from kit.sound.windows import ListeningConfig
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
     frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
@@ -41,15 +43,6 @@ TINY = Recipe(
     loss="bce", crop_s=0.4, epochs=1, plain_epochs=0, batch_size=4, n_folds=2,
 )  # fmt: skip
 QUIET = {"device": "cpu", "threads": 1, "progress": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from kit.learn.rounds import Rounds, boxes_without, train_rounds
 from kit.learn.train import train_run
 from kit.sound.frontend import FrontendConfig
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
     frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
@@ -42,15 +44,6 @@ def write_tone(path, kind, seed):
     wave = {"high": np.sin(2 * np.pi * 2500 * t), "low": np.sin(2 * np.pi * 300 * t)}.get(kind)
     wave = rng.normal(size=len(t)) if wave is None else wave
     soundfile.write(path, 0.2 * wave, 8000, subtype="PCM_16")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

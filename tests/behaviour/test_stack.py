@@ -24,6 +24,8 @@ from kit.sound.decode import decode_file
 from kit.sound.windows import ListeningConfig
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, read_scores, write_template, write_wav
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 CLASSES = ("a", "b", "c", "d")
 NAMES = tuple(f"{i:02d}.wav" for i in range(16))
 FOLDS = [i % 2 for i in range(16)]
@@ -83,15 +85,6 @@ def make_run(folder, seed, listening=WINDOWS, seeds=1, classes=CLASSES, **facts)
     rng = np.random.default_rng(seed)
     write_tables(folder, random_truth(), (random_truth() + 2 * rng.random((len(NAMES), 4))) / 3)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from kit.sound.frontend import Frontend, FrontendConfig
 from kit.sound.mixing import MixConfig
 from kit.sound.windows import ListeningConfig
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 CPU = torch.device("cpu")
 CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
@@ -95,15 +97,6 @@ def weights_of(path):
 def same_bits(one, other):
     """Whether two state dicts are equal, bit for bit."""
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

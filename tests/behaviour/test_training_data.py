@@ -29,18 +29,11 @@ from tests.behaviour.test_train import (
     write_clip,
 )
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 CPU = torch.device("cpu")
 BCE = replace(TINY, loss="bce", epochs=1, plain_epochs=0, validate_every=1)
 SOURCED = replace(BCE, sources={"noisy": {"scored": False}, "clean": {}, "also": {}})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -39,16 +39,9 @@ from tests.behaviour.test_train import (
     weights_of,
 )
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 PLAIN = TINY.override(["mix.p=0", "network.head.dropout=0", "plain_epochs=0"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core():
-    """Networks this small only wait for each other on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
