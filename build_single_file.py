@@ -18,8 +18,9 @@ from pathlib import Path
 BUNDLE = "audiotag_kit.py"
 ENTRIES = {"": "kit/__main__.py", "submit": "kit/only_submit.py"}
 DOORS = ("kit.verbs", "kit.parts")
-FLOORS = ("core", "sound", "labels", "models", "infer", "learn")
+FLOORS = ("core", "sound", "labels", "models", "infer", "learn", "pictures")
 LIMIT_BYTES = 400_000
+SHORT = 10
 WIDTH = 110
 FOR_TOOLS = re.compile(r"  # (fmt: skip|type: ignore\[[\w, -]+\])$")
 LATER_SENTENCES = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -299,7 +300,7 @@ def header(sources: list[Source], starts: list[int], version: str, only: str) ->
         f"# Version {version}, sha256 of the sources {digest}.",
         "# Edit kit/, not this file: it is made from there by",
         f"#     python build_single_file.py{' --only ' + only if only else ''}",
-        "# Inner functions have no types here, and of their docstrings the first sentence: kit/ has both.",
+        "# Inner functions have no types here, and long ones alone say in a sentence what they do: kit/ has both.",
         "#",
         "# Contents: first line here, line here minus line there, file. where(LINE) gives the line in kit/.",
         "BUNDLE_SECTIONS = (",
@@ -390,16 +391,18 @@ def cuts_of_types(node: ast.AST) -> Iterator[tuple[ast.expr, int, bool]]:
 def thinned(source: Source, door: set[str]) -> list[str]:
     """A file's lines, none more or fewer, without what inner functions say to tools and editors.
 
-    Their docstrings keep the first sentence, their heads lose types: kit/ has both. The door keeps all.
+    Their heads lose types; their docstrings keep the first sentence, and short ones, up to SHORT lines of code, go
+    without: kit/ has all of it. The door keeps everything.
     """
     lines = source.text.rstrip().split("\n")
     lines = [FOR_TOOLS.sub("", line) for line in lines]
     for node in inner_nodes(source, door):
-        first = node.body[0] if isinstance(node, FUNCTIONS) and ast.get_docstring(node) else None
-        if first is not None:
-            sentence, *_ = LATER_SENTENCES.split(lines[first.lineno - 1].removesuffix('"""'), maxsplit=1)
-            lines[first.lineno - 1] = f'{sentence}"""'
-            lines[first.lineno : first.end_lineno] = [""] * ((first.end_lineno or 0) - first.lineno)
+        if isinstance(node, FUNCTIONS) and ast.get_docstring(node):
+            first, more = node.body[0], len(node.body) > 1
+            begin, end = first.lineno - 1, first.end_lineno or first.lineno
+            short = more and not isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - end <= SHORT
+            sentence, *_ = LATER_SENTENCES.split(lines[begin].removesuffix('"""'), maxsplit=1)
+            lines[begin:end] = ["" if short else f'{sentence}"""'] + [""] * (end - first.lineno)
         for annotation, lead, tight in sorted(cuts_of_types(node), key=lambda cut: -cut[0].col_offset):
             row, begin, end = annotation.lineno - 1, annotation.col_offset, annotation.end_col_offset or 0
             if annotation.end_lineno == annotation.lineno and lines[row].isascii():

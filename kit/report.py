@@ -8,35 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.csvtext import read_table
 from kit.core.errors import KitError
 from kit.infer.checkpoint import read_checkpoint
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from kit.labels.class_metrics import top1_accuracy
 from kit.labels.metrics import lwlrap, lwlrap_per_class
-from kit.labels.table import clip_labels, read_clip_table, scored_truth
+from kit.learn.journal import RunOnDisk, open_run
 from kit.learn.train import flat_settings
-from kit.pictures import new_figure, save_figure
-
-# Okabe and Ito's, told apart by colour-blind people too.
-CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-@dataclass(frozen=True)
-class RunOnDisk:
-    """A run as its folder tells it: a table of epochs per training; clips by name.
-
-    Shape:  folds (n,), truth and scores (n, K)
-    """
-
-    folder: Path
-    recipe: dict[str, Any]
-    history: list[Any]
-    names: list[str]
-    classes: list[str]
-    folds: np.ndarray
-    truth: np.ndarray
-    scores: np.ndarray
+from kit.pictures.runs import draw_history
 
 
 @dataclass(frozen=True)
@@ -52,33 +31,6 @@ class RunsReport:
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
     __repr__ = __str__
-
-
-def open_run(folder: Path) -> RunOnDisk:
-    """What a run's or a stack's folder holds so far. Errors: KitError for a folder that is neither"""
-    import pandas
-
-    if not (folder / "folds.csv").is_file():
-        raise KitError(f"{folder} holds no run (no folds.csv): give what `train` or `stack` wrote.")
-    path, history = folder / "recipe.json", []
-    recipe = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if (folder / "history.csv").is_file():
-        epochs = pandas.read_csv(folder / "history.csv", dtype={"fold": str})
-        by = [name for name in ("fold", "seed") if name in epochs]  # older files lack seed and seconds
-        history = [rows for _, rows in epochs.groupby(by, sort=False)]
-    if not (folder / "oof.csv").is_file():
-        return RunOnDisk(folder, recipe, history, [], [], *np.zeros((3, 0, 0)))
-    table, oof = read_clip_table(folder / "folds.csv"), read_table(folder / "oof.csv", exact=True)
-    if "end_s" in table:  # stretches have no predictions of their own
-        table = table[np.isinf(table["end_s"])]
-    fnames, folds, *classes = oof.columns
-    order = np.argsort(oof.columns[fnames])
-    names = [oof.columns[fnames][i] for i in order]
-    place = {name: i for i, name in enumerate(table["fname"])}
-    truth = scored_truth(clip_labels(table, classes), recipe.get("sources", {}))
-    truth = truth[[place[name] for name in names]]
-    homes, scores = (np.array([oof.numbers(n) for n in some]).T[order] for some in ([folds], classes))
-    return RunOnDisk(folder, recipe, history, names, classes, homes[:, 0].astype(int), truth, scores)
 
 
 def worded(measure: Callable[..., Any], *given: Any) -> str:
@@ -129,23 +81,6 @@ def rows_of(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tup
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
-def draw_history(runs: Sequence[RunOnDisk], path: Path) -> None:
-    """Draw loss and lwlrap over epochs, a colour per run, a line per training. Errors: as new_figure"""
-    figure = new_figure(path, 10, 4)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "lwlrap"), strict=True):
-        for number, run in enumerate(runs):
-            colour = CURVE_COLOURS[number % len(CURVE_COLOURS)]
-            axes.plot([], [], color=colour, label=str(run.folder))
-            for epochs in run.history:
-                axes.plot(
-                    "epoch", name, ".-", data=epochs.dropna(subset=name), color=colour, alpha=0.7, label="_"
-                )
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
-
-
 def show(runs: Sequence[str | Path], out: str | Path | None = None, hardest: int = 5) -> RunsReport:
     """Lay runs side by side: scores with 0.95 intervals, costs, the settings that differ, the hardest classes.
 
@@ -156,7 +91,7 @@ def show(runs: Sequence[str | Path], out: str | Path | None = None, hardest: int
     """
     opened = [open_run(Path(run)) for run in runs]
     if out is not None:
-        draw_history(opened, Path(out))
+        draw_history(opened).save(out)
     facts = [facts_of(run, opened[0]) for run in opened]
     settings = [{k: json.dumps(v) for k, v in flat_settings(run.recipe).items()} for run in opened]
     named = dict.fromkeys(name for of in sorted(facts, key=len, reverse=True) for name in of)

@@ -27,7 +27,7 @@ from kit.learn.stacking import stack
 from kit.learn.teaching import relabel
 from kit.learn.train import Run, flat_settings, train_run
 from kit.parts import list_parts
-from kit.pictures import draw_contact_sheet
+from kit.pictures.contact import draw_contact_sheet
 from kit.recipes import RECIPES, find_recipe
 from kit.report import show
 from kit.sound.fingerprint import fingerprint_frontend, fingerprint_of_spec, near_duplicates

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.pictures import MIX_PANELS, SPEC_PANELS, draw_contact_sheet, sheet_panels
+from kit.pictures.contact import MIX_PANELS, SPEC_PANELS, draw_contact_sheet, sheet_panels
 from kit.sound.augment import WAVE_CHANGES
 from kit.sound.frontend import Frontend, FrontendConfig
 from tests.behaviour.trained import write_wav
@@ -54,7 +54,8 @@ def test_the_same_seed_draws_the_same_panels():
 def test_even_the_shortest_clip_has_a_sheet(tmp_path):
     write_wav(tmp_path / "short.wav", np.array([0.1, -0.2, 0.3], np.float32), 8000)
     sheet = draw_contact_sheet(str(tmp_path / "short.wav"), str(tmp_path / "sheet.png"))
-    assert sheet == tmp_path / "sheet.png" and sheet.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert str(sheet) == str(tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes()[:8] == sheet._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, monkeypatch):

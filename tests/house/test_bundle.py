@@ -323,12 +323,14 @@ def lines_for_tools(tree: ast.Module) -> set[int]:
 
 def code_of(text: str) -> list[str]:
     """The statements below the imports of some Python, as trees, without what functions say to tools: types of their
-    arguments and answers, and docstrings after the first sentence."""
+    arguments and answers, and docstrings, of which classes keep the first sentence."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (words := ast.get_docstring(node)):
+        if isinstance(node, ast.ClassDef) and (words := ast.get_docstring(node)):
             node.body[0] = ast.Expr(ast.Constant(re.split(r"\n|(?<=\.) (?=[A-Z])", words)[0]))
         if isinstance(node, ast.FunctionDef):
+            if ast.get_docstring(node) and len(node.body) > 1:
+                del node.body[0]
             node.body = [without_types(statement) for statement in node.body]
             node.returns = None
             for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
@@ -392,8 +394,10 @@ def test_what_stands_at_the_door_keeps_its_types_and_all_its_words() -> None:
                 if isinstance(node, ast.FunctionDef):
                     assert as_help_shows_it(bundled[node.name]) == as_help_shows_it(node), node.name
                 assert ast.get_docstring(bundled[node.name]) == ast.get_docstring(node), node.name
-    inner = bundled["mixed_seed"]
-    assert isinstance(inner, ast.FunctionDef) and inner.returns is None and ast.get_docstring(inner)
+    long, short = bundled["prepare_batch"], bundled["mixed_seed"]
+    assert isinstance(long, ast.FunctionDef) and long.returns is None
+    assert ast.get_docstring(long) == "Crops changed and mixed as the recipe says, and their labels."
+    assert isinstance(short, ast.FunctionDef) and ast.get_docstring(short) is None
 
 
 def test_every_line_of_a_body_is_kept_and_found_again(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kit.core.errors import KitError, choose
-from kit.core.files import write_whole
+from kit.core.errors import KitError
+from kit.pictures.figure import Drawing, draw_spectrogram, new_figure
 from kit.sound.augment import WAVE_CHANGES, WaveAugmentConfig, change_waves, draw_wave_changes
 from kit.sound.decode import Undecodable, decode_file
 from kit.sound.frontend import Frontend, FrontendConfig
@@ -27,21 +25,6 @@ MIX_PANELS = {
 }
 
 
-def new_figure(path: Path, width: float, height: float) -> Any:
-    """An empty figure for a file. Units: inches. Errors: KitError without matplotlib, for another ending"""
-    choose("ending of a picture", path.suffix, dict.fromkeys((".png", ".svg", ".pdf")))
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise KitError("a picture needs matplotlib: pip install matplotlib.") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure whole."""
-    write_whole(path, lambda handle: figure.savefig(handle, format=path.suffix[1:], dpi=100))
-
-
 def sheet_panels(
     waves: Tensor, frontend: Frontend, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
@@ -57,7 +40,7 @@ def sheet_panels(
         config = WaveAugmentConfig.from_dict({f"{kind}_p": 1.0, "roll_silence": bool(silence_too)})
         changes = draw_wave_changes(config, 1, waves.shape[1], generator)
         changed = change_waves(waves[:1], changes, config, frontend.config.sample_rate, waves[1:])
-        yield f"{name}: {changes.amounts[kind][0]:.6g} {WAVE_UNITS.get(kind, 'dB')}", seen(changed)[0]
+        yield f"{name}: {changes.amounts[kind][0]:.3g} {WAVE_UNITS.get(kind, 'dB')}", seen(changed)[0]
     rows, frames = specs.shape[1:]
     box = torch.tensor([[rows // 3, rows // 2]])
     for name, part in SPEC_PANELS.items():
@@ -75,7 +58,7 @@ def sheet_panels(
         yield f"mixed {name}: {draw.centre[0] if mix.fade_p else draw.share[0]:.0%}", mixed[0]
 
 
-def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", seed: int = 0) -> Path:
+def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", seed: int = 0) -> Drawing:
     """One page with a clip's log-mel under every augmentation; what it is mixed with is itself, reversed.
 
     Options:
@@ -83,26 +66,19 @@ def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", 
         out: the picture to write
         seed: of what is drawn
     """
-    path, sound = Path(out), decode_file(Path(clip))
+    sound = decode_file(Path(clip))
     if isinstance(sound, Undecodable):
         raise KitError(f"{clip} {sound.reason}: give another.")
-    figure = new_figure(path, 16, 9.5)
     wave = torch.from_numpy(sound.wave[: round(SHEET_S * sound.sample_rate)]).float()
     frontend = Frontend(FrontendConfig(sample_rate=sound.sample_rate, top_db=80.0))
     generator = torch.Generator().manual_seed(seed)
     panels = list(sheet_panels(torch.stack([wave, wave.flip(0)]), frontend, generator))
-    khz, peak = frontend.config.bin_hz / 1000, float(panels[0][1].max())
-    ticks = [tick for tick in (0.25, 1, 2, 4, 8, 16) if tick < khz[-1]]
-    axes = figure.subplots(-(-len(panels) // 5), 5, sharex=True, sharey=True).flat
-    for axis, (title, picture) in zip(axes, panels, strict=False):
-        axis.imshow(
-            picture.numpy(), cmap="magma", vmin=peak - 80, vmax=peak, origin="lower", aspect="auto",
-            extent=(0, len(wave) / sound.sample_rate, -0.5, len(khz) - 0.5),
-        )  # fmt: skip
-        axis.set_title(title, fontsize=9)
-        axis.set_yticks(np.interp(ticks, khz, np.arange(len(khz))), ticks)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
+    peak, seconds = float(panels[0][1].max()), len(wave) / sound.sample_rate
+    figure, grid = new_figure(16, 9.5, -(-len(panels) // 5), 5, sharex=True, sharey=True)
+    for axes, (title, picture) in zip(grid.flat, panels, strict=False):
+        draw_spectrogram(axes, picture.numpy(), seconds, frontend.config.bin_hz, peak - 80, peak)
+        axes.set_title(title, fontsize=9)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
     figure.suptitle(f"{Path(clip).name}: kHz over seconds, 80 dB from black to white")
-    save_figure(figure, path)
-    return path
+    return Drawing(figure).save(out)
