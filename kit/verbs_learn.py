@@ -11,7 +11,6 @@ import torch
 from kit.cli import Verb
 from kit.core.errors import KitError
 from kit.core.files import write_text
-from kit.core.progress import advance, progress_bar
 from kit.core.runtime import tune_process
 from kit.demo import run_demo
 from kit.infer.hearing import Hearing
@@ -106,13 +105,10 @@ def hear_fingerprints(
     tune_process()
     prints, frontends = [np.zeros(0, np.int64)] * len(names), {"": fingerprint_frontend()}
     hearing = Hearing(locate_clips(names, Path(audio)), frontends, torch.device("cpu"), threads=threads)
-    with progress_bar(hearing.total_s, "fingerprint", "s of audio", progress) as bar:
-        for number in range(len(hearing.bursts)):
-            for i, spec in zip(*hearing.specs(number, ""), strict=True):
-                prints[i] = fingerprint_of_spec(spec)
-            hearing.drop(number, "")
-            advance(bar, hearing.burst_s(number))
-    hearing.close()
+    for number in hearing.walk("fingerprint", progress):
+        for i, spec in zip(*hearing.specs(number, ""), strict=True):
+            prints[i] = fingerprint_of_spec(spec)
+        hearing.drop(number, "")
     for i, reason in list(hearing.failures.items())[:5]:
         print(f"note: could not hear {names[i]}: {reason}", flush=True)
     return prints

@@ -1,7 +1,8 @@
 """Files in, every frontend's spectrograms out: decoded once, computed once."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kit.core.files import bytes_digest, file_digest
-from kit.core.progress import Stopwatch
+from kit.core.progress import Stopwatch, advance, progress_bar
 from kit.core.runtime import cpu_count, free_memory_bytes
 from kit.infer.engine import hear_waves
 from kit.infer.memory import SpecStore
@@ -165,6 +166,13 @@ class Hearing:
             else:
                 self.failures[i] = f"{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers"
         return waves
+
+    def walk(self, task: str, progress: bool) -> Iterator[int]:
+        """The number of each burst, under a bar with the time left; then the threads are let go."""
+        with contextlib.closing(self), progress_bar(self.total_s, task, "s of audio", progress) as bar:
+            for number in range(len(self.bursts)):
+                yield number
+                advance(bar, self.burst_s(number))
 
     def drop(self, number: int, key: str) -> None:
         """Forget a burst's spectrograms."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kit.core.csvtext import read_table
 from kit.core.errors import KitError, choose, closest
-from kit.core.progress import advance, progress_bar
 from kit.infer.hearing import Hearing
 from kit.infer.template import locate_clips
 from kit.labels.boxes import Boxes, recording_labels
@@ -141,12 +140,9 @@ def hear_names(
     """Every clip decoded once: what each frontend makes of it, by place. Errors: KitError where none is heard"""
     hearing = Hearing(locate_clips(names, audio), frontends, device, threads=threads)
     heard: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
-    with progress_bar(hearing.total_s, "hear", "s of audio", progress) as bar:
-        for number in range(len(hearing.bursts)):
-            for key, found in heard.items():
-                found.update(zip(*hearing.specs(number, key), strict=True))
-            advance(bar, hearing.burst_s(number))
-    hearing.close()
+    for number in hearing.walk("hear", progress):
+        for key, found in heard.items():
+            found.update(zip(*hearing.specs(number, key), strict=True))
     for i, reason in list(hearing.failures.items())[:5]:
         print(f"note: could not hear {names[i]}: {reason}", flush=True)
     if not heard[""]:

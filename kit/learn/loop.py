@@ -198,6 +198,9 @@ class FoldTraining:
         """The network's clip logits, and those of skips and noisy head where they learn."""
         if self.recipe.auxiliary or any(self.noisy):
             said: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
+            if len(said.auxiliary) < len(self.recipe.auxiliary):
+                skips = f"{len(self.recipe.auxiliary)} weights, the network {len(said.auxiliary)} skips"
+                raise KitError(f"auxiliary has {skips}: give a weight per skip, or [].")
             return said
         return NetworkOutput(self.network(inputs))
 

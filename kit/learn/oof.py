@@ -10,7 +10,6 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.core.files import text_digest, write_text
-from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
 from kit.infer.checkpoint import load_tagger, save_tagger
 from kit.infer.engine import Listener, WindowLogits
@@ -82,14 +81,11 @@ def listen_held_out(
     frontends, device = {"": held.tagger.frontend}, listeners[0].device
     hearing = Hearing(locate_clips(held.names, audio), frontends, device, threads=threads)
     said: list[dict[int, WindowLogits | None]] = [{} for _ in listeners]
-    with progress_bar(hearing.total_s, name, "s of audio", progress) as bar:
-        for number in range(len(hearing.bursts)):
-            places, specs = hearing.specs(number, "")
-            for listener, answers in zip(listeners, said, strict=True):
-                answers |= zip(places, listener.listen(specs), strict=True)
-            hearing.drop(number, "")
-            advance(bar, hearing.burst_s(number))
-    hearing.close()
+    for number in hearing.walk(name, progress):
+        places, specs = hearing.specs(number, "")
+        for listener, answers in zip(listeners, said, strict=True):
+            answers |= zip(places, listener.listen(specs), strict=True)
+        hearing.drop(number, "")
     if not said[0]:
         clips = len(held.names)
         raise KitError(f"none of the {clips} clips of {name} could be heard in {audio}; nothing was changed.")

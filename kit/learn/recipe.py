@@ -132,8 +132,12 @@ class Recipe(System):
     @property
     def score(self) -> str:
         """What the logits of a network trained by it mean."""
-        last = self.late_loss if self.late_epochs and self.late_loss else self.loss
-        return "rank" if last in RANK_LOSSES else "probability"
+        return self.score_at(self.epochs)
+
+    def score_at(self, epoch: int) -> str:
+        """What the logits of a network trained to an epoch mean, the first being 1."""
+        late = self.late_loss and epoch > self.epochs - self.late_epochs
+        return "rank" if (self.late_loss if late else self.loss) in RANK_LOSSES else "probability"
 
     @property
     def crop_frames(self) -> int:

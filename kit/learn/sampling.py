@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kit.core.errors import KitError
 from kit.infer.engine import cut_span
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels, fill_unknown, nearest_window
@@ -129,6 +130,8 @@ def draw_chances(clips: TrainingClips, recipe: Recipe) -> np.ndarray | None:
         rows = np.bincount(clips.sources, minlength=len(given)) / n
         shares = np.array([row if share is None else share for share, row in zip(given, rows, strict=True)])
         chances = chances * (shares / np.where(totals > 0, totals, 1.0))[clips.sources]
+    if not chances.sum() > 0:
+        raise KitError("no clip has a chance to be drawn: give a source that is here a share above 0.")
     return np.asarray(chances / chances.sum())
 
 

@@ -227,7 +227,9 @@ def train_fold(
         bar.write(f"note: {training.place} {said}.")
     heard: dict[int, OutOfFold] = {}
 
-    def validate() -> float:
+    def validate(epoch: int | None = None) -> float:
+        score = recipe.score_at(epoch or training.epoch)
+        tagger.card = replace(tagger.card, score=score, calibration=None)
         if fold is None:
             return math.nan
         began = time.perf_counter()
@@ -249,7 +251,7 @@ def train_fold(
     if fold is None:
         tagger.card = replace(tagger.card, calibration=mean_calibration(folder, tagger))
     elif training.kept_epoch not in heard:
-        validate()
+        validate(training.kept_epoch)
     save_tagger(folder / f"{name}.pt", tagger)
     return rows, None if fold is None else heard.popitem()[1]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kit.core.errors import KitError
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels
 from kit.learn.recipe import Recipe, SamplingConfig
@@ -103,6 +104,12 @@ def test_a_table_of_one_source_is_heard_whole_whatever_its_share():
     clips = clips_of(np.eye(3)[np.arange(16) % 3], sources=[1] * 16)
     order = draw_order(clips, drawn_with(shares={"x": 0.9, "y": 0.1}), seeded())
     assert counts_of(order, 16).tolist() == [1] * 16
+
+
+def test_sources_without_any_share_are_refused():
+    clips = clips_of(np.eye(3)[np.arange(16) % 3], sources=[0, 1] * 8)
+    with pytest.raises(KitError, match="share above 0"):
+        draw_order(clips, drawn_with(shares={"x": 0.0, "y": 0.0}), seeded())
 
 
 def test_steps_are_as_many_as_asked_and_no_clip_comes_twice_in_a_batch_that_holds_fewer():

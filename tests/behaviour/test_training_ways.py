@@ -295,6 +295,13 @@ def test_skips_add_their_weighted_losses(toy):
     assert training.run_step(batch, torch.Generator()) == pytest.approx(sum(parts), rel=1e-5)
 
 
+def test_more_weights_than_skips_are_refused(toy):
+    recipe = replace(PLAIN, auxiliary=(0.4, 0.2))
+    training = fold_training(heard(toy, recipe), recipe)
+    with pytest.raises(KitError, match="auxiliary has 2 weights, the network 0 skips"):
+        training.run_step(first_batch(training), torch.Generator())
+
+
 def test_a_loss_that_is_no_number_names_the_clips_of_its_batch():
     data = planted_data([1] * 12)
     data.specs[5][:] = math.nan
@@ -560,6 +567,17 @@ def test_a_run_that_was_cut_says_so_and_the_same_call_goes_on(toy, tmp_path, cap
     train_run(recipe, *toy, tmp_path / "run", **options)
     train_run(recipe, *toy, tmp_path / "whole", **options)
     assert same_bits(weights_of(tmp_path / "run" / "fold_0.pt"), weights_of(tmp_path / "whole" / "fold_0.pt"))
+
+
+def test_a_run_that_was_cut_before_its_late_loss_says_what_its_scores_are(toy, tmp_path):
+    recipe = replace(TINY, epochs=3, plain_epochs=0, validate_every=3, late_loss="bce", late_epochs=1)
+    options = {"device": "cpu", "threads": 1, "progress": False, "only_folds": [0]}
+    train_run(recipe, *toy, tmp_path, deadline=1e-3, **options)
+    cut = load_tagger(tmp_path / "fold_0.pt").card
+    assert cut.score == "rank" and cut.calibration is not None
+    train_run(recipe, *toy, tmp_path, **options)
+    whole = load_tagger(tmp_path / "fold_0.pt").card
+    assert whole.score == "probability" and whole.calibration is None
 
 
 def test_a_recipe_reads_as_it_was_written():
