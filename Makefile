@@ -7,12 +7,13 @@ CODE := kit tests build_single_file.py
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bundle bench esc10 recipes study clean
+.PHONY: help demo test lint bundle docs-check bench esc10 recipes study clean
 
 help:
 	@echo "make demo     the whole job on toy data, in about a minute"
-	@echo "make test     lint, types, bundle, and every test on kit/ and on the bundle"
+	@echo "make test     lint, types, bundle, the README, and every test on kit/ and on the bundle"
 	@echo "make bundle   kit/ -> audiotag_kit.py"
+	@echo "make docs-check   the commands and code of the README, run in an empty room"
 	@echo "make bench    the README's figures, measured here"
 	@echo "make esc10    ESC-10's own five folds from scratch, three systems and their ensemble"
 	@echo "make recipes  every recipe in its small form, on the task it was made for"
@@ -23,7 +24,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: $(INPUTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[plots]"
 	@touch $@
 
 $(VENV)/test.stamp: $(INPUTS) | $(VENV)/bin/python
@@ -41,10 +42,14 @@ lint: $(VENV)/test.stamp
 bundle:
 	$(PYTHON) build_single_file.py
 
+docs-check: $(VENV)/test.stamp
+	$(BIN)/python -m tests.house.docs_check
+
 test: lint bundle
 	$(PYTHON) build_single_file.py --check
 	$(BIN)/python -m pytest tests/behaviour tests/house
 	KIT_UNDER_TEST=bundle $(BIN)/python -m pytest tests/behaviour
+	$(MAKE) --no-print-directory docs-check
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m tests.benchmarks

@@ -3,15 +3,21 @@
 import argparse
 import ast
 import builtins
+import contextlib
+import glob
 import hashlib
 import json
 import os
+import pickletools
 import re
+import shutil
 import symtable
 import sys
+import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -20,7 +26,13 @@ ENTRIES = {"": "kit/__main__.py", "submit": "kit/only_submit.py"}
 DOORS = ("kit.verbs", "kit.parts")
 FLOORS = ("core", "sound", "labels", "models", "infer", "learn", "pictures")
 LIMIT_BYTES = 400_000
-SHORT = 10
+METADATA = "dataset-metadata.json"
+# What Kaggle documents of a dataset; these limits have grown before, so more is said, not refused.
+LIMIT_FILES, LIMIT_GB = 50, 200
+# What the pickle of a checkpoint may name: torch's own way of putting tensors together.
+OF_TENSORS = re.compile(
+    r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict"
+)
 WIDTH = 110
 FOR_TOOLS = re.compile(r"  # (fmt: skip|type: ignore\[[\w, -]+\])$")
 LATER_SENTENCES = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -291,7 +303,7 @@ def header(sources: list[Source], starts: list[int], version: str, only: str) ->
     """What this file is, where it comes from, and what it holds."""
     digest = hashlib.sha256("".join(f"{s.path}\0{s.text}\0" for s in sources).encode()).hexdigest()
     rows = [
-        f' ({at}, {at + len(banner(s, at)) - s.body_line}, "{s.path}"),'
+        f"{at} {at + len(banner(s, at)) - s.body_line} {s.path}"
         for s, at in zip(sources, starts, strict=True)
     ]
     return [
@@ -300,12 +312,12 @@ def header(sources: list[Source], starts: list[int], version: str, only: str) ->
         f"# Version {version}, sha256 of the sources {digest}.",
         "# Edit kit/, not this file: it is made from there by",
         f"#     python build_single_file.py{' --only ' + only if only else ''}",
-        "# Inner functions have no types here, and long ones alone say in a sentence what they do: kit/ has both.",
+        "# Functions that are not of the door have neither types nor docstrings here: kit/ has both.",
         "#",
         "# Contents: first line here, line here minus line there, file. where(LINE) gives the line in kit/.",
-        "BUNDLE_SECTIONS = (",
+        'BUNDLE_SECTIONS = """',
         *rows,
-        ")",
+        '"""',
     ]
 
 
@@ -332,9 +344,10 @@ def finder() -> list[str]:
     return [
         "def where(lineno: int) -> str:",
         ' """The source of a line of this file, such as a traceback\'s: "kit/core/errors.py:12"."""',
-        " for first, offset, path in reversed(BUNDLE_SECTIONS):",
-        "  if lineno >= first:",
-        '   return f"{path}:{max(1, lineno - offset)}"',
+        " for row in reversed(BUNDLE_SECTIONS.strip().splitlines()):",
+        "  first, offset, path = row.split()",
+        "  if lineno >= int(first):",
+        '   return f"{path}:{max(1, lineno - int(offset))}"',
         f' return f"{BUNDLE}:{{lineno}}"',
     ]
 
@@ -342,7 +355,7 @@ def finder() -> list[str]:
 def banner(source: Source, start: int) -> list[str]:
     """The comment above a section that begins at line `start`: its file, its offset, and its docstring."""
     lines = ["", *(f"# {line}".rstrip() for line in source.docstring), ""]
-    lines[0] = f"# == {source.path}: here = there + {start + len(lines) - source.body_line}"
+    lines[0] = f"# == {source.path} +{start + len(lines) - source.body_line}"
     return lines
 
 
@@ -391,8 +404,8 @@ def cuts_of_types(node: ast.AST) -> Iterator[tuple[ast.expr, int, bool]]:
 def thinned(source: Source, door: set[str]) -> list[str]:
     """A file's lines, none more or fewer, without what inner functions say to tools and editors.
 
-    Their heads lose types; their docstrings keep the first sentence, and short ones, up to SHORT lines of code, go
-    without: kit/ has all of it. The door keeps everything.
+    Their heads lose types and their docstrings go, of which classes keep the first sentence: kit/ has all of it. The
+    door keeps everything.
     """
     lines = source.text.rstrip().split("\n")
     lines = [FOR_TOOLS.sub("", line) for line in lines]
@@ -400,9 +413,9 @@ def thinned(source: Source, door: set[str]) -> list[str]:
         if isinstance(node, FUNCTIONS) and ast.get_docstring(node):
             first, more = node.body[0], len(node.body) > 1
             begin, end = first.lineno - 1, first.end_lineno or first.lineno
-            short = more and not isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - end <= SHORT
+            silent = more and not isinstance(node, ast.ClassDef)
             sentence, *_ = LATER_SENTENCES.split(lines[begin].removesuffix('"""'), maxsplit=1)
-            lines[begin:end] = ["" if short else f'{sentence}"""'] + [""] * (end - first.lineno)
+            lines[begin:end] = ["" if silent else f'{sentence}"""'] + [""] * (end - first.lineno)
         for annotation, lead, tight in sorted(cuts_of_types(node), key=lambda cut: -cut[0].col_offset):
             row, begin, end = annotation.lineno - 1, annotation.col_offset, annotation.end_col_offset or 0
             if annotation.end_lineno == annotation.lineno and lines[row].isascii():
@@ -424,8 +437,8 @@ def body(source: Source, door: set[str]) -> list[str]:
     docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Constant | ast.JoinedStr) and (node.end_lineno or 0) > node.lineno:
-            quoted = (ast.get_source_segment(source.text, node) or "").lstrip("bfruBFRU")
-            if quoted.startswith(('"""', "'''")):
+            quoted = lines[node.lineno - 1].encode()[node.col_offset :].decode()
+            if quoted.lstrip("bfruBFRU").startswith(('"""', "'''")):
                 inside = node.col_offset - node.col_offset // 4 if id(node) in docstrings else 0
                 for i in range(node.lineno, node.end_lineno or 0):
                     cuts[i] = min(inside, indents[i])
@@ -435,8 +448,9 @@ def body(source: Source, door: set[str]) -> list[str]:
 def flatten(sources: list[Source], door: set[str], version: str, only: str) -> str:
     """The bundle. The first round counts lines, the second prints them: no number changes the count."""
     starts, bodies = [0] * len(sources), [body(source, door) for source in sources]
+    imports = hoisted(sources, bodies)
     for _ in range(2):
-        pages = [header(sources, starts, version, only), hoisted(sources, bodies), finder()]
+        pages = [header(sources, starts, version, only), imports, finder()]
         for index, source in enumerate(sources):
             starts[index] = sum(len(page) + 2 for page in pages) + 1
             pages.append([*banner(source, starts[index]), *bodies[index]])
@@ -476,8 +490,127 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def dataset_metadata(name: str) -> str:
-    """The dataset-metadata.json of OWNER/SLUG. Errors: Refused for a name that Kaggle would refuse."""
+@dataclass(frozen=True)
+class Upload:
+    """A file of a dataset: its name there, its text or the file that it is a copy of, and what it is."""
+
+    name: str
+    source: str | Path
+    about: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.source.stat().st_size if isinstance(self.source, Path) else len(self.source.encode())
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 in hexadecimal."""
+        if isinstance(self.source, str):
+            return hashlib.sha256(self.source.encode()).hexdigest()
+        with open(self.source, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Put it into a folder, whole."""
+        if isinstance(self.source, str):
+            write_whole(folder / self.name, self.source)
+        else:
+            part = folder / f"{self.name}.part"
+            shutil.copyfile(self.source, part)
+            os.replace(part, folder / self.name)
+
+
+def pickle_of(path: Path) -> tuple[set[str], list[str]]:
+    """What the pickle in a file of torch.save names, and its texts in order; its zip is read whole.
+
+    Errors: Refused for another file, or a damaged one
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise Refused(f"{path} is damaged in {damaged}: copy it again")
+            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            words = [(word.name, str(value)) for word, value, _ in pickletools.genops(archive.read(pickled))]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise Refused(f"{path} is no checkpoint: no whole file of torch.save ({error})") from None
+    named = {value for word, value in words if word.endswith(("GLOBAL", "INST"))}
+    return named, [value for word, value in words if word.endswith("UNICODE")]
+
+
+def look_into(path: Path) -> str:
+    """What a checkpoint says of itself, as far as can be seen without torch: not whether its tensors fit.
+
+    Errors: Refused for what is no checkpoint of the kit, or names more than tensors
+    """
+    named, texts = pickle_of(path)
+    if foreign := sorted(name for name in named if not OF_TENSORS.fullmatch(name)):
+        raise Refused(f"{path} is no checkpoint: it names {foreign[0]}, and the kit loads tensors alone")
+    if texts[:2] != ["format", "card"] or not {"tensors", "members"} & {*texts}:
+        raise Refused(f"{path} is no checkpoint of this kit: give what training wrote, e.g. 'run/fold_*.pt'")
+    try:
+        card = json.loads(texts[2])
+        told = [f"{len(card['classes'])} classes"]
+        if "runs" in card:
+            told.insert(0, f"{card['kind']} of {len(card['runs'])} runs")
+        else:
+            told.insert(0, str(card["network"]["family"]))
+            told.append("all clips" if card["fold"] is None else f"fold {card['fold']}")
+    except (ValueError, TypeError, KeyError):
+        raise Refused(f"{path} has a damaged card: make it again") from None
+    return ", ".join(told + [f"oof lwlrap {card['oof_score']:.4f}"] * bool(card.get("oof_score")))
+
+
+def find_files(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths and glob patterns name, each once. Errors: Refused for one that names none"""
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        files = [path for path in map(Path, names) if path.is_file()]
+        if not files:
+            raise Refused(f"no file matches {pattern!r}: e.g. --with-checkpoints 'run/fold_*.pt'")
+        for path in files:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def flat_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names side by side: where two clash, all begin with their folder's. Errors: Refused"""
+    clash = len({path.name for path in paths}) < len(paths)
+    places: dict[str, Path] = {}
+    for path in paths:
+        name = f"{path.absolute().parent.name}_{path.name}" if clash else path.name
+        if name in (BUNDLE, METADATA, *places):
+            other = places.get(name, "what the builder writes")
+            raise Refused(f"{path} and {other} would both be called {name}: rename one, or its folder")
+        places[name] = path
+    return places
+
+
+def plan_dataset(name: str | None, text: str, patterns: Sequence[str]) -> list[Upload]:
+    """What the folder of OWNER/SLUG is to hold; nothing without a name. Errors: Refused
+
+    The metadata, which names all files, is written first: Kaggle's client refuses a folder that was left half filled.
+    """
+    if name is None and not patterns:
+        return []
+    slug = check_dataset_name(name or "")
+    files = [Upload(BUNDLE, text, "the bundle, MIT licence")]
+    files += [Upload(flat, path, look_into(path)) for flat, path in flat_names(find_files(patterns)).items()]
+    facts = {
+        "title": slug.replace("-", " ").capitalize(),
+        "subtitle": "Train audio taggers, ensemble them and submit in time: one file",
+        # Kaggle's list of licences has no MIT, and checkpoints are their maker's.
+        "description": f"{BUNDLE} comes under the MIT licence, checkpoints (tensors and JSON) as their maker says.",
+        "id": name,
+        "licenses": [{"name": "other"}],
+        "resources": [{"path": f.name, "description": f"{f.about}; sha256 {f.digest}"} for f in files],
+    }
+    return [Upload(METADATA, json.dumps(facts, indent=2) + "\n", "what Kaggle is told"), *files]
+
+
+def check_dataset_name(name: str) -> str:
+    """The slug of OWNER/SLUG. Errors: Refused for a name that Kaggle would refuse"""
     owner, _, slug = name.partition("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner):
         raise Refused(f"--kaggle-dataset wants OWNER/SLUG, your Kaggle user name first, got {name!r}")
@@ -485,8 +618,50 @@ def dataset_metadata(name: str) -> str:
         raise Refused(f"a dataset's slug is small letters and digits joined by single hyphens, got {slug!r}")
     if not 6 <= len(slug) <= 50:
         raise Refused(f"a dataset's slug and title have 6 to 50 characters, {slug!r} has {len(slug)}")
-    facts = {"title": slug.replace("-", " ").capitalize(), "id": name, "licenses": [{"name": "MIT"}]}
-    return json.dumps(facts, indent=2) + "\n"
+    return slug
+
+
+def stale_files(folder: Path, files: Sequence[Upload]) -> list[Path]:
+    """What an earlier call left in the folder and this one will not write.
+
+    Errors: Refused for anything else there, as Kaggle would take it in, and for a checkpoint taken from there
+    """
+    ours = {BUNDLE, METADATA}
+    if (folder / METADATA).is_file():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            told = json.loads((folder / METADATA).read_text(encoding="utf-8"))["resources"]
+            ours |= {str(resource["path"]) for resource in told}
+    there = sorted(folder.iterdir()) if folder.exists() else []
+    for file in files:
+        if isinstance(file.source, Path) and folder.resolve() in file.source.resolve().parents:
+            raise Refused(f"{file.source} lies in {folder} itself: give the run's own files")
+    alien = [path.name for path in there if path.name.removesuffix(".part") not in ours or path.is_dir()]
+    if alien:
+        shown = ", ".join(alien[:3])
+        raise Refused(
+            f"{folder} holds {shown}, not of an earlier call: move it, or give another --dataset-dir"
+        )
+    return [path for path in there if path.name not in {file.name for file in files}]
+
+
+def dataset_table(folder: Path, files: Sequence[Upload], stale: Sequence[Path], would: str) -> str:
+    """Every file with its size, the head of its sum and what it is; what was not looked at; what to type next."""
+    width = max(len(file.name) for file in files)
+    total = sum(file.size for file in files)
+    fits = "within" if len(files) <= LIMIT_FILES and total <= LIMIT_GB * 1e9 else "MORE THAN"
+    rows = [
+        f"{folder.name}/: {would}{len(files)} files, {total / 1e6:.3f} MB, {fits} what Kaggle documents of a dataset: "
+        f"{LIMIT_FILES} files side by side, {LIMIT_GB} GB"
+    ]
+    rows += [f"  {f.name:{width}}  {f.size / 1e6:9.3f} MB  {f.digest[:12]}  {f.about}" for f in files]
+    rows += [f"  {path.name:{width}}  {would}removed: of an earlier call" for path in stale]
+    if len(files) > 2:
+        rows.append(
+            "checkpoints: whole, and tensors and JSON alone; whether they fit their networks, doctor tells:"
+        )
+        rows.append(f"  python {BUNDLE} doctor --checkpoints '{folder}/*.pt'")
+    create = f"kaggle datasets create -p {folder}"
+    return "\n".join([*rows, f"next: {create}; later: kaggle datasets version -p {folder} -m 'what is new'"])
 
 
 def compare(path: Path, text: str) -> None:
@@ -515,30 +690,40 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset-dir", type=Path, metavar="DIR", help="that folder, kaggle_dataset by default"
     )
+    parser.add_argument(
+        "--with-checkpoints", nargs="+", action="extend", default=[], metavar="PATTERN",
+        help="checkpoints to lay beside the bundle, e.g. 'run/fold_*.pt'",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; say what would be written")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Build, check or write the bundle; the exit code."""
+    """Build, check or write the bundle and a dataset's folder; the exit code."""
     options = read_arguments(words)
     root = Path(__file__).resolve().parent
     out = options.out or root / BUNDLE
     folder = options.dataset_dir or root / "kaggle_dataset"
     try:
         text = build(root, options.only)
-        metadata = dataset_metadata(options.kaggle_dataset) if options.kaggle_dataset else ""
         if options.check:
             compare(out, text)
             return 0
-    except Refused as refused:
+        files = plan_dataset(options.kaggle_dataset, text, options.with_checkpoints)
+        stale = stale_files(folder, files) if files else []
+        if not options.dry_run:
+            write_whole(out, text)
+            for path in stale:
+                path.unlink()
+            for file in files:
+                file.write(folder)
+    except (Refused, OSError) as refused:
         print(refused, file=sys.stderr)
         return 1
-    write_whole(out, text)
-    print(f"{out.name}: {len(text.encode()) / 1000:.1f} kB, {len(text.splitlines()):,} lines")
-    if metadata:
-        write_whole(folder / BUNDLE, text)
-        write_whole(folder / "dataset-metadata.json", metadata)
-        print(f"{folder.name}/: now run `kaggle datasets create -p {folder}`")
+    would = "would be " if options.dry_run else ""
+    print(f"{out.name}: {would}{len(text.encode()) / 1000:.1f} kB, {len(text.splitlines()):,} lines")
+    if files:
+        print(dataset_table(folder, files, stale, would))
     return 0
 
 

@@ -29,6 +29,7 @@ from kit.labels.soft import (
 )
 from kit.labels.table import classes_of_template, clip_labels, read_clip_table
 from kit.learn.batch_losses import outlier_dropping_loss, soft_auc_loss
+from kit.learn.journal import open_run
 from kit.learn.losses import LOSSES, average_loss, sum_by_source
 from kit.learn.optim import OptimConfig
 from kit.learn.recipe import Recipe, SamplingConfig, SourceConfig, System
@@ -40,6 +41,11 @@ from kit.models.heads import POOLS, RECURRENCES, FrameAttention, GeneralisedMean
 from kit.models.network import receptive_frames
 from kit.models.second import SECOND_LEVEL
 from kit.models.tagger import TaggerCard, build_tagger
+from kit.pictures.clips import draw_clip, draw_filters, draw_lengths
+from kit.pictures.contact import draw_contact_sheet
+from kit.pictures.labels import draw_labels
+from kit.pictures.runs import draw_history, draw_rounds, draw_timeline
+from kit.pictures.scores import draw_calibration, draw_classes, draw_confusion
 from kit.presets import SYSTEMS
 from kit.sound.augment import WaveAugmentConfig
 from kit.sound.frontend import FrontendConfig
@@ -81,6 +87,10 @@ PARTS: dict[str, Mapping[str, Any]] = {
         **STEPS,
         **by_name(judge_step, RowSet, scale_odds, estimate_prevalences, smooth_neighbours, weigh_by_recording),
     },
+    "pictures": by_name(
+        open_run, draw_history, draw_rounds, draw_classes, draw_confusion, draw_calibration, draw_clip, draw_filters,
+        draw_lengths, draw_labels, draw_timeline, draw_contact_sheet,
+    ),
 }  # fmt: skip
 
 

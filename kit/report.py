@@ -1,21 +1,30 @@
-"""Run folders in, one table that lays them side by side, and their learning curves, out."""
+"""Run folders or a submission in, a table that tells of them, pictures and a page out."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError
+from kit.core.errors import KitError, choose
 from kit.infer.checkpoint import read_checkpoint
+from kit.infer.work import read_report
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from kit.labels.class_metrics import top1_accuracy
 from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.labels.table import read_clip_table
 from kit.learn.journal import RunOnDisk, open_run
 from kit.learn.train import flat_settings
-from kit.pictures.runs import draw_history
+from kit.pictures.figure import SAVED_AS, Drawing
+from kit.pictures.labels import draw_labels
+from kit.pictures.page import page_picture, page_table, write_page
+from kit.pictures.runs import draw_history, draw_rounds, draw_timeline
+from kit.pictures.scores import draw_calibration, draw_classes, draw_confusion
+
+LISTED = ("files_failed", "notes", "files_without_row", "rows_without_file", "files_heard_in_pieces")
 
 
 @dataclass(frozen=True)
@@ -81,17 +90,8 @@ def rows_of(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tup
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
-def show(runs: Sequence[str | Path], out: str | Path | None = None, hardest: int = 5) -> RunsReport:
-    """Lay runs side by side: scores with 0.95 intervals, costs, the settings that differ, the hardest classes.
-
-    Options:
-        runs: folders that `train` or `stack` wrote, finished or not
-        out: the picture of their learning curves to draw, e.g. curves.png
-        hardest: how many classes to list, the least precise first
-    """
-    opened = [open_run(Path(run)) for run in runs]
-    if out is not None:
-        draw_history(opened).save(out)
+def lay_side_by_side(opened: Sequence[RunOnDisk], hardest: int) -> RunsReport:
+    """Runs as a table."""
     facts = [facts_of(run, opened[0]) for run in opened]
     settings = [{k: json.dumps(v) for k, v in flat_settings(run.recipe).items()} for run in opened]
     named = dict.fromkeys(name for of in sorted(facts, key=len, reverse=True) for name in of)
@@ -102,3 +102,63 @@ def show(runs: Sequence[str | Path], out: str | Path | None = None, hardest: int
     rows = rows_of(facts, (n for n in named if n not in means))
     rows += rows_of(settings, differing) + rows_of(facts, worst)
     return RunsReport(tuple(str(run.folder) for run in opened), tuple(rows))
+
+
+def lay_submission(path: Path, report: Mapping[str, Any]) -> RunsReport:
+    """A submission's report as a table: its facts, how many files failed and the like, its models."""
+    if "job" not in report:
+        raise KitError(f"no report beside {path}: give the CSV that `submit` wrote, or its .json.")
+    facts = {name: str(value) for name, value in report.items() if isinstance(value, str | int | float)}
+    counts = {name: str(len(report.get(name, ()))) for name in LISTED}
+    told = "weight {weight:g}, {network_s:.1f} s for {clips_heard} clips; failure: {failure}"
+    models = [(model["checkpoint"], told.format(**model)) for model in report.get("models", ())]
+    return RunsReport((str(path),), (*facts.items(), *counts.items(), *models))
+
+
+def lists_of(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a page lists of a submission."""
+    for name in LISTED:
+        told = report.get(name, {})
+        yield page_table(told.items() if isinstance(told, dict) else zip(told, strict=True), name)
+
+
+def pieces_of_run(run: RunOnDisk) -> Iterator[str]:
+    """What a page says of one run."""
+    yield f"<h2>{escape(run.folder.resolve().name)}</h2>"
+    yield page_picture(draw_labels, read_clip_table(run.folder / "folds.csv"))
+    yield from (page_picture(draw, run) for draw in (draw_classes, draw_confusion, draw_calibration))
+    if (run.folder / "rounds").is_dir():
+        yield page_picture(draw_rounds, run.folder)
+    yield page_table(flat_settings(run.recipe).items(), "settings")
+
+
+def show(
+    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, hardest: int = 5
+) -> RunsReport:
+    """Lay runs side by side: scores with 0.95 intervals, costs, the settings that differ, the hardest classes.
+
+    Of a submission it tells what was heard, and the weights and times of its models.
+
+    Options:
+        runs: folders that `train` or `stack` wrote, finished or not; or one submission's .csv or .json
+        out: report.html, one page with all pictures, or curves.png, the learning curves or a submission's timeline
+        hardest: how many classes to list, the least precise first
+    """
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    target = None if out is None else Path(out)
+    choose("ending of out", target.suffix if target else ".html", {**SAVED_AS, ".html": ""})
+    draw: Callable[..., Drawing] = draw_history
+    given: Any
+    if [path.suffix for path in paths] in ([".csv"], [".json"]):
+        draw, given = draw_timeline, read_report(paths[0])
+        report, more = lay_submission(paths[0], given), lists_of(given)
+    else:
+        given = [open_run(path) for path in paths]
+        report = lay_side_by_side(given, hardest)
+        more = (piece for run in given for piece in pieces_of_run(run))
+    if target and target.suffix == ".html":
+        pieces = [page_table([("", *report.runs), *report.rows]), page_picture(draw, given), *more]
+        write_page(target, ", ".join(path.resolve().name for path in paths), pieces)
+    elif target:
+        draw(given).save(target)
+    return report

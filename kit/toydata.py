@@ -1,19 +1,24 @@
-"""A seed in, a small set of synthetic clips with its tables out."""
+"""A seed in, small sets of synthetic clips or soundscapes with their tables out."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kit.core.csvtext import write_rows
+from kit.labels.table import class_names, read_clip_table, split_labels
 
 TOY_RATE = 22050
 
 
-def toy_event(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
+def toy_event(
+    kind: str, n: int, rng: np.random.Generator, low_hz: float = 400.0, high_hz: float = 3000.0
+) -> np.ndarray:
     """A sound event of n samples, at most 1 in magnitude."""
     t = np.arange(n) / TOY_RATE
-    hz = float(np.exp(rng.uniform(math.log(400), math.log(3000))))
+    hz = float(np.exp(rng.uniform(math.log(low_hz), math.log(high_hz))))
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
     carrier = np.sin(2 * np.pi * hz * t)
     gates = (t * rng.uniform(6, 10)) % 1.0
@@ -32,6 +37,10 @@ def toy_event(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 TOY_CLASSES = ("chirp_down", "chirp_up", "clicks", "hiss", "pulses", "rumble", "tone", "warble")
+# Each song in two bands, so that some species differ by their pitch alone. Hertz: where a band's songs begin.
+TOY_SONGS = ("pulses", "warble", "tone") * 2
+TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
+BOX_HEADER = ("recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max")
 
 
 def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.ndarray:
@@ -45,15 +54,16 @@ def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())), np.float32)
 
 
-def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0) -> None:
-    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables.
+def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
+    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; with `noisy`, noisy/ too, labelled badly.
 
     Units: WAV, 22,050 Hz, 16 bit, mono
     """
     import soundfile
 
     rng = np.random.default_rng(seed)
-    for part, count, table in (("train", clips, "train.csv"), ("test", test, "test_truth.csv")):
+    parts = {"train": (clips, "train.csv"), "test": (test, "test_truth.csv"), "noisy": (noisy, "noisy.csv")}
+    for part, (count, table) in parts.items() if noisy else [*parts.items()][:2]:
         (folder / part).mkdir(parents=True, exist_ok=True)
         rows = [("fname", "labels")]
         for i in range(count):
@@ -63,6 +73,69 @@ def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0) 
             soundfile.write(folder / part / name, toy_clip(seconds, labels, rng), TOY_RATE, subtype="PCM_16")
             rows.append((name, ",".join(labels)))
         write_rows(folder / table, rows)
-    zeros = "0" * len(TOY_CLASSES)
-    template = [("fname", *TOY_CLASSES), *((name, *zeros) for name, _ in rows[1:])]
-    write_rows(folder / "sample_submission.csv", template)
+        if part == "test":
+            write_zeros(folder, rows, TOY_CLASSES)
+    if noisy:
+        spoilt = spoil_labels(read_clip_table(folder / "noisy.csv"), seed=seed)
+        write_rows(folder / "noisy.csv", [[*spoilt], *spoilt.itertuples(index=False)])
+
+
+def write_zeros(folder: Path, rows: Sequence[tuple[str, ...]], classes: Sequence[str]) -> None:
+    """A sample submission for a table's rows, its header first."""
+    zeros = ((name, *"0" * len(classes)) for name, *_ in rows[1:])
+    write_rows(folder / "sample_submission.csv", [(rows[0][0], *classes), *zeros])
+
+
+def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
+    """A clip table in which a share of the rows has as many labels, all wrong; `true_labels` keeps what is true."""
+    rng, classes, labels = np.random.default_rng(seed), class_names(table["labels"]), []
+    for true in map(split_labels, table["labels"]):
+        others = [name for name in classes if name not in true]
+        wrong = rng.permutation(others)[: len(true)] if rng.random() < share else true
+        labels.append(",".join(sorted(map(str, wrong))))
+    return table.assign(labels=labels, true_labels=table["labels"])
+
+
+def toy_recording(
+    species: Sequence[int], rng: np.random.Generator
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """8 s in which each species sings once, over faint noise; when each did. Units: s"""
+    wave, spans = rng.normal(0, 0.01, 8 * TOY_RATE), []
+    for one in species:
+        length = int(TOY_RATE * rng.uniform(0.5, 1.5))
+        start = int(rng.integers(0, len(wave) - length))
+        song = toy_event(TOY_SONGS[one], length, rng, TOY_LOW_HZ[one], 1.2 * TOY_LOW_HZ[one])
+        wave[start : start + length] += song * 10 ** rng.uniform(-1.5, -0.8)
+        spans.append((start / TOY_RATE, (start + length) / TOY_RATE))
+    return wave, spans
+
+
+def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, seed: int = 0) -> None:
+    """Write recordings in RFCX's form, each with a true box of one of its 1 to 3 species, and two false ones.
+
+    The false ones lie where that species sings, in the bands of two that the recording lacks.
+    Units: FLAC, 22,050 Hz, 16 bit, mono
+    """
+    import soundfile
+
+    rng = np.random.default_rng(seed)
+    boxes: dict[str, list[tuple[Any, ...]]] = {"train_tp.csv": [BOX_HEADER], "train_fp.csv": [BOX_HEADER]}
+    truth: list[tuple[str, ...]] = [("fname", "labels")]
+    for part, count in (("train", recordings), ("test", test)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for name in (f"{part}_{i:04d}" for i in range(count)):
+            order = rng.permutation(len(TOY_SONGS)).tolist()
+            present = order[: rng.integers(1, 4)]
+            wave, spans = toy_recording(present, rng)
+            soundfile.write(folder / part / f"{name}.flac", wave.clip(-1, 1), TOY_RATE, subtype="PCM_16")
+            if part == "test":
+                truth.append((name, ",".join(f"s{one}" for one in sorted(present))))
+                continue
+            begin, end = spans[0]
+            for one in (present[0], *order[-2:]):
+                low = TOY_LOW_HZ[one]
+                rows = boxes["train_tp.csv" if one in present else "train_fp.csv"]
+                rows.append((name, one, 1, begin, 0.9 * low, end, 1.3 * low))
+    for table, rows in (boxes | {"test_truth.csv": truth}).items():
+        write_rows(folder / table, rows)
+    write_zeros(folder, [("recording_id",), *truth[1:]], [f"s{one}" for one in range(len(TOY_SONGS))])

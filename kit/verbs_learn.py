@@ -12,6 +12,7 @@ from kit.cli import Verb
 from kit.core.errors import KitError
 from kit.core.files import write_text
 from kit.core.runtime import tune_process
+from kit.data_at_hand import find_data, fitting_checkpoints
 from kit.demo import run_demo
 from kit.infer.hearing import Hearing
 from kit.infer.template import locate_clips
@@ -157,7 +158,10 @@ def add_folds(
 
 
 LEARN_VERBS = {
-    "demo": Verb(run_demo, "the whole job without any data: toy clips, training, a submission"),
+    "demo": Verb(
+        run_demo, "the whole job without any data: toy clips, training, a submission",
+        (find_data, fitting_checkpoints),
+    ),
     "recipes": Verb(list_recipes, "the named recipes with their sources; `recipes NAME` prints every setting"),
     "parts": Verb(list_parts, "what systems are composed of: families, heads, losses, metrics, blends ..."),
     "folds": Verb(add_folds, "a table with a multilabel-stratified fold column, groups kept together"),
@@ -165,7 +169,7 @@ LEARN_VERBS = {
     "relabel": Verb(relabel, "new labels for a table, by models that held its clips out"),
     "stack": Verb(stack, "a second-level model on several runs, to submit by itself"),
     "oof": Verb(predict_oof, "out-of-fold predictions and scores of a run"),
-    "show": Verb(show, "runs side by side: scores, costs, settings that differ; --out draws curves"),
+    "show": Verb(show, "runs side by side, or a submission; --out report.html for all pictures"),
     "augment": Verb(draw_contact_sheet, "a picture of a clip under every augmentation"),
     "probe": Verb(probe, "what a run's taggers hear: their loss without coordinate, bands or time"),
 }  # fmt: skip

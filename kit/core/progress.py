@@ -31,16 +31,26 @@ def advance(bar: Any, amount: float) -> None:
 
 
 class Stopwatch:
-    """Seconds spent under each name."""
+    """Seconds spent under each name, and the spans of them, which count from `began`, now unless given.
 
-    def __init__(self) -> None:
+    What is measured within a fiftieth of all the time after a span makes it longer, so that spans stay few.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        self.began = time.perf_counter() if began is None else began
         self.seconds: dict[str, float] = {}
+        self.spans: dict[str, list[tuple[float, float]]] = {}
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Add the time of a block to a name."""
-        began = time.perf_counter()
+        start = time.perf_counter() - self.began
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            end = time.perf_counter() - self.began
+            self.seconds[name] = self.seconds.get(name, 0.0) + end - start
+            spans = self.spans.setdefault(name, [])
+            near = spans and start - spans[-1][1] < end / 50
+            first, till = spans.pop() if near else (start, start)
+            spans.append((first, till + end - start))

@@ -143,6 +143,11 @@ def by_source(reasons: Mapping[int, str], names: Sequence[str]) -> dict[str, str
     return {names[i]: reason for i, reason in sorted(reasons.items())}
 
 
+def rounded_spans(watch: Stopwatch) -> dict[str, list[list[float]]]:
+    """When each name was measured, to milliseconds."""
+    return {name: [[round(a, 3), round(b, 3)] for a, b in spans] for name, spans in watch.spans.items()}
+
+
 def member_report(member: Member, names: Sequence[str]) -> dict[str, Any]:
     """What the report says of a model."""
     card = member.card
@@ -157,5 +162,6 @@ def member_report(member: Member, names: Sequence[str]) -> dict[str, Any]:
         "clips_heard": len(member.heard),
         "clips_failed": by_source(member.failed_clips, names),
         "network_s": round(member.watch.seconds.get("network", 0.0), 3),
+        "spans": rounded_spans(member.watch).get("network", []),
         "failure": member.failure,
     }

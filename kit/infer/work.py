@@ -26,7 +26,14 @@ from kit.infer.engine import Listener, WindowLogits
 from kit.infer.hearing import Hearing
 from kit.infer.ledger import Ledger
 from kit.infer.rows import RowScores, blend_priors, common_classes
-from kit.infer.session import Member, by_source, collect_frontends, listen_through, member_report
+from kit.infer.session import (
+    Member,
+    by_source,
+    collect_frontends,
+    listen_through,
+    member_report,
+    rounded_spans,
+)
 from kit.infer.stacked import StackedRows, open_models
 from kit.infer.template import RowPlan, Template, plan_rows, read_template, write_submission
 from kit.models.tagger import Tagger
@@ -108,6 +115,8 @@ class SubmissionWork:
         self.options, self.pace, self.silent_after = options, Pace(deadline), Deadline()
         self.watch, self.began, self.now = Stopwatch(), time.time(), deadline.now
         self.written_at = self.now()
+        end = deadline.at if silent_after is None else 2 * silent_after.at - deadline.at  # it lies midway
+        self.deadline_s = None if end == math.inf else round(end - self.written_at, 3)
         self.notes: list[str] = []
         self.in_pieces: set[str] = set()
         self.quiet = am_worker()
@@ -182,7 +191,8 @@ class SubmissionWork:
                 path = options.out.with_name(options.out.name + ".state") / state
             tagger = model.build(options.networks)
             listener = Listener(tagger, device, options.batch_frames, options.precision, listening)
-            yield Member(model.name, listener, Ledger(path, self.now), model.weight, model.run)
+            watch = Stopwatch(self.watch.began)
+            yield Member(model.name, listener, Ledger(path, self.now), model.weight, model.run, watch)
 
     def write(self, blend: Callable[[], np.ndarray]) -> None:
         """Write the CSV, learning how long it takes; not once the caller was answered."""
@@ -290,6 +300,8 @@ class SubmissionWork:
             "models": [member_report(m, names) for m in self.given],
             "seconds": {name: round(s, 3) for name, s in self.watch.seconds.items()},
             "seconds_total": round(time.time() - self.began, 3),
+            "spans": rounded_spans(self.watch),
+            "deadline_s": self.deadline_s,
             "notes": self.notes,
         }
         self.write_report(report)

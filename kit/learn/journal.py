@@ -29,10 +29,14 @@ class RunOnDisk:
     scores: np.ndarray
 
 
-def open_run(folder: Path) -> RunOnDisk:
-    """What a run's or a stack's folder holds so far. Errors: KitError for a folder that is neither"""
+def open_run(folder: str | Path, labels: Path | None = None) -> RunOnDisk:
+    """What a run's or a stack's folder holds so far; its truth is its own table's, or that of `labels`.
+
+    Errors: KitError for a folder that is neither
+    """
     import pandas
 
+    folder = Path(folder)
     if not (folder / "folds.csv").is_file():
         raise KitError(f"{folder} holds no run (no folds.csv): give what `train` or `stack` wrote.")
     path, history = folder / "recipe.json", []
@@ -43,7 +47,7 @@ def open_run(folder: Path) -> RunOnDisk:
         history = [rows for _, rows in epochs.groupby(by, sort=False)]
     if not (folder / "oof.csv").is_file():
         return RunOnDisk(folder, recipe, history, [], [], *np.zeros((3, 0, 0)))
-    table, oof = read_clip_table(folder / "folds.csv"), read_table(folder / "oof.csv", exact=True)
+    table, oof = read_clip_table(labels or folder / "folds.csv"), read_table(folder / "oof.csv", exact=True)
     if "end_s" in table:  # stretches have no predictions of their own
         table = table[np.isinf(table["end_s"])]
     fnames, folds, *classes = oof.columns

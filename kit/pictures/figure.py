@@ -1,6 +1,7 @@
 """A size in, an empty figure of one look and feel out; a drawn one shows itself in notebooks and saves itself."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from kit.core.files import write_whole
 CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LOOK: dict[Any, Any] = {
     "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 11, "axes.labelsize": 10, "font.size": 9, "legend.frameon": False, "lines.linewidth": 1.6,
+    "axes.titlesize": 11, "axes.labelsize": 10, "font.size": 9, "figure.titlesize": 11,
+    "axes.prop_cycle": f"cycler(color={[*CURVE_COLOURS]})",
 }  # fmt: skip
+MOST_ROWS = 40
 SAVED_AS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 
 
@@ -54,7 +57,34 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
         raise KitError("a picture needs matplotlib: pip install matplotlib.") from error
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, **grid)
+        panels = figure.subplots(rows, columns, **grid)
+    for axes in np.ravel(panels):
+        axes.tick_params(labelsize=8)  # ticks made later know nothing of the look
+    return figure, panels
+
+
+def shown_name(name: str) -> str:
+    """A name as a label: cut where it is long, without bytes that are no text, its dollars no formulas."""
+    name = name.encode(errors="replace").decode()
+    return (name if len(name) < 33 else name[:30] + "…").replace("$", r"\$")
+
+
+def new_rows(names: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
+    """An empty figure with a row for each name, the first on top, and its axes (columns,). Units: inches"""
+    height, facts = 3.2 + 0.15 * len(names), {"sharey": True, "squeeze": False}
+    figure, panels = new_figure(width, height, 1, columns, **facts, **grid)
+    places, labels = range(len(names)), [*map(shown_name, names)]
+    panels[0, 0].set(yticks=places, yticklabels=labels, ylim=(len(names) - 0.5, -0.5))
+    return figure, panels[0]
+
+
+def draw_matrix(axes: Any, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """A square of numbers, grey where there is none. Shape: matrix (K, K), names K"""
+    seen = axes.imshow(matrix, cmap="viridis", vmin=0, aspect="auto")
+    axes.set(facecolor="0.88", xticks=range(len(names)))
+    axes.set_xticklabels(map(shown_name, names), rotation=90)
+    axes.grid(visible=False)
+    axes.figure.colorbar(seen, ax=axes, fraction=0.04)
 
 
 def draw_spectrogram(
@@ -62,10 +92,14 @@ def draw_spectrogram(
 ) -> None:
     """A spectrogram over seconds, ticks in kHz. Shape: picture (M, N), bin_hz (M,). Units: low, high as picture"""
     khz = bin_hz / 1000
-    ticks = [tick for tick in (0.25, 1, 2, 4, 8, 16) if khz[0] <= tick < khz[-1]]
+    ticks: Any = [tick for tick in (0.25, 1, 2, 4, 8, 16) if khz[0] <= tick < khz[-1]]
+    places = np.interp(ticks, khz, np.arange(len(khz)))
+    if (np.diff(khz) <= 0).any():  # bands one above the other
+        places = np.arange(0, len(khz), -(-len(khz) // 12))
+        ticks = khz[places].round(1)
     axes.imshow(
         picture, cmap="magma", vmin=low, vmax=high, origin="lower", aspect="auto",
         extent=(0, seconds, -0.5, len(khz) - 0.5),
     )  # fmt: skip
-    axes.set_yticks(np.interp(ticks, khz, np.arange(len(khz))), ticks)
+    axes.set_yticks(places, ticks)
     axes.grid(visible=False)

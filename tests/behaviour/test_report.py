@@ -1,6 +1,9 @@
 """Runs side by side say what their folders hold: scores, costs, and only the settings that differ."""
 
+import base64
 import json
+import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -168,6 +171,133 @@ def test_learning_curves_are_drawn_and_a_wrong_ending_is_refused(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(KitError, match=r"\.png"):
         show(folders, out=tmp_path / "curves.txt")
+
+
+WEIRD = "<b>&\"amp;'$x$"
+
+
+class Links(HTMLParser):
+    """What a page refers to, the pictures that it holds, its tags and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.referred, self.alts, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.referred += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
+        self.alts += [value for name, value in attrs if name == "alt"]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def check_page(path):
+    """The page as a reader parses it: it holds its pictures, and refers to nothing else."""
+    text = path.read_text(encoding="utf-8")
+    found = Links(text)
+    assert found.referred and all(data.startswith("data:image/png;base64,") for data in found.referred)
+    for data in found.referred:
+        assert base64.b64decode(data.partition(",")[2], validate=True).startswith(b"\x89PNG")
+    outside = re.sub(r'src="[^"]*"', "", text)
+    assert "//" not in outside and "url(" not in outside and "@import" not in outside
+    assert len(found.alts) == found.tags.count("img") and all(found.alts)
+    assert not {"script", "link", "iframe", "b", "object"} & {*found.tags}
+    return found, outside
+
+
+def test_a_page_holds_its_pictures_runs_no_script_and_escapes_every_name(tmp_path):
+    pytest.importorskip("matplotlib")
+    _, scores = truth_and_scores(0)
+    history = "fold,epoch,loss,lr,lwlrap\n0,1,.7,.1,\n0,2,.6,.1,.8\n"
+    recipe = RECIPE | {"source": WEIRD}
+    folder = write_run(tmp_path / "<b>&", scores, recipe, history)
+    for name in ("folds.csv", "oof.csv"):
+        path = tmp_path / "<b>&" / name
+        path.write_text(path.read_text().replace("bark", '"' + WEIRD.replace('"', '""') + '"'))
+    report = show([folder], tmp_path / "report.html")
+    found, outside = check_page(tmp_path / "report.html")
+    assert len(found.referred) == 5
+    words = "".join(found.words)
+    for row in report.rows:
+        assert all(cell in words for cell in row)
+    assert f"class {WEIRD}" in words and f"source{WEIRD}" in words.replace("\n", "")
+    assert "prefers-color-scheme:dark" in outside and found.tags.count("details") == 1
+
+
+def test_a_page_of_an_unfinished_run_says_what_is_not_there_yet(tmp_path):
+    pytest.importorskip("matplotlib")
+    empty = write_run(tmp_path / "a", None, history=None)
+    _, scores = truth_and_scores(0)
+    whole = write_run(tmp_path / "b", scores)
+    show([empty, whole], tmp_path / "deep" / "page.html")
+    found, _ = check_page(tmp_path / "deep" / "page.html")
+    assert " ".join(found.words).count("no oof.csv yet") == 3
+    assert found.tags.count("h2") == 2 and len(found.referred) == 1 + 1 + 4
+
+
+def written_report(folder, **facts):
+    """A submission's report, as submit leaves it."""
+    models = [
+        {
+            "checkpoint": "<b>.pt",
+            "weight": 0.5,
+            "network_s": 1.25,
+            "clips_heard": 7,
+            "failure": None,
+            "spans": [[1.0, 2.0]],
+        }
+    ]
+    told = {
+        "kit": "1", "job": "x", "state": "finished", "rows": 8, "files_failed": {"<b>&.wav": "the file is <empty>"},
+        "notes": ["1 of 8 rows has no file"], "models": models, "seconds_total": 3.0, "audio_s": 40.5,
+        "spans": {"decode": [[0.0, 1.0]]}, "deadline_s": 4.0,
+    }  # fmt: skip
+    (folder / "sub.json").write_text(json.dumps(told | facts))
+    return folder / "sub.csv"
+
+
+def test_a_submission_is_told_in_a_table_its_timeline_and_a_page(tmp_path):
+    pytest.importorskip("matplotlib")
+    csv = written_report(tmp_path)
+    for given in (str(csv), [csv], [str(csv.with_suffix(".json"))]):
+        report = show(given)
+        assert row_of(report, "rows") == ("8",) and row_of(report, "audio_s") == ("40.5",)
+        assert row_of(report, "files_failed") == ("1",) and row_of(report, "rows_without_file") == ("0",)
+        assert row_of(report, "<b>.pt")[0].startswith("weight 0.5, 1.2 s for 7 clips")
+    show([csv], tmp_path / "page.html")
+    found, _ = check_page(tmp_path / "page.html")
+    words = "".join(found.words)
+    for told in ("<b>&.wav", "the file is <empty>", "1 of 8 rows has no file", "<b>.pt"):
+        assert told in words
+    show([csv], tmp_path / "timeline.svg")
+    assert b"<svg" in (tmp_path / "timeline.svg").read_bytes()
+
+
+def test_what_is_no_submission_or_no_page_is_refused(tmp_path):
+    with pytest.raises(KitError, match="no report beside"):
+        show([tmp_path / "none.csv"])
+    (tmp_path / "recipe.json").write_text('{"epochs": 3}')
+    with pytest.raises(KitError, match="no report beside"):
+        show(tmp_path / "recipe.json")
+    csv = written_report(tmp_path)
+    with pytest.raises(KitError, match=r"\.html"):
+        show([csv], tmp_path / "page.htm")
+    assert not (tmp_path / "page.htm").exists()
+    with pytest.raises(KitError, match="holds no run"):
+        show([csv, csv])
+
+
+def test_a_submission_stopped_at_its_priors_is_shown_without_a_timeline(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "sub.json").write_text('{"job": "x", "state": "priors", "notes": []}')
+    show(tmp_path / "sub.csv", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "no report that tells when" in text and "<img" not in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -1,7 +1,6 @@
 """The builder: a small kit in, a bundle or every reason why not out; then the real kit."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from build_single_file import (
     Refused,
     at_the_door,
     build,
-    dataset_metadata,
     module_name,
     parse,
     read_kit,
@@ -294,13 +292,13 @@ def check_layout(text: str, root: Path) -> None:
     lines = text.split("\n")
     where = load(text)["where"]
     assert callable(where) and where(1) == "audiotag_kit.py:1"
-    starts = [line for line in lines if line.startswith("# == kit/") and "here = there + " in line]
+    starts = [line for line in lines if line.startswith("# == kit/")]
     assert starts
     for banner in starts:
-        path, offset = banner.split()[2].rstrip(":"), int(banner.split()[-1])
+        path, offset = banner.split()[2], int(banner.split()[-1])
         source = parse(path, (root / path).read_text(encoding="utf-8"))
         at = lines.index(banner) + 1
-        assert f' ({at}, {offset}, "{path}"),' in text, "the contents name the line where the section begins"
+        assert f"\n{at} {offset} {path}\n" in text, "the contents name the line where the section begins"
         spoken = lines_for_tools(source.tree)
         for number, line in enumerate(source.text.rstrip().split("\n"), 1):
             if number >= source.body_line:
@@ -358,8 +356,8 @@ def without_types(statement: ast.stmt) -> ast.stmt:
 def check_meaning(text: str, root: Path) -> None:
     """Narrower indents and fewer types change no statement and no string."""
     bundled = set(code_of(text))
-    banners = [line for line in text.split("\n") if line.startswith("# == kit/") and "here = there" in line]
-    for path in (line.split()[2].rstrip(":") for line in banners):
+    banners = [line for line in text.split("\n") if line.startswith("# == kit/")]
+    for path in (line.split()[2] for line in banners):
         source = parse(path, (root / path).read_text(encoding="utf-8"))
         assert source.path and set(code_of("\n".join(map(ast.unparse, source.code)))) <= bundled, path
 
@@ -394,10 +392,8 @@ def test_what_stands_at_the_door_keeps_its_types_and_all_its_words() -> None:
                 if isinstance(node, ast.FunctionDef):
                     assert as_help_shows_it(bundled[node.name]) == as_help_shows_it(node), node.name
                 assert ast.get_docstring(bundled[node.name]) == ast.get_docstring(node), node.name
-    long, short = bundled["prepare_batch"], bundled["mixed_seed"]
-    assert isinstance(long, ast.FunctionDef) and long.returns is None
-    assert ast.get_docstring(long) == "Crops changed and mixed as the recipe says, and their labels."
-    assert isinstance(short, ast.FunctionDef) and ast.get_docstring(short) is None
+    inner = bundled["mixed_seed"]
+    assert isinstance(inner, ast.FunctionDef) and inner.returns is None and ast.get_docstring(inner) is None
 
 
 def test_every_line_of_a_body_is_kept_and_found_again(tmp_path: Path) -> None:
@@ -460,34 +456,6 @@ def test_check_sees_any_difference(tmp_path: Path) -> None:
 def test_a_bundle_that_is_too_large_is_refused(tmp_path: Path) -> None:
     said = refusal(tmp_path, {"kit/learning.py": f"RATE = '{'x' * LIMIT_BYTES}'\n"})
     assert len(said) == 1 and "over the limit of 400 kB" in said[0]
-
-
-def test_the_folder_for_kaggle_holds_bundle_and_metadata(tmp_path: Path) -> None:
-    write_mini(tmp_path)
-    assert run_builder(tmp_path, "--kaggle-dataset", "some-one/audiotag-kit").returncode == 0
-    folder = tmp_path / "kaggle_dataset"
-    assert sorted(path.name for path in folder.iterdir()) == ["audiotag_kit.py", "dataset-metadata.json"]
-    assert (folder / "audiotag_kit.py").read_bytes() == (tmp_path / "audiotag_kit.py").read_bytes()
-    assert json.loads((folder / "dataset-metadata.json").read_text()) == {
-        "title": "Audiotag kit",
-        "id": "some-one/audiotag-kit",
-        "licenses": [{"name": "MIT"}],
-    }
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "noslug", "/audiotag-kit", "a/b/c", "me/Audio-Kit", "me/audio--kit", "me/short", "me/" + "x" * 51],
-)
-def test_a_name_that_kaggle_would_refuse_is_refused(name: str) -> None:
-    with pytest.raises(Refused, match=r"slug|OWNER"):
-        dataset_metadata(name)
-
-
-def test_a_wrong_dataset_name_writes_nothing(tmp_path: Path) -> None:
-    run = run_builder(write_mini(tmp_path), "--kaggle-dataset", "me/short")
-    assert run.returncode == 1 and len(run.stderr.splitlines()) == 1
-    assert not (tmp_path / "audiotag_kit.py").exists() and not (tmp_path / "kaggle_dataset").exists()
 
 
 def test_the_mini_kit_covers_what_a_real_file_holds() -> None:

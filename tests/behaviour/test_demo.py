@@ -1,0 +1,56 @@
+"""The demo does the whole job, both rounds, a submission, pages; what it prints is what lies on disk."""
+
+import sys
+
+import pytest
+
+from kit.demo import report_demo, run_demo, score_csv
+from kit.labels.metrics import lwlrap
+from kit.learn.journal import open_run
+from tests.behaviour.trained import read_scores
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of the smallest demo, and what it said."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    return folder, run_demo(str(folder), clips=8, epochs=1)
+
+
+def test_the_demo_says_the_scores_that_lie_on_disk(demo):
+    folder, said = demo
+    runs = [open_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
+    before, after = (f"{lwlrap(run.truth, run.scores):.4f}" for run in runs)
+    assert f"out of fold {before} by 8 clean clips, {after} with noisy ones" in said
+    truth = next(folder.glob("data/*/test_truth.csv"))
+    assert (
+        "test {:.4f} (class frequencies alone: {:.4f})".format(*score_csv(folder / "submission.csv", truth))
+        in said
+    )
+
+
+def test_the_demo_submits_a_row_for_each_row_of_the_template(demo):
+    folder, _ = demo
+    header, rows = read_scores(folder / "submission.csv")
+    template = next(folder.glob("data/*/sample_submission.csv")).read_text(encoding="utf-8").splitlines()
+    assert [",".join(header), *rows] == [template[0], *(line.partition(",")[0] for line in template[1:])]
+
+
+def test_the_demo_ends_with_pages_that_show_it(demo):
+    folder, said = demo
+    pytest.importorskip("matplotlib")
+    for name in ("report.html", "submission.html"):
+        assert str(folder / name) in said and "data:image/png;base64," in (folder / name).read_text()
+    assert "matplotlib" not in said
+
+
+def test_without_matplotlib_the_pages_hold_no_pictures_and_a_word_says_why(demo, monkeypatch):
+    folder, _ = demo
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = report_demo(folder)
+    assert said.count("pip install matplotlib") == 1 and "\n" not in said
+    assert "data:image" not in (folder / "report.html").read_text()
