@@ -159,7 +159,7 @@ def add_folds(
 
 LEARN_VERBS = {
     "demo": Verb(
-        run_demo, "the whole job without any data: toy clips, training, a submission",
+        run_demo, "the whole job without any data: toy clips, training, relabelling, a submission, a report",
         (find_data, fitting_checkpoints),
     ),
     "recipes": Verb(list_recipes, "the named recipes with their sources; `recipes NAME` prints every setting"),

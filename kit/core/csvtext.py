@@ -59,6 +59,10 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
     `exact` keeps blanks around the columns' names, and bytes that are no UTF-8 as write_text writes them.
     Errors: KitError for what is no CSV in UTF-8, a column missing or named twice, a row of another width
     """
+    if not isinstance(path, str | Path):
+        raise KitError(
+            f"a table is the path of a CSV, got a {type(path).__name__}: write it with to_csv first."
+        )
     errors = "surrogateescape" if exact else "strict"
     try:
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:

@@ -34,6 +34,10 @@ class Predictions:
     probabilities: np.ndarray
     failures: dict[str, str]
 
+    def __repr__(self) -> str:
+        told = f"{len(self.names)} clips, {len(self.classes)} classes, {len(self.failures)} failures"
+        return f"{told}: probabilities (n, K); to_frame() makes a table"
+
     def to_frame(self) -> "object":
         """A pandas DataFrame: fname, then a column per class."""
         import pandas

@@ -41,9 +41,10 @@ class OutOfFold:
 
     def __str__(self) -> str:
         precision, weight = lwlrap_per_class(self.truth, self.probabilities)
-        lines = [f"out of fold: lwlrap {self.lwlrap:.4f} on {len(self.names)} clips"]
+        known = np.isfinite(self.truth).any(axis=1)
+        lines = [f"out of fold: lwlrap {self.lwlrap:.4f} on {known.sum()} clips"]
         for fold in np.unique(self.folds):
-            rows = self.folds == fold
+            rows = known & (self.folds == fold)
             score = lwlrap(self.truth[rows], self.probabilities[rows])
             lines.append(f"  fold {fold}: {score:.4f} on {rows.sum()} clips")
         worst = [k for k in np.argsort(precision) if weight[k] > 0][:5]

@@ -146,3 +146,9 @@ class Recipe(System):
 
 
 MEASURED = ("clip", "peak", "minmax")
+
+
+def check_recipe(recipe: object) -> None:
+    """Raise KitError unless it is one."""
+    if not isinstance(recipe, Recipe):
+        raise KitError(f"a recipe is e.g. find_recipe('max-pyramid-mel', small=True), got {recipe!r:.60}.")

@@ -18,10 +18,10 @@ from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import ALL_OTHERS, clip_labels, read_clip_table
 from kit.learn.data import box_table
 from kit.learn.oof import join_folds, write_oof
-from kit.learn.recipe import Recipe
+from kit.learn.recipe import Recipe, check_recipe
 from kit.learn.relabelling import doubted_rows, forget_labels
 from kit.learn.teaching import relabel
-from kit.learn.train import Run, choose_folds, run_files, train_run
+from kit.learn.train import Run, check_run, choose_folds, run_files, train_run, with_bands
 
 BoxFiles = list[Path] | None
 
@@ -83,13 +83,14 @@ def train_rounds(
     own, in strict/fold_f, on a table without that fold. Trainings have equal parts of the time to a deadline.
     Errors: as train_run and relabel; KitError for a folder of other rounds, and strict purity of less than 3 folds
     """
+    check_recipe(recipe)
     plan, home = recipe.relabel, Path(out) / "rounds"
     if not plan.rounds and corrections is None:
         words |= {"boxes": boxes, "soft": soft, "all_data": all_data, "deadline": deadline}
         return train(recipe, table, audio, out, only_folds, group_column, **words)
     given = [Path(path) for path in boxes] if boxes else None
     read = read_boxes(given[0], given[1]) if given else None
-    frame = box_table(read, table) if read else read_clip_table(str(table))
+    frame = box_table(read, table) if read else read_clip_table("" if table is None else table)
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
@@ -99,12 +100,18 @@ def train_rounds(
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             raise KitError(f"{path} tells of other rounds: choose another --out.")
         write_text(path, text)
+    strict = plan.rounds and plan.purity == "strict" and not all_data
+    if not strict:
+        last = with_bands(recipe, read) if read else recipe
+        check_run(
+            Path(out), {"recipe.json": run_files(last, frame, np.asarray(frame["fold"]))["recipe.json"]}
+        )
     told = Path(soft or home / "soft.csv")
     if soft is None:  # so that all know all classes, whatever labels a round leaves
         classes = read.classes if read else clip_labels(frame).classes
         write_soft_labels(told, SoftLabels((), classes, np.zeros((0, len(classes)))))
     job = Rounds(recipe, audio, None if deadline is None else set_deadline(deadline), train, words)
-    if plan.rounds and plan.purity == "strict" and not all_data:
+    if strict:
         return train_strict(job, frame, Path(out), only_folds, given, told)
     current, told = job.teach(home / "folds.csv", told, home, plan.rounds + 1, given)
     return job.learn(current, told, Path(out), 1, given, only_folds=only_folds, all_data=all_data)

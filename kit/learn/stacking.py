@@ -69,7 +69,7 @@ class StackResult:
 
 
 def stack(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     out: str | Path,
     kind: str = "class-mixer",
     audio: str | Path | None = None,
@@ -95,7 +95,8 @@ def stack(
         threads: decoding threads; one per core unless given
         progress: show a progress bar
     """
-    config, folder, folders = StackConfig(kind, seed=seed).override(set or []), Path(out), [*map(Path, runs)]
+    config, folder = StackConfig(kind, seed=seed).override(set or []), Path(out)
+    folders = [Path(runs)] if isinstance(runs, str | Path) else [*map(Path, runs)]
     if not folders or len({path.resolve() for path in [*folders, folder]}) <= len(folders):
         raise KitError("stack wants folders of runs, each once, and another as out.")
     if (folder / "recipe.json").exists():

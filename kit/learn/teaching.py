@@ -91,6 +91,8 @@ class Relabelling:
         counts = ", ".join(f"{count} {what}" for what, count in self.report["counts"].items())
         return f"{self.table}: {self.report['rows']} rows, {counts}; {self.soft.name}. {self.report['leaks']}"
 
+    __repr__ = __str__
+
 
 def relabel(
     run: Sequence[str | Path],

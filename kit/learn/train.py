@@ -26,7 +26,7 @@ from kit.labels.table import known_prevalences, read_clip_table
 from kit.learn.data import RunData, box_table, hear_table
 from kit.learn.loop import FoldTraining, mixed_seed
 from kit.learn.oof import HeldOut, OutOfFold, join_folds, names_digest, score_held_out, write_oof
-from kit.learn.recipe import Recipe
+from kit.learn.recipe import Recipe, check_recipe
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 
 
@@ -68,6 +68,7 @@ def train_run(
     model on everything, all.pt, instead.
     Errors: KitError for what cannot be read, learnt or scored, and a folder that holds another run
     """
+    check_recipe(recipe)
     tune_process()
     chosen, remark = pick_device(device)
     if remark:
@@ -79,7 +80,7 @@ def train_run(
         raise KitError("train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.")
     read = read_boxes(boxes[0], boxes[1]) if boxes else None
     recipe = with_bands(recipe, read) if read else recipe
-    frame = box_table(read, table) if read else read_clip_table(str(table))
+    frame = box_table(read, table) if read else read_clip_table("" if table is None else table)
     folder, beliefs = Path(out), None if soft is None else read_soft_labels(soft)
     folds = choose_folds(frame, recipe, group_column)
     there = sorted(fold for fold in set(folds.tolist()) if fold >= 0)

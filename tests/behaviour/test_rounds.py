@@ -257,6 +257,21 @@ def test_a_folder_of_other_rounds_is_refused(two, toy, tmp_path):
         rounds_quietly(with_rounds(1, top_k=(0.5,)), *toy, two.folder)
 
 
+def test_a_folder_of_another_run_is_refused_before_any_round_is_trained(toy, tmp_path):
+    train_rounds(TINY, *toy, tmp_path, only_folds=[0], progress=False, threads=1)
+    with pytest.raises(KitError, match="belongs to another run"):
+        train_rounds(with_rounds(1), *toy, tmp_path, progress=False, threads=1)
+    assert not list(tmp_path.glob("rounds/*/*.pt"))
+
+
+@pytest.mark.parametrize("train", [train_run, train_rounds])
+def test_a_name_or_a_table_in_the_wrong_place_is_answered_with_the_right_one(toy, tmp_path, train):
+    with pytest.raises(KitError, match=r"find_recipe\(.* got 'max-pyramid-mel'"):
+        train("max-pyramid-mel", *toy, tmp_path)
+    with pytest.raises(KitError, match="path of a CSV, got a DataFrame"):
+        train(with_rounds(1) if train is train_rounds else TINY, pd.read_csv(toy[0]), toy[1], tmp_path)
+
+
 def test_corrected_clips_are_learnt_as_corrected(toy, tmp_path):
     (tmp_path / "list.json").write_text('{"00.wav": "low", "04.wav": null}')
     run = rounds_quietly(TINY, *toy, tmp_path / "run", only_folds=[0], corrections=tmp_path / "list.json")
