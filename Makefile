@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CODE := kit tests build_single_file.py
+PYTEST := $(BIN)/python -m pytest
+# Whole files side by side, a core each; what races against the clock runs alone.
+RACES := tests/behaviour/test_deadline.py
+ABREAST := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --dist loadfile --ignore $(RACES)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -47,8 +51,10 @@ docs-check: $(VENV)/test.stamp
 
 test: lint bundle
 	$(PYTHON) build_single_file.py --check
-	$(BIN)/python -m pytest tests/behaviour tests/house
-	KIT_UNDER_TEST=bundle $(BIN)/python -m pytest tests/behaviour
+	$(ABREAST) tests/behaviour tests/house
+	KIT_UNDER_TEST=bundle $(ABREAST) tests/behaviour
+	$(PYTEST) $(RACES)
+	KIT_UNDER_TEST=bundle $(PYTEST) $(RACES)
 	$(MAKE) --no-print-directory docs-check
 
 bench: $(VENV)/test.stamp
