@@ -93,8 +93,8 @@ RECIPES = {
 NO_WAVES = ["wave.pitch_p=0", "wave.tempo_p=0", "wave.reverb_p=0", "wave.overdrive_p=0"]
 SMALL_PYRAMID = ["network.head.dropout=0.2", "epochs=30", "plain_epochs=5", "batch_size=16", *NO_WAVES]
 SMALL_BOXES = [
-    "frontend.sample_rate=22050", "frontend.n_fft=2048", "batch_size=16", "sampling.steps=25", "epochs=12",
-    "validate_every=12", "relabel.rounds=2",
+    "frontend.sample_rate=22050", "frontend.n_fft=2048", "frontend.hop_length=1024", "batch_size=16",
+    "sampling.steps=50", "epochs=12", "validate_every=12", "relabel.rounds=2",
 ]  # fmt: skip
 SMALL = {
     "skip-attention": [
@@ -111,10 +111,10 @@ SMALL = {
     ],
     "freq-coord": [
         *SMALL_BOXES, "frontend.n_mels=64", 'network={"family":"max-pyramid","width":12}',
-        "optim.lr_start=3e-3", "optim.lr_peak=3e-3",
+        "optim.lr_start=3e-3", "optim.lr_peak=3e-3", "relabel.power=3", "mix.labels=union",
     ],
     "freq-crop": [
-        *SMALL_BOXES, "frontend.sample_rate=32000", "frontend.hop_length=1024", "wave.pitch_p=0", "wave.tempo_p=0",
+        *SMALL_BOXES, "frontend.sample_rate=32000", "wave.pitch_p=0", "wave.tempo_p=0", "sampling.steps=25",
         "crop_s=3.0", "epochs=6", "late_epochs=2", "plain_epochs=1", "relabel.rounds=1",
         "optim.lr_start=3e-3", "optim.lr_peak=3e-3",
         'network={"family":"freq-crop","backbone":{"family":"max-pyramid","width":8,"blocks":4}}',

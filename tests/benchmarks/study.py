@@ -39,7 +39,7 @@ PYRAMID = (
     "sampling.steps=20",
 )  # fmt: skip
 WINDOWS = ("frontend.n_mels=32", "epochs=20", "validate_every=20", "sampling.steps=20")
-BOXED = ("epochs=8", "validate_every=8", "sampling.steps=25", "n_folds=2")
+BOXED = ("epochs=8", "validate_every=8", "n_folds=2")
 
 
 def read_truth(task: Path) -> tuple[list[str], np.ndarray]:
