@@ -12,7 +12,7 @@ from kit.toydata import make_toy_set, make_toy_soundscapes, write_zeros
 
 INPUTS = Path("/kaggle/input")
 MARKS = {"clips": "train_curated.csv", "boxes": "train_tp.csv"}
-TEACHERS = {"rounds", "strict"}
+NOT_STUDENTS = {"rounds", "strict", "state"}
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ def split_esc10(root: Path, room: Path) -> DataAtHand:
 
 
 def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) -> list[Path]:
-    """The folds below some folders that know just these classes, without teachers of rounds; none where there are none.
+    """The folds below some folders that know just these classes, without teachers of rounds and states of training.
 
     Options:
         classes: their names, in any order
         places: folders
     """
     found = sorted({path for place in places for path in Path(place).rglob("fold_*.pt")})
-    students = [path for path in found if not TEACHERS & {*path.parts}]
+    students = [path for path in found if not NOT_STUDENTS & {*path.parts}]
     return [path for path in students if {*read_checkpoint(path)[0].classes} == {*classes}]

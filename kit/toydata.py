@@ -37,7 +37,7 @@ def toy_event(
 
 
 TOY_CLASSES = ("chirp_down", "chirp_up", "clicks", "hiss", "pulses", "rumble", "tone", "warble")
-# Each song in two bands, so that some species differ by their pitch alone. Hertz: where a band's songs begin.
+# Species sing each song in two bands: neither song nor pitch alone tells them apart. Hertz: where a band begins.
 TOY_SONGS = ("pulses", "warble", "tone") * 2
 TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
 BOX_HEADER = ("recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max")
@@ -97,15 +97,15 @@ def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
 
 
 def toy_recording(
-    species: Sequence[int], rng: np.random.Generator
+    singers: Sequence[tuple[str, float]], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """8 s in which each species sings once, over faint noise; when each did. Units: s"""
+    """8 s in which each sings its song once, from its lowest Hz on, over faint noise; when each did. Units: s"""
     wave, spans = rng.normal(0, 0.01, 8 * TOY_RATE), []
-    for one in species:
+    for song, low_hz in singers:
         length = int(TOY_RATE * rng.uniform(0.5, 1.5))
         start = int(rng.integers(0, len(wave) - length))
-        song = toy_event(TOY_SONGS[one], length, rng, TOY_LOW_HZ[one], 1.2 * TOY_LOW_HZ[one])
-        wave[start : start + length] += song * 10 ** rng.uniform(-1.5, -0.8)
+        event = toy_event(song, length, rng, low_hz, 1.2 * low_hz)
+        wave[start : start + length] += event * 10 ** rng.uniform(-1.6, -0.8)
         spans.append((start / TOY_RATE, (start + length) / TOY_RATE))
     return wave, spans
 
@@ -113,7 +113,7 @@ def toy_recording(
 def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, seed: int = 0) -> None:
     """Write recordings in RFCX's form, each with a true box of one of its 1 to 3 species, and two false ones.
 
-    The false ones lie where that species sings, in the bands of two that the recording lacks.
+    A false box holds another song in the band of a species that the recording lacks.
     Units: FLAC, 22,050 Hz, 16 bit, mono
     """
     import soundfile
@@ -125,14 +125,15 @@ def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, see
         (folder / part).mkdir(parents=True, exist_ok=True)
         for name in (f"{part}_{i:04d}" for i in range(count)):
             order = rng.permutation(len(TOY_SONGS)).tolist()
-            present = order[: rng.integers(1, 4)]
-            wave, spans = toy_recording(present, rng)
+            present, absent = order[: rng.integers(1, 4)], order[-2:]
+            singers = [(TOY_SONGS[one], TOY_LOW_HZ[one]) for one in present]
+            singers += [(TOY_SONGS[one - 1], TOY_LOW_HZ[one]) for one in absent]
+            wave, spans = toy_recording(singers, rng)
             soundfile.write(folder / part / f"{name}.flac", wave.clip(-1, 1), TOY_RATE, subtype="PCM_16")
             if part == "test":
                 truth.append((name, ",".join(f"s{one}" for one in sorted(present))))
                 continue
-            begin, end = spans[0]
-            for one in (present[0], *order[-2:]):
+            for one, (begin, end) in zip((present[0], *absent), (spans[0], *spans[-2:]), strict=True):
                 low = TOY_LOW_HZ[one]
                 rows = boxes["train_tp.csv" if one in present else "train_fp.csv"]
                 rows.append((name, one, 1, begin, 0.9 * low, end, 1.3 * low))

@@ -1,16 +1,14 @@
 """The bundle where it is used: a real Jupyter kernel, run twice, pasted, imported; and as a script."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import nbclient
-import nbformat
 import pytest
 
 from build_single_file import build
+from tests.house.kernels import failure, printed, run_cells
 from tests.house.minikit import ROOT
 
 
@@ -20,36 +18,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("notebook")
     (path / "audiotag_kit.py").write_text(build(ROOT), encoding="utf-8")
     return path
-
-
-def run_cells(folder: Path, cells: list[str], patch: pytest.MonkeyPatch) -> list[Any]:
-    """The cells of a notebook in `folder`, run by a fresh kernel of this interpreter; failures are outputs."""
-    home = folder / "jupyter"
-    spec = home / "kernels" / "under-test" / "kernel.json"
-    spec.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": words, "display_name": "under test", "language": "python"}))
-    for name in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-        patch.setenv(name, str(home))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(
-        notebook,
-        timeout=120,
-        kernel_name="under-test",
-        allow_errors=True,
-        resources={"metadata": {"path": str(folder)}},
-    ).execute()
-    return list(notebook.cells)
-
-
-def printed(cell: Any, stream: str = "stdout") -> str:
-    """What a cell wrote to one stream."""
-    return "".join(out["text"] for out in cell.outputs if out.output_type == "stream" and out.name == stream)
-
-
-def failure(cell: Any) -> str:
-    """The name and value of the error that a cell ended with, empty where it went well."""
-    return "".join(f"{out.ename}: {out.evalue}" for out in cell.outputs if out.output_type == "error")
 
 
 def script(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
