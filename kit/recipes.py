@@ -115,7 +115,7 @@ SMALL = {
     ],
     "freq-crop": [
         *SMALL_BOXES, "frontend.sample_rate=32000", "wave.pitch_p=0", "wave.tempo_p=0", "sampling.steps=25",
-        "crop_s=3.0", "epochs=6", "late_epochs=2", "plain_epochs=1", "relabel.rounds=1",
+        "crop_s=3.0", "epochs=16", "late_epochs=3", "plain_epochs=2", "relabel.rounds=1",
         "optim.lr_start=3e-3", "optim.lr_peak=3e-3",
         'network={"family":"freq-crop","backbone":{"family":"max-pyramid","width":8,"blocks":4}}',
     ],
