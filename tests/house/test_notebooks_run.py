@@ -79,7 +79,8 @@ def test_a_notebook_can_be_pushed_to_kaggle_offline(path: Path) -> None:
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The notebooks that tests ask for, each in a folder with nothing but the bundle; two kernels at a time."""
     home, bundle = tmp_path_factory.mktemp("notebooks"), build(ROOT)
-    asked = [item for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
+    ours = [item for item in request.session.items if item.path == request.path]
+    asked = [item for item in ours if "runs" in getattr(item, "fixturenames", ())]
     paths = dict.fromkeys(item.callspec.params["path"] for item in asked)  # type: ignore[attr-defined]
 
     def run(path: Path) -> list[Any]:
