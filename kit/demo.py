@@ -24,7 +24,7 @@ from kit.sound.decode import header_duration_s, list_audio
 
 DEMO_SETTINGS = (
     "frontend.sample_rate=22050 frontend.hop_length=512 frontend.n_fft=1024 frontend.n_mels=64 network.width=12 "
-    "crop_s=2.5 epochs=20 plain_epochs=4 n_folds=2 validate_every=20 relabel.rounds=1 relabel.top_k=[0.5]"
+    "crop_s=2.5 epochs=12 plain_epochs=3 n_folds=2 validate_every=12 relabel.rounds=1 relabel.top_k=[0.5]"
 )
 
 
