@@ -69,9 +69,9 @@ def train_by_name(
         deadline: time limit like 8h; the best by then is kept
         backgrounds: folder of sounds to lay under crops
         corrections: JSON or CSV of clips with new labels, or to be dropped
-        device: cpu, cuda; the first that computes unless given
-        threads: decoding threads; one per core unless given
-        progress: show a progress bar
+        device: cpu or cuda; else one that computes
+        threads: that decode; else one per core
+        progress: show a bar
     """
     found = find_recipe(recipe, small, set)
     return train_rounds(
@@ -110,8 +110,7 @@ def hear_fingerprints(
         for i, spec in zip(*hearing.specs(number, ""), strict=True):
             prints[i] = fingerprint_of_spec(spec)
         hearing.drop(number, "")
-    for i, reason in list(hearing.failures.items())[:5]:
-        print(f"note: could not hear {names[i]}: {reason}", flush=True)
+    hearing.tell_failures(names)
     return prints
 
 
@@ -131,8 +130,8 @@ def add_folds(
         n_folds: how many folds
         seed: breaks ties
         group_column: column whose equal values share a fold
-        threads: decoding threads; one per core unless given
-        progress: show a progress bar
+        threads: that decode; else one per core
+        progress: show a bar
     """
     if (table is None) == (boxes is None) or len(boxes or "TF") != 2:
         raise KitError("give --table CSV, or --boxes and two CSVs, of true and of false positives.")

@@ -105,6 +105,11 @@ class Hearing:
         )
         self.begun: dict[int, list[Slot[Any, Opened]]] = {}
 
+    def tell_failures(self, names: Sequence[str]) -> None:
+        """Say of the first five sources that failed why they did."""
+        for i, reason in list(self.failures.items())[:5]:
+            print(f"note: could not hear {names[i]}: {reason}", flush=True)
+
     def burst_s(self, number: int) -> float:
         """Seconds of sound in a burst."""
         return sum(self.durations_s[i] or 0.0 for i in self.bursts[number])

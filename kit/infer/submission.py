@@ -91,11 +91,11 @@ def submit(
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
         pool: max, mean, top_k, power, geometric or snr, to override
-        device: cpu, cuda:0; the first that computes unless given
-        threads: decoding threads; one per core unless given
+        device: cpu or cuda:0; else one that computes
+        threads: that decode; else one per core
         batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
         precision: float32, bfloat16 or float16
-        progress: show a progress bar
+        progress: show a bar
 
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """

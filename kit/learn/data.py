@@ -143,8 +143,7 @@ def hear_names(
     for number in hearing.walk("hear", progress):
         for key, found in heard.items():
             found.update(zip(*hearing.specs(number, key), strict=True))
-    for i, reason in list(hearing.failures.items())[:5]:
-        print(f"note: could not hear {names[i]}: {reason}", flush=True)
+    hearing.tell_failures(names)
     if not heard[""]:
         raise KitError(f"none of the {len(names)} clips of the table could be heard in {audio}.")
     return hearing, heard

@@ -95,6 +95,7 @@ class FoldTraining:
         self.history: list[dict[str, float]] = []
         self.seconds: list[float] = []
         self.best: dict[str, Tensor] = {}
+        self.drawn = torch.tensor(0.0)
         self.begin_phase(late=False)
 
     def begin_phase(self, late: bool) -> None:
@@ -154,6 +155,12 @@ class FoldTraining:
         self.seconds.append(time.perf_counter() - began)
         return {"epoch": self.epoch, "loss": total / self.steps, "lr": lr}
 
+    @property
+    def prevalences(self) -> list[float]:
+        """Each class's share in the known labels that were learnt from, half a label true and half false more."""
+        true, known = self.drawn.double()
+        return ((true + 0.5) / (known + 1)).tolist()  # type: ignore[no-any-return]
+
     def generator(self, *more: int) -> torch.Generator:
         """The randomness of this epoch."""
         return torch.Generator().manual_seed(mixed_seed(*self.seeds, self.epoch, *more))
@@ -178,6 +185,7 @@ class FoldTraining:
         recipe, optim = self.recipe, self.recipe.optim
         plain = self.epoch >= recipe.epochs - recipe.plain_epochs
         inputs, targets = self.shown(batch, generator, plain)
+        self.drawn = self.drawn + torch.stack([targets.nansum(0), (~targets.isnan()).sum(0)]).cpu()
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             said = self.answer(inputs)
         loss = self.cost(said, targets, batch)
@@ -293,7 +301,7 @@ class FoldTraining:
         """Everything a resumed training needs; random numbers follow from seed, fold and epoch."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         facts = {"recipe": self.recipe.digest_text(), "epoch": self.epoch, "history": self.history}
-        return {**facts, "seconds": self.seconds, "best": self.best, **parts}
+        return {**facts, "seconds": self.seconds, "best": self.best, "drawn": self.drawn, **parts}
 
     def restore(self, path: Path) -> None:
         """Go on from a state on disk, if there is one. Errors: KitError where it is damaged, or another recipe's"""
@@ -308,7 +316,7 @@ class FoldTraining:
                     if state[name]:  # a scaler's is empty where the run began on a device without AMP
                         part.load_state_dict(state[name])
                 self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-                self.seconds = state["seconds"]
+                self.seconds, self.drawn = state["seconds"], state["drawn"]
         except Exception as error:
             raise KitError(f"{path} cannot be read: remove it, and its fold is trained anew.") from error
         if not own:

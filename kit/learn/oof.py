@@ -170,9 +170,9 @@ def predict_oof(
     Options:
         run: the folder that `train` wrote
         audio: the folder that holds the clips
-        device: cpu, cuda; the first that computes unless given
-        threads: decoding threads; one per core unless given
-        progress: show a progress bar
+        device: cpu or cuda; else one that computes
+        threads: that decode; else one per core
+        progress: show a bar
     """
     tune_process()
     chosen, models, parts = pick_device(device)[0], held_out_models(Path(run)), []

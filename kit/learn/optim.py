@@ -30,25 +30,23 @@ class OptimConfig(Config):
     lr_end: float = setting(1e-7, "learning rate at the last step (one-cycle, cosine)", low=1e-12)
     warmup: float = setting(0.3, "share of the steps before the peak (one-cycle)", low=0.01, high=0.99)
     milestones: tuple[float, ...] = setting(
-        (0.35, 0.525, 0.7), "shares of the training (steps)", low=0.0, high=1.0
+        (0.35, 0.525, 0.7), "shares of the training (steps)", low=0, high=1
     )
-    factor: float = setting(0.5, "what a milestone or a plateau multiplies by", low=1e-3, high=1.0)
+    factor: float = setting(0.5, "what a milestone or a plateau multiplies by", low=1e-3, high=1)
     patience: int = setting(6, "validations without gain (plateau)", low=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", low=0.0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
     clip_norm: float = setting(10.0, "largest norm of the gradient", low=1e-6)
     accumulate: int = setting(1, "batches whose gradients make one step", low=1)
     depth_rate: float = setting(
-        1.0, "the first layer's learning rate over the last one's, geometric between", low=1e-4, high=1.0
+        1.0, "the first layer's learning rate over the last one's, geometric between", low=1e-4, high=1
     )
     average: str = setting(
         "none",
         "weights that are kept: ema: of all steps; tail: of the last epochs",
         choices=("none", "ema", "tail"),
     )
-    ema_decay: float = setting(
-        0.998, "what the average keeps of itself at a step (ema)", low=0.0, high=0.99999
-    )
-    tail: float = setting(0.25, "share of the training whose epochs are averaged (tail)", low=0.01, high=1.0)
+    ema_decay: float = setting(0.998, "what the average keeps of itself at a step (ema)", low=0, high=0.99999)
+    tail: float = setting(0.25, "share of the training whose epochs are averaged (tail)", low=0.01, high=1)
 
     def check(self) -> None:
         if not self.lr_end <= self.lr_start <= self.lr_peak:

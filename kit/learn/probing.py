@@ -130,9 +130,9 @@ def probe(
         bands: groups of neighbouring frequency bins to silence
         stretches: parts of each input in time to silence
         seed: of the noise that replaces coordinates
-        device: cpu, cuda; the first that computes unless given
-        threads: decoding threads; one per core unless given
-        progress: show a progress bar
+        device: cpu or cuda; else one that computes
+        threads: that decode; else one per core
+        progress: show a bar
 
     Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
     """

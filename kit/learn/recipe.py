@@ -35,8 +35,8 @@ class System(Config):
 class SourceConfig(Config):
     """How rows of one `source` of the table are learnt from."""
 
-    share: float | None = setting(None, "its share of the drawn crops; None: as it has rows", low=0.0)
-    weight: float = setting(1.0, "weight of its loss", low=0.0)
+    share: float | None = setting(None, "its share of the drawn crops; None: as it has rows", low=0)
+    weight: float = setting(1.0, "weight of its loss", low=0)
     loss: str | None = setting(None, "its loss; None: the recipe's", choices=(None, *LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of that loss")
     head: str = setting("clip", "noisy: network.noisy_head learns from it", choices=("clip", "noisy"))
@@ -53,15 +53,14 @@ class SamplingConfig(Config):
     )
     by_weight: bool = setting(False, "weights are chances to be drawn, not factors of the loss")
     box_p: float = setting(
-        0.5, "chance of a crop at a box, where soft labels tell of other places too", low=0.0, high=1.0
+        0.5, "chance of a crop at a box, where soft labels tell of other places too", low=0, high=1
     )
-    true_p: float = setting(0.5, "chance that it is a true one, where there are both", low=0.0, high=1.0)
+    true_p: float = setting(0.5, "chance that it is a true one, where there are both", low=0, high=1)
     box_share: float = setting(
-        0.5, "of the shorter of box and crop, what a crop must hear of it", low=0.01, high=1.0
+        0.5, "of the shorter of box and crop, what a crop must hear of it", low=0.01, high=1
     )
-    heavier: float = setting(
-        0.0, "what the rarest class's augmentation chances grow by, others less", low=0.0
-    )
+    by_belief: bool = setting(False, "crops elsewhere are drawn by the sum of soft labels")
+    heavier: float = setting(0.0, "what the rarest class's augmentation chances grow by, others less", low=0)
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Recipe(System):
     loss: str = setting("lsep", "what is minimised, on logits", choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of the loss")
     average_over: str = setting("clips", "what a batch's loss is the mean of", choices=("clips", "labels"))
-    auxiliary: tuple[float, ...] = setting((), "weights of the losses of the network's skips", low=0.0)
+    auxiliary: tuple[float, ...] = setting((), "weights of the losses of the network's skips", low=0)
     sources: dict[str, Any] = setting({}, "the table's sources, each with its settings")
     by_share: bool = setting(True, "a source's loss counts by its share of the batch")
     late_loss: str | None = setting(None, "the loss of the last epochs", choices=(None, *LOSSES))
@@ -83,7 +82,7 @@ class Recipe(System):
     wave: WaveAugmentConfig = setting(WaveAugmentConfig(), "what happens to waveforms")
     picture: SpecAugmentConfig = setting(SpecAugmentConfig(), "what happens to spectrograms")
     mix: MixConfig = setting(MixConfig(), "how crops are mixed")
-    mix_until: float = setting(1.0, "share of the epochs that mix", low=0.0, high=1.0)
+    mix_until: float = setting(1.0, "share of the epochs that mix", low=0, high=1)
     plain_epochs: int = setting(10, "epochs at the end without mixing or augmentation", low=0)
     sampling: SamplingConfig = setting(SamplingConfig(), "which crops are drawn")
     image_sizes: tuple[tuple[int, ...], ...] = setting(

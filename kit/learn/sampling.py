@@ -93,6 +93,30 @@ def crop_at_box(
     return max(0.0, min(start, seconds - crop_s))
 
 
+def draw_span(
+    clips: TrainingClips, clip: int, box: int | None, length: int, per_s: float, config: SamplingConfig,
+    generator: torch.Generator,
+) -> tuple[int, int]:  # fmt: skip
+    """Where a clip's crop lies: at its box; by_belief, at a soft window, drawn by the sum of its labels; or anywhere.
+
+    Units:  frames or samples
+    Source: BirdCLEF 2024 and 2025 (pseudo-labelled pieces are drawn by that sum)
+    """
+    spec, soft, crop_s = clips.specs[clip], clips.soft, length / per_s
+    if box is not None and clips.boxes:
+        at = clips.boxes.begin_s[box], clips.boxes.end_s[box]
+        begin_s = crop_at_box(*at, spec.shape[-1] / per_s, crop_s, generator)
+    elif config.by_belief and soft and soft.times and clips.names[clip] in soft.rows:
+        rows = soft.rows[clips.names[clip]]
+        edges = (np.nan_to_num(soft.targets[rows]).sum(axis=1) + 1e-6).cumsum()
+        place = np.searchsorted(edges, float(torch.rand(1, generator=generator)) * edges[-1])
+        begin_s = (sum(times[rows[place]] for times in soft.times) - crop_s) / 2
+    else:
+        return draw_crop(spec, length, generator)
+    begin = max(0, min(round(begin_s * per_s), spec.shape[-1] - length))
+    return begin, begin + length
+
+
 def class_amounts(targets: np.ndarray, seconds: np.ndarray | None) -> np.ndarray:
     """Clips, or seconds of sound, that each class has. Shape: (n, K), (n,) -> (K,)"""
     shares = np.ones(len(targets)) if seconds is None else seconds
@@ -190,14 +214,9 @@ def draw_batches(
         pieces, targets, bands = [], [], []
         for i in chosen:
             spec, box = clips.specs[i], draw_box(clips, i, config, generator)
+            span = draw_span(clips, i, box, length, per_s, config, generator)
             bands.append(NO_BOX)
-            if box is None or clips.boxes is None:
-                span = draw_crop(spec, length, generator)
-            else:
-                at = clips.boxes.begin_s[box], clips.boxes.end_s[box]
-                begin = round(crop_at_box(*at, spec.shape[-1] / per_s, length / per_s, generator) * per_s)
-                begin = max(0, min(begin, spec.shape[-1] - length))
-                span = begin, begin + length
+            if box is not None and clips.boxes:
                 bands[-1] = rows_of_box(frontend, clips.boxes.low_hz[box], clips.boxes.high_hz[box])
             end = min(span[1], spec.shape[-1])
             targets.append(clips.labels_of(i, span[0] / per_s, end / per_s, config.box_share))

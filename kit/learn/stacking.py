@@ -91,9 +91,9 @@ def stack(
         audio: the folder that holds the clips, for image-stacker
         set: settings as key=value, e.g. epochs=60 network.widths=[256,128]
         seed: of the weights, the order of rows and dropout
-        device: for hearing: cpu, cuda; the first that computes unless given
-        threads: decoding threads; one per core unless given
-        progress: show a progress bar
+        device: cpu or cuda, to hear; else one that computes
+        threads: that decode; else one per core
+        progress: show a bar
     """
     config, folder = StackConfig(kind, seed=seed).override(set or []), Path(out)
     folders = [Path(runs)] if isinstance(runs, str | Path) else [*map(Path, runs)]

@@ -12,6 +12,7 @@ from kit.core.errors import KitError
 from kit.core.files import write_json, write_text
 from kit.core.runtime import pick_device, tune_process
 from kit.infer.engine import Listener
+from kit.infer.postprocess import estimate_prevalences, scale_odds
 from kit.infer.session import clip_scores
 from kit.infer.stacked import mean_beliefs
 from kit.labels.boxes import read_boxes
@@ -39,11 +40,12 @@ def window_listening(card: TaggerCard, hop_s: float) -> ListeningConfig:
 
 def teach(
     runs: Sequence[str | Path], audio: str | Path, hop_s: float | None = None, device: str | None = None,
-    threads: int | None = None, progress: bool = True,
+    threads: int | None = None, progress: bool = True, prior_shift: bool = False,
 ) -> tuple[SoftLabels, dict[str, int]]:  # fmt: skip
     """Soft labels of clips, the mean over all models, folds and seeds, that held them out; how many each one heard.
 
     With `hop_s` of windows, that far apart, or, where it is 0, as each model listens; the nearest ones are averaged.
+    With `prior_shift` each model's are scaled from the prevalences it was trained at to those its clips tell.
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
     Errors: KitError for runs of different classes, and for rank scores without a calibration
     """
@@ -60,13 +62,17 @@ def teach(
         (answers,), _ = listen_held_out(held, [listener], Path(path).name, Path(audio), threads, progress)
         heard = [(held.names[i], a) for i, a in answers.items() if a and np.isfinite(a.logits).all()]
         models[path] = len(heard)
-        for name, answer in heard:
-            if hop_s is None:
-                beliefs = clip_scores(tagger, listener.listening, answer.logits)[None]
-            else:
-                beliefs = tagger.probabilities(torch.from_numpy(answer.logits)).numpy()
-            times = np.array(answer.spans[: len(beliefs)]) / card.frontend.frames_per_s
-            said.setdefault(name, []).append((times, beliefs))
+        if hop_s is None:
+            beliefs = [clip_scores(tagger, listener.listening, answer.logits)[None] for _, answer in heard]
+        else:
+            beliefs = [tagger.probabilities(torch.from_numpy(answer.logits)).numpy() for _, answer in heard]
+        if prior_shift and heard:
+            trained = card.drawn if card.score == "probability" else card.prevalences
+            wanted = estimate_prevalences(np.concatenate(beliefs), trained)
+            beliefs = [scale_odds(of_clip, trained, wanted) for of_clip in beliefs]
+        for (name, answer), of_clip in zip(heard, beliefs, strict=True):
+            times = np.array(answer.spans[: len(of_clip)]) / card.frontend.frames_per_s
+            said.setdefault(name, []).append((times, of_clip))
     if not said:
         raise KitError(f"{[*map(str, runs)]} say no finite number of any clip: train them anew.")
     names, spans, means = [], [], []
@@ -121,9 +127,9 @@ def relabel(
         table: the CSV to relabel; the first run's unless given
         boxes: CSVs of true and of false boxes, which correct windows
         set: further settings, e.g. power=2 hop_s=1 doubted=[]
-        device: cpu, cuda; the first that computes unless given
-        threads: decoding threads; one per core unless given
-        progress: show a progress bar
+        device: cpu or cuda; else one that computes
+        threads: that decode; else one per core
+        progress: show a bar
     """
     plan = (plan or RelabelConfig()).override([*(set or ())])
     best, methods = plan.top_k if top_k is None else tuple(top_k), (method,) if method else plan.methods
@@ -135,7 +141,7 @@ def relabel(
     if "end_s" in frame:
         frame = frame[frame["end_s"] == np.inf].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
     hop_s, clips = None if name in ("plain", "agreement") else plan.hop_s, {*frame["fname"]}
-    soft, models = teach(run, audio, hop_s, device, threads, progress)
+    soft, models = teach(run, audio, hop_s, device, threads, progress, plan.prior_shift)
     soft = pick_soft(soft, [clip in clips for clip in soft.names])
     if boxes:
         soft = correct_by_boxes(soft, read_boxes(boxes[0], boxes[1]))

@@ -249,6 +249,7 @@ def train_fold(
     if training.epoch < recipe.epochs:
         bar.write(f"note: the deadline cut {training.place} after epoch {training.epoch} of {recipe.epochs}.")
     write_history(folder / "history.csv", f"{'all' if fold is None else fold},{replica},", training)
+    tagger.card = replace(tagger.card, drawn=tuple(training.prevalences))
     if fold is None:
         tagger.card = replace(tagger.card, calibration=mean_calibration(folder, tagger))
     elif training.kept_epoch not in heard:

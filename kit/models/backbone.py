@@ -22,7 +22,7 @@ class TimmConfig(NetworkConfig):
     name: str = setting("tf_efficientnet_b0.ns_jft_in1k", "any convolutional model of timm")
     weights: str | None = setting(None, "local pretrained file to start from")
     stem_stride: int | None = setting(None, "1: its first convolution skips nothing", choices=(None, 1))
-    drop_path: float = setting(0.0, "share of branches left out in training", low=0.0, high=0.9)
+    drop_path: float = setting(0.0, "share of branches left out in training", low=0, high=0.9)
 
 
 class TimmBackbone(Backbone):

@@ -39,7 +39,7 @@ class HeadConfig(Config):
     embedding: int = setting(0, "channels it is projected to; 0: as it is", low=0)
     hidden: int | None = setting(0, "units of a hidden layer; None: as many as it reads", low=0)
     norm_first: bool = setting(False, "normalise before and after the hidden layer, drop out after it")
-    dropout: float = setting(0.2, "dropout before the output", low=0.0, high=0.95)
+    dropout: float = setting(0.2, "dropout before the output", low=0, high=0.95)
 
     def check(self) -> None:
         if self.embedding and self.recurrent is None:

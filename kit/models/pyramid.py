@@ -19,7 +19,7 @@ class PyramidConfig(NetworkConfig):
     dims: int = setting(2, "1: convolve over time alone, bins as channels", choices=(1, 2))
     blocks: int = setting(5, "blocks, each halving its map", low=1, high=8)
     width: int = setting(100, "channels of the first block", low=4)
-    growth: float = setting(1.5, "channels grow by this factor per block", low=1.0, high=4.0)
+    growth: float = setting(1.5, "channels grow by this factor per block", low=1, high=4)
     pooled_from: int = setting(1, "first block (from 0) whose map reaches the head", low=0)
     head: HeadConfig = setting(HeadConfig(pool="max", hidden=None, norm_first=True, dropout=0.5), "its head")
 
@@ -31,6 +31,13 @@ class PyramidConfig(NetworkConfig):
 LAYERS_OF_DIMS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d), 2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)}
 
 
+class TrainedPReLU(nn.PReLU):
+    """PReLU; its gradient in half the time on CPUs, by an interpolation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().lerp(x, self.weight) if self.training else super().forward(x)
+
+
 class BottleneckResidual(nn.Module):
     """x plus 1x1, 3x3, 1x1 convolutions of it, each normalised. Shape: (B, D, ...) -> the same"""
 
@@ -40,7 +47,7 @@ class BottleneckResidual(nn.Module):
         layers: list[nn.Module] = []
         for size in (1, 3, 1):
             convolve = convolution(width, width, size, padding=size // 2, bias=False)
-            layers += [convolve, norm(width), nn.PReLU()]
+            layers += [convolve, norm(width), TrainedPReLU()]
         self.body, self.activation = nn.Sequential(*layers[:-1]), layers[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +58,7 @@ def pyramid_block(dims: int, width_in: int, width: int) -> nn.Sequential:
     """Normalise, convolve, halve and keep the odd frame, normalise, bend, refine."""
     convolution, norm, pool = LAYERS_OF_DIMS[dims]
     halve = convolution(width_in, width, 3, padding=1, bias=False), pool(2, ceil_mode=True)
-    return nn.Sequential(norm(width_in), *halve, norm(width), nn.PReLU(), BottleneckResidual(dims, width))
+    return nn.Sequential(norm(width_in), *halve, norm(width), TrainedPReLU(), BottleneckResidual(dims, width))
 
 
 class MaxPyramid(Backbone):
@@ -76,7 +83,8 @@ class MaxPyramid(Backbone):
         self.min_frames = 2**settings.blocks
 
     def forward(self, spec: Tensor) -> Maps:
-        maps = [spec if self.channels_last else spec.flatten(1, 2)]
+        # The few channels of the input are normalised many times faster plane by plane.
+        maps = [spec.contiguous() if self.channels_last else spec.flatten(1, 2)]
         for block in self.blocks:
             maps.append(block(maps[-1]))
         return Maps(maps[1 + self.settings.pooled_from :])

@@ -16,7 +16,7 @@ class GatedMlpConfig(Config):
 
     widths: tuple[int, ...] = setting((1024, 512), "units of hidden layers", low=1)
     squeeze: int = setting(16, "inputs per unit that the gate looks through", low=1)
-    dropout: float = setting(0.2, "dropout after each hidden layer", low=0.0, high=0.95)
+    dropout: float = setting(0.2, "dropout after each hidden layer", low=0, high=0.95)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ImageStackerConfig(Config):
     """Size of a network that reads prediction images."""
 
     widths: tuple[int, ...] = setting((32, 64), "channels of the blocks, each halving the image", low=1)
-    dropout: float = setting(0.2, "dropout before the last layer", low=0.0, high=0.95)
+    dropout: float = setting(0.2, "dropout before the last layer", low=0, high=0.95)
 
 
 class SecondLevel(nn.Module):

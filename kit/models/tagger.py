@@ -27,7 +27,7 @@ class TaggerCard(Config):
     """All that is known of a tagger besides its tensors; a checkpoint's JSON."""
 
     classes: tuple[str, ...] = setting((), "in the order of the logits")
-    prevalences: tuple[float, ...] = setting((), "share of training clips with each class", low=0.0, high=1.0)
+    prevalences: tuple[float, ...] = setting((), "share of training clips with each class", low=0, high=1)
     frontend: FrontendConfig = setting(FrontendConfig(), "sound to picture")
     listening: ListeningConfig = setting(ListeningConfig(), "how a clip is heard")
     network: dict[str, Any] = setting({}, "its family and settings")
@@ -41,6 +41,7 @@ class TaggerCard(Config):
     cost: float | None = setting(None, "measured seconds of network time per second of audio")
     cost_device: str = setting("", "measured there")
     recipe: dict[str, Any] = setting({}, "what it was trained by")
+    drawn: tuple[float, ...] = setting((), "classes' shares in the known labels that it learnt from")
     version: str = setting(VERSION, "of the kit that wrote it")
 
     def check(self) -> None:

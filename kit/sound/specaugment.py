@@ -1,5 +1,6 @@
-"""Levelled spectrograms in, the same masked, warped in time or cropped out; drawn apart from applied."""
+"""Levelled spectrograms in, the same filtered, masked, warped in time or cropped out; drawn apart from applied."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,19 @@ from kit.core.errors import KitError
 from kit.sound.frontend import Frontend
 from kit.sound.mixing import chance_of, check_ranges, within_range
 
+FILTER_POINTS = 5
+
 
 @dataclass(frozen=True)
 class SpecAugmentConfig(Config):
     """What happens to a clip's pictures, in this order; its side rows stay.
 
-    Source: Park et al. 2019, arXiv:1904.08779; the crop: first place, Freesound 2019, aspects of 1.7 to 2.3
+    Source: Park et al. 2019, arXiv:1904.08779; the crop: first place, Freesound 2019, aspects of 1.7 to 2.3; the
+            filter: Nam, Kim & Park 2021, arXiv:2110.03282, linear, here by the picture's own deviation
     """
 
+    filter_p: float = chance_of("a filter: gains at five frequencies, linear between")
+    filter_share: float = setting(0.5, "the greatest, of the picture's standard deviation", low=0)
     mask_p: float = chance_of("masks over time and frequency")
     time_masks: int = setting(2, "masks over time, from 1 to this", low=0)
     time_share: float = setting(0.2, "greatest share of the frames in one", low=0, high=1)
@@ -41,14 +47,16 @@ class SpecAugmentConfig(Config):
 class SpecDraw:
     """What happens to each clip; NaN, or a mask from 0 to 0, where nothing does.
 
-    Shape:  time and freq (B, masks, 2) first and end; warp (B, 2) from and to; crop (B, 4) top, left, height, width
-    Units:  frames and bins; a crop's in shares of the picture
+    Shape:  time and freq (B, masks, 2) first and end; warp (B, 2) from and to; crop (B, 4) top, left, height, width;
+            gains (B, 5)
+    Units:  frames and bins; a crop's in shares of the picture, gains in standard deviations
     """
 
     time: Tensor
     freq: Tensor
     warp: Tensor
     crop: Tensor
+    gains: Tensor
 
 
 def draw_spec_changes(
@@ -69,9 +77,9 @@ def draw_spec_changes(
         start = first + (start * (end - first - width + 1)).floor()
         return torch.stack([start, start + width], dim=-1).long() * used[..., None]
 
-    chances = [config.mask_p, config.outside_p, config.warp_p, config.crop_p]
-    happens = torch.outer(torch.tensor(chances), chance * torch.ones(clips)) > coins(4, clips)
-    masked, outside, warped, cropped = happens[..., None]
+    chances = [config.mask_p, config.outside_p, config.warp_p, config.crop_p, config.filter_p]
+    happens = torch.outer(torch.tensor(chances), chance * torch.ones(clips)) > coins(5, clips)
+    masked, outside, warped, cropped, filtered = happens[..., None]
     time, freq = (
         spans(share * size, 0, torch.tensor(size), masked & (torch.arange(most) <= most * coins(clips, 1)))
         for most, share, size in (
@@ -88,9 +96,15 @@ def draw_spec_changes(
     aspect = low * (high / low) ** aspect
     height, width = (scale / aspect).sqrt().clamp(max=1), (scale * aspect).sqrt().clamp(max=1)
     crop = torch.cat([top * (1 - height), left * (1 - width), height, width], dim=1)
-    return SpecDraw(
-        time, torch.cat([freq, around], dim=1), warp.where(warped, torch.nan), crop.where(cropped, torch.nan)
-    )
+    gains = config.filter_share * (2 * coins(clips, FILTER_POINTS) - 1)
+    drawn = (part.where(own, torch.nan) for part, own in ((warp, warped), (crop, cropped), (gains, filtered)))
+    return SpecDraw(time, torch.cat([freq, around], dim=1), *drawn)
+
+
+def filtered_pictures(pictures: Tensor, gains: Tensor) -> Tensor:
+    """Gains over frequency, linear between even places. Shape: (b, P, M, N), (b, points) -> as pictures"""
+    curve = F.interpolate(gains.to(pictures)[:, None], pictures.shape[-2], mode="linear", align_corners=True)
+    return pictures + curve[..., None] * pictures.std((-2, -1), correction=0, keepdim=True)
 
 
 def masked_pictures(pictures: Tensor, draw: SpecDraw, fill: str) -> Tensor:
@@ -127,7 +141,7 @@ def cropped_and_resized(pictures: Tensor, crop: Tensor) -> Tensor:
 
 
 def change_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, frontend: Frontend) -> Tensor:
-    """The clips as drawn: masked, warped, cropped; those without a change bit for bit as they were.
+    """The clips as drawn: filtered, masked, warped, cropped; those without a change bit for bit as they were.
 
     Shape:  levelled kept spectrograms (B, R, N) -> the same
     Errors: KitError for another number of clips than drawn
@@ -135,8 +149,14 @@ def change_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, front
     if len(specs) != len(draw.warp):
         raise KitError(f"{len(specs)} spectrograms for a draw of {len(draw.warp)}: draw for as many.")
     pictures, side = frontend.split(specs)
+
+    def changed(drawn: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        rows = (~drawn.isnan().any(1)).nonzero()[:, 0]
+        own = change(pictures[rows], drawn[rows]) if len(rows) else pictures[rows]
+        return pictures.index_copy(0, rows.to(specs.device), own)
+
+    pictures = changed(draw.gains, filtered_pictures)
     pictures = masked_pictures(pictures, draw, config.fill)
-    for drawn, change in ((draw.warp, warped_in_time), (draw.crop, cropped_and_resized)):
-        if len(rows := (~drawn.isnan().any(1)).nonzero()[:, 0]):
-            pictures = pictures.index_copy(0, rows.to(specs.device), change(pictures[rows], drawn[rows]))
+    pictures = changed(draw.warp, warped_in_time)
+    pictures = changed(draw.crop, cropped_and_resized)
     return torch.cat([pictures.flatten(-3, -2), side], dim=-2)

@@ -65,7 +65,7 @@ class ListeningConfig(Config):
     pool_k: int = setting(3, "windows (top_k) or classes (snr)", low=1)
     pool_power: float = setting(2.0, "exponent (power)", low=1e-3, high=1e3)
     fill: str = setting("loop", "how a short clip is lengthened", choices=FILL_MODES)
-    grid_ratio: float = setting(1.05, "growth of the length grid (mode full)", low=1.0, high=1.25)
+    grid_ratio: float = setting(1.05, "growth of the length grid (mode full)", low=1, high=1.25)
     max_frames: int = setting(8192, "longest input (mode full); more comes in pieces", low=64)
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from kit.core.errors import KitError
 from kit.infer.checkpoint import load_tagger, save_tagger
+from kit.infer.postprocess import estimate_prevalences
 from kit.infer.predict import predict_clips
 from kit.labels.boxes import Boxes
 from kit.labels.corrections import apply_corrections
@@ -244,6 +245,23 @@ def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
     tagger.card = replace(tagger.card, listening=replace(listening, pool="max"))
     said = predict_clips(tagger, [toy[1] / name], device="cpu", threads=1)
     np.testing.assert_allclose(soft.targets[soft.rows[name]].max(axis=0), said.probabilities[0], atol=1e-5)
+
+
+def test_beliefs_are_scaled_from_the_prevalences_of_the_crops_that_were_drawn(run, toy, tmp_path):
+    """As rare among the windows as they tell, however often training drew a class."""
+    table, (plain, _) = pd.read_csv(toy[0]), teach([run], toy[1], hop_s=0.2, **QUIET)
+    made = relabel([run], toy[1], tmp_path, "windows", set=["hop_s=0.2", "prior_shift=true"], **QUIET)
+    shifted = read_soft_labels(made.soft)
+    for fold in (0, 1):
+        learnt, card = table[table["fold"] != fold], load_tagger(run / f"fold_{fold}.pt").card
+        true = np.array([(learnt["labels"] == name).sum() for name in CLASSES])
+        np.testing.assert_allclose(card.drawn, (true + 0.5) / (len(learnt) + 1))
+        rows = [i for i, name in enumerate(plain.names) if int(name[0]) % 2 == fold]
+        wanted = estimate_prevalences(plain.targets[rows], card.drawn)
+        assert np.abs(wanted - card.drawn).max() > 0.02
+        odds = plain.targets[rows] / (1 - plain.targets[rows])
+        odds = odds * (wanted / (1 - wanted)) / (np.array(card.drawn) / (1 - np.array(card.drawn)))
+        np.testing.assert_allclose(shifted.targets[rows], odds / (1 + odds), atol=1e-4)
 
 
 def test_several_runs_are_averaged(run, toy, tmp_path):

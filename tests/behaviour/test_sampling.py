@@ -327,3 +327,26 @@ def test_a_crop_is_the_part_of_its_clip_that_it_says():
             centre_s = batch.pieces[:, 0].mean(-1) / per_s
             assert torch.allclose(batch.targets[:, 0], (centre_s / 4).float(), atol=0.01)
             assert bool((batch.pieces.diff(dim=-1) == 1).all())
+
+
+def test_crops_by_belief_lie_at_soft_windows_as_often_as_their_labels_add_up_to():
+    """Clips without beliefs, and all clips where it is not asked for, are cut anywhere."""
+    times, sums = np.arange(4.0), np.array([0.0, 0.3, 0.0, 0.9])
+    targets = np.stack([sums, np.full(4, np.nan), np.zeros(4)], axis=1)
+    soft = SoftLabels(("r",) * 4, CLASSES, targets, times, times + 1)
+    frames = round(4.0 * PER_S)
+    spec = torch.arange(frames).float().expand(16, frames)
+    clips = TrainingClips(
+        [spec, spec], np.full((2, 3), np.nan, np.float32), np.ones(2, np.float32), ["r", "s"], soft=soft
+    )
+    recipe, centres = replace(drawn_with(by_belief=True, steps=150), batch_size=8, crop_s=0.5), {0: [], 1: []}
+    for batch in draw_batches(clips, recipe, EVERY, seeded()):
+        for clip, piece in zip(batch.clips, batch.pieces, strict=True):
+            centres[clip].append(float(piece[0].mean()) / PER_S)
+    told = np.array(centres[0])
+    assert np.abs(told - np.where(told < 2.5, 1.5, 3.5)).max() < 0.05
+    assert (told > 2.5).mean() == pytest.approx(0.75, abs=0.06)
+    assert np.std(centres[1]) > 0.8 and min(centres[1]) < 0.5 and max(centres[1]) > 3.5
+    anywhere = replace(recipe, sampling=replace(recipe.sampling, by_belief=False))
+    batches = list(draw_batches(clips, anywhere, EVERY, seeded()))
+    assert np.std([float(p[0].mean()) / PER_S for b in batches for p in b.pieces]) > 0.8

@@ -1,5 +1,6 @@
-"""Pictures are masked, warped and cropped as drawn: within bounds, outside of boxes, alike over a clip's pictures."""
+"""Pictures are filtered, masked, warped and cropped as drawn: within bounds, outside of boxes, alike in a clip."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ FRONTEND = Frontend(
         side=("clip_length",),
     )
 )
-EVERYTHING = {"mask_p": 1.0, "outside_p": 1.0, "warp_p": 1.0, "crop_p": 1.0}
+EVERYTHING = {"mask_p": 1.0, "outside_p": 1.0, "warp_p": 1.0, "crop_p": 1.0, "filter_p": 1.0}
 BOXES = torch.tensor([[4, 9], [0, 20], [0, 3], [15, 20], [-1, -1], [8, 9]])
 
 
@@ -123,8 +124,8 @@ def test_clips_that_are_not_drawn_stay_bit_for_bit(name):
     draw, config = drawn(200, boxes=boxes, **{name: 0.5})
     changed = (change_specs(specs, draw, config, FRONTEND) != specs).flatten(1).any(1)
     assert 60 < int(changed.sum()) < 120
-    if name in ("warp_p", "crop_p"):
-        off = {"warp_p": draw.warp, "crop_p": draw.crop}[name].isnan().all(1)
+    if name in ("warp_p", "crop_p", "filter_p"):
+        off = {"warp_p": draw.warp, "crop_p": draw.crop, "filter_p": draw.gains}[name].isnan().all(1)
         assert torch.equal(changed, ~off)
 
 
@@ -134,8 +135,28 @@ def test_batchmates_do_not_matter():
     together = change_specs(specs, draw, config, FRONTEND)
     for i in range(6):
         row = slice(i, i + 1)
-        alone = SpecDraw(draw.time[row], draw.freq[row], draw.warp[row], draw.crop[row])
+        alone = SpecDraw(*(part[row] for part in vars(draw).values()))
         assert torch.equal(change_specs(specs[row], alone, config, FRONTEND), together[row])
+
+
+def test_a_filter_raises_every_frame_alike_by_its_gains_and_what_lies_between():
+    specs = levelled(200)
+    draw, config = drawn(200, filter_p=1.0, filter_share=0.3)
+    assert 0.29 < float(draw.gains.abs().max()) <= 0.3 and draw.gains.min() < -0.29
+    pictures, changed = (
+        s[:, : 2 * M].unflatten(1, (2, M)) for s in (specs, change_specs(specs, draw, config, FRONTEND))
+    )
+    deviation = pictures.std((-2, -1), correction=0)
+    raised = (changed - pictures) / deviation[..., None, None]
+    torch.testing.assert_close(raised, raised[..., :1].expand_as(raised), atol=1e-4, rtol=0)
+    curve = raised.mean(-1)
+    torch.testing.assert_close(curve[:, 0], curve[:, 1], atol=1e-4, rtol=0)
+    for place, gain in zip((0, M - 1), (draw.gains[:, 0], draw.gains[:, -1]), strict=True):
+        torch.testing.assert_close(curve[:, 0, place], gain.float(), atol=1e-4, rtol=0)
+    wanted = [np.interp(np.arange(M), np.linspace(0, M - 1, 5), gains) for gains in draw.gains.numpy()]
+    np.testing.assert_allclose(curve[:, 0], np.array(wanted), atol=1e-4)
+    quiet = torch.full((2, 2 * M + 1, N), -80.0)
+    assert torch.equal(change_specs(quiet, *drawn(2, filter_p=1.0), FRONTEND), quiet)
 
 
 def test_a_warp_moves_one_frame_as_drawn_and_holds_the_ends():
@@ -196,7 +217,7 @@ def test_the_chance_of_a_clip_multiplies_that_of_all():
     chance = torch.tensor([0.0, 1.0, 2.0]).repeat(2000)
     boxes = torch.tensor([[8, 12]]).expand(6000, 2)
     draw, _ = drawn(6000, boxes=boxes, chance=chance, **dict.fromkeys(EVERYTHING, 0.4))
-    for part in (draw.warp, draw.crop):
+    for part in (draw.warp, draw.crop, draw.gains):
         shares = [float((~part[i::3].isnan().any(1)).float().mean()) for i in range(3)]
         assert shares == pytest.approx([0, 0.4, 0.8], abs=0.04)
     assert not bool(draw.time[0::3].any()) and not bool(draw.freq[0::3].any())

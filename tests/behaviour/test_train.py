@@ -254,7 +254,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, keep, epochs
     resumed.train(tmp_path / "killed.pt", validate(resumed), rows.append)
     assert [row["epoch"] for row in rows] == list(range(epochs + 1, 5))
     assert same_bits(resumed.network.state_dict(), whole.network.state_dict())
-    assert resumed.history == whole.history
+    assert resumed.history == whole.history and resumed.prevalences == whole.prevalences
     one, other = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
     assert all(torch.equal(one[p][k], other[p][k]) for p in one for k in one[p])
 

@@ -12,25 +12,24 @@ from kit.learn.train import train_run
 from kit.recipes import find_recipe
 from tests.benchmarks.cells import ESC10, ROOM, run_cells, say_figures
 
-MASKS = ["picture.mask_p=0.6", "picture.time_share=0.12", "picture.freq_share=0.12"]
-EMA = ["optim.average=ema", "optim.ema_decay=0.99", "batch_size=16"]
+COMMON = [
+    "batch_size=16", "optim.average=ema", "optim.ema_decay=0.99", "picture.mask_p=0.6", "picture.filter_p=0.7",
+]  # fmt: skip
 SYSTEMS_OF_ESC10: dict[str, tuple[str, list[str]]] = {
     "max-pyramid-mel": (
         "max-pyramid-mel",
         [
-            "frontend.n_mels=64", "network.width=24", "crop_s=4.0", "epochs=120", "plain_epochs=12",
-            "validate_every=40", "mix.p=0.6", *MASKS, *EMA,
+            "frontend.n_mels=64", "network.head.pool=mean-max", "crop_s=4.0", "epochs=80", "plain_epochs=8",
+            "validate_every=80", "seeds=2", "mix.p=0.6", "wave.speed_p=0.5", "picture.time_share=0.12",
+            "picture.freq_share=0.12", *COMMON,
         ],
     ),
-    "max-pyramid-stft": (
-        "max-pyramid-stft",
-        ["crop_s=4.0", "epochs=90", "plain_epochs=10", "validate_every=30", "mix.p=0.6", *MASKS, *EMA],
-    ),
+    "window-snr": ("window-snr", ["network.width=16", "epochs=80", "validate_every=80", *COMMON]),
     "skip-attention": (
         "skip-attention",
         [
-            "network.width=12", "epochs=40", "validate_every=10", "optim.schedule=cosine", "optim.lr_start=3e-3",
-            "optim.lr_peak=3e-3", "keep=last", *EMA,
+            "network.width=12", "epochs=60", "validate_every=60", "optim.schedule=cosine", "optim.lr_start=3e-3",
+            "optim.lr_peak=3e-3", "keep=last", *COMMON,
         ],
     ),
 }  # fmt: skip

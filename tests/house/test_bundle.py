@@ -11,7 +11,9 @@ import pytest
 
 from build_single_file import (
     FOR_TOOLS,
+    FROZEN,
     LIMIT_BYTES,
+    SHORT_FROZEN,
     Refused,
     at_the_door,
     build,
@@ -298,12 +300,15 @@ def check_layout(text: str, root: Path) -> None:
         path, offset = banner.split()[2], int(banner.split()[-1])
         source = parse(path, (root / path).read_text(encoding="utf-8"))
         at = lines.index(banner) + 1
-        assert f"\n{at} {offset} {path}\n" in text, "the contents name the line where the section begins"
+        assert f"\n{at} {offset} {path.removeprefix('kit/')}\n" in text, (
+            "the contents name the line where the section begins"
+        )
         spoken = lines_for_tools(source.tree)
         for number, line in enumerate(source.text.rstrip().split("\n"), 1):
             if number >= source.body_line:
                 kept = lines[number + offset - 1]
-                assert kept.lstrip(" ") == FOR_TOOLS.sub("", line).lstrip(" ") or number in spoken
+                said = SHORT_FROZEN if line == FROZEN else FOR_TOOLS.sub("", line).lstrip(" ")
+                assert kept.lstrip(" ") == said or number in spoken
                 assert where(number + offset) == f"{path}:{number}"
 
 
@@ -355,7 +360,9 @@ def without_types(statement: ast.stmt) -> ast.stmt:
 
 def check_meaning(text: str, root: Path) -> None:
     """Narrower indents and fewer types change no statement and no string."""
-    bundled = set(code_of(text))
+    if SHORT_FROZEN in text:
+        assert f"\nfrozen = {FROZEN[1:]}\n" in text
+    bundled = set(code_of(text.replace(f"\n{SHORT_FROZEN}\n", f"\n{FROZEN}\n")))
     banners = [line for line in text.split("\n") if line.startswith("# == kit/")]
     for path in (line.split()[2] for line in banners):
         source = parse(path, (root / path).read_text(encoding="utf-8"))
