@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from kit.core.errors import KitError
 from kit.models.families import build_network, complete_network
 from kit.models.network import Picture, receptive_frames
-from kit.models.pyramid import PyramidConfig
+from kit.models.pyramid import PyramidConfig, TrainedPReLU
 
 CONFIGS = {
     "2-D": (PyramidConfig(blocks=3, width=6), 2, 20),
@@ -256,3 +257,18 @@ def test_complete_network_fills_every_default_in():
         for s in (full, {"family": "max-pyramid", "width": 7})
     ]
     assert same[0] == same[1]
+
+
+def test_the_pyramid_s_prelu_is_torch_s_own_in_training_and_after():
+    own, wanted = TrainedPReLU(init=0.3), nn.PReLU(init=0.3)
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        pairs = []
+        for layer in (own.train(training), wanted.train(training)):
+            layer.zero_grad()
+            given = x.clone().requires_grad_()
+            said = layer(given)
+            said.square().sum().backward()
+            pairs.append((said.detach(), given.grad, layer.weight.grad.clone()))
+        for one, other in zip(*pairs, strict=True):
+            torch.testing.assert_close(one, other)
