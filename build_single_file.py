@@ -37,7 +37,7 @@ OF_TENSORS = re.compile(
 WIDTH = 110
 FOR_TOOLS = re.compile(r"  # (fmt: skip|type: ignore\[[\w, -]+\])$")
 LATER_SENTENCES = re.compile(r"(?<=\.) (?=[A-Z])")
-GENERATED = ("BUNDLE_SECTIONS", "where")
+GENERATED = ("BUNDLE_SECTIONS", "where", "frozen")
 DUNDERS = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__loader__"}
 IN_CLASSES = {"__module__", "__qualname__", "__class__", "__classdict__", "__annotations__"}
 IN_CLASSES |= {"__annotate__", "__conditional_annotations__"}  # from Python 3.14 on

@@ -112,7 +112,7 @@ SMALL = {
     "freq-coord": [
         *SMALL_BOXES, "frontend.n_mels=64", 'network={"family":"max-pyramid","width":12}',
         "optim.lr_start=3e-3", "optim.lr_peak=3e-3", "wave.noise_p=0", "wave.gain_p=0", "mix.labels=union",
-        "relabel.prior_shift=true", "sampling.by_belief=true",
+        "relabel.prior_shift=true", "relabel.teachers=3", "sampling.by_belief=true",
     ],
     "freq-crop": [
         *SMALL_BOXES, "frontend.sample_rate=32000", "wave.pitch_p=0", "wave.tempo_p=0", "sampling.steps=25",

@@ -77,8 +77,7 @@ def train_by_name(
     return train_rounds(
         found, table, audio, out, only_folds=only_folds, group_column=group_column, boxes=boxes, soft=soft,
         all_data=all_data, deadline=deadline, backgrounds=backgrounds, corrections=corrections,
-        device=device, threads=threads,
-        progress=progress,
+        device=device, threads=threads, progress=progress,
     )  # fmt: skip
 
 
@@ -158,17 +157,17 @@ def add_folds(
 
 LEARN_VERBS = {
     "demo": Verb(
-        run_demo, "the whole job without any data: toy clips, training, relabelling, a submission, a report",
+        run_demo, "the whole job on toy clips: training, relabelling, a submission, a report",
         (find_data, fitting_checkpoints),
     ),
     "recipes": Verb(list_recipes, "the named recipes with their sources; `recipes NAME` prints every setting"),
-    "parts": Verb(list_parts, "what systems are composed of: families, heads, losses, metrics, blends ..."),
+    "parts": Verb(list_parts, "what systems are made of: families, heads, losses, metrics, blends"),
     "folds": Verb(add_folds, "a table with a multilabel-stratified fold column, groups kept together"),
     "train": Verb(train_by_name, "a run with a checkpoint per fold, by a recipe's name", (train_run, find_recipe)),
     "relabel": Verb(relabel, "new labels for a table, by models that held its clips out"),
     "stack": Verb(stack, "a second-level model on several runs, to submit by itself"),
     "oof": Verb(predict_oof, "out-of-fold predictions and scores of a run"),
-    "show": Verb(show, "runs side by side, or a submission; --out report.html for all pictures"),
+    "show": Verb(show, "runs side by side, or a submission; --out report.html: pictures"),
     "augment": Verb(draw_contact_sheet, "a picture of a clip under every augmentation"),
     "probe": Verb(probe, "what a run's taggers hear: their loss without coordinate, bands or time"),
 }  # fmt: skip

@@ -185,6 +185,7 @@ class RelabelConfig(Config):
     snr_k: int = setting(3, "classes that are a window's signal", low=1)
     hop_s: float = setting(0.5, "seconds between windows", low=0.01)
     power: float = setting(1.0, "exponent on soft labels", low=0.01, high=100)
+    teachers: int = setting(1, "last rounds whose students teach", low=1)
     prior_shift: bool = setting(False, "fit beliefs to how frequent classes are here")
     weigh: bool = setting(False, "clips with soft labels alone weigh their sum")
 

@@ -51,15 +51,15 @@ class Rounds:
             if len(rows := doubted_rows(frame, plan)) < len(frame):
                 current = home / "curated.csv"
                 write_text(current, self.table_text(forget_labels(frame, rows)))
-        heard = {key: self.words[key] for key in ("device", "threads", "progress") if key in self.words}
+        heard = {k: v for k, v in self.words.items() if k in ("device", "threads", "progress")}
         for number in range(1, plan.rounds + 1):
-            teacher, labels = home / str(number - 1), home / str(number) / "labels"
-            if not (teacher / "oof.csv").is_file():  # what a training writes last
-                self.learn(current, soft, teacher, left + 1 - number, boxes)
+            teachers, labels = [home / str(r) for r in range(number)], home / str(number) / "labels"
+            if not (teachers[-1] / "oof.csv").is_file():  # what a training writes last
+                self.learn(current, soft, teachers[-1], left + 1 - number, boxes)
             if not (labels / "relabel.json").is_file():  # and a relabelling
                 own = boxes if plan.method(number) == "windows" else None
                 told = {"number": number, "table": table, "boxes": own, "plan": plan, **heard}
-                print(relabel([teacher], self.audio, labels, **told), flush=True)
+                print(relabel(teachers[-plan.teachers :], self.audio, labels, **told), flush=True)
             current, soft = labels / "table.csv", labels / "soft.csv"
         return current, soft
 

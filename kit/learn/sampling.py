@@ -109,8 +109,8 @@ def draw_span(
     elif config.by_belief and soft and soft.times and clips.names[clip] in soft.rows:
         rows = soft.rows[clips.names[clip]]
         edges = (np.nan_to_num(soft.targets[rows]).sum(axis=1) + 1e-6).cumsum()
-        place = np.searchsorted(edges, float(torch.rand(1, generator=generator)) * edges[-1])
-        begin_s = (sum(times[rows[place]] for times in soft.times) - crop_s) / 2
+        row = rows[np.searchsorted(edges, float(torch.rand(1, generator=generator)) * edges[-1])]
+        begin_s = (sum(times[row] for times in soft.times) - crop_s) / 2
     else:
         return draw_crop(spec, length, generator)
     begin = max(0, min(round(begin_s * per_s), spec.shape[-1] - length))

@@ -83,7 +83,7 @@ class MaxPyramid(Backbone):
         self.min_frames = 2**settings.blocks
 
     def forward(self, spec: Tensor) -> Maps:
-        # The few channels of the input are normalised many times faster plane by plane.
+        # Few channels are normalised many times faster plane by plane.
         maps = [spec.contiguous() if self.channels_last else spec.flatten(1, 2)]
         for block in self.blocks:
             maps.append(block(maps[-1]))

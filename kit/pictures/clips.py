@@ -71,7 +71,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
 def draw_filters(frontend: FrontendConfig) -> Drawing:
     """The mel filters of a frontend, of every band, over kHz. Errors: KitError for kind stft, which has none"""
     if frontend.kind != "mel":
-        raise KitError("rows of kind='stft' are FFT bins, not filters: give a frontend of kind='mel'.")
+        raise KitError("kind='stft' has FFT bins, not filters: give kind='mel'.")
     filters, bin_hz = frontend.filters(), frontend.sample_rate / frontend.n_fft
     figure, axes = new_figure(10, 3.6)
     axes.plot(np.arange(len(filters)) * bin_hz / 1000, filters, linewidth=0.8)

@@ -19,8 +19,8 @@ FILTER_POINTS = 5
 class SpecAugmentConfig(Config):
     """What happens to a clip's pictures, in this order; its side rows stay.
 
-    Source: Park et al. 2019, arXiv:1904.08779; the crop: first place, Freesound 2019, aspects of 1.7 to 2.3; the
-            filter: Nam, Kim & Park 2021, arXiv:2110.03282, linear, here by the picture's own deviation
+    Source: Park et al. 2019, arXiv:1904.08779; the crop: first place, Freesound 2019, aspects of 1.7 to 2.3;
+            the linear filter: Nam et al. 2021, arXiv:2110.03282
     """
 
     filter_p: float = chance_of("a filter: gains at five frequencies, linear between")

@@ -12,12 +12,13 @@ import torch
 from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
 from kit.infer.checkpoint import load_tagger
-from kit.labels.soft import read_soft_labels
+from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.learn.oof import held_out_models, predict_oof
 from kit.learn.recipe import Recipe
 from kit.learn.relabelling import RelabelConfig
 from kit.learn.rounds import Rounds, boxes_without, train_rounds
+from kit.learn.teaching import teach
 from kit.learn.train import train_run
 from kit.sound.frontend import FrontendConfig
 
@@ -134,6 +135,29 @@ def test_every_round_relabels_the_table_as_it_was(two, toy):
         assert report["counts"]["predicted"] == (3 if number == 2 else 0)
     soft = read_soft_labels(homes / "2" / "labels" / "soft.csv")
     assert set(soft.names) == set(frame["fname"][~kept])
+
+
+def test_students_of_as_many_rounds_teach_as_are_told(toy, tmp_path):
+    """Law 4: each clip by the models of every round that held it out."""
+    run = rounds_quietly(
+        with_rounds(3, methods=("plain",), teachers=2), *unknown(toy, tmp_path), tmp_path / "run"
+    )
+    for number, teachers in ((1, "0"), (2, "01"), (3, "12")):
+        labels = run.folder / "rounds" / str(number) / "labels"
+        report = json.loads((labels / "relabel.json").read_text())
+        assert {path.split("/")[-2] for path in report["models"]} == {*teachers}
+    runs = [run.folder / "rounds" / home for home in "12"]
+    wanted, _ = teach(runs, toy[1], device="cpu", threads=1, progress=False)
+    told = read_soft_labels(labels / "soft.csv")
+    np.testing.assert_allclose(told.targets, align_soft_labels(wanted, told.names, told.classes), atol=1e-6)
+
+
+def unknown(toy, folder):
+    """The set, half of its labels unknown."""
+    frame = pd.read_csv(toy[0]).assign(false_labels="*")
+    frame.loc[6:, ["labels", "false_labels"]] = ""
+    frame.to_csv(folder / "half.csv", index=False)
+    return folder / "half.csv", toy[1]
 
 
 def test_the_last_student_is_the_run(two, toy):

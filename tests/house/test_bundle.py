@@ -96,6 +96,10 @@ REFUSALS = {
         {"kit/core/errors.py": ERRORS + "\n\ndef where() -> None:\n    pass\n"},
         "kit/core/errors.py:11: where is defined twice, first at build_single_file.py:1",
     ),
+    "a name that stands for every frozen dataclass": (
+        {"kit/core/errors.py": ERRORS + "\n\nfrozen = 1\n"},
+        "kit/core/errors.py:11: frozen is defined twice, first at build_single_file.py:1",
+    ),
     "one import name with two meanings": (
         {
             "kit/core/errors.py": "from cmath import sqrt as math\n\n\nclass KitError(Exception):\n    x = math\n"
