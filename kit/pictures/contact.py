@@ -16,7 +16,7 @@ from kit.sound.specaugment import SpecAugmentConfig, change_specs, draw_spec_cha
 
 SHEET_S = 5.0
 WAVE_UNITS = {"roll": "samples", "speed": "times", "pitch": "times", "tempo": "times", "reverb": "s"}
-SPEC_PANELS = {"mask": "time", "outside": "freq", "warp": "warp", "crop": "crop"}
+SPEC_PANELS = {"filter": "gains", "mask": "time", "outside": "freq", "warp": "warp", "crop": "crop"}
 MIX_PANELS = {
     "energies": MixConfig(p=1.0),
     "waves": MixConfig(p=1.0, domain="wave", low=0.2, high=0.8),
@@ -46,7 +46,7 @@ def sheet_panels(
     for name, part in SPEC_PANELS.items():
         settings = SpecAugmentConfig.from_dict({f"{name}_p": 1.0})
         drawn = draw_spec_changes(settings, 1, rows, frames, generator, box)
-        numbers = " ".join(f"{number:.4g}" for number in getattr(drawn, part).flatten().tolist())
+        numbers = " ".join(f"{number:.3g}" for number in getattr(drawn, part).flatten().tolist())
         yield f"{name}: {part} {numbers}", change_specs(specs[:1], drawn, settings, frontend)[0]
     for name, mix in MIX_PANELS.items():
         draw = draw_mixes(mix, 2, generator)
