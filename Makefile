@@ -14,7 +14,7 @@ INPUTS := pyproject.toml constraints.txt
 .PHONY: help demo test lint bundle docs-check bench esc10 recipes study clean
 
 help:
-	@echo "make demo     the whole job on toy data, in about two minutes"
+	@echo "make demo     the whole job on toy data, in about a minute"
 	@echo "make test     lint, types, bundle, the README, and every test on kit/ and on the bundle"
 	@echo "make bundle   kit/ -> audiotag_kit.py"
 	@echo "make docs-check   the commands and code of the README, run in an empty room"
