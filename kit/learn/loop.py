@@ -185,7 +185,7 @@ class FoldTraining:
         recipe, optim = self.recipe, self.recipe.optim
         plain = self.epoch >= recipe.epochs - recipe.plain_epochs
         inputs, targets = self.shown(batch, generator, plain)
-        self.drawn = self.drawn + torch.stack([targets.nansum(0), (~targets.isnan()).sum(0)]).cpu()
+        self.drawn = self.drawn + torch.stack([targets.nansum(0), (~targets.isnan()).sum(0)])
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             said = self.answer(inputs)
         loss = self.cost(said, targets, batch)
@@ -316,7 +316,7 @@ class FoldTraining:
                     if state[name]:  # a scaler's is empty where the run began on a device without AMP
                         part.load_state_dict(state[name])
                 self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-                self.seconds, self.drawn = state["seconds"], state["drawn"]
+                self.seconds, self.drawn = state["seconds"], state["drawn"].to(self.device)
         except Exception as error:
             raise KitError(f"{path} cannot be read: remove it, and its fold is trained anew.") from error
         if not own:

@@ -151,9 +151,9 @@ def change_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, front
     pictures, side = frontend.split(specs)
 
     def changed(drawn: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        rows = (~drawn.isnan().any(1)).nonzero()[:, 0]
-        own = change(pictures[rows], drawn[rows]) if len(rows) else pictures[rows]
-        return pictures.index_copy(0, rows.to(specs.device), own)
+        if not len(rows := (~drawn.isnan().any(1)).nonzero()[:, 0]):
+            return pictures
+        return pictures.index_copy(0, rows.to(specs.device), change(pictures[rows], drawn[rows]))
 
     pictures = changed(draw.gains, filtered_pictures)
     pictures = masked_pictures(pictures, draw, config.fill)
