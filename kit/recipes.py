@@ -90,8 +90,7 @@ RECIPES = {
     for name, training in TRAININGS.items()
 }
 # Narrower networks, coarser pictures, fewer epochs, and no waveform changes that cost more than the network.
-NO_WAVES = ["wave.pitch_p=0", "wave.tempo_p=0", "wave.reverb_p=0", "wave.overdrive_p=0"]
-SMALL_PYRAMID = ["network.head.dropout=0.2", "epochs=30", "plain_epochs=5", "batch_size=16", *NO_WAVES]
+SMALL_PYRAMID = ["network.head.dropout=0.2", "epochs=30", "plain_epochs=5", "batch_size=16", "wave={}"]
 SMALL_BOXES = [
     "frontend.sample_rate=22050", "frontend.n_fft=2048", "frontend.hop_length=1024", "batch_size=16",
     "sampling.steps=50", "epochs=12", "validate_every=12", "relabel.rounds=2",
@@ -111,7 +110,7 @@ SMALL = {
     ],
     "freq-coord": [
         *SMALL_BOXES, "frontend.n_mels=64", 'network={"family":"max-pyramid","width":12}',
-        "optim.lr_start=3e-3", "optim.lr_peak=3e-3", "wave.noise_p=0", "wave.gain_p=0", "mix.labels=union",
+        "optim.lr_start=3e-3", "optim.lr_peak=3e-3", "wave={}", "mix.labels=union",
         "relabel.prior_shift=true", "relabel.teachers=3", "sampling.by_belief=true",
     ],
     "freq-crop": [

@@ -14,22 +14,30 @@ from tests.benchmarks.cells import ESC10, ROOM, run_cells, say_figures
 
 COMMON = [
     "batch_size=16", "optim.average=ema", "optim.ema_decay=0.99", "picture.mask_p=0.6", "picture.filter_p=0.7",
+    "picture.crop_p=0.6", "picture.crop_scale=[0.6,1.0]", "picture.crop_aspect=[0.75,1.33]",
 ]  # fmt: skip
 SYSTEMS_OF_ESC10: dict[str, tuple[str, list[str]]] = {
     "max-pyramid-mel": (
         "max-pyramid-mel",
         [
-            "frontend.n_mels=64", "network.head.pool=mean-max", "crop_s=4.0", "epochs=80", "plain_epochs=8",
-            "validate_every=80", "seeds=2", "mix.p=0.6", "wave.speed_p=0.5", "picture.time_share=0.12",
+            "frontend.n_mels=64", "frontend.n_fft=1024", "frontend.hop_length=512", "network.head.pool=mean-max",
+            "epochs=80", "plain_epochs=8", "validate_every=80", "mix.p=0.6", "picture.time_share=0.12",
             "picture.freq_share=0.12", *COMMON,
         ],
     ),
-    "window-snr": ("window-snr", ["network.width=16", "epochs=80", "validate_every=80", *COMMON]),
+    "window-snr": (
+        "window-snr",
+        [
+            "frontend.n_fft=1024", "frontend.normalise=none", "frontend.top_db=null", "network.width=16",
+            "network.head.dropout=0.2", "listening.window_s=3.0", "crop_s=3.0", "epochs=80", "validate_every=80",
+            "mix.domain=energy", "mix.labels=union", "mix.convex=false", "mix.beta=0", "mix.p=0.6", *COMMON,
+        ],
+    ),
     "skip-attention": (
         "skip-attention",
         [
-            "network.width=12", "epochs=60", "validate_every=60", "optim.schedule=cosine", "optim.lr_start=3e-3",
-            "optim.lr_peak=3e-3", "keep=last", *COMMON,
+            "frontend.n_fft=1280", "network.width=10", "epochs=60", "validate_every=60", "keep=last",
+            "optim.schedule=cosine", "optim.lr_start=3e-3", "optim.lr_peak=3e-3", *COMMON,
         ],
     ),
 }  # fmt: skip
