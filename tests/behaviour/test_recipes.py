@@ -234,6 +234,11 @@ def test_the_settings_are_the_published_ones(name):
         assert 8 <= recipe.crop_s <= 12 and 100 <= recipe.epochs <= 150
 
 
+def test_small_variants_but_freq_crop_keep_spectrograms_because_no_waveform_changes():
+    assert [name for name in RECIPES if find_recipe(name, small=True).hears_waves] == ["freq-crop"]
+    assert find_recipe("max-pyramid-mel").hears_waves
+
+
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_printed_whole_and_reads_back_from_what_is_printed_and_from_json(name, small):
