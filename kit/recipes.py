@@ -93,7 +93,8 @@ RECIPES = {
 SMALL_PYRAMID = ["network.head.dropout=0.2", "epochs=30", "plain_epochs=5", "batch_size=16", "wave={}"]
 SMALL_BOXES = [
     "frontend.sample_rate=22050", "frontend.n_fft=2048", "frontend.hop_length=1024", "batch_size=16",
-    "sampling.steps=50", "epochs=12", "validate_every=12", "relabel.rounds=2",
+    "sampling.steps=50", "epochs=12", "validate_every=12", "relabel.rounds=2", "optim.lr_start=3e-3",
+    "optim.lr_peak=3e-3",
 ]  # fmt: skip
 SMALL = {
     "skip-attention": [
@@ -110,13 +111,11 @@ SMALL = {
     ],
     "freq-coord": [
         *SMALL_BOXES, "frontend.n_mels=64", 'network={"family":"max-pyramid","width":12}',
-        "optim.lr_start=3e-3", "optim.lr_peak=3e-3", "wave={}", "mix.labels=union",
-        "relabel.prior_shift=true", "relabel.teachers=3", "sampling.by_belief=true",
+        "wave={}", "mix.labels=union", "relabel.prior_shift=true", "relabel.teachers=3", "sampling.by_belief=true",
     ],
     "freq-crop": [
         *SMALL_BOXES, "frontend.sample_rate=32000", "wave.pitch_p=0", "wave.tempo_p=0", "sampling.steps=25",
         "crop_s=3.0", "epochs=16", "late_epochs=3", "plain_epochs=2", "relabel.rounds=1",
-        "optim.lr_start=3e-3", "optim.lr_peak=3e-3",
         'network={"family":"freq-crop","backbone":{"family":"max-pyramid","width":8,"blocks":4}}',
     ],
 }  # fmt: skip

@@ -13,8 +13,8 @@ from kit.recipes import find_recipe
 from tests.benchmarks.cells import ESC10, ROOM, run_cells, say_figures
 
 COMMON = [
-    "batch_size=16", "optim.average=ema", "optim.ema_decay=0.99", "picture.mask_p=0.6", "picture.filter_p=0.7",
-    "picture.crop_p=0.6", "picture.crop_scale=[0.6,1.0]", "picture.crop_aspect=[0.75,1.33]",
+    "optim.average=ema", "optim.ema_decay=0.99", "picture.mask_p=0.6", "picture.filter_p=0.7", "picture.crop_p=0.6",
+    "picture.crop_scale=[0.6,1.0]", "picture.crop_aspect=[0.75,1.33]",
 ]  # fmt: skip
 SYSTEMS_OF_ESC10: dict[str, tuple[str, list[str]]] = {
     "max-pyramid-mel": (
