@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
 
+from kit.audio.decode import one_line
 from kit.core.errors import KitError, choose, closest
-from kit.core.runtime import in_notebook
-from kit.core.supervise import ERROR_MARK, am_worker
-from kit.core.version import VERSION
-from kit.sound.decode import one_line
+from kit.core.runtime import VERSION, in_notebook, in_worker
+from kit.core.worker import ERROR_MARK
 
 HINT = (
     f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit inside the clock. "
@@ -24,7 +23,7 @@ HINT = (
 
 
 @dataclass(frozen=True)
-class Verb:
+class Command:
     """A word of the command line: its function, whose parameters are options, and more for Python."""
 
     run: Callable[..., object]
@@ -69,32 +68,34 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, wo
     parser.add_argument(flag, help=words, **facts)
 
 
-def build_parser(name: str, verb: Verb) -> OneLineParser:
+def build_parser(name: str, command: Command) -> OneLineParser:
     """A verb's parser, from its function's parameters and the `Options:` of its docstring."""
-    functions = ", ".join(function.__name__ for function in (verb.run, *verb.also))
+    functions = ", ".join(function.__name__ for function in (command.run, *command.also))
     more = f"In Python: {functions}; help(NAME) tells more."
-    parser = OneLineParser(f"audiotag_kit {name}", description=verb.summary, epilog=more, allow_abbrev=False)
-    part = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(verb.run) or "", re.DOTALL)
+    parser = OneLineParser(
+        f"audiotag_kit {name}", description=command.summary, epilog=more, allow_abbrev=False
+    )
+    part = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(command.run) or "", re.DOTALL)
     words = dict(re.findall(r"^\s*(\w+): (.*)$", part[1], re.MULTILINE)) if part else {}
-    for parameter in inspect.signature(verb.run).parameters.values():
+    for parameter in inspect.signature(command.run).parameters.values():
         if parameter.name in words:
             add_option(parser, parameter, words[parameter.name])
     return parser
 
 
-def overview(verbs: Mapping[str, Verb]) -> str:
+def overview(commands: Mapping[str, Command]) -> str:
     """What the command line can do."""
     head = f"audiotag-kit {VERSION}\n\npython audiotag_kit.py VERB [options]   (VERB --help lists them)\n"
-    return "\n".join([head, *(f"  {name:9} {verb.summary}" for name, verb in verbs.items())])
+    return "\n".join([head, *(f"  {name:9} {command.summary}" for name, command in commands.items())])
 
 
-def obey(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
+def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
     """Do what a command line asks. Errors: KitError, and SystemExit from --help"""
     if not words or words[0] in ("-h", "--help", "help", "--version"):
-        print(VERSION if words[:1] == ["--version"] else overview(verbs))
+        print(VERSION if words[:1] == ["--version"] else overview(commands))
         return
-    verb = choose("verb", words[0], verbs)
-    parser = build_parser(words[0], verb)
+    command = choose("verb", words[0], commands)
+    parser = build_parser(words[0], command)
     known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     for word in words[1:]:
         flag = word.partition("=")[0]
@@ -102,19 +103,19 @@ def obey(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
             raise KitError(f"{words[0]} has no option {flag!r}: {closest(flag, known)}.")
     given = vars(parser.parse_args(words[1:]))
     lists = {name: [*chain(*value)] for name, value in given.items() if isinstance(value, list)}
-    result = verb.run(**given | lists)
-    if result is not None and not am_worker():
+    result = command.run(**given | lists)
+    if result is not None and not in_worker():
         print(result)
 
 
-def run_command(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
+def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
     """Do what a command line asks; an error is one line on stderr and exit code 2."""
     try:
-        obey(verbs, words)
+        dispatch(commands, words)
         return 0
     except KitError as error:
         message = one_line(error)
-        if am_worker():
+        if in_worker():
             print(f"{ERROR_MARK}{message}", flush=True)
         else:
             print(f"audiotag-kit: {message}", file=sys.stderr, flush=True)
@@ -128,7 +129,7 @@ def run_command(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
         return 130
 
 
-def enter(verbs: Mapping[str, Verb], file: str | None) -> None:
+def enter(commands: Mapping[str, Command], file: str | None) -> None:
     """The kit as the main program: the command line, of a script or of `%run file.py ARGS`.
 
     Pasted, or run in a notebook without arguments, it prints one line. Under IPython a good end raises nothing.
@@ -141,6 +142,6 @@ def enter(verbs: Mapping[str, Verb], file: str | None) -> None:
     if file is None or (notebook and len(sys.argv) < 2):
         print(HINT)
         return
-    code = run_command(verbs, sys.argv[1:])
+    code = run_command(commands, sys.argv[1:])
     if code or not notebook:
         sys.exit(code)

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from kit.audio.decode import header_duration_s, list_audio
+from kit.competitions import CompetitionData, find_data
 from kit.core.errors import KitError
-from kit.core.supervise import own_root, own_source
-from kit.data_at_hand import DataAtHand, find_data
+from kit.core.worker import source_file, source_root
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets, read_clip_table
-from kit.learn.journal import open_run
-from kit.learn.rounds import train_rounds
-from kit.recipes import find_recipe
 from kit.report import show
-from kit.sound.decode import header_duration_s, list_audio
+from kit.train.oof import load_run
+from kit.train.recipes import find_recipe
+from kit.train.self_training import self_train
 
 DEMO_SETTINGS = (
     "frontend.sample_rate=22050 frontend.hop_length=512 frontend.n_fft=1024 frontend.n_mels=64 network.width=12 "
-    "crop_s=2.5 epochs=12 plain_epochs=3 n_folds=2 validate_every=12 relabel.rounds=1 relabel.top_k=[0.5]"
+    "crop_s=2.5 epochs=12 no_augment_epochs=3 n_folds=2 validate_every=12 self_training.iterations=1 self_training.top_k=[0.5]"
 )
 
 
@@ -40,8 +40,8 @@ def run_demo(out: str = "demo", clips: int = 120, epochs: int | None = None) -> 
     data = find_data("clips", folder / "data", clips)
     settings = [*DEMO_SETTINGS.split(), *([] if epochs is None else [f"epochs={epochs}"])]
     recipe = find_recipe("max-pyramid-mel", small=True, overrides=settings)
-    print(train_rounds(recipe, data.table, data.audio, folder / "run"), flush=True)
-    rounds = [open_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
+    print(self_train(recipe, data.table, data.audio, folder / "run"), flush=True)
+    rounds = [load_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
     before, after = (lwlrap(run.truth, run.scores) for run in rounds)
     seconds = submit_from_single_file(folder, data)
     audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(data.test))
@@ -64,7 +64,7 @@ def report_demo(folder: Path) -> str:
     return f"see {', '.join(map(str, pages.values()))}{remark}"
 
 
-def submit_from_single_file(folder: Path, data: DataAtHand) -> float:
+def submit_from_single_file(folder: Path, data: CompetitionData) -> float:
     """Seconds of submitting in a process of its own, from the single file."""
     with tempfile.TemporaryDirectory(prefix="audiotag_kit_") as room:
         write_single_file(Path(room) / "audiotag_kit.py")
@@ -83,10 +83,10 @@ def submit_from_single_file(folder: Path, data: DataAtHand) -> float:
 
 def write_single_file(path: Path) -> None:
     """A copy of the single file, or a fresh build from the package."""
-    if source := own_source():
+    if source := source_file():
         shutil.copy(source, path)
         return
-    builder = own_root() / "build_single_file.py"
+    builder = source_root() / "build_single_file.py"
     if not builder.is_file():
         raise KitError(f"no {builder}: run the repository's kit or the single file.")
     command = [sys.executable, str(builder), "--out", str(path)]

@@ -10,20 +10,19 @@ from pathlib import Path
 
 import torch
 
+from kit.audio.decode import header_duration_s, list_audio
 from kit.core.clock import parse_duration
 from kit.core.errors import KitError
-from kit.core.runtime import cpu_count, device_problem, free_memory_bytes, pick_device
-from kit.core.supervise import own_root, own_source
-from kit.core.version import VERSION
-from kit.infer.checkpoint import find_checkpoints
-from kit.infer.stacked import Candidate, open_models
+from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, pick_device
+from kit.core.worker import source_file, source_root
+from kit.infer.stack import ModelSpec, open_models
+from kit.models.checkpoint import find_checkpoints
 from kit.models.tagger import Tagger, TaggerCard
-from kit.sound.decode import header_duration_s, list_audio
 
 PACKAGES = "torch torchaudio timm numpy pandas scikit-learn soundfile tqdm"
 
 
-def examine(
+def run_doctor(
     checkpoints: Sequence[str] | None = None, audio: str | None = None, deadline: str | None = None
 ) -> str:
     """What is here, what the checkpoints hold, and whether they fit the deadline on these files.
@@ -35,7 +34,7 @@ def examine(
 
     Errors: KitError, after all was printed, where a checkpoint cannot be used
     """
-    source, here = own_source() or own_root() / "kit", Path.cwd()
+    source, here = source_file() or source_root() / "kit", Path.cwd()
     lines = [
         f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}",
         "packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES.split()),
@@ -50,7 +49,7 @@ def examine(
     for path in paths:
         try:
             models, made = open_models(path)
-            told = [f"{model.name}: {examine_model(model)}" for model in models]
+            told = [f"{model.name}: {describe_model(model)}" for model in models]
             if made:
                 lines.append(f"{path}: a stack, {made.card.kind}, oof lwlrap {made.card.oof_score}, of")
             lines += told
@@ -89,16 +88,16 @@ def package_version(name: str) -> str:
     return "missing"
 
 
-def examine_model(model: Candidate) -> str:
+def describe_model(model: ModelSpec) -> str:
     """A line on a model. Errors: as load_tagger, but for networks of one's own"""
     card, family = model.card, str(model.card.network.get("family"))
-    if not family.startswith("own:"):
+    if not family.startswith("custom:"):
         model.build()
     tensors = {} if isinstance(model.holds, Tagger) else model.holds["tensors"]
     millions = sum(t.numel() for t in tensors.values()) / 1e6
     score = "no oof score" if card.oof_score is None else f"oof lwlrap {card.oof_score:.4f}"
-    kind = f"{card.score} scores{', calibrated' * bool(card.calibration)}"
+    kind = f"{card.output} scores{', calibrated' * bool(card.calibration)}"
     return (
         f"{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {kind}, "
-        f"listens in mode {card.listening.mode} at {card.frontend.sample_rate} Hz"
+        f"listens in mode {card.inference.mode} at {card.frontend.sample_rate} Hz"
     )

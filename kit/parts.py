@@ -5,20 +5,31 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kit.audio.augment import WaveAugmentConfig
+from kit.audio.frontend import FrontendConfig
+from kit.audio.mixup import MixupConfig
+from kit.audio.normalize import PcenConfig
+from kit.audio.specaugment import SpecAugmentConfig
+from kit.audio.windows import InferenceConfig
 from kit.core.config import Config
 from kit.core.errors import KitError, closest
-from kit.infer.blend import BLENDS, blend_scores
-from kit.infer.checkpoint import load_tagger, own_tagger, save_tagger
-from kit.infer.gate import STEPS, RowSet, judge_step
+from kit.infer.blend import BLENDS, blend_scores, choose_windows, fit_class_weights, fit_weights
+from kit.infer.gate import STEPS, RowSet, evaluate_step
 from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
-from kit.infer.weights import choose_windows, fit_class_weights, fit_weights
+from kit.infer.submit import submit
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.boxes import class_bands_hz, read_boxes, recording_labels, window_targets
-from kit.labels.class_metrics import auc_per_class, average_precision_per_class, log_losses, top1_accuracy
 from kit.labels.folds import make_folds
-from kit.labels.metrics import lwlrap, lwlrap_flat, lwlrap_per_class
+from kit.labels.metrics import (
+    auc_per_class,
+    average_precision_per_class,
+    log_losses,
+    lwlrap,
+    lwlrap_flat,
+    lwlrap_per_class,
+    top1_accuracy,
+)
 from kit.labels.soft import (
     SoftLabels,
     align_soft_labels,
@@ -28,31 +39,30 @@ from kit.labels.soft import (
     write_soft_labels,
 )
 from kit.labels.table import classes_of_template, clip_labels, read_clip_table
-from kit.learn.batch_losses import outlier_dropping_loss, soft_auc_loss
-from kit.learn.journal import open_run
-from kit.learn.losses import LOSSES, average_loss, sum_by_source
-from kit.learn.optim import OptimConfig
-from kit.learn.recipe import Recipe, SamplingConfig, SourceConfig, System
-from kit.learn.relabelling import RelabelConfig
-from kit.learn.stacking import StackConfig
-from kit.learn.train import flat_settings
+from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
 from kit.models.families import FAMILIES, build_network
 from kit.models.heads import POOLS, RECURRENCES, FrameAttention, GeneralisedMean, HeadConfig
-from kit.models.network import receptive_frames
-from kit.models.second import SECOND_LEVEL
+from kit.models.network import receptive_field
+from kit.models.stackers import STACKERS
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.pictures.clips import draw_clip, draw_filters, draw_lengths
-from kit.pictures.contact import draw_contact_sheet
-from kit.pictures.labels import draw_labels
-from kit.pictures.runs import draw_history, draw_rounds, draw_timeline
-from kit.pictures.scores import draw_calibration, draw_classes, draw_confusion
-from kit.presets import SYSTEMS
-from kit.sound.augment import WaveAugmentConfig
-from kit.sound.frontend import FrontendConfig
-from kit.sound.levels import PcenConfig
-from kit.sound.mixing import MixConfig
-from kit.sound.specaugment import SpecAugmentConfig
-from kit.sound.windows import ListeningConfig
+from kit.plots.clips import draw_clip, draw_contact_sheet, draw_filters, draw_lengths
+from kit.plots.labels import draw_labels
+from kit.plots.runs import (
+    draw_calibration,
+    draw_classes,
+    draw_confusion,
+    draw_history,
+    draw_self_training,
+    draw_timeline,
+)
+from kit.train.losses import LOSSES, average_loss, outlier_dropping_loss, soft_auc_loss, sum_by_source
+from kit.train.oof import load_run
+from kit.train.optim import OptimConfig
+from kit.train.pseudo_labels import SelfTrainingConfig
+from kit.train.recipe import Recipe, SamplingConfig, SourceConfig, System
+from kit.train.recipes import SYSTEMS
+from kit.train.run import flat_settings
+from kit.train.stacking import StackConfig
 
 
 def by_name(*parts: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -63,15 +73,15 @@ def by_name(*parts: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
 PARTS: dict[str, Mapping[str, Any]] = {
     "systems": SYSTEMS,
     "settings": by_name(
-        FrontendConfig, PcenConfig, ListeningConfig, HeadConfig, TaggerCard, Recipe, SourceConfig, SamplingConfig,
-        OptimConfig, WaveAugmentConfig, SpecAugmentConfig, MixConfig, RelabelConfig, StackConfig,
+        FrontendConfig, PcenConfig, InferenceConfig, HeadConfig, TaggerCard, Recipe, SourceConfig, SamplingConfig,
+        OptimConfig, WaveAugmentConfig, SpecAugmentConfig, MixupConfig, SelfTrainingConfig, StackConfig,
     ),
     "taggers": by_name(
-        build_tagger, own_tagger, save_tagger, load_tagger, build_network, receptive_frames, predict_clips, submit
+        build_tagger, wrap_network, save_tagger, load_tagger, build_network, receptive_field, predict_clips, submit
     ),
     "families": FAMILIES,
     "heads": {**POOLS, "gem": GeneralisedMean, "attention": FrameAttention, **dict.fromkeys(RECURRENCES)},
-    "second-level": {name: module for name, (_, module) in SECOND_LEVEL.items()},
+    "second-level": {name: module for name, (_, module) in STACKERS.items()},
     "losses": {**LOSSES, **by_name(outlier_dropping_loss, soft_auc_loss, average_loss, sum_by_source)},
     "labels": by_name(
         read_clip_table, clip_labels, classes_of_template, SoftLabels, read_boxes, window_targets, recording_labels,
@@ -85,10 +95,10 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "blends": {**BLENDS, **by_name(blend_scores, fit_weights, fit_class_weights, choose_windows)},
     "steps": {
         **STEPS,
-        **by_name(judge_step, RowSet, scale_odds, estimate_prevalences, smooth_neighbours, weigh_by_recording),
+        **by_name(evaluate_step, RowSet, scale_odds, estimate_prevalences, smooth_neighbours, weigh_by_recording),
     },
     "pictures": by_name(
-        open_run, draw_history, draw_rounds, draw_classes, draw_confusion, draw_calibration, draw_clip, draw_filters,
+        load_run, draw_history, draw_self_training, draw_classes, draw_confusion, draw_calibration, draw_clip, draw_filters,
         draw_lengths, draw_labels, draw_timeline, draw_contact_sheet,
     ),
 }  # fmt: skip

@@ -10,21 +10,25 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
-from kit.infer.checkpoint import read_checkpoint
-from kit.infer.work import read_report
+from kit.infer.job import read_report
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
-from kit.labels.class_metrics import top1_accuracy
-from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.labels.metrics import lwlrap, lwlrap_per_class, top1_accuracy
 from kit.labels.table import read_clip_table
-from kit.learn.journal import RunOnDisk, open_run
-from kit.learn.train import flat_settings
-from kit.pictures.figure import SAVED_AS, Drawing
-from kit.pictures.labels import draw_labels
-from kit.pictures.page import page_picture, page_table, write_page
-from kit.pictures.runs import draw_history, draw_rounds, draw_timeline
-from kit.pictures.scores import draw_calibration, draw_classes, draw_confusion
+from kit.models.checkpoint import read_checkpoint
+from kit.plots.figure import SAVED_AS, Drawing, page_picture, page_table, write_page
+from kit.plots.labels import draw_labels
+from kit.plots.runs import (
+    draw_calibration,
+    draw_classes,
+    draw_confusion,
+    draw_history,
+    draw_self_training,
+    draw_timeline,
+)
+from kit.train.oof import SavedRun, load_run
+from kit.train.run import flat_settings
 
-LISTED = ("files_failed", "notes", "files_without_row", "rows_without_file", "files_heard_in_pieces")
+LISTED = ("files_failed", "notes", "files_without_row", "rows_without_file", "files_split")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def worded(measure: Callable[..., Any], *given: Any) -> str:
     return f"{found:.4f}"
 
 
-def facts_of(run: RunOnDisk, first: RunOnDisk) -> dict[str, str]:
+def facts_of(run: SavedRun, first: SavedRun) -> dict[str, str]:
     """What there is to say of a run by name: scores, alone and against the first's, and costs."""
     truth, scores, facts = run.truth, run.scores, {"lwlrap": "not yet"}
     if run.names:
@@ -74,7 +78,7 @@ def facts_of(run: RunOnDisk, first: RunOnDisk) -> dict[str, str]:
     for path in sorted(run.folder.glob("fold_*.pt")):
         card, tensors = read_checkpoint(path)
         sizes = [t.numel() for n, t in tensors.items() if t.is_floating_point() and "running_" not in n]
-        facts |= {"parameters": f"{sum(sizes):,}", "scores are": card.score}
+        facts |= {"parameters": f"{sum(sizes):,}", "scores are": card.output}
         if card.oof_score is not None:
             facts[f"fold {card.fold}"] = f"{card.oof_score:.4f}"
     for fold in np.unique(run.folds):
@@ -90,7 +94,7 @@ def rows_of(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tup
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
-def lay_side_by_side(opened: Sequence[RunOnDisk], hardest: int) -> RunsReport:
+def lay_side_by_side(opened: Sequence[SavedRun], hardest: int) -> RunsReport:
     """Runs as a table."""
     facts = [facts_of(run, opened[0]) for run in opened]
     settings = [{k: json.dumps(v) for k, v in flat_settings(run.recipe).items()} for run in opened]
@@ -110,7 +114,7 @@ def lay_submission(path: Path, report: Mapping[str, Any]) -> RunsReport:
         raise KitError(f"no report beside {path}: give the CSV that `submit` wrote, or its .json.")
     facts = {name: str(value) for name, value in report.items() if isinstance(value, str | int | float)}
     counts = {name: str(len(report.get(name, ()))) for name in LISTED}
-    told = "weight {weight:g}, {network_s:.1f} s for {clips_heard} clips; failure: {failure}"
+    told = "weight {weight:g}, {network_s:.1f} s for {clips_predicted} clips; failure: {failure}"
     models = [(model["checkpoint"], told.format(**model)) for model in report.get("models", ())]
     return RunsReport((str(path),), (*facts.items(), *counts.items(), *models))
 
@@ -122,13 +126,13 @@ def lists_of(report: Mapping[str, Any]) -> Iterator[str]:
         yield page_table(told.items() if isinstance(told, dict) else zip(told, strict=True), name)
 
 
-def pieces_of_run(run: RunOnDisk) -> Iterator[str]:
+def pieces_of_run(run: SavedRun) -> Iterator[str]:
     """What a page says of one run."""
     yield f"<h2>{escape(run.folder.resolve().name)}</h2>"
     yield page_picture(draw_labels, read_clip_table(run.folder / "folds.csv"))
     yield from (page_picture(draw, run) for draw in (draw_classes, draw_confusion, draw_calibration))
     if (run.folder / "rounds").is_dir():
-        yield page_picture(draw_rounds, run.folder)
+        yield page_picture(draw_self_training, run.folder)
     yield page_table(flat_settings(run.recipe).items(), "settings")
 
 
@@ -153,7 +157,7 @@ def show(
         draw, given = draw_timeline, read_report(paths[0])
         report, more = lay_submission(paths[0], given), lists_of(given)
     else:
-        given = [open_run(path) for path in paths]
+        given = [load_run(path) for path in paths]
         report = lay_side_by_side(given, hardest)
         more = (piece for run in given for piece in pieces_of_run(run))
     if target and target.suffix == ".html":

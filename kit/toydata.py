@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.csvtext import write_rows
+from kit.core.files import write_rows
 from kit.labels.table import class_names, read_clip_table, split_labels
 
 TOY_RATE = 22050

@@ -1,4 +1,4 @@
-"""Settings in, frozen and checked dataclasses out; JSON and key=value both ways."""
+"""Settings as frozen, checked dataclasses, to and from JSON and key=value texts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A wrong input in, one sentence out: what came, what was wanted, the cure."""
+"""The error that users see, with its cure."""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,15 +1,20 @@
-"""A machine in, the device that really computes out; the process set for the job."""
+"""The kit's version, the device that computes, and the settings of the process."""
 
 import contextlib
 import ctypes
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kit.core.errors import KitError
 
+VERSION = "0.1.0"
+
+
+WORKER_MARK = "AUDIOTAG_KIT_WORKER"
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -45,6 +50,27 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
             return device, "; ".join(problems) or None
         problems.append(f"{device} is listed but cannot compute ({problem})")
     return torch.device("cpu"), "; ".join([*problems, "using the CPU"]) if problems else None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a job computes: its device, its decoding threads, and whether it shows progress bars."""
+
+    device: torch.device
+    threads: int
+    progress: bool = True
+
+
+def start_runtime(device: str | None = None, threads: int | None = None, progress: bool = True) -> Runtime:
+    """Set up the process, pick a device that computes, and print a note where it is not the first choice.
+
+    Errors: KitError where the wanted device cannot compute
+    """
+    tune_process()
+    chosen, remark = pick_device(device)
+    if remark:
+        print(f"note: {remark}", flush=True)
+    return Runtime(chosen, threads or cpu_count(), progress)
 
 
 def tune_process() -> None:
@@ -91,3 +117,8 @@ def free_memory_bytes() -> int:
         cache = int((group / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
         free = min(free, limit - used + cache)
     return max(0, free)
+
+
+def in_worker() -> bool:
+    """True in the child of a supervisor."""
+    return os.environ.get(WORKER_MARK) == "1"

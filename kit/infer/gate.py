@@ -10,9 +10,8 @@ import numpy as np
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError, choose
-from kit.infer.blend import blend_scores
+from kit.infer.blend import blend_scores, choose_windows, fit_class_weights, fit_weights
 from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
-from kit.infer.weights import choose_windows, fit_class_weights, fit_weights
 from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.folds import check_no_leak
 from kit.labels.metrics import lwlrap
@@ -186,7 +185,7 @@ class Judged(Config):
         return STEPS[self.kind].from_dict(self.settings)
 
 
-def judge_step(
+def evaluate_step(
     step: Step,
     rows: RowSet,
     truth: np.ndarray,
@@ -203,7 +202,7 @@ def judge_step(
     kind = type(step).__name__
     if kind not in STEPS or not hasattr(rows, "scores"):
         came = f"got {kind} and {type(rows).__name__}"
-        raise KitError(f"{came}: say judge_step(TopMean(), RowSet(scores, recordings), truth, folds).")
+        raise KitError(f"{came}: say evaluate_step(TopMean(), RowSet(scores, recordings), truth, folds).")
     truth, folds = np.asarray(truth), np.asarray(folds)
     if rows.scores.shape[-2:] != truth.shape or folds.shape != truth.shape[:1]:
         shapes = f"{rows.scores.shape}, {truth.shape}, {folds.shape}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError
-from kit.infer.blend import TINY
+from kit.infer.blend import TINY, check_strength
 from kit.labels.bootstrap import group_numbers
 from kit.labels.table import rows_by_name
 
@@ -89,12 +89,6 @@ def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2) -
     for rows in rows_by_name(group_numbers(recordings, len(p)).tolist()).values():
         weighed[rows] = p[rows] * np.sort(p[rows], axis=0)[-top_k:].mean(axis=0)
     return weighed
-
-
-def check_strength(strength: float, unit: str = "labels") -> None:
-    """Raise KitError unless a prior has some strength."""
-    if not strength > 0:
-        raise KitError(f"strength must be above 0 {unit}, got {strength}.")
 
 
 def row_probabilities(scores: Any) -> np.ndarray:

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from kit.audio.decode import Decoder, Sound, list_audio
+from kit.audio.windows import InferenceConfig
+from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError
-from kit.core.progress import advance, progress_bar
 from kit.core.runtime import pick_device, tune_process
-from kit.infer.checkpoint import NetworkBuilder
-from kit.infer.engine import Listener
-from kit.infer.hearing import Hearing, Source
+from kit.infer.ensemble import EnsembleMember, by_source, collect_frontends, predict_ensemble
+from kit.infer.loader import Source, SpectrogramLoader
+from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, common_classes
-from kit.infer.session import Member, by_source, collect_frontends, listen_through
-from kit.infer.stacked import StackedRows, open_models
+from kit.infer.stack import StackRows, open_models
 from kit.infer.template import RowPlan, Template
+from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
-from kit.sound.decode import Decoder, Sound, list_audio
-from kit.sound.windows import ListeningConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def predict_clips(
     clips: str | Path | Sequence[str | Path | Sound],
     blend: str = "mean",
     weights: Sequence[float] | None = None,
-    listening: ListeningConfig | None = None,
+    inference: InferenceConfig | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch_frames: int | None = None,
@@ -81,21 +81,23 @@ def predict_clips(
     models, stack = open_models(checkpoints, blend, weights)
     members = []
     for model in models:
-        listener = Listener(model.build(networks), chosen, batch_frames, precision, listening)
-        members.append(Member(model.name, listener, weight=model.weight, run=model.run))
+        predictor = Predictor(model.build(networks), chosen, batch_frames, precision, inference)
+        members.append(EnsembleMember(model.name, predictor, weight=model.weight, run=model.run))
     names, sources = name_sources(clips)
     template = Template("fname", tuple(names), common_classes([m.card for m in members]))
     plan = RowPlan("name", tuple(range(len(names))), (None,) * len(names), ())
     plain = (template, plan, members)
-    rows = StackedRows(stack, *plain) if stack else RowScores(*plain, blend)
-    hearing = Hearing(sources, collect_frontends(members, chosen), chosen, threads=threads, decoders=decoders)
-    with progress_bar(len(members) * hearing.total_s, "predict", "s of audio", progress) as bar:
-        listen_through(members, hearing, rows.take, after_burst=lambda _, seconds: advance(bar, seconds))
-    hearing.close()
+    rows = StackRows(stack, *plain) if stack else RowScores(*plain, blend)
+    loader = SpectrogramLoader(
+        sources, collect_frontends(members, chosen), chosen, threads=threads, decoders=decoders
+    )
+    with progress_bar(len(members) * loader.total_s, "predict", "s of audio", progress) as bar:
+        predict_ensemble(members, loader, rows.add, after_chunk=lambda _, seconds: advance(bar, seconds))
+    loader.close()
     reasons: dict[int, str] = {}
     for member in members:
         if member.failure:
             raise KitError(f"{member.name} failed: {member.failure}")
         reasons |= {i: f"{member.name}: {reason}" for i, reason in member.failed_clips.items()}
-    failures = by_source(reasons | hearing.failures, names)
+    failures = by_source(reasons | loader.failures, names)
     return Predictions(template.ids, template.classes, rows.blend().astype(np.float32), failures)

@@ -8,8 +8,8 @@ import numpy as np
 
 from kit.core.errors import KitError, choose
 from kit.infer.blend import BLENDS, blend_scores
-from kit.infer.engine import WindowLogits
-from kit.infer.session import UNPOOLED, Member, clip_scores
+from kit.infer.ensemble import UNPOOLED, EnsembleMember, clip_probabilities
+from kit.infer.predictor import WindowLogits
 from kit.infer.template import RowPlan, Template
 from kit.models.tagger import TaggerCard
 
@@ -56,7 +56,7 @@ class RowScores:
 
     template: Template
     plan: RowPlan
-    members: Sequence[Member]
+    members: Sequence[EnsembleMember]
     kind: str = "mean"
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class RowScores:
             if source is not None:
                 self.rows_of.setdefault(source, []).append(row)
 
-    def take(self, member: Member, source: int, said: WindowLogits) -> None:
+    def add(self, member: EnsembleMember, source: int, said: WindowLogits) -> None:
         """Fill the rows of one clip with what one model said."""
         m = self.members.index(member)
         for row in self.rows_of.get(source, []):
@@ -84,7 +84,7 @@ class RowScores:
             if end is not None:
                 begin = end - (self.plan.period_s or end)
                 logits = logits[spans_for_row(said, member.card.frontend.frames_per_s, begin, end)]
-            scores = clip_scores(member.tagger, member.listener.listening, logits)
+            scores = clip_probabilities(member.tagger, member.predictor.inference, logits)
             self.scores[m][row], self.done[m][row] = scores[self.columns[m]], True
 
     def counts(self) -> dict[str, int]:
@@ -92,8 +92,8 @@ class RowScores:
         by_all, by_any = np.all(self.done, axis=0), np.any(self.done, axis=0)
         return {
             "rows": len(by_all),
-            "rows_heard_by_all": int(by_all.sum()),
-            "rows_heard_by_some": int((by_any & ~by_all).sum()),
+            "rows_all_models": int(by_all.sum()),
+            "rows_some_models": int((by_any & ~by_all).sum()),
             "rows_with_prior": int((~by_any).sum()),
         }
 
@@ -110,7 +110,7 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
     return checked
 
 
-def check_blend(members: Sequence[Member], kind: str) -> None:
+def check_blend(members: Sequence[EnsembleMember], kind: str) -> None:
     """Refuse to average scores that share no scale.
 
     Errors: KitError for an unknown blend, and where uncalibrated rank scores would enter a mean over models or windows
@@ -122,5 +122,5 @@ def check_blend(members: Sequence[Member], kind: str) -> None:
                 f"{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, which "
                 "fits one, or use --blend rank."
             )
-        if member.listener.listening.mode != "full":
+        if member.predictor.inference.mode != "full":
             raise KitError(f"{member.name}: {UNPOOLED}")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.core.csvtext import read_table, write_rows
+from kit.audio.decode import list_audio
 from kit.core.errors import KitError
-from kit.sound.decode import list_audio
+from kit.core.files import read_table, write_rows
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError
-from kit.labels.class_metrics import top1_accuracy, top1_clip_sums
 from kit.labels.folds import group_texts
-from kit.labels.metrics import clip_precision_sums, lwlrap
+from kit.labels.metrics import clip_precision_sums, lwlrap, top1_accuracy, top1_clip_sums
 
 Metric = Callable[[Any, Any], float]
 

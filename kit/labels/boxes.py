@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.csvtext import read_table
 from kit.core.errors import KitError
+from kit.core.files import read_table
 from kit.labels.table import ClipLabels, column_of_class, rows_by_name
 
 BOX_EDGES = ("t_min", "t_max", "f_min", "f_max")

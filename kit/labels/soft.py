@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.csvtext import read_table, write_rows
 from kit.core.errors import KitError
+from kit.core.files import read_table, write_rows
 from kit.labels.table import column_of_class, rows_by_name
 
 WINDOW_COLUMNS = ("begin_s", "end_s")

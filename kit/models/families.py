@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from kit.core.errors import choose
-from kit.models.attention import SkipAttention, SkipAttentionConfig
-from kit.models.axispool import AxisPool, AxisPoolConfig
-from kit.models.backbone import TimmBackbone, TimmConfig, load_pretrained
-from kit.models.freqcrop import FreqCropConfig, build_freq_crop
-from kit.models.network import Backbone, Network, NetworkConfig, Picture
+from kit.models.axis_pool import AxisPool, AxisPoolConfig
+from kit.models.freq_crop import FreqCropConfig, build_freq_crop
+from kit.models.network import Backbone, InputShape, Network, NetworkConfig
 from kit.models.pyramid import MaxPyramid, PyramidConfig
+from kit.models.skip_attention import SkipAttention, SkipAttentionConfig
+from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 
 BACKBONES: dict[str, tuple[type[NetworkConfig], type[Backbone]]] = {
     "max-pyramid": (PyramidConfig, MaxPyramid),
@@ -23,12 +23,12 @@ BACKBONES: dict[str, tuple[type[NetworkConfig], type[Backbone]]] = {
 FAMILIES = {name: config for name, (config, _) in BACKBONES.items()} | {"freq-crop": FreqCropConfig}
 
 
-def overlay(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Given settings over defaults, group by group."""
     merged = defaults | given
     for name, value in given.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):
-            merged[name] = overlay(defaults[name], value)
+            merged[name] = merge_settings(defaults[name], value)
     return merged
 
 
@@ -37,7 +37,7 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
     rest = dict(settings)
     family = str(rest.pop("family", "none given"))
     config_class = choose("network family", family, FAMILIES)
-    config = config_class.from_dict(overlay(config_class().to_dict(), rest))
+    config = config_class.from_dict(merge_settings(config_class().to_dict(), rest))
     if isinstance(config, FreqCropConfig):
         shared = complete_network(config.backbone)
         del shared["head"], shared["noisy_head"]
@@ -51,7 +51,7 @@ def complete_network(settings: dict[str, Any]) -> dict[str, Any]:
     return {"family": family, **config.to_dict()}
 
 
-def build_backbone(family: str, config: NetworkConfig, picture: Picture, start: bool) -> Backbone:
+def build_backbone(family: str, config: NetworkConfig, picture: InputShape, start: bool) -> Backbone:
     """A family's backbone, random; `start` reads the pretrained file of its settings."""
     backbone = BACKBONES[family][1](config, picture)
     if start and isinstance(backbone, TimmBackbone) and backbone.settings.weights is not None:
@@ -59,7 +59,9 @@ def build_backbone(family: str, config: NetworkConfig, picture: Picture, start: 
     return backbone
 
 
-def build_network(settings: dict[str, Any], picture: Picture, classes: int, start: bool = False) -> nn.Module:
+def build_network(
+    settings: dict[str, Any], picture: InputShape, classes: int, start: bool = False
+) -> nn.Module:
     """A freshly initialised network; `start` as build_backbone."""
     family, config = read_network(settings)
     if isinstance(config, FreqCropConfig):
@@ -68,6 +70,6 @@ def build_network(settings: dict[str, Any], picture: Picture, classes: int, star
     return Network(build_backbone(family, config, picture, start), config, classes)
 
 
-def network_layout(network: nn.Module) -> torch.memory_format:
+def memory_format_of(network: nn.Module) -> torch.memory_format:
     """The memory layout of a network's inputs."""
     return torch.channels_last if getattr(network, "channels_last", False) else torch.contiguous_format

@@ -38,7 +38,7 @@ class HeadConfig(Config):
     recurrent_width: int = setting(128, "its units per direction", low=1)
     embedding: int = setting(0, "channels it is projected to; 0: as it is", low=0)
     hidden: int | None = setting(0, "units of a hidden layer; None: as many as it reads", low=0)
-    norm_first: bool = setting(False, "normalise before and after the hidden layer, drop out after it")
+    norm_first: bool = setting(False, "normalize before and after the hidden layer, drop out after it")
     dropout: float = setting(0.2, "dropout before the output", low=0, high=0.95)
 
     def check(self) -> None:
@@ -120,7 +120,7 @@ def aligned_sequence(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.adaptive_avg_pool1d(with_frequency(m).mean(2), steps) for m in maps], dim=1)
 
 
-def hear_sequence(recurrence: nn.Module, x: Tensor) -> Tensor:
+def run_recurrence(recurrence: nn.Module, x: Tensor) -> Tensor:
     """A recurrence over time, never in float16. Shape: (B, D, N') -> (B, 2 units, N')"""
     with torch.autocast(x.device.type, enabled=False):
         sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
@@ -157,7 +157,7 @@ class Head(nn.Module):
     def features(self, maps: Sequence[Tensor]) -> Tensor:
         """What the classifier reads. Shape: maps -> (B, F), or (B, F, N') for attention over time"""
         if self.recurrence is not None:
-            sequence = hear_sequence(self.recurrence, aligned_sequence(maps))
+            sequence = run_recurrence(self.recurrence, aligned_sequence(maps))
             maps = [self.embedding(sequence.transpose(1, 2)).transpose(1, 2)]
         if self.config.pool == "attention":
             return torch.as_tensor(self.before(aligned_sequence(maps)))

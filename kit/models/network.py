@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kit.audio.windows import Span
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.models.heads import Head, HeadConfig, NetworkOutput
-from kit.sound.windows import Span
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a network is shown: (B, channels, bins + side_rows, N).
+class InputShape:
+    """What a network is shown: (B, channels, bins + n_extra_rows, N).
 
     Units:  bin_hz, the centre of each bin in hertz; empty where it is not known
             bands, how many bands of equally many bins stand one below the other
@@ -27,7 +27,7 @@ class Picture:
 
     channels: int
     bins: int
-    side_rows: int = 0
+    n_extra_rows: int = 0
     bin_hz: tuple[float, ...] = ()
     bands: int = 1
 
@@ -121,19 +121,19 @@ class Network(nn.Module):
         return torch.stack([self.head(cut).clip for cut in cuts], dim=1)
 
 
-def check_picture(
-    family: str, picture: Picture, least_bins: int = 1, side_rows: Sequence[int] = (0,)
+def check_input(
+    family: str, picture: InputShape, least_bins: int = 1, n_extra_rows: Sequence[int] = (0,)
 ) -> None:
     """Raise KitError where a family cannot see a picture."""
     if picture.bins < least_bins:
         wanted = f"at least {least_bins} frequency bins with these settings"
         raise KitError(f"{family} needs {wanted}, got {picture.bins}: raise n_mels.")
-    if picture.side_rows not in side_rows:
-        wanted = f"{' or '.join(map(str, side_rows))} side rows"
-        raise KitError(f"{family} reads {wanted}, got {picture.side_rows}: set frontend.side to [].")
+    if picture.n_extra_rows not in n_extra_rows:
+        wanted = f"{' or '.join(map(str, n_extra_rows))} side rows"
+        raise KitError(f"{family} reads {wanted}, got {picture.n_extra_rows}: set frontend.extra_rows to [].")
 
 
-def receptive_frames(backbone: Backbone, picture: Picture) -> int | None:
+def receptive_field(backbone: Backbone, picture: InputShape) -> int | None:
     """Input frames that one step of the deepest map hears, None for 64 strides to one side and more.
 
     NaN spoils what hears it: inputs grow until their middle step hears neither end.
@@ -141,7 +141,7 @@ def receptive_frames(backbone: Backbone, picture: Picture) -> int | None:
     twin = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
 
     def hears(frames: int, part: slice) -> bool:
-        spec = torch.zeros(1, picture.channels, picture.bins + picture.side_rows, frames)
+        spec = torch.zeros(1, picture.channels, picture.bins + picture.n_extra_rows, frames)
         spec[..., part] = torch.nan
         with torch.no_grad():
             deepest = twin(spec).main[-1]

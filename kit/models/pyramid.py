@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kit.core.config import setting
 from kit.core.errors import KitError
 from kit.models.heads import HeadConfig
-from kit.models.network import Backbone, Maps, NetworkConfig, Picture, check_picture
+from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BottleneckResidual(nn.Module):
 
 
 def pyramid_block(dims: int, width_in: int, width: int) -> nn.Sequential:
-    """Normalise, convolve, halve and keep the odd frame, normalise, bend, refine."""
+    """Normalise, convolve, halve and keep the odd frame, normalize, bend, refine."""
     convolution, norm, pool = LAYERS_OF_DIMS[dims]
     halve = convolution(width_in, width, 3, padding=1, bias=False), pool(2, ceil_mode=True)
     return nn.Sequential(norm(width_in), *halve, norm(width), TrainedPReLU(), BottleneckResidual(dims, width))
@@ -68,11 +68,11 @@ class MaxPyramid(Backbone):
     Source: third place, Freesound Audio Tagging 2019; recurrent variant: head.recurrent=gru
     """
 
-    def __init__(self, settings: PyramidConfig, picture: Picture) -> None:
+    def __init__(self, settings: PyramidConfig, picture: InputShape) -> None:
         super().__init__()
         self.settings = settings
         self.channels_last = flat = settings.dims == 2
-        check_picture("max-pyramid", picture, 2**settings.blocks if flat else 1)
+        check_input("max-pyramid", picture, 2**settings.blocks if flat else 1)
         widths = [round(settings.width * settings.growth**k) for k in range(settings.blocks)]
         first = picture.channels * (1 if flat else picture.bins)
         self.blocks = nn.ModuleList(

@@ -6,20 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.windows import InferenceConfig
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
-from kit.core.version import VERSION
+from kit.core.runtime import VERSION
 from kit.labels.calibration import Calibration
 from kit.models.families import build_network
-from kit.models.network import Picture
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.windows import ListeningConfig
+from kit.models.network import InputShape
 
 
-def picture_of(config: FrontendConfig) -> Picture:
+def input_shape(config: FrontendConfig) -> InputShape:
     """What a frontend shows; a resized picture does not tell its frequencies."""
     hz = () if config.image_size else tuple(config.bin_hz.tolist())
-    return Picture(config.n_channels, config.n_bins, config.side_rows, hz, len(config.mel_bands))
+    return InputShape(config.n_channels, config.n_bins, config.n_extra_rows, hz, len(config.mel_bands))
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class TaggerCard(Config):
     classes: tuple[str, ...] = setting((), "in the order of the logits")
     prevalences: tuple[float, ...] = setting((), "share of training clips with each class", low=0, high=1)
     frontend: FrontendConfig = setting(FrontendConfig(), "sound to picture")
-    listening: ListeningConfig = setting(ListeningConfig(), "how a clip is heard")
+    inference: InferenceConfig = setting(InferenceConfig(), "how a clip is heard")
     network: dict[str, Any] = setting({}, "its family and settings")
     min_frames: int = setting(1, "shortest input, in frames", low=1)
-    score: str = setting("probability", "what its logits mean", choices=("probability", "rank"))
+    output: str = setting("probability", "what its logits mean", choices=("probability", "ranking"))
     calibration: Calibration | None = setting(None, "scale and offset fitted out of fold")
     fold: int | None = setting(None, "the fold it never saw")
     held_out: str = setting("", "digest of its clips' names")
@@ -56,7 +56,7 @@ class TaggerCard(Config):
     @property
     def calibrated(self) -> bool:
         """Whether its scores are probabilities, by training or by a fit."""
-        return self.score == "probability" or self.calibration is not None
+        return self.output == "probability" or self.calibration is not None
 
 
 class Tagger(nn.Module):
@@ -84,4 +84,4 @@ class Tagger(nn.Module):
 
 def build_tagger(card: TaggerCard, start: bool = False) -> Tagger:
     """A tagger as its card says, freshly initialised; `start` as build_network."""
-    return Tagger(card, build_network(card.network, picture_of(card.frontend), len(card.classes), start))
+    return Tagger(card, build_network(card.network, input_shape(card.frontend), len(card.classes), start))

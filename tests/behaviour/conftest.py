@@ -14,12 +14,12 @@ from tests.behaviour.trained import Trained
 
 SMALL_MEL = [
     "frontend.sample_rate=8000", "frontend.hop_length=200", "frontend.n_fft=400", "frontend.n_mels=32",
-    "network.blocks=4", "network.width=8", "network.head.dropout=0.1", "crop_s=1.5", "epochs=20", "plain_epochs=8",
-    "mix.p=0.3", "batch_size=8", "n_folds=2", "validate_every=20",
+    "network.blocks=4", "network.width=8", "network.head.dropout=0.1", "crop_s=1.5", "epochs=20", "no_augment_epochs=8",
+    "mixup.p=0.3", "batch_size=8", "n_folds=2", "validate_every=20",
 ]  # fmt: skip
 SMALL_STFT = [
     "frontend.sample_rate=11025", "frontend.hop_length=128", "frontend.n_fft=256", "network.blocks=5",
-    "network.width=12", "network.head.dropout=0.1", "crop_s=1.5", "epochs=12", "plain_epochs=2", "batch_size=8",
+    "network.width=12", "network.head.dropout=0.1", "crop_s=1.5", "epochs=12", "no_augment_epochs=2", "batch_size=8",
     "n_folds=2", "validate_every=12", "loss=bce",
 ]  # fmt: skip
 
@@ -36,12 +36,12 @@ def one_core() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Two folds on mel with calibrated rank scores, one fold on STFT, and variants of the first fold's card."""
-    from kit.infer.checkpoint import load_tagger, save_tagger
-    from kit.learn.train import train_run
+    from kit.audio.windows import InferenceConfig
+    from kit.models.checkpoint import load_tagger, save_tagger
     from kit.models.tagger import Tagger
-    from kit.recipes import find_recipe
-    from kit.sound.windows import ListeningConfig
     from kit.toydata import make_toy_set
+    from kit.train.recipes import find_recipe
+    from kit.train.run import train_run
 
     folder = tmp_path_factory.mktemp("trained")
     make_toy_set(folder / "data", clips=64, test=1, seed=3)
@@ -51,8 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     stft = find_recipe("max-pyramid-stft", overrides=SMALL_STFT)
     train_run(stft, table, audio, folder / "stft", only_folds=[0], device="cpu", progress=False)
     first = load_tagger(folder / "mel" / "fold_0.pt")
-    windows = ListeningConfig(mode="windows", window_s=1.0, hop_s=0.5)
-    save_tagger(folder / "windows.pt", Tagger(replace(first.card, listening=windows), first.network))
+    windows = InferenceConfig(mode="windows", window_s=1.0, hop_s=0.5)
+    save_tagger(folder / "windows.pt", Tagger(replace(first.card, inference=windows), first.network))
     save_tagger(folder / "uncalibrated.pt", Tagger(replace(first.card, calibration=None), first.network))
     return Trained(
         tuple(str(folder / "mel" / f"fold_{k}.pt") for k in (0, 1)),

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.models.attention import ChannelAttention, PlaceAttention, mean_pool
 from kit.models.families import build_network, read_network
-from kit.models.network import Picture, receptive_frames
+from kit.models.network import InputShape, receptive_field
+from kit.models.skip_attention import ChannelAttention, SpatialAttention, mean_pool
 
-SMALL = Picture(3, 20)
+SMALL = InputShape(3, 20)
 
 
 def network_of(picture=SMALL, classes=5, **settings):
@@ -32,7 +32,7 @@ def picture_noise(clips=2, frames=41, seed=0):
 def count_of(**head):
     """Weights of the network at its published width, for three channels and 80 classes."""
     with torch.device("meta"):
-        network = build_network({"family": "skip-attention", "head": head}, Picture(3, 128), 80)
+        network = build_network({"family": "skip-attention", "head": head}, InputShape(3, 128), 80)
     return sum(p.numel() for p in network.parameters())
 
 
@@ -106,7 +106,7 @@ def test_channel_attention_agrees_with_its_definition():
 
 def test_place_attention_agrees_with_its_definition():
     torch.manual_seed(0)
-    attention, x = PlaceAttention(), torch.randn(1, 6, 4, 9)
+    attention, x = SpatialAttention(), torch.randn(1, 6, 4, 9)
     kernel, slow = attention.look.weight.detach()[0], torch.empty_like(x)
     for m in range(4):
         for n in range(9):
@@ -149,11 +149,11 @@ def test_every_step_hears_all_of_the_input():
     with torch.inference_mode():
         moved = backbone(louder).main[0][..., -1] - backbone(spec).main[0][..., -1]
     assert float(moved.abs().max()) > 1e-6
-    assert receptive_frames(backbone, SMALL) is None
+    assert receptive_field(backbone, SMALL) is None
 
 
 def test_convolutions_start_as_the_winner_had_them():
-    backbone = build_network({"family": "skip-attention", "width": 32}, Picture(3, 64), 5).backbone
+    backbone = build_network({"family": "skip-attention", "width": 32}, InputShape(3, 64), 5).backbone
     for convolution in (m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)):
         fan_in = convolution.weight[0].numel()
         assert float(convolution.weight.detach().std()) == pytest.approx(math.sqrt(2 / fan_in), rel=0.2)
@@ -166,8 +166,8 @@ def test_part_of_the_heads_settings_leaves_the_others():
 
 def test_a_picture_that_is_too_low_or_has_side_rows_is_refused():
     with pytest.raises(KitError, match=r"skip-attention needs at least 16 frequency bins.*got 15"):
-        network_of(Picture(3, 15))
+        network_of(InputShape(3, 15))
     with pytest.raises(
-        KitError, match=r"skip-attention reads 0 side rows, got 13: set frontend\.side to \[\]"
+        KitError, match=r"skip-attention reads 0 side rows, got 13: set frontend\.extra_rows to \[\]"
     ):
-        network_of(Picture(3, 32, side_rows=13))
+        network_of(InputShape(3, 32, n_extra_rows=13))

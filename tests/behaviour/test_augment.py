@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kit.core.errors import KitError
-from kit.sound.augment import (
+from kit.audio.augment import (
     RATE_STEPS,
-    WAVE_CHANGES,
+    WAVE_AUGMENTS,
     WaveAugmentConfig,
-    change_waves,
-    draw_wave_changes,
-    stretched,
+    augment_waves,
+    draw_wave_augment,
+    phase_vocoder,
 )  # fmt: skip
+from kit.core.errors import KitError
 
 RATE = 8000
-NAMES = list(WAVE_CHANGES)
+NAMES = list(WAVE_AUGMENTS)
 BACKGROUNDS = torch.randn(3, 5000, generator=torch.Generator().manual_seed(9))
 
 
@@ -40,8 +40,8 @@ def sines(hz, samples=2 * RATE):
 def changed(waves, name, seed=3, **settings):
     """The clips under one change, and the draw."""
     config = WaveAugmentConfig(**{f"{name}_p": 1.0}, **settings)
-    draw = draw_wave_changes(config, *waves.shape, generator(seed))
-    return change_waves(waves, draw, config, RATE, BACKGROUNDS), draw
+    draw = draw_wave_augment(config, *waves.shape, generator(seed))
+    return augment_waves(waves, draw, config, RATE, BACKGROUNDS), draw
 
 
 def power_db(waves):
@@ -66,17 +66,17 @@ def test_gain_is_exact():
 
 def test_a_roll_loses_no_sample_and_moves_each_clip_by_its_own_number():
     waves = noise()
-    rolled, draw = changed(waves, "roll")
-    for old, new, step in zip(waves, rolled, draw.amounts["roll"].tolist(), strict=True):
+    time_shift, draw = changed(waves, "shift")
+    for old, new, step in zip(waves, time_shift, draw.amounts["shift"].tolist(), strict=True):
         assert torch.equal(new, old.roll(int(step)))
-    assert len(set(draw.amounts["roll"].tolist())) == 4
+    assert len(set(draw.amounts["shift"].tolist())) == 4
 
 
 def test_a_shift_lets_silence_in():
     waves, seen = noise(), set()
     for seed in range(5):
-        shifted, draw = changed(waves, "roll", seed, roll_share=0.3, roll_silence=True)
-        for old, new, step in zip(waves, shifted, draw.amounts["roll"].int().tolist(), strict=True):
+        shifted, draw = changed(waves, "shift", seed, shift_share=0.3, shift_silence=True)
+        for old, new, step in zip(waves, shifted, draw.amounts["shift"].int().tolist(), strict=True):
             wanted = torch.zeros(RATE)
             if step >= 0:
                 wanted[step:] = old[: RATE - step]
@@ -136,7 +136,7 @@ def test_backgrounds_are_heard_from_a_drawn_place_on_and_again():
 def test_backgrounds_that_are_missing_are_asked_for():
     config = WaveAugmentConfig(background_p=1.0)
     with pytest.raises(KitError, match="backgrounds"):
-        change_waves(noise(), draw_wave_changes(config, 4, RATE, generator()), config, RATE)
+        augment_waves(noise(), draw_wave_augment(config, 4, RATE, generator()), config, RATE)
 
 
 def test_speed_moves_pitch_and_time_together():
@@ -165,12 +165,12 @@ def test_pitch_moves_a_sine_by_the_drawn_cents_at_equal_length_and_level():
 
 
 def test_tempo_moves_events_and_not_the_frequency():
-    bursts = sines([440.0] * 12) * ((torch.arange(2 * RATE) > 9000) & (torch.arange(2 * RATE) < 11_000))
-    moved, draw = changed(bursts, "tempo")
+    chunks = sines([440.0] * 12) * ((torch.arange(2 * RATE) > 9000) & (torch.arange(2 * RATE) < 11_000))
+    moved, draw = changed(chunks, "tempo")
     tones, _ = changed(sines([440.0] * 12), "tempo")
     time = torch.arange(2 * RATE, dtype=torch.float64)
-    for factor, burst, tone in zip(draw.amounts["tempo"].tolist(), moved, tones, strict=True):
-        energy = burst[: min(2 * RATE, round(2 * RATE / factor))].double().square()
+    for factor, chunk, tone in zip(draw.amounts["tempo"].tolist(), moved, tones, strict=True):
+        energy = chunk[: min(2 * RATE, round(2 * RATE / factor))].double().square()
         centre = float((energy * time[: len(energy)]).sum() / energy.sum())
         assert abs(centre - 10_000 / factor) < 100
         assert abs(1200 * math.log2(loudest_hz(tone) / 440)) < 3
@@ -178,8 +178,8 @@ def test_tempo_moves_events_and_not_the_frequency():
 
 
 def test_pitch_leaves_events_where_they_are():
-    bursts = sines([440.0] * 12) * ((torch.arange(2 * RATE) > 9000) & (torch.arange(2 * RATE) < 11_000))
-    moved, draw = changed(bursts, "pitch")
+    chunks = sines([440.0] * 12) * ((torch.arange(2 * RATE) > 9000) & (torch.arange(2 * RATE) < 11_000))
+    moved, draw = changed(chunks, "pitch")
     energy = moved.double().square()
     centres = (energy * torch.arange(2 * RATE)).sum(1) / energy.sum(1)
     torch.testing.assert_close(centres, torch.full_like(centres, 10_000), rtol=0, atol=150)
@@ -188,15 +188,15 @@ def test_pitch_leaves_events_where_they_are():
 
 @pytest.mark.parametrize("rate", [0.8, 55 / 60, 1.0, 1.1, 1.5])
 def test_the_phase_vocoder_agrees_with_torchaudios(rate):
-    from torchaudio.functional import phase_vocoder
+    from torchaudio.functional import phase_vocoder as torchaudio_vocoder
 
     wave = (sines([440.0]) + 0.3 * noise(1, 2 * RATE)) * torch.linspace(0, 1, 2 * RATE)
     window = torch.hann_window(512)
     spec = torch.stft(wave, 512, window=window, return_complex=True)
     advance = torch.linspace(0, math.pi * 128, 257)[:, None]
     samples = round(2 * RATE / rate)
-    wanted = torch.istft(phase_vocoder(spec, rate, advance), 512, window=window, length=samples)
-    mine = stretched(wave, rate, 512)
+    wanted = torch.istft(torchaudio_vocoder(spec, rate, advance), 512, window=window, length=samples)
+    mine = phase_vocoder(wave, rate, 512)
     inner = slice(512, samples - 1024)
     a, b = mine[0, inner], wanted[0, inner]
     assert float((a / a.norm() - b / b.norm()).norm()) < 0.01
@@ -206,13 +206,13 @@ def test_a_ratio_of_one_changes_nothing():
     config = WaveAugmentConfig(speed_p=1.0, pitch_p=1.0, tempo_p=1.0, speed=1.0, pitch_cents=0.0, tempo=1.0)
     waves = noise()
     assert torch.equal(
-        change_waves(waves, draw_wave_changes(config, 4, RATE, generator()), config, RATE), waves
+        augment_waves(waves, draw_wave_augment(config, 4, RATE, generator()), config, RATE), waves
     )
 
 
 def test_ratios_are_few_and_within_their_bounds():
     config = WaveAugmentConfig(speed_p=1.0, pitch_p=1.0, tempo_p=1.0, tempo=1.25)
-    draw = draw_wave_changes(config, 3000, RATE, generator())
+    draw = draw_wave_augment(config, 3000, RATE, generator())
     for name, bound in (("speed", 1.1), ("tempo", 1.25), ("pitch", 2 ** (300 / 1200))):
         factors = draw.amounts[name].unique()
         wanted = [k / RATE_STEPS for k in range(1, 200) if 1 / bound <= k / RATE_STEPS + 1e-9 <= bound + 2e-9]
@@ -251,8 +251,8 @@ def test_clips_that_are_not_drawn_stay_bit_for_bit(name):
     config = WaveAugmentConfig(**{f"{name}_p": 0.5})
     waves = noise(12)
     kept = waves.clone()
-    draw = draw_wave_changes(config, 12, RATE, generator(2))
-    new, off = change_waves(waves, draw, config, RATE, BACKGROUNDS), draw.amounts[name].isnan()
+    draw = draw_wave_augment(config, 12, RATE, generator(2))
+    new, off = augment_waves(waves, draw, config, RATE, BACKGROUNDS), draw.amounts[name].isnan()
     assert torch.equal(waves, kept) and 0 < int(off.sum()) < 12
     assert torch.equal(new[off], waves[off])
     really = (new != waves).any(1) | (draw.amounts[name] == 1.0)
@@ -267,7 +267,7 @@ def test_batchmates_do_not_matter(name):
     for i in range(6):
         amounts = {key: value[i : i + 1] for key, value in draw.amounts.items()}
         alone = replace(draw, amounts=amounts, seeds=draw.seeds[i : i + 1])
-        again = change_waves(waves[i : i + 1], alone, config, RATE, BACKGROUNDS)
+        again = augment_waves(waves[i : i + 1], alone, config, RATE, BACKGROUNDS)
         torch.testing.assert_close(again, together[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
@@ -277,8 +277,8 @@ def test_silence_stays_silence_and_everything_stays_finite(samples):
     waves = torch.zeros(5, samples)
     waves[1], waves[2], waves[3, ::2], waves[4] = 1.0, -1e4, 1e-12, 1e-30
     for seed in range(3):
-        new = change_waves(
-            waves, draw_wave_changes(config, 5, samples, generator(seed)), config, RATE, BACKGROUNDS
+        new = augment_waves(
+            waves, draw_wave_augment(config, 5, samples, generator(seed)), config, RATE, BACKGROUNDS
         )
         assert new.shape == waves.shape and bool(new.isfinite().all())
         assert not bool(new[0].any())
@@ -286,8 +286,8 @@ def test_silence_stays_silence_and_everything_stays_finite(samples):
 
 def test_silent_backgrounds_add_nothing():
     config = WaveAugmentConfig(background_p=1.0)
-    draw = draw_wave_changes(config, 4, RATE, generator())
-    assert torch.equal(change_waves(noise(), draw, config, RATE, torch.zeros(2, 100)), noise())
+    draw = draw_wave_augment(config, 4, RATE, generator())
+    assert torch.equal(augment_waves(noise(), draw, config, RATE, torch.zeros(2, 100)), noise())
 
 
 def test_the_same_draw_and_the_same_seed_give_the_same_and_leave_other_randomness_alone():
@@ -297,15 +297,15 @@ def test_the_same_draw_and_the_same_seed_give_the_same_and_leave_other_randomnes
     torch.manual_seed(5)
     results = []
     for seed in (7, 7, 8):
-        draw = draw_wave_changes(config, 4, RATE, generator(seed))
-        results += [change_waves(noise(), draw, config, RATE, BACKGROUNDS) for _ in range(2)]
+        draw = draw_wave_augment(config, 4, RATE, generator(seed))
+        results += [augment_waves(noise(), draw, config, RATE, BACKGROUNDS) for _ in range(2)]
     assert all(torch.equal(results[0], other) for other in results[1:4])
     assert not torch.equal(results[0], results[4]) and torch.equal(torch.rand(3), expected)
 
 
 def test_one_chance_changes_nothing_else_that_is_drawn():
     few, many = WaveAugmentConfig(noise_p=0.5), WaveAugmentConfig(**{f"{name}_p": 0.5 for name in NAMES})
-    one, other = (draw_wave_changes(config, 50, RATE, generator()) for config in (few, many))
+    one, other = (draw_wave_augment(config, 50, RATE, generator()) for config in (few, many))
     assert torch.equal(one.amounts["noise"].isnan(), other.amounts["noise"].isnan())
     assert torch.equal(one.seeds, other.seeds) and bool(one.amounts["gain"].isnan().all())
 
@@ -313,8 +313,8 @@ def test_one_chance_changes_nothing_else_that_is_drawn():
 def test_the_chance_of_a_clip_multiplies_those_of_all_changes():
     config = WaveAugmentConfig(gain_p=0.4, noise_p=0.2)
     chance = torch.tensor([0.0, 1.0, 2.0]).repeat(2000)
-    amounts = draw_wave_changes(config, 6000, RATE, generator(), chance).amounts
-    for name, p in (("gain", 0.4), ("noise", 0.2), ("roll", 0.0)):
+    amounts = draw_wave_augment(config, 6000, RATE, generator(), chance).amounts
+    for name, p in (("gain", 0.4), ("noise", 0.2), ("shift", 0.0)):
         shares = [float((~amounts[name][i::3].isnan()).float().mean()) for i in range(3)]
         assert shares == pytest.approx([0, p, 2 * p], abs=0.04)
 
@@ -322,7 +322,7 @@ def test_the_chance_of_a_clip_multiplies_those_of_all_changes():
 def test_draws_for_other_clips_and_ranges_that_run_backwards_are_refused():
     config = WaveAugmentConfig()
     with pytest.raises(KitError, match="3 clips"):
-        change_waves(noise(), draw_wave_changes(config, 3, RATE, generator()), config, RATE)
+        augment_waves(noise(), draw_wave_augment(config, 3, RATE, generator()), config, RATE)
     for wrong in ({"gain_db": (3, 1)}, {"reverb_s": (0.5,)}):
         with pytest.raises(KitError, match="from low to high"):
             WaveAugmentConfig(**wrong)

@@ -5,10 +5,10 @@ import torch
 
 from kit.core.errors import KitError
 from kit.models.families import build_network
-from kit.models.network import Picture, receptive_frames
+from kit.models.network import InputShape, receptive_field
 
 BINS = 17
-PLAIN, WITH_SIDE = Picture(2, BINS), Picture(2, BINS, side_rows=13)
+PLAIN, WITH_SIDE = InputShape(2, BINS), InputShape(2, BINS, n_extra_rows=13)
 SETTINGS = {"family": "axis-pool", "width": 4, "stat_steps": 6, "stat_width": 3}
 
 
@@ -26,7 +26,7 @@ def network_of(picture=WITH_SIDE, classes=5, **settings):
 def picture_noise(picture=WITH_SIDE, clips=2, frames=41, seed=0):
     """Noise in the shape of a picture and its side rows, which stand in every channel."""
     generator = torch.Generator().manual_seed(seed)
-    side = torch.randn(clips, 1, picture.side_rows, frames, generator=generator)
+    side = torch.randn(clips, 1, picture.n_extra_rows, frames, generator=generator)
     side[:, :, 12:] = side[:, :, 12:, :1]
     rows = torch.randn(clips, picture.channels, picture.bins, frames, generator=generator)
     return torch.cat([rows, side.expand(-1, picture.channels, -1, -1)], dim=2)
@@ -48,7 +48,7 @@ def count_by_hand(channels, side, width=64, stat_width=64, classes=80):
 @pytest.mark.parametrize("side", [0, 13])
 def test_the_size_agrees_with_a_count_by_hand(side):
     with torch.device("meta"):
-        network = build_network({"family": "axis-pool"}, Picture(1, 64, side_rows=side), 80)
+        network = build_network({"family": "axis-pool"}, InputShape(1, 64, n_extra_rows=side), 80)
     assert sum(p.numel() for p in network.parameters()) == count_by_hand(1, side)
     layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert len(layers) == 9 and layers[0].out_channels == 64 and layers[7].out_channels == 512
@@ -144,11 +144,13 @@ def test_every_span_is_told_the_statistics_of_the_whole():
 @pytest.mark.parametrize("picture", [PLAIN, WITH_SIDE])
 def test_the_receptive_field_is_the_sum_of_its_layers(picture):
     by_hand = 1 + sum(4 * 2**k for k in range(4)) + sum(2**k for k in range(3))
-    assert receptive_frames(network_of(picture).backbone, picture) == by_hand == 68
+    assert receptive_field(network_of(picture).backbone, picture) == by_hand == 68
 
 
 def test_other_side_rows_and_pictures_too_low_are_refused():
-    with pytest.raises(KitError, match=r"axis-pool reads 0 or 13 side rows, got 12: set frontend\.side"):
-        network_of(Picture(1, 64, side_rows=12))
+    with pytest.raises(
+        KitError, match=r"axis-pool reads 0 or 13 side rows, got 12: set frontend\.extra_rows"
+    ):
+        network_of(InputShape(1, 64, n_extra_rows=12))
     with pytest.raises(KitError, match=r"axis-pool needs at least 8 frequency bins"):
-        network_of(Picture(1, 7, side_rows=13))
+        network_of(InputShape(1, 7, n_extra_rows=13))

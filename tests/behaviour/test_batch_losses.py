@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.learn.batch_losses import outlier_dropping_loss, soft_auc_loss
-from kit.learn.losses import LOSSES, RowLoss, average_loss, bce_loss
+from kit.train.losses import LOSSES, RowLoss, average_loss, bce_loss, outlier_dropping_loss, soft_auc_loss
 
 SOME = torch.linspace(0.0, 2.0, 20, dtype=torch.float64)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.decode import Sound
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.blend import BLENDS, blend_scores, column_ranks, row_ranks
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
-from kit.sound.decode import Sound
-from kit.sound.windows import ListeningConfig
+from kit.infer.submit import submit
 from tests.behaviour.trained import LoudBands, Trained, loud_tagger, noise, write_folder
 
 PRIORS = np.array([0.1, 0.4, 0.2, 0.4])
@@ -150,9 +150,9 @@ def test_only_a_blend_of_the_whole_set_answers_a_row_by_the_others_and_none_is_t
         full = blend_scores(scores, every, [1.0, 2.0], PRIORS, kind)
         first = blend_scores([s[:2] for s in scores], [d[:2] for d in every], [1.0, 2.0], PRIORS, kind)
         assert np.allclose(full[:2], first, rtol=0, atol=1e-15) != how.whole_set, kind
-    for verb in (submit, predict_clips, blend_scores):
-        default = [inspect.signature(verb).parameters[word].default for word in ("blend", "kind")
-                   if word in inspect.signature(verb).parameters]  # fmt: skip
+    for command in (submit, predict_clips, blend_scores):
+        default = [inspect.signature(command).parameters[word].default for word in ("blend", "kind")
+                   if word in inspect.signature(command).parameters]  # fmt: skip
         assert default == ["mean"]
 
 
@@ -279,15 +279,15 @@ def test_clips_are_blended_by_column_ranks_when_asked(tmp_path: Path) -> None:
 
 
 def test_uncalibrated_rank_scores_are_not_pooled_over_windows(trained: Trained) -> None:
-    windows = ListeningConfig(mode="windows", window_s=0.5, hop_s=0.5)
+    windows = InferenceConfig(mode="windows", window_s=0.5, hop_s=0.5)
     with pytest.raises(KitError, match="pooled over windows"):
-        predict_clips(trained.uncalibrated, [Sound(noise(20000), 8000)], blend="rank", listening=windows)
+        predict_clips(trained.uncalibrated, [Sound(noise(20000), 8000)], blend="rank", inference=windows)
 
 
 def test_a_clip_too_long_for_uncalibrated_ranks_costs_that_clip_alone(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav", "b.wav"], samples=2000)
     write_folder(tmp_path / "in", ["long.wav"], samples=40000)
-    tagger = loud_tagger(score="rank", listening=ListeningConfig(max_frames=64))
+    tagger = loud_tagger(output="ranking", inference=InferenceConfig(max_frames=64))
     report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", blend="rank", progress=False).report
     assert report["rows_with_prior"] == 1 and "long.wav" in json.dumps(report)
 

@@ -6,8 +6,7 @@ from scipy.stats import binom
 
 from kit.core.errors import KitError
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
-from kit.labels.class_metrics import auc_per_class, log_losses, top1_accuracy
-from kit.labels.metrics import lwlrap, lwlrap_flat
+from kit.labels.metrics import auc_per_class, log_losses, lwlrap, lwlrap_flat, top1_accuracy
 
 
 def draw(seed, n=40, n_classes=6, unknown=0.2, share=0.3):

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from kit.audio.frontend import FrontendConfig
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import (
+from kit.labels.calibration import Calibration
+from kit.models.checkpoint import (
     FORMAT,
     find_checkpoints,
     load_tagger,
-    own_tagger,
     read_checkpoint,
     save_tagger,
+    wrap_network,
 )
-from kit.labels.calibration import Calibration
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
-from kit.sound.frontend import FrontendConfig
-from kit.sound.windows import ListeningConfig
 
 FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16)
 CLASSES = ("Bark", "Größe, tief", "音")
@@ -32,10 +32,10 @@ def tiny_card(**facts):
         "classes": CLASSES,
         "prevalences": (0.1, 0.25, 1 / 3),
         "frontend": FRONTEND,
-        "listening": ListeningConfig(mode="windows", window_s=1.0, hop_s=0.25, pool="snr", pool_k=2),
+        "inference": InferenceConfig(mode="windows", window_s=1.0, hop_s=0.25, pool="snr", pool_k=2),
         "network": {"family": "max-pyramid", "blocks": 2, "width": 4},
         "min_frames": 3,
-        "score": "rank",
+        "output": "ranking",
         "calibration": Calibration(scale=1.7, offset=-0.3),
         "fold": 2,
         "held_out": "abc",
@@ -204,7 +204,7 @@ def test_a_plain_state_dict_is_told_how_to_become_a_checkpoint(tmp_path, legacy)
     text = refusal(path)
     assert "save_tagger" in text
     if not legacy:
-        assert "blocks.0" in text and "own_tagger(network, frontend, classes)" in text
+        assert "blocks.0" in text and "wrap_network(network, frontend, classes)" in text
 
 
 @pytest.mark.parametrize("content", [{"model": {}, "epoch": 3}, [1, 2], torch.zeros(3), {}, 5, None, {1: 2}],
@@ -265,7 +265,7 @@ def test_a_card_with_wrong_facts_names_them(tmp_path):
     wrong = {
         "prevalences": ([0.5], "3 classes need as many prevalences, got 1"),
         "classes": (["a", "a", "b"], "each once"),
-        "score": ("scores", "choices are: probability, rank"),
+        "output": ("scores", "choices are: probability, ranking"),
         "from_the_future": (1, "no setting 'from_the_future'"),
         "network": ({"family": "max-pyramyd"}, "did you mean 'max-pyramid'"),
     }
@@ -277,15 +277,15 @@ def test_a_card_with_wrong_facts_names_them(tmp_path):
 
 
 def test_a_card_with_wrong_facts_names_its_file(tmp_path):
-    card = {**tiny_card().to_dict(), "score": "scores"}
+    card = {**tiny_card().to_dict(), "output": "scores"}
     torch.save(content_of(tiny_tagger(), card=json.dumps(card)), tmp_path / "a.pt")
     refusal(tmp_path / "a.pt")
 
 
 def test_a_network_of_ones_own_is_saved_and_loaded_by_name(tmp_path):
     network = OwnNetwork().eval()
-    tagger = own_tagger(network, FRONTEND, CLASSES, name="mine", prevalences=(0.1, 0.2, 0.3), min_frames=7)
-    assert tagger.card.network == {"family": "own:mine"} and tagger.card.prevalences == (0.1, 0.2, 0.3)
+    tagger = wrap_network(network, FRONTEND, CLASSES, name="mine", prevalences=(0.1, 0.2, 0.3), min_frames=7)
+    assert tagger.card.network == {"family": "custom:mine"} and tagger.card.prevalences == (0.1, 0.2, 0.3)
     save_tagger(tmp_path / "a.pt", tagger)
     text = refusal(tmp_path / "a.pt")
     assert "networks={'mine': build}" in text and "known: none" in text
@@ -298,10 +298,10 @@ def test_a_network_of_ones_own_is_saved_and_loaded_by_name(tmp_path):
 
 
 def test_without_prevalences_every_class_is_alike():
-    tagger = own_tagger(OwnNetwork(), FRONTEND, CLASSES)
+    tagger = wrap_network(OwnNetwork(), FRONTEND, CLASSES)
     assert tagger.card.prevalences == (1 / 3,) * 3 and tagger.card.calibrated
-    assert tagger.card.network == {"family": "own:own"} and tagger.min_frames == 1
-    assert not own_tagger(OwnNetwork(), FRONTEND, CLASSES, score="rank").card.calibrated
+    assert tagger.card.network == {"family": "custom:own"} and tagger.min_frames == 1
+    assert not wrap_network(OwnNetwork(), FRONTEND, CLASSES, output="ranking").card.calibrated
 
 
 @pytest.mark.parametrize("kind", ["tensor", "array", "list"])
@@ -309,7 +309,7 @@ def test_prevalences_may_be_an_array(tmp_path, kind):
     prevalences = torch.tensor([0.5, 0.25, 0.0])
     prevalences = {"tensor": prevalences, "array": prevalences.numpy(), "list": [0.5, 0.25, 0]}[kind]
     save_tagger(
-        tmp_path / "a.pt", own_tagger(OwnNetwork(), FRONTEND, CLASSES, name="mine", prevalences=prevalences)
+        tmp_path / "a.pt", wrap_network(OwnNetwork(), FRONTEND, CLASSES, name="mine", prevalences=prevalences)
     )
     assert load_tagger(tmp_path / "a.pt", {"mine": OwnNetwork}).card.prevalences == (0.5, 0.25, 0.0)
 
@@ -320,7 +320,7 @@ def test_a_plain_state_dict_of_a_known_family_becomes_a_checkpoint(tmp_path):
     settings = {"family": "max-pyramid", "blocks": 2, "width": 4}
     fresh = build_tagger(tiny_card())
     fresh.network.load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True))
-    save_tagger(tmp_path / "a.pt", own_tagger(fresh.network.eval(), FRONTEND, CLASSES, settings=settings))
+    save_tagger(tmp_path / "a.pt", wrap_network(fresh.network.eval(), FRONTEND, CLASSES, settings=settings))
     with torch.inference_mode():
         assert torch.equal(load_tagger(tmp_path / "a.pt")(waves()), tagger(waves()))
 
@@ -350,11 +350,11 @@ def test_checkpoints_are_found_once_each_and_sorted(tmp_path):
 def test_a_plain_state_dict_of_a_known_family_becomes_a_tagger(tmp_path):
     tagger = tiny_tagger()
     settings, frontend, classes = tagger.card.network, tagger.card.frontend, tagger.card.classes
-    again = own_tagger(tagger.network.state_dict(), frontend, classes, settings=settings)
+    again = wrap_network(tagger.network.state_dict(), frontend, classes, settings=settings)
     save_tagger(tmp_path / "a.pt", again)
     wave = torch.randn(1, 8000)
     assert torch.equal(load_tagger(tmp_path / "a.pt")(wave), tagger.eval()(wave))
     with pytest.raises(KitError, match="do not fit"):
-        own_tagger({"odd": torch.zeros(1)}, frontend, classes, settings=settings)
+        wrap_network({"odd": torch.zeros(1)}, frontend, classes, settings=settings)
     with pytest.raises(KitError, match="needs settings"):
-        own_tagger(tagger.network.state_dict(), frontend, classes)
+        wrap_network(tagger.network.state_dict(), frontend, classes)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from kit.core.errors import KitError
-from kit.labels.class_metrics import (
+from kit.labels.metrics import (
     auc_per_class,
     average_precision_per_class,
     log_losses,

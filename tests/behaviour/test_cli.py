@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kit.__main__ import VERBS
+from kit.__main__ import COMMANDS
 from kit.cli import run_command
-from kit.core.supervise import ERROR_MARK, WORKER_MARK
-from kit.infer.checkpoint import load_tagger, save_tagger
+from kit.core.runtime import WORKER_MARK
+from kit.core.worker import ERROR_MARK
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger
 from tests.behaviour.trained import Trained, loud_tagger, read_scores, write_template
 
@@ -25,7 +26,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = run_command(VERBS, [str(word) for word in words])
+        code = run_command(COMMANDS, [str(word) for word in words])
         out, complaints = capsys.readouterr()
         return code, out, complaints
 
@@ -117,9 +118,9 @@ def test_wrong_verbs_and_missing_options_list_the_right_ones(say: Say) -> None:
 def test_help_and_the_overview_end_well(say: Say) -> None:
     for words in ([], ["--help"], ["-h"], ["help"]):
         code, out, _ = say(*words)
-        assert code == 0 and all(f"  {verb} " in out for verb in VERBS)
-    for verb in VERBS:
-        code, out, _ = say(verb, "--help")
+        assert code == 0 and all(f"  {command} " in out for command in COMMANDS)
+    for command in COMMANDS:
+        code, out, _ = say(command, "--help")
         assert code == 0 and "usage:" in out
     code, out, _ = say("submit", "--help")
     for option in (
@@ -142,7 +143,7 @@ def test_doctor_tells_of_every_checkpoint_and_fails_where_one_cannot_be_used(
     good = ["--checkpoints", trained.stft, tmp_path / "own.pt"]
     code, out, complaints = say("doctor", *good, "--audio", clips, "--deadline", "9m")
     assert (code, complaints) == (0, "") and "14 audio files" in out
-    assert f"{trained.stft}: max-pyramid, " in out and "own.pt: own:own, 0.00 M values, 3 classes" in out
+    assert f"{trained.stft}: max-pyramid, " in out and "own.pt: custom:own, 0.00 M values, 3 classes" in out
     (tmp_path / "junk.pt").write_bytes(b"\x80junk")
     tagger = load_tagger(trained.stft)
     network = tagger.card.network | {"width": 16}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kit.audio.frontend import FrontendConfig
 from kit.core.config import Config, read_value, setting
 from kit.core.errors import KitError, choose, closest
-from kit.recipes import RECIPES, SMALL, find_recipe
-from kit.sound.frontend import FrontendConfig
+from kit.train.recipes import RECIPES, SMALL, find_recipe
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,8 @@ def test_named_recipes_have_a_source_a_small_variant_and_take_overrides(name):
     assert recipe.name == name and recipe.source
     assert name in SMALL and small != recipe and small.epochs < recipe.epochs
     assert (
-        find_recipe(name, True, ["epochs=5", "plain_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft == 4096
+        find_recipe(name, True, ["epochs=5", "no_augment_epochs=1", "frontend.n_fft=4096"]).frontend.n_fft
+        == 4096
     )
     assert find_recipe(name, True, ["network.head.dropout=0.3"]).network["head"]["dropout"] == 0.3
     with pytest.raises(KitError, match=r"unknown recipe 'max-pyramid-mell': did you mean 'max-pyramid-mel'"):
@@ -196,12 +197,12 @@ def test_named_recipes_have_a_source_a_small_variant_and_take_overrides(name):
             find_recipe(name, overrides=["network.widht=3"])
     with pytest.raises(KitError, match=r"learning rates must rise"):
         find_recipe(name, overrides=["optim.lr_start=1.0"])
-    assert (recipe.mix.p > 0 and recipe.mix.domain == "energy") == ("pyramid" in name)
-    mixed = ["mix.p=0.5", "mix.domain=energy"] if "pyramid" not in name else []
-    pcen = ["frontend.log=pcen", "frontend.normalise=none", "frontend.top_db=null"]
-    for settings in (["frontend.normalise=clip"], pcen):
+    assert (recipe.mixup.p > 0 and recipe.mixup.domain == "energy") == ("pyramid" in name)
+    mixed = ["mixup.p=0.5", "mixup.domain=energy"] if "pyramid" not in name else []
+    pcen = ["frontend.log=pcen", "frontend.normalize=none", "frontend.top_db=null"]
+    for settings in (["frontend.normalize=clip"], pcen):
         with pytest.raises(
-            KitError, match=r"normalised crops or PCEN cannot be mixed.*normalise=none, or mix\.p=0"
+            KitError, match=r"normalised crops or PCEN cannot be mixed.*normalize=none, or mixup\.p=0"
         ):
             find_recipe(name, overrides=[*mixed, *settings])
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.augment import WAVE_AUGMENTS
+from kit.audio.frontend import Frontend, FrontendConfig
 from kit.core.errors import KitError
-from kit.pictures.contact import MIX_PANELS, SPEC_PANELS, draw_contact_sheet, sheet_panels
-from kit.sound.augment import WAVE_CHANGES
-from kit.sound.frontend import Frontend, FrontendConfig
+from kit.plots.clips import MIX_PANELS, SPEC_PANELS, draw_contact_sheet, sheet_panels
 from tests.behaviour.trained import write_wav
 
 FRONTEND = Frontend(FrontendConfig(sample_rate=8000, n_mels=40))
@@ -26,7 +26,7 @@ def two_clips(samples=12_000):
 def test_every_augmentation_has_a_panel_of_its_own_that_says_what_was_drawn():
     panels = list(sheet_panels(two_clips(), FRONTEND, torch.Generator().manual_seed(3)))
     titles = [title for title, _ in panels]
-    names = [*WAVE_CHANGES, "roll into silence", *SPEC_PANELS, *(f"mixed {name}" for name in MIX_PANELS)]
+    names = [*WAVE_AUGMENTS, "shift into silence", *SPEC_PANELS, *(f"mixed {name}" for name in MIX_PANELS)]
     assert [title.partition(":")[0] for title in titles] == ["as it is", *names]
     assert all(any(c.isdigit() for c in title) for title in titles[1:])
     pictures = [picture for _, picture in panels]
@@ -40,7 +40,7 @@ def test_every_augmentation_has_a_panel_of_its_own_that_says_what_was_drawn():
         for name, picture in zip(names, pictures[1:], strict=True)
         if (picture == picture.min()).all(0).any()
     ]
-    assert "roll into silence" in silent and "roll" not in silent
+    assert "shift into silence" in silent and "shift" not in silent
 
 
 def test_the_same_seed_draws_the_same_panels():

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from kit.core.errors import KitError
-from kit.labels.corrections import apply_corrections, read_corrections
-from kit.labels.table import label_targets
+from kit.labels.table import apply_corrections, label_targets, read_corrections
 
 TABLE = pd.DataFrame({"fname": ["000316", "b.wav", "c.wav"], "labels": ["Bark", "Meow,Bark", "Meow"]})
 

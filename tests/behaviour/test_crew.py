@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from kit.sound.crew import Crew, Slot
+from kit.audio.timeout_pool import Task, TimeoutPool
 
 TINY_S = 1e-3
 
@@ -42,11 +42,11 @@ def test_results_belong_to_their_jobs_whatever_order_they_end_in():
             gates[i - 1].set()
         return i * i
 
-    crew = Crew(work, lambda i: -1, 6, now=Clock())
+    crew = TimeoutPool(work, lambda i: -1, 6, now=Clock())
     slots = [crew.begin(i) for i in range(6)]
     gates[5].set()
     assert [answer_of(crew, slot) for slot in slots] == [0, 1, 4, 9, 16, 25]
-    crew.dismiss()
+    crew.shutdown()
 
 
 def test_no_more_jobs_run_at_once_than_there_are_threads():
@@ -64,10 +64,10 @@ def test_no_more_jobs_run_at_once_than_there_are_threads():
             now_running[0] -= 1
         return i
 
-    crew = Crew(work, lambda i: -1, 3, now=Clock())
+    crew = TimeoutPool(work, lambda i: -1, 3, now=Clock())
     slots = [crew.begin(i) for i in range(12)]
     assert [answer_of(crew, slot) for slot in slots] == list(range(12))
-    crew.dismiss()
+    crew.shutdown()
     assert max(most) == 3
 
 
@@ -80,16 +80,16 @@ def test_a_job_that_hangs_is_given_up_and_the_others_still_run(threads):
             never.wait()
         return job.upper()
 
-    crew = Crew(work, lambda job: f"gave {job} up", threads, patience_s=TINY_S, now=clock)
+    crew = TimeoutPool(work, lambda job: f"gave {job} up", threads, timeout_s=TINY_S, now=clock)
     try:
         assert answer_of(crew, crew.begin("hangs")) == "gave hangs up"
         assert answer_of(crew, crew.begin("hangs")) == "gave hangs up"
-        crew.patience_s = 1e6
+        crew.timeout_s = 1e6
         slots = [crew.begin(job) for job in "abc"]
         assert [answer_of(crew, slot) for slot in slots] == ["A", "B", "C"]
     finally:
         never.set()
-        crew.dismiss()
+        crew.shutdown()
 
 
 class Ready(threading.Event):
@@ -108,46 +108,46 @@ class Ready(threading.Event):
 def test_patience_counts_from_the_start_of_a_job_not_from_its_place_in_the_queue(started_at, answer):
     clock = Clock()
     clock.time_s = 1000.0
-    crew = Crew(str.upper, lambda job: "given up", 1, patience_s=50.0, now=clock)
-    assert crew.finish(Slot("job", Ready(5), started_at, "done")) == answer
-    crew.dismiss()
+    crew = TimeoutPool(str.upper, lambda job: "given up", 1, timeout_s=50.0, now=clock)
+    assert crew.finish(Task("job", Ready(5), started_at, "done")) == answer
+    crew.shutdown()
 
 
 def test_a_result_that_comes_in_time_is_kept_though_the_clock_has_run_on():
     clock = Clock()
-    crew = Crew(lambda job: job + 1, lambda job: -1, 1, patience_s=5.0, now=clock)
+    crew = TimeoutPool(lambda job: job + 1, lambda job: -1, 1, timeout_s=5.0, now=clock)
     slot = crew.begin(1)
     assert slot.done.wait(20)
     clock.time_s = 1e9
     assert answer_of(crew, slot) == 2
-    crew.dismiss()
+    crew.shutdown()
 
 
 def test_waiting_threads_keep_no_process_alive():
     before = set(threading.enumerate())
-    crew = Crew(lambda job: job, lambda job: -1, 3, now=Clock())
+    crew = TimeoutPool(lambda job: job, lambda job: -1, 3, now=Clock())
     hired = [thread for thread in threading.enumerate() if thread not in before]
     assert len(hired) == 3 and all(thread.daemon for thread in hired)
-    crew.dismiss()
+    crew.shutdown()
     for thread in hired:
         thread.join(timeout=20)
     assert not any(thread.is_alive() for thread in hired)
 
 
 def test_a_crew_of_no_threads_still_works():
-    crew = Crew(lambda job: job, lambda job: -1, 0, now=Clock())
+    crew = TimeoutPool(lambda job: job, lambda job: -1, 0, now=Clock())
     assert answer_of(crew, crew.begin(3)) == 3
-    crew.dismiss()
+    crew.shutdown()
 
 
 def test_none_is_a_result_like_any_other():
-    crew = Crew(lambda job: None, lambda job: "given up", 1, now=Clock())
+    crew = TimeoutPool(lambda job: None, lambda job: "given up", 1, now=Clock())
     slot = crew.begin(1)
     assert slot.done.wait(20)
     try:
         assert crew.finish(slot) is None
     finally:
-        crew.dismiss()
+        crew.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -157,11 +157,11 @@ def test_a_job_that_raises_says_so_at_once_and_its_thread_works_on():
             raise ValueError("a bad job")
         return job
 
-    crew = Crew(work, lambda job: "given up", 1, patience_s=TINY_S, now=Clock(step_s=1.0))
+    crew = TimeoutPool(work, lambda job: "given up", 1, timeout_s=TINY_S, now=Clock(step_s=1.0))
     slot = crew.begin("bad")
     try:
         with pytest.raises(ValueError, match="a bad job"):
             crew.finish(slot)
         assert crew.finish(crew.begin("good")) == "good"
     finally:
-        crew.dismiss()
+        crew.shutdown()

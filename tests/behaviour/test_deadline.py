@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit.audio.decode import DECODERS, Decoder, Sound
+from kit.audio.timeout_pool import TimeoutPool
 from kit.core.clock import Deadline, parse_duration, set_deadline
 from kit.core.errors import KitError
-from kit.infer.hearing import Hearing
+from kit.infer.job import SubmitJob, SubmitOptions, TimeBudget, run_job
+from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
-from kit.infer.work import Pace, SubmissionWork, SubmitOptions, do_submission
-from kit.sound.crew import Crew
-from kit.sound.decode import DECODERS, Decoder, Sound
+from kit.infer.submit import submit
 from tests.behaviour.trained import (
     LoudBands,
     Trained,
@@ -78,11 +78,11 @@ DEEDS = {
 SCRIPT = """
 import threading, time, torch
 from torch import nn
-from {place} import own_tagger, submit, {config}
+from {place} import wrap_network, submit, {config}
 class Stuck(nn.Module):
     def forward(self, spec):
         {deed}
-tagger = own_tagger(Stuck(), FrontendConfig(sample_rate=8000, n_fft=400, hop_length=200, n_mels=30), "abc")
+tagger = wrap_network(Stuck(), FrontendConfig(sample_rate=8000, n_fft=400, hop_length=200, n_mels=30), "abc")
 done = submit(tagger, {audio!r}, {out!r}, deadline="{seconds}s", progress=False)
 print("RETURNED", time.time(), flush=True)
 """
@@ -127,8 +127,8 @@ def races(
         room.mkdir()
         bundle = kit_command[-1].endswith(".py")
         script = SCRIPT.format(
-            place="audiotag_kit" if bundle else "kit.verbs_infer",
-            config="FrontendConfig" if bundle else "Verb\nfrom kit.sound.frontend import FrontendConfig",
+            place="audiotag_kit" if bundle else "kit.commands",
+            config="FrontendConfig" if bundle else "COMMANDS\nfrom kit.audio.frontend import FrontendConfig",
             deed=deed, audio=str(clips), out="out.csv", seconds=RACE_S,
         )  # fmt: skip
         (room / "script.py").write_text(script)
@@ -195,7 +195,7 @@ class HandClock:
 
 def test_a_pace_stops_while_one_more_step_and_the_writing_still_fit() -> None:
     clock = HandClock()
-    pace = Pace(Deadline(100.0, clock))
+    pace = TimeBudget(Deadline(100.0, clock))
     pace.write_s = 2.0
     pace.begin()
     asked = []
@@ -214,7 +214,7 @@ def test_blending_counts_as_writing_when_a_pace_asks_what_still_fits(tmp_path: P
     write_folder(tmp_path / "in", ["a.wav"])
     clock = HandClock(1000.0)
     options = SubmitOptions([loud_tagger()], tmp_path / "in", tmp_path / "out.csv", progress=False)
-    work = SubmissionWork(options, Deadline(1100.0, clock))
+    work = SubmitJob(options, Deadline(1100.0, clock))
     work.prepare()
     blend = work.rows.blend
 
@@ -229,7 +229,7 @@ def test_blending_counts_as_writing_when_a_pace_asks_what_still_fits(tmp_path: P
 
 def test_without_a_deadline_a_pace_never_stops() -> None:
     clock = HandClock()
-    pace = Pace(Deadline(now=clock))
+    pace = TimeBudget(Deadline(now=clock))
     for _ in range(10):
         clock.time += 1e6
         assert not pace()
@@ -275,7 +275,7 @@ def test_rows_are_normalised_by_the_weights_they_got(tmp_path: Path, seconds: fl
         taggers, tmp_path / "in", tmp_path / "out.csv", blend=blend, weights=[1.0, 3.0], batch_frames=1,
         progress=False,
     )  # fmt: skip
-    report = do_submission(SubmissionWork(options, Deadline(1000.0 + seconds, clock)))
+    report = run_job(SubmitJob(options, Deadline(1000.0 + seconds, clock)))
     assert clock.time <= 1000.0 + seconds
     _, rows = read_scores(tmp_path / "out.csv")
     heard = [network.batches for network in models]
@@ -288,7 +288,7 @@ def test_rows_are_normalised_by_the_weights_they_got(tmp_path: Path, seconds: fl
         if i >= heard[0]:
             wanted = np.array([0.1, 0.2, 0.3]) if blend != "rank" else np.array([1, 2, 3]) / 3
         np.testing.assert_allclose(rows[name], wanted, rtol=0, atol=1e-6)
-    assert report["rows_heard_by_all"] == heard[1] and report["rows_with_prior"] == 12 - heard[0]
+    assert report["rows_all_models"] == heard[1] and report["rows_with_prior"] == 12 - heard[0]
     assert report["state"] == ("finished" if heard[1] == 12 else "stopped by the deadline")
 
 
@@ -361,7 +361,7 @@ def test_with_a_deadline_a_network_of_ones_own_that_behaves_is_heard(tmp_path: P
         started_at=time.time(),
         progress=False,
     )
-    assert done.report["rows_heard_by_all"] == 1 and done.report["state"] == "finished"
+    assert done.report["rows_all_models"] == 1 and done.report["state"] == "finished"
 
 
 def test_with_a_deadline_a_network_that_raises_still_ends_well(tmp_path: Path) -> None:
@@ -409,11 +409,13 @@ def test_a_file_that_hangs_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     release = threading.Event()
     decoder = Decoder("hanging", hanging_decoder(release).read, DECODERS[0].duration_s)
     paths, frontends = sorted((tmp_path / "in").iterdir()), {"": loud_tagger().frontend}
-    hearing = Hearing(paths, frontends, torch.device("cpu"), threads=1, decoders=[decoder], patience_s=0.05)
-    heard, specs = hearing.specs(0, "")
+    loader = SpectrogramLoader(
+        paths, frontends, torch.device("cpu"), threads=1, decoders=[decoder], timeout_s=0.05
+    )
+    heard, specs = loader.specs(0, "")
     release.set()
-    hearing.close()
-    assert heard == [1] and len(specs) == 1 and "given up" in hearing.failures[0]
+    loader.close()
+    assert heard == [1] and len(specs) == 1 and "given up" in loader.failures[0]
 
 
 def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
@@ -429,7 +431,7 @@ def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
         "x.wav",
         "y.wav",
     ]
-    assert report["rows_heard_by_all"] == 2
+    assert report["rows_all_models"] == 2
 
 
 def test_one_slow_file_does_not_make_the_pace_give_up_the_time_that_is_left(tmp_path: Path) -> None:
@@ -446,15 +448,17 @@ def test_one_slow_file_does_not_make_the_pace_give_up_the_time_that_is_left(tmp_
         [loud_tagger(network) for network in models], tmp_path / "in", tmp_path / "out.csv", batch_frames=1,
         decoders=[Decoder("slow", read, DECODERS[0].duration_s)], progress=False,
     )  # fmt: skip
-    report = do_submission(SubmissionWork(options, Deadline(1000.0 + 250.0, clock)))
-    assert report["rows_heard_by_all"] == 40
+    report = run_job(SubmitJob(options, Deadline(1000.0 + 250.0, clock)))
+    assert report["rows_all_models"] == 40
 
 
 def test_a_crew_brings_back_whatever_its_work_returned() -> None:
-    crew: Crew[int, int | None] = Crew(lambda job: None if job % 2 else job, lambda job: -1, threads=2)
+    crew: TimeoutPool[int, int | None] = TimeoutPool(
+        lambda job: None if job % 2 else job, lambda job: -1, threads=2
+    )
     slots = [crew.begin(job) for job in range(6)]
     assert [crew.finish(slot) for slot in slots] == [0, None, 2, None, 4, None]
-    crew.dismiss()
+    crew.shutdown()
 
 
 def test_a_crew_whose_work_raises_does_not_wait_for_the_dead() -> None:
@@ -465,7 +469,7 @@ def test_a_crew_whose_work_raises_does_not_wait_for_the_dead() -> None:
         raise Angry
 
     clock = HandClock()
-    crew: Crew[int, int] = Crew(work, lambda job: -1, threads=1, patience_s=3600.0, now=clock)
+    crew: TimeoutPool[int, int] = TimeoutPool(work, lambda job: -1, threads=1, timeout_s=3600.0, now=clock)
     ended: list[Any] = []
 
     def wait() -> None:

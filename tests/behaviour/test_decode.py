@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit.core.errors import KitError
-from kit.sound.crew import Crew
-from kit.sound.decode import (
+from kit.audio.decode import (
     DECODERS,
     Decoder,
     Sound,
@@ -20,6 +18,8 @@ from kit.sound.decode import (
     header_duration_s,
     list_audio,
 )
+from kit.audio.timeout_pool import TimeoutPool
+from kit.core.errors import KitError
 
 RATE = 16000
 BY_NAME = {decoder.name: decoder for decoder in DECODERS}
@@ -436,9 +436,9 @@ def test_list_audio_of_nothing_is_an_empty_list_and_of_a_wrong_folder_an_error(t
 def test_threads_decode_what_one_call_decodes(tmp_path):
     paths = [write_sound(tmp_path / f"{i}.wav", noise(500 + i, seed=i), subtype="PCM_16") for i in range(12)]
     paths.insert(5, tmp_path / "missing.wav")
-    crew = Crew(decode_file, lambda path: Undecodable("given up"), 4)
+    crew = TimeoutPool(decode_file, lambda path: Undecodable("given up"), 4)
     heard = [crew.finish(slot) for slot in [crew.begin(path) for path in paths]]
-    crew.dismiss()
+    crew.shutdown()
     for path, sound in zip(paths, heard, strict=True):
         alone = decode_file(path)
         assert type(sound) is type(alone)

@@ -6,7 +6,7 @@ import pytest
 
 from kit.demo import report_demo, run_demo, score_csv
 from kit.labels.metrics import lwlrap
-from kit.learn.journal import open_run
+from kit.train.oof import load_run
 from tests.behaviour.trained import read_scores
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -21,7 +21,7 @@ def demo(tmp_path_factory):
 
 def test_the_demo_says_the_scores_that_lie_on_disk(demo):
     folder, said = demo
-    runs = [open_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
+    runs = [load_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
     before, after = (f"{lwlrap(run.truth, run.scores):.4f}" for run in runs)
     assert f"out of fold {before} by 8 clean clips, {after} with noisy ones" in said
     truth = next(folder.glob("data/*/test_truth.csv"))

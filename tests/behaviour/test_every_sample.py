@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.decode import Sound
+from kit.audio.windows import InferenceConfig
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
-from kit.sound.decode import Sound
-from kit.sound.windows import ListeningConfig
+from kit.infer.submit import submit
 from tests.behaviour.trained import HOP, RATE, LoudBands, Trained, loud_tagger, noise, write_wav
 
-FULL = ListeningConfig()
-PIECES = ListeningConfig(max_frames=64)
-WINDOWS = ListeningConfig(mode="windows", window_s=1.0, hop_s=0.5)
-SPARSE = ListeningConfig(mode="windows", window_s=1.03, hop_s=1.03)
+FULL = InferenceConfig()
+PIECES = InferenceConfig(max_frames=64)
+WINDOWS = InferenceConfig(mode="windows", window_s=1.0, hop_s=0.5)
+SPARSE = InferenceConfig(mode="windows", window_s=1.03, hop_s=1.03)
 WAYS = {"full": FULL, "pieces": PIECES, "windows": WINDOWS, "sparse windows": SPARSE}
 LENGTHS = (1, 2, 3, 199, 200, 201, 399, 400, 7999, 8000, 8001, 8200, 12345, 12799, 12800, 12801, 20000, 40100)
 
@@ -24,7 +24,7 @@ LENGTHS = (1, 2, 3, 199, 200, 201, 399, 400, 7999, 8000, 8001, 8200, 12345, 1279
 @pytest.mark.parametrize("way", WAYS)
 def test_a_click_at_any_place_of_a_clip_of_any_length_is_heard(way: str) -> None:
     quiet = [Sound(np.zeros(n, np.float32), RATE) for n in LENGTHS]
-    silence = predict_clips(loud_tagger(), quiet, listening=WAYS[way]).probabilities
+    silence = predict_clips(loud_tagger(), quiet, inference=WAYS[way]).probabilities
     rng = np.random.default_rng(0)
     for place in ("first", "last", "anywhere", "at a window's seam"):
         clicked = []
@@ -35,7 +35,7 @@ def test_a_click_at_any_place_of_a_clip_of_any_length_is_heard(way: str) -> None
             wave = sound.wave.copy()
             wave[at[place]] = 1.0
             clicked.append(Sound(wave, RATE))
-        heard = predict_clips(loud_tagger(), clicked, listening=WAYS[way]).probabilities
+        heard = predict_clips(loud_tagger(), clicked, inference=WAYS[way]).probabilities
         moved = np.abs(heard - silence).max(axis=1)
         assert (moved > 1e-4).all(), (place, [LENGTHS[i] for i in np.flatnonzero(moved <= 1e-4)])
 
@@ -67,11 +67,11 @@ def test_no_input_of_the_network_is_longer_than_max_frames_and_pieces_overlap() 
     shapes: list[int] = []
     tagger = loud_tagger(LoudBands(before=lambda spec: shapes.extend([spec.shape[-1]] * len(spec))))
     n = 100 * RATE
-    predict_clips(tagger, [Sound(noise(n), RATE)], listening=ListeningConfig(max_frames=512))
+    predict_clips(tagger, [Sound(noise(n), RATE)], inference=InferenceConfig(max_frames=512))
     frames = n // HOP + 1
     assert set(shapes) == {512}
     assert sum(shapes) > 1.8 * frames - 512
-    spans = ListeningConfig(max_frames=512).spans(frames, RATE / HOP)
+    spans = InferenceConfig(max_frames=512).spans(frames, RATE / HOP)
     assert spans[0][0] == 0 and spans[-1][1] == frames
     assert all(after[0] < before[1] for before, after in pairwise(spans))
 
@@ -80,7 +80,7 @@ def test_a_long_clip_in_pieces_takes_the_greatest_of_what_the_pieces_say() -> No
     tagger, n = loud_tagger(), 30 * RATE
     wave = noise(n, level=0.001)
     wave[20 * RATE : 21 * RATE] += noise(RATE, seed=1, level=0.5)
-    pieces = predict_clips(tagger, [Sound(wave, RATE)], listening=PIECES).probabilities
+    pieces = predict_clips(tagger, [Sound(wave, RATE)], inference=PIECES).probabilities
     whole = predict_clips(tagger, [Sound(wave, RATE)]).probabilities
     assert np.abs(pieces - whole).max() <= 1e-5
 
@@ -88,9 +88,9 @@ def test_a_long_clip_in_pieces_takes_the_greatest_of_what_the_pieces_say() -> No
 def test_the_report_says_which_clips_were_heard_in_pieces(tmp_path: Path) -> None:
     write_wav(tmp_path / "in" / "long.wav", noise(20 * RATE))
     write_wav(tmp_path / "in" / "short.wav", noise(RATE))
-    tagger = loud_tagger(listening=ListeningConfig(max_frames=256))
+    tagger = loud_tagger(inference=InferenceConfig(max_frames=256))
     report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", progress=False).report
-    assert report["files_heard_in_pieces"] == ["long.wav"]
+    assert report["files_split"] == ["long.wav"]
     assert any("pieces" in note for note in report["notes"])
 
 
@@ -98,7 +98,7 @@ def test_windows_are_slices_of_one_spectrogram_with_one_answer_whatever_their_nu
     inputs: list[torch.Tensor] = []
     tagger = loud_tagger(LoudBands(before=lambda spec: inputs.append(spec[:, 0].clone())))
     wave = noise(3 * RATE + 77)
-    predict_clips(tagger, [Sound(wave, RATE)], listening=WINDOWS)
+    predict_clips(tagger, [Sound(wave, RATE)], inference=WINDOWS)
     spec = tagger.frontend.spectrograms([torch.from_numpy(wave)])[0]
     heard = torch.cat(inputs)
     for window, (first, end) in zip(heard, WINDOWS.spans(spec.shape[-1], RATE / HOP), strict=True):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file
 from kit.core.errors import KitError
-from kit.infer.checkpoint import read_checkpoint
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
-from kit.sound.decode import DECODERS, Decoder, Sound, Undecodable, decode_file
+from kit.infer.submit import submit
+from kit.models.checkpoint import read_checkpoint
 from tests.behaviour.trained import (
     RATE,
     LoudBands,
@@ -93,7 +93,7 @@ def test_files_that_cannot_be_heard_get_the_prior_exactly_and_the_others_notice_
         assert word in report["files_failed"][name] and report["files_failed"][name], name
         assert "\n" not in report["files_failed"][name]
     assert report["rows_without_file"] == ["a_folder.wav", "absent.wav"]
-    assert report["rows_with_prior"] == len(bad) + 2 and report["rows_heard_by_all"] == len(good)
+    assert report["rows_with_prior"] == len(bad) + 2 and report["rows_all_models"] == len(good)
     assert json.loads((tmp_path / "out" / "sub.json").read_text()) == report
 
 
@@ -105,7 +105,7 @@ def test_a_folder_of_nothing_but_bad_files_makes_a_csv_of_priors(tmp_path: Path)
     _, rows = read_scores(tmp_path / "out.csv")
     assert set(rows) == set(bad)
     assert all(row.tolist() == nine_digits([0.1, 0.2, 0.3]) for row in rows.values())
-    assert report["rows_heard_by_all"] == 0
+    assert report["rows_all_models"] == 0
 
 
 def test_in_memory_clips_fail_one_by_one_as_files_do() -> None:
@@ -259,7 +259,7 @@ def test_what_a_model_heard_before_it_failed_is_told_as_it_is(tmp_path: Path) ->
     both = [loud_tagger(Moody(raising(RuntimeError("boom")))), loud_tagger(classes=("c", "b", "a"))]
     report = submit(both, tmp_path / "in", tmp_path / "out.csv", progress=False).report
     failed = next(model for model in report["models"] if model["failure"])
-    assert failed["clips_heard"] == 24 and report["rows_heard_by_all"] == 24
+    assert failed["clips_predicted"] == 24 and report["rows_all_models"] == 24
     assert any("FAILED after 24 clips: boom" in note for note in report["notes"])
 
 

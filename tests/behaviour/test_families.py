@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.decode import Sound
+from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger, save_tagger
-from kit.infer.engine import Listener
 from kit.infer.predict import predict_clips
-from kit.models.families import FAMILIES, build_network, complete_network, network_layout
+from kit.infer.predictor import Predictor
+from kit.models.checkpoint import load_tagger, save_tagger
+from kit.models.families import FAMILIES, build_network, complete_network, memory_format_of
 from kit.models.heads import POOLS, RECURRENCES
-from kit.models.network import Backbone, Maps, Picture, receptive_frames
-from kit.models.tagger import Tagger, TaggerCard, build_tagger, picture_of
-from kit.sound.decode import Sound
-from kit.sound.frontend import FrontendConfig
+from kit.models.network import Backbone, InputShape, Maps, receptive_field
+from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
 
 CLASSES = ("a", "b", "c", "d")
 BANDS_HZ = ((0.0, 1000.0), (500.0, 1500.0), (1000.0, 4000.0), (0.0, 4000.0))
@@ -31,7 +31,7 @@ NETWORKS = {
     "axis-pool": ({"family": "axis-pool", "width": 8}, {}),
     "axis-pool with side rows": (
         {"family": "axis-pool", "width": 8, "stat_width": 3, "stat_steps": 16},
-        {"side": ("wave_stats", "clip_length")},
+        {"extra_rows": ("wave_stats", "clip_length")},
     ),
     "timm": ({"family": "timm", "name": "test_efficientnet.r160_in1k"}, {"n_mels": 32}),
     "freq-crop crops": (
@@ -86,8 +86,8 @@ def tagger_of(name, head=None):
 
 def noise(tagger, clips, frames, seed=0):
     """Noise in the shape that a tagger's network is shown."""
-    picture = picture_of(tagger.card.frontend)
-    shape = (clips, picture.channels, picture.bins + picture.side_rows, frames)
+    picture = input_shape(tagger.card.frontend)
+    shape = (clips, picture.channels, picture.bins + picture.n_extra_rows, frames)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -226,17 +226,17 @@ def test_pictures_resized_to_fewer_frames_than_the_network_takes_are_refused():
     config = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, image_size=(128, 64))
     card = TaggerCard(classes=("a",), prevalences=(0.5,), frontend=config, network=network)
     with torch.device("meta"), pytest.raises(KitError, match=r"image_size .* has 64 frames.* 96 or more"):
-        Tagger(card, build_network(network, Picture(1, 128), 1))
+        Tagger(card, build_network(network, InputShape(1, 128), 1))
 
 
 @every_network
 def test_the_layout_that_a_network_asks_for_changes_no_answer(name):
     tagger = tagger_of(name)
     network, spec = tagger.network, noise(tagger, 3, 41)
-    layout = network_layout(network)
+    layout = memory_format_of(network)
     with torch.inference_mode():
         plain = said(network.outputs(spec))
-    Listener(tagger, torch.device("cpu"))
+    Predictor(tagger, torch.device("cpu"))
     with torch.inference_mode():
         fast = said(network.outputs(spec.contiguous(memory_format=layout)))
     network.to(memory_format=torch.contiguous_format)
@@ -258,7 +258,7 @@ def test_the_receptive_field_is_what_moves_a_step(name):
     """Slow definition: every frame in turn made loud, and quiet, in several pictures."""
     tagger = tagger_of(name)
     backbone, frames = tagger.network.backbone, 128
-    field = receptive_frames(backbone, picture_of(tagger.card.frontend))
+    field = receptive_field(backbone, input_shape(tagger.card.frontend))
     specs, moved = 0.1 * noise(tagger, 4, frames), []
     with torch.inference_mode():
         quiet = backbone(specs).main[-1]
@@ -289,4 +289,4 @@ class Memory(Backbone):
     ("before", "field"), [(0, 1), (7, 8), (9, 10), (20, 21), (62, 63), (63, 64), (64, None)]
 )
 def test_a_field_that_lies_on_one_side_is_measured_too(before, field):
-    assert receptive_frames(Memory(before), Picture(1, 3)) == field
+    assert receptive_field(Memory(before), InputShape(1, 3)) == field

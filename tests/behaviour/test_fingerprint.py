@@ -9,16 +9,16 @@ import pytest
 import soundfile
 import torch
 
-from kit.__main__ import VERBS
-from kit.cli import run_command
-from kit.sound.fingerprint import (
+from kit.__main__ import COMMANDS
+from kit.audio.fingerprint import (
     are_copies,
     fingerprint_frontend,
     fingerprint_of_spec,
     likely_shifts,
     near_duplicates,
 )
-from kit.sound.resampling import resample, small_ratio
+from kit.audio.resample import resample, small_ratio
+from kit.cli import run_command
 from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip
 
 RATE = 22050
@@ -169,7 +169,7 @@ def write_clips(folder, waves):
 
 def folds(*words):
     """The exit code of `folds`."""
-    return run_command(VERBS, ["folds", *map(str, words), "--no-progress"])
+    return run_command(COMMANDS, ["folds", *map(str, words), "--no-progress"])
 
 
 def test_folds_keep_near_duplicates_and_a_columns_groups_together(waves, tmp_path, capsys):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger, save_tagger
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import build_backbone, build_network, complete_network, read_network
-from kit.models.freqcrop import FreqCropConfig
+from kit.models.freq_crop import FreqCropConfig
 from kit.models.heads import POOLS
-from kit.models.network import Picture
-from kit.models.tagger import TaggerCard, build_tagger, picture_of
-from kit.sound.frontend import FrontendConfig
+from kit.models.network import InputShape
+from kit.models.tagger import TaggerCard, build_tagger, input_shape
 
 PYRAMID = {"family": "max-pyramid", "blocks": 3, "width": 6, "growth": 1.5}
 BANDS = ((0.0, 350.0), (400.0, 850.0), (400.0, 850.0), (1210.0, 1245.0), (880.0, 4000.0))
@@ -25,7 +25,7 @@ def freq_crop(form="crops", pool="positive-mean", bins=BINS, warm=True, backbone
         full.setdefault("bands_hz", BANDS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        shown = Picture(2, bins, bin_hz=HZ[:bins], bands=CLASSES if form == "crops" else 1)
+        shown = InputShape(2, bins, bin_hz=HZ[:bins], bands=CLASSES if form == "crops" else 1)
         network = build_network(full, shown, CLASSES)
         with torch.no_grad():
             for _ in range(3 * warm):
@@ -193,7 +193,7 @@ def test_spans_of_one_pass_are_pooled_by_the_same_head(form):
 
 
 def test_the_size_is_the_shared_backbone_and_a_layer_per_class():
-    for form, shown in (("crops", Picture(2, 8)), ("pooled", Picture(2, BINS))):
+    for form, shown in (("crops", InputShape(2, 8)), ("pooled", InputShape(2, BINS))):
         shared = build_backbone(*read_network(PYRAMID), shown, False)
         count = sum(p.numel() for p in shared.parameters()) + CLASSES * (shared.widths[-1] + 1)
         network = freq_crop(form, warm=False)
@@ -205,7 +205,7 @@ def test_the_size_is_the_shared_backbone_and_a_layer_per_class():
 @pytest.mark.parametrize("form", ["crops", "pooled"])
 def test_building_draws_the_shared_backbone_then_the_layers_and_nothing_else(form):
     torch.manual_seed(0)
-    shared = build_backbone(*read_network(PYRAMID), Picture(2, 8 if form == "crops" else BINS), False)
+    shared = build_backbone(*read_network(PYRAMID), InputShape(2, 8 if form == "crops" else BINS), False)
     layers = [torch.nn.Linear(shared.widths[-1], CLASSES).weight for _ in range(2)]
     network = freq_crop(form, warm=False, noisy_head=True)
     for layer, head in zip(layers, (network.head, network.noisy_head), strict=True):
@@ -214,7 +214,7 @@ def test_building_draws_the_shared_backbone_then_the_layers_and_nothing_else(for
 
 def test_the_published_network_is_efficientnet_b0_under_24_layers():
     with torch.device("meta"):
-        network = build_network({"family": "freq-crop"}, Picture(1, 24 * 32, bands=24), 24)
+        network = build_network({"family": "freq-crop"}, InputShape(1, 24 * 32, bands=24), 24)
     backbone = 4007548 - 2 * 9 * 32
     assert sum(p.numel() for p in network.parameters()) == backbone + 24 * (1280 + 1)
     assert (network.stride, network.min_frames) == (32, 32)
@@ -258,17 +258,17 @@ def test_settings_that_contradict_each_other_say_the_cure(settings, says):
 @pytest.mark.parametrize(
     ("form", "picture", "says"),
     [
-        ("crops", Picture(1, 40), r"frontend\.bands_hz with a band for each of 5 classes, got 1"),
-        ("crops", Picture(1, 40, bands=10), r"a band for each of 5 classes, got 10"),
+        ("crops", InputShape(1, 40), r"frontend\.bands_hz with a band for each of 5 classes, got 1"),
+        ("crops", InputShape(1, 40, bands=10), r"a band for each of 5 classes, got 10"),
         (
             "crops",
-            Picture(1, 20, bands=5),
+            InputShape(1, 20, bands=5),
             "max-pyramid needs at least 8 frequency bins with these settings, got 4",
         ),
-        ("crops", Picture(1, 40, side_rows=13), "freq-crop reads 0 side rows, got 13"),
-        ("pooled", Picture(1, 40), r"rising frequencies of all rows: no frontend\.bands_hz"),
-        ("pooled", Picture(1, 40, bin_hz=HZ[:39]), "rising frequencies of all rows"),
-        ("pooled", Picture(1, 40, bin_hz=HZ[:20] * 2), "rising frequencies of all rows"),
+        ("crops", InputShape(1, 40, n_extra_rows=13), "freq-crop reads 0 side rows, got 13"),
+        ("pooled", InputShape(1, 40), r"rising frequencies of all rows: no frontend\.bands_hz"),
+        ("pooled", InputShape(1, 40, bin_hz=HZ[:39]), "rising frequencies of all rows"),
+        ("pooled", InputShape(1, 40, bin_hz=HZ[:20] * 2), "rising frequencies of all rows"),
     ],
 )
 def test_pictures_that_hold_no_bands_are_refused(form, picture, says):
@@ -282,10 +282,10 @@ def test_pictures_that_hold_no_bands_are_refused(form, picture, says):
 def test_bands_and_classes_must_be_as_many_and_the_map_must_have_rows():
     pooled = {"family": "freq-crop", "form": "pooled", "bands_hz": BANDS, "backbone": PYRAMID}
     with pytest.raises(KitError, match="a band for each of 4 classes, got 5"):
-        build_network(pooled, Picture(1, BINS, bin_hz=HZ), 4)
+        build_network(pooled, InputShape(1, BINS, bin_hz=HZ), 4)
     flat = {**pooled, "backbone": {**PYRAMID, "dims": 1}}
     with pytest.raises(KitError, match="a backbone whose map has rows of frequency"):
-        build_network(flat, Picture(1, BINS, bin_hz=HZ), 5)
+        build_network(flat, InputShape(1, BINS, bin_hz=HZ), 5)
 
 
 FRONTENDS = {
@@ -328,9 +328,9 @@ def test_a_tone_lies_in_the_rows_of_the_class_whose_band_holds_it(form):
 
 
 def test_a_resized_picture_tells_no_frequencies():
-    assert picture_of(FrontendConfig(image_size=(64, 64))).bin_hz == ()
-    side = picture_of(FrontendConfig(side=("wave_stats", "clip_length")))
-    assert side == Picture(1, 128, 13, tuple(FrontendConfig().bin_hz))
+    assert input_shape(FrontendConfig(image_size=(64, 64))).bin_hz == ()
+    side = input_shape(FrontendConfig(extra_rows=("wave_stats", "clip_length")))
+    assert side == InputShape(1, 128, 13, tuple(FrontendConfig().bin_hz))
 
 
 def test_the_pretrained_file_of_the_backbone_is_read_where_training_starts(tmp_path):
@@ -342,7 +342,7 @@ def test_the_pretrained_file_of_the_backbone_is_read_where_training_starts(tmp_p
     settings = {"family": "freq-crop", "backbone": {"family": "timm", "name": name}}
     settings["backbone"]["weights"] = str(tmp_path / "small.pth")
     heads = [
-        build_network(settings, Picture(1, 64, bands=2), 2, start).backbone.inner.model.conv_head.weight
+        build_network(settings, InputShape(1, 64, bands=2), 2, start).backbone.inner.model.conv_head.weight
         for start in (True, False)
     ]
     assert torch.equal(heads[0], tensors["conv_head.weight"]) and not torch.equal(heads[1], heads[0])

@@ -10,17 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from kit.core.errors import KitError
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.levels import levelled
-from kit.sound.melbank import band_groups, hz_to_mel, mel_filters, mel_to_hz
-from kit.sound.spectra import (
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.normalize import normalize_spec
+from kit.audio.spectrogram import (
     CPU_CHUNK_SAMPLES,
+    band_groups,
     chunk_plan,
     chunked_spectrograms,
     cut_samples,
+    hz_to_mel,
+    mel_filters,
+    mel_to_hz,
     spectrum_tables,
 )
+from kit.core.errors import KitError
 
 RATE = 16000
 SIZES = ((512, 512, 160), (512, 400, 160), (400, 400, 100), (511, 300, 97), (405, 405, 130), (600, 401, 200))
@@ -179,9 +182,9 @@ def test_filters_agree_with_librosa(
         ({"kind": "stft", "bands_hz": ((100.0, 200.0),)}, "kind='mel'"),
         ({"bands_hz": ((100.0, 200.0),)}, "lower n_mels or raise n_fft"),
         ({"image_size": (64,)}, "bins, frames"),
-        ({"image_size": (64, 64), "side": ("clip_length",)}, "without side rows"),
-        ({"side": ("clip_length", "clip_length")}, "must differ"),
-        ({"side": ("length",)}, "clip_length"),
+        ({"image_size": (64, 64), "extra_rows": ("clip_length",)}, "without side rows"),
+        ({"extra_rows": ("clip_length", "clip_length")}, "must differ"),
+        ({"extra_rows": ("length",)}, "clip_length"),
     ],
 )
 def test_wrong_settings_are_refused_with_a_cure(settings: dict[str, Any], cure: str) -> None:
@@ -260,18 +263,18 @@ def test_a_clip_does_not_hear_its_batchmates(kind: str, pad_mode: str) -> None:
 
 def test_finishing_a_clip_does_not_hear_its_batchmates() -> None:
     frontend = Frontend(
-        small(top_db=60.0, normalise="clip", channels=("log", "coordinate", "delta", "delta2"))
+        small(top_db=60.0, normalize="clip", channels=("log", "coordinate", "delta", "delta2"))
     )
     loud, quiet = (
         audible(12.0, 1, level=1.0),
         audible(12.0, 2, level=1e-4),
     )  # long enough to be shared by threads
     raw = torch.stack(frontend.spectrograms([loud, quiet, loud * 0.5, quiet]))
-    together = frontend.finish(raw.reshape(2, 2, *raw.shape[1:])).flatten(0, 1)
+    together = frontend.network_input(raw.reshape(2, 2, *raw.shape[1:])).flatten(0, 1)
     assert together.shape == (4, 4, *raw.shape[1:])
     for item, alone in enumerate(raw):
-        assert torch.equal(together[item], frontend.finish(alone))
-        assert torch.equal(together[item], frontend.finish(alone[None])[0])
+        assert torch.equal(together[item], frontend.network_input(alone))
+        assert torch.equal(together[item], frontend.network_input(alone[None])[0])
 
 
 def test_the_floor_is_each_clips_own() -> None:
@@ -285,9 +288,9 @@ def test_the_floor_is_each_clips_own() -> None:
 
 def test_normalisation_by_clip_and_by_constants() -> None:
     wave = audible(1.0)[None]
-    own = Frontend(small(normalise="clip"))(wave)
+    own = Frontend(small(normalize="clip"))(wave)
     assert abs(float(own.mean())) < 1e-5 and abs(float(own.std(unbiased=False)) - 1) < 1e-5
-    fixed = Frontend(small(normalise="constants", mean=-40.0, std=20.0))(wave)
+    fixed = Frontend(small(normalize="constants", mean=-40.0, std=20.0))(wave)
     torch.testing.assert_close(fixed, (Frontend(small())(wave) + 40) / 20)
 
 
@@ -357,7 +360,7 @@ def test_a_long_clip_is_heard_in_chunks_without_a_copy_of_its_samples() -> None:
 @pytest.mark.parametrize("samples", [1, 4800, 40000])
 def test_silence_clipping_and_single_samples_stay_finite(log: str, power: int, samples: int) -> None:
     channels = ("log", "coordinate", "coordinate01", "delta", "delta2")
-    frontend = Frontend(small(log=log, power=power, normalise="clip", channels=channels))
+    frontend = Frontend(small(log=log, power=power, normalize="clip", channels=channels))
     time = torch.arange(samples)
     square = torch.where(time // 20 % 2 == 0, 1.0, -1.0)
     for wave in (torch.zeros(samples), torch.ones(samples), square, torch.full((samples,), 1e-30)):
@@ -368,7 +371,7 @@ def test_silence_clipping_and_single_samples_stay_finite(log: str, power: int, s
 
 
 def test_autocast_half_waves_and_half_modules_change_nothing() -> None:
-    frontend = Frontend(small(top_db=80.0, normalise="clip", channels=("log", "delta")))
+    frontend = Frontend(small(top_db=80.0, normalize="clip", channels=("log", "delta")))
     wave = audible(1.0)[None]
     expected = frontend(wave)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -408,9 +411,9 @@ def test_a_wave_that_wants_gradients_hears_the_same_and_gets_them(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"top_db": 40.0, "normalise": "clip", "channels": ("log", "delta", "delta2")},
-        {"normalise": "minmax", "power": 1, "log": "ln", "image_size": (6, 7)},
-        {"normalise": "peak", "resolutions": ((64, 20),), "side": ("wave_stats", "clip_length")},
+        {"top_db": 40.0, "normalize": "clip", "channels": ("log", "delta", "delta2")},
+        {"normalize": "minmax", "power": 1, "log": "ln", "image_size": (6, 7)},
+        {"normalize": "peak", "resolutions": ((64, 20),), "extra_rows": ("wave_stats", "clip_length")},
         {"log": "pcen", "pad_mode": "reflect", "image_size": (20, 3), "trim_db": 60.0},
     ],
     ids=str,
@@ -423,16 +426,16 @@ def test_gradients_of_the_whole_way_agree_with_differences(settings: dict[str, A
 
 def test_gradients_of_silence_are_finite() -> None:
     for settings in (
-        {"power": 1, "log": "ln", "side": ("wave_stats",)},
-        {"normalise": "clip"},
-        {"normalise": "minmax"},
+        {"power": 1, "log": "ln", "extra_rows": ("wave_stats",)},
+        {"normalize": "clip"},
+        {"normalize": "minmax"},
         {"log": "pcen", "power": 1},
     ):
         wave = torch.zeros(1, 800, requires_grad=True)
         Frontend(small(**settings))(wave).sum().backward()
         assert wave.grad is not None and torch.isfinite(wave.grad).all(), settings
     spec = torch.zeros(1, 4, 5, requires_grad=True)
-    levelled(spec, None, "clip", 0.0, 1.0).sum().backward()
+    normalize_spec(spec, None, "clip", 0.0, 1.0).sum().backward()
     assert spec.grad is not None and torch.isfinite(spec.grad).all()
 
 
@@ -443,8 +446,8 @@ def test_deltas_agree_with_librosa(name: str, order: int) -> None:
         raw = torch.from_numpy(np.random.default_rng(frames).normal(-50, 20, (3, 40, frames)))
         mode = "interp" if frames >= 9 else "nearest"
         expected = librosa.feature.delta(raw.numpy(), order=order, mode=mode)
-        np.testing.assert_allclose(frontend.finish(raw)[:, 1], expected, atol=1e-9)
-        np.testing.assert_allclose(frontend.finish(raw.float())[:, 1], expected, atol=1e-4)
+        np.testing.assert_allclose(frontend.network_input(raw)[:, 1], expected, atol=1e-9)
+        np.testing.assert_allclose(frontend.network_input(raw.float())[:, 1], expected, atol=1e-4)
 
 
 def test_channels_stand_in_the_order_of_the_settings() -> None:
@@ -453,7 +456,7 @@ def test_channels_stand_in_the_order_of_the_settings() -> None:
     torch.testing.assert_close(spec[0, :, 5], torch.linspace(0, 1, 40))
     torch.testing.assert_close(spec[2, :, 0], torch.linspace(-1, 1, 40))
     assert torch.equal(spec[1], frontend.spectrograms([audible(0.3)])[0])
-    assert torch.equal(frontend.finish(spec[1]), frontend.stack(frontend.level(spec[1])))
+    assert torch.equal(frontend.network_input(spec[1]), frontend.stack(frontend.normalize(spec[1])))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pandas
 import pytest
 
 from kit.core.errors import KitError
+from kit.infer.blend import fit_class_weights, fit_weights
 from kit.infer.gate import (
     STEPS,
     EstimatedPriors,
@@ -22,10 +23,9 @@ from kit.infer.gate import (
     TopMean,
     WindowChoice,
     cross_apply,
-    judge_step,
+    evaluate_step,
 )
 from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
-from kit.infer.weights import fit_class_weights, fit_weights
 from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.metrics import lwlrap
 
@@ -70,7 +70,7 @@ def several(
 def test_a_step_that_helps_is_admitted_and_does_what_its_function_does() -> None:
     rows, truth, folds = recordings_of(steady=True)
     for step in (NeighbourSmoothing(kernel=(0.5, 0.3)), TopMean()):
-        judged = judge_step(step, rows, truth, folds)
+        judged = evaluate_step(step, rows, truth, folds)
         assert judged.after > judged.before == lwlrap(truth, rows.scores)
         assert judged.gain_low > 0 and judged.gain_high > judged.gain_low
         np.testing.assert_array_equal(judged.admit().apply(rows), step.apply(rows))
@@ -93,14 +93,14 @@ def test_every_step_does_what_its_function_does_by_its_own_settings() -> None:
 
 def test_the_bounds_of_a_gain_draw_recordings_whole() -> None:
     rows, truth, folds = recordings_of(steady=True)
-    judged = judge_step(TopMean(), rows, truth, folds)
+    judged = evaluate_step(TopMean(), rows, truth, folds)
     gain = bootstrap_difference(lwlrap, truth, TopMean().apply(rows), rows.scores, rows.recordings)
     assert (judged.gain_low, judged.gain_high) == (gain.low, gain.high)
 
 
 def test_a_step_that_does_not_help_is_refused_with_both_figures_unless_told_to() -> None:
     rows, truth, folds = recordings_of(steady=False)
-    judged = judge_step(NeighbourSmoothing(kernel=(1.0,)), rows, truth, folds)
+    judged = evaluate_step(NeighbourSmoothing(kernel=(1.0,)), rows, truth, folds)
     assert judged.after < judged.before
     with pytest.raises(KitError, match=f"lwlrap {judged.before:.4f} without it, {judged.after:.4f} with it"):
         judged.admit()
@@ -112,7 +112,7 @@ def test_a_step_that_changes_nothing_is_no_gain() -> None:
     rows, truth, folds = recordings_of(steady=True)
     trained = tuple([0.3] * CLASSES)
     for step in (NeighbourSmoothing(kernel=(0.0,)), PriorOdds(trained=trained, wanted=trained)):
-        judged = judge_step(step, rows, truth, folds)
+        judged = evaluate_step(step, rows, truth, folds)
         assert judged.after == judged.before
         with pytest.raises(KitError, match="not seen to help"):
             judged.admit()
@@ -121,18 +121,18 @@ def test_a_step_that_changes_nothing_is_no_gain() -> None:
 def test_weights_help_where_models_differ_and_not_where_they_are_one() -> None:
     rows, truth, folds = several([3.0, 0.1, 0.1])
     for per_class in (False, True):
-        judged = judge_step(FittedWeights(per_class=per_class), rows, truth, folds)
+        judged = evaluate_step(FittedWeights(per_class=per_class), rows, truth, folds)
         assert judged.after > judged.before == lwlrap(truth, rows.scores.mean(axis=0))
     same = RowSet(rows.scores[[0, 0]])
     with pytest.raises(KitError, match="FittedWeights was not seen to help"):
-        judge_step(FittedWeights(), same, truth, folds).admit()
+        evaluate_step(FittedWeights(), same, truth, folds).admit()
 
 
 def test_the_step_that_comes_back_learnt_on_all_rows() -> None:
     rows, truth, folds = several([3.0, 1.0, 0.1])
-    common = judge_step(FittedWeights(), rows, truth, folds).admit(True)
+    common = evaluate_step(FittedWeights(), rows, truth, folds).admit(True)
     np.testing.assert_allclose(np.array(common.weights)[:, 0], fit_weights(rows.scores, truth))
-    each = judge_step(FittedWeights(per_class=True, strength=7.0), rows, truth, folds).admit(True)
+    each = evaluate_step(FittedWeights(per_class=True, strength=7.0), rows, truth, folds).admit(True)
     np.testing.assert_allclose(each.weights, fit_class_weights(rows.scores, truth, 7.0))
     np.testing.assert_allclose(
         each.apply(rows),
@@ -144,7 +144,7 @@ def test_the_step_that_comes_back_learnt_on_all_rows() -> None:
 def test_windows_are_chosen_per_class_where_classes_differ_and_must_beat_the_best_common_length() -> None:
     skill = np.where(np.arange(CLASSES) < 2, 3.0, 0.3)
     rows, truth, folds = several([skill, 3.3 - skill])
-    judged = judge_step(WindowChoice(), rows, truth, folds)
+    judged = evaluate_step(WindowChoice(), rows, truth, folds)
     assert judged.admit().lengths == (0, 0, 1, 1, 1)
     assert judged.before == max(lwlrap(truth, one) for one in rows.scores) < judged.after
     chosen = judged.admit().apply(rows)
@@ -156,7 +156,7 @@ def test_windows_are_chosen_per_class_where_classes_differ_and_must_beat_the_bes
 def test_what_was_learnt_from_noise_is_no_gain(step: Step) -> None:
     rows, truth, folds = several([0.0] * 12, n=60)
     seen = lwlrap(truth, step.fit(rows, truth).apply(rows))
-    judged = judge_step(step, rows, truth, folds)
+    judged = evaluate_step(step, rows, truth, folds)
     assert seen > judged.after + 0.03 and judged.gain_low < 0
     with pytest.raises(KitError, match="not seen to help"):
         judged.admit()
@@ -219,8 +219,8 @@ def test_estimated_priors_help_where_the_set_has_others_than_training() -> None:
     truth = (rng.random((400, 3)) < here).astype(float)
     rows = RowSet(1 / (1 + np.exp(2 - 2 * (rng.normal(size=truth.shape) + 2 * truth))))
     folds = np.arange(400) % 2
-    judged = judge_step(EstimatedPriors(trained=tuple(trained)), rows, truth, folds, negative_log_loss)
-    known = judge_step(PriorOdds(tuple(trained), tuple(here)), rows, truth, folds, negative_log_loss)
+    judged = evaluate_step(EstimatedPriors(trained=tuple(trained)), rows, truth, folds, negative_log_loss)
+    known = evaluate_step(PriorOdds(tuple(trained), tuple(here)), rows, truth, folds, negative_log_loss)
     assert judged.before + 0.05 < judged.after == pytest.approx(known.after, abs=0.01)
     assert judged.metric == "negative_log_loss" and judged.gain_low > 0
 
@@ -230,7 +230,7 @@ def test_unknown_labels_are_neither_learnt_nor_scored() -> None:
         rows, truth, folds = several([2.0, 0.5, 0.1])
         truth[np.random.default_rng(1).random(truth.shape) < 0.4] = np.nan
         other = np.where(np.isnan(truth), 0.77, rows.scores)
-        one, two = judge_step(step, rows, truth, folds), judge_step(step, RowSet(other), truth, folds)
+        one, two = evaluate_step(step, rows, truth, folds), evaluate_step(step, RowSet(other), truth, folds)
         assert dataclasses.astuple(one) == dataclasses.astuple(two)
 
 
@@ -260,7 +260,7 @@ def test_a_judged_step_survives_json() -> None:
     ]  # fmt: skip
     assert {type(step).__name__ for step, _ in cases} == set(STEPS)
     for step, given in cases:
-        judged = judge_step(step, given, truth, folds)
+        judged = evaluate_step(step, given, truth, folds)
         again = Judged.from_dict(json.loads(json.dumps(judged.to_dict())))
         assert again == judged and again.admit(True) == judged.admit(True)
         np.testing.assert_array_equal(again.admit(True).apply(given), judged.admit(True).apply(given))
@@ -282,15 +282,15 @@ def test_what_cannot_be_judged_is_told() -> None:
     rows, truth, folds = recordings_of(steady=True)
     models = RowSet(np.stack([rows.scores] * 2), rows.recordings, rows.times_s)
     cases: list[tuple[Any, str]] = [
-        (lambda: judge_step(TopMean(), rows, truth[:-1], folds), "the same rows"),
-        (lambda: judge_step(TopMean(), rows, truth, folds[:-1]), "the same rows"),
-        (lambda: judge_step(TopMean(), rows, truth, np.arange(len(truth)) % 2), "lies in fold 0 and in fold 1"),
-        (lambda: judge_step(FittedWeights(), models, truth, folds * 0), "all rows are in one fold"),
-        (lambda: judge_step(FittedWeights(), rows, truth, folds), r"\(models, clips, classes\)"),
-        (lambda: judge_step(TopMean(), models, truth, folds), r"\(rows, classes\)"),
-        (lambda: judge_step(TopMean(), RowSet(rows.scores), truth, folds), "each row's recording"),
-        (lambda: judge_step(NeighbourSmoothing(), RowSet(rows.scores), truth, folds), "recording and time"),
-        (lambda: judge_step(TopMean(), rows, truth * 0, folds), "has a true label"),
+        (lambda: evaluate_step(TopMean(), rows, truth[:-1], folds), "the same rows"),
+        (lambda: evaluate_step(TopMean(), rows, truth, folds[:-1]), "the same rows"),
+        (lambda: evaluate_step(TopMean(), rows, truth, np.arange(len(truth)) % 2), "lies in fold 0 and in fold 1"),
+        (lambda: evaluate_step(FittedWeights(), models, truth, folds * 0), "all rows are in one fold"),
+        (lambda: evaluate_step(FittedWeights(), rows, truth, folds), r"\(models, clips, classes\)"),
+        (lambda: evaluate_step(TopMean(), models, truth, folds), r"\(rows, classes\)"),
+        (lambda: evaluate_step(TopMean(), RowSet(rows.scores), truth, folds), "each row's recording"),
+        (lambda: evaluate_step(NeighbourSmoothing(), RowSet(rows.scores), truth, folds), "recording and time"),
+        (lambda: evaluate_step(TopMean(), rows, truth * 0, folds), "has a true label"),
         (lambda: WindowChoice().apply(models), "fit it"),
         (lambda: WindowChoice(lengths=(2,) * CLASSES).apply(models), "fit it"),
         (lambda: FittedWeights().apply(models), "per model and class"),
@@ -310,5 +310,5 @@ def test_a_judged_step_tells_what_it_did_and_what_it_looks_at() -> None:
 
 @pytest.mark.parametrize(("step", "rows"), [(TopMean, RowSet(np.ones((2, 2)))), (TopMean(), np.ones((2, 2)))])
 def test_what_is_no_step_or_no_row_set_is_told_how_to_ask(step: Any, rows: Any) -> None:
-    with pytest.raises(KitError, match=r"judge_step\(TopMean\(\), RowSet"):
-        judge_step(step, rows, np.ones((2, 2)), [0, 1])
+    with pytest.raises(KitError, match=r"evaluate_step\(TopMean\(\), RowSet"):
+        evaluate_step(step, rows, np.ones((2, 2)), [0, 1])

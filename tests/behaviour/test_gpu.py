@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.decode import Sound
+from kit.audio.frontend import Frontend
 from kit.core.runtime import device_problem
-from kit.infer.engine import Listener
 from kit.infer.predict import predict_clips
-from kit.learn.losses import LOSSES, average_loss
-from kit.learn.train import train_run
+from kit.infer.predictor import Predictor
 from kit.models.families import build_network
-from kit.models.network import Picture
-from kit.presets import SYSTEMS
-from kit.recipes import find_recipe
-from kit.sound.decode import Sound
-from kit.sound.frontend import Frontend
+from kit.models.network import InputShape
 from kit.toydata import make_toy_set
+from kit.train.losses import LOSSES, average_loss
+from kit.train.recipes import SYSTEMS, find_recipe
+from kit.train.run import train_run
 from tests.behaviour.trained import Trained, loud_tagger, noise
 
 DEVICE = "cuda"
@@ -45,8 +44,8 @@ def test_half_precision_on_a_gpu_stays_near(trained: Trained, clips: Path) -> No
 
 
 def test_a_batch_beyond_a_gpus_memory_is_halved_until_it_fits() -> None:
-    listener = Listener(loud_tagger(), torch.device(DEVICE), batch_frames=10**7)
-    answer, refused = listener.answer, []
+    predictor = Predictor(loud_tagger(), torch.device(DEVICE), batch_frames=10**7)
+    answer, refused = predictor.answer, []
 
     def lack(batch: torch.Tensor) -> np.ndarray:
         if len(batch) > 2:
@@ -54,9 +53,9 @@ def test_a_batch_beyond_a_gpus_memory_is_halved_until_it_fits() -> None:
             raise torch.OutOfMemoryError("as if")
         return answer(batch)
 
-    listener.answer = lack  # type: ignore[method-assign]
+    predictor.answer = lack  # type: ignore[method-assign]
     specs = [torch.randn(loud_tagger().card.frontend.n_bins, 50) for _ in range(8)]
-    heard = listener.listen(specs)
+    heard = predictor.predict(specs)
     assert refused and all(said is not None for said in heard)
 
 
@@ -79,8 +78,10 @@ def test_training_runs_on_a_gpu_in_half_precision(tmp_path: Path) -> None:
 def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
     frontend = Frontend(SYSTEMS[name].frontend)
     waves = [torch.from_numpy(noise(samples, seed=samples, level=0.3)) for samples in (90000, 30011)]
-    on_cpu = [frontend.finish(raw) for raw in frontend.spectrograms(waves)]
-    on_gpu = [frontend.finish(raw) for raw in frontend.spectrograms([wave.to(DEVICE) for wave in waves])]
+    on_cpu = [frontend.network_input(raw) for raw in frontend.spectrograms(waves)]
+    on_gpu = [
+        frontend.network_input(raw) for raw in frontend.spectrograms([wave.to(DEVICE) for wave in waves])
+    ]
     for here, there in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(there.cpu(), here, atol=0.05, rtol=1e-3)
 
@@ -90,7 +91,7 @@ def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
 def test_every_family_says_the_same_on_a_gpu_and_learns_there(family: str, pool: str) -> None:
     torch.manual_seed(0)
     settings = {"family": family, "width": 8, "noisy_head": True, "head": {"pool": pool, "recurrent": "gru"}}
-    network = build_network(settings, Picture(2, 64), 5)
+    network = build_network(settings, InputShape(2, 64), 5)
     spec = torch.randn(3, 2, 64, 100)
     on_cpu = network.eval()(spec)
     network.to(DEVICE)

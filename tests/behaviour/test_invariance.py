@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kit.infer.checkpoint import load_tagger
-from kit.infer.engine import Listener, hear_waves
+from kit.audio.decode import Sound
 from kit.infer.predict import predict_clips
-from kit.sound.decode import Sound
+from kit.infer.predictor import Predictor, compute_spectrograms
+from kit.models.checkpoint import load_tagger
 from kit.toydata import TOY_CLASSES, toy_clip
 from tests.behaviour.trained import LoudBands, Trained, loud_tagger
 
@@ -79,20 +79,20 @@ def test_logits_alone_and_in_batches_of_2_and_64_agree(trained: Trained, which: 
     tagger.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     rate = tagger.card.frontend.sample_rate
     waves = [torch.from_numpy(toy_sound(rate - 1, seed).wave) for seed in range(size)]
-    specs = hear_waves(tagger.frontend, waves)
-    listener = Listener(tagger, CPU, batch_frames=1_000_000)
-    together = listened(listener, specs)
+    specs = compute_spectrograms(tagger.frontend, waves)
+    predictor = Predictor(tagger, CPU, batch_frames=1_000_000)
+    together = listened(predictor, specs)
     assert max(seen) == size
     seen.clear()
-    alone = np.concatenate([listened(listener, [spec]) for spec in specs])
+    alone = np.concatenate([listened(predictor, [spec]) for spec in specs])
     assert set(seen) == {1}
     scale = max(1.0, float(np.abs(together).max()))
     assert furthest(together, alone) <= TOLERANCE * scale
 
 
-def listened(listener: Listener, specs: Sequence[torch.Tensor]) -> np.ndarray:
+def listened(predictor: Predictor, specs: Sequence[torch.Tensor]) -> np.ndarray:
     """The logits of every window of some clips."""
-    return np.concatenate([said.logits for said in listener.listen(specs) if said is not None])
+    return np.concatenate([said.logits for said in predictor.predict(specs) if said is not None])
 
 
 def test_a_batch_never_holds_two_lengths_nor_a_neighbours_padding(sounds: list[Sound]) -> None:

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from kit.infer.checkpoint import load_tagger
-from kit.infer.engine import Listener, WindowLogits
-from kit.infer.hearing import Hearing
-from kit.infer.ledger import Ledger
-from kit.infer.memory import SpecStore
+from kit.audio.decode import DECODERS, Decoder, Sound
+from kit.infer.cache import PredictionCache, SpectrogramCache
+from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble
+from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
-from kit.infer.session import Member, collect_frontends, listen_through
-from kit.sound.decode import DECODERS, Decoder, Sound
+from kit.infer.predictor import Predictor, WindowLogits
+from kit.models.checkpoint import load_tagger
 from tests.behaviour.trained import Trained
 
 
@@ -26,9 +25,9 @@ def said(seed: int, windows: int = 3, classes: int = 4) -> WindowLogits:
     return WindowLogits(logits, tuple((10 * w, 10 * w + 20) for w in range(windows)))
 
 
-def filled(path: Path, entries: int = 5) -> Ledger:
+def filled(path: Path, entries: int = 5) -> PredictionCache:
     """A ledger with some entries on disk."""
-    ledger = Ledger(path, lambda: 0.0)
+    ledger = PredictionCache(path, lambda: 0.0)
     ledger.add((f"{seed:064x}", said(seed, windows=1 + seed)) for seed in range(entries))
     ledger.flush()
     return ledger
@@ -36,7 +35,7 @@ def filled(path: Path, entries: int = 5) -> Ledger:
 
 def test_a_ledger_reads_back_every_bit(tmp_path: Path) -> None:
     filled(tmp_path / "a.npz")
-    again = Ledger(tmp_path / "a.npz", lambda: 0.0)
+    again = PredictionCache(tmp_path / "a.npz", lambda: 0.0)
     assert len(again.entries) == 5
     for seed in range(5):
         entry, wanted = again.entries[f"{seed:064x}"], said(seed, windows=1 + seed)
@@ -45,12 +44,12 @@ def test_a_ledger_reads_back_every_bit(tmp_path: Path) -> None:
 
 def test_a_ledger_writes_at_most_as_often_as_it_was_told(tmp_path: Path) -> None:
     now = [0.0]
-    ledger = Ledger(tmp_path / "a.npz", lambda: now[0], flush_every_s=2.0)
+    ledger = PredictionCache(tmp_path / "a.npz", lambda: now[0], flush_every_s=2.0)
     ledger.add([("0" * 64, said(0))])
     assert not (tmp_path / "a.npz").exists()
     now[0] = 2.0
     ledger.add([("1" * 64, said(1))])
-    assert len(Ledger(tmp_path / "a.npz", lambda: 0.0).entries) == 2
+    assert len(PredictionCache(tmp_path / "a.npz", lambda: 0.0).entries) == 2
 
 
 DAMAGES = {
@@ -79,15 +78,15 @@ def test_a_damaged_ledger_counts_as_none(tmp_path: Path, damage: str) -> None:
     else:
         with open(path, "wb") as handle:
             np.savez(handle, other=np.zeros(3))
-    ledger = Ledger(path, lambda: 0.0)
+    ledger = PredictionCache(path, lambda: 0.0)
     assert ledger.entries == {}
     ledger.add([("2" * 64, said(2))])
     ledger.flush()
-    assert set(Ledger(path, lambda: 0.0).entries) == {"2" * 64}
+    assert set(PredictionCache(path, lambda: 0.0).entries) == {"2" * 64}
 
 
 def test_what_the_store_spills_to_disk_comes_back_bit_for_bit() -> None:
-    store = SpecStore(budget_bytes=5000)
+    store = SpectrogramCache(budget_bytes=5000)
     specs = {i: torch.randn(7, 11 + 37 * i) for i in range(12)}
     for key, spec in specs.items():
         store.put(key, spec)
@@ -103,14 +102,14 @@ def test_what_the_store_spills_to_disk_comes_back_bit_for_bit() -> None:
 
 
 def test_a_store_without_memory_keeps_everything_on_disk_even_what_is_not_contiguous() -> None:
-    store = SpecStore(budget_bytes=0)
+    store = SpectrogramCache(budget_bytes=0)
     spec = torch.randn(40, 9).T
     store.put("a", spec)
     assert torch.equal(store.get("a"), spec) and store.used_bytes == 0
 
 
 def test_putting_a_key_again_takes_the_memory_of_one() -> None:
-    store = SpecStore(budget_bytes=10_000)
+    store = SpectrogramCache(budget_bytes=10_000)
     for _ in range(2):
         store.put("a", torch.zeros(10, 10))
     store.drop("a")
@@ -122,7 +121,7 @@ def test_what_was_spilled_holds_no_handle_and_leaves_nothing_when_it_was_dropped
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store, handles = SpecStore(budget_bytes=0), len(os.listdir("/proc/self/fd"))
+    store, handles = SpectrogramCache(budget_bytes=0), len(os.listdir("/proc/self/fd"))
     before = Path("/proc/self/maps").read_text().count("audiotag_kit_")
     for key in range(50):
         store.put(key, torch.zeros(10, 100))
@@ -134,32 +133,33 @@ def test_what_was_spilled_holds_no_handle_and_leaves_nothing_when_it_was_dropped
     assert Path("/proc/self/maps").read_text().count("audiotag_kit_") == before
 
 
-def at_work(checkpoints: Sequence[str], folder: Path) -> tuple[list[Member], Hearing]:
+def at_work(checkpoints: Sequence[str], folder: Path) -> tuple[list[EnsembleMember], SpectrogramLoader]:
     """Models and the clips of a folder, ready to be heard."""
     device = torch.device("cpu")
     members = [
-        Member(name, Listener(load_tagger(name), device), Ledger(None, lambda: 0.0)) for name in checkpoints
+        EnsembleMember(name, Predictor(load_tagger(name), device), PredictionCache(None, lambda: 0.0))
+        for name in checkpoints
     ]
-    return members, Hearing(sorted(folder.iterdir()), collect_frontends(members, device), device)
+    return members, SpectrogramLoader(sorted(folder.iterdir()), collect_frontends(members, device), device)
 
 
 def test_models_hear_the_same_from_memory_and_from_disk(trained: Trained, clips: Path) -> None:
     said_by: dict[int, dict[tuple[str, int], np.ndarray]] = {}
     for budget in (10**9, 20_000, 0):
-        members, hearing = at_work(trained.all, clips)
-        hearing.store = SpecStore(budget)
+        members, loader = at_work(trained.all, clips)
+        loader.store = SpectrogramCache(budget)
         heard: dict[tuple[str, int], np.ndarray] = {}
         spilled: set[object] = set()
 
         def take(
-            member: Member, i: int, said: WindowLogits, heard=heard, spilled=spilled, hearing=hearing
+            member: EnsembleMember, i: int, said: WindowLogits, heard=heard, spilled=spilled, loader=loader
         ) -> None:
             heard[member.name, i] = said.logits
-            spilled |= hearing.store.spilled
+            spilled |= loader.store.spilled
 
-        listen_through(members, hearing, take)
+        predict_ensemble(members, loader, take)
         assert bool(spilled) == (budget < 10**9)
-        hearing.close()
+        loader.close()
         said_by[budget] = heard
     for budget in (20_000, 0):
         assert said_by[budget].keys() == said_by[10**9].keys()
@@ -167,11 +167,11 @@ def test_models_hear_the_same_from_memory_and_from_disk(trained: Trained, clips:
 
 
 def test_spectrograms_are_dropped_when_their_last_model_has_heard_them(trained: Trained, clips: Path) -> None:
-    members, hearing = at_work(trained.all, clips)
+    members, loader = at_work(trained.all, clips)
     most: list[int] = []
-    listen_through(members, hearing, lambda *_: most.append(hearing.store.used_bytes))
-    hearing.close()
-    assert max(most) > 0 and hearing.store.used_bytes == 0 and not hearing.store.kept
+    predict_ensemble(members, loader, lambda *_: most.append(loader.store.used_bytes))
+    loader.close()
+    assert max(most) > 0 and loader.store.used_bytes == 0 and not loader.store.kept
 
 
 def test_every_file_is_opened_once_for_all_models(trained: Trained, clips: Path) -> None:

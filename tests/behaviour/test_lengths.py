@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.windows import PAD_MODES, LengthBuckets, batches_by_length, pad_frames
 from kit.core.errors import KitError
-from kit.sound.lengths import FILL_MODES, LengthGrid, batches_by_length, fill_frames
 
 
 def freesound_like_frames(clips=1120, seed=0):
@@ -28,7 +28,7 @@ def grid_lengths(grid, most):
 @pytest.mark.parametrize("shortest", [1, 7, 32, 128])
 @pytest.mark.parametrize("ratio", [1.0, 1.02, 1.05, 1.25])
 def test_the_grid_adds_less_than_its_ratio(shortest, ratio):
-    grid = LengthGrid(shortest, ratio)
+    grid = LengthBuckets(shortest, ratio)
     for frames in [*range(1, 2000), 4097, 8191, 20000]:
         length = grid.round_up(frames)
         assert length >= frames and length >= shortest
@@ -39,13 +39,13 @@ def test_the_grid_adds_less_than_its_ratio(shortest, ratio):
 
 
 def test_the_default_grid_adds_at_most_five_percent():
-    grid = LengthGrid()
+    grid = LengthBuckets()
     assert all(frames <= grid.round_up(frames) <= 1.05 * frames for frames in range(1, 9000))
 
 
 def test_the_grid_is_geometric_and_not_rounded_to_strides():
     for shortest in (1, 32):
-        lengths = grid_lengths(LengthGrid(shortest), 100_000)
+        lengths = grid_lengths(LengthBuckets(shortest), 100_000)
         slow = [shortest]
         while slow[-1] < 100_000:
             slow.append(max(slow[-1] + 1, int(slow[-1] * 1.05)))
@@ -56,7 +56,7 @@ def test_the_grid_is_geometric_and_not_rounded_to_strides():
 
 
 def test_a_grid_length_stays_where_it_is_and_longer_clips_get_no_shorter_one():
-    grid = LengthGrid(32)
+    grid = LengthBuckets(32)
     rounded = [grid.round_up(frames) for frames in range(1, 5000)]
     assert rounded == sorted(rounded)
     assert all(grid.round_up(length) == length for length in rounded)
@@ -64,17 +64,17 @@ def test_a_grid_length_stays_where_it_is_and_longer_clips_get_no_shorter_one():
 
 def test_a_grid_length_depends_on_the_clip_alone():
     frames = freesound_like_frames(200)
-    alone = {f: LengthGrid(32).round_up(f) for f in frames}
-    shared = LengthGrid(32)
+    alone = {f: LengthBuckets(32).round_up(f) for f in frames}
+    shared = LengthBuckets(32)
     assert all(shared.round_up(f) == alone[f] for f in np.random.default_rng(1).permutation(frames).tolist())
-    assert list(inspect.signature(LengthGrid.round_up).parameters) == ["self", "frames"]
+    assert list(inspect.signature(LengthBuckets.round_up).parameters) == ["self", "frames"]
 
 
 def test_freesound_like_clips_make_about_ninety_lengths():
     counts, added = [], []
     for seed in range(3):
         frames = freesound_like_frames(seed=seed)
-        rounded = [LengthGrid(32).round_up(f) for f in frames]
+        rounded = [LengthBuckets(32).round_up(f) for f in frames]
         counts.append(len(set(rounded)))
         added.append(sum(rounded) / sum(frames) - 1)
     assert all(70 <= count <= 105 for count in counts), counts
@@ -84,7 +84,7 @@ def test_freesound_like_clips_make_about_ninety_lengths():
 @pytest.mark.parametrize("shortest, ratio", [(0, 1.05), (-3, 1.05), (1, 0.99), (1, 2.5), (1, float("nan"))])
 def test_a_grid_that_cannot_be_is_refused(shortest, ratio):
     with pytest.raises(KitError, match=r"shortest >= 1 and ratio in \[1, 2\]"):
-        LengthGrid(shortest, ratio)
+        LengthBuckets(shortest, ratio)
 
 
 def slow_fill(spec, frames, mode):
@@ -92,11 +92,11 @@ def slow_fill(spec, frames, mode):
     n = spec.shape[-1]
     columns, place, step = [], 0, 1
     for frame in range(frames):
-        if mode == "floor":
+        if mode == "min":
             columns.append(spec[:, frame] if frame < n else torch.full_like(spec[:, 0], float(spec.min())))
             continue
         columns.append(spec[:, place])
-        if mode == "loop":
+        if mode == "wrap":
             place = 0 if place + 1 == n else place + 1
         elif n > 1:
             if not 0 <= place + step < n:
@@ -105,13 +105,13 @@ def slow_fill(spec, frames, mode):
     return torch.stack(columns, dim=1)
 
 
-@pytest.mark.parametrize("mode", FILL_MODES)
+@pytest.mark.parametrize("mode", PAD_MODES)
 def test_a_filled_clip_agrees_with_a_walk_over_it(mode):
     for n in (1, 2, 3, 5, 11):
         spec = torch.randn(4, n, generator=torch.Generator().manual_seed(n))
         for frames in (n, n + 1, 2 * n - 1, 2 * n, 3 * n + 2, 50):
             if frames >= n:
-                assert torch.equal(fill_frames(spec, frames, mode), slow_fill(spec, frames, mode)), (
+                assert torch.equal(pad_frames(spec, frames, mode), slow_fill(spec, frames, mode)), (
                     n,
                     frames,
                 )
@@ -119,19 +119,17 @@ def test_a_filled_clip_agrees_with_a_walk_over_it(mode):
 
 def test_a_filled_clip_begins_with_the_clip_itself():
     spec = torch.randn(3, 7)
-    for mode in FILL_MODES:
-        assert torch.equal(fill_frames(spec, 30, mode)[:, :7], spec)
+    for mode in PAD_MODES:
+        assert torch.equal(pad_frames(spec, 30, mode)[:, :7], spec)
 
 
 def test_a_fill_that_cannot_be_is_refused_with_the_right_words():
     for frames in (3, 5):
-        with pytest.raises(
-            KitError, match="unknown fill mode 'zeros': the choices are: floor, loop, reflect"
-        ):
-            fill_frames(torch.zeros(2, 3), frames, "zeros")
+        with pytest.raises(KitError, match="unknown pad_mode 'zeros': the choices are: min, reflect, wrap"):
+            pad_frames(torch.zeros(2, 3), frames, "zeros")
     for n, frames in ((0, 5), (6, 5)):
-        with pytest.raises(KitError, match=f"cannot fill {n} frames up to {frames}"):
-            fill_frames(torch.zeros(2, n), frames, "loop")
+        with pytest.raises(KitError, match=f"cannot pad {n} frames up to {frames}"):
+            pad_frames(torch.zeros(2, n), frames, "wrap")
 
 
 def test_batches_hold_one_length_each_and_every_clip_once():
@@ -159,6 +157,6 @@ def test_batches_are_as_few_as_the_budget_allows():
 
 
 def test_freesound_like_clips_fill_batches_of_sixteen_thousand_frames_with_about_eleven():
-    lengths = [LengthGrid(32).round_up(f) for f in freesound_like_frames()]
+    lengths = [LengthBuckets(32).round_up(f) for f in freesound_like_frames()]
     batches = batches_by_length(lengths, 16000)
     assert 7 <= len(lengths) / len(batches) <= 14

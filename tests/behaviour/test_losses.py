@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.learn.losses import (
+from kit.train.losses import (
     LOSSES,
     RowLoss,
     average_loss,
@@ -384,9 +384,9 @@ def test_an_average_over_labels_is_the_mean_of_the_flattened_labels(name):
     torch.testing.assert_close(average_loss(LOSSES[name](logits, targets), over="labels"), expected)
 
 
-@pytest.mark.parametrize("by_share", [True, False])
+@pytest.mark.parametrize("weight_by_share", [True, False])
 @pytest.mark.parametrize("over", ["clips", "labels"])
-def test_sources_are_summed_by_weight_and_share(by_share, over):
+def test_sources_are_summed_by_weight_and_share(weight_by_share, over):
     logits, targets = draw("hard")
     sources = torch.arange(len(logits)) % 5 // 2  # 10, 10 and 4 clips
     weights = torch.linspace(0.1, 2.0, len(logits), dtype=torch.float64)
@@ -396,8 +396,8 @@ def test_sources_are_summed_by_weight_and_share(by_share, over):
         rows = [i for i in range(len(logits)) if sources[i] == index]
         if rows:
             average = average_loss(loss(logits[rows], targets[rows]), weights[rows], over)
-            expected += weight * (len(rows) / len(logits) if by_share else 1.0) * average.item()
-    got = sum_by_source(logits.requires_grad_(), targets, sources, parts, weights, over, by_share)
+            expected += weight * (len(rows) / len(logits) if weight_by_share else 1.0) * average.item()
+    got = sum_by_source(logits.requires_grad_(), targets, sources, parts, weights, over, weight_by_share)
     assert got.shape == () and got.item() == pytest.approx(expected, rel=1e-6)
     got.backward()
     assert (logits.grad[targets.isnan()] == 0).all()

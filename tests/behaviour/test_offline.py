@@ -9,7 +9,7 @@ import pytest
 
 from kit.core.runtime import OFFLINE_SWITCHES
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
+from kit.infer.submit import submit
 from tests.behaviour.trained import Trained, read_scores
 
 

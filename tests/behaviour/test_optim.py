@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from kit.audio.frontend import FrontendConfig
+from kit.audio.mixup import MixupConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger
-from kit.infer.engine import Listener
-from kit.learn.data import RunData
-from kit.learn.loop import NORM_BATCHES, FoldTraining
-from kit.learn.optim import OptimConfig, build_optimizer, build_schedule, depth_groups
-from kit.learn.recipe import Recipe
-from kit.learn.sampling import draw_batches
-from kit.learn.train import new_tagger
-from kit.sound.frontend import FrontendConfig
-from kit.sound.mixing import MixConfig
+from kit.infer.predictor import Predictor
+from kit.models.checkpoint import load_tagger
+from kit.train.dataset import Dataset
+from kit.train.optim import OptimConfig, build_optimizer, build_schedule, layer_groups
+from kit.train.recipe import Recipe
+from kit.train.run import new_tagger
+from kit.train.sampler import draw_batches
+from kit.train.trainer import NORM_BATCHES, Trainer
 from tests.behaviour.test_train import make_set, train_quietly
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
     frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
-    network={"family": "max-pyramid", "blocks": 2, "width": 4}, crop_s=0.2, mix=MixConfig(p=0.5), epochs=4,
-    plain_epochs=1, batch_size=4, validate_every=1, n_folds=2,
+    network={"family": "max-pyramid", "blocks": 2, "width": 4}, crop_s=0.2, mixup=MixupConfig(p=0.5), epochs=4,
+    no_augment_epochs=1, batch_size=4, validate_every=1, n_folds=2,
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def noise_data(n=12, fold_of=lambda i: i % 2, seed=0):
     folds = np.array([fold_of(i) for i in range(n)])
     names = tuple(f"{i}.wav" for i in range(n))
     seconds = dict.fromkeys(range(n), 0.5)
-    return RunData(names, CLASSES, truth, np.ones(n, np.float32), folds, specs, seconds, {})
+    return Dataset(names, CLASSES, truth, np.ones(n, np.float32), folds, specs, seconds, {})
 
 
 DATA = noise_data()
@@ -50,8 +50,8 @@ DATA = noise_data()
 def fold_training(recipe, data=DATA, fold=0):
     """The training of one fold, as a run begins it."""
     tagger = new_tagger(recipe, data, fold)
-    Listener(tagger, CPU)
-    return FoldTraining(recipe, tagger, data.learn_from(fold), fold, CPU)
+    Predictor(tagger, CPU)
+    return Trainer(recipe, tagger, data.train_split(fold), fold, CPU)
 
 
 def copied(network):
@@ -80,7 +80,7 @@ def rates_of(config, steps, score=lambda step: 0.0, rate=1.0, share=1.0):
     """The learning rates of every group at every step. Shape: -> (steps, groups)"""
     torch.manual_seed(0)
     network = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(8 if rate < 1 else 1)])
-    optimizer = build_optimizer(replace(config, depth_rate=rate), network, share)
+    optimizer = build_optimizer(replace(config, layer_decay=rate), network, share)
     schedule = build_schedule(config, optimizer, steps)
     rates = []
     for step in range(steps):
@@ -134,7 +134,7 @@ def test_rates_by_depth_are_geometric_from_the_first_layer_to_the_last():
 def test_groups_by_depth_hold_every_parameter_once_and_the_last_has_the_whole_rate(layers):
     network = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(layers)])
     network[0].requires_grad_(layers > 1 and layers != 3)
-    groups = depth_groups(network, 0.1, 1e-2)
+    groups = layer_groups(network, 0.1, 1e-2)
     held = [p for group in groups for p in group["params"]]
     assert [id(p) for p in held] == [id(p) for p in network.parameters() if p.requires_grad]
     if held:
@@ -142,7 +142,7 @@ def test_groups_by_depth_hold_every_parameter_once_and_the_last_has_the_whole_ra
         assert [g["lr"] for g in groups] == sorted(g["lr"] for g in groups)
     if layers in (8, 9, 40):
         assert groups[0]["lr"] == pytest.approx(1e-3)
-    (alone,) = depth_groups(network, 1.0, 1e-2)
+    (alone,) = layer_groups(network, 1.0, 1e-2)
     assert len(alone["params"]) == len(held)
 
 
@@ -173,7 +173,7 @@ def without_norms(network):
 
 
 def test_batches_that_make_one_step_move_weights_as_one_big_batch_does():
-    plain = ["network.head.dropout=0", "mix.p=0", "loss=bce", "optim.kind=sgd", "optim.schedule=constant"]
+    plain = ["network.head.dropout=0", "mixup.p=0", "loss=bce", "optim.kind=sgd", "optim.schedule=constant"]
     many = fold_training(TINY.override([*plain, "batch_size=2", "optim.accumulate=3"]))
     one = fold_training(TINY.override([*plain, "batch_size=6"]))
     assert same_bits(many.network.state_dict(), one.network.state_dict())
@@ -183,9 +183,9 @@ def test_batches_that_make_one_step_move_weights_as_one_big_batch_does():
     for k in range(3):
         rows = slice(2 * k, 2 * k + 2)
         part = type(whole)(*(column[rows] for column in whole))
-        many.run_step(part, torch.Generator(), k == 2, 3)
+        many.train_step(part, torch.Generator(), k == 2, 3)
         assert (k < 2) == (not many.optimizer.state)
-    one.run_step(whole, torch.Generator())
+    one.train_step(whole, torch.Generator())
     for a, b in zip(many.network.parameters(), one.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -196,16 +196,18 @@ def test_an_epoch_ends_with_a_step_and_the_schedule_knows_how_many_there_are(
 ):
     """Two clips a batch; the last step of an epoch may be of fewer batches, whose mean it takes all the same."""
     data = noise_data(2 * clips)
-    recipe = TINY.override([f"optim.accumulate={accumulate}", "batch_size=2", "epochs=3", "plain_epochs=0"])
+    recipe = TINY.override(
+        [f"optim.accumulate={accumulate}", "batch_size=2", "epochs=3", "no_augment_epochs=0"]
+    )
     training, rates, calls = fold_training(recipe, data), [], []
     training.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
-    given, own = calls, training.run_step
+    given, own = calls, training.train_step
 
-    def run_step(batch, generator, last, of):
+    def train_step(batch, generator, last, of):
         given.append((last, of))
         return own(batch, generator, last, of)
 
-    training.run_step = run_step
+    training.train_step = train_step
     trained(training, tmp_path)
     assert len(rates) == 3 * steps
     assert rates[0] == pytest.approx(recipe.optim.lr_start) and rates[-1] == pytest.approx(
@@ -233,7 +235,7 @@ def test_ema_is_its_definition(tmp_path):
 
 
 def test_the_tail_average_is_the_mean_of_the_last_epochs(tmp_path):
-    recipe = TINY.override(["optim.average=tail", "optim.tail=0.5", "epochs=6"])
+    recipe = TINY.override(["optim.average=swa", "optim.swa_share=0.5", "epochs=6"])
     training, after = fold_training(recipe), []
     trained(training, tmp_path, after=lambda row: after.append(copied(training.network)))
     for name, p in training.network.named_parameters():
@@ -241,7 +243,7 @@ def test_the_tail_average_is_the_mean_of_the_last_epochs(tmp_path):
         torch.testing.assert_close(p.double(), mean, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("average", ["ema", "tail"])
+@pytest.mark.parametrize("average", ["ema", "swa"])
 def test_averaged_weights_are_what_is_heard_and_kept_and_training_goes_on_from_its_own(tmp_path, average):
     """Law 3."""
     averaging = fold_training(TINY.override([f"optim.average={average}", "optim.ema_decay=0.5"]))
@@ -250,8 +252,8 @@ def test_averaged_weights_are_what_is_heard_and_kept_and_training_goes_on_from_i
     moving = torch.load(tmp_path / "state.pt", weights_only=True)["network"]
     assert same_bits(moving, plain.network.state_dict())
     assert same_bits(averaging.network.state_dict(), heard[4])
-    assert not same_bits(heard[4], own[4]) or average == "tail"
-    assert same_bits(heard[1], own[1]) == (average == "tail")
+    assert not same_bits(heard[4], own[4]) or average == "swa"
+    assert same_bits(heard[1], own[1]) == (average == "swa")
     best = fold_training(TINY.override([f"optim.average={average}", "optim.ema_decay=0.5", "keep=best"]))
     at = trained(best, tmp_path, lambda epoch: {1: 0.1, 2: 0.9}.get(epoch, 0.5))
     assert same_bits(best.network.state_dict(), at[2]) and same_bits(at[4], heard[4])
@@ -269,7 +271,7 @@ def test_averaged_weights_have_batch_norms_of_what_they_hear_themselves(tmp_path
     module.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
     assert training.steps <= NORM_BATCHES
     for batch in draw_batches(training.clips, recipe, training.tagger.frontend, training.generator(1)):
-        twin(training.shown(batch, torch.Generator(), True)[0])
+        twin(training.make_inputs(batch, torch.Generator(), True)[0])
     kept = network.get_submodule(first)
     heard = torch.cat([x.transpose(0, 1).flatten(1) for x in inputs], dim=1)
     torch.testing.assert_close(kept.running_mean, heard.mean(1), rtol=1e-3, atol=1e-4)
@@ -301,17 +303,17 @@ class Killed(Exception):
 
 WAYS = {
     "ema": ["optim.average=ema", "optim.ema_decay=0.9"],
-    "tail": ["optim.average=tail", "optim.tail=0.6"],
+    "swa": ["optim.average=swa", "optim.swa_share=0.6"],
     "accumulate": ["optim.accumulate=2", "batch_size=2"],
     "plateau": ["optim.schedule=plateau", "optim.patience=0"],
     "steps": ["optim.schedule=steps"],
     "cosine": ["optim.schedule=cosine", "optim.kind=nadam"],
-    "sgd": ["optim.kind=sgd", "optim.schedule=constant", "optim.depth_rate=0.1"],
-    "late": ["late_epochs=2", "late_loss=bce"],
+    "sgd": ["optim.kind=sgd", "optim.schedule=constant", "optim.layer_decay=0.1"],
+    "late": ["finetune_epochs=2", "finetune_loss=bce"],
     "late and frozen": [
-        "late_epochs=2",
-        "late_loss=bce",
-        "late_freeze=true",
+        "finetune_epochs=2",
+        "finetune_loss=bce",
+        "finetune_freeze=true",
         "optim.average=ema",
         "keep=best",
     ],
@@ -322,7 +324,7 @@ WAYS = {
 
 @pytest.mark.parametrize(
     "way, epochs",
-    [(way, 2) for way in WAYS] + [("late and frozen", 3), ("late", 1), ("tail", 3), ("plateau", 1)],
+    [(way, 2) for way in WAYS] + [("late and frozen", 3), ("late", 1), ("swa", 3), ("plateau", 1)],
 )
 def test_a_killed_training_goes_on_to_the_same_bits_in_every_way_of_training(tmp_path, way, epochs):
     recipe, data = TINY.override(WAYS[way]), DATA
@@ -355,7 +357,7 @@ def test_a_killed_training_goes_on_to_the_same_bits_in_every_way_of_training(tmp
 def test_a_plateau_follows_validations_and_without_any_the_loss(tmp_path):
     """A model of all clips has no score: its rate falls where its loss stays, not because nothing is known."""
     recipe = TINY.override(
-        ["optim.schedule=plateau", "optim.patience=1", "optim.factor=0.5", "epochs=8", "plain_epochs=8"]
+        ["optim.schedule=plateau", "optim.patience=1", "optim.factor=0.5", "epochs=8", "no_augment_epochs=8"]
     )
     falling = fold_training(recipe)
     trained(falling, tmp_path, lambda epoch: 0.1)
@@ -371,11 +373,11 @@ def test_a_plateau_follows_validations_and_without_any_the_loss(tmp_path):
         rate, bad = (rate / 2, 0) if bad > 1 else (rate, bad)
 
 
-@pytest.mark.parametrize("average", ["ema", "tail"])
+@pytest.mark.parametrize("average", ["ema", "swa"])
 def test_a_checkpoint_holds_the_averaged_weights_that_its_score_was_heard_with(tmp_path, average):
     toy = make_set(tmp_path / "toy", 12)
     recipe = TINY.override(
-        [f"optim.average={average}", "loss=bce", "optim.ema_decay=0.8", "epochs=3", "optim.tail=0.7"]
+        [f"optim.average={average}", "loss=bce", "optim.ema_decay=0.8", "epochs=3", "optim.swa_share=0.7"]
     )
     run = train_quietly(recipe, *toy, tmp_path / "run", only_folds=[0])
     card = load_tagger(run.folder / "fold_0.pt").card

@@ -7,15 +7,15 @@ import pytest
 from kit.core.errors import KitError
 from kit.infer.blend import BLENDS
 from kit.infer.gate import STEPS
-from kit.learn.losses import LOSSES
 from kit.models.families import FAMILIES
 from kit.models.heads import POOLS, RECURRENCES
-from kit.models.second import SECOND_LEVEL
+from kit.models.stackers import STACKERS
 from kit.parts import PARTS, list_parts
-from kit.presets import SYSTEMS
+from kit.train.losses import LOSSES
+from kit.train.recipes import SYSTEMS
 
 TABLES = {
-    "systems": SYSTEMS, "families": FAMILIES, "heads": {**POOLS, **RECURRENCES}, "second-level": SECOND_LEVEL,
+    "systems": SYSTEMS, "families": FAMILIES, "heads": {**POOLS, **RECURRENCES}, "second-level": STACKERS,
     "losses": LOSSES, "blends": BLENDS, "steps": STEPS,
 }  # fmt: skip
 WORDLESS = {"heads", "blends"}

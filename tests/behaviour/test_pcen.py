@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies
+from kit.audio.normalize import PcenConfig, one_pole_mean, pcen
 from kit.core.errors import KitError
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.levels import PcenConfig, one_pole_mean, pcen
-from kit.sound.mixing import MixConfig, draw_mixes, mix_energies
 
 RATE, HOP = 16000, 160
 
@@ -108,5 +108,5 @@ def test_energies_that_pcen_has_forgotten_are_not_mixed() -> None:
     config = FrontendConfig(log="pcen")
     with pytest.raises(KitError, match="mix waves"):
         mix_energies(
-            torch.rand(2, 128, 5), draw_mixes(MixConfig(p=1.0), 2, torch.Generator()), MixConfig(), config
+            torch.rand(2, 128, 5), draw_mixup(MixupConfig(p=1.0), 2, torch.Generator()), MixupConfig(), config
         )

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies
+from kit.audio.normalize import image_size_at, resize_spec
+from kit.audio.spectrogram import mel_filters
 from kit.core.errors import KitError
-from kit.infer.engine import cut_span, hear_waves
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.levels import growing_size, resized
-from kit.sound.melbank import mel_filters
-from kit.sound.mixing import MixConfig, draw_mixes, mix_energies
+from kit.infer.predictor import compute_spectrograms, cut_window
 
 RATE = 16000
 THREE = ((1024, 160), (2048, 160))
@@ -32,19 +32,24 @@ def noise(samples: int, seed: int = 0, level: float = 0.1) -> Tensor:
 
 
 RICH = [
-    {"resolutions": THREE, "channels": ("log", "coordinate", "delta"), "top_db": 50.0, "normalise": "peak"},
-    {"resolutions": HOPS, "side": ("wave_stats", "clip_length"), "normalise": "minmax", "trim_db": 40.0},
-    {"bands_hz": ((100.0, 4000.0), (50.0, 2000.0), (2000.0, 7000.0)), "normalise": "clip"},
+    {"resolutions": THREE, "channels": ("log", "coordinate", "delta"), "top_db": 50.0, "normalize": "peak"},
+    {
+        "resolutions": HOPS,
+        "extra_rows": ("wave_stats", "clip_length"),
+        "normalize": "minmax",
+        "trim_db": 40.0,
+    },
+    {"bands_hz": ((100.0, 4000.0), (50.0, 2000.0), (2000.0, 7000.0)), "normalize": "clip"},
     {
         "image_size": (32, 48),
         "channels": ("log", "delta", "coordinate01"),
         "log": "pcen",
-        "normalise": "minmax",
+        "normalize": "minmax",
     },
     {
         "resolutions": HOPS,
         "image_size": (8, 9),
-        "normalise": "constants",
+        "normalize": "constants",
         "std": 100.0,
         "pad_mode": "reflect",
     },
@@ -76,7 +81,7 @@ def test_every_band_has_filters_of_its_own() -> None:
     config = small(bands_hz=bands, n_mels=12, n_fft=1024)
     wave = noise(5000).double()
     kept = Frontend(config).spectrograms([wave])[0]
-    assert config.picture_bins == config.rows == config.n_bins == 36
+    assert config.n_spec_bins == config.rows == config.n_bins == 36
     for block, (low, high) in enumerate(bands):
         alone = small(n_mels=12, n_fft=1024, f_min_hz=low, f_max_hz=high)
         torch.testing.assert_close(
@@ -103,19 +108,19 @@ def test_decibels_below_the_peak_are_librosas() -> None:
         y=wave.numpy(), sr=RATE, n_fft=512, hop_length=160, n_mels=20, fmin=20.0, pad_mode="constant"
     )
     theirs = librosa.power_to_db(mel, ref=np.max, top_db=40.0)
-    ours = Frontend(small(normalise="peak", top_db=40.0))(wave[None])[0, 0]
+    ours = Frontend(small(normalize="peak", top_db=40.0))(wave[None])[0, 0]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    in_float32 = Frontend(small(normalise="peak", top_db=40.0))(wave[None].float())[0, 0]
+    in_float32 = Frontend(small(normalize="peak", top_db=40.0))(wave[None].float())[0, 0]
     np.testing.assert_allclose(in_float32, theirs, atol=0.01)
 
 
 def test_scales_are_each_pictures_own() -> None:
     wave = noise(5000)
-    for normalise in ("clip", "peak", "minmax"):
-        frontend = Frontend(small(resolutions=THREE, normalise=normalise, top_db=60.0))
+    for normalize in ("clip", "peak", "minmax"):
+        frontend = Frontend(small(resolutions=THREE, normalize=normalize, top_db=60.0))
         levels = frontend(wave[None])[0]
         for channel, (n_fft, hop) in enumerate([(512, 160), *THREE]):
-            alone = Frontend(small(n_fft=n_fft, hop_length=hop, normalise=normalise, top_db=60.0))
+            alone = Frontend(small(n_fft=n_fft, hop_length=hop, normalize=normalize, top_db=60.0))
             assert torch.equal(levels[channel], alone(wave[None])[0, 0])
     assert levels.amin((-2, -1)).tolist() == [0.0] * 3 and levels.amax((-2, -1)).tolist() == [1.0] * 3
 
@@ -141,7 +146,7 @@ def triangle_weights(size: int, target: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(20, 31), (64, 64), (7, 11), (40, 5), (1, 1)])
 def test_resizing_is_a_triangle_over_either_axis(size: tuple[int, int]) -> None:
     pictures = torch.randn(2, 3, 20, 31, dtype=torch.float64)
-    ours = resized(pictures, size)
+    ours = resize_spec(pictures, size)
     slow = torch.from_numpy(triangle_weights(20, size[0])) @ pictures
     slow = slow @ torch.from_numpy(triangle_weights(31, size[1])).T
     torch.testing.assert_close(ours, slow)
@@ -152,18 +157,18 @@ def test_resizing_is_a_triangle_over_either_axis(size: tuple[int, int]) -> None:
 def test_pictures_grow_while_training_and_coordinates_span_every_size() -> None:
     frontend = Frontend(small(channels=("log", "delta", "coordinate"), image_size=(16, 24)))
     raw = frontend.spectrograms([noise(5000)])[0]
-    whole = Frontend(small(channels=("log", "delta", "coordinate"))).finish(raw)
+    whole = Frontend(small(channels=("log", "delta", "coordinate"))).network_input(raw)
     assert (frontend.config.n_bins, frontend.config.rows) == (16, 20)
     for size in ((16, 24), (8, 8), (64, 64)):
-        spec = frontend.stack(frontend.level(raw), None if size == (16, 24) else size)
+        spec = frontend.stack(frontend.normalize(raw), None if size == (16, 24) else size)
         assert spec.shape == (3, *size)
-        assert torch.equal(spec[:2], resized(whole[:2], size))
+        assert torch.equal(spec[:2], resize_spec(whole[:2], size))
         torch.testing.assert_close(spec[2, :, 0], torch.linspace(-1, 1, size[0]))
     sizes = ((64, 64), (128, 128), (224, 224))
-    grown = [growing_size(sizes, progress) for progress in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
+    grown = [image_size_at(sizes, progress) for progress in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)]
     assert grown == [sizes[0]] * 2 + [sizes[1]] * 2 + [sizes[2]] * 2
     with pytest.raises(KitError, match="without side rows"):
-        Frontend(small(side=("clip_length",))).stack(torch.zeros(21, 5), (4, 4))
+        Frontend(small(extra_rows=("clip_length",))).stack(torch.zeros(21, 5), (4, 4))
     with pytest.raises(KitError, match=r"bins, frames.*got \(0, 64\)"):
         frontend.stack(raw, (0, 64))
 
@@ -177,30 +182,30 @@ def test_a_clip_does_not_hear_its_batchmates(settings: dict[str, Any]) -> None:
     for wave, spec in zip(waves, frontend.spectrograms(waves), strict=True):
         assert torch.equal(spec, frontend.spectrograms([wave])[0]) and len(spec) == frontend.config.rows
     kept = torch.stack([spec[:, :20] for spec in frontend.spectrograms(waves[1:4])] * 11)
-    together = frontend.finish(kept)
-    size = frontend.config.image_size or (frontend.config.n_bins + frontend.config.side_rows, 20)
+    together = frontend.network_input(kept)
+    size = frontend.config.image_size or (frontend.config.n_bins + frontend.config.n_extra_rows, 20)
     assert together.shape == (33, frontend.config.n_channels, *size)
     for item in range(3):
-        assert torch.equal(together[item], frontend.finish(kept[item]))
-        assert torch.equal(together[item], frontend.finish(kept[item : item + 1])[0])
+        assert torch.equal(together[item], frontend.network_input(kept[item]))
+        assert torch.equal(together[item], frontend.network_input(kept[item : item + 1])[0])
 
 
 @pytest.mark.parametrize("settings", RICH, ids=str)
 def test_windows_are_windows_of_the_kept_spectrogram(settings: dict[str, Any]) -> None:
     frontend = Frontend(small(**settings))
-    kept = hear_waves(frontend, [noise(7000)])[0]
-    assert torch.equal(kept, frontend.level(frontend.spectrograms([noise(7000)])[0]))
-    assert torch.equal(cut_span(frontend, kept, (3, 13), 10, "loop"), kept[:, 3:13])
+    kept = compute_spectrograms(frontend, [noise(7000)])[0]
+    assert torch.equal(kept, frontend.normalize(frontend.spectrograms([noise(7000)])[0]))
+    assert torch.equal(cut_window(frontend, kept, (3, 13), 10, "wrap"), kept[:, 3:13])
     local = Frontend(small(**settings, reference="window"))
-    raw = hear_waves(local, [noise(7000)])[0]
+    raw = compute_spectrograms(local, [noise(7000)])[0]
     assert torch.equal(raw, frontend.spectrograms([noise(7000)])[0])
-    assert torch.equal(cut_span(local, raw, (3, 13), 10, "loop"), frontend.level(raw[:, 3:13]))
+    assert torch.equal(cut_window(local, raw, (3, 13), 10, "wrap"), frontend.normalize(raw[:, 3:13]))
 
 
 def test_a_floor_is_each_pictures_own() -> None:
     frontend = Frontend(small(resolutions=THREE, top_db=30.0))
-    kept = hear_waves(frontend, [noise(3000)])[0]
-    filled = cut_span(frontend, kept, (0, 19), 30, "floor")
+    kept = compute_spectrograms(frontend, [noise(3000)])[0]
+    filled = cut_window(frontend, kept, (0, 19), 30, "min")
     for block in range(3):
         rows = slice(20 * block, 20 * block + 20)
         assert torch.equal(filled[rows, 19:], kept[rows].amin().expand(20, 11))
@@ -210,11 +215,11 @@ def test_a_floor_is_each_pictures_own() -> None:
 def test_mixed_resolutions_are_each_mixed() -> None:
     config = small(resolutions=THREE)
     specs = torch.stack(Frontend(config).spectrograms([noise(3000), noise(3000, 1)]))
-    draw = draw_mixes(MixConfig(p=1.0), 2, torch.Generator())
-    mixed = mix_energies(specs, draw, MixConfig(), config)
+    draw = draw_mixup(MixupConfig(p=1.0), 2, torch.Generator())
+    mixed = mix_energies(specs, draw, MixupConfig(), config)
     for block in range(3):
         rows = slice(20 * block, 20 * block + 20)
-        assert torch.equal(mixed[:, rows], mix_energies(specs[:, rows], draw, MixConfig(), small()))
+        assert torch.equal(mixed[:, rows], mix_energies(specs[:, rows], draw, MixupConfig(), small()))
 
 
 @pytest.mark.parametrize("settings", RICH, ids=str)
@@ -232,8 +237,8 @@ def test_silence_clipping_and_half_precision_stay_finite(settings: dict[str, Any
 
 
 def test_a_constant_picture_becomes_zeros() -> None:
-    for normalise in ("clip", "peak", "minmax"):
-        spec = Frontend(small(normalise=normalise))(torch.zeros(1, 2000))
+    for normalize in ("clip", "peak", "minmax"):
+        spec = Frontend(small(normalize=normalize))(torch.zeros(1, 2000))
         assert torch.equal(spec, torch.zeros_like(spec))
 
 
@@ -241,7 +246,7 @@ def test_settings_of_every_kind_come_back_from_json() -> None:
     for settings in RICH:
         config = small(**settings)
         assert FrontendConfig.from_dict(config.to_dict()) == config
-    grown = small().override(["resolutions=[[1024, 160]]", "pcen.gain=0.5", 'side=["clip_length"]'])
+    grown = small().override(["resolutions=[[1024, 160]]", "pcen.gain=0.5", 'extra_rows=["clip_length"]'])
     assert (grown.resolutions, grown.pcen.gain, grown.rows) == (((1024, 160),), 0.5, 41)
 
 

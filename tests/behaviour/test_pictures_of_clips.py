@@ -6,14 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kit.audio.decode import decode_file
+from kit.audio.frontend import FrontendConfig
+from kit.audio.windows import InferenceConfig, LengthBuckets
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger, own_tagger
 from kit.infer.predict import predict_clips
-from kit.pictures.clips import draw_clip, draw_filters, draw_lengths, padding_shares
-from kit.sound.decode import decode_file
-from kit.sound.frontend import FrontendConfig
-from kit.sound.lengths import LengthGrid
-from kit.sound.windows import ListeningConfig
+from kit.models.checkpoint import load_tagger, wrap_network
+from kit.plots.clips import draw_clip, draw_filters, draw_lengths, padding_shares
 from tests.behaviour.trained import LoudBands, plain_frontend, write_wav
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -54,7 +53,7 @@ def test_the_map_holds_what_each_window_says_and_covers_the_clip(trained, clips)
     edges = mesh.get_coordinates()[0, :, 0]
     card = tagger.card
     frames, per_s = card.frontend.frames_of(round(sound.seconds * 8000)), card.frontend.frames_per_s
-    spans = card.listening.spans(frames, per_s)
+    spans = card.inference.spans(frames, per_s)
     centres = np.mean(spans, axis=1) / per_s
     assert edges[0] == 0 and edges[-1] == top.images[0].get_extent()[1] == frames / per_s
     np.testing.assert_allclose(edges[1:-1], (centres[1:] + centres[:-1]) / 2)
@@ -72,7 +71,7 @@ def test_true_classes_are_always_shown_and_marked(trained, clips):
     below = parts_of(draw_clip(trained.mel[0], clip, [least]))[1]
     marked = [label.get_text() for label in below.get_yticklabels() if label.get_text().startswith("✓")]
     assert marked == [f"✓ {least}"]
-    many = own_tagger(LoudBands(20), plain_frontend(n_mels=40), [f"c{i}" for i in range(20)])
+    many = wrap_network(LoudBands(20), plain_frontend(n_mels=40), [f"c{i}" for i in range(20)])
     for truth in ([], ["c3"], [f"c{i}" for i in range(12)]):
         names = row_names(parts_of(draw_clip(many, clip, truth))[1])
         assert len(names) == max(8, len(truth)) and {*truth} <= {*names}
@@ -87,10 +86,10 @@ def test_clips_of_any_length_and_frontends_of_any_kind_are_drawn(trained, tmp_pa
     for name in ("one", "long"):
         for checkpoint in (trained.mel[0], trained.stft, trained.windows):
             assert parts_of(draw_clip(checkpoint, tmp_path / f"{name}.wav"))[1].collections
-        own = own_tagger(LoudBands(1), rich, ["only"])
+        own = wrap_network(LoudBands(1), rich, ["only"])
         top, below, _ = parts_of(draw_clip(own, tmp_path / f"{name}.wav"))
         assert row_names(below) == ["only"] and len(top.get_yticks()) > 8
-        assert top.images[0].get_array().shape[0] == rich.picture_bins
+        assert top.images[0].get_array().shape[0] == rich.n_spec_bins
 
 
 def test_what_cannot_be_shown_of_a_clip_is_refused_in_a_sentence(trained, clips, tmp_path, monkeypatch):
@@ -110,7 +109,7 @@ def test_what_cannot_be_shown_of_a_clip_is_refused_in_a_sentence(trained, clips,
 def test_the_filters_drawn_are_those_of_the_frontend(bands):
     config = FrontendConfig(sample_rate=16000, n_fft=1024, n_mels=20, bands_hz=bands)
     lines = draw_filters(config).figure.axes[0].lines
-    assert len(lines) == config.picture_bins
+    assert len(lines) == config.n_spec_bins
     np.testing.assert_array_equal(np.array([line.get_ydata() for line in lines]).T, config.filters())
     np.testing.assert_allclose(lines[0].get_xdata(), np.fft.rfftfreq(1024, 1 / 16000) / 1000)
     with pytest.raises(KitError, match="FFT bins"):
@@ -127,7 +126,7 @@ def test_padding_is_what_batches_and_the_grid_add():
         for i in range(75):
             batch = frames[i // 32 * 32 : i // 32 * 32 + 32]
             total[name] += max(batch)
-    total["the kit's grid"] = sum(LengthGrid().round_up(n) for n in heard)
+    total["the kit's grid"] = sum(LengthBuckets().round_up(n) for n in heard)
     shares = padding_shares(seconds, config)
     assert shares == pytest.approx({name: (t - sum(heard)) / t for name, t in total.items()})
     assert shares["the kit's grid"] < 0.05
@@ -148,10 +147,10 @@ def test_pictures_of_clips_need_no_pyplot_and_leave_no_settings_behind(trained, 
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     before = matplotlib.rcParams.copy()
     tagger = load_tagger(trained.mel[0])
-    listening = ListeningConfig(mode="windows", window_s=0.5, hop_s=0.25)
-    tagger.card = replace(tagger.card, listening=listening)
+    inference = InferenceConfig(mode="windows", window_s=0.5, hop_s=0.25)
+    tagger.card = replace(tagger.card, inference=inference)
     draw_clip(tagger, sorted(clips.iterdir())[3]).drawn()
     draw_filters(FrontendConfig()).drawn()
     draw_lengths([1.0, 20.0]).drawn()
     assert matplotlib.rcParams.copy() == before
-    assert tagger.card.listening == listening
+    assert tagger.card.inference == inference

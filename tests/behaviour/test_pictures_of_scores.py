@@ -12,17 +12,17 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.labels.metrics import lwlrap_per_class
-from kit.learn.journal import RunOnDisk
-from kit.pictures.labels import draw_labels
-from kit.pictures.runs import draw_history
-from kit.pictures.scores import (
+from kit.plots.labels import draw_labels
+from kit.plots.runs import (
     class_intervals,
     draw_calibration,
     draw_classes,
     draw_confusion,
-    mistaken_beliefs,
+    draw_history,
+    mean_confusion,
     reliability,
 )
+from kit.train.oof import SavedRun
 
 matplotlib = pytest.importorskip("matplotlib")
 DRAWINGS = (draw_classes, draw_confusion, draw_calibration)
@@ -36,7 +36,7 @@ def made_run(truth, scores, names=None):
         pd.DataFrame({"fold": [str(f)] * 2, "epoch": [1, 2], "loss": [2.0, 1.0], "lwlrap": [np.nan, 0.5]})
         for f in (0, 1)
     ]
-    return RunOnDisk(
+    return SavedRun(
         Path("some_run"),
         {},
         history,
@@ -87,7 +87,7 @@ def test_what_is_believed_wrongly_is_the_mean_over_clips_known_to_be_so():
             if clips:
                 slow[true, wrong] = sum(scores[i, wrong] for i in clips) / len(clips)
     assert np.isnan(np.diag(slow)).all()
-    np.testing.assert_allclose(mistaken_beliefs(truth, scores), slow, rtol=1e-12)
+    np.testing.assert_allclose(mean_confusion(truth, scores), slow, rtol=1e-12)
     axes = draw_confusion(made_run(truth, scores)).figure.axes[0]
     precision, _ = lwlrap_per_class(truth, scores)
     order = np.argsort(precision)
@@ -127,7 +127,7 @@ def test_labels_that_become_unknown_change_nothing_but_their_own_share():
     without = np.delete(truth, 2, axis=1), np.delete(scores, 2, axis=1)
     kept = [0, 1, 3, 4]
     np.testing.assert_allclose(
-        mistaken_beliefs(hidden, scores)[np.ix_(kept, kept)], mistaken_beliefs(*without), rtol=1e-12
+        mean_confusion(hidden, scores)[np.ix_(kept, kept)], mean_confusion(*without), rtol=1e-12
     )
     known = ~np.isnan(hidden)
     alone = hidden[known][None], scores[known][None]

@@ -7,14 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from kit.core.clock import Deadline
+from kit.core.clock import Deadline, Stopwatch
 from kit.core.errors import KitError
-from kit.core.progress import Stopwatch
-from kit.infer.submission import submit
-from kit.infer.work import SubmissionWork, SubmitOptions
+from kit.infer.job import SubmitJob, SubmitOptions
+from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
-from kit.learn.journal import open_run
-from kit.pictures.runs import draw_rounds, draw_timeline
+from kit.plots.runs import draw_self_training, draw_timeline
+from kit.train.oof import load_run
 
 pytest.importorskip("matplotlib")
 
@@ -49,24 +48,24 @@ def write_rounds(folder, rounds=2):
 
 def test_every_round_is_scored_by_the_labels_as_they_were_given(tmp_path):
     truth, scores = write_rounds(tmp_path / "run")
-    left, right = draw_rounds(tmp_path / "run").figure.axes
+    left, right = draw_self_training(tmp_path / "run").figure.axes
     expected = [(r, lwlrap(truth, said)) for r, said in enumerate(scores)]
     np.testing.assert_allclose(left.lines[0].get_xydata(), expected, rtol=1e-6)
     counts = {line.get_label(): line.get_xydata().tolist() for line in right.lines}
     assert counts == {"kept": [[1, 10], [2, 20]], "left_out": [[1, 14], [2, 4]]}
-    own = open_run(tmp_path / "run")
+    own = load_run(tmp_path / "run")
     assert lwlrap(own.truth, own.scores) != pytest.approx(expected[2][1])
 
 
 def test_rounds_are_shown_as_far_as_they_went_and_their_lack_is_told(tmp_path):
     write_rounds(tmp_path / "run")
     (tmp_path / "run" / "oof.csv").unlink()
-    left, _ = draw_rounds(tmp_path / "run").figure.axes
+    left, _ = draw_self_training(tmp_path / "run").figure.axes
     assert left.lines[0].get_xdata().tolist() == [0, 1] and left.get_xticks().tolist() == [0, 1, 2]
     write_tables(tmp_path / "plain", ["bark"] * 4, np.zeros((4, 3)))
     for folder in (tmp_path / "plain", tmp_path / "nothing"):
         with pytest.raises(KitError, match="holds no rounds"):
-            draw_rounds(folder)
+            draw_self_training(folder)
 
 
 def test_what_is_measured_has_spans_that_never_overlap_and_add_up_to_its_seconds():
@@ -168,6 +167,6 @@ def test_a_report_without_times_is_told_apart(tmp_path):
 def test_the_deadline_is_told_from_where_spans_begin(trained, clips, tmp_path):
     options = SubmitOptions([trained.mel[0]], clips, tmp_path / "a.csv")
     kill_at, stop_at = (Deadline(at, lambda: 1000.0) for at in (1058.5, 1057.0))
-    assert SubmissionWork(options, stop_at, kill_at).deadline_s == 60.0
-    assert SubmissionWork(options, stop_at).deadline_s == 57.0
-    assert SubmissionWork(options, Deadline()).deadline_s is None
+    assert SubmitJob(options, stop_at, kill_at).deadline_s == 60.0
+    assert SubmitJob(options, stop_at).deadline_s == 57.0
+    assert SubmitJob(options, Deadline()).deadline_s is None

@@ -8,19 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.decode import decode_file
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.resample import resample, small_ratio
+from kit.audio.windows import InferenceConfig, LengthBuckets, pad_frames
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger, save_tagger
 from kit.infer.predict import predict_clips
-from kit.labels.class_metrics import log_losses
-from kit.labels.metrics import lwlrap
+from kit.labels.metrics import log_losses, lwlrap
 from kit.labels.table import label_targets, read_clip_table
-from kit.learn.oof import HeldOut
-from kit.learn.probing import probe, probe_alterations
-from kit.sound.decode import decode_file
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.lengths import LengthGrid, fill_frames
-from kit.sound.resampling import resample, small_ratio
-from kit.sound.windows import ListeningConfig
+from kit.models.checkpoint import load_tagger, save_tagger
+from kit.train.ablation import probe, probe_alterations
+from kit.train.oof import HeldOut
 from tests.behaviour.trained import Trained, loud_tagger, noise, write_folder, write_wav
 
 
@@ -32,7 +30,7 @@ def places(trained: Trained) -> tuple[Path, Path]:
 
 
 def deprived(spec: torch.Tensor, what: str) -> torch.Tensor:
-    """The slow definition of three deprivations, on a levelled and filled spectrogram. Shape: (M, N) -> (2, M, N)"""
+    """The slow definition of three deprivations, on a normalize_spec and filled spectrogram. Shape: (M, N) -> (2, M, N)"""
     bins, frames = spec.shape
     spec, ramp = spec.clone(), torch.linspace(-1, 1, bins)[:, None].repeat(1, frames)
     if what == "coordinate zeroed":
@@ -56,9 +54,9 @@ def scores_by_hand(run: Path, audio: Path, what: str) -> tuple[np.ndarray, np.nd
             sound, rate = decode_file(audio / name), tagger.card.frontend.sample_rate
             wave = resample(torch.from_numpy(sound.wave), *small_ratio(sound.sample_rate, rate))
             raw = tagger.frontend.spectrograms([wave])[0]
-            spec = tagger.frontend.level(raw)
-            length = LengthGrid(tagger.min_frames, 1.05).round_up(spec.shape[-1])
-            picture = deprived(fill_frames(spec, length, "loop"), what)
+            spec = tagger.frontend.normalize(raw)
+            length = LengthBuckets(tagger.min_frames, 1.05).round_up(spec.shape[-1])
+            picture = deprived(pad_frames(spec, length, "wrap"), what)
             with torch.inference_mode():
                 scores.append(tagger.probabilities(tagger.network(picture[None]))[0].numpy())
     return np.concatenate(truths), np.stack(scores)
@@ -126,7 +124,7 @@ FRONTENDS = {
         **PLAIN | {"resolutions": ((128, 80), (512, 160)), "channels": ("delta", "log", "coordinate")}
     ),
     "both coordinates": FrontendConfig(**PLAIN | {"channels": ("coordinate01", "log", "coordinate")}),
-    "side rows": FrontendConfig(**PLAIN, side=("clip_length", "wave_stats")),
+    "side rows": FrontendConfig(**PLAIN, extra_rows=("clip_length", "wave_stats")),
     "an image": FrontendConfig(**PLAIN, image_size=(10, 14)),
     "bands of classes": FrontendConfig(**PLAIN | {"n_mels": 4}, bands_hz=((2000, 4000), (100, 1500), (500, 3000))),
     "bins of the STFT": FrontendConfig(sample_rate=8000, n_fft=32, hop_length=32, kind="stft", log="ln"),
@@ -137,7 +135,7 @@ def slow_silence(config: FrontendConfig, piece: torch.Tensor, cells: list[tuple[
     """Cells (row, frame) of each resolution hold its least value. Shape: (R, N) -> (R, N)"""
     altered = piece.clone()
     for r in range(1 + len(config.resolutions)):
-        rows = slice(r * config.picture_bins, (r + 1) * config.picture_bins)
+        rows = slice(r * config.n_spec_bins, (r + 1) * config.n_spec_bins)
         for row, frame in cells:
             altered[rows.start + row, frame] = piece[rows].min()
     return altered
@@ -146,14 +144,14 @@ def slow_silence(config: FrontendConfig, piece: torch.Tensor, cells: list[tuple[
 @pytest.mark.parametrize("what", FRONTENDS)
 def test_a_deprivation_takes_what_it_names_and_nothing_else(what: str) -> None:
     config, bands, stretches, frames = FRONTENDS[what], 3, 4, 18
-    frontend, bins, hz = Frontend(config), config.picture_bins, config.bin_hz
+    frontend, bins, hz = Frontend(config), config.n_spec_bins, config.bin_hz
     pieces = torch.randn(5, config.rows, frames, generator=torch.Generator().manual_seed(0))
     found = probe_alterations(config, bands, stretches, seed=3)
     shown = {name: alter(frontend, pieces.clone()) for name, alter in found}
     plain = frontend.stack(pieces)
     coordinates = [name for name in config.channels if name.startswith("coordinate")]
     assert torch.equal(shown["everything"], plain)
-    assert len(found) == len(shown) == 1 + 2 * len(coordinates) + len(config.side) + bands + stretches
+    assert len(found) == len(shown) == 1 + 2 * len(coordinates) + len(config.extra_rows) + bands + stretches
     for name in coordinates:
         at = sum(
             1 if c in coordinates else 1 + len(config.resolutions)
@@ -178,11 +176,11 @@ def test_a_deprivation_takes_what_it_names_and_nothing_else(what: str) -> None:
         first, end = part * frames // stretches, (part + 1) * frames // stretches
         cells = [(row, frame) for row in range(bins) for frame in range(first, end)]
         slow = torch.stack([slow_silence(config, piece, cells) for piece in pieces])
-        if "wave_stats" in config.side:
+        if "wave_stats" in config.extra_rows:
             slow[:, bins + 1 :, first:end] = 0.0
         assert torch.equal(shown[f"without time {part + 1}/{stretches}"], frontend.stack(slow))
     for kind, rows in (("clip_length", slice(bins, bins + 1)), ("wave_stats", slice(bins + 1, bins + 13))):
-        if kind in config.side:
+        if kind in config.extra_rows:
             slow = pieces.clone()
             slow[:, rows] = 0.0
             assert torch.equal(shown[f"{kind} zeroed"], frontend.stack(slow))
@@ -192,8 +190,8 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     names = [f"{i}.wav" for i in range(7)]
     audio = write_folder(tmp_path / "in", names[:6], samples=12000)
     write_wav(audio / "5.wav", np.full(9000, 0.5, np.float32))
-    listening = ListeningConfig(mode="windows", window_s=0.4, hop_s=0.2, pool="mean")
-    tagger = loud_tagger(listening=listening)
+    inference = InferenceConfig(mode="windows", window_s=0.4, hop_s=0.2, pool="mean")
+    tagger = loud_tagger(inference=inference)
     truth = np.random.default_rng(0).integers(0, 2, (7, 3)).astype(np.float64)
     truth[:2], truth[3, 0], truth[4] = [[1, 0, np.nan]], np.nan, np.nan
     models = {"mine": HeldOut(tagger, np.arange(7), names, truth)}

@@ -6,7 +6,7 @@ from torch import nn
 
 from kit.core.errors import KitError
 from kit.models.families import build_network, complete_network
-from kit.models.network import Picture, receptive_frames
+from kit.models.network import InputShape, receptive_field
 from kit.models.pyramid import PyramidConfig, TrainedPReLU
 
 CONFIGS = {
@@ -19,7 +19,7 @@ CONFIGS = {
 
 def network_of(settings, channels, bins, classes):
     """A pyramid under its head."""
-    return build_network({"family": "max-pyramid", **settings.to_dict()}, Picture(channels, bins), classes)
+    return build_network({"family": "max-pyramid", **settings.to_dict()}, InputShape(channels, bins), classes)
 
 
 def pyramid(name="2-D", classes=5, seed=0):
@@ -182,7 +182,7 @@ def test_the_receptive_field_is_what_moves_a_step(name):
     settings, channels, bins = CONFIGS[name]
     backbone = pyramid(name).backbone
     moved = frames_that_matter(backbone, 0.1 * spec_of(name, 1, 128))
-    field = receptive_frames(backbone, Picture(channels, bins))
+    field = receptive_field(backbone, InputShape(channels, bins))
     by_hand = 1 + sum(2 * 2**k + 2**k + 2 * 2 ** (k + 1) for k in range(settings.blocks))
     assert field == moved[-1] - moved[0] + 1 == by_hand == 50
     assert next(backbone.parameters()).requires_grad and bool(pyramid(name)(spec_of(name)).isfinite().all())
@@ -233,9 +233,9 @@ def test_channels_last_changes_nothing_but_speed():
 
 def test_settings_that_make_no_network_say_the_cure():
     with pytest.raises(KitError, match=r"max-pyramid needs at least 32 frequency bins.*got 20: raise n_mels"):
-        build_network({"family": "max-pyramid", "blocks": 5}, Picture(1, 20), 3)
-    with pytest.raises(KitError, match=r"max-pyramid reads 0 side rows, got 13: set frontend\.side"):
-        build_network({"family": "max-pyramid"}, Picture(1, 128, side_rows=13), 3)
+        build_network({"family": "max-pyramid", "blocks": 5}, InputShape(1, 20), 3)
+    with pytest.raises(KitError, match=r"max-pyramid reads 0 side rows, got 13: set frontend\.extra_rows"):
+        build_network({"family": "max-pyramid"}, InputShape(1, 128, n_extra_rows=13), 3)
     with pytest.raises(KitError, match=r"pooled_from must be below blocks \(3\), got 3"):
         PyramidConfig(blocks=3, pooled_from=3)
     with pytest.raises(KitError, match=r"dims is 3.*1, 2"):
@@ -243,7 +243,7 @@ def test_settings_that_make_no_network_say_the_cure():
     with pytest.raises(KitError, match=r"no setting 'widht': did you mean 'width'"):
         complete_network({"family": "max-pyramid", "widht": 3})
     with pytest.raises(KitError, match=r"unknown network family 'max_pyramid': did you mean 'max-pyramid'"):
-        build_network({"family": "max_pyramid"}, Picture(1, 128), 3)
+        build_network({"family": "max_pyramid"}, InputShape(1, 128), 3)
     with pytest.raises(KitError, match=r"unknown network family 'none given'"):
         complete_network({})
 
@@ -253,7 +253,7 @@ def test_complete_network_fills_every_default_in():
     assert full == {"family": "max-pyramid", **PyramidConfig(width=7).to_dict()}
     assert complete_network(full) == full
     same = [
-        sum(p.numel() for p in build_network(s, Picture(1, 32), 2).parameters())
+        sum(p.numel() for p in build_network(s, InputShape(1, 32), 2).parameters())
         for s in (full, {"family": "max-pyramid", "width": 7})
     ]
     assert same[0] == same[1]

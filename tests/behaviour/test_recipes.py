@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.infer.checkpoint import load_tagger
-from kit.infer.submission import submit
+from kit.commands import list_recipes
+from kit.infer.submit import submit
 from kit.labels.boxes import read_boxes, recording_labels
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets
-from kit.learn.recipe import Recipe
-from kit.learn.rounds import train_rounds
-from kit.recipes import RECIPES, SMALL, find_recipe
-from kit.verbs_learn import list_recipes
+from kit.models.checkpoint import load_tagger
+from kit.train.recipe import Recipe
+from kit.train.recipes import RECIPES, SMALL, find_recipe
+from kit.train.self_training import self_train
 from tests.behaviour.trained import read_scores, write_template, write_wav
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -28,27 +28,27 @@ RFCX = ("freq-coord", "freq-crop")
 TIMM = "test_efficientnet.r160_in1k"
 # What a small variant shrinks to further, so that an epoch is a moment.
 COMMON = [
-    f"frontend.sample_rate={RATE}", "epochs=2", "plain_epochs=0", "batch_size=4", "validate_every=2", "n_folds=2",
+    f"frontend.sample_rate={RATE}", "epochs=2", "no_augment_epochs=0", "batch_size=4", "validate_every=2", "n_folds=2",
     "crop_s=0.5",
 ]  # fmt: skip
 MEL = ["frontend.n_fft=512", "frontend.hop_length=128", "frontend.n_mels=32"]
-WINDOWS = ["listening.window_s=0.5", "listening.hop_s=0.25"]
+WINDOWS = ["inference.window_s=0.5", "inference.hop_s=0.25"]
 TINY = {
     "skip-attention": [
         *MEL, *WINDOWS, "frontend.f_max_hz=4000", "network.width=4", "network.ratio=2", "network.head.hidden=8",
     ],
     "axis-pool": [*MEL, *WINDOWS, "network.width=4", "network.stat_width=3", "network.stat_steps=8"],
-    "max-pyramid-mel": [*MEL, "network.blocks=3", "network.width=4", "wave.tempo_p=0.5", "relabel.rounds=1"],
+    "max-pyramid-mel": [*MEL, "network.blocks=3", "network.width=4", "wave_augment.tempo_p=0.5", "self_training.iterations=1"],
     "max-pyramid-stft": ["network.blocks=3", "network.width=4"],
-    "window-snr": [*MEL, *WINDOWS, "network.blocks=3", "network.width=4", "relabel.rounds=1", "relabel.top_k=[0.5]"],
+    "window-snr": [*MEL, *WINDOWS, "network.blocks=3", "network.width=4", "self_training.iterations=1", "self_training.top_k=[0.5]"],
     "two-stage": [
         *MEL, *WINDOWS, "frontend.resolutions=[[256,128],[512,128]]", "frontend.image_size=[32,32]",
-        "image_sizes=[[16,16],[32,32]]", f"network.name={TIMM}", "relabel.rounds=1",
+        "image_sizes=[[16,16],[32,32]]", f"network.name={TIMM}", "self_training.iterations=1",
     ],
-    "freq-coord": [*MEL, *WINDOWS, "sampling.steps=2", "relabel.rounds=1"],
+    "freq-coord": [*MEL, *WINDOWS, "sampling.steps=2", "self_training.iterations=1"],
     "freq-crop": [
         *MEL, "frontend.n_mels=8", "frontend.bands_hz=[[0,900],[500,2000],[900,3000]]", "sampling.steps=2",
-        "relabel.rounds=1", "late_epochs=1",
+        "self_training.iterations=1", "finetune_epochs=1",
         "network.backbone.blocks=2", "network.backbone.width=4",
     ],
 }  # fmt: skip
@@ -111,7 +111,7 @@ def soundscapes(tmp_path_factory):
 def trained_and_submitted(name, task, out, overrides, **words):
     """A recipe's small variant, trained with its rounds and submitted: run, and the submission's header and rows."""
     recipe = find_recipe(name, True, overrides)
-    run = train_rounds(
+    run = self_train(
         recipe, audio=task / "train", out=out / "run", device="cpu", threads=1, progress=False, **words
     )
     submit(
@@ -128,7 +128,7 @@ def is_whole(run, header, rows, name):
     assert np.ptp(run.oof.probabilities, axis=0).min() > 0 and not run.oof.failures
     for path in sorted(run.folder.glob("fold_*.pt")):
         card = load_tagger(path).card
-        assert card.calibrated and card.score == run.recipe.score and card.recipe["name"] == name
+        assert card.calibrated and card.output == run.recipe.output and card.recipe["name"] == name
         assert tuple(header[1:]) == card.classes
     scores = np.stack(list(rows.values()))
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
@@ -167,7 +167,7 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
     np.testing.assert_array_equal(run.oof.truth, recording_labels(read_boxes(*boxes)).targets)
     assert (tmp_path / "run" / "rounds" / "1" / "labels" / "soft.csv").is_file()
     if name == "freq-crop":
-        assert run.recipe.score == "rank" and len(run.recipe.frontend.bands_hz) == 3
+        assert run.recipe.output == "ranking" and len(run.recipe.frontend.bands_hz) == 3
         assert run.recipe.frontend.bands_hz[1] == (0.0, 600.0)
 
 
@@ -175,42 +175,42 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
 PUBLISHED = {
     "skip-attention": {
         "frontend.n_fft": 2560, "frontend.hop_length": 690, "frontend.n_mels": 128, "frontend.top_db": 80,
-        "frontend.trim_db": 60, "frontend.std": 100, "auxiliary": (0.4, 0.2, 0.1), "mix.p": 0.8, "mix.fade_p": 0.6,
-        "mix.high": 0.5, "mix.fade_steepness": (3, 12), "picture.crop_p": 0.33, "picture.mask_p": 0.5,
-        "picture.freq_share": 0.15, "picture.time_share": 0.2, "picture.fill": "min", "optim.lr_peak": 9e-4,
+        "frontend.trim_db": 60, "frontend.std": 100, "auxiliary": (0.4, 0.2, 0.1), "mixup.p": 0.8, "mixup.fade_p": 0.6,
+        "mixup.high": 0.5, "mixup.fade_steepness": (3, 12), "spec_augment.crop_p": 0.33, "spec_augment.mask_p": 0.5,
+        "spec_augment.freq_share": 0.15, "spec_augment.time_share": 0.2, "spec_augment.mask_fill": "min", "optim.lr_peak": 9e-4,
         "optim.schedule": "plateau", "optim.patience": 6, "optim.factor": 0.6, "sources.noisy.share": 0.01,
         "sources.corrected.share": 0.42, "sources.curated.share": 0.57, "sources.noisy.loss": "bootstrap",
-        "sources.noisy.loss_settings": {"trust": 0.7}, "sources.curated.weight": 0.5, "by_share": True,
-        "network.head.hidden": 256, "listening.pool": "mean", "picture.crop_scale": (0.8, 1.0),
+        "sources.noisy.loss_settings": {"trust": 0.7}, "sources.curated.weight": 0.5, "weight_by_share": True,
+        "network.head.hidden": 256, "inference.pool": "mean", "spec_augment.crop_scale": (0.8, 1.0),
     },
     "axis-pool": {
-        "frontend.n_fft": 1024, "frontend.hop_length": 512, "frontend.n_mels": 64, "frontend.normalise": "peak",
-        "loss": "bce", "loss_settings": {"smoothing": 0.01}, "mix.p": 0.6, "mix.low": 0.3, "mix.high": 0.3,
+        "frontend.n_fft": 1024, "frontend.hop_length": 512, "frontend.n_mels": 64, "frontend.normalize": "peak",
+        "loss": "bce", "loss_settings": {"smoothing": 0.01}, "mixup.p": 0.6, "mixup.low": 0.3, "mixup.high": 0.3,
         "crop_s": 5, "epochs": 40, "optim.kind": "nadam", "optim.lr_peak": 5e-4, "optim.factor": 0.5,
     },
     "max-pyramid-mel": {
-        "loss": "lsep", "mix.p": 0.5, "mix.labels": "union", "wave.pitch_cents": 300, "wave.tempo": 1.1,
-        "wave.overdrive_p": 0.75, "plain_epochs": 10, "optim.lr_start": 1e-4, "optim.lr_peak": 5e-3,
+        "loss": "lsep", "mixup.p": 0.5, "mixup.labels": "union", "wave_augment.pitch_cents": 300, "wave_augment.tempo": 1.1,
+        "wave_augment.overdrive_p": 0.75, "no_augment_epochs": 10, "optim.lr_start": 1e-4, "optim.lr_peak": 5e-3,
         "optim.schedule": "one-cycle", "n_folds": 5, "frontend.n_fft": 2048, "frontend.hop_length": 1024,
-        "frontend.n_mels": 128, "frontend.f_min_hz": 5, "frontend.log_offset": 1e-4, "listening.mode": "full",
-        "network.growth": 1.5, "relabel.methods": ("agreement",),
+        "frontend.n_mels": 128, "frontend.f_min_hz": 5, "frontend.log_offset": 1e-4, "inference.mode": "full",
+        "network.growth": 1.5, "self_training.methods": ("agreement",),
     },
     "max-pyramid-stft": {"loss": "lsep", "frontend.n_fft": 256, "frontend.kind": "stft", "network.dims": 1},
-    "window-snr": {"listening.pool": "snr", "by_share": False, "relabel.methods": ("snr",)},
+    "window-snr": {"inference.pool": "snr", "weight_by_share": False, "self_training.methods": ("snr",)},
     "two-stage": {
-        "image_sizes": ((64, 64), (128, 128), (224, 224)), "sampling.balance": "seconds", "optim.depth_rate": 0.1,
-        "network.name": "resnet18.a1_in1k", "relabel.methods": ("curate",),
+        "image_sizes": ((64, 64), (128, 128), (224, 224)), "sampling.balance": "seconds", "optim.layer_decay": 0.1,
+        "network.name": "resnet18.a1_in1k", "self_training.methods": ("curate",),
     },
     "freq-coord": {
         "frontend.sample_rate": 48000, "frontend.n_fft": 4096, "frontend.hop_length": 512, "frontend.n_mels": 256,
-        "frontend.channels": ("log", "coordinate01"), "crop_s": 4, "listening.hop_s": 0.5, "listening.pool": "max",
-        "listening.window_s": 4, "epochs": 60, "sampling.steps": 200, "n_folds": 4, "optim.kind": "adamw",
-        "optim.schedule": "cosine", "keep": "last", "sampling.box_p": 0.5, "mix.labels": "sum", "mix.masks": "either",
-        "mix.low": 0.5, "mix.high": 0.5, "relabel.rounds": 4, "relabel.hop_s": 0.5, "average_over": "labels",
+        "frontend.channels": ("log", "coordinate01"), "crop_s": 4, "inference.hop_s": 0.5, "inference.pool": "max",
+        "inference.window_s": 4, "epochs": 60, "sampling.steps": 200, "n_folds": 4, "optim.kind": "adamw",
+        "optim.schedule": "cosine", "keep": "last", "sampling.box_p": 0.5, "mixup.labels": "sum", "mixup.masks": "either",
+        "mixup.low": 0.5, "mixup.high": 0.5, "self_training.iterations": 4, "self_training.hop_s": 0.5, "average_over": "labels",
     },
     "freq-crop": {
         "frontend.n_mels": 32, "loss": "bootstrap", "loss_settings": {"on": "unknown", "trust": 0.1, "detach": False},
-        "late_loss": "lsep", "listening.mode": "full", "mix.labels": "union", "mix.domain": "wave",
+        "finetune_loss": "lsep", "inference.mode": "full", "mixup.labels": "union", "mixup.domain": "wave",
     },
 }  # fmt: skip
 
@@ -228,15 +228,15 @@ def test_the_settings_are_the_published_ones(name):
     if name == "skip-attention":
         assert (
             recipe.crop_frames == 256
-            and round(recipe.listening.window_s * recipe.frontend.frames_per_s) == 256
+            and round(recipe.inference.window_s * recipe.frontend.frames_per_s) == 256
         )
     if "pyramid" in name:
         assert 8 <= recipe.crop_s <= 12 and 100 <= recipe.epochs <= 150
 
 
 def test_small_variants_but_freq_crop_keep_spectrograms_because_no_waveform_changes():
-    assert [name for name in RECIPES if find_recipe(name, small=True).hears_waves] == ["freq-crop"]
-    assert find_recipe("max-pyramid-mel").hears_waves
+    assert [name for name in RECIPES if find_recipe(name, small=True).needs_waveforms] == ["freq-crop"]
+    assert find_recipe("max-pyramid-mel").needs_waveforms
 
 
 @pytest.mark.parametrize("small", [False, True])
@@ -252,7 +252,7 @@ def test_a_recipe_is_printed_whole_and_reads_back_from_what_is_printed_and_from_
         "loss",
         "optim.lr_peak",
         "frontend.n_fft",
-        "relabel.rounds",
+        "self_training.iterations",
     } <= set(keys)
 
 
@@ -268,7 +268,7 @@ def test_a_recipe_runs_on_real_clips_in_the_competition_s_own_files(esc10, tmp_p
     words = ["--size", "0.03", "--seed", "1"]
     subprocess.run([sys.executable, str(tool), kind, str(tmp_path / "task"), *words], check=True)
     task = tmp_path / "task"
-    overrides = [*COMMON, *TINY[name], "epochs=1", "validate_every=1", "relabel.rounds=0"]
+    overrides = [*COMMON, *TINY[name], "epochs=1", "validate_every=1", "self_training.iterations=0"]
     recipe = find_recipe(name, True, overrides)
     words = {"device": "cpu", "threads": 1, "progress": False}
     if kind == "tagging":
@@ -276,10 +276,10 @@ def test_a_recipe_runs_on_real_clips_in_the_competition_s_own_files(esc10, tmp_p
         frame = pd.concat(parts).drop(columns="fold")
         frame["fname"] = "train_" + frame["source"] + "/" + frame["fname"]
         frame.to_csv(tmp_path / "table.csv", index=False)
-        run = train_rounds(recipe, tmp_path / "table.csv", task, tmp_path / "run", **words)
+        run = self_train(recipe, tmp_path / "table.csv", task, tmp_path / "run", **words)
     else:
         boxes = [task / "train_tp.csv", task / "train_fp.csv"]
-        run = train_rounds(recipe, None, task / "train", tmp_path / "run", boxes=boxes, **words)
+        run = self_train(recipe, None, task / "train", tmp_path / "run", boxes=boxes, **words)
     template = task / "sample_submission.csv"
     out = tmp_path / "submission.csv"
     submit(

@@ -1,4 +1,4 @@
-"""Relabelling: labels only by models that never trained on the clip; unknown stays unknown; each method as defined."""
+"""RelabelResult: labels only by models that never trained on the clip; unknown stays unknown; each method as defined."""
 
 import json
 import shutil
@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.audio.frontend import FrontendConfig
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger, save_tagger
 from kit.infer.postprocess import estimate_prevalences
 from kit.infer.predict import predict_clips
 from kit.labels.boxes import Boxes
-from kit.labels.corrections import apply_corrections
 from kit.labels.soft import SoftLabels, align_soft_labels, read_soft_labels
-from kit.labels.table import clip_labels, label_targets, read_clip_table
-from kit.learn.recipe import Recipe
-from kit.learn.relabelling import (
-    RelabelConfig,
+from kit.labels.table import apply_corrections, clip_labels, label_targets, read_clip_table
+from kit.models.checkpoint import load_tagger, save_tagger
+from kit.train.pseudo_labels import (
+    SelfTrainingConfig,
     agreement_order,
     confident_labels,
     correct_by_boxes,
@@ -30,10 +30,9 @@ from kit.learn.relabelling import (
     snr_ratio,
     weigh_by_confidence,
 )
-from kit.learn.teaching import relabel, teach, window_listening
-from kit.learn.train import train_run
-from kit.sound.frontend import FrontendConfig
-from kit.sound.windows import ListeningConfig
+from kit.train.recipe import Recipe
+from kit.train.relabel import predict_pseudo_labels, relabel, window_inference
+from kit.train.run import train_run
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -41,7 +40,7 @@ CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
     frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
     network={"family": "max-pyramid", "blocks": 2, "width": 4},
-    loss="bce", crop_s=0.4, epochs=1, plain_epochs=0, batch_size=4, n_folds=2,
+    loss="bce", crop_s=0.4, epochs=1, no_augment_epochs=0, batch_size=4, n_folds=2,
 )  # fmt: skip
 QUIET = {"device": "cpu", "threads": 1, "progress": False}
 
@@ -111,7 +110,7 @@ def test_an_unknown_label_moves_no_clip():
 
 
 def test_the_best_clips_keep_their_labels_and_more_each_round():
-    plan = RelabelConfig(top_k=(0.25, 2), doubted=("noisy",))
+    plan = SelfTrainingConfig(top_k=(0.25, 2), noisy_sources=("noisy",))
     frame = table_of(["A"] * 5, source=["curated"] + ["noisy"] * 4, false_labels="*")
     soft = soft_of([[0, 1], [0.9, 0], [0.8, 0], [0.7, 0], [0.6, 0]])
     before = frame.copy()
@@ -127,7 +126,7 @@ def test_the_best_clips_keep_their_labels_and_more_each_round():
 
 def test_without_top_k_all_doubted_clips_are_predicted():
     done = keep_agreeing(
-        table_of(["A", "B"], false_labels="*"), soft_of([[0.2, 0.4], [0, 1]]), RelabelConfig(), 1
+        table_of(["A", "B"], false_labels="*"), soft_of([[0.2, 0.4], [0, 1]]), SelfTrainingConfig(), 1
     )
     assert done.frame["labels"].tolist() == ["", ""]
     np.testing.assert_array_equal(done.soft.targets, np.array([[0.2, 0.4], [0, 1]], np.float32))
@@ -135,10 +134,10 @@ def test_without_top_k_all_doubted_clips_are_predicted():
 
 def test_the_teachers_mean_fills_unknown_labels_only():
     frame = table_of(["A", "A", ""], false_labels=["", "B", ""])
-    done = fill_plain(frame, soft_of([[0.2, 0.4], [0.3, 0.5], [0.6, 0.7]]), RelabelConfig(), 1)
+    done = fill_plain(frame, soft_of([[0.2, 0.4], [0.3, 0.5], [0.6, 0.7]]), SelfTrainingConfig(), 1)
     assert done.soft.names == ("a", "c") and done.frame is frame
     with pytest.raises(KitError, match="no predicted clip has an unknown label: give false_labels"):
-        fill_plain(frame.drop(columns="false_labels"), soft_of([[0, 0]] * 3), RelabelConfig(), 1)
+        fill_plain(frame.drop(columns="false_labels"), soft_of([[0, 0]] * 3), SelfTrainingConfig(), 1)
 
 
 def test_the_ratio_is_the_top_share_of_all_activations():
@@ -156,7 +155,7 @@ def test_the_confident_classes_reach_half_of_the_greatest():
 
 def test_the_two_sets_are_the_best_windows_and_their_clips():
     frame = table_of(["C", "C", "C"], source=["n", "n", "curated"], false_labels="*", fold=[0, 1, 1])
-    plan = RelabelConfig(doubted=("n",), top_k=(0.5,), snr_k=1)
+    plan = SelfTrainingConfig(noisy_sources=("n",), top_k=(0.5,), snr_k=1)
     done = make_snr_sets(frame, WINDOWS, plan, 1)
     rows = done.frame
     assert rows["source"].tolist() == ["set2", "set2", "curated", "set1", "set1"]
@@ -168,17 +167,17 @@ def test_the_two_sets_are_the_best_windows_and_their_clips():
     three = make_snr_sets(frame, WINDOWS, replace(plan, top_k=(3,)), 1)
     np.testing.assert_allclose(three.soft.targets[1], WINDOWS.targets[2:].mean(axis=0))
     with pytest.raises(KitError, match=r"top_k=\[\] picks none of 4 windows"):
-        make_snr_sets(frame, WINDOWS, RelabelConfig(doubted=("n",)), 1)
+        make_snr_sets(frame, WINDOWS, SelfTrainingConfig(noisy_sources=("n",)), 1)
 
 
 def test_a_window_is_kept_where_its_best_known_class_is_true_of_its_clip():
     frame = table_of(["A", "C"], false_labels=["C", "A"])
-    done = curate_windows(frame, WINDOWS, RelabelConfig(), 1)
+    done = curate_windows(frame, WINDOWS, SelfTrainingConfig(), 1)
     rows = done.frame
     assert rows["source"].fillna("").tolist() == ["whole", "whole", "", "", "", ""]
     assert rows["fname"].tolist() == ["a", "b", "a", "a", "b", "b"]
     assert rows["labels"].tolist() == ["A", "C", "A", "A", "C", "C"]
-    wrong = curate_windows(frame.assign(false_labels="*"), WINDOWS, RelabelConfig(), 1)
+    wrong = curate_windows(frame.assign(false_labels="*"), WINDOWS, SelfTrainingConfig(), 1)
     assert wrong.frame["fname"].tolist() == ["a", "b", "a", "a"] and wrong.counts == {
         "kept": 2,
         "left_out": 2,
@@ -188,11 +187,11 @@ def test_a_window_is_kept_where_its_best_known_class_is_true_of_its_clip():
 def test_only_sources_in_doubt_are_touched_and_only_if_a_fold_holds_them_out():
     frame = table_of(["A", "B"], source=["noisy", "curated"], false_labels="*")
     soft = soft_of([[0.1, 0.1], [0.1, 0.1]])
-    assert keep_agreeing(frame, soft, RelabelConfig(), 1).frame["labels"].tolist() == ["", "B"]
-    with pytest.raises(KitError, match=r"source in doubted=\['nosy'\], but of \['curated', 'noisy'\]"):
-        keep_agreeing(frame, soft, RelabelConfig(doubted=("nosy",)), 1)
+    assert keep_agreeing(frame, soft, SelfTrainingConfig(), 1).frame["labels"].tolist() == ["", "B"]
+    with pytest.raises(KitError, match=r"source in noisy_sources=\['nosy'\], but of \['curated', 'noisy'\]"):
+        keep_agreeing(frame, soft, SelfTrainingConfig(noisy_sources=("nosy",)), 1)
     with pytest.raises(KitError, match="fold -1, so every model learnt from them"):
-        keep_agreeing(frame.assign(fold=-1), soft, RelabelConfig(), 1)
+        keep_agreeing(frame.assign(fold=-1), soft, SelfTrainingConfig(), 1)
 
 
 def test_boxes_have_the_last_word_on_windows():
@@ -216,7 +215,7 @@ def test_clips_with_soft_labels_alone_weigh_their_sum():
 
 def test_soft_labels_are_what_the_fold_that_never_saw_the_clip_says(run, toy):
     """Law 4 and law 3: of whole clips, as they are submitted."""
-    soft, models = teach([run], toy[1], **QUIET)
+    soft, models = predict_pseudo_labels([run], toy[1], **QUIET)
     assert {path.rpartition("/")[2]: n for path, n in models.items()} == {"fold_0.pt": 4, "fold_1.pt": 4}
     for fold in (0, 1):
         names = [f"{i}.wav" for i in range(fold, 8, 2)]
@@ -229,12 +228,12 @@ def test_soft_labels_are_what_the_fold_that_never_saw_the_clip_says(run, toy):
 
 
 def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
-    soft, _ = teach([run], toy[1], hop_s=0.2, **QUIET)
-    listening = window_listening(load_tagger(run / "fold_0.pt").card, 0.2)
-    assert listening.window_s == TINY.crop_s and listening.hop_s == 0.2
-    own = ListeningConfig(mode="windows", window_s=0.7, hop_s=0.7)
-    card = replace(load_tagger(run / "fold_0.pt").card, listening=own)
-    assert window_listening(card, 0.5) == replace(own, hop_s=0.5)
+    soft, _ = predict_pseudo_labels([run], toy[1], hop_s=0.2, **QUIET)
+    inference = window_inference(load_tagger(run / "fold_0.pt").card, 0.2)
+    assert inference.window_s == TINY.crop_s and inference.hop_s == 0.2
+    own = InferenceConfig(mode="windows", window_s=0.7, hop_s=0.7)
+    card = replace(load_tagger(run / "fold_0.pt").card, inference=own)
+    assert window_inference(card, 0.5) == replace(own, hop_s=0.5)
     for rows in soft.rows.values():
         begin, end = (t[rows] for t in soft.times)
         np.testing.assert_allclose(end - begin, 0.4, atol=0.02)
@@ -242,14 +241,14 @@ def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
     name = max(soft.rows, key=lambda n: len(soft.rows[n]))
     fold = int(name[0]) % 2
     tagger = load_tagger(run / f"fold_{fold}.pt")
-    tagger.card = replace(tagger.card, listening=replace(listening, pool="max"))
+    tagger.card = replace(tagger.card, inference=replace(inference, pool="max"))
     said = predict_clips(tagger, [toy[1] / name], device="cpu", threads=1)
     np.testing.assert_allclose(soft.targets[soft.rows[name]].max(axis=0), said.probabilities[0], atol=1e-5)
 
 
 def test_beliefs_are_scaled_from_the_prevalences_of_the_crops_that_were_drawn(run, toy, tmp_path):
     """As rare among the windows as they tell, however often training drew a class."""
-    table, (plain, _) = pd.read_csv(toy[0]), teach([run], toy[1], hop_s=0.2, **QUIET)
+    table, (plain, _) = pd.read_csv(toy[0]), predict_pseudo_labels([run], toy[1], hop_s=0.2, **QUIET)
     made = relabel([run], toy[1], tmp_path, "windows", set=["hop_s=0.2", "prior_shift=true"], **QUIET)
     shifted = read_soft_labels(made.soft)
     for fold in (0, 1):
@@ -266,8 +265,8 @@ def test_beliefs_are_scaled_from_the_prevalences_of_the_crops_that_were_drawn(ru
 
 def test_several_runs_are_averaged(run, toy, tmp_path):
     other = train_run(TINY.override(["seed=1"]), *toy, tmp_path / "other", **QUIET).folder
-    both, models = teach([run, other], toy[1], hop_s=0.2, **QUIET)
-    one, two = (teach([folder], toy[1], hop_s=0.2, **QUIET)[0] for folder in (run, other))
+    both, models = predict_pseudo_labels([run, other], toy[1], hop_s=0.2, **QUIET)
+    one, two = (predict_pseudo_labels([folder], toy[1], hop_s=0.2, **QUIET)[0] for folder in (run, other))
     assert len(models) == 4 and both.names == one.names
     np.testing.assert_allclose(both.targets, (one.targets + two.targets) / 2, atol=1e-6)
 
@@ -276,12 +275,12 @@ def test_ranks_are_refused_as_labels(run, toy, tmp_path):
     """Law 12."""
     recipe = TINY.override(["loss=lsep"])
     ranks = train_run(recipe, *toy, tmp_path / "ranks", **QUIET).folder
-    assert teach([ranks], toy[1], **QUIET)[0].targets.shape == (8, 3)
+    assert predict_pseudo_labels([ranks], toy[1], **QUIET)[0].targets.shape == (8, 3)
     tagger = load_tagger(ranks / "fold_0.pt")
     tagger.card = replace(tagger.card, calibration=None)
     save_tagger(ranks / "fold_0.pt", tagger)
     with pytest.raises(KitError, match=r"fold_0\.pt gives ranks, which are no labels before `oof`"):
-        teach([ranks], toy[1], **QUIET)
+        predict_pseudo_labels([ranks], toy[1], **QUIET)
 
 
 def test_clips_of_which_a_model_says_no_number_get_no_labels(run, toy, tmp_path):
@@ -292,10 +291,10 @@ def test_clips_of_which_a_model_says_no_number_get_no_labels(run, toy, tmp_path)
             tagger.network.head.classifier[-1].bias[0] = torch.nan
         save_tagger(tmp_path / "run" / f"fold_{fold}.pt", tagger)
         if fold == 0:
-            soft, models = teach([tmp_path / "run"], toy[1], **QUIET)
+            soft, models = predict_pseudo_labels([tmp_path / "run"], toy[1], **QUIET)
             assert soft.names == ("1.wav", "3.wav", "5.wav", "7.wav") and sorted(models.values()) == [0, 4]
     with pytest.raises(KitError, match="say no finite number of any clip"):
-        teach([tmp_path / "run"], toy[1], **QUIET)
+        predict_pseudo_labels([tmp_path / "run"], toy[1], **QUIET)
 
 
 @pytest.mark.parametrize("method", ["plain", "windows", "agreement", "snr", "curate"])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import own_tagger, save_tagger
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.metrics import lwlrap
+from kit.models.checkpoint import save_tagger, wrap_network
 from kit.report import show
-from kit.sound.frontend import FrontendConfig
 
 CLASSES = ("bark", "meow", "rain")
 RECIPE = {"name": "small", "epochs": 4, "lr_peak": 0.005, "network": {"family": "pyramid", "width": 8}}
@@ -123,14 +123,14 @@ def test_costs_are_read_from_histories_new_and_old(tmp_path):
 def test_a_run_that_is_not_finished_is_shown_as_far_as_it_goes(tmp_path):
     folder = write_run(tmp_path / "a", None, history=None)
     network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
-    tagger = own_tagger(network, FrontendConfig(), CLASSES, score="rank")
+    tagger = wrap_network(network, FrontendConfig(), CLASSES, output="ranking")
     object.__setattr__(tagger.card, "fold", 1)
     object.__setattr__(tagger.card, "oof_score", 0.75)
     save_tagger(tmp_path / "a" / "fold_1.pt", tagger)
     report = show([folder])
     assert row_of(report, "lwlrap") == ("not yet",)
     assert row_of(report, "fold 1") == ("0.7500",)
-    assert row_of(report, "scores are") == ("rank",)
+    assert row_of(report, "scores are") == ("ranking",)
     assert row_of(report, "parameters") == ("21",)
 
 
@@ -247,7 +247,7 @@ def written_report(folder, **facts):
             "checkpoint": "<b>.pt",
             "weight": 0.5,
             "network_s": 1.25,
-            "clips_heard": 7,
+            "clips_predicted": 7,
             "failure": None,
             "spans": [[1.0, 2.0]],
         }

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from kit.infer.checkpoint import load_tagger, save_tagger
-from kit.infer.submission import submit
+from kit.infer.submit import submit
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger
 from tests.behaviour.trained import (
     LoudBands,

@@ -9,18 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.audio.frontend import FrontendConfig
 from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
-from kit.learn.oof import held_out_models, predict_oof
-from kit.learn.recipe import Recipe
-from kit.learn.relabelling import RelabelConfig
-from kit.learn.rounds import Rounds, boxes_without, train_rounds
-from kit.learn.teaching import teach
-from kit.learn.train import train_run
-from kit.sound.frontend import FrontendConfig
+from kit.models.checkpoint import load_tagger
+from kit.train.oof import held_out_models, predict_oof
+from kit.train.pseudo_labels import SelfTrainingConfig
+from kit.train.recipe import Recipe
+from kit.train.relabel import predict_pseudo_labels
+from kit.train.run import train_run
+from kit.train.self_training import SelfTraining, boxes_without, self_train
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -28,13 +28,13 @@ CLASSES = ("high", "low", "noisy")
 TINY = Recipe(
     frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
     network={"family": "max-pyramid", "blocks": 2, "width": 4},
-    loss="bce", crop_s=0.2, epochs=1, plain_epochs=0, batch_size=4, n_folds=3,
+    loss="bce", crop_s=0.2, epochs=1, no_augment_epochs=0, batch_size=4, n_folds=3,
 )  # fmt: skip
 
 
 def with_rounds(rounds, **settings):
     """The tiny recipe with some rounds of relabelling; agreement predicts what it does not keep."""
-    return replace(TINY, relabel=RelabelConfig(rounds=rounds, **{"methods": ("agreement",), **settings}))
+    return replace(TINY, self_training=SelfTrainingConfig(iterations=rounds, **{"methods": ("agreement",), **settings}))
 
 
 def write_tone(path, kind, seed):
@@ -77,7 +77,7 @@ def planted(toy, tmp_path_factory):
 
 def rounds_quietly(recipe, table, audio, out, **options):
     """A training with its rounds on the CPU, without a progress bar."""
-    return train_rounds(recipe, table, audio, out, device="cpu", threads=1, progress=False, **options)
+    return self_train(recipe, table, audio, out, device="cpu", threads=1, progress=False, **options)
 
 
 def weights_of(path):
@@ -147,7 +147,7 @@ def test_students_of_as_many_rounds_teach_as_are_told(toy, tmp_path):
         report = json.loads((labels / "relabel.json").read_text())
         assert {path.split("/")[-2] for path in report["models"]} == {*teachers}
     runs = [run.folder / "rounds" / home for home in "12"]
-    wanted, _ = teach(runs, toy[1], device="cpu", threads=1, progress=False)
+    wanted, _ = predict_pseudo_labels(runs, toy[1], device="cpu", threads=1, progress=False)
     told = read_soft_labels(labels / "soft.csv")
     np.testing.assert_allclose(told.targets, align_soft_labels(wanted, told.names, told.classes), atol=1e-6)
 
@@ -282,18 +282,18 @@ def test_a_folder_of_other_rounds_is_refused(two, toy, tmp_path):
 
 
 def test_a_folder_of_another_run_is_refused_before_any_round_is_trained(toy, tmp_path):
-    train_rounds(TINY, *toy, tmp_path, only_folds=[0], progress=False, threads=1)
+    self_train(TINY, *toy, tmp_path, only_folds=[0], progress=False, threads=1)
     with pytest.raises(KitError, match="belongs to another run"):
-        train_rounds(with_rounds(1), *toy, tmp_path, progress=False, threads=1)
+        self_train(with_rounds(1), *toy, tmp_path, progress=False, threads=1)
     assert not list(tmp_path.glob("rounds/*/*.pt"))
 
 
-@pytest.mark.parametrize("train", [train_run, train_rounds])
+@pytest.mark.parametrize("train", [train_run, self_train])
 def test_a_name_or_a_table_in_the_wrong_place_is_answered_with_the_right_one(toy, tmp_path, train):
     with pytest.raises(KitError, match=r"find_recipe\(.* got 'max-pyramid-mel'"):
         train("max-pyramid-mel", *toy, tmp_path)
     with pytest.raises(KitError, match="path of a CSV, got a DataFrame"):
-        train(with_rounds(1) if train is train_rounds else TINY, pd.read_csv(toy[0]), toy[1], tmp_path)
+        train(with_rounds(1) if train is self_train else TINY, pd.read_csv(toy[0]), toy[1], tmp_path)
 
 
 def test_corrected_clips_are_learnt_as_corrected(toy, tmp_path):
@@ -312,7 +312,7 @@ def test_trainings_have_equal_parts_of_the_time(toy, tmp_path):
 
     clock = Deadline(now + 4e6, lambda: now)
     for left in (4, 1):
-        Rounds(TINY, toy[1], clock, notes, {}).learn(toy[0], tmp_path, tmp_path, left, None)
+        SelfTraining(TINY, toy[1], clock, notes, {}).learn(toy[0], tmp_path, tmp_path, left, None)
     assert [set_deadline(seconds).at - now for seconds in until] == pytest.approx([1e6, 4e6], abs=900)
     (tmp_path / "list.json").write_text("{}")
     rounds_quietly(

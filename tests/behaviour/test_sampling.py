@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.mixup import MixupConfig
 from kit.core.errors import KitError
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels
-from kit.learn.recipe import Recipe, SamplingConfig
-from kit.learn.sampling import (
-    TrainingClips,
+from kit.train.recipe import Recipe, SamplingConfig
+from kit.train.sampler import (
+    TrainingSet,
     batches_per_epoch,
     crop_at_box,
     draw_batches,
@@ -20,14 +22,12 @@ from kit.learn.sampling import (
     draw_order,
     rows_of_box,
 )
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.mixing import MixConfig
 
 CLASSES = ("a", "b", "c")
 TINY = Recipe(
     frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
-    network={"family": "max-pyramid", "blocks": 2, "width": 4}, crop_s=0.4, mix=MixConfig(p=0.0), epochs=4,
-    plain_epochs=0, batch_size=8,
+    network={"family": "max-pyramid", "blocks": 2, "width": 4}, crop_s=0.4, mixup=MixupConfig(p=0.0), epochs=4,
+    no_augment_epochs=0, batch_size=8,
 )  # fmt: skip
 PER_S = TINY.frontend.frames_per_s
 EVERY = Frontend(TINY.frontend)
@@ -52,7 +52,7 @@ def clips_of(targets, sources=None, seconds=None, weights=None, names=(), **more
     specs = [torch.full((16, length), float(i)) for i, length in enumerate(frames)]
     weights = np.ones(n, np.float32) if weights is None else np.array(weights, np.float32)
     sources = None if sources is None else np.array(sources)
-    return TrainingClips(
+    return TrainingSet(
         specs, targets, weights, list(names), sources, None if seconds is None else np.array(seconds), **more
     )
 
@@ -177,7 +177,7 @@ def test_an_unknown_or_doubtful_label_makes_no_class_rare():
 def test_weights_are_chances_where_told_and_then_no_factors_of_the_loss():
     weights = np.array([1.0, 1, 1, 1, 4, 4, 4, 8])
     clips = clips_of(np.eye(3)[np.arange(8) % 3], weights=weights)
-    recipe = drawn_with(by_weight=True, steps=400)
+    recipe = drawn_with(sample_by_weight=True, steps=400)
     counts = counts_of(draw_order(clips, recipe, seeded()), 8)
     np.testing.assert_allclose(counts / counts.sum(), weights / weights.sum(), atol=0.01)
     batch = next(draw_batches(clips, recipe, EVERY, seeded()))
@@ -189,7 +189,7 @@ def test_weights_are_chances_where_told_and_then_no_factors_of_the_loss():
 def test_clips_of_rare_classes_are_changed_more_often():
     clips = clips_of(np.eye(3)[[0] + [1] * 4 + [2] * 16])
     chances = np.zeros(21)
-    for batch in draw_batches(clips, replace(drawn_with(heavier=1.0), batch_size=21), EVERY, seeded()):
+    for batch in draw_batches(clips, replace(drawn_with(rare_boost=1.0), batch_size=21), EVERY, seeded()):
         chances[batch.clips] = batch.chances
     np.testing.assert_allclose(chances[[0, 1, 5]], [2.0, 1.5, 1.0])
     even = next(draw_batches(clips, TINY, EVERY, seeded()))
@@ -315,12 +315,12 @@ def test_a_crop_is_the_part_of_its_clip_that_it_says():
     soft = believed("r", 0.01, 2.0, 0.0)
     frames = round(2.0 * PER_S)
     spec = torch.arange(frames).float().expand(16, frames)
-    clips = TrainingClips(
+    clips = TrainingSet(
         [spec, spec], np.full((2, 3), np.nan, np.float32), np.ones(2, np.float32), ["r", "r"], soft=soft
     )
     waves = replace(clips, specs=[torch.arange(16000).float()[None]] * 2)
-    shifted = TINY.override(["wave.gain_p=1.0"])
-    assert shifted.hears_waves and not TINY.hears_waves
+    shifted = TINY.override(["wave_augment.gain_p=1.0"])
+    assert shifted.needs_waveforms and not TINY.needs_waveforms
     for recipe, heard, per_s in ((TINY, clips, PER_S), (shifted, waves, 8000)):
         for seed in range(5):
             batch = next(draw_batches(heard, recipe, EVERY, seeded(seed)))
@@ -336,10 +336,13 @@ def test_crops_by_belief_lie_at_soft_windows_as_often_as_their_labels_add_up_to(
     soft = SoftLabels(("r",) * 4, CLASSES, targets, times, times + 1)
     frames = round(4.0 * PER_S)
     spec = torch.arange(frames).float().expand(16, frames)
-    clips = TrainingClips(
+    clips = TrainingSet(
         [spec, spec], np.full((2, 3), np.nan, np.float32), np.ones(2, np.float32), ["r", "s"], soft=soft
     )
-    recipe, centres = replace(drawn_with(by_belief=True, steps=150), batch_size=8, crop_s=0.5), {0: [], 1: []}
+    recipe, centres = (
+        replace(drawn_with(sample_by_probs=True, steps=150), batch_size=8, crop_s=0.5),
+        {0: [], 1: []},
+    )
     for batch in draw_batches(clips, recipe, EVERY, seeded()):
         for clip, piece in zip(batch.clips, batch.pieces, strict=True):
             centres[clip].append(float(piece[0].mean()) / PER_S)
@@ -347,6 +350,6 @@ def test_crops_by_belief_lie_at_soft_windows_as_often_as_their_labels_add_up_to(
     assert np.abs(told - np.where(told < 2.5, 1.5, 3.5)).max() < 0.05
     assert (told > 2.5).mean() == pytest.approx(0.75, abs=0.06)
     assert np.std(centres[1]) > 0.8 and min(centres[1]) < 0.5 and max(centres[1]) > 3.5
-    anywhere = replace(recipe, sampling=replace(recipe.sampling, by_belief=False))
+    anywhere = replace(recipe, sampling=replace(recipe.sampling, sample_by_probs=False))
     batches = list(draw_batches(clips, anywhere, EVERY, seeded()))
     assert np.std([float(p[0].mean()) / PER_S for b in batches for p in b.pieces]) > 0.8

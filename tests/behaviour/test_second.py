@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.models.second import (
-    SECOND_LEVEL,
+from kit.models.stackers import (
+    STACKERS,
     ClassMixer,
     ClassMixerConfig,
     GatedMlp,
@@ -37,7 +37,7 @@ def small_model(name, seed=0, models=MODELS, classes=CLASSES):
     """A model that has trained a few steps, so that no weight and no batch norm is as it was born; eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SECOND_LEVEL[name][1](SMALL[name], models, classes)
+        model = STACKERS[name][1](SMALL[name], models, classes)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for step in range(3):
             optimizer.zero_grad()
@@ -51,7 +51,7 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_a_clip_does_not_see_its_batchmates(name):
     model, x = small_model(name), predictions_for(name, clips=9)
     with torch.inference_mode():
@@ -66,20 +66,20 @@ def test_a_clip_does_not_see_its_batchmates(name):
         torch.testing.assert_close(together[0], model(other)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_every_model_and_class_of_the_input_is_heard(name):
     model, x = small_model(name).double(), predictions_for(name).double().requires_grad_()
     torch.autograd.backward(model(x).square().sum())
     assert bool((x.grad.flatten(3).abs().sum(-1) if name == "image-stacker" else x.grad).abs().min() > 0)
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_saved_weights_give_the_same_answer(name):
     model, x = small_model(name), predictions_for(name)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    config_class, module_class = SECOND_LEVEL[name]
+    config_class, module_class = STACKERS[name]
     settings = config_class.from_dict(SMALL[name].to_dict())
     assert asdict(settings) == asdict(SMALL[name])
     again = module_class(settings, MODELS, CLASSES).eval()
@@ -88,7 +88,7 @@ def test_saved_weights_give_the_same_answer(name):
         torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4, -1e4, 1e-38])
 def test_extreme_predictions_give_finite_logits_and_gradients(name, value):
     model, x = small_model(name), torch.full_like(predictions_for(name), value).requires_grad_()
@@ -98,7 +98,7 @@ def test_extreme_predictions_give_finite_logits_and_gradients(name, value):
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_bfloat16_autocast_is_near_and_half_inputs_are_finite(name):
     model, x = small_model(name), predictions_for(name)
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def test_bfloat16_autocast_is_near_and_half_inputs_are_finite(name):
     torch.testing.assert_close(near.float(), wanted, rtol=0.05, atol=0.1)
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_gradients_agree_with_differences_in_float64(name):
     model = small_model(name).double()
     x = predictions_for(name, clips=2, windows=3).double().requires_grad_()
@@ -124,7 +124,7 @@ def test_gradients_agree_with_differences_in_float64(name):
     assert torch.autograd.gradcheck(of_parameters, parameters, atol=1e-6, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_predictions_of_other_models_are_refused(name):
     model = small_model(name)
     x = predictions_for(name)
@@ -133,7 +133,7 @@ def test_predictions_of_other_models_are_refused(name):
             model(wrong)
 
 
-@pytest.mark.parametrize("name", SECOND_LEVEL)
+@pytest.mark.parametrize("name", STACKERS)
 def test_one_model_and_one_class_are_enough_and_an_empty_batch_is_empty(name):
     model = small_model(name, models=1, classes=1)
     with torch.inference_mode():

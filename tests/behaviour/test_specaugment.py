@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from kit.core.errors import KitError
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.specaugment import (
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.specaugment import (
     SpecAugmentConfig,
     SpecDraw,
-    change_specs,
-    cropped_and_resized,
-    draw_spec_changes,
-    warped_in_time,
+    augment_specs,
+    crop_and_resize,
+    draw_spec_augment,
+    time_warp,
 )
+from kit.core.errors import KitError
 
 M, N = 20, 50
 FRONTEND = Frontend(
@@ -23,7 +23,7 @@ FRONTEND = Frontend(
         hop_length=128,
         n_mels=M,
         resolutions=((512, 128),),
-        side=("clip_length",),
+        extra_rows=("clip_length",),
     )
 )
 EVERYTHING = {"mask_p": 1.0, "outside_p": 1.0, "warp_p": 1.0, "crop_p": 1.0, "filter_p": 1.0}
@@ -35,7 +35,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def levelled(clips=6, seed=1):
+def normalize_spec(clips=6, seed=1):
     """Levelled spectrograms of two pictures and a side row, far from 0."""
     return torch.randn(clips, 2 * M + 1, N, generator=generator(seed)) - 40.0
 
@@ -43,12 +43,12 @@ def levelled(clips=6, seed=1):
 def drawn(clips=6, seed=0, boxes=None, chance=1.0, **settings):
     """A draw with its settings."""
     config = SpecAugmentConfig(**settings)
-    return draw_spec_changes(config, clips, M, N, generator(seed), boxes, chance), config
+    return draw_spec_augment(config, clips, M, N, generator(seed), boxes, chance), config
 
 
 def touched(specs, draw, config):
     """Which places of each clip's two pictures changed. Shape: -> (B, 2, M, N)"""
-    changed = change_specs(specs, draw, config, FRONTEND) != specs
+    changed = augment_specs(specs, draw, config, FRONTEND) != specs
     return changed[:, : 2 * M].unflatten(1, (2, M))
 
 
@@ -56,9 +56,15 @@ def test_masks_cover_no_more_than_their_shares_and_lie_in_bands():
     widths = set()
     for seed in range(30):
         draw, config = drawn(
-            seed=seed, mask_p=1.0, time_masks=1, freq_masks=1, time_share=0.2, freq_share=0.15, fill="zero"
+            seed=seed,
+            mask_p=1.0,
+            time_masks=1,
+            freq_masks=1,
+            time_share=0.2,
+            freq_share=0.15,
+            mask_fill="zero",
         )
-        held = touched(levelled(), draw, config)
+        held = touched(normalize_spec(), draw, config)
         frames, bins = held.all(2), held.all(3)
         assert torch.equal(held, frames[:, :, None, :] | bins[..., None])
         assert int(frames.sum(-1).max()) <= 10 and int(bins.sum(-1).max()) <= 3
@@ -76,14 +82,14 @@ def test_one_to_the_greatest_number_of_masks_are_drawn():
     shares = [float((numbers == n).float().mean()) for n in range(4)]
     assert shares[1:] == pytest.approx([1 / 3] * 3, abs=0.05)
     none, config = drawn(mask_p=1.0, time_masks=0, freq_masks=0)
-    assert torch.equal(change_specs(levelled(), none, config, FRONTEND), levelled())
+    assert torch.equal(augment_specs(normalize_spec(), none, config, FRONTEND), normalize_spec())
 
 
 @pytest.mark.parametrize("fill", ["min", "mean", "zero"])
 def test_masks_are_filled_by_each_clips_and_pictures_own_value(fill):
-    specs = levelled() * torch.arange(1, 7)[:, None, None]
-    draw, config = drawn(mask_p=1.0, fill=fill, seed=4)
-    changed = change_specs(specs, draw, config, FRONTEND)
+    specs = normalize_spec() * torch.arange(1, 7)[:, None, None]
+    draw, config = drawn(mask_p=1.0, mask_fill=fill, seed=4)
+    changed = augment_specs(specs, draw, config, FRONTEND)
     for clip in range(6):
         for rows in (slice(0, M), slice(M, 2 * M)):
             picture = specs[clip, rows]
@@ -96,8 +102,8 @@ def test_masks_are_filled_by_each_clips_and_pictures_own_value(fill):
 def test_masks_outside_never_touch_a_box():
     covered = torch.zeros(6, M, dtype=torch.int)
     for seed in range(200):
-        draw, config = drawn(seed=seed, boxes=BOXES, outside_p=1.0, outside_share=0.5, fill="zero")
-        held = touched(levelled(), draw, config)
+        draw, config = drawn(seed=seed, boxes=BOXES, outside_p=1.0, outside_share=0.5, mask_fill="zero")
+        held = touched(normalize_spec(), draw, config)
         assert bool((held == held[..., :1]).all())
         covered += held[:, 0, :, 0]
         assert int(held[:, 0, :, 0].sum(1).max()) <= M
@@ -105,24 +111,24 @@ def test_masks_outside_never_touch_a_box():
         outside = [row for row in range(M) if first >= 0 and not first <= row < end]
         assert covered[clip].nonzero().flatten().tolist() == outside
     draw, config = drawn(outside_p=1.0)
-    assert torch.equal(change_specs(levelled(), draw, config, FRONTEND), levelled())
+    assert torch.equal(augment_specs(normalize_spec(), draw, config, FRONTEND), normalize_spec())
 
 
 def test_all_pictures_of_a_clip_get_the_same_masks_and_side_rows_stay():
     for settings in ({"mask_p": 1.0}, {"outside_p": 1.0}, EVERYTHING):
-        specs = levelled()
+        specs = normalize_spec()
         specs[:, M : 2 * M] = specs[:, :M]
         draw, config = drawn(boxes=BOXES, **settings)
-        changed = change_specs(specs, draw, config, FRONTEND)
+        changed = augment_specs(specs, draw, config, FRONTEND)
         assert torch.equal(changed[:, M : 2 * M], changed[:, :M]) and not torch.equal(changed, specs)
         assert torch.equal(changed[:, -1], specs[:, -1])
 
 
 @pytest.mark.parametrize("name", list(EVERYTHING))
 def test_clips_that_are_not_drawn_stay_bit_for_bit(name):
-    specs, boxes = levelled(200), torch.tensor([[8, 12]]).expand(200, 2)
+    specs, boxes = normalize_spec(200), torch.tensor([[8, 12]]).expand(200, 2)
     draw, config = drawn(200, boxes=boxes, **{name: 0.5})
-    changed = (change_specs(specs, draw, config, FRONTEND) != specs).flatten(1).any(1)
+    changed = (augment_specs(specs, draw, config, FRONTEND) != specs).flatten(1).any(1)
     assert 60 < int(changed.sum()) < 120
     if name in ("warp_p", "crop_p", "filter_p"):
         off = {"warp_p": draw.warp, "crop_p": draw.crop, "filter_p": draw.gains}[name].isnan().all(1)
@@ -130,21 +136,21 @@ def test_clips_that_are_not_drawn_stay_bit_for_bit(name):
 
 
 def test_batchmates_do_not_matter():
-    specs = levelled()
-    draw, config = drawn(boxes=BOXES, fill="mean", **EVERYTHING)
-    together = change_specs(specs, draw, config, FRONTEND)
+    specs = normalize_spec()
+    draw, config = drawn(boxes=BOXES, mask_fill="mean", **EVERYTHING)
+    together = augment_specs(specs, draw, config, FRONTEND)
     for i in range(6):
         row = slice(i, i + 1)
         alone = SpecDraw(*(part[row] for part in vars(draw).values()))
-        assert torch.equal(change_specs(specs[row], alone, config, FRONTEND), together[row])
+        assert torch.equal(augment_specs(specs[row], alone, config, FRONTEND), together[row])
 
 
 def test_a_filter_raises_every_frame_alike_by_its_gains_and_what_lies_between():
-    specs = levelled(200)
+    specs = normalize_spec(200)
     draw, config = drawn(200, filter_p=1.0, filter_share=0.3)
     assert 0.29 < float(draw.gains.abs().max()) <= 0.3 and draw.gains.min() < -0.29
     pictures, changed = (
-        s[:, : 2 * M].unflatten(1, (2, M)) for s in (specs, change_specs(specs, draw, config, FRONTEND))
+        s[:, : 2 * M].unflatten(1, (2, M)) for s in (specs, augment_specs(specs, draw, config, FRONTEND))
     )
     deviation = pictures.std((-2, -1), correction=0)
     raised = (changed - pictures) / deviation[..., None, None]
@@ -156,13 +162,13 @@ def test_a_filter_raises_every_frame_alike_by_its_gains_and_what_lies_between():
     wanted = [np.interp(np.arange(M), np.linspace(0, M - 1, 5), gains) for gains in draw.gains.numpy()]
     np.testing.assert_allclose(curve[:, 0], np.array(wanted), atol=1e-4)
     quiet = torch.full((2, 2 * M + 1, N), -80.0)
-    assert torch.equal(change_specs(quiet, *drawn(2, filter_p=1.0), FRONTEND), quiet)
+    assert torch.equal(augment_specs(quiet, *drawn(2, filter_p=1.0), FRONTEND), quiet)
 
 
 def test_a_warp_moves_one_frame_as_drawn_and_holds_the_ends():
     ramp = torch.arange(N, dtype=torch.float64).expand(40, 1, 3, N)
     draw, _ = drawn(40, warp_p=1.0, warp_share=0.15)
-    warped = warped_in_time(ramp, draw.warp)[:, 0, 0]
+    warped = time_warp(ramp, draw.warp)[:, 0, 0]
     for row, (source, target) in zip(warped, draw.warp.tolist(), strict=True):
         assert abs(target - source) <= 0.15 * N and 0.2 * N <= source <= 0.8 * N
         wanted = [
@@ -177,7 +183,7 @@ def test_a_crop_is_stretched_to_the_whole_picture():
     down, across = torch.arange(M, dtype=torch.float64), torch.arange(N, dtype=torch.float64)
     pictures = (1000 * down[:, None] + across).expand(30, 1, M, N)
     draw, _ = drawn(30, crop_p=1.0)
-    crops = cropped_and_resized(pictures, draw.crop)[:, 0]
+    crops = crop_and_resize(pictures, draw.crop)[:, 0]
     for picture, (top, left, height, width) in zip(crops, draw.crop.tolist(), strict=True):
         assert top >= 0 and left >= 0 and top + height <= 1 + 1e-9 and left + width <= 1 + 1e-9
         rows = ((down + 0.5) / M * height + top) * M - 0.5
@@ -193,7 +199,7 @@ def test_crops_have_the_scale_and_the_aspect_that_are_set():
     assert 0.5 - 1e-6 <= float(area.min()) < 0.505 and 0.595 < float(area.max()) <= 0.6 + 1e-6
     assert 0.85 - 1e-6 <= float(aspect.min()) < 0.86 and 1.14 < float(aspect.max()) <= 1.15 + 1e-6
     whole, config = drawn(crop_p=1.0, crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
-    torch.testing.assert_close(change_specs(levelled(), whole, config, FRONTEND), levelled())
+    torch.testing.assert_close(augment_specs(normalize_spec(), whole, config, FRONTEND), normalize_spec())
 
 
 def test_the_same_seed_draws_the_same_and_leaves_other_randomness_alone():
@@ -201,7 +207,8 @@ def test_the_same_seed_draws_the_same_and_leaves_other_randomness_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
     one, again, other = (
-        change_specs(levelled(), *drawn(seed=seed, boxes=BOXES, **EVERYTHING), FRONTEND) for seed in (7, 7, 8)
+        augment_specs(normalize_spec(), *drawn(seed=seed, boxes=BOXES, **EVERYTHING), FRONTEND)
+        for seed in (7, 7, 8)
     )
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(torch.rand(3), expected)
@@ -229,14 +236,14 @@ def test_the_smallest_pictures_stay_finite(rows, frames):
     config = SpecAugmentConfig(**EVERYTHING)
     specs = torch.randn(8, rows, frames, generator=generator())
     for seed in range(10):
-        draw = draw_spec_changes(config, 8, rows, frames, generator(seed))
-        changed = change_specs(specs, draw, config, frontend)
+        draw = draw_spec_augment(config, 8, rows, frames, generator(seed))
+        changed = augment_specs(specs, draw, config, frontend)
         assert changed.shape == specs.shape and bool(changed.isfinite().all())
 
 
 def test_draws_for_other_clips_and_ranges_that_run_backwards_are_refused():
     draw, config = drawn(5)
     with pytest.raises(KitError, match="draw of 5"):
-        change_specs(levelled(), draw, config, FRONTEND)
+        augment_specs(normalize_spec(), draw, config, FRONTEND)
     with pytest.raises(KitError, match="from low to high"):
         SpecAugmentConfig(crop_scale=(1.0, 0.8))

@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.audio.decode import decode_file
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.doctor import examine
-from kit.infer.checkpoint import load_tagger, own_tagger, save_tagger
-from kit.infer.engine import Listener, hear_waves
+from kit.doctor import run_doctor
 from kit.infer.predict import predict_clips
-from kit.infer.stacked import Stack, StackCard, open_models
-from kit.infer.submission import submit
+from kit.infer.predictor import Predictor, compute_spectrograms
+from kit.infer.stack import Stack, StackCard, open_models
+from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
-from kit.learn.oof import names_digest
-from kit.learn.stacking import save_stack, stack
+from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.sound.decode import decode_file
-from kit.sound.windows import ListeningConfig
+from kit.train.oof import names_digest
+from kit.train.stacking import save_stack, stack
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, read_scores, write_template, write_wav
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("one_core")
 CLASSES = ("a", "b", "c", "d")
 NAMES = tuple(f"{i:02d}.wav" for i in range(16))
 FOLDS = [i % 2 for i in range(16)]
-WINDOWS = ListeningConfig(mode="windows", window_s=0.5, hop_s=0.25, pool="mean")
-COARSE = ListeningConfig(mode="windows", window_s=0.9, hop_s=0.6)
+WINDOWS = InferenceConfig(mode="windows", window_s=0.5, hop_s=0.25, pool="mean")
+COARSE = InferenceConfig(mode="windows", window_s=0.9, hop_s=0.6)
 FAST = ["epochs=8", "batch_size=8", "lr=0.03"]
 SMALL = {
     "gated-mlp": ["network.widths=[8]", "network.squeeze=2"],
@@ -39,10 +39,10 @@ SMALL = {
 }
 
 
-def tiny_tagger(seed, fold, listening, classes=CLASSES, **facts):
+def tiny_tagger(seed, fold, inference, classes=CLASSES, **facts):
     """A small pyramid, random but for louder last weights, that never saw a fold."""
     card = TaggerCard(
-        classes, (), plain_frontend(), listening, {"family": "max-pyramid", "blocks": 2, "width": 4}, fold=fold,
+        classes, (), plain_frontend(), inference, {"family": "max-pyramid", "blocks": 2, "width": 4}, fold=fold,
         held_out=names_digest([name for name, home in zip(NAMES, FOLDS, strict=True) if home == fold]), **facts,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -72,7 +72,7 @@ def write_tables(folder, truth, probabilities, classes=CLASSES, **columns):
     frame[frame["fold"] >= 0].to_csv(folder / "oof.csv", index=False, float_format="%.9g")
 
 
-def make_run(folder, seed, listening=WINDOWS, seeds=1, classes=CLASSES, **facts):
+def make_run(folder, seed, inference=WINDOWS, seeds=1, classes=CLASSES, **facts):
     """A run by hand: taggers that were never trained, tables, predictions that are the truth in noise."""
     folder.mkdir()
     for fold in (0, 1):
@@ -80,7 +80,7 @@ def make_run(folder, seed, listening=WINDOWS, seeds=1, classes=CLASSES, **facts)
             name = f"fold_{fold}" + f"_seed_{k}" * (k > 0)
             save_tagger(
                 folder / f"{name}.pt",
-                tiny_tagger(100 * seed + 10 * fold + k, fold, listening, classes, **facts),
+                tiny_tagger(100 * seed + 10 * fold + k, fold, inference, classes, **facts),
             )
     rng = np.random.default_rng(seed)
     write_tables(folder, random_truth(), (random_truth() + 2 * rng.random((len(NAMES), 4))) / 3)
@@ -130,8 +130,8 @@ def same_bits(one, other):
 
 def windows_of(tagger, path):
     """Centres of a clip's windows and the probabilities there, by the engine alone."""
-    spec = hear_waves(tagger.frontend, [torch.from_numpy(decode_file(path).wave)])
-    said = Listener(tagger, torch.device("cpu")).listen(spec)[0]
+    spec = compute_spectrograms(tagger.frontend, [torch.from_numpy(decode_file(path).wave)])
+    said = Predictor(tagger, torch.device("cpu")).predict(spec)[0]
     centres = [(a + b) / 2 / tagger.card.frontend.frames_per_s for a, b in said.spans]
     return centres, torch.from_numpy(said.logits).sigmoid().numpy()
 
@@ -229,7 +229,9 @@ class Killed(BaseException):
 def own_stack(path, sounds=CLASSES[:3]):
     """A stack of two runs of a network of our own each, with a mixer that is no plain mean."""
     taggers = [
-        own_tagger(LoudBands(3), plain_frontend(), sounds, name=name, listening=replace(WINDOWS, mode="full"))
+        wrap_network(
+            LoudBands(3), plain_frontend(), sounds, name=name, inference=replace(WINDOWS, mode="full")
+        )
         for name in ("left", "right", "last")
     ]
     for tagger, scale in zip(taggers, (0.2, 0.5, 0.4), strict=True):
@@ -272,7 +274,7 @@ def test_rows_that_a_run_has_not_heard_have_the_plain_mean_of_the_others(batch, 
     rows = read_scores(tmp_path / "out.csv")[1]
     one, other = (predict_clips(tagger, many).probabilities for tagger in (left, right))
     mixed = torch.logit(torch.from_numpy((one + other) / 2)).sub(1).sigmoid().numpy()
-    heard = report["models"][1]["clips_heard"]
+    heard = report["models"][1]["clips_predicted"]
     assert heard == 0 if batch == 1 else 0 < heard < 30
     is_mixed = [np.allclose(row, mixed[i], atol=2e-6) for i, row in enumerate(rows.values())]
     is_plain = [np.allclose(row, one[i], atol=2e-6) for i, row in enumerate(rows.values())]
@@ -370,7 +372,7 @@ def test_a_stack_says_whether_it_beats_the_plain_mean(runs, tmp_path):
 
 def test_the_doctor_shows_what_a_stack_holds(stacks):
     path, result = stacks["class-mixer"]
-    told = examine([str(path)])
+    told = run_doctor([str(path)])
     assert f"a stack, class-mixer, oof lwlrap {result.score:.6g}" in told
     assert told.count("max-pyramid") == 6 and "[5 two, fold 1]" in told
 
@@ -421,14 +423,14 @@ def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(r
     (copy / "oof.csv").unlink()
     refused("run `oof` on it")
     shutil.rmtree(copy)
-    make_run(copy, 2, score="rank")
+    make_run(copy, 2, output="ranking")
     refused("lacks its calibrations")
     refused("each once", [runs[0], runs[0]])
     refused("each once", [])
     refused("is a stack itself", [runs[0], stacks["gated-mlp"][1].folder])
     refused("give audio", runs, kind="image-stacker")
-    whole = make_run(tmp_path / "whole", 3, ListeningConfig())
-    refused("begin with a run of listening.mode=windows", [whole, runs[0]], kind="image-stacker", audio=audio)
+    whole = make_run(tmp_path / "whole", 3, InferenceConfig())
+    refused("begin with a run of inference.mode=windows", [whole, runs[0]], kind="image-stacker", audio=audio)
     with pytest.raises(KitError, match="choices are"):
         stack(runs, tmp_path / "out", "mlp")
     (tmp_path / "out").mkdir()

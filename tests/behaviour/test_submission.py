@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.core.supervise import as_arguments
-from kit.infer.checkpoint import FORMAT, load_tagger, own_tagger, read_checkpoint, save_tagger
+from kit.core.worker import as_arguments
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
+from kit.infer.submit import submit
+from kit.models.checkpoint import FORMAT, load_tagger, read_checkpoint, save_tagger, wrap_network
 from kit.models.families import build_network
-from kit.models.network import Picture
-from kit.sound.windows import ListeningConfig
+from kit.models.network import InputShape
 from tests.behaviour.trained import (
     LoudBands,
     Trained,
@@ -43,9 +43,9 @@ def test_without_a_template_the_sorted_files_and_the_checkpoints_classes_are_wri
     said = predict_clips(trained.all, clips)
     np.testing.assert_allclose(list(rows.values()), said.probabilities, rtol=0, atol=1e-6)
     assert done.report == json.loads((tmp_path / "deep" / "er" / "sub.json").read_text())
-    assert done.report["state"] == "finished" and done.report["rows_heard_by_all"] == len(rows)
+    assert done.report["state"] == "finished" and done.report["rows_all_models"] == len(rows)
     assert abs(done.report["audio_s"] - 27.4) < 0.1
-    assert [model["clips_heard"] for model in done.report["models"]] == [len(rows)] * 3
+    assert [model["clips_predicted"] for model in done.report["models"]] == [len(rows)] * 3
     assert "14 rows, 14 heard by all of 3 models" in str(done)
 
 
@@ -118,7 +118,7 @@ def test_rows_without_a_file_and_files_without_a_row_are_both_reported(tmp_path:
     template = write_template(tmp_path / "t.csv", ["gone.wav", "a.wav", "sub/c.wav"], ["a", "b", "c"])
     report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
     assert report["rows_without_file"] == ["gone.wav"] and report["files_without_row"] == ["b.wav"]
-    assert report["rows_with_prior"] == 1 and report["rows_heard_by_all"] == 2 and report["files"] == 3
+    assert report["rows_with_prior"] == 1 and report["rows_all_models"] == 2 and report["files"] == 3
     assert any("gone.wav" in note for note in report["notes"])
     assert any("b.wav" in note for note in report["notes"])
     _, rows = read_scores(tmp_path / "out.csv")
@@ -161,7 +161,7 @@ def test_a_strange_file_name_without_a_row_disturbs_nothing(tmp_path: Path) -> N
     os.rename(tmp_path / "b.wav", os.fsencode(tmp_path / "in") + b"/\xff\xfe.wav")
     template = write_template(tmp_path / "t.csv", ["a.wav"], ["a", "b", "c"])
     report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["rows_heard_by_all"] == 1 and len(report["files_without_row"]) == 3
+    assert report["rows_all_models"] == 1 and len(report["files_without_row"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_state_folder_that_cannot_be_written_costs_the_resume_not_the_csv(
 ) -> None:
     (tmp_path / "out.csv.state").write_text("a file where the folder should be")
     report = submit(trained.mel[0], clips, tmp_path / "out.csv", progress=False).report
-    assert report["rows_heard_by_all"] == 14 and any("state" in note for note in report["notes"])
+    assert report["rows_all_models"] == 14 and any("state" in note for note in report["notes"])
 
 
 def test_wrong_inputs_are_told_before_anything_is_written(
@@ -209,7 +209,7 @@ def test_wrong_inputs_are_told_before_anything_is_written(
         ({"template": alien}, "did you mean 'chirp_up'"),
         ({"checkpoints": tmp_path / "none_*.pt"}, "no checkpoint matches"),
         ({"checkpoints": []}, "no checkpoints given"),
-        ({"checkpoints": nn.Sequential(*(LoudBands() for _ in range(99)))}, "own_tagger"),
+        ({"checkpoints": nn.Sequential(*(LoudBands() for _ in range(99)))}, "wrap_network"),
         ({"checkpoints": [trained.mel[0], LoudBands()]}, "got a LoudBands as a checkpoint"),
         ({"checkpoints": tmp_path / "junk.pt"}, "cannot be read as tensors and JSON"),
         ({"checkpoints": tmp_path / "foreign.pt"}, "is no checkpoint of this kit"),
@@ -307,7 +307,7 @@ class Tuned(nn.Module):
 def test_a_network_with_views_goes_from_own_tagger_through_its_file_to_a_csv(tmp_path: Path) -> None:
     torch.manual_seed(0)
     write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
-    tagger = own_tagger(Tuned(), plain_frontend(channels=("log", "coordinate")), "wxyz", name="tuned")
+    tagger = wrap_network(Tuned(), plain_frontend(channels=("log", "coordinate")), "wxyz", name="tuned")
     check_own_network(tagger, {"tuned": Tuned}, tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_any_network_goes_from_own_tagger_through_its_file_to_a_csv(tmp_path: Pa
     write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
     network = LoudBands(4)
     nn.init.constant_(network.scale, 0.7)
-    tagger = own_tagger(network, plain_frontend(), "wxyz", name="tuned")
+    tagger = wrap_network(network, plain_frontend(), "wxyz", name="tuned")
     check_own_network(tagger, {"tuned": lambda: LoudBands(4)}, tmp_path)
 
 
@@ -342,17 +342,17 @@ def test_a_plain_state_dict_of_the_kits_family_becomes_a_checkpoint(tmp_path: Pa
     torch.manual_seed(0)
     settings = {"family": "max-pyramid", "dims": 2, "blocks": 3, "width": 8, "head": {"dropout": 0.0}}
     frontend = plain_frontend(channels=("log", "coordinate"))
-    trained_elsewhere = build_network(settings, Picture(channels=2, bins=30), classes=3)
+    trained_elsewhere = build_network(settings, InputShape(channels=2, bins=30), classes=3)
     torch.save(trained_elsewhere.state_dict(), tmp_path / "plain.pt")
 
-    network = build_network(settings, Picture(channels=2, bins=30), classes=3)
+    network = build_network(settings, InputShape(channels=2, bins=30), classes=3)
     network.load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True))
-    tagger = own_tagger(network, frontend, ["a", "b", "c"], settings=settings)
+    tagger = wrap_network(network, frontend, ["a", "b", "c"], settings=settings)
     save_tagger(tmp_path / "kit.pt", tagger)
 
     write_folder(tmp_path / "in", ["a.wav", "b.wav"])
     wanted = predict_clips(
-        own_tagger(trained_elsewhere, frontend, ["a", "b", "c"]), tmp_path / "in"
+        wrap_network(trained_elsewhere, frontend, ["a", "b", "c"]), tmp_path / "in"
     ).probabilities
     assert np.array_equal(predict_clips(tmp_path / "kit.pt", tmp_path / "in").probabilities, wanted)
     report = submit(tmp_path / "kit.pt", tmp_path / "in", tmp_path / "out.csv", progress=False).report
@@ -378,10 +378,10 @@ def test_another_way_to_listen_than_the_checkpoints_is_reported(
         trained.mel[0], clips, tmp_path / "out.csv", mode="windows", window_s=1.0, hop_s=0.5, progress=False
     ).report
     assert any("another way" in note and "fold_0.pt" in note for note in report["notes"])
-    assert report["models"][0]["listening"]["window_s"] == 1.0
+    assert report["models"][0]["inference"]["window_s"] == 1.0
     _, rows = read_scores(tmp_path / "out.csv")
-    windows = ListeningConfig(mode="windows", window_s=1.0, hop_s=0.5)
-    said = predict_clips(trained.mel[0], clips, listening=windows).probabilities
+    windows = InferenceConfig(mode="windows", window_s=1.0, hop_s=0.5)
+    said = predict_clips(trained.mel[0], clips, inference=windows).probabilities
     np.testing.assert_allclose(list(rows.values()), said, rtol=0, atol=1e-6)
 
 
@@ -393,7 +393,7 @@ def test_rows_in_time_are_refused_from_a_frontend_that_trims(tmp_path: Path) -> 
     write_wav(tmp_path / "in" / "s.wav", noise(80000))
     rows = write_template(tmp_path / "t.csv", ["s_5", "s_10"], ["a", "b", "c"])
     whole = write_template(tmp_path / "whole.csv", ["s"], ["a", "b", "c"])
-    trimming = own_tagger(LoudBands(3), plain_frontend(trim_db=40.0), ["a", "b", "c"])
+    trimming = wrap_network(LoudBands(3), plain_frontend(trim_db=40.0), ["a", "b", "c"])
     submit(trimming, tmp_path / "in", tmp_path / "out.csv", whole, progress=False)
     with pytest.raises(KitError, match=r"trims a clip.*do not tell the time"):
         submit(trimming, tmp_path / "in", tmp_path / "out.csv", rows, progress=False)

@@ -3,13 +3,13 @@
 import time
 
 from kit.core.clock import Deadline
-from kit.core.supervise import run_supervised
+from kit.core.worker import run_supervised
 
 
 def test_no_character_is_torn_where_the_pipe_is_cut():
     said: list[str] = []
-    verb = "█" * 30000
-    code = run_supervised([verb], Deadline(time.time() + 120), said.append)
+    command = "█" * 30000
+    code = run_supervised([command], Deadline(time.time() + 120), said.append)
     text = "".join(said)
     assert code == 2 and len(said) > 1 and text.count("█") == 30000 and "\ufffd" not in text
 

@@ -7,40 +7,40 @@ import numpy as np
 import pytest
 import torch
 
-from kit.infer.checkpoint import load_tagger, own_tagger, save_tagger
-from kit.infer.engine import Listener, cut_span, hear_waves
+from kit.audio.decode import Sound
+from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies, mix_labels
+from kit.infer.ensemble import clip_probabilities
 from kit.infer.predict import predict_clips
-from kit.infer.session import clip_scores
-from kit.infer.submission import submit
+from kit.infer.predictor import Predictor, compute_spectrograms, cut_window
+from kit.infer.submit import submit
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.calibration import Calibration
-from kit.learn.losses import average_loss, bce_loss, lsep_loss, soft_bootstrap_loss, sum_by_source
+from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
 from kit.models.families import complete_network
-from kit.models.second import ImageStacker, ImageStackerConfig, prediction_image
+from kit.models.stackers import ImageStacker, ImageStackerConfig, prediction_image
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.presets import RFCX_BANDS_HZ, SYSTEMS
-from kit.sound.decode import Sound
-from kit.sound.mixing import MixConfig, draw_mixes, mix_energies, mix_labels
+from kit.train.losses import average_loss, bce_loss, lsep_loss, soft_bootstrap_loss, sum_by_source
+from kit.train.recipes import RFCX_BANDS_HZ, SYSTEMS
 from tests.behaviour.trained import read_scores, write_template, write_wav
 
 CLASSES = ("a", "b", "c", "d")
 TIMM = "test_efficientnet.r160_in1k"
 RANKED = ("max-pyramid-mel", "max-pyramid-stft", "freq-crop")
-WINDOWS = ["listening.window_s=1.0", "listening.hop_s=0.5"]
+WINDOWS = ["inference.window_s=1.0", "inference.hop_s=0.5"]
 # What a system's own settings shrink to; its front end stays but for its rows, its listening but for its lengths.
 SMALL = {
     "skip-attention": ["frontend.n_mels=32", "network.width=4", "network.head.hidden=8", *WINDOWS],
     "axis-pool": [
         "frontend.n_mels=16", "network.width=4", "network.stat_width=3", "network.stat_steps=16", *WINDOWS
     ],
-    "max-pyramid-mel": ["frontend.n_mels=32", "network.blocks=3", "network.width=4", "listening.max_frames=64"],
-    "max-pyramid-stft": ["network.blocks=4", "network.width=4", "listening.max_frames=512"],
+    "max-pyramid-mel": ["frontend.n_mels=32", "network.blocks=3", "network.width=4", "inference.max_frames=64"],
+    "max-pyramid-stft": ["network.blocks=4", "network.width=4", "inference.max_frames=512"],
     "window-snr": ["frontend.n_mels=32", "network.blocks=3", "network.width=4", *WINDOWS],
     "two-stage": ["frontend.n_mels=32", "frontend.image_size=[32,32]", f"network.name={TIMM}", *WINDOWS],
     "freq-coord": ["frontend.n_mels=48", f"network.name={TIMM}", *WINDOWS],
     "freq-crop": [
         "frontend.n_mels=16", "frontend.bands_hz=[[0,1500],[463,3381],[2994,4694],[4681,11350]]",
-        f"network.backbone.name={TIMM}", "listening.max_frames=96",
+        f"network.backbone.name={TIMM}", "inference.max_frames=96",
     ],
 }  # fmt: skip
 # Parameters as published, or as the published backbone has them, with the front end's channels and an output layer:
@@ -66,7 +66,7 @@ def card_of(name, system, classes=CLASSES, **settings):
     """What is known of a system's tagger before it is trained."""
     return TaggerCard(
         classes=tuple(classes), prevalences=(1 / len(classes),) * len(classes), frontend=system.frontend,
-        network=system.network, listening=system.listening, score="rank" if name in RANKED else "probability",
+        network=system.network, inference=system.inference, output="ranking" if name in RANKED else "probability",
         **settings,
     )  # fmt: skip
 
@@ -84,8 +84,8 @@ def crops(tagger, clips=6, seconds=1.0):
     c = tagger.card.frontend
     frames = round(seconds * c.frames_per_s)
     waves = [torch.from_numpy(sound(seconds, c.sample_rate, seed).wave) for seed in range(clips)]
-    specs = hear_waves(tagger.frontend, waves)
-    return torch.stack([cut_span(tagger.frontend, spec, (0, frames), frames, "loop") for spec in specs])
+    specs = compute_spectrograms(tagger.frontend, waves)
+    return torch.stack([cut_window(tagger.frontend, spec, (0, frames), frames, "wrap") for spec in specs])
 
 
 @functools.cache
@@ -103,7 +103,7 @@ def tagger_of(name):
         # Random networks say ±17 of a few samples, where float32's own rounding moves probabilities by 1e-5.
         rate = tagger.card.frontend.sample_rate
         waves = [torch.from_numpy(sound(seconds, rate, seed).wave) for seed, seconds in enumerate(SECONDS)]
-        said = Listener(tagger, torch.device("cpu")).listen(hear_waves(tagger.frontend, waves))
+        said = Predictor(tagger, torch.device("cpu")).predict(compute_spectrograms(tagger.frontend, waves))
         peak = max(float(np.abs(of_clip.logits).max()) for of_clip in said)
         outputs = [m for m in network.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv1d)]
         for values in outputs[-1].parameters() if peak > 8 else ():
@@ -132,7 +132,7 @@ def test_every_system_is_composed_here():
 def test_a_system_answers_for_one_sample_and_for_many_windows(name):
     tagger, said = tagger_of(name), heard(name)
     frames = [tagger.frontend.spectrograms([torch.from_numpy(s.wave)])[0].shape[-1] for s in sounds_of(name)]
-    pieces = [len(tagger.card.listening.spans(n, tagger.card.frontend.frames_per_s)) for n in frames]
+    pieces = [len(tagger.card.inference.spans(n, tagger.card.frontend.frames_per_s)) for n in frames]
     assert pieces[:2] == [1, 1] and pieces[-1] >= 4
     assert said.shape == (len(SECONDS), 4) and ((said >= 0) & (said <= 1)).all()
     assert np.ptp(said[2:], axis=0).min() > 0.01, "a network that hears nothing would prove nothing"
@@ -154,15 +154,16 @@ def test_a_system_comes_back_from_its_checkpoint_and_from_a_state_dict(name, tmp
     save_tagger(tmp_path / "a.pt", tagger)
     again, card = load_tagger(tmp_path / "a.pt"), tagger.card
     assert again.card == card
-    own = own_tagger(
-        tagger.network.state_dict(), card.frontend, CLASSES, settings=card.network, listening=card.listening
+    own = wrap_network(
+        tagger.network.state_dict(), card.frontend, CLASSES, settings=card.network, inference=card.inference
     )
     waves = [torch.from_numpy(clip.wave) for clip in sounds_of(name)]
     logits = [
-        said.logits for said in Listener(own, torch.device("cpu")).listen(hear_waves(own.frontend, waves))
+        said.logits
+        for said in Predictor(own, torch.device("cpu")).predict(compute_spectrograms(own.frontend, waves))
     ]
     assert np.array_equal(predict_clips(again, sounds_of(name)).probabilities, heard(name))
-    pooled = [clip_scores(tagger, card.listening, clip) for clip in logits]
+    pooled = [clip_probabilities(tagger, card.inference, clip) for clip in logits]
     assert np.array_equal(np.stack(pooled).astype(np.float32), heard(name))
 
 
@@ -178,7 +179,7 @@ def test_a_system_submits_by_the_template(name, tmp_path):
         tmp_path / "a.pt", tmp_path / "clips", tmp_path / "b.csv", template, progress=False, device="cpu"
     )
     header, rows = read_scores(tmp_path / "b.csv")
-    assert header[1:] == list(CLASSES) and list(rows) == ids and done.report["rows_heard_by_all"] == len(ids)
+    assert header[1:] == list(CLASSES) and list(rows) == ids and done.report["rows_all_models"] == len(ids)
     assert np.abs(np.stack([rows[str(i)] for i in range(len(sounds))]) - heard(name)).max() <= 1e-5
 
 
@@ -216,7 +217,7 @@ def window_snr_loss(network, spec):
     """Curated clips and two sets of pseudo labels, one loss each, combined linearly."""
     sources = torch.arange(6) % 3
     parts = [(bce_loss, 1.0), (bce_loss, 0.5), (bce_loss, 0.5)]
-    return sum_by_source(network(spec), hard_targets(), sources, parts, by_share=False)
+    return sum_by_source(network(spec), hard_targets(), sources, parts, weight_by_share=False)
 
 
 def box_targets():
@@ -292,10 +293,10 @@ def test_a_step_on_its_own_losses_teaches_a_system(name):
 @pytest.mark.parametrize("name", ["max-pyramid-mel", "max-pyramid-stft"])
 def test_a_step_on_ranks_of_mixed_clips_with_united_labels_teaches_a_pyramid(name):
     tagger = fresh_tagger(name)
-    draw = draw_mixes(MixConfig(p=0.5), 6, torch.Generator().manual_seed(0))
+    draw = draw_mixup(MixupConfig(p=0.5), 6, torch.Generator().manual_seed(0))
     assert 0 < int(draw.mixed.sum()) < 6
-    spec = tagger.frontend.stack(mix_energies(crops(tagger), draw, MixConfig(), tagger.card.frontend))
-    network, targets = without_dropout(tagger.network), mix_labels(hard_targets(), draw, MixConfig())
+    spec = tagger.frontend.stack(mix_energies(crops(tagger), draw, MixupConfig(), tagger.card.frontend))
+    network, targets = without_dropout(tagger.network), mix_labels(hard_targets(), draw, MixupConfig())
     assert float(targets.sum()) > float(hard_targets().sum())
     taught(network, lambda: average_loss(lsep_loss(network(spec), targets)))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit.audio.decode import Sound
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
-from kit.infer.submission import submit
+from kit.infer.submit import submit
 from kit.infer.template import Template, format_score, plan_rows, read_template, write_submission
-from kit.sound.decode import Sound
-from kit.sound.windows import ListeningConfig
 from tests.behaviour.trained import (
     FLOAT,
     HOP,
@@ -41,7 +41,7 @@ def test_ids_come_back_byte_for_byte_and_are_heard(tmp_path: Path, form: str) ->
     ids = [ids[i] for i in order]
     template = write_template(tmp_path / "template.csv", ids, ["c", "a", "b"])
     report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["id_form"] == form and report["rows_heard_by_all"] == len(ids)
+    assert report["id_form"] == form and report["rows_all_models"] == len(ids)
     header, rows = read_scores(tmp_path / "out.csv")
     assert header == ["fname", "c", "a", "b"] and list(rows) == ids
     files = [tmp_path / "in" / names[i] for i in order]
@@ -197,10 +197,10 @@ def test_every_window_row_gets_the_score_of_its_own_window(tmp_path: Path, mode:
     write_wav(tmp_path / "in" / "s_1_7.wav", wave)
     ids = [f"s_1_7_{5 * (k + 1)}" for k in range(12)]
     template = write_template(tmp_path / "t.csv", ids, ["a", "b", "c"])
-    listening = ListeningConfig(mode=mode, window_s=5.0, hop_s=5.0)
-    tagger = loud_tagger(listening=listening)
+    inference = InferenceConfig(mode=mode, window_s=5.0, hop_s=5.0)
+    tagger = loud_tagger(inference=inference)
     report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["id_form"] == "window" and report["rows_heard_by_all"] == 12
+    assert report["id_form"] == "window" and report["rows_all_models"] == 12
     _, rows = read_scores(tmp_path / "out.csv")
     cut = predict_clips(loud_tagger(), [Sound(piece[:-1], RATE) for piece in pieces]).probabilities
     assert np.ptp(cut[:, 0]) > 0.05
@@ -222,8 +222,8 @@ def test_the_last_but_one_row_does_not_hear_the_tail_of_the_clip(tmp_path: Path)
 
 def test_windows_do_not_drift_from_the_seconds_over_a_long_clip() -> None:
     frames_per_s = 44100 / 1024
-    listening = ListeningConfig(mode="windows", window_s=5.0, hop_s=5.0)
-    spans = listening.spans(round(600 * frames_per_s) + 1, frames_per_s)
+    inference = InferenceConfig(mode="windows", window_s=5.0, hop_s=5.0)
+    spans = inference.spans(round(600 * frames_per_s) + 1, frames_per_s)
     starts_s = [first / frames_per_s for first, _ in spans[:-1]]
     assert max(abs(start - 5.0 * k) for k, start in enumerate(starts_s)) <= 1.5 / frames_per_s
 
@@ -243,7 +243,7 @@ def test_rows_beyond_the_end_and_between_the_windows_still_get_an_answer(tmp_pat
     write_folder(tmp_path / "in", ["s.wav"], samples=3 * RATE)
     template = write_template(tmp_path / "t.csv", ["s_0", "s_5", "s_10", "s_9999999"], ["a", "b", "c"])
     report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["rows_heard_by_all"] == 4
+    assert report["rows_all_models"] == 4
     assert HOP == 200 and len(read_scores(tmp_path / "out.csv")[1]) == 4
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger, save_tagger
-from kit.learn.data import RunData
-from kit.learn.train import new_tagger
-from kit.models.backbone import TimmBackbone, TimmConfig, load_pretrained
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import build_network, complete_network
-from kit.models.network import Picture
+from kit.models.network import InputShape
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.recipes import find_recipe
-from kit.sound.frontend import FrontendConfig
+from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
+from kit.train.dataset import Dataset
+from kit.train.recipes import find_recipe
+from kit.train.run import new_tagger
 
 SMALL = "test_efficientnet.r160_in1k"
 FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=32)
@@ -28,7 +28,7 @@ def timm_network(channels=1, bins=32, classes=5, warm=True, **settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(
-            {"family": "timm", "name": SMALL, **settings}, Picture(channels, bins), classes
+            {"family": "timm", "name": SMALL, **settings}, InputShape(channels, bins), classes
         )
         with torch.no_grad():
             for _ in range(2 * warm):
@@ -44,7 +44,7 @@ def noise(*shape, seed=0):
 def weigh_nothing(name, channels=1, bins=128, **settings):
     """A backbone on the meta device: its shapes, and no memory."""
     with torch.device("meta"):
-        return TimmBackbone(TimmConfig(name=name, **settings), Picture(channels, bins))
+        return TimmBackbone(TimmConfig(name=name, **settings), InputShape(channels, bins))
 
 
 def millions(module):
@@ -173,7 +173,7 @@ def test_a_file_fills_every_tensor_and_its_stem_follows_the_channels(pretrained,
     from timm.models import adapt_input_conv
 
     path, tensors = pretrained
-    backbone = TimmBackbone(TimmConfig(name=SMALL), Picture(channels, 32))
+    backbone = TimmBackbone(TimmConfig(name=SMALL), InputShape(channels, 32))
     load_pretrained(backbone, path)
     state = backbone.model.state_dict()
     stem = state.pop("conv_stem.weight")
@@ -187,14 +187,14 @@ def test_other_kinds_of_files_fill_the_same(pretrained, tmp_path):
     from safetensors.torch import save_file
 
     path, tensors = pretrained
-    one = TimmBackbone(TimmConfig(name=SMALL), Picture(3, 32))
+    one = TimmBackbone(TimmConfig(name=SMALL), InputShape(3, 32))
     load_pretrained(one, path)
     save_file(tensors, tmp_path / "a.safetensors")
     torch.save({"state_dict": {f"module.{n}": t for n, t in tensors.items()}, "epoch": 3}, tmp_path / "b.pth")
     headless = {n: t for n, t in tensors.items() if "classifier" not in n and "num_batches" not in n}
     torch.save(headless, tmp_path / "c.pt")
     for name in ("a.safetensors", "b.pth", "c.pt"):
-        other = TimmBackbone(TimmConfig(name=SMALL), Picture(3, 32))
+        other = TimmBackbone(TimmConfig(name=SMALL), InputShape(3, 32))
         load_pretrained(other, tmp_path / name)
         pairs = zip(one.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), name
@@ -204,7 +204,7 @@ def test_a_file_of_another_model_is_refused_with_both_names_and_the_share(pretra
     import timm
 
     _, tensors = pretrained
-    backbone = TimmBackbone(TimmConfig(name=SMALL), Picture(1, 32))
+    backbone = TimmBackbone(TimmConfig(name=SMALL), InputShape(1, 32))
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     needed = [name for name in backbone.model.state_dict() if "num_batches" not in name]
     wide = {n: torch.cat([t, t]) if n == "conv_head.weight" else t for n, t in tensors.items()}
@@ -237,7 +237,7 @@ class Executable:
 
 
 def test_a_file_that_is_none_of_tensors_is_refused_and_never_executed(tmp_path):
-    backbone = TimmBackbone(TimmConfig(name=SMALL), Picture(1, 32))
+    backbone = TimmBackbone(TimmConfig(name=SMALL), InputShape(1, 32))
     torch.save({"conv_stem.weight": Executable(tmp_path / "written")}, tmp_path / "evil.pth")
     (tmp_path / "text.pth").write_text("no tensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
@@ -279,7 +279,7 @@ def test_training_starts_from_the_file(pretrained):
     settings = {"family": "timm", "name": SMALL, "weights": str(path)}
     recipe = replace(find_recipe("max-pyramid-mel"), network=complete_network(settings), frontend=FRONTEND)
     truth = np.float32([[0, 1], [1, 0]])
-    data = RunData(("x", "y"), ("a", "b"), truth, np.ones(2), np.arange(2), {}, {}, {})
+    data = Dataset(("x", "y"), ("a", "b"), truth, np.ones(2), np.arange(2), {}, {}, {})
     one, two = (new_tagger(recipe, data, fold).network for fold in (0, 1))
     for network in (one, two):
         assert torch.equal(network.backbone.model.conv_head.weight, tensors["conv_head.weight"])
@@ -288,7 +288,7 @@ def test_training_starts_from_the_file(pretrained):
 
 def test_nothing_reaches_for_the_network(pretrained, calls_out):
     settings = {"family": "timm", "name": SMALL, "weights": str(pretrained[0])}
-    build_network(settings, Picture(1, 32), 2, start=True)
+    build_network(settings, InputShape(1, 32), 2, start=True)
     for name in ("hf-hub:timm/test_efficientnet.r160_in1k", "hf_hub:a/b", "local-dir:/x", "timm/resnet18"):
         with pytest.raises(KitError, match="timm has no model"):
             weigh_nothing(name)
@@ -319,7 +319,7 @@ def test_too_few_bins_and_side_rows_are_refused():
     with pytest.raises(KitError, match=r"inception_v3 refuses a picture of 20 x 4096.*or more bins"):
         weigh_nothing("inception_v3", bins=20)
     with pytest.raises(KitError, match="timm reads 0 side rows, got 13"):
-        TimmBackbone(TimmConfig(name=SMALL), Picture(1, 32, side_rows=13))
+        TimmBackbone(TimmConfig(name=SMALL), InputShape(1, 32, n_extra_rows=13))
 
 
 def test_without_timm_the_cure_is_told(monkeypatch):

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit.audio.decode import Sound, decode_file
+from kit.competitions import find_data, fitting_checkpoints
 from kit.core.errors import KitError
-from kit.data_at_hand import find_data, fitting_checkpoints
-from kit.infer.checkpoint import save_tagger
 from kit.labels.boxes import read_boxes, recording_labels
 from kit.labels.table import read_clip_table, split_labels
+from kit.models.checkpoint import save_tagger
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.sound.decode import Sound, decode_file
 from kit.toydata import TOY_RATE, make_toy_set, make_toy_soundscapes, spoil_labels
 
 

@@ -11,24 +11,24 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.mixup import MixupConfig
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.core.files import write_text
-from kit.infer.checkpoint import load_tagger, save_tagger
-from kit.infer.engine import Listener
 from kit.infer.predict import predict_clips
+from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets, read_clip_table
-from kit.learn.data import RunData, hear_table
-from kit.learn.loop import FoldTraining, prepare_batch
-from kit.learn.losses import LOSSES
-from kit.learn.oof import predict_oof
-from kit.learn.recipe import Recipe
-from kit.learn.sampling import TrainingClips, draw_batches, draw_crop
-from kit.learn.train import new_tagger, run_files, train_run
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import complete_network
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.mixing import MixConfig
-from kit.sound.windows import ListeningConfig
+from kit.train.dataset import Dataset, load_dataset
+from kit.train.losses import LOSSES
+from kit.train.oof import predict_oof
+from kit.train.recipe import Recipe
+from kit.train.run import new_tagger, run_files, train_run
+from kit.train.sampler import TrainingSet, draw_batches, draw_crop
+from kit.train.trainer import Trainer, prepare_batch
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -40,14 +40,14 @@ TINY = Recipe(
     ),
     network={"family": "max-pyramid", "blocks": 2, "width": 4},
     crop_s=0.4,
-    mix=MixConfig(p=0.5),
+    mixup=MixupConfig(p=0.5),
     epochs=4,
-    plain_epochs=1,
+    no_augment_epochs=1,
     batch_size=4,
     validate_every=2,
     n_folds=2,
 )  # fmt: skip
-WINDOWS = ListeningConfig(mode="windows", window_s=0.25, hop_s=0.125, pool="mean")
+WINDOWS = InferenceConfig(mode="windows", window_s=0.25, hop_s=0.125, pool="mean")
 
 
 def write_clip(path, labels, seconds, rng):
@@ -115,14 +115,14 @@ def run(toy, tmp_path_factory):
 def data(toy):
     """What that run learns from."""
     frame = read_clip_table(toy[0])
-    return hear_table(TINY, frame, np.asarray(frame["fold"]), toy[1], CPU, 1, False)
+    return load_dataset(TINY, frame, np.asarray(frame["fold"]), toy[1], CPU, 1, False)
 
 
 def fold_training(data, recipe=TINY, fold=0):
     """The training of one fold, as a run begins it."""
     tagger = new_tagger(recipe, data, fold)
-    Listener(tagger, CPU)
-    return FoldTraining(recipe, tagger, data.learn_from(fold), fold, CPU)
+    Predictor(tagger, CPU)
+    return Trainer(recipe, tagger, data.train_split(fold), fold, CPU)
 
 
 def no_score():
@@ -162,8 +162,8 @@ def test_a_checkpoint_states_what_it_is(run, data):
     for fold in (0, 1):
         tagger = load_tagger(run.folder / f"fold_{fold}.pt")
         card = tagger.card
-        assert (card.classes, card.fold, card.seed, card.score) == (CLASSES, fold, 0, "rank")
-        assert card.frontend == TINY.frontend and card.listening == TINY.listening
+        assert (card.classes, card.fold, card.seed, card.output) == (CLASSES, fold, 0, "ranking")
+        assert card.frontend == TINY.frontend and card.inference == TINY.inference
         assert Recipe.from_dict(card.recipe) == TINY
         learnt = [i for i in range(14) if i % 2 != fold]
         np.testing.assert_allclose(card.prevalences, truth[learnt].mean(axis=0), rtol=1e-6)
@@ -357,7 +357,12 @@ def test_a_fold_goes_on_without_the_pretrained_file_that_it_began_with(data, toy
     settings = {"family": "timm", "name": name, "weights": str(file)}
     wide = replace(TINY.frontend, n_mels=32)
     recipe = replace(
-        TINY, network=complete_network(settings), frontend=wide, epochs=2, plain_epochs=0, validate_every=2
+        TINY,
+        network=complete_network(settings),
+        frontend=wide,
+        epochs=2,
+        no_augment_epochs=0,
+        validate_every=2,
     )
     train_quietly(recipe, *toy, tmp_path / "whole", only_folds=[0])
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
@@ -425,7 +430,7 @@ def planted_data(folds, failed=()):
     specs = {i: torch.full((16, 5 + i % 7), float(i)) for i in range(n) if i not in failed}
     names = tuple(f"{i}.wav" for i in range(n))
     truth = np.eye(3, dtype=np.float32)[np.arange(n) % 3]
-    return RunData(names, CLASSES, truth, np.ones(n, np.float32), np.array(folds), specs, {}, {})
+    return Dataset(names, CLASSES, truth, np.ones(n, np.float32), np.array(folds), specs, {}, {})
 
 
 def test_a_planted_clip_is_drawn_by_every_fold_but_its_own():
@@ -433,7 +438,7 @@ def test_a_planted_clip_is_drawn_by_every_fold_but_its_own():
     data = planted_data(folds, failed=(3,))
     frontend = Frontend(TINY.frontend)
     for fold in (0, 1, 2):
-        clips = data.learn_from(fold)
+        clips = data.train_split(fold)
         drawn = set()
         for seed in range(8):
             generator = torch.Generator().manual_seed(seed)
@@ -447,8 +452,8 @@ def test_a_planted_clip_is_drawn_by_every_fold_but_its_own():
 
 def test_every_clip_is_drawn_once_an_epoch_and_mixed_only_when_told():
     data = planted_data([1] * 12)
-    clips, frontend = data.learn_from(0), Frontend(TINY.frontend)
-    mixing = TINY.override(["mix.p=1.0"])
+    clips, frontend = data.train_split(0), Frontend(TINY.frontend)
+    mixing = TINY.override(["mixup.p=1.0"])
     for plain in (True, False):
         generator = torch.Generator().manual_seed(0)
         drawn = list(draw_batches(clips, mixing, frontend, generator))
@@ -476,7 +481,7 @@ def test_crops_lie_anywhere_in_a_clip_and_never_beyond_it():
 
 
 def test_a_step_minimises_the_weighted_mean_of_the_losses(data):
-    recipe = TINY.override(["network.head.dropout=0.0", "mix.p=0"])
+    recipe = TINY.override(["network.head.dropout=0.0", "mixup.p=0"])
     training = fold_training(data, recipe)
     weights = torch.tensor([0.1, 5.0, 1.0, 0.0])
     batch = next(draw_batches(training.clips, recipe, training.tagger.frontend, torch.Generator()))
@@ -486,7 +491,7 @@ def test_a_step_minimises_the_weighted_mean_of_the_losses(data):
     slow = sum(w * x for w, x in zip(weights.tolist(), losses.tolist(), strict=True)) / float(weights.sum())
     training.network.train()
     before = copy.deepcopy(training.network.state_dict())
-    assert training.run_step(batch, torch.Generator()) == pytest.approx(slow, rel=1e-5)
+    assert training.train_step(batch, torch.Generator()) == pytest.approx(slow, rel=1e-5)
     assert not same_bits(before, training.network.state_dict())
 
 
@@ -561,10 +566,12 @@ def test_the_scores_of_a_run_agree_with_its_table(run):
 def test_rank_scores_become_probabilities_by_a_scale_and_an_offset_fitted_out_of_fold(run, toy, data):
     for fold in (0, 1):
         tagger = load_tagger(run.folder / f"fold_{fold}.pt")
-        assert tagger.card.score == "rank" and tagger.card.calibrated and tagger.card.calibration.scale > 0
+        assert (
+            tagger.card.output == "ranking" and tagger.card.calibrated and tagger.card.calibration.scale > 0
+        )
         rows = data.held_out(fold)
-        listener = Listener(tagger, CPU)
-        logits = np.concatenate([s.logits for s in listener.listen([data.specs[i] for i in rows])])
+        predictor = Predictor(tagger, CPU)
+        logits = np.concatenate([s.logits for s in predictor.predict([data.specs[i] for i in rows])])
         calibration = tagger.card.calibration
         by_hand = 1 / (1 + np.exp(-(calibration.scale * logits.astype(np.float64) + calibration.offset)))
         np.testing.assert_allclose(run.oof.probabilities[rows], by_hand, atol=1e-5)
@@ -584,7 +591,7 @@ def test_rank_scores_become_probabilities_by_a_scale_and_an_offset_fitted_out_of
 def test_probabilities_need_no_calibration(toy, tmp_path):
     run = train_quietly(TINY.override(["loss=bce", "epochs=2"]), *toy, tmp_path / "run", only_folds=[0])
     card = load_tagger(run.folder / "fold_0.pt").card
-    assert card.score == "probability" and card.calibration is None and card.calibrated
+    assert card.output == "probability" and card.calibration is None and card.calibrated
     assert run.oof.names == tuple(f"{i:02d}.wav" for i in range(0, 14, 2))
 
 
@@ -730,7 +737,7 @@ def test_fewer_clips_than_a_batch_still_train():
 def test_validation_pools_windows_as_submission_does(toy, tmp_path):
     """Law 3: for probabilities, the last row of the history is the score on the checkpoint's card."""
     recipe = TINY.override(["loss=bce", "epochs=2", "seed=1"])
-    recipe = Recipe.from_dict({**recipe.to_dict(), "listening": WINDOWS.to_dict()})
+    recipe = Recipe.from_dict({**recipe.to_dict(), "inference": WINDOWS.to_dict()})
     run = train_quietly(recipe, *toy, tmp_path / "run")
     history = pd.read_csv(run.folder / "history.csv")
     for fold in (0, 1):
@@ -739,7 +746,7 @@ def test_validation_pools_windows_as_submission_does(toy, tmp_path):
 
 
 def test_windows_are_scored_out_of_fold_as_they_are_submitted(toy, tmp_path):
-    recipe = Recipe.from_dict({**TINY.override(["epochs=1"]).to_dict(), "listening": WINDOWS.to_dict()})
+    recipe = Recipe.from_dict({**TINY.override(["epochs=1"]).to_dict(), "inference": WINDOWS.to_dict()})
     run = train_quietly(recipe, *toy, tmp_path / "run", only_folds=[0])
     paths = [toy[1] / name for name in run.oof.names]
     said = predict_clips(run.folder / "fold_0.pt", paths, device="cpu", threads=1)
@@ -751,15 +758,15 @@ def test_a_small_training_learns_its_clips(data):
         "epochs=30",
         "network.head.dropout=0.0",
         "crop_s=1.2",
-        "mix.p=0.0",
+        "mixup.p=0.0",
         "optim.lr_peak=0.02",
         "batch_size=7",
     ]
     training = fold_training(data, TINY.override(overrides))
     losses = [training.run_epoch()["loss"] for _ in range(30)]
     assert losses[-1] < 0.25 * losses[0]
-    listener = Listener(training.tagger, CPU)
-    said = listener.listen(training.clips.specs)
+    predictor = Predictor(training.tagger, CPU)
+    said = predictor.predict(training.clips.specs)
     scores = np.stack([s.logits.max(axis=0) for s in said])
     assert lwlrap(training.clips.targets, scores) > 0.9
 
@@ -767,10 +774,10 @@ def test_a_small_training_learns_its_clips(data):
 def test_training_clips_may_have_unknown_labels(data):
     truth = data.truth.copy()
     truth[::3, 1] = np.nan
-    clips = data.learn_from(0)
+    clips = data.train_split(0)
     rows = [i for i in range(14) if data.folds[i] != 0]
-    unknown = TrainingClips(clips.specs, truth[rows], clips.weights)
-    training = FoldTraining(TINY, new_tagger(TINY, data, 0), unknown, 0, CPU)
+    unknown = TrainingSet(clips.specs, truth[rows], clips.weights)
+    training = Trainer(TINY, new_tagger(TINY, data, 0), unknown, 0, CPU)
     assert math.isfinite(training.run_epoch()["loss"])
     assert all(bool(p.isfinite().all()) for p in training.network.parameters())
 
@@ -778,7 +785,7 @@ def test_training_clips_may_have_unknown_labels(data):
 def test_a_start_that_failed_does_not_stand_in_the_way_of_its_correction(toy, tmp_path):
     with pytest.raises(KitError, match="does not exist"):
         train_quietly(TINY, toy[0], tmp_path / "nowhere", tmp_path / "run")
-    assert train_quietly(replace(TINY, epochs=1, plain_epochs=0), *toy, tmp_path / "run").oof.lwlrap > 0
+    assert train_quietly(replace(TINY, epochs=1, no_augment_epochs=0), *toy, tmp_path / "run").oof.lwlrap > 0
     with pytest.raises(KitError, match="epochs is 1 there and 4 here"):
         train_quietly(TINY, *toy, tmp_path / "run")
 

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger
 from kit.labels.boxes import read_boxes, recording_labels
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import clip_labels, label_targets, read_clip_table, scored_truth, stretches_of
-from kit.learn.data import box_table, cut_stretch, hear_table, source_places
-from kit.learn.oof import predict_oof
-from kit.learn.train import choose_folds, run_files
-from kit.sound.windows import ListeningConfig
+from kit.models.checkpoint import load_tagger
+from kit.train.dataset import box_table, cut_stretch, load_dataset, source_places
+from kit.train.oof import predict_oof
+from kit.train.run import choose_folds, run_files
 from tests.behaviour.test_train import (
     CLASSES,
     TINY,
@@ -32,7 +32,7 @@ from tests.behaviour.test_train import (
 pytestmark = pytest.mark.usefixtures("one_core")
 
 CPU = torch.device("cpu")
-BCE = replace(TINY, loss="bce", epochs=1, plain_epochs=0, validate_every=1)
+BCE = replace(TINY, loss="bce", epochs=1, no_augment_epochs=0, validate_every=1)
 SOURCED = replace(BCE, sources={"noisy": {"scored": False}, "clean": {}, "also": {}})
 
 
@@ -51,7 +51,7 @@ def table_of(path, toy, **columns):
 def heard(recipe, table, audio, **more):
     """What a run learns from."""
     frame = read_clip_table(table)
-    return hear_table(recipe, frame, np.asarray(frame["fold"]), audio, CPU, 1, False, **more)
+    return load_dataset(recipe, frame, np.asarray(frame["fold"]), audio, CPU, 1, False, **more)
 
 
 def rows_csv(path, *lines):
@@ -102,7 +102,7 @@ def test_unscored_sources_are_learnt_from_and_predicted_and_do_not_change_the_sc
         held = ~noisy & (np.arange(14) % 2 == fold)
         assert card.oof_score == pytest.approx(lwlrap(truth[held], run.oof.probabilities[held]), abs=1e-6)
     data = heard(SOURCED, table, toy[1])
-    clips = data.learn_from(0)
+    clips = data.train_split(0)
     assert len(clips.specs) == 7 and sorted(clips.sources.tolist()) == [0, 0, 0, 1, 1, 1, 1]
     np.testing.assert_array_equal(clips.targets, truth[1::2])
 
@@ -111,10 +111,10 @@ def test_fold_minus_one_is_learnt_from_by_all_and_held_out_by_none(toy, tmp_path
     table = table_of(tmp_path / "table.csv", toy, fold=[-1, -1, -1, -1, *([0, 1] * 5)])
     data = heard(BCE, table, toy[1])
     for fold in (0, 1):
-        assert len(data.learn_from(fold).specs) == 9 and data.held_out(fold).tolist() == [
+        assert len(data.train_split(fold).specs) == 9 and data.held_out(fold).tolist() == [
             *range(4 + fold, 14, 2)
         ]
-    assert len(data.learn_from(None).specs) == 14 and data.held_out(None).tolist() == []
+    assert len(data.train_split(None).specs) == 14 and data.held_out(None).tolist() == []
 
 
 # Soft labels
@@ -132,8 +132,8 @@ def test_soft_labels_of_clips_fill_what_is_unknown_and_nothing_else(toy, tmp_pat
     np.testing.assert_array_equal(
         data.truth[:3], np.float32([[1, 0, np.nan], [np.nan, 1, np.nan], [np.nan] * 3])
     )
-    names = data.learn_from(1).names
-    assert "02.wav" in names and "02.wav" not in heard(BCE, table, toy[1]).learn_from(1).names
+    names = data.train_split(1).names
+    assert "02.wav" in names and "02.wav" not in heard(BCE, table, toy[1]).train_split(1).names
     path = tmp_path / "soft.csv"
     write_soft_labels(path, soft)
     run = train_quietly(BCE, table, toy[1], tmp_path / "run", soft=path)
@@ -149,7 +149,7 @@ def test_clips_of_which_only_windows_are_told_are_learnt_from(toy, tmp_path):
     )
     begin = np.array([0.0, 0.1])
     soft = SoftLabels(("00.wav", "00.wav"), CLASSES, np.full((2, 3), 0.5), begin, begin + 0.1)
-    names = heard(BCE, table, toy[1], soft=soft).learn_from(1).names
+    names = heard(BCE, table, toy[1], soft=soft).train_split(1).names
     assert "00.wav" in names and "01.wav" not in names
 
 
@@ -168,7 +168,7 @@ def write_stretched(folder, toy):
 
 def test_stretches_are_cut_where_they_say(toy, tmp_path):
     table = write_stretched(tmp_path, toy)
-    waves = replace(BCE, wave=replace(BCE.wave, gain_p=0.5))
+    waves = replace(BCE, wave_augment=replace(BCE.wave_augment, gain_p=0.5))
     data, per_s = heard(waves, table, toy[1]), BCE.frontend.frames_per_s
     frame = read_clip_table(table)
     assert stretches_of(frame)[:3].tolist() == [[0.0, math.inf]] * 3
@@ -189,11 +189,11 @@ def test_stretches_are_learnt_from_only_and_never_by_the_fold_of_their_clip(toy,
     table = write_stretched(tmp_path, toy)
     data = heard(BCE, table, toy[1])
     for fold in (0, 1):
-        clips = data.learn_from(fold)
+        clips = data.train_split(fold)
         assert sorted(clips.names) == sorted(data.names[i] for i in range(17) if data.folds[i] != fold)
         assert set(clips.names).isdisjoint(data.names[i] for i in data.held_out(fold))
         assert data.held_out(fold).tolist() == [*range(fold, 14, 2)]
-    assert len(data.learn_from(0).specs) == 8 and len(data.learn_from(1).specs) == 9
+    assert len(data.train_split(0).specs) == 8 and len(data.train_split(1).specs) == 9
     run = train_quietly(BCE, table, toy[1], tmp_path / "run")
     assert run.oof.names == tuple(f"{i:02d}.wav" for i in range(14))
     again = predict_oof(run.folder, toy[1], "cpu", 1, False)
@@ -287,7 +287,7 @@ def test_folds_of_recordings_that_cannot_be_used_are_an_error(field, tmp_path, l
 
 
 def test_recordings_with_boxes_are_scored_on_their_known_labels_alone(field, tmp_path):
-    recipe = replace(BCE, average_over="labels", listening=ListeningConfig("windows", 0.4, 0.2, pool="max"))
+    recipe = replace(BCE, average_over="labels", inference=InferenceConfig("windows", 0.4, 0.2, pool="max"))
     run = train_quietly(recipe, field[2], field[0], tmp_path / "run", boxes=field[1])
     known = recording_labels(read_boxes(*field[1])).targets
     np.testing.assert_array_equal(run.oof.truth[:7], known)
@@ -325,8 +325,8 @@ def test_soft_labels_of_windows_speak_of_the_classes_that_they_name_in_any_order
     turned = replace(soft, classes=("s2", "s0"), targets=targets[:, [2, 0]])
     frame = box_table(boxes, field[2])
     for given, expected in ((soft, [0.1, 0.2, 0.3]), (turned, [0.1, np.nan, 0.3])):
-        data = hear_table(BCE, frame, np.asarray(frame["fold"]), field[0], CPU, 1, False, boxes, given)
-        clips = data.learn_from(1)
+        data = load_dataset(BCE, frame, np.asarray(frame["fold"]), field[0], CPU, 1, False, boxes, given)
+        clips = data.train_split(1)
         heard = clips.labels_of(clips.names.index("r0"), 1.15, 1.45, 0.5)
         np.testing.assert_array_equal(heard, np.float32(expected))
 
@@ -342,9 +342,9 @@ def test_two_files_of_boxes_are_wanted(field, tmp_path):
 
 
 def test_backgrounds_are_wanted_where_they_are_laid_under_crops(toy, tmp_path):
-    recipe = BCE.override(["wave.background_p=1.0"])
+    recipe = BCE.override(["wave_augment.background_p=1.0"])
     with pytest.raises(
-        KitError, match=r"wants a folder of sounds: --backgrounds DIR, or wave\.background_p=0"
+        KitError, match=r"wants a folder of sounds: --backgrounds DIR, or wave_augment\.background_p=0"
     ):
         train_quietly(recipe, *toy, tmp_path / "run")
     (tmp_path / "empty").mkdir()
@@ -353,7 +353,9 @@ def test_backgrounds_are_wanted_where_they_are_laid_under_crops(toy, tmp_path):
     (tmp_path / "under" / "deep").mkdir(parents=True)
     shutil.copy(toy[1] / "03.wav", tmp_path / "under" / "deep" / "a.wav")
     under = train_quietly(recipe, *toy, tmp_path / "over", only_folds=[0], backgrounds=tmp_path / "under")
-    plain = train_quietly(BCE.override(["wave.gain_p=1e-9"]), *toy, tmp_path / "plain", only_folds=[0])
+    plain = train_quietly(
+        BCE.override(["wave_augment.gain_p=1e-9"]), *toy, tmp_path / "plain", only_folds=[0]
+    )
     assert not same_bits(weights_of(under.folder / "fold_0.pt"), weights_of(plain.folder / "fold_0.pt"))
 
 

@@ -12,22 +12,22 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.audio.augment import WaveAugmentConfig
+from kit.audio.frontend import Frontend
+from kit.audio.specaugment import SpecAugmentConfig
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
-from kit.infer.checkpoint import load_tagger
-from kit.infer.engine import Listener
 from kit.infer.predict import predict_clips
+from kit.infer.predictor import Predictor
 from kit.labels.table import read_clip_table
-from kit.learn.data import hear_table
-from kit.learn.loop import FoldTraining, prepare_batch
-from kit.learn.losses import LOSSES
-from kit.learn.oof import predict_oof
-from kit.learn.recipe import Recipe
-from kit.learn.sampling import draw_batches
-from kit.learn.train import new_tagger, train_run
-from kit.sound.augment import WaveAugmentConfig
-from kit.sound.frontend import Frontend
-from kit.sound.specaugment import SpecAugmentConfig
+from kit.models.checkpoint import load_tagger
+from kit.train.dataset import load_dataset
+from kit.train.losses import LOSSES
+from kit.train.oof import predict_oof
+from kit.train.recipe import Recipe
+from kit.train.run import new_tagger, train_run
+from kit.train.sampler import draw_batches
+from kit.train.trainer import Trainer, prepare_batch
 from tests.behaviour.test_train import (
     CPU,
     TINY,
@@ -41,7 +41,7 @@ from tests.behaviour.test_train import (
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-PLAIN = TINY.override(["mix.p=0", "network.head.dropout=0", "plain_epochs=0"])
+PLAIN = TINY.override(["mixup.p=0", "network.head.dropout=0", "no_augment_epochs=0"])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def toy(tmp_path_factory):
 def heard(toy, recipe):
     """What a run learns from."""
     frame = read_clip_table(toy[0])
-    return hear_table(recipe, frame, np.asarray(frame["fold"]), toy[1], CPU, 1, False)
+    return load_dataset(recipe, frame, np.asarray(frame["fold"]), toy[1], CPU, 1, False)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def data(toy):
 def fold_training(data, recipe, fold=0):
     """The training of one fold, as a run begins it."""
     tagger = new_tagger(recipe, data, fold)
-    Listener(tagger, CPU)
-    return FoldTraining(recipe, tagger, data.learn_from(fold), fold, CPU)
+    Predictor(tagger, CPU)
+    return Trainer(recipe, tagger, data.train_split(fold), fold, CPU)
 
 
 def copied(network):
@@ -85,10 +85,17 @@ def first_batch(training, seed=0):
 
 def test_without_changes_a_crop_of_a_waveform_looks_like_a_crop_of_the_spectrogram(toy):
     """All but the frames whose window reaches over a crop's edge; of a short clip, which is looped, its own sound."""
-    waves = PLAIN.override(["wave.noise_p=1", "wave.gain_p=1", "wave.roll_p=1", "frontend.reference=window"])
+    waves = PLAIN.override(
+        [
+            "wave_augment.noise_p=1",
+            "wave_augment.gain_p=1",
+            "wave_augment.shift_p=1",
+            "frontend.reference=window",
+        ]
+    )
     waves = replace(waves, batch_size=7)
     data, hop = heard(toy, waves), TINY.frontend.hop_length
-    clips, tagger = data.learn_from(0), new_tagger(waves, data, 0)
+    clips, tagger = data.train_split(0), new_tagger(waves, data, 0)
     batch = next(draw_batches(clips, waves, tagger.frontend, torch.Generator().manual_seed(3)))
     shown, targets = prepare_batch(batch, waves, tagger.frontend, CPU, torch.Generator(), plain=True)
     other, _ = prepare_batch(batch, waves, tagger.frontend, CPU, torch.Generator(), plain=False)
@@ -114,7 +121,7 @@ def test_without_changes_a_crop_of_a_waveform_looks_like_a_crop_of_the_spectrogr
 
 
 def test_crops_of_waveforms_on_the_grid_are_the_spectrogram_s_bit_for_bit_inside(toy):
-    recipe = replace(PLAIN, wave=WaveAugmentConfig(gain_p=0.5), batch_size=7)
+    recipe = replace(PLAIN, wave_augment=WaveAugmentConfig(gain_p=0.5), batch_size=7)
     data = heard(toy, recipe)
     hop, frontend = TINY.frontend.hop_length, new_tagger(recipe, data, 0).frontend
     row = max(data.waves, key=lambda i: data.waves[i].shape[-1])
@@ -125,22 +132,22 @@ def test_crops_of_waveforms_on_the_grid_are_the_spectrogram_s_bit_for_bit_inside
     inside = slice(1, recipe.crop_frames - 1)
     expected = data.specs[row][:, 10 : 10 + recipe.crop_frames]
     torch.testing.assert_close(shown[0][:, inside], expected[:, inside], rtol=0, atol=1e-3)
-    by_crop = recipe.override(["mix.domain=picture", "frontend.normalise=clip", "frontend.reference=window"])
-    levelled, _ = prepare_batch(
+    by_crop = recipe.override(["mixup.domain=spec", "frontend.normalize=clip", "frontend.reference=window"])
+    normalize_spec, _ = prepare_batch(
         batch, by_crop, Frontend(by_crop.frontend), CPU, torch.Generator(), plain=True
     )
     standard = (shown[0] - shown[0].mean()) / shown[0].std(correction=0)
-    torch.testing.assert_close(levelled[0], standard, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(normalize_spec[0], standard, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("domain", ["energy", "picture", "wave"])
+@pytest.mark.parametrize("domain", ["energy", "spec", "wave"])
 def test_a_recipe_with_changed_waveforms_trains_and_repeats_itself(toy, tmp_path, domain):
-    recipe = replace(TINY, wave=WaveAugmentConfig(roll_p=0.5, noise_p=0.5), epochs=2, validate_every=2)
-    recipe = recipe.override([f"mix.domain={domain}"])
-    assert recipe.hears_waves
+    recipe = replace(TINY, wave_augment=WaveAugmentConfig(shift_p=0.5, noise_p=0.5), epochs=2, validate_every=2)
+    recipe = recipe.override([f"mixup.domain={domain}"])
+    assert recipe.needs_waveforms
     one = train_quietly(recipe, *toy, tmp_path / "one", only_folds=[0])
     two = train_quietly(recipe, *toy, tmp_path / "two", only_folds=[0])
-    plain = train_quietly(replace(recipe, wave=WaveAugmentConfig()), *toy, tmp_path / "plain", only_folds=[0])
+    plain = train_quietly(replace(recipe, wave_augment=WaveAugmentConfig()), *toy, tmp_path / "plain", only_folds=[0])
     first, again, other = (weights_of(run.folder / "fold_0.pt") for run in (one, two, plain))
     assert same_bits(first, again) and not same_bits(first, other)
     said = predict_clips(
@@ -150,13 +157,13 @@ def test_a_recipe_with_changed_waveforms_trains_and_repeats_itself(toy, tmp_path
 
 
 def test_waveforms_are_mixed_before_they_are_seen(toy):
-    recipe = PLAIN.override(["mix.p=1", "mix.domain=wave"])
+    recipe = PLAIN.override(["mixup.p=1", "mixup.domain=wave"])
     data = heard(toy, recipe)
-    assert recipe.hears_waves and data.waves
+    assert recipe.needs_waveforms and data.waves
     batch = first_batch(fold_training(data, recipe))
     generator, frontend = torch.Generator().manual_seed(1), new_tagger(recipe, data, 0).frontend
     shown, targets = prepare_batch(batch, recipe, frontend, CPU, generator)
-    sums = {(i, j): frontend.finish(frontend.spectrograms([batch.pieces[i, 0] + batch.pieces[j, 0]])[0])[0]
+    sums = {(i, j): frontend.network_input(frontend.spectrograms([batch.pieces[i, 0] + batch.pieces[j, 0]])[0])[0]
             for i in range(4) for j in range(4) if i != j}  # fmt: skip
     for i in range(4):
         partner = min((j for j in range(4) if j != i), key=lambda j: (sums[i, j] - shown[i]).abs().max())
@@ -165,10 +172,10 @@ def test_waveforms_are_mixed_before_they_are_seen(toy):
 
 
 @pytest.mark.parametrize(
-    "setting", ["normalise=clip", "normalise=peak", "normalise=minmax", "top_db=80", "trim_db=60"]
+    "setting", ["normalize=clip", "normalize=peak", "normalize=minmax", "top_db=80", "trim_db=60"]
 )
 def test_changed_waveforms_cannot_be_levelled_by_a_clip_that_is_not_there(setting):
-    changed = ["wave.gain_p=0.5", "mix.domain=picture", f"frontend.{setting}"]
+    changed = ["wave_augment.gain_p=0.5", "mixup.domain=spec", f"frontend.{setting}"]
     with pytest.raises(
         KitError, match=r"changed waveforms have no level of their clip: frontend\.reference=window"
     ):
@@ -177,25 +184,27 @@ def test_changed_waveforms_cannot_be_levelled_by_a_clip_that_is_not_there(settin
     if "trim" not in setting:
         TINY.override([*changed, "frontend.reference=window"])
     with pytest.raises(KitError, match=r"energies of normalised crops or PCEN cannot be mixed"):
-        TINY.override(["frontend.normalise=peak"])
+        TINY.override(["frontend.normalize=peak"])
 
 
 def test_crops_are_mixed_until_told_and_neither_mixed_nor_changed_at_the_end(data):
-    recipe = replace(TINY, epochs=10, mix_until=0.4, plain_epochs=3, picture=SpecAugmentConfig(mask_p=1.0))
-    recipe = recipe.override(["mix.p=1"])
+    recipe = replace(
+        TINY, epochs=10, mixup_until=0.4, no_augment_epochs=3, spec_augment=SpecAugmentConfig(mask_p=1.0)
+    )
+    recipe = recipe.override(["mixup.p=1"])
     training, seen = fold_training(data, recipe), []
     batch = first_batch(training)
     for epoch in range(10):
         training.epoch = epoch
-        inputs, targets = training.shown(batch, torch.Generator().manual_seed(5), epoch >= 7)
+        inputs, targets = training.make_inputs(batch, torch.Generator().manual_seed(5), epoch >= 7)
         masked = not torch.equal(inputs[:, :1], training.tagger.frontend.stack(batch.pieces)[:, :1])
         seen.append((not torch.equal(targets, batch.targets), masked))
     assert seen == [(True, True)] * 4 + [(False, True)] * 3 + [(False, False)] * 3
-    own, plains = training.shown, []
-    training.shown = lambda batch, generator, plain: (plains.append(plain), own(batch, generator, plain))[1]
+    own, plains = training.make_inputs, []
+    training.make_inputs = lambda batch, generator, plain: (plains.append(plain), own(batch, generator, plain))[1]
     for epoch in (0, 6, 7, 9):
         training.epoch = epoch
-        training.run_step(batch, torch.Generator())
+        training.train_step(batch, torch.Generator())
     assert plains == [False, False, True, True]
 
 
@@ -214,12 +223,12 @@ def slow_mean(name, logits, targets, weights, over, **settings):
     return float((rows.loss * counts).sum() / counts.sum()) if counts.sum() else 0.0
 
 
-@pytest.mark.parametrize("by_share", [True, False])
+@pytest.mark.parametrize("weight_by_share", [True, False])
 @pytest.mark.parametrize("over", ["clips", "labels"])
-def test_a_step_s_loss_is_each_source_s_own_by_weight_and_share(data, by_share, over):
+def test_a_step_s_loss_is_each_source_s_own_by_weight_and_share(data, weight_by_share, over):
     trust = {"trust": 0.6}
     recipe = replace(
-        PLAIN, by_share=by_share, average_over=over, batch_size=7, loss="bce", loss_settings={"smoothing": 0.1},
+        PLAIN, weight_by_share=weight_by_share, average_over=over, batch_size=7, loss="bce", loss_settings={"smoothing": 0.1},
         sources={"a": {"weight": 0.5}, "b": {"loss": "bootstrap", "loss_settings": trust, "weight": 2.0}, "c": {}},
     )  # fmt: skip
     training = fold_training(sourced(data, [0, 0, 1, 1]), recipe)
@@ -234,7 +243,7 @@ def test_a_step_s_loss_is_each_source_s_own_by_weight_and_share(data, by_share, 
         [("bce", 0.5, {"smoothing": 0.1}), ("bootstrap", 2.0, trust)]
     ):
         rows = batch.sources == k
-        share = float(rows.float().mean()) if by_share else 1.0
+        share = float(rows.float().mean()) if weight_by_share else 1.0
         slow += (
             weight
             * share
@@ -242,7 +251,7 @@ def test_a_step_s_loss_is_each_source_s_own_by_weight_and_share(data, by_share, 
         )
     training.network.train()
     assert set(batch.sources.tolist()) == {0, 1}
-    assert training.run_step(batch, torch.Generator()) == pytest.approx(slow, rel=1e-5)
+    assert training.train_step(batch, torch.Generator()) == pytest.approx(slow, rel=1e-5)
 
 
 def test_a_noisy_head_learns_from_its_sources_alone_and_the_clip_s_head_from_the_others(data):
@@ -261,12 +270,12 @@ def test_a_noisy_head_learns_from_its_sources_alone_and_the_clip_s_head_from_the
     ]
     slow = means[0] * float(of[0].float().mean()) + 0.5 * means[1] * float(of[1].float().mean())
     training.network.train()
-    assert training.run_step(batch, torch.Generator(), last=False) == pytest.approx(slow, rel=1e-5)
+    assert training.train_step(batch, torch.Generator(), last=False) == pytest.approx(slow, rel=1e-5)
     for part in ("head", "noisy_head"):
         assert all(p.grad.abs().max() > 0 for p in list(getattr(training.network, part).parameters())[-2:])
     training.optimizer.zero_grad()
     clean = batch._replace(sources=torch.zeros(7, dtype=torch.long))
-    training.run_step(clean, torch.Generator(), last=False)
+    training.train_step(clean, torch.Generator(), last=False)
     assert all(p.grad is None or not p.grad.any() for p in training.network.noisy_head.parameters())
 
 
@@ -292,22 +301,22 @@ def test_skips_add_their_weighted_losses(toy):
     ]
     training.network.train()
     torch.manual_seed(0)
-    assert training.run_step(batch, torch.Generator()) == pytest.approx(sum(parts), rel=1e-5)
+    assert training.train_step(batch, torch.Generator()) == pytest.approx(sum(parts), rel=1e-5)
 
 
 def test_more_weights_than_skips_are_refused(toy):
     recipe = replace(PLAIN, auxiliary=(0.4, 0.2))
     training = fold_training(heard(toy, recipe), recipe)
     with pytest.raises(KitError, match="auxiliary has 2 weights, the network 0 skips"):
-        training.run_step(first_batch(training), torch.Generator())
+        training.train_step(first_batch(training), torch.Generator())
 
 
 def test_a_loss_that_is_no_number_names_the_clips_of_its_batch():
     data = planted_data([1] * 12)
     data.specs[5][:] = math.nan
     training = fold_training(data, replace(PLAIN, batch_size=4))
-    seen, own = [], training.run_step
-    training.run_step = lambda batch, *more: (seen.append(batch.clips), own(batch, *more))[1]
+    seen, own = [], training.train_step
+    training.train_step = lambda batch, *more: (seen.append(batch.clips), own(batch, *more))[1]
     with pytest.raises(KitError) as error:
         training.run_epoch()
     named = str(error.value).partition("(clips ")[2].partition(")")[0].split(", ")
@@ -341,11 +350,11 @@ def test_late_epochs_have_a_loss_and_rates_of_their_own_and_move_only_heads_wher
     data, tmp_path, freeze
 ):
     recipe = replace(
-        PLAIN, loss="bce", loss_settings={"smoothing": 0.1}, late_loss="lsep", late_epochs=2, late_lr=0.1,
-        late_freeze=freeze, epochs=5, validate_every=1,
+        PLAIN, loss="bce", loss_settings={"smoothing": 0.1}, finetune_loss="lsep", finetune_epochs=2, finetune_lr=0.1,
+        finetune_freeze=freeze, epochs=5, validate_every=1,
     ).override(["optim.schedule=cosine"])  # fmt: skip
     training, states, costs, rates = fold_training(data, recipe), [], [], []
-    own = training.cost
+    own = training.loss
 
     def cost(said, targets, batch):
         kind = {"bce": {"smoothing": 0.1}, "lsep": {}}
@@ -358,7 +367,7 @@ def test_late_epochs_have_a_loss_and_rates_of_their_own_and_move_only_heads_wher
         costs[-1]["own"] = float(loss.detach())
         return loss
 
-    training.cost = cost
+    training.loss = cost
     states = [copied(training.network)]
     training.train(tmp_path / "state.pt", no_score, lambda row: states.append(copied(training.network)))
     for epoch, said in enumerate(costs):
@@ -371,14 +380,14 @@ def test_late_epochs_have_a_loss_and_rates_of_their_own_and_move_only_heads_wher
 
 
 def test_a_score_is_of_the_last_loss_s_kind(data):
-    assert TINY.score == "rank" and TINY.override(["loss=bce"]).score == "probability"
-    late = TINY.override(["loss=bce", "late_loss=lsep"])
-    assert late.score == "probability" and late.override(["late_epochs=1"]).score == "rank"
-    assert TINY.override(["late_loss=bce", "late_epochs=1"]).score == "probability"
-    assert new_tagger(late.override(["late_epochs=1"]), data, 0).card.score == "rank"
+    assert TINY.output == "ranking" and TINY.override(["loss=bce"]).output == "probability"
+    late = TINY.override(["loss=bce", "finetune_loss=lsep"])
+    assert late.output == "probability" and late.override(["finetune_epochs=1"]).output == "ranking"
+    assert TINY.override(["finetune_loss=bce", "finetune_epochs=1"]).output == "probability"
+    assert new_tagger(late.override(["finetune_epochs=1"]), data, 0).card.output == "ranking"
     for epochs in (4, 9):
-        with pytest.raises(KitError, match=r"late_epochs must be below epochs \(4\)"):
-            TINY.override([f"late_epochs={epochs}"])
+        with pytest.raises(KitError, match=r"finetune_epochs must be below epochs \(4\)"):
+            TINY.override([f"finetune_epochs={epochs}"])
 
 
 # Seeds and all clips
@@ -434,7 +443,7 @@ def test_one_model_of_all_clips_learns_from_every_row_and_takes_the_folds_calibr
     cards = [load_tagger(path).card for path in sorted((tmp_path / "run").glob("fold_*.pt"))]
     for name in ("all.pt", "all_seed_1.pt"):
         card = load_tagger(tmp_path / "run" / name).card
-        assert card.fold is None and card.score == "rank" and card.oof_score is None
+        assert card.fold is None and card.output == "ranking" and card.oof_score is None
         for what in ("scale", "offset"):
             mean = np.mean([getattr(c.calibration, what) for c in cards])
             assert getattr(card.calibration, what) == pytest.approx(mean)
@@ -450,13 +459,13 @@ def test_one_model_of_all_clips_learns_from_every_row_and_takes_the_folds_calibr
 
 def test_a_model_of_all_clips_hears_each_of_them(data):
     training = fold_training(data, PLAIN, fold=None)
-    drawn, own = set(), training.run_step
+    drawn, own = set(), training.train_step
 
-    def run_step(batch, *more):
+    def train_step(batch, *more):
         drawn.update(training.clips.names[i] for i in batch.clips)
         return own(batch, *more)
 
-    training.run_step = run_step
+    training.train_step = train_step
     for _ in range(4):
         training.run_epoch()
     assert drawn == set(data.names) and training.place == "all clips"
@@ -558,7 +567,7 @@ def test_a_first_epoch_is_learnt_even_where_no_time_is_left(data, tmp_path):
 
 
 def test_a_run_that_was_cut_says_so_and_the_same_call_goes_on(toy, tmp_path, capsys):
-    recipe = replace(TINY, epochs=3, plain_epochs=0, validate_every=3)
+    recipe = replace(TINY, epochs=3, no_augment_epochs=0, validate_every=3)
     options = {"device": "cpu", "threads": 1, "progress": False, "only_folds": [0]}
     cut = train_run(recipe, *toy, tmp_path / "run", deadline=1e-3, **options)
     assert "the deadline cut fold 0 after epoch 1 of 3" in capsys.readouterr().out
@@ -570,19 +579,21 @@ def test_a_run_that_was_cut_says_so_and_the_same_call_goes_on(toy, tmp_path, cap
 
 
 def test_a_run_that_was_cut_before_its_late_loss_says_what_its_scores_are(toy, tmp_path):
-    recipe = replace(TINY, epochs=3, plain_epochs=0, validate_every=3, late_loss="bce", late_epochs=1)
+    recipe = replace(
+        TINY, epochs=3, no_augment_epochs=0, validate_every=3, finetune_loss="bce", finetune_epochs=1
+    )
     options = {"device": "cpu", "threads": 1, "progress": False, "only_folds": [0]}
     train_run(recipe, *toy, tmp_path, deadline=1e-3, **options)
     cut = load_tagger(tmp_path / "fold_0.pt").card
-    assert cut.score == "rank" and cut.calibration is not None
+    assert cut.output == "ranking" and cut.calibration is not None
     train_run(recipe, *toy, tmp_path, **options)
     whole = load_tagger(tmp_path / "fold_0.pt").card
-    assert whole.score == "probability" and whole.calibration is None
+    assert whole.output == "probability" and whole.calibration is None
 
 
 def test_a_recipe_reads_as_it_was_written():
     recipe = replace(
-        TINY, sources={"a": {"share": 0.5}, "b": {}}, late_loss="bce", late_epochs=1, auxiliary=(0.4, 0.2),
-        picture=SpecAugmentConfig(mask_p=0.5), wave=WaveAugmentConfig(gain_p=0.1), seeds=3,
+        TINY, sources={"a": {"share": 0.5}, "b": {}}, finetune_loss="bce", finetune_epochs=1, auxiliary=(0.4, 0.2),
+        spec_augment=SpecAugmentConfig(mask_p=0.5), wave_augment=WaveAugmentConfig(gain_p=0.1), seeds=3,
     )  # fmt: skip
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe

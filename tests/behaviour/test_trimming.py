@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.trimming import sounding_span
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.waveform import nonsilent_span
 
 RATE = 16000
 
 
-def burst(samples: int, first: int, end: int, faint: float = 0.0) -> np.ndarray:
+def chunk(samples: int, first: int, end: int, faint: float = 0.0) -> np.ndarray:
     """Noise from `first` to `end`, of loudness that rises and falls, in silence or faint noise."""
     rng = np.random.default_rng(samples + first)
     wave = faint * rng.standard_normal(samples)
@@ -20,7 +20,7 @@ def burst(samples: int, first: int, end: int, faint: float = 0.0) -> np.ndarray:
 
 
 WAVES = [
-    burst(samples, int(samples * a), max(int(samples * b), int(samples * a) + 1), faint)
+    chunk(samples, int(samples * a), max(int(samples * b), int(samples * a) + 1), faint)
     for samples in (1, 2, 511, 512, 513, 2047, 2048, 5120, 16000, 40001)
     for a, b in ((0.0, 1.0), (0.2, 0.5), (0.0, 0.1), (0.9, 1.0))
     for faint in (0.0, 1e-4, 1e-2)
@@ -31,15 +31,15 @@ WAVES = [
 def test_the_kept_part_is_librosas(top_db: float) -> None:
     for wave in WAVES:
         _, ends = librosa.effects.trim(wave, top_db=top_db)
-        assert sounding_span(torch.from_numpy(wave), top_db) == tuple(ends)
-        assert sounding_span(torch.from_numpy(wave).double(), top_db) == tuple(ends)
+        assert nonsilent_span(torch.from_numpy(wave), top_db) == tuple(ends)
+        assert nonsilent_span(torch.from_numpy(wave).double(), top_db) == tuple(ends)
 
 
 @pytest.mark.parametrize("least", [1, 100, 2000, 8000, 100000])
 def test_a_short_part_grows_around_the_middle_of_its_ends(least: int) -> None:
     for wave in WAVES:
-        first, end = sounding_span(torch.from_numpy(wave), 30.0)
-        wider_first, wider_end = sounding_span(torch.from_numpy(wave), 30.0, least)
+        first, end = nonsilent_span(torch.from_numpy(wave), 30.0)
+        wider_first, wider_end = nonsilent_span(torch.from_numpy(wave), 30.0, least)
         assert wider_end - wider_first == max(end - first, min(least, len(wave)))
         assert 0 <= wider_first <= first and end <= wider_end <= len(wave)
         if wider_first > 0 and wider_end < len(wave):
@@ -49,17 +49,19 @@ def test_a_short_part_grows_around_the_middle_of_its_ends(least: int) -> None:
 @pytest.mark.parametrize("samples", [1, 511, 512, 2048, 30000])
 def test_silence_is_kept_whole(samples: int) -> None:
     for level in (0.0, 1e-30, 1e-7):
-        assert sounding_span(torch.full((samples,), level), 60.0, 8000) == (0, samples)
+        assert nonsilent_span(torch.full((samples,), level), 60.0, 8000) == (0, samples)
 
 
 def test_the_frontend_hears_the_kept_part_alone() -> None:
     settings = {"sample_rate": RATE, "n_fft": 512, "hop_length": 160, "n_mels": 40}
-    plain = Frontend(FrontendConfig(**settings, side=("clip_length",)))
-    trimming = Frontend(FrontendConfig(**settings, side=("clip_length",), trim_db=40.0, trim_least_s=0.25))
+    plain = Frontend(FrontendConfig(**settings, extra_rows=("clip_length",)))
+    trimming = Frontend(
+        FrontendConfig(**settings, extra_rows=("clip_length",), trim_db=40.0, trim_least_s=0.25)
+    )
     waves = [torch.from_numpy(wave) for wave in WAVES]
     for wave, spec in zip(waves, trimming.spectrograms(waves), strict=True):
-        first, end = sounding_span(wave, 40.0, 4000)
+        first, end = nonsilent_span(wave, 40.0, 4000)
         assert torch.equal(spec, plain.spectrograms([wave[first:end]])[0])
         assert torch.equal(spec, trimming.spectrograms([wave])[0])
-    loud = torch.from_numpy(burst(RATE, 4000, 9000))
+    loud = torch.from_numpy(chunk(RATE, 4000, 9000))
     assert len(trimming.spectrograms([loud.half()])[0][0]) == len(trimming.spectrograms([loud])[0][0]) < 101

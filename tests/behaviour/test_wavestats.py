@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from kit.infer.engine import cut_span, hear_waves
-from kit.sound.frontend import Frontend, FrontendConfig
-from kit.sound.mixing import MixConfig, draw_mixes, mix_energies
-from kit.sound.wavestats import STATS_PERCENTILES, mixed_side_rows, side_rows_of, wave_stats
+from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies
+from kit.audio.waveform import STATS_PERCENTILES, compute_extra_rows, mix_extra_rows, wave_stats
+from kit.infer.predictor import compute_spectrograms, cut_window
 
 BOTH = ("wave_stats", "clip_length")
-SMALL = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "n_mels": 20, "side": BOTH}
+SMALL = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "n_mels": 20, "extra_rows": BOTH}
 
 
 def slow_stats(samples: np.ndarray) -> list[float]:
@@ -35,7 +35,7 @@ def test_statistics_are_numpys_of_every_stretch_the_last_ending_with_the_clip(sa
 @pytest.mark.parametrize("samples", [1, 6, 7, 300, 301, 899, 900, 901])
 def test_a_frame_shows_the_samples_up_to_the_next_frames(hop: int, samples: int) -> None:
     wave = torch.from_numpy(np.random.default_rng(samples).standard_normal(samples))
-    rows = side_rows_of(wave, BOTH, hop, 3, 8000)
+    rows = compute_extra_rows(wave, BOTH, hop, 3, 8000)
     stats = wave_stats(wave, 3 * hop)
     assert rows.shape == (13, samples // hop + 1)
     for frame in range(rows.shape[1]):
@@ -45,12 +45,12 @@ def test_a_frame_shows_the_samples_up_to_the_next_frames(hop: int, samples: int)
 
 @pytest.mark.parametrize("samples", [1, 150, 299, 300, 301, 649, 650, 651])
 def test_no_sample_is_left_out(samples: int) -> None:
-    quiet = side_rows_of(torch.zeros(samples), ("wave_stats",), 100, 3, 8000)
+    quiet = compute_extra_rows(torch.zeros(samples), ("wave_stats",), 100, 3, 8000)
     for at in range(0, samples, max(1, samples // 50)):
         for place in (at, samples - 1 - at):
             click = torch.zeros(samples)
             click[place] = 1.0
-            assert not torch.equal(side_rows_of(click, ("wave_stats",), 100, 3, 8000), quiet)
+            assert not torch.equal(compute_extra_rows(click, ("wave_stats",), 100, 3, 8000), quiet)
 
 
 def test_a_long_clip_agrees_with_its_middle_and_no_clip_hears_its_batchmates() -> None:
@@ -60,32 +60,32 @@ def test_a_long_clip_agrees_with_its_middle_and_no_clip_hears_its_batchmates() -
     for wave, spec in zip(waves, together, strict=True):
         assert spec.shape == (33, len(wave) // 100 + 1) == (frontend.config.rows, spec.shape[1])
         assert torch.equal(spec, frontend.spectrograms([wave])[0])
-    middle = side_rows_of(waves[3][600_000:603_000], ("wave_stats",), 100, 3, 8000)
+    middle = compute_extra_rows(waves[3][600_000:603_000], ("wave_stats",), 100, 3, 8000)
     torch.testing.assert_close(together[3][20:32, 6000:6030], middle[:, :30], rtol=0, atol=1e-6)
 
 
 def test_side_rows_stand_below_every_channel_as_they_are() -> None:
-    levels = {"top_db": 30.0, "normalise": "clip", "channels": ("log", "coordinate", "delta")}
-    plain = Frontend(FrontendConfig(**{**SMALL, **levels, "side": ()}))
+    levels = {"top_db": 30.0, "normalize": "clip", "channels": ("log", "coordinate", "delta")}
+    plain = Frontend(FrontendConfig(**{**SMALL, **levels, "extra_rows": ()}))
     both = Frontend(FrontendConfig(**SMALL, **levels))
     wave = torch.randn(2, 3000)
     spec = both(wave)
-    assert spec.shape == (2, 3, 33, 31) and (both.config.n_bins, both.config.side_rows) == (20, 13)
+    assert spec.shape == (2, 3, 33, 31) and (both.config.n_bins, both.config.n_extra_rows) == (20, 13)
     assert torch.equal(spec[:, :, :20], plain(wave))
     for clip in range(2):
-        side = side_rows_of(wave[clip], BOTH, 100, 3, 8000)
+        side = compute_extra_rows(wave[clip], BOTH, 100, 3, 8000)
         assert all(torch.equal(spec[clip, channel, 20:], side) for channel in range(3))
 
 
 @pytest.mark.parametrize("reference", ["clip", "window"])
 def test_windows_carry_their_own_statistics_and_filling_does_not_bend_them(reference: str) -> None:
-    frontend = Frontend(FrontendConfig(**SMALL, top_db=30.0, normalise="peak", reference=reference))
+    frontend = Frontend(FrontendConfig(**SMALL, top_db=30.0, normalize="peak", reference=reference))
     wave = torch.randn(3000)
-    kept = hear_waves(frontend, [wave])[0]
-    side = side_rows_of(wave, BOTH, 100, 3, 8000)
-    piece = cut_span(frontend, kept, (7, 20), 13, "loop")
+    kept = compute_spectrograms(frontend, [wave])[0]
+    side = compute_extra_rows(wave, BOTH, 100, 3, 8000)
+    piece = cut_window(frontend, kept, (7, 20), 13, "wrap")
     assert torch.equal(piece[20:], side[:, 7:20])
-    filled = cut_span(frontend, kept, (7, 20), 40, "floor")
+    filled = cut_window(frontend, kept, (7, 20), 40, "min")
     assert torch.equal(filled[:, :13], piece)
     assert torch.equal(filled[:20, 13:], piece[:20].amin().expand(20, 27))
     assert torch.equal(filled[20:, 13:], side[:, 19:20].expand(13, 27))
@@ -96,11 +96,11 @@ def test_statistics_of_mixed_noises_are_those_of_their_sum() -> None:
     one, two = (
         spread * torch.randn(60_000, generator=generator, dtype=torch.float64) for spread in (0.3, 0.4)
     )
-    own, other, both = (side_rows_of(wave, BOTH, 60_000, 1, 8000) for wave in (one, two, one + two))
-    torch.testing.assert_close(mixed_side_rows(own, other, BOTH)[1:], both[1:], rtol=0.03, atol=0.01)
+    own, other, both = (compute_extra_rows(wave, BOTH, 60_000, 1, 8000) for wave in (one, two, one + two))
+    torch.testing.assert_close(mix_extra_rows(own, other, BOTH)[1:], both[1:], rtol=0.03, atol=0.01)
     own, other, both = (wave_stats(wave, 60_000) for wave in (one + 0.2, two - 0.3, one + two - 0.1))
     torch.testing.assert_close(
-        mixed_side_rows(own, other, ("wave_stats",))[:2], both[:2], rtol=0.01, atol=1e-9
+        mix_extra_rows(own, other, ("wave_stats",))[:2], both[:2], rtol=0.01, atol=1e-9
     )
 
 
@@ -111,11 +111,11 @@ def test_mixing_is_even_handed_leaves_sounds_in_silence_and_keeps_lengths() -> N
         for wave in (torch.randn(2000) * 0.2, torch.randn(2000) * 0.1, torch.zeros(2000))
     )
     specs = torch.stack([one, two, silence])
-    draw = draw_mixes(MixConfig(p=1.0), 3, torch.Generator())
+    draw = draw_mixup(MixupConfig(p=1.0), 3, torch.Generator())
     draw = replace(draw, partner=torch.tensor([1, 0, 0]))
-    mixed = mix_energies(specs, draw, MixConfig(), config)
+    mixed = mix_energies(specs, draw, MixupConfig(), config)
     torch.testing.assert_close(mixed[0, :32], mixed[1, :32])
     torch.testing.assert_close(mixed[2], one, rtol=1e-5, atol=1e-3)
     assert torch.equal(mixed[:, 32], specs[:, 32]) and torch.isfinite(mixed).all()
-    pictures_alone = FrontendConfig(**{**SMALL, "side": ()})
-    assert torch.equal(mixed[:, :20], mix_energies(specs[:, :20], draw, MixConfig(), pictures_alone))
+    pictures_alone = FrontendConfig(**{**SMALL, "extra_rows": ()})
+    assert torch.equal(mixed[:, :20], mix_energies(specs[:, :20], draw, MixupConfig(), pictures_alone))

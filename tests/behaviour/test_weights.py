@@ -10,8 +10,8 @@ from scipy.optimize import minimize
 from sklearn.metrics import average_precision_score
 
 from kit.core.errors import KitError
+from kit.infer.blend import choose_windows, fit_class_weights, fit_weights, mixture_weights
 from kit.infer.rows import check_weights
-from kit.infer.weights import choose_windows, fit_class_weights, fit_weights, mixture_weights
 
 
 def draw(models: int = 3, n: int = 200, classes: int = 4, unknown: float = 0.3, seed: int = 0) -> Any:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from kit.audio.windows import InferenceConfig, pool_windows, window_spans
 from kit.core.errors import KitError
-from kit.sound.windows import ListeningConfig, pool_windows, window_spans
 
 POOLS = ("max", "mean", "top_k", "power", "geometric", "snr")
 
@@ -19,7 +19,7 @@ def scores_of(windows, classes, seed=0):
 
 def pooled_by(pool, scores, k=3, power=2.0):
     """One score per class. Shape: (W, K) -> (K,)"""
-    return pool_windows(scores, ListeningConfig(pool=pool, pool_k=k, pool_power=power))
+    return pool_windows(scores, InferenceConfig(pool=pool, pool_k=k, pool_power=power))
 
 
 def random_cuts(count=400, seed=0):
@@ -120,22 +120,22 @@ def test_a_window_that_stands_out_counts_more_by_its_signal_to_noise():
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_every_pool_keeps_one_window_and_stays_between_the_least_and_the_greatest(pool):
-    listening = ListeningConfig(pool=pool)
+    inference = InferenceConfig(pool=pool)
     one = scores_of(1, 7).float()
-    torch.testing.assert_close(pool_windows(one, listening), one[0])
+    torch.testing.assert_close(pool_windows(one, inference), one[0])
     many = scores_of(12, 7).float()
-    pooled = pool_windows(many, listening)
+    pooled = pool_windows(many, inference)
     assert pooled.shape == (7,)
     assert bool((pooled <= many.amax(dim=0) + 1e-6).all()) and bool((pooled >= many.amin(dim=0) - 1e-6).all())
-    torch.testing.assert_close(pool_windows(many.flip(0), listening), pooled)
+    torch.testing.assert_close(pool_windows(many.flip(0), inference), pooled)
 
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-38])
 def test_every_pool_stays_finite_at_the_ends(pool, value):
     for power in (1e-3, 2.0, 1e3):
-        listening = ListeningConfig(pool=pool, pool_power=power)
-        pooled = pool_windows(torch.full((4, 3), value), listening)
+        inference = InferenceConfig(pool=pool, pool_power=power)
+        pooled = pool_windows(torch.full((4, 3), value), inference)
         assert bool(pooled.isfinite().all())
         torch.testing.assert_close(pooled, torch.full((3,), value), rtol=1e-3, atol=1e-6)
 
@@ -144,29 +144,29 @@ def test_wrong_listening_settings_say_the_cure():
     with pytest.raises(
         KitError, match=r"hop_s must be in \(0, 5\], got 6: a longer hop leaves audio unheard"
     ):
-        ListeningConfig(mode="windows", hop_s=6.0)
+        InferenceConfig(mode="windows", hop_s=6.0)
     with pytest.raises(
-        KitError, match=r"ListeningConfig\.mode is 'window': did you mean 'windows'\?.*full, windows"
+        KitError, match=r"InferenceConfig\.mode is 'window': did you mean 'windows'\?.*full, windows"
     ):
-        ListeningConfig(mode="window")
+        InferenceConfig(mode="window")
     with pytest.raises(
-        KitError, match=r"ListeningConfig\.pool is 'median'.*geometric, max, mean, power, snr, top_k"
+        KitError, match=r"InferenceConfig\.pool is 'median'.*geometric, max, mean, power, snr, top_k"
     ):
-        ListeningConfig(pool="median")
-    with pytest.raises(KitError, match=r"ListeningConfig\.fill is 'zeros'.*floor, loop, reflect"):
-        ListeningConfig(fill="zeros")
-    for wrong in ({"pool_k": 0}, {"hop_s": 0.0}, {"window_s": 0.0}, {"max_frames": 10}, {"grid_ratio": 0.9},
-                  {"grid_ratio": 3.0}, {"pool_power": 0.0}, {"window_s": float("nan")}):  # fmt: skip
+        InferenceConfig(pool="median")
+    with pytest.raises(KitError, match=r"InferenceConfig\.pad_mode is 'zeros'.*min, reflect, wrap"):
+        InferenceConfig(pad_mode="zeros")
+    for wrong in ({"pool_k": 0}, {"hop_s": 0.0}, {"window_s": 0.0}, {"max_frames": 10}, {"bucket_ratio": 0.9},
+                  {"bucket_ratio": 3.0}, {"pool_power": 0.0}, {"window_s": float("nan")}):  # fmt: skip
         with pytest.raises(KitError, match=next(iter(wrong))):
-            ListeningConfig(**wrong)
+            InferenceConfig(**wrong)
 
 
 def test_a_whole_clip_is_one_piece_and_a_very_long_one_is_heard_in_pieces_that_overlap():
-    listening = ListeningConfig(mode="full", max_frames=100)
+    inference = InferenceConfig(mode="full", max_frames=100)
     for frames in (1, 50, 100):
-        assert listening.spans(frames, 86.0) == [(0, frames)]
+        assert inference.spans(frames, 86.0) == [(0, frames)]
     for frames in (101, 150, 151, 1234):
-        spans = listening.spans(frames, 86.0)
+        spans = inference.spans(frames, 86.0)
         heard = np.zeros(frames, int)
         for first, last in spans:
             assert last - first == 100
@@ -176,15 +176,15 @@ def test_a_whole_clip_is_one_piece_and_a_very_long_one_is_heard_in_pieces_that_o
 
 
 def test_windows_in_seconds_become_frames():
-    listening = ListeningConfig(mode="windows", window_s=5.0, hop_s=2.5)
-    assert listening.spans(1000, 40.0) == window_spans(1000, 200, 100)
-    assert listening.spans(30, 40.0) == [(0, 200)]
-    tiny = ListeningConfig(mode="windows", window_s=0.01, hop_s=0.001)
+    inference = InferenceConfig(mode="windows", window_s=5.0, hop_s=2.5)
+    assert inference.spans(1000, 40.0) == window_spans(1000, 200, 100)
+    assert inference.spans(30, 40.0) == [(0, 200)]
+    tiny = InferenceConfig(mode="windows", window_s=0.01, hop_s=0.001)
     assert tiny.spans(5, 10.0) == window_spans(5, 1, 1)
 
 
 def test_the_network_is_given_grid_lengths_for_clips_and_exact_lengths_for_windows():
-    full, windows = ListeningConfig(max_frames=1000), ListeningConfig(mode="windows")
+    full, windows = InferenceConfig(max_frames=1000), InferenceConfig(mode="windows")
     for frames in (1, 31, 32, 33, 500, 999):
         length = full.input_frames((0, frames), 32)
         assert max(32, frames) <= length <= max(32, 1.05 * frames)

@@ -48,7 +48,7 @@ class LoudBands(nn.Module):
 
 def plain_frontend(**changes: Any) -> Any:
     """Log-mel at 8 kHz, 40 frames a second, settings changed as given."""
-    from kit.sound.frontend import FrontendConfig
+    from kit.audio.frontend import FrontendConfig
 
     asked = {
         "sample_rate": RATE, "n_fft": 400, "hop_length": HOP, "n_mels": 30, "power": 1, "log": "ln", "f_min_hz": 0.0,
@@ -60,10 +60,10 @@ def loud_tagger(
     network: nn.Module | None = None, classes: Sequence[str] = ("a", "b", "c"), **changes: Any
 ) -> Any:
     """A tagger of a network of our own; the priors are 0.1, 0.2, 0.3, ..."""
-    from kit.infer.checkpoint import own_tagger
+    from kit.models.checkpoint import wrap_network
 
     asked = {"prevalences": [0.1 * (k + 1) for k in range(len(classes))]}
-    return own_tagger(network or LoudBands(len(classes)), plain_frontend(), classes, **(asked | changes))
+    return wrap_network(network or LoudBands(len(classes)), plain_frontend(), classes, **(asked | changes))
 
 
 def noise(samples: int, seed: int = 0, level: float = 0.05) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from kit.sound.frontend import Frontend, FrontendConfig
+from kit.audio.frontend import Frontend, FrontendConfig
 
 RATE = 44100
 SECONDS = 5

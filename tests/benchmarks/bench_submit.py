@@ -14,13 +14,13 @@ import numpy as np
 import soundfile
 import torch
 
-from kit.infer.checkpoint import load_tagger, save_tagger
-from kit.infer.hearing import Hearing
-from kit.infer.submission import submit
+from kit.audio.windows import batches_by_length, pad_frames
+from kit.infer.loader import SpectrogramLoader
+from kit.infer.submit import submit
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
-from kit.recipes import find_recipe
-from kit.sound.lengths import batches_by_length, fill_frames
 from kit.toydata import TOY_CLASSES, toy_clip
+from kit.train.recipes import find_recipe
 from tests.benchmarks.timing import ratios, show_times, take_turns
 
 CLIPS, FOLDS, CLASSES, BATCH = 100, 5, 80, 16
@@ -45,7 +45,7 @@ def make_folds_of(folder: Path) -> list[Path]:
             classes=tuple(f"class_{k}" for k in range(CLASSES)),
             prevalences=(0.02,) * CLASSES,
             frontend=recipe.frontend,
-            listening=recipe.listening,
+            inference=recipe.inference,
             network=recipe.network,
             fold=fold,
         )
@@ -76,16 +76,16 @@ def public_way(checkpoints: list[Path], files: list[Path]) -> np.ndarray:
 
 def pure_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
     """The very batches that `submit` gives the networks, channels-last, made beforehand."""
-    hearing = Hearing(files, {"": tagger.frontend}, torch.device("cpu"))
+    loader = SpectrogramLoader(files, {"": tagger.frontend}, torch.device("cpu"))
     inputs = []
-    for number in range(len(hearing.bursts)):
-        _, specs = hearing.specs(number, "")
+    for number in range(len(loader.chunks)):
+        _, specs = loader.specs(number, "")
         spans = [
-            tagger.card.listening.spans(s.shape[-1], tagger.card.frontend.frames_per_s)[0] for s in specs
+            tagger.card.inference.spans(s.shape[-1], tagger.card.frontend.frames_per_s)[0] for s in specs
         ]
-        lengths = [tagger.card.listening.input_frames(span, tagger.min_frames) for span in spans]
+        lengths = [tagger.card.inference.input_frames(span, tagger.min_frames) for span in spans]
         for batch in batches_by_length(lengths, 4000):
-            stacked = torch.stack([fill_frames(specs[i], lengths[i], "loop") for i in batch])
+            stacked = torch.stack([pad_frames(specs[i], lengths[i], "wrap") for i in batch])
             inputs.append(tagger.frontend.stack(stacked).contiguous(memory_format=torch.channels_last))
     return inputs
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.core.csvtext import write_rows
+from kit.core.files import write_rows
 from kit.core.runtime import cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,29 +8,29 @@ import torch
 
 from kit.infer.blend import blend_scores
 from kit.labels.table import label_targets, read_clip_table
-from kit.learn.train import train_run
-from kit.recipes import find_recipe
+from kit.train.recipes import find_recipe
+from kit.train.run import train_run
 from tests.benchmarks.cells import ESC10, ROOM, run_cells, say_figures
 
 COMMON = [
-    "optim.average=ema", "optim.ema_decay=0.99", "picture.mask_p=0.6", "picture.filter_p=0.7", "picture.crop_p=0.6",
-    "picture.crop_scale=[0.6,1.0]", "picture.crop_aspect=[0.75,1.33]",
+    "optim.average=ema", "optim.ema_decay=0.99", "spec_augment.mask_p=0.6", "spec_augment.filter_p=0.7", "spec_augment.crop_p=0.6",
+    "spec_augment.crop_scale=[0.6,1.0]", "spec_augment.crop_aspect=[0.75,1.33]",
 ]  # fmt: skip
 SYSTEMS_OF_ESC10: dict[str, tuple[str, list[str]]] = {
     "max-pyramid-mel": (
         "max-pyramid-mel",
         [
             "frontend.n_mels=64", "frontend.n_fft=1024", "frontend.hop_length=512", "network.head.pool=mean-max",
-            "epochs=80", "plain_epochs=8", "validate_every=80", "mix.p=0.6", "picture.time_share=0.12",
-            "picture.freq_share=0.12", *COMMON,
+            "epochs=80", "no_augment_epochs=8", "validate_every=80", "mixup.p=0.6", "spec_augment.time_share=0.12",
+            "spec_augment.freq_share=0.12", *COMMON,
         ],
     ),
     "window-snr": (
         "window-snr",
         [
-            "frontend.n_fft=1024", "frontend.normalise=none", "frontend.top_db=null", "network.width=16",
-            "network.head.dropout=0.2", "listening.window_s=3.0", "crop_s=3.0", "epochs=80", "validate_every=80",
-            "mix.domain=energy", "mix.labels=union", "mix.convex=false", "mix.beta=0", "mix.p=0.6", *COMMON,
+            "frontend.n_fft=1024", "frontend.normalize=none", "frontend.top_db=null", "network.width=16",
+            "network.head.dropout=0.2", "inference.window_s=3.0", "crop_s=3.0", "epochs=80", "validate_every=80",
+            "mixup.domain=energy", "mixup.labels=union", "mixup.convex=false", "mixup.beta=0", "mixup.p=0.6", *COMMON,
         ],
     ),
     "skip-attention": (

@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kit.infer.submission import submit
+from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
-from kit.learn.rounds import train_rounds
-from kit.recipes import RECIPES, find_recipe
+from kit.train.recipes import RECIPES, find_recipe
+from kit.train.self_training import self_train
 from tests.benchmarks.cells import ROOM, make_task, run_cells, say_figures
 from tests.benchmarks.study import QUIET, read_truth
 
@@ -34,11 +34,11 @@ def train_cell(name: str) -> None:
     task, recipe = make_task(kind), find_recipe(name, small=True)
     if kind == "tagging":
         table, audio = task / "train_curated.csv", task / "train_curated"
-        run = train_rounds(recipe, table, audio, folder, only_folds=FOLDS, **QUIET)
+        run = self_train(recipe, table, audio, folder, only_folds=FOLDS, **QUIET)
     else:
         boxes = [task / "train_tp.csv", task / "train_fp.csv"]
         halves = replace(recipe, n_folds=2)
-        run = train_rounds(halves, None, task / "train", folder, boxes=boxes, **QUIET)
+        run = self_train(halves, None, task / "train", folder, boxes=boxes, **QUIET)
     out = folder / "submission.csv"
     submit(f"{folder}/fold_*.pt", task / "test", out, task / "sample_submission.csv", **QUIET)
     assert run.oof is not None

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from kit.infer.checkpoint import load_tagger
-from kit.infer.engine import Listener
+from kit.audio.windows import InferenceConfig
 from kit.infer.predict import predict_clips
+from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import classes_of_template, label_targets, read_clip_table
-from kit.learn.data import hear_names
-from kit.learn.relabelling import RELABEL_METHODS, RelabelConfig
-from kit.learn.rounds import train_rounds
-from kit.learn.stacking import stack
-from kit.learn.train import train_run
+from kit.models.checkpoint import load_tagger
 from kit.models.tagger import Tagger
-from kit.recipes import find_recipe
-from kit.sound.windows import ListeningConfig
+from kit.train.dataset import load_clips
+from kit.train.pseudo_labels import RELABEL_METHODS, SelfTrainingConfig
+from kit.train.recipes import find_recipe
+from kit.train.run import train_run
+from kit.train.self_training import self_train
+from kit.train.stacking import stack
 from tests.benchmarks.cells import ROOM, make_task, run_cells, say_figures
 
 SEEDS = (0, 1, 2)
@@ -35,7 +35,7 @@ STUDY = ROOM / "study"
 SPLIT = 1
 QUIET: dict[str, Any] = {"threads": 1, "progress": False}
 PYRAMID = (
-    "frontend.n_mels=64", "network.width=12", "crop_s=3.0", "epochs=20", "plain_epochs=3", "validate_every=20",
+    "frontend.n_mels=64", "network.width=12", "crop_s=3.0", "epochs=20", "no_augment_epochs=3", "validate_every=20",
     "sampling.steps=20",
 )  # fmt: skip
 WINDOWS = ("frontend.n_mels=32", "epochs=20", "validate_every=20", "sampling.steps=20")
@@ -57,12 +57,12 @@ def read_truth(task: Path) -> tuple[list[str], np.ndarray]:
     return [f"{name}.flac" for name in truth["recording_id"]], label_targets(list(truth["labels"]), classes)
 
 
-def score_on_test(checkpoints: Sequence[Path], task: Path, listening: ListeningConfig | None = None) -> float:
+def score_on_test(checkpoints: Sequence[Path], task: Path, inference: InferenceConfig | None = None) -> float:
     """The test lwlrap of the mean of some checkpoints."""
     names, truth = read_truth(task)
     clips = [task / "test" / name for name in names]
     return lwlrap(
-        truth, predict_clips(list(checkpoints), clips, listening=listening, threads=1).probabilities
+        truth, predict_clips(list(checkpoints), clips, inference=inference, threads=1).probabilities
     )
 
 
@@ -112,14 +112,14 @@ def pseudo_labels(teacher: Path, table: Path, folder: Path, task: Path, method: 
     soft = SoftLabels(tuple(names), said.classes, said.probabilities)
     joined["false_labels"] = "*"
     number = {"agreement": 1, "predict": 2}[method]
-    done = RELABEL_METHODS["agreement"](joined, soft, RelabelConfig(top_k=(0.4,)), number)
+    done = RELABEL_METHODS["agreement"](joined, soft, SelfTrainingConfig(top_k=(0.4,)), number)
     out, told = folder / "relabelled.csv", folder / "soft.csv"
     done.frame.to_csv(out, index=False)
     write_soft_labels(told, done.soft)
     return out, told
 
 
-def listening(base: str, *changes: str, set1: bool = False) -> Callable[[Path, int], dict[str, float]]:
+def inference(base: str, *changes: str, set1: bool = False) -> Callable[[Path, int], dict[str, float]]:
     """Window-SNR on curated clips, and with set 1 of the noisy ones, heard with its pool and with the plain mean."""
 
     def run(folder: Path, seed: int) -> dict[str, float]:
@@ -130,7 +130,7 @@ def listening(base: str, *changes: str, set1: bool = False) -> Callable[[Path, i
             teacher = load_tagger(model / f"fold_{SPLIT}.pt")
             table = add_set1(teacher, join_tables(folder / "table.csv", True), folder, task)
             model = train_run(recipe, table, task, folder / "run", only_folds=[SPLIT], **QUIET).folder
-        found, own = [model / f"fold_{SPLIT}.pt"], recipe.listening
+        found, own = [model / f"fold_{SPLIT}.pt"], recipe.inference
         return {pool: score_on_test(found, task, replace(own, pool=pool)) for pool in ("mean", "snr", "max")}
 
     return run
@@ -140,8 +140,8 @@ def add_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
     """The table with the noisy clips' windows of the highest signal-to-noise ratio, labelled by the teacher."""
     joined = read_clip_table(table)
     noisy = list(joined["fname"][joined["source"] == "noisy"])
-    _, heard = hear_names(noisy, task, {"": teacher.frontend}, torch.device("cpu"), 1, False)
-    said = Listener(teacher, torch.device("cpu")).listen(list(heard[""].values()))
+    _, heard = load_clips(noisy, task, {"": teacher.frontend}, torch.device("cpu"), 1, False)
+    said = Predictor(teacher, torch.device("cpu")).predict(list(heard[""].values()))
     names, spans, beliefs = [], [], []
     for place, of_clip in zip(heard[""], said, strict=True):
         assert of_clip is not None
@@ -151,7 +151,7 @@ def add_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
     begin, end = np.array(spans).T / teacher.card.frontend.frames_per_s
     soft = SoftLabels(tuple(names), teacher.card.classes, np.concatenate(beliefs), begin, end)
     joined["false_labels"] = "*"
-    done = RELABEL_METHODS["snr"](joined, soft, RelabelConfig(top_k=(0.15,)), 1)
+    done = RELABEL_METHODS["snr"](joined, soft, SelfTrainingConfig(top_k=(0.15,)), 1)
     out = folder / "set1.csv"
     frame = done.frame[(done.frame["source"] == "curated") | (done.frame["source"] == "set1")]
     frame.to_csv(out, index=False)
@@ -163,11 +163,11 @@ def soundscapes(*changes: str, rounds: int = 0) -> Callable[[Path, int], dict[st
 
     def run(folder: Path, seed: int) -> dict[str, float]:
         task = make_task("soundscapes")
-        settings = [*BOXED, f"relabel.rounds={rounds}", *changes, f"seed={seed}"]
+        settings = [*BOXED, f"self_training.iterations={rounds}", *changes, f"seed={seed}"]
         recipe = find_recipe("freq-coord", True, settings)
         boxes, figures = [task / "train_tp.csv", task / "train_fp.csv"], {}
-        done = train_rounds(recipe, None, task / "train", folder / "run", boxes=boxes, **QUIET)
-        heard = replace(recipe.listening, hop_s=1.0)
+        done = self_train(recipe, None, task / "train", folder / "run", boxes=boxes, **QUIET)
+        heard = replace(recipe.inference, hop_s=1.0)
         for number in range(rounds + 1):
             home = done.folder if number == rounds else done.folder / "rounds" / str(number)
             figures[f"round_{number}"] = score_on_test(sorted(home.glob("fold_*.pt")), task, heard)
@@ -190,24 +190,24 @@ def stacked(folder: Path, seed: int) -> dict[str, float]:
     return figures
 
 
-STFT = ("crop_s=3.0", "epochs=20", "plain_epochs=3", "validate_every=20", "sampling.steps=20")
+STFT = ("crop_s=3.0", "epochs=20", "no_augment_epochs=3", "validate_every=20", "sampling.steps=20")
 MEL = "max-pyramid-mel"
 # In the order in which minutes are spent, each with all its seeds.
 ARMS: dict[str, Callable[[Path, int], dict[str, float]]] = {
     "pyramid": tagging(MEL, *PYRAMID),
     "bce": tagging(MEL, *PYRAMID, "loss=bce"),
     "no coordinate": tagging(MEL, *PYRAMID, 'frontend.channels=["log"]'),
-    "no mixing": tagging(MEL, *PYRAMID, "mix.p=0"),
+    "no mixing": tagging(MEL, *PYRAMID, "mixup.p=0"),
     "rounds": soundscapes(rounds=3),
-    "window-snr": listening("window-snr", *WINDOWS),
+    "window-snr": inference("window-snr", *WINDOWS),
     "noisy as given": tagging(MEL, *PYRAMID, noisy=True),
     "noisy bootstrapped": tagging(
         MEL, *PYRAMID, "loss=bce", "sources.noisy.loss=bootstrap", "sources.noisy.weight=0.5", noisy=True
     ),
-    "boxes, known masks": soundscapes("mix.masks=known"),
+    "boxes, known masks": soundscapes("mixup.masks=known"),
     "noisy that agree": tagging(MEL, *PYRAMID, method="agreement"),
     "noisy predicted": tagging(MEL, *PYRAMID, method="predict"),
-    "window-snr, set 1": listening("window-snr", *WINDOWS, set1=True),
+    "window-snr, set 1": inference("window-snr", *WINDOWS, set1=True),
     "full data": tagging(MEL, *PYRAMID, "loss=bce", only_folds=None, all_data=True),
     "five folds": tagging(MEL, *PYRAMID, "loss=bce", only_folds=None),
     "rounds without anchor": soundscapes("sampling.box_p=0", rounds=3),

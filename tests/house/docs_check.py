@@ -33,8 +33,8 @@ LEFT_OUT = {
 }
 # What is added behind a verb, before the README's own words, so that it takes seconds.
 QUICK = {
-    "train": "--set epochs=1 plain_epochs=0 late_epochs=0 validate_every=1 n_folds=2 batch_size=8 sampling.steps=2 "
-    "frontend.sample_rate=16000 relabel.hop_s=2.0",
+    "train": "--set epochs=1 no_augment_epochs=0 finetune_epochs=0 validate_every=1 n_folds=2 batch_size=8 sampling.steps=2 "
+    "frontend.sample_rate=16000 self_training.hop_s=2.0",
     "folds": "--n-folds 2",
     "stack": "--set=epochs=2",
 }
@@ -160,10 +160,10 @@ def furnish(room: Path) -> None:
     from torch import nn
 
     from build_single_file import BUNDLE, build
-    from kit.infer.checkpoint import save_tagger
+    from kit.models.checkpoint import save_tagger
     from kit.models.tagger import TaggerCard, build_tagger
-    from kit.recipes import find_recipe
     from kit.toydata import TOY_CLASSES, make_toy_set, make_toy_soundscapes
+    from kit.train.recipes import find_recipe
 
     (room / BUNDLE).write_text(build(room), encoding="utf-8")
     make_toy_set(room, clips=24, test=6)

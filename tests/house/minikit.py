@@ -48,7 +48,7 @@ VERBS = '''"""Words in, files out."""
 
 from pathlib import Path
 
-from kit.sound.decode import read_wave
+from kit.audio.decode import read_wave
 
 
 def submit(path: str) -> None:
@@ -62,7 +62,7 @@ import sys
 from collections.abc import Callable
 
 from kit.core.errors import KitError
-from kit.core.version import VERSION
+from kit.core.runtime import VERSION
 
 
 def enter(verbs: dict[str, Callable[[str], None]], file: str | None) -> None:
@@ -79,7 +79,7 @@ def enter(verbs: dict[str, Callable[[str], None]], file: str | None) -> None:
 ENTRY = '''"""The command line in, every verb out."""
 
 from kit.cli import enter
-from kit.verbs_infer import submit
+from kit.commands import submit
 
 VERBS = {"submit": submit}
 

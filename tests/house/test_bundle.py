@@ -107,7 +107,7 @@ REFUSALS = {
         "kit/sound/decode.py:3: math means math here and cmath.sqrt at kit/core/errors.py:1",
     ),
     "a circle": (
-        {"kit/core/errors.py": f"from kit.sound.decode import PEAK\n\nP = PEAK\n{ERRORS}"},
+        {"kit/core/errors.py": f"from kit.audio.decode import PEAK\n\nP = PEAK\n{ERRORS}"},
         "kit/core/errors.py:1: a circle of imports, "
         "kit/core/errors.py:1 -> kit/sound/decode.py:9 -> kit/core/errors.py:1",
     ),
@@ -472,7 +472,7 @@ def test_a_bundle_that_is_too_large_is_refused(tmp_path: Path) -> None:
 def test_the_mini_kit_covers_what_a_real_file_holds() -> None:
     source = parse("kit/sound/decode.py", DECODE)
     assert source.text.split("\n")[source.body_line - 1] == "# Loud enough for everyone."
-    assert module_name(source.path) == "kit.sound.decode"
+    assert module_name(source.path) == "kit.audio.decode"
 
 
 @pytest.fixture(scope="module", params=["", "submit"], ids=["everything", "only submit"])

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from build_single_file import METADATA, Refused, check_dataset_name, flat_names, look_into
-from kit.infer.checkpoint import own_tagger, save_tagger
-from kit.sound.frontend import FrontendConfig
+from kit.audio.frontend import FrontendConfig
+from kit.models.checkpoint import own_tagger, save_tagger
 from tests.house.minikit import write_mini
 
 NAME = "some-one/audiotag-kit"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from build_single_file import parse
-from kit.__main__ import VERBS
+from kit.__main__ import COMMANDS
 from kit.cli import build_parser
-from kit.core.version import VERSION
+from kit.core.runtime import VERSION
 from tests.house.docs_check import LEFT_OUT, check_readme, reason_left_out
 from tests.house.minikit import ROOT, write_mini
 from tests.house.readme_steps import Step, add_parts, parts_of, steps_of, with_part
@@ -136,8 +136,8 @@ def test_every_option_that_the_readme_names_exists() -> None:
         "--only",
         "--out",
     }
-    for name, verb in VERBS.items():
-        known |= {flag for action in build_parser(name, verb)._actions for flag in action.option_strings}
+    for name, command in COMMANDS.items():
+        known |= {flag for action in build_parser(name, command)._actions for flag in action.option_strings}
     for option in sorted({*re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)}):
         assert option in known, f"the README speaks of {option}, which no verb and no builder has"
 

@@ -1,0 +1,179 @@
+"""`submit`: write a competition's CSV before the deadline."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kit.audio.decode import Decoder
+from kit.core.clock import Deadline, parse_duration, set_deadline
+from kit.core.errors import KitError
+from kit.core.files import write_json
+from kit.core.runtime import in_notebook, in_worker
+from kit.core.worker import ERROR_MARK, as_arguments, end_with_parent, exit_after, run_supervised
+from kit.infer.job import SubmitJob, SubmitOptions, read_report, report_path, run_job
+from kit.models.checkpoint import NetworkBuilder
+from kit.models.tagger import Tagger
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Where a submission's CSV lies, and its report."""
+
+    csv: Path
+    report: dict[str, Any]
+
+    def __str__(self) -> str:
+        report = self.report
+        if "rows" not in report:
+            return f"{self.csv}: no model was done by the deadline; the CSV is whole"
+        told = (
+            "{rows} rows, {rows_all_models} heard by all of {n} models, {rows_some_models} by some, "
+            "{rows_with_prior} with the prior; {state}\n"
+            "{audio_s:.0f} s of audio in {seconds_total:.1f} s on {device}"
+        ).format(n=len(report["models"]), **report)
+        failed = [f"could not hear {name}: {why}" for name, why in report["files_failed"].items()]
+        return "\n".join([f"{self.csv}: {told}", *failed[:5]])
+
+    __repr__ = __str__
+
+
+def submit(
+    checkpoints: str | Path | Tagger | Sequence[str | Path | Tagger],
+    audio: str | Path,
+    out: str | Path = "submission.csv",
+    template: str | Path | None = None,
+    deadline: str | float | None = None,
+    started_at: float | None = None,
+    blend: str = "mean",
+    weights: Sequence[float] | None = None,
+    mode: str | None = None,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    pool: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch_frames: int | None = None,
+    precision: str = "float32",
+    progress: bool = True,
+    networks: Mapping[str, NetworkBuilder] | None = None,
+    decoders: Sequence[Decoder] | None = None,
+) -> Submission:
+    """Write a submission for every clip in a folder with an ensemble of checkpoints.
+
+    `networks` builds your own networks by the name they were saved under; `decoders` replaces the ways to read files.
+    The answer's `report` tells what was heard, what failed and why, and where the time went.
+    With a deadline the work runs in a child process, which ends in time whatever files, models and devices do.
+    The CSV is whole at every moment; the same call goes on where the last was cut.
+
+    Options:
+        checkpoints: files or patterns of checkpoints, e.g. 'run/fold_*.pt'; in Python, taggers too
+        audio: the folder that holds the clips
+        out: the CSV to write; beside it lie its report (.json) and its predictions (.state)
+        template: the sample submission; without it, all files and the checkpoint's classes
+        deadline: time limit like 55m, 1h30m or 90s
+        started_at: Unix seconds when the deadline began; the process's start unless given
+        blend: mean, geometric, power, rank, scaled, differences, or column_rank, which looks at all rows at once
+        weights: one positive number per model, in the order of checkpoints, a pattern's sorted by name
+        mode: full or windows, to override how the checkpoints listen
+        window_s: seconds of a window, to override
+        hop_s: seconds between windows, to override
+        pool: max, mean, top_k, power, geometric or snr, to override
+        device: cpu or cuda:0; else one that computes
+        threads: that decode; else one per core
+        batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
+        precision: float32, bfloat16 or float16
+        progress: show a bar
+
+    Errors: KitError, with the cure, for what cannot be read, matched or written
+    """
+    many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else list(checkpoints)
+    if not Path(out).name or Path(out).suffix == ".json":
+        raise KitError(f"out is a CSV's path, got {str(out)!r}: e.g. submission.csv.")
+    options = SubmitOptions(
+        many, Path(audio), Path(out), None if template is None else Path(template), blend, weights, mode, window_s,
+        hop_s, pool, device, threads, batch_frames, precision, progress, networks, decoders,
+    )  # fmt: skip
+    if deadline is None:
+        return Submission(options.out, run_job(SubmitJob(options, Deadline())))
+    return submit_before(options, deadline, started_at)
+
+
+def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:
+    """Submit in what can be stopped on time: a child, or a thread for what lives here.
+
+    The work should stop two margins early, and is killed at one. Taggers, networks and decoders go to no child.
+    """
+    duration_s, end = parse_duration(deadline), set_deadline(deadline, started_at).at
+    margin = min(1.5, 0.05 * duration_s)
+    kill_at = Deadline(end - margin)
+    work = SubmitJob(options, Deadline(end - 2 * margin), kill_at)
+    if work.pace.deadline.left_s() <= 0:
+        since = f"{deadline} after {time.ctime(end - duration_s)}"
+        print(f"WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().")
+        return Submission(options.out, read_report(options.out))
+    if in_worker():
+        end_with_parent()
+        return Submission(options.out, run_job(work))
+    taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
+    if taggers or options.networks or options.decoders:
+        return submit_in_thread(work, kill_at, Deadline(end - 0.75 * margin))
+    words = vars(options) | {"networks": None, "progress": None, "no_progress": not options.progress}
+    words |= {"deadline": deadline, "started_at": repr(end - duration_s)}
+    return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)
+
+
+def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submission:
+    """Submit by a command line in a child; pass on what it prints."""
+    errors: list[str] = []
+
+    def echo(text: str) -> None:
+        shown, mark, error = ("", "", text) if errors else text.partition(ERROR_MARK)
+        if errors or mark:
+            errors.append(error)
+        print(shown, end="", flush=True)
+
+    code = run_supervised(words, kill_at, echo)
+    if errors:
+        raise KitError("".join(errors).strip())
+    if code == 0:
+        return Submission(out, read_report(out))
+    ending = "was stopped at the deadline" if code is None else f"ended with code {code} (below 0: signal)"
+    report = warn_of_cut(out, ending).report
+    if report:
+        report["state"] = ending
+        write_json(report_path(out), report)
+    return Submission(out, report)
+
+
+def warn_of_cut(out: Path, ending: str) -> Submission:
+    """What there is of work cut short."""
+    print(f"WARNING: the work {ending}; {out} holds what was done by then", flush=True)
+    return Submission(out, read_report(out))
+
+
+def submit_in_thread(work: SubmitJob, kill_at: Deadline, last: Deadline) -> Submission:
+    """Submit by networks that only this process holds; return in time even where they hang.
+
+    A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script
+    ends at `last` with exit code 0, its CSV whole, and a notebook waits; to be sure, submit checkpoints of the
+    kit's own families.
+    """
+    out, done = work.options.out, Future[dict[str, Any]]()
+
+    def run() -> None:
+        try:
+            done.set_result(run_job(work))
+        except BaseException as error:
+            done.set_exception(error)
+
+    call_off = (lambda: None) if in_notebook() else exit_after(max(0.01, last.left_s()))
+    threading.Thread(target=run, daemon=True).start()
+    wait([done], max(0.0, kill_at.left_s()))
+    call_off()
+    return Submission(out, done.result()) if done.done() else warn_of_cut(out, "was left at the deadline")

@@ -1,0 +1,132 @@
+"""Second-level networks that read other models' predictions."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.core.config import Config, setting
+from kit.core.errors import KitError
+
+
+@dataclass(frozen=True)
+class GatedMlpConfig(Config):
+    """Size of a gated MLP, as published."""
+
+    widths: tuple[int, ...] = setting((1024, 512), "units of hidden layers", low=1)
+    squeeze: int = setting(16, "inputs per unit that the gate looks through", low=1)
+    dropout: float = setting(0.2, "dropout after each hidden layer", low=0, high=0.95)
+
+
+@dataclass(frozen=True)
+class ClassMixerConfig(Config):
+    """Nothing to set."""
+
+
+@dataclass(frozen=True)
+class ImageStackerConfig(Config):
+    """Size of a network that reads prediction images."""
+
+    widths: tuple[int, ...] = setting((32, 64), "channels of the blocks, each halving the image", low=1)
+    dropout: float = setting(0.2, "dropout before the last layer", low=0, high=0.95)
+
+
+class Stacker(nn.Module):
+    """What reads so many models' predictions of so many classes."""
+
+    def __init__(self, models: int, classes: int) -> None:
+        super().__init__()
+        self.models, self.classes = models, classes
+
+    def check_predictions(self, x: Tensor, windows: str = "") -> None:
+        """Raise KitError unless they are (B, m, K), with windows (B, m, K, W)."""
+        if x.shape[1:3] != (self.models, self.classes) or x.ndim != 3 + bool(windows) or not x.shape[-1]:
+            wanted = f"(clips, {self.models} models, {self.classes} classes{windows})"
+            raise KitError(f"predictions {tuple(x.shape)}, wanted {wanted}.")
+
+
+class GatedMlp(Stacker):
+    """A squeeze-and-excite gate over all models' predictions, then an MLP.
+
+    Shape:  predictions (B, m, K), probabilities or any finite scores -> logits (B, K)
+    Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
+    """
+
+    def __init__(self, settings: GatedMlpConfig, models: int, classes: int) -> None:
+        super().__init__(models, classes)
+        width = models * classes
+        narrow = max(1, width // settings.squeeze)
+        squeeze, widen = nn.Linear(width, narrow), nn.Linear(narrow, width)
+        self.gate = nn.Sequential(squeeze, nn.PReLU(), widen, nn.Sigmoid())
+        layers: list[nn.Module] = []
+        for hidden in settings.widths:
+            layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
+            width = hidden
+        self.body = nn.Sequential(*layers, nn.Linear(width, classes))
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        self.check_predictions(predictions)
+        x = predictions.flatten(1)
+        return torch.as_tensor(self.body(x * self.gate(x)))
+
+
+class ClassMixer(Stacker):
+    """Per class a weighted mean of the models' probabilities, its logit, then a K x K layer; fresh, the plain mean.
+
+    Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
+    Source: second place, Freesound Audio Tagging 2019
+    """
+
+    def __init__(self, settings: ClassMixerConfig, models: int, classes: int) -> None:
+        super().__init__(models, classes)
+        self.shares = nn.Parameter(torch.zeros(models, classes))
+        self.mix = nn.Linear(classes, classes)
+        nn.init.eye_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        self.check_predictions(predictions)
+        # The float32 shares widen half precision, in which 1 - eps would be 1 and its logit infinite.
+        mean = (predictions * self.shares.softmax(dim=0)).sum(dim=1)
+        return torch.as_tensor(self.mix(torch.logit(mean, eps=1e-7)))
+
+
+def prediction_image(scores: Tensor, windows: int = 1) -> Tensor:
+    """A clip's window predictions as an image, filled with zeros up to `windows`, never cut.
+
+    Shape:  scores (..., W, K) -> (..., K, max(W, windows))
+    """
+    return F.pad(scores.transpose(-1, -2), (0, max(0, windows - scores.shape[-2])))
+
+
+class ImageStacker(Stacker):
+    """A small CNN over prediction images, pooled over time by mean and maximum, class rows kept apart.
+
+    Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
+    Source: window predictions stacked as an image, Freesound Audio Tagging 2019
+    """
+
+    def __init__(self, settings: ImageStackerConfig, models: int, classes: int) -> None:
+        super().__init__(models, classes)
+        layers: list[nn.Module] = []
+        width, rows = models, classes
+        for channels in settings.widths:
+            convolution, norm = nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+            layers += [convolution, norm, nn.PReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+            width, rows = channels, -(-rows // 2)
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(2 * width * rows, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check_predictions(images, ", windows")
+        maps = self.blocks(images)
+        pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
+        return torch.as_tensor(self.head(pooled))
+
+
+STACKERS = {
+    "gated-mlp": (GatedMlpConfig, GatedMlp),
+    "class-mixer": (ClassMixerConfig, ClassMixer),
+    "image-stacker": (ImageStackerConfig, ImageStacker),
+}
