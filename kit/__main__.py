@@ -1,7 +1,142 @@
-"""The whole kit's door: `python audiotag_kit.py VERB`, `python -m kit VERB`, `%run audiotag_kit.py VERB`."""
+"""The command line and the public names: `python audiotag_kit.py VERB`, `python -m kit VERB`, `%run audiotag_kit.py`."""
 
+from kit.audio.decode import header_duration_s, list_audio
+from kit.audio.frontend import FrontendConfig
+from kit.audio.normalize import PcenConfig
+from kit.audio.windows import InferenceConfig
 from kit.cli import enter
-from kit.commands import COMMANDS
+from kit.commands import COMMANDS, add_folds, list_recipes, train_by_name
+from kit.competitions import find_data, fitting_checkpoints
+from kit.core.clock import parse_duration
+from kit.core.errors import KitError
+from kit.core.runtime import VERSION, pick_device
+from kit.demo import run_demo, score_csv
+from kit.doctor import run_doctor
+from kit.infer.blend import blend_scores, fit_weights
+from kit.infer.gate import evaluate_step
+from kit.infer.predict import predict_clips
+from kit.infer.submit import submit
+from kit.infer.template import locate_clips
+from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
+from kit.labels.boxes import class_bands_hz, read_boxes
+from kit.labels.folds import make_folds
+from kit.labels.metrics import auc_per_class, average_precision_per_class, lwlrap, lwlrap_per_class
+from kit.labels.soft import read_soft_labels, write_soft_labels
+from kit.labels.table import classes_of_template, clip_labels, read_clip_table, split_labels
+from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.models.families import build_network
+from kit.models.heads import HeadConfig
+from kit.models.tagger import Tagger, TaggerCard, build_tagger
+from kit.parts import list_parts
+from kit.plots.clips import draw_clip, draw_contact_sheet, draw_filters, draw_lengths
+from kit.plots.labels import draw_labels
+from kit.plots.runs import (
+    draw_calibration,
+    draw_classes,
+    draw_confusion,
+    draw_history,
+    draw_self_training,
+    draw_timeline,
+)
+from kit.report import show
+from kit.toydata import spoil_labels
+from kit.train.ablation import probe
+from kit.train.dataset import box_table
+from kit.train.losses import LOSSES, average_loss, bce_loss, lsep_loss
+from kit.train.oof import load_run, predict_oof
+from kit.train.recipe import Recipe
+from kit.train.recipes import RECIPES, SYSTEMS, find_recipe
+from kit.train.relabel import relabel
+from kit.train.run import train_run, with_bands
+from kit.train.self_training import self_train
+from kit.train.stacking import stack
+
+# What `%run audiotag_kit.py` and `from audiotag_kit import *` bring.
+__all__ = [
+    "LOSSES",
+    "RECIPES",
+    "SYSTEMS",
+    "VERSION",
+    "FrontendConfig",
+    "HeadConfig",
+    "InferenceConfig",
+    "KitError",
+    "PcenConfig",
+    "Recipe",
+    "Tagger",
+    "TaggerCard",
+    "add_folds",
+    "auc_per_class",
+    "average_loss",
+    "average_precision_per_class",
+    "bce_loss",
+    "blend_scores",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "box_table",
+    "build_network",
+    "build_tagger",
+    "class_bands_hz",
+    "classes_of_template",
+    "clip_labels",
+    "draw_calibration",
+    "draw_classes",
+    "draw_clip",
+    "draw_confusion",
+    "draw_contact_sheet",
+    "draw_filters",
+    "draw_history",
+    "draw_labels",
+    "draw_lengths",
+    "draw_self_training",
+    "draw_timeline",
+    "evaluate_step",
+    "find_data",
+    "find_recipe",
+    "fit_weights",
+    "fitting_checkpoints",
+    "header_duration_s",
+    "list_audio",
+    "list_parts",
+    "list_recipes",
+    "load_run",
+    "load_tagger",
+    "locate_clips",
+    "lsep_loss",
+    "lwlrap",
+    "lwlrap_per_class",
+    "make_folds",
+    "parse_duration",
+    "pick_device",
+    "predict_clips",
+    "predict_oof",
+    "probe",
+    "read_boxes",
+    "read_clip_table",
+    "read_soft_labels",
+    "relabel",
+    "run_demo",
+    "run_doctor",
+    "save_tagger",
+    "score_csv",
+    "self_train",
+    "show",
+    "split_labels",
+    "spoil_labels",
+    "stack",
+    "submit",
+    "train_by_name",
+    "train_run",
+    "with_bands",
+    "wrap_network",
+    "write_soft_labels",
+]
+
+
+def run_command_line(file: str | None) -> None:
+    """Run the command line of a script or of `%run file.py WORDS`; without words in a notebook, print one line."""
+    enter(COMMANDS, file)
+
 
 if __name__ == "__main__":
-    enter(COMMANDS, globals().get("__file__"))
+    run_command_line(globals().get("__file__"))

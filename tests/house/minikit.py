@@ -1,14 +1,13 @@
 """A kit of a few lines, for tests of the builder: files by path, and a folder to build them in."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ERRORS = '''"""A wrong input in, one sentence out.
-
-Only this error is meant for the caller.
-"""
+ERRORS = '''"""One error."""
 
 
 class KitError(Exception):
@@ -19,87 +18,69 @@ DECODE = '''"""A path in, a waveform out."""
 
 import math
 import os.path
-from dataclasses import dataclass
-from pathlib import Path
 
 from kit.core.errors import (
     KitError,
 )
 
 # Loud enough for everyone.
-PEAK = math.sqrt(0.25)
+PEAK: float = math.sqrt(0.25)
 
 
-@dataclass(frozen=True)
-class Wave:
-    """Samples."""
+def read_wave(path: str) -> float:
+    """Decode one file.
 
-    peak: float = PEAK
-
-
-def read_wave(path: Path) -> Wave:
-    """Decode one file."""
+        Deeper by four, >>> 1
+    """
     if not os.path.isfile(path):
         raise KitError(f"no file {path}")
-    return Wave()
+    return PEAK
 '''
 
-VERBS = '''"""Words in, files out."""
-
-from pathlib import Path
-
-from kit.audio.decode import read_wave
-
-
-def submit(path: str) -> None:
-    """The only verb."""
-    print(read_wave(Path(path)))
-'''
-
-CLI = '''"""Words in, an exit code out."""
+CLI = '''"""The command line."""
 
 import sys
-from collections.abc import Callable
 
-from kit.core.errors import KitError
+from kit.audio.decode import read_wave
 from kit.core.runtime import VERSION
 
+RATE = 0.1
 
-def enter(verbs: dict[str, Callable[[str], None]], file: str | None) -> None:
-    """The door."""
+
+def enter(file: str | None) -> None:
+    """Run it."""
     if file is None or len(sys.argv) < 2:
-        print(f"audiotag-kit {VERSION}: {', '.join(verbs)}")
-        return
-    try:
-        verbs[sys.argv[1]](sys.argv[2])
-    except KitError as error:
-        print(error)
+        print(f"audiotag-kit {VERSION}")
+    else:
+        print(read_wave(sys.argv[1]))
 '''
 
-ENTRY = '''"""The command line in, every verb out."""
+ENTRY = '''"""The entry."""
 
+from kit.audio.decode import read_wave
 from kit.cli import enter
-from kit.commands import submit
 
-VERBS = {"submit": submit}
+__all__ = ["read_wave"]
+
+
+def run_command_line(file: str | None) -> None:
+    """Run it."""
+    enter(file)
+
 
 if __name__ == "__main__":
-    enter(VERBS, globals().get("__file__"))
+    run_command_line(globals().get("__file__"))
 '''
 
 MINI = {
     "kit/__init__.py": "",
     "kit/core/__init__.py": "",
     "kit/core/errors.py": ERRORS,
-    "kit/core/version.py": '"""Nothing in, the version out."""\n\nVERSION = "9.8.7"\n',
-    "kit/sound/__init__.py": "",
-    "kit/sound/decode.py": DECODE,
-    "kit/learning.py": '"""Learning is not needed to infer."""\n\nRATE = 0.1\n',
-    "kit/verbs_infer.py": VERBS,
+    "kit/core/runtime.py": '"""The version."""\n\nVERSION = "9.8.7"\n',
+    "kit/audio/__init__.py": "",
+    "kit/audio/decode.py": DECODE,
     "kit/cli.py": CLI,
-    "kit/__main__.py": ENTRY.replace("from kit.verbs", "from kit.learning import RATE\nfrom kit.verbs")
-    + "    print(RATE)\n",
-    "kit/only_submit.py": ENTRY,
+    "kit/__main__.py": ENTRY,
 }
 
 
@@ -110,3 +91,9 @@ def write_mini(root: Path, changes: dict[str, str] | None = None) -> Path:
         (root / name).write_bytes(text.encode())
     shutil.copy(ROOT / "build_single_file.py", root)
     return root
+
+
+def run_builder(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The builder of the small kit as a script, in its folder, by a Python without any package."""
+    command = [sys.executable, "-S", "-E", "build_single_file.py", *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
