@@ -1,9 +1,9 @@
-"""The README in; its commands, cells and code run in an empty room, in order, or the line that fails, out.
+"""Run every command, notebook cell and code block of the documentation pages, in order, and stop at the first that fails.
 
-The room holds the kit as it stands and toy data under the names that the README uses. Commands of Python run in forks
-of this process, which has imported torch once, as they would by themselves; all others run in bash.
+They run in a temporary folder that holds a copy of the repository, and toy data under the names that the pages use.
+Python commands run in forks of this process, which has imported torch once; all others run in bash.
 
-    python -m tests.house.docs_check [README]
+    python -m tests.house.docs_check [PAGE ...]
 """
 
 import os
@@ -23,15 +23,17 @@ from pathlib import Path
 from tests.house.minikit import ROOT
 from tests.house.readme_steps import Step, add_parts, steps_of
 
+PAGES = ("README.md", "kit/README.md", "tests/benchmarks/README.md")
 # Commands that are not run here, by how they begin, and why.
-LEFT_OUT = {
+SKIPPED = {
     "make demo": "sets up an environment; tests/behaviour/test_demo.py runs what it runs",
     "make test": "this check is a part of it",
-    "make docs-check": "this is it",
-    "make bench": "takes minutes",
-    "python ../shared/": "wants data beside the repository; the room holds toy data in their place",
+    "make docs-check": "this is that check",
+    **dict.fromkeys(("make bench", "make esc10", "make recipes", "make study"), "takes minutes or hours"),
+    "python -m tests.benchmarks": "takes minutes",
+    "python ../shared/": "wants data beside the repository; the workspace holds toy data in their place",
 }
-# What is added behind a verb, before the README's own words, so that it takes seconds.
+# What is added behind a verb, before the page's own words, so that it takes seconds.
 QUICK = {
     "train": "--set epochs=1 no_augment_epochs=0 finetune_epochs=0 validate_every=1 n_folds=2 batch_size=8 sampling.steps=2 "
     "frontend.sample_rate=16000 self_training.hop_s=2.0",
@@ -46,13 +48,13 @@ LIMIT_S = 300
 WARM = "import torch, torchaudio, pandas, soundfile, tqdm.auto, timm, matplotlib.pyplot, IPython, pytest, sklearn"
 
 
-def reason_left_out(step: Step) -> str | None:
+def reason_to_skip(step: Step) -> str | None:
     """Why a step is not run, if it is not."""
-    reasons = (why for begin, why in LEFT_OUT.items() if step.text.startswith(begin))
+    reasons = (why for begin, why in SKIPPED.items() if step.text.startswith(begin))
     return next(reasons, None) if step.kind == "command" else None
 
 
-def words_of(command: str, room: Path) -> list[str] | None:
+def split_command(command: str, workspace: Path) -> list[str] | None:
     """A command's words as bash expands them; None where it is more than one simple command."""
     parts = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=True)
     parts.whitespace_split = True
@@ -63,7 +65,9 @@ def words_of(command: str, room: Path) -> list[str] | None:
     if not simple:
         return None
     asked = ["bash", "-c", f"printf '%s\\0' {command}"]
-    return subprocess.run(asked, cwd=room, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    return subprocess.run(asked, cwd=workspace, capture_output=True, text=True, check=True).stdout.split(
+        "\0"
+    )[:-1]
 
 
 def python_job(words: list[str]) -> Callable[[], object] | None:
@@ -89,7 +93,7 @@ def python_job(words: list[str]) -> Callable[[], object] | None:
 
 def run_script(text: str) -> None:
     """Python code as a file of its own."""
-    exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(text, "a page", "exec"), {"__name__": "__main__"})
 
 
 def run_cell(text: str) -> None:
@@ -100,28 +104,28 @@ def run_cell(text: str) -> None:
         raise SystemExit(1)
 
 
-def in_fork(job: Callable[[], object], room: Path) -> tuple[int, str]:
-    """Do something in a fork of this process, in the room, by the room's own kit; its exit code and what it said."""
-    with tempfile.TemporaryFile() as said:
+def run_in_fork(job: Callable[[], object], workspace: Path) -> tuple[int, str]:
+    """Do something in a fork of this process, in the workspace, by the workspace's own kit; its exit code and its output."""
+    with tempfile.TemporaryFile() as output:
         sys.stdout.flush()
         child = os.fork()
         if not child:
             signal.alarm(LIMIT_S)
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-            os._exit(done_here(job, room))
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os._exit(run_here(job, workspace))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        said.seek(0)
-        return code, said.read().decode(errors="replace")
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
 
 
-def done_here(job: Callable[[], object], room: Path) -> int:
-    """Do it in this process, as though Python had begun in the room; the exit code."""
-    os.chdir(room)
+def run_here(job: Callable[[], object], workspace: Path) -> int:
+    """Do it in this process, as though Python had begun in the workspace; the exit code."""
+    os.chdir(workspace)
     ours = [name for name in sys.modules if name.partition(".")[0] in ("kit", "tests", "build_single_file")]
     for name in ours:
         del sys.modules[name]
-    sys.path[:] = [str(room), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    sys.path[:] = [str(workspace), *(path for path in sys.path if path not in ("", str(ROOT)))]
     try:
         job()
         return 0
@@ -137,25 +141,25 @@ def done_here(job: Callable[[], object], room: Path) -> int:
         sys.stderr.flush()
 
 
-def do_step(step: Step, room: Path) -> tuple[int, str]:
-    """Run a step in the room; its exit code and what it said."""
-    text = step.text.replace(KAGGLE, f"{room}{KAGGLE}")
-    runs = {"script": run_script, "cell": run_cell, "addition": lambda text: add_parts(text, room)}
+def run_step(step: Step, workspace: Path) -> tuple[int, str]:
+    """Run a step in the workspace; its exit code and its output."""
+    text = step.text.replace(KAGGLE, f"{workspace}{KAGGLE}")
+    runs = {"script": run_script, "cell": run_cell, "addition": lambda text: add_parts(text, workspace)}
     if step.kind in runs:
-        return in_fork(lambda: runs[step.kind](text), room)
-    words = words_of(text, room)
+        return run_in_fork(lambda: runs[step.kind](text), workspace)
+    words = split_command(text, workspace)
     if words and (job := python_job(words)):
-        return in_fork(job, room)
+        return run_in_fork(job, workspace)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ran = subprocess.run(
-        ["bash", "-c", text], cwd=room, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE,
+        ["bash", "-c", text], cwd=workspace, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     return ran.returncode, ran.stdout
 
 
-def furnish(room: Path) -> None:
-    """The bundle, toy data and checkpoints under the names that the README uses, by the room's own kit."""
+def fill_workspace(workspace: Path) -> None:
+    """The bundle, toy data and checkpoints under the names that the pages use, by the workspace's own kit."""
     import torch
     from torch import nn
 
@@ -165,71 +169,75 @@ def furnish(room: Path) -> None:
     from kit.toydata import TOY_CLASSES, make_toy_set, make_toy_soundscapes
     from kit.train.recipes import find_recipe
 
-    (room / BUNDLE).write_text(build(room), encoding="utf-8")
-    make_toy_set(room, clips=24, test=6)
-    make_toy_soundscapes(room / "scapes", recordings=8, test=1)
+    (workspace / BUNDLE).write_text(build(workspace), encoding="utf-8")
+    make_toy_set(workspace, clips=24, test=6)
+    make_toy_soundscapes(workspace / "scapes", recordings=8, test=1)
     for table in ("train_tp.csv", "train_fp.csv"):
-        (room / table).write_text((room / "scapes" / table).read_text().replace("train_", "recording_"))
-    for clip in (room / "scapes" / "train").iterdir():
-        clip.rename(room / "train" / clip.name.replace("train_", "recording_"))
-    make_toy_set(room / "task", clips=24, test=6)
+        (workspace / table).write_text(
+            (workspace / "scapes" / table).read_text().replace("train_", "recording_")
+        )
+    for clip in (workspace / "scapes" / "train").iterdir():
+        clip.rename(workspace / "train" / clip.name.replace("train_", "recording_"))
+    make_toy_set(workspace / "task", clips=24, test=6)
     for name in ("train", "train.csv"):
-        (room / "task" / name).rename(room / "task" / name.replace("train", "train_curated"))
-    inputs = room / KAGGLE.lstrip("/")
-    shutil.copytree(room / "test", inputs / "competition" / "test")
-    shutil.copy(room / "sample_submission.csv", inputs / "competition")
+        (workspace / "task" / name).rename(workspace / "task" / name.replace("train", "train_curated"))
+    inputs = workspace / KAGGLE.lstrip("/")
+    shutil.copytree(workspace / "test", inputs / "competition" / "test")
+    shutil.copy(workspace / "sample_submission.csv", inputs / "competition")
     (inputs / "audiotag-kit").mkdir()
-    shutil.copy(room / BUNDLE, inputs / "audiotag-kit")
+    shutil.copy(workspace / BUNDLE, inputs / "audiotag-kit")
     recipe = find_recipe(
         "max-pyramid-mel", small=True, overrides=["frontend.sample_rate=16000", "network.width=4"]
     )
     card = TaggerCard(TOY_CLASSES, frontend=recipe.frontend, network=recipe.network)
-    for folder in (room / "folds", inputs / "my-folds"):
+    for folder in (workspace / "folds", inputs / "my-folds"):
         for fold in (0, 1):
             save_tagger(folder / f"fold_{fold}.pt", build_tagger(card))
     layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3)
-    torch.save(nn.Sequential(*layers).state_dict(), room / "my_fold_0.pth")
+    torch.save(nn.Sequential(*layers).state_dict(), workspace / "my_fold_0.pth")
 
 
-def make_room(room: Path) -> None:
+def make_workspace(workspace: Path) -> None:
     """The repository as a fresh clone of it, then what it works on. Errors: SystemExit where that cannot be made"""
-    shutil.copytree(ROOT, room, ignore=shutil.ignore_patterns(*NOT_CLONED), dirs_exist_ok=True)
-    code, said = in_fork(lambda: furnish(room), room)
+    shutil.copytree(ROOT, workspace, ignore=shutil.ignore_patterns(*NOT_CLONED), dirs_exist_ok=True)
+    code, output = run_in_fork(lambda: fill_workspace(workspace), workspace)
     if code:
-        raise SystemExit(f"the room for the README cannot be made:\n{said}")
+        raise SystemExit(f"the workspace cannot be made:\n{output}")
 
 
-def check_readme(readme: Path, room: Path) -> int:
-    """Run what the README shows, in order, up to what fails; 1 where something does, else 0."""
-    began, steps = time.perf_counter(), list(steps_of(readme.read_text(encoding="utf-8")))
-    left = [step for step in steps if reason_left_out(step)]
+def check_page(page: Path, workspace: Path) -> int:
+    """Run what a page shows, in order, up to what fails; 1 where something does, else 0."""
+    began, steps = time.perf_counter(), list(steps_of(page.read_text(encoding="utf-8")))
+    left = [step for step in steps if reason_to_skip(step)]
     for step in steps:
-        place, start = f"{readme.name}:{step.line}", time.perf_counter()
+        place, start = f"{page.name}:{step.line}", time.perf_counter()
         if step in left:
-            print(f"left out  {place:15}  {step.shown}: {reason_left_out(step)}")
+            print(f"skipped  {place:15}  {step.shown}: {reason_to_skip(step)}")
             continue
-        code, said = do_step(step, room)
+        code, output = run_step(step, workspace)
         print(f"{time.perf_counter() - start:6.1f} s  {place:15}  {step.shown}", flush=True)
         if code:
-            print(said[-6000:], f"{place}: this {step.kind} ended with {code}:\n{step.text}", sep="\n")
+            print(output[-6000:], f"{place}: this {step.kind} ended with {code}:\n{step.text}", sep="\n")
             print(
-                "Mend the README or the kit; what cannot run here goes to LEFT_OUT in tests/house/docs_check.py."
+                "Correct the page or the kit; what cannot run here goes to SKIPPED in tests/house/docs_check.py."
             )
             return 1
     spent = time.perf_counter() - began
-    print(f"{readme.name}: {len(steps) - len(left)} run, {len(left)} left out, in {spent:.0f} s")
+    print(
+        f"{page.parent.name}/{page.name}: {len(steps) - len(left)} run, {len(left)} skipped, in {spent:.0f} s"
+    )
     return 0
 
 
 def main(words: list[str]) -> int:
-    """Check a README, the repository's unless another is given; the exit code."""
-    readme = Path(words[0]).resolve() if words else ROOT / "README.md"
+    """Check the repository's pages, or those given; the exit code."""
+    pages = [Path(word).resolve() for word in words] or [ROOT / name for name in PAGES]
     exec(WARM, {})
     with tempfile.TemporaryDirectory(prefix="audiotag_kit_") as folder:
-        room = Path(folder).resolve()
-        os.environ.update(HOME=str(room), IPYTHONDIR=str(room), MPLBACKEND="agg")
-        make_room(room)
-        return check_readme(readme, room)
+        workspace = Path(folder).resolve()
+        os.environ.update(HOME=str(workspace), IPYTHONDIR=str(workspace), MPLBACKEND="agg")
+        make_workspace(workspace)
+        return max(check_page(page, workspace) for page in pages)
 
 
 if __name__ == "__main__":

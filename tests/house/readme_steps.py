@@ -1,4 +1,4 @@
-"""The README in, what it shows to be typed out, in order: commands, cells, scripts, and additions to kit/."""
+"""Read a page's commands, notebook cells, scripts, and additions to kit/, in order."""
 
 import ast
 import re
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Indented blocks that are pictures in letters, by their first line; fenced ones say so by these names.
-PICTURES = ("kit/",)
-DRAWN = ("mermaid", "text", "bibtex")
+# Indented blocks that are drawings or tables, by their first words; fenced ones say so by these names.
+NOT_COMMANDS = ("kit/", "file ->", "fname,")
+NOT_CODE = ("mermaid", "text", "bibtex", "csv")
 PLACE = re.compile(r"# ((?:kit|tests)/[\w/]+\.py)(?:, (above|in) (\w+))?")
 FENCE = re.compile(r"(```+|~~~+)(\w*)\s*$")
 INDENT = "    "
@@ -17,7 +17,7 @@ INDENT = "    "
 
 @dataclass(frozen=True)
 class Step:
-    """Something of the README that is done: at which line, of what kind, and its text."""
+    """Something to run: its line in the page, its kind, and its text."""
 
     line: int
     kind: str
@@ -48,7 +48,7 @@ def steps_of(readme: str) -> Iterator[Step]:
     """Every block's steps: a fence of Python is one, as is a cell with a line magic; all else are commands."""
     for line, language, text in blocks_of(readme):
         first = text.lstrip("\n").partition("\n")[0]
-        if language in DRAWN or (not language and first.startswith(PICTURES)):
+        if language in NOT_CODE or (not language and first.startswith(NOT_COMMANDS)):
             continue
         if language == "python":
             yield Step(line, "addition" if PLACE.fullmatch(first) else "script", text)

@@ -1,6 +1,6 @@
-"""The README keeps to what there is: commands run, or are left out for a reason; options, targets and files exist.
+"""The documentation pages agree with the kit: options, make targets and files exist.
 
-`make docs-check` runs them; here is what holds without.
+`make docs-check` runs their commands.
 """
 
 import re
@@ -14,12 +14,13 @@ from build_single_file import parse
 from kit.__main__ import COMMANDS
 from kit.cli import build_parser
 from kit.core.runtime import VERSION
-from tests.house.docs_check import LEFT_OUT, check_readme, reason_left_out
+from tests.house.docs_check import PAGES, SKIPPED, check_page, reason_to_skip
 from tests.house.minikit import ROOT, write_mini
 from tests.house.readme_steps import Step, add_parts, parts_of, steps_of, with_part
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-STEPS = list(steps_of(README))
+TEXTS = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+STEPS = [step for text in TEXTS for step in steps_of(text)]
 ADDITIONS = [step for step in STEPS if step.kind == "addition"]
 
 SMALL = """# Title
@@ -72,17 +73,17 @@ def test_every_block_is_a_command_a_cell_a_script_or_an_addition() -> None:
     assert {"command", "cell", "script", "addition"} == {step.kind for step in STEPS}
 
 
-@pytest.mark.parametrize("begin", LEFT_OUT)
-def test_what_is_left_out_still_stands_in_the_readme(begin: str) -> None:
-    assert any(step.text.startswith(begin) for step in STEPS), f"{begin!r} is gone: take it off LEFT_OUT"
+@pytest.mark.parametrize("begin", SKIPPED)
+def test_what_is_skipped_is_in_a_page(begin: str) -> None:
+    assert any(step.text.startswith(begin) for step in STEPS), f"{begin!r} is gone: remove it from SKIPPED"
 
 
 def test_a_command_that_fails_or_is_not_there_fails_the_check(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     for line, code in (("true", 0), ("no_such_command --at-all", 1), ("make demo", 0), ("python none.py", 1)):
         readme.write_text(f"Text.\n\n    echo begun > begun\n    {line}\n")
-        script = f"from pathlib import Path; from {check_readme.__module__} import check_readme; "
-        script += f"raise SystemExit(check_readme(Path({str(readme)!r}), Path({str(tmp_path)!r})))"
+        script = f"from pathlib import Path; from {check_page.__module__} import check_page; "
+        script += f"raise SystemExit(check_page(Path({str(readme)!r}), Path({str(tmp_path)!r})))"
         ran = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
         )
@@ -91,7 +92,7 @@ def test_a_command_that_fails_or_is_not_there_fails_the_check(tmp_path: Path) ->
 
 
 def test_only_commands_are_left_out() -> None:
-    assert reason_left_out(Step(1, "command", "make demo # x")) and not reason_left_out(
+    assert reason_to_skip(Step(1, "command", "make demo # x")) and not reason_to_skip(
         Step(1, "cell", "make demo")
     )
 
@@ -117,7 +118,7 @@ def test_an_addition_goes_where_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ADDITIONS, ids=[step.shown for step in ADDITIONS])
-def test_an_addition_of_the_readme_keeps_the_rules_of_the_house(step: Step) -> None:
+def test_an_addition_keeps_the_rules_for_files_of_kit(step: Step) -> None:
     for path, where, _, code in parts_of(step.text):
         assert (ROOT / path).is_file() or not where, (
             f"{path} is new, so nothing can go `{where}` a part of it"
@@ -126,32 +127,29 @@ def test_an_addition_of_the_readme_keeps_the_rules_of_the_house(step: Step) -> N
             assert len(parse(path, code).text.split("\n")) <= 40 and '"""' in code
 
 
-def test_every_option_that_the_readme_names_exists() -> None:
-    known = {
-        "--kaggle-dataset",
-        "--with-checkpoints",
-        "--dataset-dir",
-        "--dry-run",
-        "--check",
-        "--only",
-        "--out",
-    }
+def test_every_option_that_a_page_names_exists() -> None:
+    known = {"--kaggle-dataset", "--checkpoints", "--dry-run", "--check", "--out"}
     for name, command in COMMANDS.items():
         known |= {flag for action in build_parser(name, command)._actions for flag in action.option_strings}
-    for option in sorted({*re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)}):
-        assert option in known, f"the README speaks of {option}, which no verb and no builder has"
+    for option in sorted({*re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(TEXTS))}):
+        assert option in known, f"a page names {option}, which no verb and no builder has"
 
 
-def test_every_make_target_that_the_readme_names_exists() -> None:
+def test_every_make_target_that_a_page_names_exists() -> None:
     targets = {*re.findall(r"^([a-z][a-z0-9 -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
     named = {
         *re.findall(
-            r"\bmake ([a-z][a-z0-9-]+)", "\n".join(re.findall(r"`[^`]+`|^    .*$", README, re.MULTILINE))
+            r"\bmake ([a-z][a-z0-9-]+)",
+            "\n".join(re.findall(r"`[^`]+`|^    .*$", "\n".join(TEXTS), re.MULTILINE)),
         )
     }
     assert named and named <= {name for line in targets for name in line.split()}
 
 
-def test_changelog_and_citation_tell_of_this_version() -> None:
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 220
+
+
+def test_changelog_and_citation_name_this_version() -> None:
     assert f"version = {{{VERSION}}}" in README
     assert README.partition("## Changelog\n\n")[2].startswith(f"**{VERSION}**")
