@@ -155,7 +155,7 @@ def test_a_decoder_that_cannot_read_a_file_leaves_it_to_the_next(tmp_path):
     first = Decoder("first", fails, fails)
     assert isinstance(decode_file(path, [first, *DECODERS]), Sound)
     assert header_duration_s(path, [first, *DECODERS]) == 4001 / RATE
-    assert reason_of(path, [first, Decoder("second", absent, absent)]) == "first: a line and another"
+    assert reason_of(path, [first, Decoder("second", absent, absent)]) == "cannot be decoded (first: a line and another)"
     assert header_duration_s(path, [first]) is None
     assert "soundfile" in reason_of(path, [Decoder("first", absent, absent)])
 
@@ -196,7 +196,7 @@ def test_what_is_no_file_of_sound_is_a_reason(tmp_path):
         assert word in reason_of(path), name
         assert header_duration_s(path) is None
     assert "soundfile" in reason_of(tmp_path / "text.wav")
-    assert reason_of(tmp_path / "text.wav", only_wave()).startswith("wave: ")
+    assert reason_of(tmp_path / "text.wav", only_wave()).startswith("cannot be decoded (wave: ")
     assert header_duration_s(tmp_path / "text.wav") is None
 
 
@@ -437,7 +437,7 @@ def test_threads_decode_what_one_call_decodes(tmp_path):
     paths = [write_sound(tmp_path / f"{i}.wav", noise(500 + i, seed=i), subtype="PCM_16") for i in range(12)]
     paths.insert(5, tmp_path / "missing.wav")
     crew = TimeoutPool(decode_file, lambda path: Undecodable("given up"), 4)
-    heard = [crew.finish(slot) for slot in [crew.begin(path) for path in paths]]
+    heard = [crew.result(slot) for slot in [crew.submit(path) for path in paths]]
     crew.shutdown()
     for path, sound in zip(paths, heard, strict=True):
         alone = decode_file(path)

@@ -307,7 +307,7 @@ def test_a_clip_is_not_mixed_where_all_its_known_negatives_would_be_lost():
 
 
 def test_sure_negatives_want_labels():
-    with pytest.raises(KitError, match="give targets"):
+    with pytest.raises(KitError, match="pass targets"):
         draw_mixup(MixupConfig(p=1.0, partners="sure-negatives"), 4, generator())
 
 
