@@ -169,7 +169,9 @@ def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
     Errors: KitError for PCEN, which cannot be undone
     """
     if config.log == "pcen":
-        raise KitError("mixup.domain='energy' cannot undo log='pcen': use domain='wave' or 'spec'.")
+        raise KitError(
+            "log='pcen' cannot be undone to energies: mix waves or specs (mixup.domain=wave or spec)."
+        )
     if config.log == "db":
         return torch.pow(10.0, spec / 10.0)
     return (spec.exp() - config.log_offset).clamp_min(0.0).pow(2 / config.power)

@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 
-from kit.__main__ import COMMANDS
 from kit.audio.fingerprint import (
     are_copies,
     fingerprint_frontend,
@@ -19,6 +18,7 @@ from kit.audio.fingerprint import (
 )
 from kit.audio.resample import resample, small_ratio
 from kit.cli import run_command
+from kit.commands import COMMANDS
 from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip
 
 RATE = 22050
