@@ -1,4 +1,13 @@
-"""Decode audio files to mono waveforms, or say why that failed."""
+"""Decode audio files to mono waveforms, or return the reason why a file cannot be used.
+
+Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) comes first: it is
+the fastest, and lets other threads run while it decodes. TorchCodec comes next: it reads AAC, M4A and WMA, which
+libsndfile does not, but is often not installed. Python's own `wave` module comes last: it is always installed, but
+reads integer PCM WAV only. A decoder that is not installed is skipped.
+
+A path is opened only if it is a regular file: opening a named pipe blocks until something writes to it, and a
+device such as /dev/zero never ends.
+"""
 
 import contextlib
 import os
@@ -14,31 +23,37 @@ from kit.core.errors import KitError
 
 AUDIO_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .m4a .aif .aiff .aac .wma .w64"
 MAX_SAMPLE = 1e9
+MAX_HOURS = 6
+BLOCK_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A decoded clip. Shape: wave (T,) float32, mono. Units: samples in [-1, 1], rate in Hz"""
+    """A decoded mono clip.
+
+    Shape:  wave (T,) float32
+    Units:  samples in [-1, 1], sample_rate in Hz
+    """
 
     wave: np.ndarray
     sample_rate: int
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """The duration in seconds."""
         return len(self.wave) / self.sample_rate
 
 
 @dataclass(frozen=True)
 class Undecodable:
-    """Why a file could not be heard."""
+    """The reason why a file cannot be used, as the end of a sentence that begins with the file's name."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way to read audio; `duration_s` reads the header alone."""
+    """One way to read audio files. `duration_s` reads the header only."""
 
     name: str
     read: Callable[[Path], Sound]
@@ -46,33 +61,36 @@ class Decoder:
 
 
 def libsndfile_name(path: Path) -> str | bytes:
-    """A path as libsndfile takes it: text on Windows, bytes elsewhere."""
+    """Return the path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def read_soundfile(path: Path) -> Sound:
-    """Decode through libsndfile, block by block."""
+    """Decode with libsndfile, block by block: many channels never fill the memory all at once."""
     import soundfile
 
     with soundfile.SoundFile(libsndfile_name(path)) as handle:
         check_duration(handle.frames / handle.samplerate)
-        wave, heard = np.empty(handle.frames, dtype=np.float32), 0
-        while len(block := handle.read(min(1 << 20, handle.frames), dtype="float32", always_2d=True)):
-            room = wave[heard : heard + len(block)]
-            np.mean(block[: len(room)], axis=1, out=room)
-            heard += len(room)
-        return Sound(wave[:heard], handle.samplerate)
+        wave = np.empty(handle.frames, dtype=np.float32)
+        filled = 0
+        while filled < len(wave):
+            block = handle.read(min(BLOCK_SAMPLES, len(wave) - filled), dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            np.mean(block, axis=1, out=wave[filled : filled + len(block)])
+            filled += len(block)
+        return Sound(wave[:filled], handle.samplerate)
 
 
 def soundfile_duration_s(path: Path) -> float:
-    """Seconds as the header states them."""
+    """Return the duration that the header states. Units: seconds"""
     import soundfile
 
     return float(soundfile.info(libsndfile_name(path)).duration)
 
 
 def read_torchcodec(path: Path) -> Sound:
-    """Decode through TorchCodec: AAC, M4A, WMA too."""
+    """Decode with TorchCodec, which uses FFmpeg."""
     from torchcodec.decoders import AudioDecoder
 
     decoder = AudioDecoder(str(path))
@@ -82,27 +100,35 @@ def read_torchcodec(path: Path) -> Sound:
 
 
 def torchcodec_duration_s(path: Path) -> float:
-    """Seconds as the header states them."""
+    """Return the duration that the header states. Units: seconds"""
     from torchcodec.decoders import AudioDecoder
 
     return float(AudioDecoder(str(path)).metadata.duration_seconds)
 
 
 def read_wave(path: Path) -> Sound:
-    """Decode integer PCM WAV with the standard library. Samples of one byte are stored without a sign."""
+    """Decode integer PCM WAV with Python's standard library."""
     with wave_file.open(str(path), "rb") as handle:
         check_duration(handle.getnframes() / handle.getframerate())
-        width, channels = handle.getsampwidth(), handle.getnchannels()
+        sample_rate = handle.getframerate()
+        width = handle.getsampwidth()
+        channels = handle.getnchannels()
         raw = np.frombuffer(handle.readframes(handle.getnframes()), dtype=np.uint8)
-        raw = raw[: len(raw) - len(raw) % (width * channels)].reshape(-1, width)
-        padded = np.zeros((len(raw), 4), dtype=np.uint8)
-        padded[:, 4 - width :] = raw if width > 1 else raw ^ 128
-        values = (padded.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
-        return Sound(values.reshape(-1, channels).mean(axis=1), handle.getframerate())
+    # A truncated file may end within a frame.
+    whole = len(raw) - len(raw) % (width * channels)
+    samples: np.ndarray = raw[:whole].reshape(-1, width)
+    if width == 1:
+        # Samples of one byte are unsigned; flipping the highest bit makes them signed.
+        samples = samples ^ 128
+    # Each sample becomes the highest bytes of a little-endian 32-bit integer.
+    padded = np.zeros((len(samples), 4), dtype=np.uint8)
+    padded[:, 4 - width :] = samples
+    values = (padded.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
+    return Sound(values.reshape(-1, channels).mean(axis=1), sample_rate)
 
 
 def wave_duration_s(path: Path) -> float:
-    """Seconds as the header states them."""
+    """Return the duration that the header states. Units: seconds"""
     with wave_file.open(str(path), "rb") as handle:
         return handle.getnframes() / handle.getframerate()
 
@@ -115,15 +141,15 @@ DECODERS = (
 
 
 def check_duration(seconds: float) -> None:
-    """Refuse a header that promises too much for the memory."""
-    if seconds > 6 * 3600:
-        raise ValueError(f"claims to last {seconds / 3600:.1f} hours, the limit is 6")
+    """Raise ValueError for a header that states more than MAX_HOURS, before memory is allocated for it."""
+    if seconds > MAX_HOURS * 3600:
+        raise ValueError(f"the header states {seconds / 3600:.1f} hours, more than the limit of {MAX_HOURS}")
 
 
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
-    """The file's channels averaged, at its own rate, by the first decoder that can read it.
+    """Decode a file at its own sample rate, its channels averaged, with the first decoder that can read it.
 
-    Errors: none; a file that is missing, empty, unreadable or not finite becomes an Undecodable
+    Errors: none are raised; a file that is missing, empty, unreadable or not finite becomes an Undecodable
     """
     if problem := file_problem(path):
         return Undecodable(problem)
@@ -135,57 +161,71 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
             continue
         except (Exception, SystemExit) as error:
             reasons.append(f"{decoder.name}: {one_line(error)}")
-    return Undecodable("; ".join(reasons) or "no decoder is installed: pip install soundfile")
+    if not reasons:
+        return Undecodable("cannot be decoded, because no decoder is installed: pip install soundfile")
+    return Undecodable(f"cannot be decoded ({'; '.join(reasons)})")
 
 
-def header_duration_s(path: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
-    """Seconds of a sound, or of a file by its header; None where none can tell."""
-    if isinstance(path, Sound):
-        return path.seconds if usable(path) is path else None
-    if file_problem(path):
+def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
+    """Return the duration of a sound, or of a file by its header; None where no decoder can read it.
+
+    Units:  seconds
+    """
+    if isinstance(source, Sound):
+        return source.seconds if usable(source) is source else None
+    if file_problem(source):
         return None
     for decoder in decoders:
         with contextlib.suppress(Exception):
-            return decoder.duration_s(path)
+            return decoder.duration_s(source)
     return None
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a path is no file to read, without opening it: a pipe blocks."""
+    """Return why a path must not be opened, or None. This does not open it, since opening a pipe blocks."""
     try:
-        facts = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:
-        return f"cannot be opened: {getattr(error, 'strerror', None) or one_line(error)}"
-    if not stat.S_ISREG(facts.st_mode):
-        return "not a regular file"
-    return None if facts.st_size else "the file is empty (0 bytes)"
+        reason = getattr(error, "strerror", None) or one_line(error)
+        return f"cannot be opened: {reason}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_size == 0:
+        return "is empty (0 bytes)"
+    return None
 
 
 def usable(sound: Sound) -> Sound | Undecodable:
-    """A decoded sound, or why it cannot be used."""
-    wave, rate = sound.wave, sound.sample_rate
+    """Return a sound, or the reason why it cannot be used."""
+    wave = sound.wave
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
-        return Undecodable(f"is {wave.dtype} of shape {wave.shape}, not mono floats (T,)")
+        return Undecodable(f"decodes to {wave.dtype} of shape {wave.shape}, not to mono floats (T,)")
     if len(wave) == 0:
         return Undecodable("holds no samples")
-    if not 0 < rate < np.inf:
-        return Undecodable(f"states a sample rate of {rate} Hz")
+    if not 0 < sound.sample_rate < np.inf:
+        return Undecodable(f"states a sample rate of {sound.sample_rate} Hz")
     peak = float(max(-wave.min(), wave.max()))
-    if peak <= MAX_SAMPLE:
-        return sound
-    return Undecodable(f"holds samples up to {peak:.3g}: not finite, or no sound")
+    # The comparison is false for NaN too.
+    if not peak <= MAX_SAMPLE:
+        return Undecodable(f"holds samples up to {peak:.3g}: not finite, or no sound")
+    return sound
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line, or its type."""
+    """Return an exception's message on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def list_audio(folder: Path) -> list[Path]:
-    """The audio files under a folder, without hidden ones, sorted. Errors: KitError for no folder"""
+    """List the audio files under a folder, sorted, without hidden files and folders.
+
+    Links are followed. A folder that can be reached in several ways is listed once.
+    Errors: KitError where there is no such folder
+    """
     if not folder.is_dir():
-        fault = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise KitError(f"the audio folder {folder} {fault}: give the folder of the clips.")
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise KitError(f"the audio folder {folder} {problem}: give the folder of the clips.")
+    suffixes = AUDIO_SUFFIXES.split()
     found: list[Path] = []
     visited: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -194,6 +234,8 @@ def list_audio(folder: Path) -> list[Path]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        found += [Path(root, name) for name in names if name[0] != "."]
-    return sorted(path for path in found if path.suffix.lower() in AUDIO_SUFFIXES.split())
+        # os.walk enters the folders that are left in this list, in its order.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = (Path(root, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if path.suffix.lower() in suffixes]
+    return sorted(found)

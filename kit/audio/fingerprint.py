@@ -1,4 +1,17 @@
-"""Find near-duplicate recordings by fingerprints."""
+"""Find near-duplicate recordings by audio fingerprints.
+
+A fingerprint has one *code* of 32 bits per frame. Bit b is 1 if the step in level from band b to band b + 1 grew over
+8 frames. Gain, codecs and resampling change levels, but seldom the sign of such a difference of differences. So
+copies agree in most bits, and unrelated sounds agree in about half.
+
+Comparing every pair of clips at every shift would take too long. *Keys* select the pairs and shifts to compare: a key
+is a number that copies have exactly in common. A whole code is too strict, because one wrong bit of 32 spoils it. Half
+a code is too common, because it has only 65,536 values. So a key joins half of a frame's code and the same half of the
+code 8 frames later, when the code has changed. Each frame has two keys, one for each half.
+
+If k clips share a key, comparing all of them would take k * (k - 1) / 2 pairs. So each clip is paired with the next
+four clips that share the key, and with no others. Copies then form chains, and a group holds a whole chain.
+"""
 
 from collections.abc import Sequence
 
@@ -13,83 +26,104 @@ FINGERPRINT_RANGE_DB = 50.0
 FINGERPRINT_FLOOR_DB = -90.0
 SILENT = -1
 KEY_NEIGHBOURS = 4
-LEAST_HITS = 2
+MIN_COMMON_KEYS = 2
 BLOCK_FRAMES = 128
-MOST_WRONG_BITS = 0.25
+MAX_WRONG_BITS = 0.25
 
 
 def fingerprint_frontend() -> Frontend:
-    """33 bands that even audio at 8 kHz holds, 86 frames a second."""
-    return Frontend(
-        FrontendConfig(
-            sample_rate=11025, n_fft=2048, hop_length=128, n_mels=33, f_min_hz=300.0, f_max_hz=3900.0
-        )
+    """Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second."""
+    config = FrontendConfig(
+        sample_rate=11025, n_fft=2048, hop_length=128, n_mels=33, f_min_hz=300.0, f_max_hz=3900.0
     )
+    return Frontend(config)
 
 
 def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
-    """32 bits a frame: whether the step to the next band grew within 8 frames; SILENT far below the peak.
+    """Compute a clip's codes, SILENT for frames that are far below the clip's peak.
 
     Shape:  spec (33, N) in dB -> (max(0, N - 8),) int64
-    Source: Haitsma & Kalker 2002, A Highly Robust Audio Fingerprinting System, with a longer lag
+    Source: Haitsma and Kalker 2002, A Highly Robust Audio Fingerprinting System, with a lag of 8 frames, not 1
     """
-    steps, level = spec[:-1] - spec[1:], spec.amax(dim=0)
+    steps = spec[:-1] - spec[1:]
     bits = steps[:, FINGERPRINT_LAG:] > steps[:, :-FINGERPRINT_LAG]
     codes = (bits.long() << torch.arange(32, device=spec.device)[:, None]).sum(dim=0)
-    least = max(FINGERPRINT_FLOOR_DB, float(level.max()) - FINGERPRINT_RANGE_DB)
-    return np.asarray(codes.where(level[FINGERPRINT_LAG:] > least, SILENT).cpu())
+    peaks = spec.amax(dim=0)
+    floor = max(FINGERPRINT_FLOOR_DB, float(peaks.max()) - FINGERPRINT_RANGE_DB)
+    return np.asarray(codes.where(peaks[FINGERPRINT_LAG:] > floor, SILENT).cpu())
 
 
 def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
-    """Whether two clips agree for 1.5 s, frame i on i - shift; where they share less, more so.
+    """Return whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
 
-    A quarter of the bits may differ, of fewer frames in proportion fewer: copies through low-rate codecs are found
-    from some 1 s on, clean ones from 0.5 s.
+    A quarter of the bits may be wrong. Where clips overlap by less than 1.5 s, proportionally fewer may be: short
+    stretches of unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones
+    from 0.5 s.
     """
-    first, last = max(0, shift), min(len(one), len(other) + shift)
-    a, b = one[first:last], other[first - shift : last - shift]
-    differing = (a ^ b)[(a != SILENT) & (b != SILENT)].astype(np.uint32)
-    wrong = np.cumsum(np.r_[0, np.unpackbits(differing.view(np.uint8)).reshape(-1, 32).mean(axis=1)])
-    block = min(BLOCK_FRAMES, len(differing))
-    least = (wrong[block:] - wrong[: len(wrong) - block]).min()
-    return bool(least < MOST_WRONG_BITS * block**2 / BLOCK_FRAMES)
+    first = max(0, shift)
+    end = min(len(one), len(other) + shift)
+    ours = one[first:end]
+    theirs = other[first - shift : end - shift]
+    is_loud = (ours != SILENT) & (theirs != SILENT)
+    wrong_bits = (ours ^ theirs)[is_loud].astype(np.uint32)
+    wrong_shares = np.unpackbits(wrong_bits.view(np.uint8)).reshape(-1, 32).mean(axis=1)
+    block = min(BLOCK_FRAMES, len(wrong_shares))
+    total = np.cumsum(np.r_[0, wrong_shares])
+    best = (total[block:] - total[: len(total) - block]).min()
+    allowed_share = MAX_WRONG_BITS * block / BLOCK_FRAMES
+    return bool(best < allowed_share * block)
 
 
 def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
-    """Pairs of clips with keys in common at one shift, those with most first.
+    """Find pairs of clips, and shifts, with at least two keys in common; those with most keys come first.
 
-    A key is half of a frame's bits and of those 8 frames on. A clip's first frame of it meets the next few clips'
-    only: a common key costs no more than a rare one, and many copies still make a chain.
     Shape:  -> (P, 3) int64: clip, later clip, shift in frames
+    Errors: ValueError for no fingerprints
     """
-    n, lengths = len(fingerprints), [len(codes) for codes in fingerprints]
-    clips, codes = np.repeat(np.arange(n), lengths), np.concatenate(fingerprints)
+    n = len(fingerprints)
+    lengths = [len(codes) for codes in fingerprints]
+    longest = max(lengths)
+    codes = np.concatenate(fingerprints)
+    clips = np.repeat(np.arange(n), lengths)
     frames = np.concatenate([np.arange(length) for length in lengths])
-    here, there = codes[:-FINGERPRINT_LAG], codes[FINGERPRINT_LAG:]
-    whole = (here != SILENT) & (there != SILENT) & (clips[:-FINGERPRINT_LAG] == clips[FINGERPRINT_LAG:])
-    heard, sizes, found = np.flatnonzero(whole), (n, n, 2 * max(lengths) + 1), []
-    for half in (0, 16):
-        keys = (here >> half & 0xFFFF) << 16 | there >> half & 0xFFFF
-        marks, first = np.unique(keys[heard] * n + clips[heard], return_index=True)
-        (keys, clip), frame = np.divmod(marks, n), frames[heard][first]
+    now = codes[:-FINGERPRINT_LAG]
+    later = codes[FINGERPRINT_LAG:]
+    same_clip = clips[:-FINGERPRINT_LAG] == clips[FINGERPRINT_LAG:]
+    usable_frames = np.flatnonzero((now != SILENT) & (later != SILENT) & same_clip)
+    clips = clips[usable_frames]
+    frames = frames[usable_frames]
+
+    shape = (n, n, 2 * longest + 1)
+    matches = []
+    for low_bit in (0, 16):
+        keys = (now >> low_bit & 0xFFFF) << 16 | (later >> low_bit & 0xFFFF)
+        # Sort by key, then by clip, and keep the first frame of each key in each clip.
+        unique, first = np.unique(keys[usable_frames] * n + clips, return_index=True)
+        key, clip = np.divmod(unique, n)
+        frame = frames[first]
         for step in range(1, KEY_NEIGHBOURS + 1):
-            hit = np.flatnonzero(keys[step:] == keys[:-step])
-            shift = frame[hit] - frame[hit + step] + max(lengths)
-            found.append(np.ravel_multi_index((clip[hit], clip[hit + step], shift), sizes))
-    likely, hits = np.unique(np.concatenate(found), return_counts=True)
-    likely = likely[np.argsort(-hits, kind="stable")][: (hits >= LEAST_HITS).sum()]
-    return np.stack(np.unravel_index(likely, sizes), axis=1) - [0, 0, max(lengths)]
+            same = np.flatnonzero(key[step:] == key[:-step])
+            shift = frame[same] - frame[same + step]
+            matches.append(np.ravel_multi_index((clip[same], clip[same + step], shift + longest), shape))
+
+    pairs, counts = np.unique(np.concatenate(matches), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    likely = pairs[order][: (counts >= MIN_COMMON_KEYS).sum()]
+    clip, later_clip, shift = np.unravel_index(likely, shape)
+    return np.stack([clip, later_clip, shift - longest], axis=1)
 
 
 def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
-    """A text per clip, alike for clips that copies link; empty for one without.
+    """Return a group name for each clip, equal for clips that copies link, empty for a clip without copies.
 
-    Time and memory grow with the seconds of sound, hardly with the pairs of clips.
+    Time and memory grow with the seconds of sound, and hardly with the number of pairs of clips.
     """
-    home = np.arange(len(fingerprints))
-    for one, other, shift in likely_shifts(fingerprints).tolist() if len(fingerprints) else ():
-        low, high = sorted((home[one], home[other]))
+    if not fingerprints:
+        return []
+    groups = np.arange(len(fingerprints))
+    for one, other, shift in likely_shifts(fingerprints).tolist():
+        low, high = sorted((groups[one], groups[other]))
         if low != high and are_copies(fingerprints[one], fingerprints[other], shift):
-            home[home == high] = low
-    sizes = np.bincount(home)
-    return [f"copies of {low}" if sizes[low] > 1 else "" for low in home]
+            groups[groups == high] = low
+    sizes = np.bincount(groups)
+    return [f"copies of {group}" if sizes[group] > 1 else "" for group in groups]

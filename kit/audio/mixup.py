@@ -1,4 +1,4 @@
-"""Mixup of crops and their labels."""
+"""Mix pairs of crops and their labels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,47 +14,74 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
 
-def probability_of(what: str) -> Any:
-    """The setting of a chance, off at first."""
-    return setting(0.0, f"chance of {what}", low=0, high=1)
+def probability_of(event: str) -> Any:
+    """Return the setting of an event's probability, 0 by default."""
+    return setting(0.0, f"probability of {event}", low=0, high=1)
 
 
 def check_ranges(**ranges: tuple[float, ...]) -> None:
-    """Raise KitError unless each is (low, high)."""
+    """Raise KitError unless each value is (low, high)."""
     for name, ends in ranges.items():
         if len(ends) != 2 or ends[0] > ends[1]:
-            raise KitError(f"{name} wants a range from low to high, got {ends}.")
+            raise KitError(f"{name} must be two numbers from low to high, got {ends}.")
 
 
-def within_range(ends: tuple[float, ...], coins: Tensor) -> Tensor:
-    """Numbers of [0, 1) stretched over a range."""
-    return ends[0] + (ends[1] - ends[0]) * coins
+def scale_to_range(uniform: Tensor, ends: tuple[float, ...]) -> Tensor:
+    """Scale uniform random numbers of [0, 1) to the range (low, high)."""
+    low, high = ends
+    return low + (high - low) * uniform
 
 
 @dataclass(frozen=True)
 class MixupConfig(Config):
     """How crops and their labels are mixed."""
 
-    p: float = probability_of("being mixed with another crop")
-    domain: str = setting("energy", "what is added", choices=("energy", "spec", "wave"))
-    convex: bool = setting(False, "the own share is 1 less the partner's, not 1")
-    low: float = setting(1.0, "least share of the partner", low=0, high=1)
-    high: float = setting(1.0, "greatest share of the partner", low=0, high=1)
-    beta: float = setting(0.0, "above 0: draw it from Beta(beta, beta)", low=0)
-    fade_p: float = probability_of("fading into the partner instead")
-    fade_steepness: tuple[float, ...] = setting((3.0, 12.0), "its sigmoid goes from -this to this", low=0)
-    fade_centre: tuple[float, ...] = setting((0.25, 0.75), "its middle, of the crop", low=0, high=1)
-    labels: str = setting("union", "weighted: by shares; sum: up to 1", choices=("union", "weighted", "sum"))
-    masks: str = setting("known", "either: unknown is 0 beside known", choices=("known", "either"))
-    partners: str = setting("any", "who is mixed with whom", choices=("any", "sure-negatives"))
+    p: float = probability_of("mixing a crop with a partner")
+    domain: str = setting(
+        "energy",
+        "what is added: energies of the spectrograms, normalized spectrograms, or waveforms",
+        choices=("energy", "spec", "wave"),
+    )
+    convex: bool = setting(False, "weight the crop itself by 1 - the partner's share, not by 1")
+    low: float = setting(1.0, "lowest share of the partner", low=0, high=1)
+    high: float = setting(1.0, "highest share of the partner", low=0, high=1)
+    beta: float = setting(0.0, "above 0: draw the share from Beta(beta, beta), not from low to high", low=0)
+    fade_p: float = probability_of("a mixed crop fading into its partner instead")
+    fade_steepness: tuple[float, ...] = setting(
+        (3.0, 12.0), "range of s; a fade follows the sigmoid of -s to s", low=0
+    )
+    fade_centre: tuple[float, ...] = setting(
+        (0.25, 0.75), "range of a fade's middle, in crop lengths", low=0, high=1
+    )
+    labels: str = setting(
+        "union",
+        "mixed labels: the greater of both, the mean weighted by share, or the sum up to 1",
+        choices=("union", "weighted", "sum"),
+    )
+    masks: str = setting(
+        "known",
+        "a class unknown in one crop; known: mask it, either: count it as false",
+        choices=("known", "either"),
+    )
+    partners: str = setting(
+        "any",
+        "any: a random crop; sure-negatives: the one that shares most known-false classes",
+        choices=("any", "sure-negatives"),
+    )
 
     def check(self) -> None:
-        check_ranges(share=(self.low, self.high), steepness=self.fade_steepness, centre=self.fade_centre)
+        check_ranges(
+            low_high=(self.low, self.high), fade_steepness=self.fade_steepness, fade_centre=self.fade_centre
+        )
 
 
 @dataclass(frozen=True)
 class MixupDraw:
-    """Who is mixed with whom, and how. Shape: (B,) each, mixed and fade bool"""
+    """Which clips are mixed, with which partner, and how.
+
+    Shape:  (B,) each; `mixed` and `fade` are bool, `partner` holds indices into the batch
+    Units:  `share` is the partner's, in [0, 1]; `centre` in crop lengths
+    """
 
     mixed: Tensor
     partner: Tensor
@@ -65,98 +92,146 @@ class MixupDraw:
 
 
 def draw_mixup(
-    config: MixupConfig, targets: Tensor | int, generator: torch.Generator, chance: Tensor | float = 1.0
+    config: MixupConfig,
+    targets: Tensor | int,
+    generator: torch.Generator,
+    chance: Tensor | float = 1.0,
 ) -> MixupDraw:
-    """Which clips are mixed; each is the partner of "any" other once, never of itself.
+    """Draw which clips of a batch are mixed, and how.
 
-    "sure-negatives": the partner shares most known-false classes; a clip that would lose all of its own stays unmixed.
-    Shape:  targets (B, K), or the number of clips; chance (B,) times p
+    With partners="any" each clip is the partner of exactly one other clip, never of itself. With "sure-negatives"
+    the partner is the clip that shares most known-false classes; a clip that shares none with any partner, so that
+    all its known-false labels would be lost, is not mixed.
+    Shape:  targets (B, K), or the number of clips; chance (B,) multiplies the probability p of each clip
+    Errors: KitError for "sure-negatives" without targets
     """
     clips = targets if isinstance(targets, int) else len(targets)
+    # In a random order, each clip's partner is the one before it.
     order = torch.randperm(clips, generator=generator)
     partner = order.roll(-1)[order.argsort()]
-    mix, share, fade, centre, steepness = torch.rand(5, clips, generator=generator)
-    mixed = (mix < config.p * chance) & (clips > 1)
+    uniform = torch.rand(5, clips, generator=generator)
+    for_mixed, for_share, for_fade, for_centre, for_steepness = uniform
+    mixed = (for_mixed < config.p * chance) & (clips > 1)
     if config.partners == "sure-negatives" and clips:
         if isinstance(targets, int):
-            raise KitError("sure-negatives want labels: give targets.")
+            raise KitError("partners='sure-negatives' needs labels: pass targets, not the number of clips.")
         false = (targets.cpu() == 0).float()
         shared = (false @ false.T).fill_diagonal_(-2.0)
+        # Counts are whole numbers, so uniform numbers below 1 only choose among equal counts.
         partner = (shared + torch.rand(clips, clips, generator=generator)).argmax(dim=1)
-        mixed &= shared.amax(dim=1) >= false.amax(dim=1)
-    share = within_range((config.low, config.high), share)
+        has_false = false.amax(dim=1)
+        mixed &= shared.amax(dim=1) >= has_false
+    share = scale_to_range(for_share, (config.low, config.high))
     if config.beta:
-        numbers = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
-        share = torch.from_numpy(numbers.beta(config.beta, config.beta, clips)).float()
+        # torch cannot draw from a Beta distribution with a generator; numpy can.
+        seed = int(torch.randint(1 << 62, (1,), generator=generator))
+        share = torch.from_numpy(np.random.default_rng(seed).beta(config.beta, config.beta, clips)).float()
     return MixupDraw(
-        mixed, partner, share, mixed & (fade < config.fade_p),
-        within_range(config.fade_centre, centre), within_range(config.fade_steepness, steepness),
-    )  # fmt: skip
+        mixed=mixed,
+        partner=partner,
+        share=share,
+        fade=mixed & (for_fade < config.fade_p),
+        centre=scale_to_range(for_centre, config.fade_centre),
+        steepness=scale_to_range(for_steepness, config.fade_steepness),
+    )
 
 
 def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What is heard of a clip itself and of its partner. Shape: like (B, R, N) -> (B, 1, N) each"""
-    mixed, share, fade, centre, steepness = (
-        part[:, None, None].to(like)
-        for part in (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
-    )
-    time = (torch.arange(like.shape[-1]).to(like) + 0.5) / like.shape[-1]
-    other = mixed * share.lerp(torch.sigmoid(2 * steepness * (time - centre)), fade)
-    return 1 - (other if config.convex else other * fade), other
+    """Return the weights of each clip and of its partner at every frame.
+
+    Shape:  like (B, R, N) -> (B, 1, N) each, with the dtype and on the device of `like`
+    """
+    parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
+    mixed, share, fade, centre, steepness = (part[:, None, None].to(like) for part in parts)
+    frames = like.shape[-1]
+    time = (torch.arange(frames).to(like) + 0.5) / frames
+    sigmoid = torch.sigmoid(2 * steepness * (time - centre))
+    partner_share = mixed * share.lerp(sigmoid, fade)
+    # A clip that fades loses what its partner gains; any other keeps its full weight unless convex.
+    own_share = 1 - (partner_share if config.convex else partner_share * fade)
+    return own_share, partner_share
 
 
-def mix_specs(pictures: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """Pictures laid over each other as they are. Shape: (B, R, N) -> the same"""
-    own, other = shares_in_time(draw, config, pictures)
-    return pictures * own + pictures[draw.partner] * other
+def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
+    """Return the weighted sum of each clip and its partner, value by value. Shape: (B, R, N) -> the same"""
+    own_share, partner_share = shares_in_time(draw, config, specs)
+    return specs * own_share + specs[draw.partner] * partner_share
 
 
 def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """The weighted sum of the samples, not clipped. Shape: (B, T) -> the same"""
+    """Return the weighted sum of waveforms, not clipped. Shape: (B, T) -> the same"""
     return mix_specs(waves[:, None], draw, config)[:, 0]
 
 
 def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
-    """The energies under a raw log spectrogram. Errors: KitError for PCEN"""
+    """Undo the logarithm of a raw log spectrogram.
+
+    Errors: KitError for PCEN, which cannot be undone
+    """
     if config.log == "pcen":
-        raise KitError("PCEN gives no energies back: mix waves or pictures.")
+        raise KitError(
+            "log='pcen' cannot be undone to energies: mix waves or specs (mixup.domain=wave or spec)."
+        )
     if config.log == "db":
         return torch.pow(10.0, spec / 10.0)
     return (spec.exp() - config.log_offset).clamp_min(0.0).pow(2 / config.power)
 
 
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
-    """The weighted sum of the energies, as if phases were random; side rows by the roots of the shares.
+    """Mix raw log spectrograms by the weighted sum of their energies.
 
-    Shape:  raw kept spectrograms (B, R, N) -> the same. Errors: as log_to_energy
+    This is what mixing the waveforms gives on average over random phases. Clips that are not mixed stay bit for bit.
+    Shape:  raw spectrograms (B, R, N) -> the same
+    Errors: KitError for PCEN
     """
-    energies = mix_specs(log_to_energy(specs[:, : frontend.n_spec_rows], frontend), draw, config)
+    n_spec_rows = frontend.n_spec_rows
+    energies = mix_specs(log_to_energy(specs[:, :n_spec_rows], frontend), draw, config)
+    # With power=1 the bands are magnitudes, the square roots of energies.
     mixed = log_scaled(frontend, energies.pow(frontend.power / 2))
     if frontend.extra_rows:
-        side = specs[:, frontend.n_spec_rows :]
-        own, other = (share.sqrt() for share in shares_in_time(draw, config, specs))
-        lengths = [kind == "clip_length" for kind in frontend.extra_rows for _ in range(EXTRA_ROWS[kind])]
-        heard = side.where(torch.tensor(lengths, device=side.device)[:, None], side * own)
-        mixed = torch.cat(
-            [mixed, mix_extra_rows(heard, side[draw.partner] * other, frontend.extra_rows)], dim=1
-        )
+        extra = mix_weighted_extra_rows(specs[:, n_spec_rows:], draw, config, frontend.extra_rows)
+        mixed = torch.cat([mixed, extra], dim=1)
     return mixed.where(draw.mixed.to(specs.device)[:, None, None], specs)
 
 
-def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """Labels of mixed clips; those that fade unite in any case.
+def mix_weighted_extra_rows(
+    rows: Tensor, draw: MixupDraw, config: MixupConfig, kinds: tuple[str, ...]
+) -> Tensor:
+    """Mix the extra rows below the spectrograms; each clip keeps its own length. Shape: (B, rows, N) -> the same"""
+    own_share, partner_share = shares_in_time(draw, config, rows)
+    # Shares weight energies; statistics of samples are amplitudes, so the square roots weight them.
+    own = rows * own_share.sqrt()
+    partner = rows[draw.partner] * partner_share.sqrt()
+    is_length = [kind == "clip_length" for kind in kinds for _ in range(EXTRA_ROWS[kind])]
+    own = rows.where(torch.tensor(is_length, device=rows.device)[:, None], own)
+    return mix_extra_rows(own, partner, kinds)
 
-    union: true if either is, unknown if either is, else the greater; sum: soft ones add up to 1.
+
+def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
+    """Mix the labels of mixed clips, keeping true, false and unknown apart.
+
+    Union: true if either is true, else unknown if either is unknown, else the greater probability. Labels of clips
+    that fade are always united: each of the two sounds is at full level at one end.
     Shape:  targets (B, K), NaN where unknown -> the same
     """
-    one, two = targets, targets[draw.partner]
+    first = targets
+    second = targets[draw.partner]
     if config.masks == "either":
-        one, two = (a.where(~a.isnan() | b.isnan(), 0.0) for a, b in ((one, two), (two, one)))
-    greater = torch.fmax(one, two)
-    united = mixed = torch.maximum(one, two).where(greater < 1, greater)
+        first, second = known_beside(first, second), known_beside(second, first)
+    # fmax ignores NaN and maximum returns it: NaN beside 1 gives 1, and NaN beside anything less gives NaN.
+    greater = torch.fmax(first, second)
+    united = torch.maximum(first, second).where(greater < 1, greater)
     if config.labels == "sum":
-        mixed = (one + two).clamp(max=1).where(greater < 1, greater)
+        mixed = (first + second).clamp(max=1).where(greater < 1, greater)
     elif config.labels == "weighted":
-        mixed = one.lerp(two, draw.share.to(targets)[:, None])
-    fade, chosen = (part.to(targets.device)[:, None] for part in (draw.fade, draw.mixed))
-    return united.where(fade, mixed).where(chosen, targets)
+        mixed = first.lerp(second, draw.share.to(targets)[:, None])
+    else:
+        mixed = united
+    fades = draw.fade.to(targets.device)[:, None]
+    is_mixed = draw.mixed.to(targets.device)[:, None]
+    return united.where(fades, mixed).where(is_mixed, targets)
+
+
+def known_beside(labels: Tensor, others: Tensor) -> Tensor:
+    """Replace unknown labels by 0 where the other clip's label is known. Shape: (B, K) each -> (B, K)"""
+    return labels.where(~labels.isnan() | others.isnan(), 0.0)

@@ -1,14 +1,15 @@
-"""Augmentation of spectrograms."""
+"""Augment spectrograms: filter, mask, warp and crop them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kit.audio.frontend import Frontend
-from kit.audio.mixup import check_ranges, probability_of, within_range
+from kit.audio.mixup import check_ranges, probability_of, scale_to_range
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
@@ -17,27 +18,36 @@ FILTER_POINTS = 5
 
 @dataclass(frozen=True)
 class SpecAugmentConfig(Config):
-    """What happens to a clip's pictures, in this order; its side rows stay.
+    """How a clip's spectrograms are augmented, in this order. Extra rows stay as they are.
 
-    Source: Park et al. 2019, arXiv:1904.08779; the crop: first place, Freesound 2019, aspects of 1.7 to 2.3;
-            the linear filter: Nam et al. 2021, arXiv:2110.03282
+    Source: masks and warp: Park et al. 2019, SpecAugment, arXiv:1904.08779; the filter: Nam et al. 2021, FilterAugment,
+            arXiv:2110.03282, its linear form; the crop: first place of Freesound Audio Tagging 2019, there with aspects
+            of 1.7 to 2.3
     """
 
-    filter_p: float = probability_of("a filter: gains at five frequencies, linear between")
-    filter_share: float = setting(0.5, "the greatest, of the picture's standard deviation", low=0)
+    filter_p: float = probability_of("a filter: gains at five frequencies, linear between them")
+    filter_share: float = setting(0.5, "largest gain, in standard deviations of the spectrogram", low=0)
     mask_p: float = probability_of("masks over time and frequency")
-    time_masks: int = setting(2, "masks over time, from 1 to this", low=0)
-    time_share: float = setting(0.2, "greatest share of the frames in one", low=0, high=1)
-    freq_masks: int = setting(2, "masks over frequency, from 1 to this", low=0)
-    freq_share: float = setting(0.15, "greatest share of the bins in one", low=0, high=1)
-    mask_fill: str = setting("min", "what masks hold, of each picture", choices=("min", "mean", "zero"))
-    outside_p: float = probability_of("a mask below and one above a clip's box")
-    outside_share: float = setting(0.3, "greatest share of the bins in one", low=0, high=1)
-    warp_p: float = probability_of("a point in time that moves")
-    warp_share: float = setting(0.1, "greatest move, of the frames", low=0, high=0.15)
-    crop_p: float = probability_of("a crop, stretched to the whole picture")
-    crop_scale: tuple[float, ...] = setting((0.8, 1.0), "its share of the picture", low=0.01, high=1)
-    crop_aspect: tuple[float, ...] = setting((0.85, 1.15), "width / height, the picture's being 1", low=0.1)
+    time_masks: int = setting(2, "highest number of masks over time, at least one is drawn", low=0)
+    time_share: float = setting(0.2, "widest time mask, as a share of the frames", low=0, high=1)
+    freq_masks: int = setting(2, "highest number of masks over frequency, at least one is drawn", low=0)
+    freq_share: float = setting(0.15, "widest frequency mask, as a share of the bins", low=0, high=1)
+    mask_fill: str = setting(
+        "min",
+        "value under masks: the spectrogram's minimum, its mean, or zero",
+        choices=("min", "mean", "zero"),
+    )
+    outside_p: float = probability_of("one frequency mask below and one above the clip's box")
+    outside_share: float = setting(0.3, "widest of these masks, as a share of the bins", low=0, high=1)
+    warp_p: float = probability_of("a time warp: one point in time moves, the rest is stretched")
+    warp_share: float = setting(0.1, "largest move of that point, as a share of the frames", low=0, high=0.15)
+    crop_p: float = probability_of("a random crop, resized to the size before")
+    crop_scale: tuple[float, ...] = setting(
+        (0.8, 1.0), "range of the crop's area, as a share of the whole", low=0.01, high=1
+    )
+    crop_aspect: tuple[float, ...] = setting(
+        (0.85, 1.15), "range of the crop's width / height, 1 for the whole spectrogram", low=0.1
+    )
 
     def check(self) -> None:
         check_ranges(crop_scale=self.crop_scale, crop_aspect=self.crop_aspect)
@@ -45,11 +55,11 @@ class SpecAugmentConfig(Config):
 
 @dataclass(frozen=True)
 class SpecDraw:
-    """What happens to each clip; NaN, or a mask from 0 to 0, where nothing does.
+    """What was drawn for each clip: NaN where an effect is off, and 0 to 0 for a mask that is off.
 
-    Shape:  time and freq (B, masks, 2) first and end; warp (B, 2) from and to; crop (B, 4) top, left, height, width;
-            gains (B, 5)
-    Units:  frames and bins; a crop's in shares of the picture, gains in standard deviations
+    Shape:  time and freq (B, masks, 2): first and end of each mask; warp (B, 2): where a point is and where it goes;
+            crop (B, 4): top, left, height, width; gains (B, FILTER_POINTS)
+    Units:  masks and warp in frames and bins; crop in shares of the spectrogram; gains in standard deviations
     """
 
     time: Tensor
@@ -60,103 +70,155 @@ class SpecDraw:
 
 
 def draw_spec_augment(
-    config: SpecAugmentConfig, clips: int, rows: int, frames: int, generator: torch.Generator,
-    boxes: Tensor | None = None, chance: Tensor | float = 1.0,
-) -> SpecDraw:  # fmt: skip
-    """Draw everything, so that one chance changes nothing else that is drawn.
+    config: SpecAugmentConfig,
+    clips: int,
+    rows: int,
+    frames: int,
+    generator: torch.Generator,
+    boxes: Tensor | None = None,
+    chance: Tensor | float = 1.0,
+) -> SpecDraw:
+    """Draw what happens to each clip.
 
-    Shape:  boxes (B, 2), first and end bin that outside masks spare, -1 without; chance (B,) times each p
+    All numbers are drawn, also for effects that are off, so that changing one probability changes no other draw.
+    Shape:  boxes (B, 2): first and end bin of what outside masks must not cover, -1 for no box;
+            chance (B,) multiplies every probability of each clip
     """
+    uniform = partial(torch.rand, generator=generator, dtype=torch.float64)
+    probabilities = [config.mask_p, config.outside_p, config.warp_p, config.crop_p, config.filter_p]
+    happens = torch.outer(torch.tensor(probabilities), chance * torch.ones(clips)) > uniform(5, clips)
+    is_masked, is_outside, is_warped, is_cropped, is_filtered = happens[..., None]
 
-    def coins(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+    # Mask k is used if k <= most * u: any number from 1 to `most` is equally likely.
+    start = torch.tensor(0)
+    most = config.time_masks
+    used = is_masked & (torch.arange(most) <= most * uniform(clips, 1))
+    widest = config.time_share * frames
+    time = place_masks(uniform(2, clips, most), start, torch.tensor(frames), widest, used)
+    most = config.freq_masks
+    used = is_masked & (torch.arange(most) <= most * uniform(clips, 1))
+    widest = config.freq_share * rows
+    freq = place_masks(uniform(2, clips, most), start, torch.tensor(rows), widest, used)
 
-    def spans(widest: float, first: Tensor | int, end: Tensor, used: Tensor) -> Tensor:
-        wide, start = coins(2, *used.shape)
-        width = (wide * ((end - first).clamp(max=int(widest)) + 1)).floor()
-        start = first + (start * (end - first - width + 1)).floor()
-        return torch.stack([start, start + width], dim=-1).long() * used[..., None]
-
-    chances = [config.mask_p, config.outside_p, config.warp_p, config.crop_p, config.filter_p]
-    happens = torch.outer(torch.tensor(chances), chance * torch.ones(clips)) > coins(5, clips)
-    masked, outside, warped, cropped, filtered = happens[..., None]
-    time, freq = (
-        spans(share * size, 0, torch.tensor(size), masked & (torch.arange(most) <= most * coins(clips, 1)))
-        for most, share, size in (
-            (config.time_masks, config.time_share, frames), (config.freq_masks, config.freq_share, rows)
-        )
-    )  # fmt: skip
+    # Outside masks lie in the bins [0, first of the box) and [end of the box, rows).
     box = torch.full((clips, 2), -1) if boxes is None else boxes.cpu().long()
-    first, end = F.pad(box[:, 1:], (1, 0)), F.pad(box[:, :1], (0, 1), value=rows)
-    around = spans(config.outside_share * rows, first, end, outside & (box[:, :1] >= 0))
-    place, move, scale, aspect, top, left = coins(6, clips, 1)
-    place = within_range((0.2 * frames, 0.8 * frames), place)
-    warp = torch.cat([place, place + config.warp_share * frames * (2 * move - 1)], dim=1)
-    scale, (low, high) = within_range(config.crop_scale, scale), config.crop_aspect
+    box_first, box_end = box[:, :1], box[:, 1:]
+    area_first = torch.cat([torch.zeros_like(box_end), box_end], dim=1)
+    area_end = torch.cat([box_first, torch.full_like(box_first, rows)], dim=1)
+    used = is_outside & (box_first >= 0)
+    outside = place_masks(uniform(2, clips, 1), area_first, area_end, config.outside_share * rows, used)
+
+    point, move, scale, aspect, top, left = uniform(6, clips, 1)
+    point = scale_to_range(point, (0.2 * frames, 0.8 * frames))
+    warp = torch.cat([point, point + config.warp_share * frames * (2 * move - 1)], dim=1)
+    area = scale_to_range(scale, config.crop_scale)
+    low, high = config.crop_aspect
     aspect = low * (high / low) ** aspect
-    height, width = (scale / aspect).sqrt().clamp(max=1), (scale * aspect).sqrt().clamp(max=1)
+    height = (area / aspect).sqrt().clamp(max=1)
+    width = (area * aspect).sqrt().clamp(max=1)
     crop = torch.cat([top * (1 - height), left * (1 - width), height, width], dim=1)
-    gains = config.filter_share * (2 * coins(clips, FILTER_POINTS) - 1)
-    drawn = (part.where(own, torch.nan) for part, own in ((warp, warped), (crop, cropped), (gains, filtered)))
-    return SpecDraw(time, torch.cat([freq, around], dim=1), *drawn)
-
-
-def filter_specs(pictures: Tensor, gains: Tensor) -> Tensor:
-    """Gains over frequency, linear between even places. Shape: (b, P, M, N), (b, points) -> as pictures"""
-    curve = F.interpolate(gains.to(pictures)[:, None], pictures.shape[-2], mode="linear", align_corners=True)
-    return pictures + curve[..., None] * pictures.std((-2, -1), correction=0, keepdim=True)
-
-
-def mask_specs(pictures: Tensor, draw: SpecDraw, mask_fill: str) -> Tensor:
-    """Masks over a clip's pictures, all alike, each filled by itself. Shape: (B, P, M, N) -> the same"""
-    bins, frames = (
-        ((place >= spans[..., :1]) & (place < spans[..., 1:])).any(1).to(pictures.device)
-        for place, spans in zip(map(torch.arange, pictures.shape[-2:]), (draw.freq, draw.time), strict=True)
+    gains = config.filter_share * (2 * uniform(clips, FILTER_POINTS) - 1)
+    return SpecDraw(
+        time=time,
+        freq=torch.cat([freq, outside], dim=1),
+        warp=warp.where(is_warped, torch.nan),
+        crop=crop.where(is_cropped, torch.nan),
+        gains=gains.where(is_filtered, torch.nan),
     )
-    value = pictures.amin((-2, -1), keepdim=True)
-    if mask_fill != "min":
-        value = pictures.mean(-1, keepdim=True).mean(-2, keepdim=True) * (mask_fill == "mean")
-    return value.where(bins[:, None, :, None] | frames[:, None, None, :], pictures)
 
 
-def time_warp(pictures: Tensor, warp: Tensor) -> Tensor:
-    """What was heard at `from` is heard at `to`, the rest stretched. Shape: (b, P, M, N), (b, 2) -> as pictures"""
-    frames = pictures.shape[-1]
-    source, target = warp.to(pictures)[..., None].unbind(1)
-    time = torch.arange(frames).to(pictures)
-    later = source + (time - target) * (frames - source) / (frames - target)
-    place = torch.where(time < target, time * source / target, later).clamp(max=frames - 1)[:, None, None]
+def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used: Tensor) -> Tensor:
+    """Turn uniform random numbers into masks between `first` and `end`, 0 to 0 where not used.
+
+    Shape:  uniform (2, B, masks), used (B, masks) -> (B, masks, 2): first and end of each mask
+    """
+    for_width, for_start = uniform
+    length = end - first
+    width = (for_width * (length.clamp(max=int(widest)) + 1)).floor()
+    start = first + (for_start * (length - width + 1)).floor()
+    return torch.stack([start, start + width], dim=-1).long() * used[..., None]
+
+
+def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
+    """Add gains over frequency, linear between evenly spaced points.
+
+    Shape:  specs (b, S, M, N), gains (b, points) -> as specs
+    """
+    curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode="linear", align_corners=True)
+    deviation = specs.std((-2, -1), correction=0, keepdim=True)
+    return specs + curve[..., None] * deviation
+
+
+def mask_specs(specs: Tensor, draw: SpecDraw, mask_fill: str) -> Tensor:
+    """Mask all spectrograms of a clip alike, each with its own value. Shape: (B, S, M, N) -> the same"""
+    bins, frames = specs.shape[-2:]
+    masked_bins = under_masks(draw.freq, bins).to(specs.device)[:, None, :, None]
+    masked_frames = under_masks(draw.time, frames).to(specs.device)[:, None, None, :]
+    if mask_fill == "min":
+        value = specs.amin((-2, -1), keepdim=True)
+    elif mask_fill == "mean":
+        value = specs.mean(-1, keepdim=True).mean(-2, keepdim=True)
+    else:
+        value = specs.new_zeros(())
+    return value.where(masked_bins | masked_frames, specs)
+
+
+def under_masks(masks: Tensor, size: int) -> Tensor:
+    """Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size) bool"""
+    place = torch.arange(size)
+    return ((place >= masks[..., :1]) & (place < masks[..., 1:])).any(1)
+
+
+def time_warp(specs: Tensor, warp: Tensor) -> Tensor:
+    """Move one point in time from `source` to `target` and stretch both sides, linear between frames.
+
+    Shape:  specs (b, S, M, N), warp (b, 2) -> as specs
+    """
+    frames = specs.shape[-1]
+    source, target = warp.to(specs)[..., None].unbind(1)
+    time = torch.arange(frames).to(specs)
+    before = time * source / target
+    after = source + (time - target) * (frames - source) / (frames - target)
+    place = torch.where(time < target, before, after).clamp(max=frames - 1)[:, None, None]
     left = place.long()
-    near, far = (pictures.take_along_dim(at.clamp(max=frames - 1), -1) for at in (left, left + 1))
-    return near.lerp(far, place.frac())
+    right = (left + 1).clamp(max=frames - 1)
+    return specs.take_along_dim(left, -1).lerp(specs.take_along_dim(right, -1), place.frac())
 
 
-def crop_and_resize(pictures: Tensor, crop: Tensor) -> Tensor:
-    """A crop of each picture, as large as the picture again, bilinear. Shape: (b, P, M, N), (b, 4) -> as pictures"""
-    top, left, height, width = crop.to(pictures).unbind(1)
-    still = torch.zeros_like(top)
-    corners = torch.stack([width, still, 2 * left + width - 1, still, height, 2 * top + height - 1], dim=1)
-    grid = F.affine_grid(corners.view(-1, 2, 3), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+def crop_and_resize(specs: Tensor, crop: Tensor) -> Tensor:
+    """Crop each spectrogram and resize the crop to the size before, bilinear.
+
+    Shape:  specs (b, S, M, N), crop (b, 4) -> as specs
+    """
+    top, left, height, width = crop.to(specs).unbind(1)
+    zero = torch.zeros_like(top)
+    # affine_grid counts from -1 to 1: the place x of the result comes from width * x + the crop's middle.
+    middle_x = 2 * left + width - 1
+    middle_y = 2 * top + height - 1
+    affine = torch.stack([width, zero, middle_x, zero, height, middle_y], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(affine, list(specs.shape), align_corners=False)
+    return F.grid_sample(specs, grid, padding_mode="border", align_corners=False)
+
+
+def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply an effect to the clips whose draw is not NaN; the others stay bit for bit."""
+    rows = (~drawn.isnan().any(1)).nonzero()[:, 0]
+    if not len(rows):
+        return specs
+    return specs.index_copy(0, rows.to(specs.device), effect(specs[rows], drawn[rows]))
 
 
 def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, frontend: Frontend) -> Tensor:
-    """The clips as drawn: filtered, masked, warped, cropped; those without a change bit for bit as they were.
+    """Augment spectrograms as drawn. Clips without any effect stay bit for bit.
 
-    Shape:  normalize_spec kept spectrograms (B, R, N) -> the same
+    Shape:  normalized spectrograms (B, R, N) -> the same; inside, (B, S, M, N) are the clips' S resolutions
     Errors: KitError for another number of clips than drawn
     """
     if len(specs) != len(draw.warp):
-        raise KitError(f"{len(specs)} spectrograms for a draw of {len(draw.warp)}: draw for as many.")
-    pictures, side = frontend.split(specs)
-
-    def changed(drawn: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        if not len(rows := (~drawn.isnan().any(1)).nonzero()[:, 0]):
-            return pictures
-        return pictures.index_copy(0, rows.to(specs.device), change(pictures[rows], drawn[rows]))
-
-    pictures = changed(draw.gains, filter_specs)
-    pictures = mask_specs(pictures, draw, config.mask_fill)
-    pictures = changed(draw.warp, time_warp)
-    pictures = changed(draw.crop, crop_and_resize)
-    return torch.cat([pictures.flatten(-3, -2), side], dim=-2)
+        raise KitError(f"{len(specs)} spectrograms for a draw of {len(draw.warp)} clips: draw for as many.")
+    images, extra_rows = frontend.split(specs)
+    images = apply_drawn(images, draw.gains, filter_specs)
+    images = mask_specs(images, draw, config.mask_fill)
+    images = apply_drawn(images, draw.warp, time_warp)
+    images = apply_drawn(images, draw.crop, crop_and_resize)
+    return torch.cat([images.flatten(-3, -2), extra_rows], dim=-2)

@@ -1,4 +1,4 @@
-"""A thread pool whose tasks cannot hang the caller."""
+"""Run jobs on threads, so that a job that hangs cannot stop the caller."""
 
 import queue
 import threading
@@ -10,10 +10,16 @@ from typing import Generic, TypeVar, cast
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+# How often `TimeoutPool.result` compares the clock with the time limit.
+POLL_S = 0.1
+
 
 @dataclass
 class Task(Generic[Job, Result]):
-    """One job on its way: `result` is there once `done` is set."""
+    """A submitted job. `result` or `error` is valid once `done` is set.
+
+    Units:  `started_at` in seconds of the pool's clock; None while the job is queued
+    """
 
     job: Job
     done: threading.Event = field(default_factory=threading.Event)
@@ -23,61 +29,76 @@ class Task(Generic[Job, Result]):
 
 
 class TimeoutPool(Generic[Job, Result]):
-    """Threads that do jobs while the caller computes.
+    """A pool of daemon threads with a time limit for each job.
 
-    A job that hangs is given up after `timeout_s` for `give_up(job)`, and its thread, a daemon, is replaced. Each
-    halves the patience, down to an eighth: a folder full of them does not take all the time there is.
-    Units: seconds of `now`, a monotonic clock
+    Python cannot stop a thread. A job that runs longer than `timeout_s` therefore keeps its thread, a new thread
+    takes its place, and the job's result becomes `on_timeout(job)`. Each such job halves the limit, down to an
+    eighth of the first value, so that a folder full of hanging files does not use up all the time.
+
+    concurrent.futures.ThreadPoolExecutor does not fit: it joins its threads when Python exits, so one that hangs
+    keeps the process alive.
+
+    Units:  seconds of `now`, a monotonic clock
     """
 
     def __init__(
         self,
         work: Callable[[Job], Result],
-        give_up: Callable[[Job], Result],
+        on_timeout: Callable[[Job], Result],
         threads: int,
         timeout_s: float = 60.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.work, self.give_up, self.now = work, give_up, now
-        self.timeout_s, self.min_timeout_s = timeout_s, timeout_s / 8
-        self.waiting: queue.SimpleQueue[Task[Job, Result] | None] = queue.SimpleQueue()
+        self.work = work
+        self.on_timeout = on_timeout
+        self.now = now
+        self.timeout_s = timeout_s
+        self.min_timeout_s = timeout_s / 8
+        self.max_threads = max(1, threads)
         self.threads = 0
-        for _ in range(max(1, threads)):
-            self.start_thread()
+        self.queue: queue.SimpleQueue[Task[Job, Result] | None] = queue.SimpleQueue()
 
     def start_thread(self) -> None:
         """Start one more thread."""
         self.threads += 1
-        threading.Thread(target=self.serve, daemon=True).start()
+        threading.Thread(target=self.run_tasks, daemon=True).start()
 
-    def serve(self) -> None:
-        """A thread's work: job after job, until dismissed."""
-        for slot in iter(self.waiting.get, None):
-            slot.started_at = self.now()
+    def run_tasks(self) -> None:
+        """Run tasks from the queue until it returns None. Every thread of the pool runs this."""
+        for task in iter(self.queue.get, None):
+            task.started_at = self.now()
             try:
-                slot.result = self.work(slot.job)
+                task.result = self.work(task.job)
             except Exception as error:
-                slot.error = error
-            slot.done.set()
+                task.error = error
+            task.done.set()
 
-    def begin(self, job: Job) -> Task[Job, Result]:
-        """Queue a job; the caller bounds how many are on their way."""
-        slot = Task[Job, Result](job)
-        self.waiting.put(slot)
-        return slot
+    def submit(self, job: Job) -> Task[Job, Result]:
+        """Queue a job. The queue has no limit: the caller decides how many jobs are pending."""
+        task = Task[Job, Result](job)
+        self.queue.put(task)
+        if self.threads < self.max_threads:
+            self.start_thread()
+        return task
 
-    def finish(self, slot: Task[Job, Result]) -> Result:
-        """Wait for a job, at most `timeout_s` from its start."""
-        while not slot.done.wait(timeout=min(0.1, self.timeout_s)):
-            if slot.started_at is not None and self.now() - slot.started_at > self.timeout_s:
-                self.start_thread()
-                self.timeout_s = max(self.timeout_s / 2, self.min_timeout_s)
-                return self.give_up(slot.job)
-        if slot.error:
-            raise slot.error
-        return cast(Result, slot.result)
+    def result(self, task: Task[Job, Result]) -> Result:
+        """Wait for a task and return its result.
+
+        The time limit counts from the start of the job, not from `submit`: a job may be queued for long.
+        Errors: the exception that the job raised
+        """
+        while not task.done.wait(timeout=min(POLL_S, self.timeout_s)):
+            if task.started_at is None or self.now() - task.started_at <= self.timeout_s:
+                continue
+            self.max_threads += 1
+            self.start_thread()
+            self.timeout_s = max(self.timeout_s / 2, self.min_timeout_s)
+            return self.on_timeout(task.job)
+        if task.error:
+            raise task.error
+        return cast(Result, task.result)
 
     def shutdown(self) -> None:
-        """Let the threads end once the queue is empty."""
+        """Let every thread end when the queue is empty. Returns at once."""
         for _ in range(self.threads):
-            self.waiting.put(None)
+            self.queue.put(None)

@@ -93,7 +93,7 @@ class SpectrogramLoader:
             lambda source: header_duration_s(source, decoders), lambda _: STUCK, threads, timeout_s
         )
         with self.watch.measure("headers"):
-            told = [headers.finish(slot) for slot in [headers.begin(source) for source in sources]]
+            told = [headers.result(slot) for slot in [headers.submit(source) for source in sources]]
         headers.shutdown()
         self.failures = {i: STUCK.reason for i, seconds in enumerate(told) if seconds is STUCK}
         self.durations_s = [None if isinstance(seconds, Undecodable) else seconds for seconds in told]
@@ -116,7 +116,7 @@ class SpectrogramLoader:
 
     def begin(self, sources: Sequence[int], known: Known) -> list[Task[Any, Opened]]:
         """Send sources to the threads."""
-        return [self.crew.begin((self.sources[i], known)) for i in sources]
+        return [self.crew.submit((self.sources[i], known)) for i in sources]
 
     def prefetch_chunk(self, number: int) -> None:
         """Send a burst to the threads, once."""
@@ -146,7 +146,7 @@ class SpectrogramLoader:
         """Wait for sources, keep their spectrograms, note those that failed."""
         sounds: dict[int, Sound] = {}
         with self.watch.measure("decode"):
-            opened = [self.crew.finish(slot) for slot in slots]
+            opened = [self.crew.result(slot) for slot in slots]
         for i, (digest, sound) in zip(sources, opened, strict=True):
             self.digests[i] = digest
             if isinstance(sound, Undecodable):

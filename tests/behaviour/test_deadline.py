@@ -456,8 +456,8 @@ def test_a_crew_brings_back_whatever_its_work_returned() -> None:
     crew: TimeoutPool[int, int | None] = TimeoutPool(
         lambda job: None if job % 2 else job, lambda job: -1, threads=2
     )
-    slots = [crew.begin(job) for job in range(6)]
-    assert [crew.finish(slot) for slot in slots] == [0, None, 2, None, 4, None]
+    slots = [crew.submit(job) for job in range(6)]
+    assert [crew.result(slot) for slot in slots] == [0, None, 2, None, 4, None]
     crew.shutdown()
 
 
@@ -474,7 +474,7 @@ def test_a_crew_whose_work_raises_does_not_wait_for_the_dead() -> None:
 
     def wait() -> None:
         with contextlib.suppress(Angry):
-            ended.append(crew.finish(crew.begin(1)))
+            ended.append(crew.result(crew.submit(1)))
         ended.append("over")
 
     waiter = threading.Thread(target=wait, daemon=True)
