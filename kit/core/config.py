@@ -87,21 +87,22 @@ class Config:
             if not equals:
                 raise KitError(f"an override is key=value, got {assignment!r}, e.g. epochs=20.")
             *groups, last = key.split(".")
-            target: Any = values
+            target = values
             for group in groups:
-                target = target.get(group) if isinstance(target, dict) else None
-            if not isinstance(target, dict) or last not in target:
-                raise KitError(f"no setting {key!r}: {setting_hint(key, values)} {SETTINGS_HINT}.")
+                if not isinstance(target.get(group), dict):
+                    raise KitError(unknown_setting(key, values, target))
+                target = target[group]
+            if last not in target:
+                raise KitError(unknown_setting(key, values, target))
             target[last] = read_value(text.strip())
         return type(self).from_dict(values)
 
 
-def setting_hint(key: str, values: dict[str, Any]) -> str:
-    """Return a sentence that names the settings most similar to `key`, or all groups and settings of the top level."""
+def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
+    """Return an error message that names the settings most similar to `key`, or else those of its group."""
     near = similar_settings(key, setting_names(values))
-    if near:
-        return f"did you mean {', '.join(near)}?"
-    return f"the choices are: {', '.join(sorted(values))}."
+    hint = f"did you mean {', '.join(near)}?" if near else f"the choices are: {', '.join(sorted(group))}."
+    return f"no setting {key!r}: {hint} {SETTINGS_HINT}."
 
 
 def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -117,30 +118,37 @@ def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
 def similar_settings(key: str, names: Sequence[str], n: int = 3) -> list[str]:
     """Return up to n dotted names similar to `key`, the best first.
 
-    "n_mels" finds "frontend.n_mels" by its last part, "inner.dept" finds "inner.depth" by its spelling,
-    "crop_length" finds "crop_s" by its first word, and "mels" finds "frontend.n_mels" by its last part's spelling.
+    Names are compared by their last parts, since the group is what a user forgets or misspells: "n_mels" finds
+    "frontend.n_mels". A similar group only decides between similar last parts.
     """
-    last_part = {name: name.rpartition(".")[2] for name in names}
-    wanted = key.rpartition(".")[2]
-    same_part = [name for name in names if last_part[name] == wanted]
-    # The cutoff keeps out names that share little more with the key than a long group.
-    same_spelling = difflib.get_close_matches(key, names, n, cutoff=0.8)
-    found = same_part + same_spelling
-    if not found:
-        shared = {name: shared_start(wanted, last_part[name]) for name in names}
-        longest = max(shared.values(), default=0)
-        found = [name for name in names if longest >= 2 and shared[name] == longest]
-    if not found:
-        plain = {name: last_part[name].replace("_", "") for name in names}
-        near = difflib.get_close_matches(wanted.replace("_", ""), plain.values(), n, cutoff=0.7)
-        found = [name for part in near for name in names if plain[name] == part]
-    return list(dict.fromkeys(found))[:n]
+    group, _, last = key.rpartition(".")
+    scores = {}
+    for name in names:
+        name_group, _, name_last = name.rpartition(".")
+        score = name_similarity(last, name_last)
+        if plain_name(name) == plain_name(key):  # "mixup_p" for "mixup.p"
+            score = 1.0
+        if score >= 0.7:
+            scores[name] = score + 0.1 * difflib.SequenceMatcher(None, group, name_group).ratio()
+    best = max(scores.values(), default=0.0)
+    near = [name for name, score in scores.items() if score > best - 0.2]
+    return sorted(near, key=lambda name: -scores[name])[:n]
 
 
-def shared_start(first: str, second: str) -> int:
-    """Return how many letters two names share in the equal words at their start, words being joined by "_"."""
+def name_similarity(first: str, second: str) -> float:
+    """Return how similar two names without dots are, from 0 to 1.
+
+    Names that start with the same words, such as "crop_length" and "crop_s", count as 0.9.
+    """
     equal = takewhile(lambda pair: pair[0] == pair[1], zip(first.split("_"), second.split("_"), strict=False))
-    return sum(len(word) for word, _ in equal)
+    same_start = sum(len(word) for word, _ in equal) >= 2
+    spelling = difflib.SequenceMatcher(None, plain_name(first), plain_name(second)).ratio()
+    return max(spelling, 0.9 if same_start else 0.0)
+
+
+def plain_name(name: str) -> str:
+    """Return a name in lower case without dots and underscores."""
+    return name.lower().replace(".", "").replace("_", "")
 
 
 def read_value(text: str) -> Any:
