@@ -20,6 +20,7 @@ from kit.core.files import write_text
 from kit.core.runtime import tune_process
 from kit.demo import run_demo
 from kit.doctor import run_doctor
+from kit.infer.gate import evaluate_step
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
@@ -308,6 +309,6 @@ COMMANDS = {
         submit,
         "predict a folder of audio and write a valid CSV before the deadline",
         group="Submit",
-        also=(predict_clips, wrap_network, save_tagger, load_tagger),
+        also=(predict_clips, wrap_network, save_tagger, load_tagger, evaluate_step),
     ),
 }
