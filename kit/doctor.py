@@ -48,7 +48,7 @@ def run_doctor(
             continue
         if stack:
             score = stack.card.oof_score
-            lines.append(f"{path}: a stack, {stack.card.kind}, out-of-fold lwlrap {score}, of these models:")
+            lines.append(f"{path}: a stack, {stack.card.kind}, oof lwlrap {score}, of these models:")
         lines += descriptions
         cards += [model.card for model in models]
     if audio is not None:
