@@ -1,4 +1,4 @@
-"""A command line in, a verb's function called, an exit code out."""
+"""The command line: read the arguments of a command, call its function, and return an exit code."""
 
 import argparse
 import inspect
@@ -11,105 +11,163 @@ from itertools import chain
 from typing import Any, NoReturn
 
 from kit.audio.decode import one_line
+from kit.core.config import SETTINGS_HINT
 from kit.core.errors import KitError, choose, closest
 from kit.core.runtime import VERSION, in_notebook, in_worker
 from kit.core.worker import ERROR_MARK
 
 HINT = (
-    f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit inside the clock. "
+    f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline. "
     "Next: submit('folds/*.pt', 'test/', template='sample_submission.csv', deadline='55m'); "
-    "help(submit) tells more."
+    "help(submit) explains it."
 )
+COMMAND_GROUPS = ("Start here", "Train", "Look", "Submit")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A word of the command line: its function, whose parameters are options, and more for Python."""
+    """A command: the function that it calls, one line about it, its group, and related functions for Python.
+
+    The function's parameters become options. Their help texts are the `Options:` of its docstring.
+    """
 
     run: Callable[..., object]
     summary: str
+    group: str
     also: tuple[Callable[..., object], ...] = ()
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """An argument parser that raises KitError with a message of one line, where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
         raise KitError(f"{self.prog}: {message}. `{self.prog} --help` lists the options.")
 
 
-def items_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Reads a word as a list: 0,1 as numbers, a text as itself."""
+def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return a parser of an argument that is a list: "0,1" as two numbers, but a text as one item, commas included."""
 
-    return lambda text: [text] if kind is str else [kind(item) for item in text.split(",") if item]
+    def parse_list(text: str) -> list[Any]:
+        if kind is str:
+            return [text]
+        return [kind(item) for item in text.split(",") if item]
+
+    return parse_list
 
 
-def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, words: str) -> None:
-    """A parameter's option, by its annotation; `name` and `runs` need no dashes."""
-    kind, name, default = str(parameter.annotation), parameter.name, parameter.default
-    flag, words = "--" + name.replace("_", "-"), words.replace("%", "%%")
-    facts: dict[str, Any] = {"dest": name}
+def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, help_text: str) -> None:
+    """Add a parameter as an option whose type is the parameter's annotation.
+
+    `name` and `runs` become positional arguments, and `overrides` becomes --set.
+    """
+    name = parameter.name
+    default = parameter.default
+    help_text = help_text.replace("%", "%%")
     if name == "name":
-        flag, facts = name, {"nargs": "?", "default": default}
-    elif name == "runs":
-        flag, facts = name, {"nargs": "+", "metavar": "RUN", "type": items_of(str)}
-    elif parameter.annotation is bool:
-        facts["action"] = "store_false" if default else "store_true"
+        parser.add_argument(name, nargs="?", default=default, help=help_text)
+        return
+    if name == "runs":
+        parser.add_argument(name, nargs="+", metavar="RUN", type=list_parser(str), help=help_text)
+        return
+
+    is_overrides = name in ("overrides", "set")
+    flag = "--set" if is_overrides else "--" + name.replace("_", "-")
+    if parameter.annotation is bool:
         if default:
-            flag, words = "--no" + flag[1:], "do not " + words
+            no_flag = "--no" + flag.removeprefix("-")
+            parser.add_argument(no_flag, dest=name, action="store_false", help=f"do not {help_text}")
+        else:
+            parser.add_argument(flag, dest=name, action="store_true", help=help_text)
+        return
+
+    annotation = str(parameter.annotation)
+    kind: Callable[[str], Any] = int
+    if "str" in annotation or "Path" in annotation:
+        kind = str
+    elif "float" in annotation:
+        kind = float
+    details: dict[str, Any] = {"dest": name, "metavar": name.upper(), "type": kind}
+    if is_overrides:
+        details["metavar"] = "KEY=VALUE"
+        help_text += f"; {SETTINGS_HINT}"
+    if default is inspect.Parameter.empty:
+        details["required"] = True
     else:
-        facts |= {"metavar": name.upper(), "required": default is inspect.Parameter.empty}
-        if not facts["required"]:
-            facts["default"] = default
-            words += "" if default is None else f" (default: {default})"
-        facts["type"] = str if "str" in kind or "Path" in kind else float if "float" in kind else int
-        if "Sequence" in kind or "list" in kind:
-            facts |= {"type": items_of(facts["type"]), "nargs": "+", "action": "extend"}
-    parser.add_argument(flag, help=words, **facts)
+        details["default"] = default
+        if default is not None:
+            help_text += f" (default: {default})"
+    if "Sequence" in annotation or "list" in annotation:
+        details |= {"type": list_parser(kind), "nargs": "+", "action": "extend"}
+    parser.add_argument(flag, help=help_text, **details)
 
 
 def build_parser(name: str, command: Command) -> OneLineParser:
-    """A verb's parser, from its function's parameters and the `Options:` of its docstring."""
+    """Return a command's parser, made from its function's parameters and the `Options:` of its docstring."""
     functions = ", ".join(function.__name__ for function in (command.run, *command.also))
-    more = f"In Python: {functions}; help(NAME) tells more."
     parser = OneLineParser(
-        f"audiotag_kit {name}", description=command.summary, epilog=more, allow_abbrev=False
+        f"audiotag_kit {name}",
+        description=command.summary,
+        epilog=f"In Python: {functions}; help(NAME) explains each.",
+        allow_abbrev=False,
     )
-    part = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(command.run) or "", re.DOTALL)
-    words = dict(re.findall(r"^\s*(\w+): (.*)$", part[1], re.MULTILINE)) if part else {}
+    docstring = inspect.getdoc(command.run) or ""
+    section = re.search(r"Options:\n(.*?)(\n\n|\Z)", docstring, re.DOTALL)
+    help_texts = dict(re.findall(r"^\s*(\w+): (.*)$", section[1], re.MULTILINE)) if section else {}
     for parameter in inspect.signature(command.run).parameters.values():
-        if parameter.name in words:
-            add_option(parser, parameter, words[parameter.name])
+        if parameter.name in help_texts:
+            add_option(parser, parameter, help_texts[parameter.name])
     return parser
 
 
 def overview(commands: Mapping[str, Command]) -> str:
-    """What the command line can do."""
-    head = f"audiotag-kit {VERSION}\n\npython audiotag_kit.py VERB [options]   (VERB --help lists them)\n"
-    return "\n".join([head, *(f"  {name:9} {command.summary}" for name, command in commands.items())])
+    """Return the commands with their summaries, under the headings of their groups."""
+    lines = [
+        f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline",
+        "",
+        "python audiotag_kit.py COMMAND [options]",
+        "python audiotag_kit.py COMMAND --help     lists the options of a command",
+    ]
+    for group in COMMAND_GROUPS:
+        lines += ["", f"{group}:"]
+        for name, command in commands.items():
+            if command.group == group:
+                lines.append(f"  {name:9} {command.summary}")
+    return "\n".join(lines)
 
 
 def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
-    """Do what a command line asks. Errors: KitError, and SystemExit from --help"""
-    if not words or words[0] in ("-h", "--help", "help", "--version"):
-        print(VERSION if words[:1] == ["--version"] else overview(commands))
+    """Run the command that the words of a command line name, and print its result.
+
+    Errors: KitError; SystemExit from --help
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview(commands))
         return
-    command = choose("verb", words[0], commands)
+    if words[0] == "--version":
+        print(VERSION)
+        return
+    command = choose("command", words[0], commands)
     parser = build_parser(words[0], command)
-    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    # argparse names no alternative to a misspelt option, so options are checked first.
     for word in words[1:]:
         flag = word.partition("=")[0]
-        if flag.startswith("--") and flag not in known:
-            raise KitError(f"{words[0]} has no option {flag!r}: {closest(flag, known)}.")
-    given = vars(parser.parse_args(words[1:]))
-    lists = {name: [*chain(*value)] for name, value in given.items() if isinstance(value, list)}
-    result = command.run(**given | lists)
+        if flag.startswith("--") and flag not in flags:
+            raise KitError(f"{words[0]} has no option {flag!r}: {closest(flag, flags)}.")
+    options = vars(parser.parse_args(words[1:]))
+    for name, value in options.items():
+        if isinstance(value, list):  # each argument was parsed as a list of its own
+            options[name] = list(chain.from_iterable(value))
+    result = command.run(**options)
     if result is not None and not in_worker():
         print(result)
 
 
 def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
-    """Do what a command line asks; an error is one line on stderr and exit code 2."""
+    """Run the command that the words of a command line name, and return its exit code.
+
+    An error is one line on stderr, and exit code 2.
+    """
     try:
         dispatch(commands, words)
         return 0
@@ -125,7 +183,7 @@ def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
-        print("audiotag-kit: interrupted; the same command goes on.", file=sys.stderr)
+        print("audiotag-kit: interrupted; the same command continues the work.", file=sys.stderr)
         return 130
 
 

@@ -1,9 +1,12 @@
-"""The commands of the command line."""
+"""The commands of the command line, and the functions that only they need."""
 
 import json
+import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +14,13 @@ import torch
 from kit.audio.fingerprint import fingerprint_frontend, fingerprint_of_spec, near_duplicates
 from kit.cli import Command
 from kit.competitions import find_data, fitting_checkpoints
+from kit.core.config import Config
 from kit.core.errors import KitError
 from kit.core.files import write_text
 from kit.core.runtime import tune_process
 from kit.demo import run_demo
 from kit.doctor import run_doctor
+from kit.infer.gate import evaluate_step
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
@@ -24,15 +29,16 @@ from kit.labels.boxes import read_boxes
 from kit.labels.folds import group_keys, make_folds
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
-from kit.parts import list_parts
+from kit.models.families import FAMILIES
 from kit.plots.clips import draw_contact_sheet
 from kit.report import show
 from kit.train.ablation import probe
 from kit.train.dataset import box_table
 from kit.train.oof import predict_oof
+from kit.train.recipe import Recipe, SourceConfig
 from kit.train.recipes import RECIPES, find_recipe
 from kit.train.relabel import relabel
-from kit.train.run import Run, flat_settings, train_run
+from kit.train.run import Run, train_run
 from kit.train.self_training import self_train
 from kit.train.stacking import stack
 
@@ -45,7 +51,7 @@ def train_by_name(
     boxes: list[str] | None = None,
     soft: str | None = None,
     small: bool = False,
-    set: list[str] | None = None,
+    overrides: list[str] | None = None,
     only_folds: list[int] | None = None,
     all_data: bool = False,
     group_column: str | None = None,
@@ -56,129 +62,253 @@ def train_by_name(
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a recipe by its name, its rounds of relabelling included; the same command goes on where it stopped.
+    """Train a recipe by its name, with its iterations of self-training.
+
+    The same command continues where the last one stopped.
 
     Options:
-        recipe: a name that `recipes` lists
+        recipe: a name that the command `recipes` lists
         audio: the folder that holds the clips
-        out: the run's folder
-        table: CSV of fname,labels[,false_labels][,fold][,weight][,source]; with boxes recording_id,fold or none
-        boxes: CSVs of true and of false boxes
-        soft: CSV of soft labels for what is unknown
-        small: the recipe's small variant, for two cores
-        set: settings, e.g. epochs=20 network.width=32
-        only_folds: train these folds only, e.g. 0,1
-        all_data: one model on everything instead of folds
-        group_column: column whose equal values share a fold
-        deadline: time limit like 8h; the best by then is kept
-        backgrounds: folder of sounds to lay under crops
-        corrections: JSON or CSV of clips with new labels, or to be dropped
-        device: cpu or cuda; else one that computes
-        threads: that decode; else one per core
-        progress: show a bar
+        out: the folder of the run
+        table: CSV of fname,labels[,false_labels][,fold][,weight][,source]; with boxes, recording_id,fold or none
+        boxes: two CSVs, of true and of false boxes
+        soft: CSV of soft labels, used where the table's labels are unknown
+        small: train the recipe's small variant, for two cores
+        overrides: settings to change, e.g. epochs=20 network.width=32
+        only_folds: train only these folds, e.g. 0,1
+        all_data: train one model on all clips instead of one per fold
+        group_column: column of the table; rows with equal values share a fold
+        deadline: time limit like 8h; the best weights by then are kept
+        backgrounds: folder of sounds to mix into the crops
+        corrections: JSON or CSV with new labels for some clips, or clips to drop
+        device: cpu or cuda; by default the first GPU that computes, else cpu
+        threads: threads that decode; by default one per core
+        progress: show a progress bar
     """
-    found = find_recipe(recipe, small, set)
     return self_train(
-        found, table, audio, out, only_folds=only_folds, group_column=group_column, boxes=boxes, soft=soft,
-        all_data=all_data, deadline=deadline, backgrounds=backgrounds, corrections=corrections,
-        device=device, threads=threads, progress=progress,
-    )  # fmt: skip
+        find_recipe(recipe, small, overrides),
+        table,
+        audio,
+        out,
+        only_folds=only_folds,
+        group_column=group_column,
+        boxes=boxes,
+        soft=soft,
+        all_data=all_data,
+        deadline=deadline,
+        backgrounds=backgrounds,
+        corrections=corrections,
+        device=device,
+        threads=threads,
+        progress=progress,
+    )
 
 
 def list_recipes(name: str | None = None, small: bool = False) -> str:
-    """The recipes with their sources, or every setting of one.
+    """List the recipes with their sources, or print every setting of one with its value and its meaning.
 
     Options:
         name: the recipe whose settings to print
-        small: its small variant
+        small: print its small variant
     """
     if name is None:
         return "\n".join(f"{recipe.name:18} {recipe.source}" for recipe in RECIPES.values())
     recipe = find_recipe(name, small)
     lines = [f"{recipe.name}: {recipe.source}"]
-    for key, value in flat_settings(recipe.to_dict()).items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        lines += [f"  {key}={text}"] * (key not in ("name", "source"))
+    for key, value, meaning in explain_settings(recipe.to_dict(), Recipe):
+        if key not in ("name", "source"):
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            lines.append(f"  {key} = {text}".ljust(44) + f"  {meaning}")
     return "\n".join(lines)
+
+
+def explain_settings(
+    values: Mapping[str, Any], config: type[Config] | None, prefix: str = "", meaning: str = ""
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield the dotted name, the value and the help text of each setting in nested `values`.
+
+    `config` is the class that holds the help texts and choices. Without one, all values share the text `meaning`.
+    """
+    help_texts = {}
+    for item in fields(config) if config else ():
+        choices = ", ".join(map(str, item.metadata["choices"]))
+        help_texts[item.name] = item.metadata["help"] + (f" [{choices}]" if choices else "")
+    for name, value in values.items():
+        key = prefix + name
+        text = help_texts.get(name, meaning)
+        if isinstance(value, dict) and value:
+            yield from explain_settings(value, settings_class(config, key, value), f"{key}.", text)
+        else:
+            yield key, value, text
+
+
+def settings_class(config: type[Config] | None, key: str, values: Mapping[str, Any]) -> type[Config] | None:
+    """Return the class that explains a group of settings, or None for a dict of free names.
+
+    A network's settings are a dict, because their names depend on its family.
+    """
+    if "family" in values:
+        return FAMILIES[values["family"]]
+    group, _, name = key.rpartition(".")
+    if group == "sources":
+        return SourceConfig
+    kind = typing.get_type_hints(config)[name] if config else None
+    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
 
 
 def compute_fingerprints(
     names: Sequence[str], audio: str, threads: int | None, progress: bool
 ) -> list[np.ndarray]:
-    """The fingerprint of each clip; empty, and said so, for one that cannot be heard."""
+    """Return the fingerprint of each clip, and an empty one, with a note, for a file that cannot be read."""
     tune_process()
-    prints, frontends = [np.zeros(0, np.int64)] * len(names), {"": fingerprint_frontend()}
+    fingerprints = [np.zeros(0, np.int64) for _ in names]
     loader = SpectrogramLoader(
-        locate_clips(names, Path(audio)), frontends, torch.device("cpu"), threads=threads
+        locate_clips(names, Path(audio)),
+        {"": fingerprint_frontend()},
+        torch.device("cpu"),
+        threads=threads,
     )
     for number in loader.walk("fingerprint", progress):
-        for i, spec in zip(*loader.specs(number, ""), strict=True):
-            prints[i] = fingerprint_of_spec(spec)
+        clips, specs = loader.specs(number, "")
+        for clip, spec in zip(clips, specs, strict=True):
+            fingerprints[clip] = fingerprint_of_spec(spec)
         loader.drop(number, "")
     loader.print_failures(names)
-    return prints
+    return fingerprints
 
 
 def add_folds(
-    out: str, table: str | None = None, boxes: list[str] | None = None, audio: str | None = None, n_folds: int = 5,
-    seed: int = 0, group_column: str | None = None, threads: int | None = None, progress: bool = True,
-) -> str:  # fmt: skip
-    """Write a table with a multilabel-stratified fold column, groups kept together.
+    out: str,
+    table: str | None = None,
+    boxes: list[str] | None = None,
+    audio: str | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    group_column: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> str:
+    """Write a copy of a table with a column `fold`: classes are spread evenly, and groups stay in one fold.
 
-    With audio, a column `group` holds the first clip of those that copies, excerpts and group_column link.
+    With `audio`, near-duplicate clips are found and share a fold too. A column `group` then holds the name of the
+    first clip of each group that copies, excerpts and `group_column` link.
 
     Options:
         out: the CSV to write
         table: CSV of fname,labels and more
-        boxes: in its place two CSVs of true and of false boxes; a row per recording
-        audio: the folder of the clips, to look for near-duplicates
-        n_folds: how many folds
-        seed: breaks ties
-        group_column: column whose equal values share a fold
-        threads: that decode; else one per core
-        progress: show a bar
+        boxes: instead of a table two CSVs, of true and of false boxes; the result has a row per recording
+        audio: the folder of the clips, to search for near-duplicates
+        n_folds: number of folds
+        seed: decides between equally good folds
+        group_column: column of the table; rows with equal values share a fold
+        threads: threads that decode; by default one per core
+        progress: show a progress bar
     """
-    if (table is None) == (boxes is None) or len(boxes or "TF") != 2:
-        raise KitError("give --table CSV, or --boxes and two CSVs, of true and of false positives.")
+    if (table is None) == (boxes is None) or (boxes is not None and len(boxes) != 2):
+        raise KitError("give --table CSV, or --boxes and two CSVs, of true and of false boxes.")
     frame = read_clip_table(table) if table else box_table(read_boxes(*boxes or ()), None)
-    if taken := {"fold", *(["group"] if audio and group_column != "group" else [])} & {*frame}:
-        raise KitError(f"{table} has a {taken.pop()} column already: drop it to make new ones.")
-    by, said = group_column, group_column or "none (--group-column, --audio)"
+    new_columns = ["fold"]
+    if audio and group_column != "group":
+        new_columns.append("group")
+    for column in new_columns:
+        if column in frame:
+            raise KitError(f"{table} has a {column} column already: drop it to make new ones.")
+
+    fold_column = group_column
+    details = group_column or "none (--group-column, --audio)"
     if audio:
-        names = frame["fname"]
-        twins = near_duplicates(compute_fingerprints(list(names), audio, threads, progress))
-        keys = group_keys(frame.assign(fname=group_keys(frame, group_column), group=twins), "group")
-        groups = names.groupby(keys)
-        frame["group"] = groups.transform("first").where(groups.transform("size") > 1, "")
-        copies = Counter(filter(None, twins))
-        by, said = "group", f"{len(copies)} groups of {copies.total()} near-duplicates"
-        if copies:
-            alike = names[np.array(twins) == next(iter(copies))]
-            said += f", the first: {', '.join(alike[:5])}"
-    frame["fold"] = make_folds(frame, n_folds, seed, by)
+        frame["group"], details = group_copies(frame, group_column, audio, threads, progress)
+        fold_column = "group"
+    frame["fold"] = make_folds(frame, n_folds, seed, fold_column)
     write_text(Path(out), frame.to_csv(index=False, lineterminator="\n"))
     counts = ", ".join(map(str, frame["fold"].value_counts().sort_index()))
-    return f"{out}: {len(frame)} clips in folds of {counts}, groups kept together: {said}"
+    return f"{out}: {len(frame)} clips in folds of {counts}, groups kept together: {details}"
+
+
+def group_copies(
+    frame: Any, group_column: str | None, audio: str, threads: int | None, progress: bool
+) -> tuple[Any, str]:
+    """Return the column `group` of a table, and a sentence on the near-duplicates that were found.
+
+    A clip's group is the name of the first clip that copies or `group_column` link to it; empty for a lone clip.
+    """
+    names = frame["fname"]
+    copies = near_duplicates(compute_fingerprints(list(names), audio, threads, progress))
+    by_column = frame.assign(fname=group_keys(frame, group_column), group=copies)
+    groups = names.groupby(group_keys(by_column, "group"))
+    column = groups.transform("first").where(groups.transform("size") > 1, "")
+
+    sizes = Counter(copy for copy in copies if copy)
+    details = f"{len(sizes)} groups of {sizes.total()} near-duplicates"
+    if sizes:
+        first = next(iter(sizes))
+        members = names[np.array(copies) == first]
+        details += f", the first: {', '.join(members[:5])}"
+    return column, details
 
 
 COMMANDS = {
     "demo": Command(
-        run_demo, "the whole job on toy clips: training, relabelling, a submission, a report",
-        (find_data, fitting_checkpoints),
+        run_demo,
+        "make toy data, train on it, and submit: the whole kit in about a minute",
+        group="Start here",
+        also=(find_data, fitting_checkpoints),
     ),
-    "recipes": Command(list_recipes, "the named recipes with their sources; `recipes NAME` prints every setting"),
-    "parts": Command(list_parts, "what systems are made of: families, heads, losses, metrics, blends"),
-    "folds": Command(add_folds, "a table with a multilabel-stratified fold column, groups kept together"),
-    "train": Command(train_by_name, "a run with a checkpoint per fold, by a recipe's name", (train_run, find_recipe)),
-    "relabel": Command(relabel, "new labels for a table, by models that held its clips out"),
-    "stack": Command(stack, "a second-level model on several runs, to submit by itself"),
-    "oof": Command(predict_oof, "out-of-fold predictions and scores of a run"),
-    "show": Command(show, "runs side by side, or a submission; --out report.html: pictures"),
-    "augment": Command(draw_contact_sheet, "a picture of a clip under every augmentation"),
-    "probe": Command(probe, "what a run's taggers hear: their loss without coordinate, bands or time"),
+    "doctor": Command(
+        run_doctor,
+        "check this machine, and whether checkpoints are usable and fit a deadline",
+        group="Start here",
+    ),
+    "recipes": Command(
+        list_recipes,
+        "list the recipes; `recipes NAME` explains every setting of one",
+        group="Start here",
+    ),
+    "folds": Command(
+        add_folds,
+        "add a fold column to a table; near-duplicates share a fold",
+        group="Train",
+    ),
+    "train": Command(
+        train_by_name,
+        "train a recipe: one checkpoint per fold, and out-of-fold predictions",
+        group="Train",
+        also=(train_run, find_recipe),
+    ),
+    "oof": Command(
+        predict_oof,
+        "predict each fold's held-out clips again, and score them",
+        group="Train",
+    ),
+    "relabel": Command(
+        relabel,
+        "make pseudo-labels for a table with models that did not train on its clips",
+        group="Train",
+    ),
+    "stack": Command(
+        stack,
+        "train a second-level model on the predictions of several runs",
+        group="Train",
+    ),
+    "show": Command(
+        show,
+        "compare runs, or look at a submission; --out report.html adds plots",
+        group="Look",
+    ),
+    "augment": Command(
+        draw_contact_sheet,
+        "plot a clip under every augmentation",
+        group="Look",
+    ),
+    "probe": Command(
+        probe,
+        "measure how scores fall when frequency bands or stretches of time are masked",
+        group="Look",
+    ),
     "submit": Command(
-        submit, "checkpoints and a folder of audio to a valid CSV, before the deadline",
-        (predict_clips, wrap_network, save_tagger, load_tagger),
+        submit,
+        "predict a folder of audio and write a valid CSV before the deadline",
+        group="Submit",
+        also=(predict_clips, wrap_network, save_tagger, load_tagger, evaluate_step),
     ),
-    "doctor": Command(run_doctor, "what is here: versions, devices that compute, memory, and what checkpoints hold"),
-}  # fmt: skip
+}

@@ -1,5 +1,6 @@
-"""Find a competition's data, or make toy data."""
+"""Find a competition's data where Kaggle attaches them, or make toy data of the same form."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,19 @@ from kit.labels.table import class_names, classes_of_template, read_clip_table
 from kit.models.checkpoint import read_checkpoint
 from kit.toydata import make_toy_set, make_toy_soundscapes, write_zeros
 
-INPUTS = Path("/kaggle/input")
+KAGGLE_INPUT = Path("/kaggle/input")
+# The file that shows that a folder holds data of a kind.
 MARKS = {"clips": "train_curated.csv", "boxes": "train_tp.csv"}
-NOT_STUDENTS = {"rounds", "strict", "state"}
+TEACHER_FOLDERS = {"rounds", "strict", "state"}
+AUDIO_FOLDERS = {"train", "test", "audio", "train_audio", "train_curated", "train_noisy", "train_soundscapes"}
 
 
 @dataclass(frozen=True)
 class CompetitionData:
-    """What self_train and submit take, and the test's `truth` where it is known.
+    """The paths that self_train and submit need, and the `truth` of the test where it is available.
 
-    Clips have a `table` whose `source` is curated or noisy, and `curated`, the table without noisy ones; soundscapes
-    have `boxes`, of true and of false ones.
+    Data of clips have a `table`, whose column `source` is curated or noisy, and `curated`, the table without the
+    noisy clips. Data of boxes have two files of `boxes`, true and false ones.
     """
 
     name: str
@@ -35,83 +38,143 @@ class CompetitionData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Those of the template."""
+        """The classes of the template."""
         return classes_of_template(self.template)
 
     def __str__(self) -> str:
-        tables = filter(None, (self.table, *(self.boxes or ())))
-        rows = [f"{len(path.read_text('utf-8').splitlines()) - 1:,} rows in {path.name}" for path in tables]
-        told = ", ".join([*rows, f"{len(self.classes)} classes"])
-        return f"{self.name}: {told}; audio in {self.audio}, test in {self.test}"
+        tables = [self.table] if self.table else []
+        details = []
+        for path in [*tables, *(self.boxes or ())]:
+            rows = len(path.read_text("utf-8").splitlines()) - 1
+            details.append(f"{rows:,} rows in {path.name}")
+        details.append(f"{len(self.classes)} classes")
+        return f"{self.name}: {', '.join(details)}; audio in {self.audio}, test in {self.test}"
 
     __repr__ = __str__
 
 
-def find_data(kind: str, room: str | Path, toy: int = 0, inputs: str | Path = INPUTS) -> CompetitionData:
-    """A competition's data as Kaggle attaches them; else, for clips, ESC-10 in shared/data/esc10 of a folder above the
-    room; else toy data, made in the room. Tables are written to the room.
+def find_data(
+    kind: str,
+    out: str | Path,
+    toy: int = 0,
+    inputs: str | Path | Iterable[str | Path] = KAGGLE_INPUT,
+) -> CompetitionData:
+    """Find a competition's data, or for clips else ESC-10; where there are none, make toy data in `out`.
+
+    Tables that training needs are written to `out`. A folder with labels.csv and audio/ counts as ESC-10.
 
     Options:
-        kind: clips, as Freesound Audio Tagging 2019 has them, or boxes, as RFCX Species Audio Detection
-        room: the folder to write to
-        toy: make so many training clips or recordings, whatever there is
-        inputs: the folder where data are attached
+        kind: clips, as in Freesound Audio Tagging 2019, or boxes, as in RFCX Species Audio Detection
+        out: the folder to write to
+        toy: make this many toy clips or recordings for training, whatever data there are
+        inputs: folders where data are searched, down to two levels below; by default Kaggle's input
     """
-    mark, home, n = choose("kind of data", kind, MARKS), Path(room), toy or 120
-    marked = [path for depth in ("*", "*/*") for path in sorted(Path(inputs).glob(f"{depth}/{mark}"))]
-    real = [folder / "shared" / "data" / "esc10" for folder in home.resolve().parents]
-    real = [folder for folder in real if kind == "clips" and (folder / "labels.csv").is_file()]
-    if marked and not toy:
-        return read_layout(kind, marked[0].parent, home)
-    if real and not toy:
-        return split_esc10(real[0], home)
-    made = home / f"toy_{kind}_{n}"
+    mark = choose("kind of data", kind, MARKS)
+    out = Path(out)
+    if not toy:
+        places = [inputs] if isinstance(inputs, str | Path) else inputs
+        folders = data_folders([Path(place) for place in places])
+        for folder in folders:
+            if (folder / mark).is_file():
+                return read_layout(kind, folder, out)
+        for folder in folders:
+            if kind == "clips" and (folder / "labels.csv").is_file() and (folder / "audio").is_dir():
+                return split_esc10(folder, out)
+
+    clips = toy or 120
+    folder = out / f"toy_{kind}_{clips}"
     if kind == "boxes":
-        make_toy_soundscapes(made, n, n // 2)
+        make_toy_soundscapes(folder, clips, clips // 2)
     else:
-        make_toy_set(made, n, n // 2, noisy=n)
-    return read_layout(kind, made, home)
+        make_toy_set(folder, clips, clips // 2, noisy=clips)
+    return read_layout(kind, folder, out)
 
 
-def read_layout(kind: str, root: Path, room: Path) -> CompetitionData:
-    """The data of a folder that is laid out as Freesound 2019, as the toy set, or as RFCX."""
+def data_folders(places: Iterable[Path]) -> list[Path]:
+    """Return some folders and those in them, down to two levels, in a fixed order.
+
+    Kaggle mounts a competition at input/NAME or input/competitions/NAME. A deeper search would list every audio
+    file, which takes over a minute in a large competition.
+    """
+    folders = []
+    for place in places:
+        folders.append(place)
+        for pattern in ("*/", "*/*/"):
+            folders += sorted(place.glob(pattern))
+    return folders
+
+
+def read_layout(kind: str, root: Path, out: Path) -> CompetitionData:
+    """Return the data of a folder that is laid out as Freesound 2019, as RFCX, or as toy data."""
     import pandas
 
-    test, template, truth = root / "test", root / "sample_submission.csv", root / "test_truth.csv"
-    known = truth if truth.is_file() else None
+    truth = root / "test_truth.csv"
     if kind == "boxes":
-        boxes = root / "train_tp.csv", root / "train_fp.csv"
-        return CompetitionData(root.name, root / "train", test, template, boxes=boxes, truth=known)
-    folders = ("train", "noisy") if (root / "train.csv").is_file() else ("train_curated", "train_noisy")
-    parts = []
-    for source, folder in zip(("curated", "noisy"), folders, strict=True):
-        part = read_clip_table(root / f"{folder}.csv")
-        parts.append(part.assign(fname=f"{folder}/" + part["fname"], source=source))
-    table, curated = room / "train.csv", room / "curated.csv"
-    for path, frame in ((table, pandas.concat(parts).fillna("")), (curated, parts[0])):
-        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
-    return CompetitionData(root.name, root, test, template, table, curated, truth=known)
+        return CompetitionData(
+            name=root.name,
+            audio=root / "train",
+            test=root / "test",
+            template=root / "sample_submission.csv",
+            boxes=(root / "train_tp.csv", root / "train_fp.csv"),
+            truth=truth if truth.is_file() else None,
+        )
+    is_toy = (root / "train.csv").is_file()
+    curated_folder, noisy_folder = ("train", "noisy") if is_toy else ("train_curated", "train_noisy")
+    curated = read_clip_table(root / f"{curated_folder}.csv")
+    curated = curated.assign(fname=f"{curated_folder}/" + curated["fname"], source="curated")
+    noisy = read_clip_table(root / f"{noisy_folder}.csv")
+    noisy = noisy.assign(fname=f"{noisy_folder}/" + noisy["fname"], source="noisy")
+    both = pandas.concat([curated, noisy]).fillna("")
+    write_text(out / "train.csv", both.to_csv(index=False, lineterminator="\n"))
+    write_text(out / "curated.csv", curated.to_csv(index=False, lineterminator="\n"))
+    return CompetitionData(
+        name=root.name,
+        audio=root,
+        test=root / "test",
+        template=root / "sample_submission.csv",
+        table=out / "train.csv",
+        curated=out / "curated.csv",
+        truth=truth if truth.is_file() else None,
+    )
 
 
-def split_esc10(root: Path, room: Path) -> CompetitionData:
-    """ESC-10's folds 1 to 4 to learn from, none of them noisy, and fold 5 as the test."""
-    frame, table = read_clip_table(root / "labels.csv"), room / "train.csv"
-    test, template, truth = frame[frame["fold"] == 5], room / "sample_submission.csv", room / "test_truth.csv"
-    train = frame[frame["fold"] != 5].drop(columns="fold").assign(source="curated")
-    for path, part in ((table, train), (truth, test)):
-        write_text(path, part.to_csv(index=False, lineterminator="\n"))
-    write_zeros(room, [("fname",), *zip(test["fname"], strict=True)], class_names(frame["labels"]))
-    audio = root / "audio"
-    return CompetitionData("ESC-10", audio, audio, template, table, table, None, "source_id", truth)
+def split_esc10(root: Path, out: Path) -> CompetitionData:
+    """Return ESC-10 with folds 1 to 4 as training data, none of them noisy, and fold 5 as the test."""
+    frame = read_clip_table(root / "labels.csv")
+    is_test = frame["fold"] == 5
+    train = frame[~is_test].drop(columns="fold").assign(source="curated")
+    test = frame[is_test]
+    write_text(out / "train.csv", train.to_csv(index=False, lineterminator="\n"))
+    write_text(out / "test_truth.csv", test.to_csv(index=False, lineterminator="\n"))
+    write_zeros(out, "fname", test["fname"], class_names(frame["labels"]))
+    return CompetitionData(
+        name="ESC-10",
+        audio=root / "audio",
+        test=root / "audio",
+        template=out / "sample_submission.csv",
+        table=out / "train.csv",
+        curated=out / "train.csv",
+        group_column="source_id",
+        truth=out / "test_truth.csv",
+    )
 
 
 def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) -> list[Path]:
-    """The folds below some folders that know just these classes, without teachers of rounds and states of training.
+    """Return the folds' checkpoints below some folders whose classes are exactly these.
+
+    Teachers of earlier iterations and states of unfinished training are left out.
 
     Options:
-        classes: their names, in any order
+        classes: names of classes, in any order
         places: folders
     """
-    found = sorted({path for place in places for path in Path(place).rglob("fold_*.pt")})
-    students = [path for path in found if not NOT_STUDENTS & {*path.parts}]
-    return [path for path in students if {*read_checkpoint(path)[0].classes} == {*classes}]
+    wanted = set(classes)
+    found = set()
+    for place in places:
+        for folder, subfolders, names in os.walk(place):
+            # os.walk skips what is taken out of this list. Folders of audio may hold 100,000 files.
+            subfolders[:] = [name for name in subfolders if name not in TEACHER_FOLDERS | AUDIO_FOLDERS]
+            found |= {
+                Path(folder, name) for name in names if name.startswith("fold_") and name.endswith(".pt")
+            }
+    return [path for path in sorted(found) if set(read_checkpoint(path)[0].classes) == wanted]

@@ -1,4 +1,4 @@
-"""A machine and some checkpoints in, what can be done with them out."""
+"""`doctor`: check the machine and some checkpoints, and estimate whether a submission fits its deadline."""
 
 import contextlib
 import platform
@@ -19,85 +19,111 @@ from kit.infer.stack import ModelSpec, open_models
 from kit.models.checkpoint import find_checkpoints
 from kit.models.tagger import Tagger, TaggerCard
 
-PACKAGES = "torch torchaudio timm numpy pandas scikit-learn soundfile tqdm"
+PACKAGES = ("torch", "torchaudio", "timm", "numpy", "pandas", "scikit-learn", "soundfile", "tqdm")
 
 
 def run_doctor(
     checkpoints: Sequence[str] | None = None, audio: str | None = None, deadline: str | None = None
 ) -> str:
-    """What is here, what the checkpoints hold, and whether they fit the deadline on these files.
+    """Describe this machine and some checkpoints, and estimate whether they fit the deadline on a folder of audio.
 
     Options:
-        checkpoints: files or patterns of checkpoints to look into
-        audio: a folder of clips to submit
+        checkpoints: files or patterns of checkpoints to check
+        audio: the folder of clips to submit
         deadline: time limit like 55m
 
-    Errors: KitError, after all was printed, where a checkpoint cannot be used
+    Errors: KitError where a checkpoint cannot be used, after everything was printed
     """
-    source, here = source_file() or source_root() / "kit", Path.cwd()
-    lines = [
-        f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}",
-        "packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES.split()),
-        f"cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free",
-        f"paths: the kit is {source}; working in {here}, {shutil.disk_usage(here).free / 1e9:.0f} GB free there",
-    ]
-    lines += [
-        f"cuda:{i}: {torch.cuda.get_device_name(i)}, {device_problem(torch.device('cuda', i)) or 'computes'}"
-        for i in range(torch.cuda.device_count())
-    ] or ["cuda: none"]
-    paths, cards, bad = find_checkpoints(checkpoints) if checkpoints else [], [], 0
+    lines = describe_machine()
+    paths = find_checkpoints(checkpoints) if checkpoints else []
+    cards: list[TaggerCard] = []
+    unusable = 0
     for path in paths:
         try:
-            models, made = open_models(path)
-            told = [f"{model.name}: {describe_model(model)}" for model in models]
-            if made:
-                lines.append(f"{path}: a stack, {made.card.kind}, oof lwlrap {made.card.oof_score}, of")
-            lines += told
-            cards += [model.card for model in models]
+            models, stack = open_models(path)
+            descriptions = [f"{model.name}: {describe_model(model)}" for model in models]
         except KitError as error:
-            bad += 1
+            unusable += 1
             lines.append(f"{path}: NOT USABLE: {error}")
+            continue
+        if stack:
+            score = stack.card.oof_score
+            lines.append(f"{path}: a stack, {stack.card.kind}, oof lwlrap {score}, of these models:")
+        lines += descriptions
+        cards += [model.card for model in models]
     if audio is not None:
         lines.append(describe_job(Path(audio), cards, deadline))
-    if bad:
+    if unusable:
         print(*lines, sep="\n", flush=True)
-        raise KitError(f"{bad} of {len(paths)} checkpoints cannot be used, as said above.")
+        raise KitError(f"{unusable} of {len(paths)} checkpoints cannot be used; the reasons are above.")
     return "\n".join(lines)
 
 
+def describe_machine() -> list[str]:
+    """Return lines on versions, packages, cores, memory, folders and GPUs."""
+    source = source_file() or source_root() / "kit"
+    folder = Path.cwd()
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    packages = ", ".join(f"{name} {package_version(name)}" for name in PACKAGES)
+    lines = [
+        f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}",
+        f"packages: {packages}",
+        f"cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free",
+        f"paths: the kit is {source}; the working folder is {folder}, with {free_gb:.0f} GB free",
+    ]
+    for i in range(torch.cuda.device_count()):
+        problem = device_problem(torch.device("cuda", i))
+        state = f"CANNOT COMPUTE: {problem}" if problem else "computes"
+        lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, {state}")
+    if not torch.cuda.device_count():
+        lines.append("cuda: none")
+    return lines
+
+
 def describe_job(audio: Path, cards: Sequence[TaggerCard], deadline: str | None) -> str:
-    """How much there is to hear, and how long it should take."""
+    """Return a line on how much audio there is, and how long the networks should need for it."""
     files = list_audio(audio)
-    seconds = sum(header_duration_s(path) or 0.0 for path in files)
-    line = f"{audio}: {len(files)} audio files, {seconds:.0f} s"
+    audio_s = sum(header_duration_s(path) or 0.0 for path in files)
+    line = f"{audio}: {len(files)} audio files, {audio_s:.0f} s"
     device = pick_device()[0].type
-    if not cards or any(card.cost is None or card.cost_device != device for card in cards):
-        return f"{line}; no cost was measured on {device}: its time is not known"
-    needed = sum(card.cost or 0.0 for card in cards) * seconds
-    line += f"; the networks should need {needed:.0f} s on a {device} like that of training"
+    is_measured = [card.cost is not None and card.cost_device == device for card in cards]
+    if not cards or not all(is_measured):
+        return f"{line}; the time cannot be estimated, as no checkpoint's speed was measured on {device}"
+    needed_s = audio_s * sum(card.cost or 0.0 for card in cards)
+    line += (
+        f"; the networks should need {needed_s:.0f} s, if this {device} is as fast as that of the training"
+    )
     if deadline is None:
         return line
-    fits = "fits" if needed * 1.3 + 10 < parse_duration(deadline) else "DOES NOT FIT"
-    return f"{line}: {fits} into {deadline}, 30 % and 10 s spared"
+    # Decoding, start-up and slower neighbours take time too.
+    fits = needed_s * 1.3 + 10 < parse_duration(deadline)
+    return f"{line}: {'fits' if fits else 'DOES NOT FIT'} into {deadline}, with a margin of 30 % and 10 s"
 
 
 def package_version(name: str) -> str:
-    """A package's version."""
+    """Return the version of an installed package, or "missing"."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return "missing"
 
 
 def describe_model(model: ModelSpec) -> str:
-    """A line on a model. Errors: as load_tagger, but for networks of one's own"""
-    card, family = model.card, str(model.card.network.get("family"))
+    """Return a line on a model, and build its network once to see whether its tensors fit.
+
+    A custom network is not built, as only its user has the code.
+    Errors: as load_tagger
+    """
+    card = model.card
+    family = str(card.network.get("family"))
     if not family.startswith("custom:"):
         model.build()
     tensors = {} if isinstance(model.holds, Tagger) else model.holds["tensors"]
-    millions = sum(t.numel() for t in tensors.values()) / 1e6
+    millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
     score = "no oof score" if card.oof_score is None else f"oof lwlrap {card.oof_score:.4f}"
-    kind = f"{card.output} scores{', calibrated' * bool(card.calibration)}"
+    scores = f"{card.output} scores"
+    if card.calibration:
+        scores += ", calibrated"
     return (
-        f"{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {kind}, "
-        f"listens in mode {card.inference.mode} at {card.frontend.sample_rate} Hz"
+        f"{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, "
+        f"inference mode {card.inference.mode} at {card.frontend.sample_rate} Hz"
     )

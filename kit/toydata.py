@@ -1,7 +1,7 @@
-"""A seed in, small sets of synthetic clips or soundscapes with their tables out."""
+"""Make small sets of synthetic clips or soundscapes, with their tables, from a seed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,27 @@ from kit.core.files import write_rows
 from kit.labels.table import class_names, read_clip_table, split_labels
 
 TOY_RATE = 22050
+TOY_CLASSES = ("chirp_down", "chirp_up", "clicks", "hiss", "pulses", "rumble", "tone", "warble")
+# The toy species of soundscapes: one sound and the lowest frequency of its band, in hertz, for each. Two species
+# share each sound, and the false boxes put a sound into another species' band. So a model needs both.
+TOY_SONGS = ("pulses", "warble", "tone", "pulses", "warble", "tone")
+TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
+BOX_HEADER = ("recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max")
 
 
 def toy_event(
     kind: str, n: int, rng: np.random.Generator, low_hz: float = 400.0, high_hz: float = 3000.0
 ) -> np.ndarray:
-    """A sound event of n samples, at most 1 in magnitude."""
+    """Return a sound of n samples, at most 1 in magnitude, with a pitch between two frequencies.
+
+    Shape: -> (n,)
+    """
     t = np.arange(n) / TOY_RATE
     hz = float(np.exp(rng.uniform(math.log(low_hz), math.log(high_hz))))
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
     carrier = np.sin(2 * np.pi * hz * t)
     gates = (t * rng.uniform(6, 10)) % 1.0
+    # All kinds are made, whichever is asked for, so that the random draws after this do not depend on the kind.
     sounds = {
         "tone": carrier,
         "chirp_up": np.sin(2 * np.pi * sweep),
@@ -32,75 +42,94 @@ def toy_event(
         "pulses": carrier * (gates < 0.4),
         "rumble": np.convolve(rng.normal(0, 1.0, n), np.ones(64) / 16, mode="same"),
     }
-    wave = sounds[kind] * np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
+    fade = np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
+    wave = sounds[kind] * fade
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())))
 
 
-TOY_CLASSES = ("chirp_down", "chirp_up", "clicks", "hiss", "pulses", "rumble", "tone", "warble")
-# Species sing each song in two bands: neither song nor pitch alone tells them apart. Hertz: where a band begins.
-TOY_SONGS = ("pulses", "warble", "tone") * 2
-TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
-BOX_HEADER = ("recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max")
-
-
 def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.ndarray:
-    """A clip with its events somewhere in it, over faint noise."""
+    """Return a clip with one sound for each label at a random time, over faint noise.
+
+    Shape: -> (T,)
+    """
     n = max(16, int(seconds * TOY_RATE))
     wave = rng.normal(0, 10 ** rng.uniform(-3.0, -2.0), n)
     for label in labels:
         length = min(n, int(TOY_RATE * rng.uniform(0.25, 2.0)))
         start = int(rng.integers(0, n - length + 1))
-        wave[start : start + length] += toy_event(label, length, rng) * 10 ** rng.uniform(-1.0, -0.3)
+        event = toy_event(label, length, rng)
+        wave[start : start + length] += event * 10 ** rng.uniform(-1.0, -0.3)
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())), np.float32)
 
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
-    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; with `noisy`, noisy/ too, labelled badly.
+    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; with `noisy`, also noisy/ with wrong labels.
 
     Units: WAV, 22,050 Hz, 16 bit, mono
     """
+    rng = np.random.default_rng(seed)
+    train_rows = write_toy_clips(folder, "train", clips, rng)
+    test_rows = write_toy_clips(folder, "test", test, rng)
+    write_rows(folder / "train.csv", train_rows)
+    write_rows(folder / "test_truth.csv", test_rows)
+    write_zeros(folder, "fname", [name for name, _ in test_rows[1:]], TOY_CLASSES)
+    if noisy:
+        write_rows(folder / "noisy.csv", write_toy_clips(folder, "noisy", noisy, rng))
+        spoiled = spoil_labels(read_clip_table(folder / "noisy.csv"), seed=seed)
+        write_rows(folder / "noisy.csv", [[*spoiled], *spoiled.itertuples(index=False)])
+
+
+def write_toy_clips(folder: Path, part: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Write clips to a subfolder, and return the rows of their table, the header first."""
     import soundfile
 
-    rng = np.random.default_rng(seed)
-    parts = {"train": (clips, "train.csv"), "test": (test, "test_truth.csv"), "noisy": (noisy, "noisy.csv")}
-    for part, (count, table) in parts.items() if noisy else [*parts.items()][:2]:
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        rows = [("fname", "labels")]
-        for i in range(count):
-            seconds = float(np.clip(np.exp(rng.normal(math.log(3.0), 0.9)), 0.3, 30.0))
-            labels = sorted(rng.choice(TOY_CLASSES, size=int(rng.integers(1, 4)), replace=False).tolist())
-            name = f"{part}_{i:04d}.wav"
-            soundfile.write(folder / part / name, toy_clip(seconds, labels, rng), TOY_RATE, subtype="PCM_16")
-            rows.append((name, ",".join(labels)))
-        write_rows(folder / table, rows)
-        if part == "test":
-            write_zeros(folder, rows, TOY_CLASSES)
-    if noisy:
-        spoilt = spoil_labels(read_clip_table(folder / "noisy.csv"), seed=seed)
-        write_rows(folder / "noisy.csv", [[*spoilt], *spoilt.itertuples(index=False)])
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    rows = [("fname", "labels")]
+    for i in range(count):
+        seconds = float(np.clip(np.exp(rng.normal(math.log(3.0), 0.9)), 0.3, 30.0))
+        n_labels = int(rng.integers(1, 4))
+        labels = sorted(rng.choice(TOY_CLASSES, size=n_labels, replace=False).tolist())
+        name = f"{part}_{i:04d}.wav"
+        soundfile.write(folder / part / name, toy_clip(seconds, labels, rng), TOY_RATE, subtype="PCM_16")
+        rows.append((name, ",".join(labels)))
+    return rows
 
 
-def write_zeros(folder: Path, rows: Sequence[tuple[str, ...]], classes: Sequence[str]) -> None:
-    """A sample submission for a table's rows, its header first."""
-    zeros = ((name, *"0" * len(classes)) for name, *_ in rows[1:])
-    write_rows(folder / "sample_submission.csv", [(rows[0][0], *classes), *zeros])
+def write_zeros(folder: Path, id_column: str, ids: Iterable[str], classes: Sequence[str]) -> None:
+    """Write sample_submission.csv with a zero for each id and class."""
+    rows = [(name, *["0"] * len(classes)) for name in ids]
+    write_rows(folder / "sample_submission.csv", [(id_column, *classes), *rows])
 
 
 def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
-    """A clip table in which a share of the rows has as many labels, all wrong; `true_labels` keeps what is true."""
-    rng, classes, labels = np.random.default_rng(seed), class_names(table["labels"]), []
-    for true in map(split_labels, table["labels"]):
-        others = [name for name in classes if name not in true]
-        wrong = rng.permutation(others)[: len(true)] if rng.random() < share else true
-        labels.append(",".join(sorted(map(str, wrong))))
+    """Return a clip table where a share of the rows has as many labels as before, but all of them wrong.
+
+    The column `true_labels` keeps the true ones.
+    """
+    rng = np.random.default_rng(seed)
+    classes = class_names(table["labels"])
+    labels = []
+    for text in table["labels"]:
+        true = split_labels(text)
+        names: Sequence[str] = true
+        if rng.random() < share:
+            others = [name for name in classes if name not in true]
+            names = rng.permutation(others)[: len(true)].tolist()
+        labels.append(",".join(sorted(names)))
     return table.assign(labels=labels, true_labels=table["labels"])
 
 
 def toy_recording(
     singers: Sequence[tuple[str, float]], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """8 s in which each sings its song once, from its lowest Hz on, over faint noise; when each did. Units: s"""
-    wave, spans = rng.normal(0, 0.01, 8 * TOY_RATE), []
+    """Return 8 s of faint noise in which each singer sings once, and the start and end of each song.
+
+    A singer is a sound and the lowest frequency of its band in hertz.
+    Shape: -> (T,)
+    Units: seconds
+    """
+    wave = rng.normal(0, 0.01, 8 * TOY_RATE)
+    spans = []
     for song, low_hz in singers:
         length = int(TOY_RATE * rng.uniform(0.5, 1.5))
         start = int(rng.integers(0, len(wave) - length))
@@ -111,32 +140,43 @@ def toy_recording(
 
 
 def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, seed: int = 0) -> None:
-    """Write recordings in RFCX's form, each with a true box of one of its 1 to 3 species, and two false ones.
+    """Write recordings and tables as RFCX has them: 1 to 3 species each, with one true box and two false ones.
 
-    A false box holds another song in the band of a species that the recording lacks.
+    A false box holds another species' sound in the band of a species that is not in the recording.
     Units: FLAC, 22,050 Hz, 16 bit, mono
     """
     import soundfile
 
     rng = np.random.default_rng(seed)
-    boxes: dict[str, list[tuple[Any, ...]]] = {"train_tp.csv": [BOX_HEADER], "train_fp.csv": [BOX_HEADER]}
-    truth: list[tuple[str, ...]] = [("fname", "labels")]
+    true_boxes: list[tuple[Any, ...]] = [BOX_HEADER]
+    false_boxes: list[tuple[Any, ...]] = [BOX_HEADER]
+    truth = [("fname", "labels")]
     for part, count in (("train", recordings), ("test", test)):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        for name in (f"{part}_{i:04d}" for i in range(count)):
+        for i in range(count):
+            name = f"{part}_{i:04d}"
             order = rng.permutation(len(TOY_SONGS)).tolist()
-            present, absent = order[: rng.integers(1, 4)], order[-2:]
-            singers = [(TOY_SONGS[one], TOY_LOW_HZ[one]) for one in present]
-            singers += [(TOY_SONGS[one - 1], TOY_LOW_HZ[one]) for one in absent]
+            present = order[: rng.integers(1, 4)]
+            absent = order[-2:]
+            singers = [(TOY_SONGS[species], TOY_LOW_HZ[species]) for species in present]
+            singers += [(TOY_SONGS[species - 1], TOY_LOW_HZ[species]) for species in absent]
             wave, spans = toy_recording(singers, rng)
             soundfile.write(folder / part / f"{name}.flac", wave.clip(-1, 1), TOY_RATE, subtype="PCM_16")
             if part == "test":
-                truth.append((name, ",".join(f"s{one}" for one in sorted(present))))
+                truth.append((name, ",".join(f"s{species}" for species in sorted(present))))
                 continue
-            for one, (begin, end) in zip((present[0], *absent), (spans[0], *spans[-2:]), strict=True):
-                low = TOY_LOW_HZ[one]
-                rows = boxes["train_tp.csv" if one in present else "train_fp.csv"]
-                rows.append((name, one, 1, begin, 0.9 * low, end, 1.3 * low))
-    for table, rows in (boxes | {"test_truth.csv": truth}).items():
-        write_rows(folder / table, rows)
-    write_zeros(folder, [("recording_id",), *truth[1:]], [f"s{one}" for one in range(len(TOY_SONGS))])
+            true_boxes.append(box_row(name, present[0], spans[0]))
+            for species, span in zip(absent, spans[-2:], strict=True):
+                false_boxes.append(box_row(name, species, span))
+    write_rows(folder / "train_tp.csv", true_boxes)
+    write_rows(folder / "train_fp.csv", false_boxes)
+    write_rows(folder / "test_truth.csv", truth)
+    classes = [f"s{species}" for species in range(len(TOY_SONGS))]
+    write_zeros(folder, "recording_id", [name for name, _ in truth[1:]], classes)
+
+
+def box_row(name: str, species: int, span: tuple[float, float]) -> tuple[Any, ...]:
+    """Return a box around a song in its species' band, as a row under BOX_HEADER."""
+    begin, end = span
+    low_hz = TOY_LOW_HZ[species]
+    return (name, species, 1, begin, 0.9 * low_hz, end, 1.3 * low_hz)

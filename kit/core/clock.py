@@ -1,4 +1,4 @@
-"""Durations, deadlines, stopwatches and progress bars."""
+"""Durations, deadlines, progress bars and stopwatches."""
 
 import contextlib
 import math
@@ -16,15 +16,21 @@ from kit.core.errors import KitError
 from kit.core.runtime import in_worker
 
 UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}"
 
 
 def parse_duration(text: str | float | int) -> float:
-    """Seconds from 3300, "3300", "55m", "1h30m" or "90s". Errors: KitError for anything else"""
-    spelled = str(text).strip().lower()
-    parts = re.findall(r"[\d.]+[hms]", spelled)
+    """Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds.
+
+    Errors: KitError for anything else
+    """
+    cleaned = str(text).strip().lower()
+    parts = re.findall(r"[\d.]+[hms]", cleaned)
     try:
-        only_parts = "".join(parts) == spelled
-        seconds = sum(float(part[:-1]) * UNIT_S[part[-1]] for part in parts) if only_parts else float(spelled)
+        if "".join(parts) == cleaned:
+            seconds = sum(float(part[:-1]) * UNIT_S[part[-1]] for part in parts)
+        else:
+            seconds = float(cleaned)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
@@ -33,47 +39,61 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    """When this process began, in Unix seconds; now, where nobody tells."""
-    age = 0.0
+    """Return when this process started, or now where the system does not say.
+
+    Units: Unix seconds
+    """
+    age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-        ticks = float(Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    return time.time() - max(age, 0.0)
+        # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
+        fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
+        start_s = float(fields[19]) / os.sysconf("SC_CLK_TCK")
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_s
+    return time.time() - max(age_s, 0.0)
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment by which work is done, or none. `now` is its clock. Units: Unix seconds"""
+    """The moment when work must be done, infinitely far away by default. `now` is the clock that it is read on.
+
+    Units: Unix seconds
+    """
 
     at: float = math.inf
     now: Callable[[], float] = time.time
 
     def left_s(self) -> float:
-        """Seconds until then; infinite without one, negative after it."""
+        """Return the seconds left: infinite without a deadline, negative after it."""
         return self.at - self.now()
 
 
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
-    """A deadline `duration` after `started_at`, the process's start unless given.
+    """Return the deadline `duration` after `started_at`, or after the start of this process.
 
-    Errors: KitError where `started_at` is no moment of these days, as in another clock's seconds
+    Errors: KitError where `started_at` is more than 60 days from now: it is not in Unix seconds then, but was
+    read on another clock, such as time.perf_counter()
     """
     start = process_start() if started_at is None else started_at
+    # Written as "not below", so that NaN is refused too.
     if not abs(time.time() - start) < 60 * 86400:
         raise KitError(f"started_at is in Unix seconds, like time.time(), got {start}.")
     return Deadline(start + parse_duration(duration))
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
-    """A tqdm bar: the notebook's kind in a notebook, else text. Units: `unit` per step of `total`"""
+    """Return a tqdm bar, as a widget in a notebook and as text elsewhere.
+
+    It shows the time that has passed, the time left, and the text that `set_postfix_str` sets.
+    Units: `total` in `unit`
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
     return tqdm(
         total=total,
         desc=task,
         unit=unit,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed} < {remaining}]",
+        bar_format=BAR_FORMAT,
         disable=not shown,
         mininterval=5.0 if in_worker() else 0.5,  # a notebook keeps every line that a worker prints
         dynamic_ncols=True,
@@ -81,14 +101,15 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
 
 
 def advance(bar: Any, amount: float) -> None:
-    """Move a bar on, not past its end: parts may add up to a hair more."""
+    """Move a bar forward, but not past its end: rounded amounts may add up to slightly more than the total."""
     bar.update(max(0.0, min(amount, bar.total - bar.n)))
 
 
 class Stopwatch:
-    """Seconds spent under each name, and the spans of them, which count from `began`, now unless given.
+    """Add up the seconds spent under each name, and record when, as spans counted from `began`.
 
-    What is measured within a fiftieth of all the time after a span makes it longer, so that spans stay few.
+    A span that starts soon after the last one of its name (within 2 % of all the time so far) extends it. This
+    keeps the number of spans small, however often something is measured.
     """
 
     def __init__(self, began: float | None = None) -> None:
@@ -98,7 +119,7 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a name."""
+        """Add the time of a `with` block to a name."""
         start = time.perf_counter() - self.began
         try:
             yield
@@ -106,6 +127,9 @@ class Stopwatch:
             end = time.perf_counter() - self.began
             self.seconds[name] = self.seconds.get(name, 0.0) + end - start
             spans = self.spans.setdefault(name, [])
-            near = spans and start - spans[-1][1] < end / 50
-            first, till = spans.pop() if near else (start, start)
-            spans.append((first, till + end - start))
+            if spans and start - spans[-1][1] < end / 50:
+                # Only the measured time is added, so that a name's spans add up to its seconds.
+                span_start, span_end = spans.pop()
+                spans.append((span_start, span_end + end - start))
+            else:
+                spans.append((start, end))

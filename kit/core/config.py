@@ -1,14 +1,19 @@
-"""Settings as frozen, checked dataclasses, to and from JSON and key=value texts."""
+"""Settings as frozen, checked dataclasses that convert to JSON and take `key=value` overrides."""
 
 import dataclasses
+import difflib
 import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Self
 
 from kit.core.errors import KitError, closest
+
+SETTINGS_HINT = "`recipes NAME` prints every setting of a recipe"
 
 
 def setting(
@@ -19,81 +24,153 @@ def setting(
     high: float | None = None,
     choices: tuple[Any, ...] = (),
 ) -> Any:
-    """A dataclass field with help, inclusive bounds and choices; a dict is copied."""
-    facts = {"help": help, "low": low, "high": high, "choices": choices}
+    """Return a dataclass field with a help text, inclusive bounds and valid choices.
+
+    Bounds and choices apply to each item of a tuple. A dict as default is copied for each instance.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
     if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=facts)
-    return field(default=default, metadata=facts)
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Base of all settings, checked at birth. Errors: KitError for a wrong type or a value out of bounds"""
+    """Base class of all settings. Values are converted and checked when an instance is created.
+
+    Errors: KitError for a wrong type, or a value out of bounds
+    """
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
             where = f"{type(self).__name__}.{item.name}"
             value = coerce(getattr(self, item.name), hints[item.name], where)
-            object.__setattr__(self, item.name, value)
             check_bounds(value, item.metadata, where)
+            # A frozen dataclass has no other way to store the converted value.
+            object.__setattr__(self, item.name, value)
         self.check()
 
     def check(self) -> None:
-        """Relations between settings; subclasses raise KitError here."""
+        """Check settings that depend on each other; subclasses raise KitError here."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, nested."""
+        """Return the settings as nested JSON types."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
     def digest_text(self) -> str:
-        """One line, equal for equal settings."""
+        """Return one line of text that is equal for equal settings."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Settings from JSON types. Errors: KitError for an unknown name or a wrong value"""
+        """Create settings from nested JSON types.
+
+        Errors: KitError for an unknown name or a wrong value
+        """
         hints = typing.get_type_hints(cls)
         for name in values:
             if name not in hints:
                 raise KitError(f"{cls.__name__} has no setting {name!r}: {closest(name, hints)}.")
         return cls(**values)
 
-    def override(self, assignments: list[str]) -> Self:
-        """A copy with `key=value` texts applied; keys may be dotted, values JSON or text."""
+    def override(self, assignments: Sequence[str]) -> Self:
+        """Return a copy with `key=value` texts applied, such as "frontend.n_mels=64".
+
+        A key names a nested setting with dots. A value is JSON, or else text.
+        Errors: KitError for an unknown key, with the most similar ones, or a wrong value
+        """
         values = self.to_dict()
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
+            key = key.strip()
             if not equals:
                 raise KitError(f"an override is key=value, got {assignment!r}, e.g. epochs=20.")
-            *outer, last = key.strip().split(".")
-            inner = values
-            for name in outer:
-                if not isinstance(inner.get(name), dict):
-                    raise KitError(f"no group of settings {name!r}: {closest(name, inner)}.")
-                inner = inner[name]
-            if last not in inner:
-                raise KitError(f"no setting {key!r}: {closest(last, inner)}.")
-            inner[last] = read_value(text)
+            *groups, last = key.split(".")
+            target = values
+            for group in groups:
+                if not isinstance(target.get(group), dict):
+                    raise KitError(unknown_setting(key, values, target))
+                target = target[group]
+            if last not in target:
+                raise KitError(unknown_setting(key, values, target))
+            target[last] = read_value(text.strip())
         return type(self).from_dict(values)
 
 
+def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
+    """Return an error message that names the settings most similar to `key`, or else those of its group."""
+    near = similar_settings(key, setting_names(values))
+    hint = f"did you mean {', '.join(near)}?" if near else f"the choices are: {', '.join(sorted(group))}."
+    return f"no setting {key!r}: {hint} {SETTINGS_HINT}."
+
+
+def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of nested settings, a group before its members."""
+    names = []
+    for name, value in values.items():
+        names.append(prefix + name)
+        if isinstance(value, dict):
+            names += setting_names(value, f"{prefix}{name}.")
+    return names
+
+
+def similar_settings(key: str, names: Sequence[str], n: int = 3) -> list[str]:
+    """Return up to n dotted names similar to `key`, the best first.
+
+    Names are compared by their last parts, since the group is what a user forgets or misspells: "n_mels" finds
+    "frontend.n_mels". A similar group only decides between similar last parts.
+    """
+    group, _, last = key.rpartition(".")
+    scores = {}
+    for name in names:
+        name_group, _, name_last = name.rpartition(".")
+        score = name_similarity(last, name_last)
+        if plain_name(name) == plain_name(key):  # "mixup_p" for "mixup.p"
+            score = 1.0
+        if score >= 0.7:
+            scores[name] = score + 0.1 * difflib.SequenceMatcher(None, group, name_group).ratio()
+    best = max(scores.values(), default=0.0)
+    near = [name for name, score in scores.items() if score > best - 0.2]
+    return sorted(near, key=lambda name: -scores[name])[:n]
+
+
+def name_similarity(first: str, second: str) -> float:
+    """Return how similar two names without dots are, from 0 to 1.
+
+    Names that start with the same words, such as "crop_length" and "crop_s", count as 0.9.
+    """
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(first.split("_"), second.split("_"), strict=False))
+    same_start = sum(len(word) for word, _ in equal) >= 2
+    spelling = difflib.SequenceMatcher(None, plain_name(first), plain_name(second)).ratio()
+    return max(spelling, 0.9 if same_start else 0.0)
+
+
+def plain_name(name: str) -> str:
+    """Return a name in lower case without dots and underscores."""
+    return name.lower().replace(".", "").replace("_", "")
+
+
 def read_value(text: str) -> Any:
-    """The JSON value, or None, True, False, that a text is, else the text."""
+    """Parse a text as JSON, or as Python's None, True or False; return any other text unchanged."""
+    python_words = {"None": "null", "True": "true", "False": "false"}
     try:
-        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
+        return json.loads(python_words.get(text, text))
     except json.JSONDecodeError:
         return text
 
 
-def check_bounds(value: Any, facts: typing.Mapping[str, Any], where: str) -> None:
-    """Raise KitError where a value, or an item, is out of bounds or no choice."""
-    low, high, choices = (facts.get(name) for name in ("low", "high", "choices"))
+def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> None:
+    """Raise KitError where a value, or an item of a tuple, is out of bounds, not a choice, or not finite."""
+    low = metadata.get("low")
+    high = metadata.get("high")
+    choices = metadata.get("choices")
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue
         if choices and item not in choices:
             raise KitError(f"{where} is {item!r}: {closest(str(item), map(str, choices))}.")
+        # Written as "not above", so that NaN fails too.
         if low is not None and not item >= low:
             wanted = f"at least {low}"
         elif high is not None and not item <= high:
@@ -102,16 +179,21 @@ def check_bounds(value: Any, facts: typing.Mapping[str, Any], where: str) -> Non
             wanted = "a finite number"
         else:
             continue
-        raise KitError(f"{where} must be {wanted}, got {item}: {facts.get('help')}.")
+        raise KitError(f"{where} must be {wanted}, got {item}: {metadata.get('help')}.")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """The value as annotated: lists and arrays to tuples, dicts to settings, ints to floats."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    """Convert a value to its annotation: lists and arrays to tuples, dicts to settings, integers to floats.
+
+    Errors: KitError for a value of another type
+    """
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
-        return coerce(value, next(a for a in arguments if a is not types.NoneType), where)
+        inner = next(kind for kind in arguments if kind is not types.NoneType)
+        return coerce(value, inner, where)
     if origin is tuple and hasattr(value, "tolist"):
         value = value.tolist()
     if origin is tuple and isinstance(value, list | tuple):
@@ -120,8 +202,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return hint.from_dict(value)
     if hint is float and type(value) is int:
         return float(value)
-    no_number = isinstance(value, bool) and hint in (int, float)
-    if hint is Any or (isinstance(value, origin or hint) and not no_number):
+    # In Python, True is an int. As a number in settings it is a mistake.
+    is_bool_for_number = isinstance(value, bool) and hint in (int, float)
+    if hint is Any or (isinstance(value, origin or hint) and not is_bool_for_number):
         return value
     wanted = {tuple: "a list", dict: "a table of names and values"}.get(origin) or hint.__name__
     raise KitError(f"{where} wants {wanted}, got {value!r} ({type(value).__name__}).")

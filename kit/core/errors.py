@@ -1,4 +1,4 @@
-"""The error that users see, with its cure."""
+"""The error that users see, and hints that name the right choice."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,18 @@ Value = TypeVar("Value")
 
 
 class KitError(Exception):
-    """What the caller can cure; the command line prints it as one line and exits with 2, a notebook shows one."""
+    """An error that the caller can cure; the message says how.
+
+    The command line prints it as one line and exits with code 2. A notebook shows one line, not a traceback.
+    """
 
     def _render_traceback_(self) -> list[str]:
+        # IPython calls this method, if there is one, to show an exception.
         return [f"KitError: {self}"]
 
 
 def closest(name: str, options: Iterable[str]) -> str:
-    """The valid names in a phrase for an error, the likely one first."""
+    """Return the valid names as a phrase for an error message, the most similar one first."""
     names = sorted(options)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -23,7 +27,10 @@ def closest(name: str, options: Iterable[str]) -> str:
 
 
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
-    """The option called `name`. Errors: KitError that lists the right names"""
+    """Return the option called `name`.
+
+    Errors: KitError that lists the valid names
+    """
     if name not in options:
         raise KitError(f"unknown {what} {name!r}: {closest(name, options)}.")
     return options[name]

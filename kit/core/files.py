@@ -1,4 +1,4 @@
-"""Files that are always whole, digests, and CSV tables as text."""
+"""Write files that are always whole, hash them, and read CSV tables as text."""
 
 import contextlib
 import csv
@@ -17,72 +17,87 @@ from kit.core.errors import KitError, closest
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a part file beside `path`, rename it into place. Errors: KitError where it cannot"""
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+
+    A process that is killed at any moment leaves the old file or the new one, never a part of it.
+    Errors: KitError where the file cannot be written
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as handle:
             write(handle)
             handle.flush()
+            # Without fsync, a crash of the machine after the rename could leave an empty file.
             os.fsync(handle.fileno())
         os.replace(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        why = error.strerror or error
+        reason = error.strerror or error
         raise KitError(
-            f"cannot write {path}: {why}. Choose a folder you may write to, with space."
+            f"cannot write {path}: {reason}. Choose a folder on a disk with free space where you may write."
         ) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole; bytes of names that are no UTF-8 stay."""
-    write_whole(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
+    """Write text in UTF-8 as a whole file.
+
+    A file name that is not valid UTF-8 reaches Python with surrogate escapes; its bytes are written unchanged.
+    """
+    content = text.encode("utf-8", "surrogateescape")
+    write_whole(path, lambda handle: handle.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole."""
+    """Write indented JSON as a whole file."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def bytes_digest(content: bytes) -> str:
-    """The sha256 of some bytes in hexadecimal."""
+    """Return the SHA-256 of some bytes in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def text_digest(*texts: str) -> str:
-    """The sha256 of several texts, told apart by their lengths."""
+    """Return one SHA-256 for several texts.
+
+    Each text is preceded by its length, so ("ab", "c") and ("a", "bc") have different digests.
+    """
     joined = "".join(f"{len(text)}:{text}" for text in texts)
     return bytes_digest(joined.encode("utf-8", "surrogateescape"))
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A CSV as text: columns by their names, and the line that ends each row."""
+    """A CSV whose cells are text: columns by name, and the line number where each row ends."""
 
     path: str | Path
     columns: dict[str, list[Any]]
     lines: list[int]
 
     def at(self, row: int) -> str:
-        """A row's file and line."""
+        """Return a row's file and line, for error messages."""
         return f"{self.path}, line {self.lines[row]}"
 
     def check_names(self, column: str, once: bool = True) -> None:
-        """Raise KitError at a name that is empty or, if wanted `once`, stands above."""
-        first: dict[str, int] = {}
+        """Raise KitError at a name that is empty or, if `once`, that an earlier row has too."""
+        first_row: dict[str, int] = {}
         for row, name in enumerate(self.columns[column]):
             if not name.strip():
                 raise KitError(f"{self.at(row)}: {column} is empty: fill it in or remove the line.")
-            if first.setdefault(name, row) != row and once:
-                above = f"{name!r} stands on line {self.lines[first[name]]} already"
-                raise KitError(f"{self.at(row)}: {above}: give it one line (labels are joined by commas).")
+            earlier = first_row.setdefault(name, row)
+            if once and earlier != row:
+                raise KitError(
+                    f"{self.at(row)}: {name!r} stands on line {self.lines[earlier]} already: "
+                    "give it one line (labels are joined by commas)."
+                )
 
     def numbers(
         self,
@@ -91,37 +106,51 @@ class TextTable:
         fits: Callable[[Any], bool] = lambda value: 0 <= value < math.inf,
         kind: Callable[[str], Any] = float,
     ) -> list[Any]:
-        """A column as numbers of a kind. Errors: KitError at the first that does not fit, as 1_0, Python's ten"""
+        """Convert a column to numbers with `kind` and check each with `fits`.
+
+        Errors: KitError at the first cell that is not a number or does not fit; the message says what is `wanted`
+        """
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
-            with contextlib.suppress(ValueError):
-                values.append(kind(text))
-            if len(values) == row or not fits(values[row]) or "_" in text:
-                raise KitError(f"{self.at(row)}: {column} is {text!r}, wanted {wanted}.")
+            message = f"{self.at(row)}: {column} is {text!r}, wanted {wanted}."
+            # Python reads "1_0" as ten. In a table it is a typing error.
+            if "_" in text:
+                raise KitError(message)
+            try:
+                value = kind(text)
+            except ValueError:
+                raise KitError(message) from None
+            if not fits(value):
+                raise KitError(message)
+            values.append(value)
         return values
 
 
 def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False) -> TextTable:
-    """A CSV as text, with the columns `wanted`, without blank lines.
+    """Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
-    `exact` keeps blanks around the columns' names, and bytes that are no UTF-8 as write_text writes them.
-    Errors: KitError for what is no CSV in UTF-8, a column missing or named twice, a row of another width
+    With `exact`, column names keep their spaces, and bytes that are not UTF-8 stay as surrogate escapes, which
+    write_text turns back into the same bytes. A template's ids and class names need this.
+    Errors: KitError where the file is not a CSV in UTF-8, a column is missing or named twice, or a row has too
+    few or too many cells
     """
     if not isinstance(path, str | Path):
-        raise KitError(
-            f"a table is the path of a CSV, got a {type(path).__name__}: write it with to_csv first."
-        )
-    errors = "surrogateescape" if exact else "strict"
+        kind = type(path).__name__
+        raise KitError(f"a table is the path of a CSV, got a {kind}: write it with to_csv first.")
     try:
-        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
+        with open(
+            path, encoding="utf-8-sig", errors="surrogateescape" if exact else "strict", newline=""
+        ) as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]
+        # These are the first bytes of UTF-16, as surrogate escapes show them.
         if rows and rows[0][1][0].startswith(("\udcff", "\udcfe")):
             raise UnicodeError("it is in UTF-16")
     except (OSError, UnicodeError, csv.Error) as error:
         raise KitError(f"cannot read {path}: {error}. It must be a CSV in UTF-8.") from error
     if not rows:
         raise KitError(f"{path} has no header: its first line must name the columns.")
+
     (_, header), *body = rows
     names = header if exact else [name.strip() for name in header]
     name, count = Counter(names).most_common(1)[0]
@@ -132,14 +161,16 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
             raise KitError(f"{path} has no column {name!r}: {closest(name, names)}.")
     for line, row in body:
         if len(row) != len(names):
-            told = f"{len(row)} fields under {len(names)} columns"
-            raise KitError(f"{path}, line {line}: {told}: a field with commas must be quoted.")
+            raise KitError(
+                f"{path}, line {line}: {len(row)} fields under {len(names)} columns: "
+                "a field with commas must be quoted."
+            )
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(names)}
     return TextTable(path, columns, [line for line, _ in body])
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows as a CSV with LF line ends, whole."""
+    """Write rows as a whole CSV file with LF line ends."""
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerows(rows)
     write_text(path, out.getvalue())

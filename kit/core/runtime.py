@@ -1,4 +1,4 @@
-"""The kit's version, the device that computes, and the settings of the process."""
+"""The kit's version, the device that computes, and settings of the process."""
 
 import contextlib
 import ctypes
@@ -13,25 +13,26 @@ from kit.core.errors import KitError
 
 VERSION = "0.1.0"
 
-
+# Set to "1" in the environment of a child process that a supervisor may stop.
 WORKER_MARK = "AUDIOTAG_KIT_WORKER"
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def device_problem(device: torch.device) -> str | None:
-    """Why `device` cannot compute, by trying; None where it can."""
+    """Return why `device` cannot compute, found by a small product of matrices, or None where it can."""
     try:
-        probe = torch.ones(8, 8, device=device)
-        total = float((probe @ probe).sum())
-        return None if total == 512 else f"a product gave {total}, not 512"
+        ones = torch.ones(8, 8, device=device)
+        total = float((ones @ ones).sum())
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().splitlines()[0]
+    return None if total == 512 else f"a product gave {total}, not 512"
 
 
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
-    """The device to use, and a remark on it.
+    """Return the device to use, and a note for the user where it is not the first choice.
 
-    Without a wish: the first GPU that computes (a listed P100 does not, under today's torch), else the CPU.
+    Without a wanted device it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU,
+    but today's torch has no kernels for it, so the first operation fails. Trying is the only test.
     Errors: KitError where the wanted device cannot compute
     """
     if wanted is not None:
@@ -39,22 +40,27 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
             device = torch.device(wanted)
         except RuntimeError as error:
             raise KitError(f"no device is called {wanted!r}: try cpu, cuda:0 or mps.") from error
-        if problem := device_problem(device):
+        problem = device_problem(device)
+        if problem:
             raise KitError(f"the device {wanted!r} cannot compute ({problem}): use cpu.")
         return device, None
+
     candidates = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    candidates += [torch.device("mps")] if torch.backends.mps.is_available() else []
+    if torch.backends.mps.is_available():
+        candidates.append(torch.device("mps"))
     problems: list[str] = []
     for device in candidates:
-        if (problem := device_problem(device)) is None:
+        problem = device_problem(device)
+        if problem is None:
             return device, "; ".join(problems) or None
         problems.append(f"{device} is listed but cannot compute ({problem})")
-    return torch.device("cpu"), "; ".join([*problems, "using the CPU"]) if problems else None
+    note = "; ".join([*problems, "using the CPU"]) if problems else None
+    return torch.device("cpu"), note
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a job computes: its device, its decoding threads, and whether it shows progress bars."""
+    """Where and how a job computes: its device, its number of decoding threads, whether it shows progress bars."""
 
     device: torch.device
     threads: int
@@ -67,58 +73,76 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
     Errors: KitError where the wanted device cannot compute
     """
     tune_process()
-    chosen, remark = pick_device(device)
-    if remark:
-        print(f"note: {remark}", flush=True)
+    chosen, note = pick_device(device)
+    if note:
+        print(f"note: {note}", flush=True)
     return Runtime(chosen, threads or cpu_count(), progress)
 
 
 def tune_process() -> None:
-    """Set this process for offline work on many clip lengths.
-
-    oneDNN keeps a primitive for every length, glibc, where there is one, large blocks (else page faults cost three
-    forward passes).
-    """
+    """Set up this process for offline work on clips of many lengths. The user's own environment variables stay."""
+    # Without these, a look-up on a model hub hangs 46 s before it fails, as Kaggle has no network at submission.
     for switch in OFFLINE_SWITCHES:
         os.environ.setdefault(switch, "1")
+
+    # oneDNN compiles a primitive for each convolution and length and caches 1,024 of them. With more lengths it
+    # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity. It is read at
+    # the first convolution.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
+
+    # glibc returns large freed blocks to the kernel. Each new tensor then costs page faults, and batches above
+    # 4,000 frames are 1.5 to 3 times slower. These settings of mallopt (numbers from malloc.h) make glibc keep the
+    # blocks; peak memory changes by less than 2 %. Other systems have no libc.so.6 and need no cure.
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20)):
-            mallopt(parameter, value)
+        m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_top_pad, 64 * 2**20)
 
 
 def full_float32() -> contextlib.AbstractContextManager[None]:
-    """A context in which cuDNN convolves float32 without TF32; other flags stay."""
-    now = torch.backends.cudnn
-    return now.flags(
-        enabled=now.enabled, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False
+    """Return a context in which cuDNN convolves float32 without TF32; its other flags stay."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
     )
 
 
 def in_notebook() -> bool:
-    """True under IPython, where the process must live on."""
-    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)() is not None
+    """Return whether this is IPython, whose process must not be ended."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython, "get_ipython"):
+        return False
+    return ipython.get_ipython() is not None
 
 
 def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_memory_bytes() -> int:
-    """Memory left to kernel and container; 4 GiB where nobody tells."""
-    free, group = 4 * 2**30, Path("/sys/fs/cgroup")
+    """Return the memory that is free for the system and for this container, or 4 GiB where neither says."""
+    free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
-        free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        text = Path("/proc/meminfo").read_text()
+        free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError, IndexError):
-        limit, used = (int((group / f"memory.{what}").read_text()) for what in ("max", "current"))
-        cache = int((group / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
-        free = min(free, limit - used + cache)
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        # Cached files count as used, but the kernel drops them when memory is needed.
+        cached = int((group / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
+        free = min(free, limit - used + cached)
     return max(0, free)
 
 
 def in_worker() -> bool:
-    """True in the child of a supervisor."""
+    """Return whether this process is the child of a supervisor."""
     return os.environ.get(WORKER_MARK) == "1"

@@ -1,4 +1,8 @@
-"""A child process that runs this kit's command line and can be stopped on time."""
+"""Run this kit's command line in a child process, and stop it on time.
+
+Only a process can be stopped whatever its code does. A thread or a signal handler waits for the interpreter, and code
+in C that holds the interpreter lock never lets it run.
+"""
 
 import codecs
 import contextlib
@@ -20,13 +24,15 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.runtime import WORKER_MARK
 
+# A worker prints this before the text of its error, and its supervisor raises the error.
 ERROR_MARK = "\x1e"
 
 
 def source_file() -> Path | None:
-    """The single file that this code runs from; None for the package kit/.
+    """Return the single file that this code runs from, or None for the package kit/.
 
-    Pasted code is read back from the notebook's line cache and written to a new file.
+    Code that was pasted into a notebook is in no file. Its text is read from Python's line cache, where IPython
+    stores it for tracebacks, and written to a new file.
     """
     name = source_file.__code__.co_filename
     if source_file.__module__.startswith("kit."):
@@ -42,64 +48,90 @@ def source_file() -> Path | None:
 
 
 def source_root() -> Path:
-    """The folder that holds the package kit/."""
+    """Return the folder that holds the package kit/."""
     return Path(source_file.__code__.co_filename).resolve().parents[2]
 
 
 def self_command() -> tuple[list[str], dict[str, str]]:
-    """Python's words and environment that run this kit's command line."""
-    if source := source_file():
+    """Return Python's arguments and the environment variables that run this kit's command line."""
+    source = source_file()
+    if source:
         return [str(source)], {}
-    paths = [str(source_root()), os.environ.get("PYTHONPATH")]
-    return ["-m", "kit"], {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    paths = [str(source_root())]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
+    return ["-m", "kit"], {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as command-line words: --name=value, once per item of a list."""
-    words = []
+    """Convert options to command-line arguments: --name=value, repeated for each item of a list.
+
+    None and False give no argument; True gives --name alone.
+    """
+    arguments = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
-        for item in value if isinstance(value, Iterable) and not isinstance(value, str) else [value]:
-            if item is not None and item is not False:
-                words.append(flag if item is True else f"{flag}={item}")
-    return words
+        is_list = isinstance(value, Iterable) and not isinstance(value, str)
+        for item in value if is_list else [value]:
+            if item is None or item is False:
+                continue
+            arguments.append(flag if item is True else f"{flag}={item}")
+    return arguments
 
 
 def end_with_parent() -> None:
-    """In a worker: end this process when its supervisor died."""
+    """In a worker: end this process as soon as its supervisor ends, even if that was killed.
 
-    def wait() -> None:
+    The supervisor holds the other end of stdin, which the system closes with the supervisor's process.
+    """
+
+    def wait_for_end() -> None:
         with contextlib.suppress(OSError, ValueError):
             while os.read(0, 1024):
                 pass
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 def exit_after(seconds: float) -> Callable[[], object]:
-    """End this process with code 0 after so long, whatever code does.
+    """End this process with exit code 0 after so many seconds, and return a function that cancels this.
 
-    Returns what calls it off. Without glibc nothing is armed.
+    Python's own timers do not fire while a network of the user's holds the interpreter lock, in C code that hangs.
+    So this is a timer of the C library, which calls `_exit` in a thread of its own and needs no Python.
+    Without glibc there is no timer, and the process is not ended.
     """
+
+    def cannot_cancel() -> None:
+        pass
+
     try:
         libc = ctypes.CDLL("libc.so.6")
-        create, arm, delete, leave = libc.timer_create, libc.timer_settime, libc.timer_delete, libc._exit
+        timer_create = libc.timer_create
+        timer_settime = libc.timer_settime
+        timer_delete = libc.timer_delete
+        exit_now = libc._exit
     except (OSError, AttributeError):
-        return lambda: None
-    monotonic, in_a_thread, timer = 1, 2, ctypes.c_void_p()
-    address = ctypes.cast(leave, ctypes.c_void_p).value
-    sigevent = ctypes.create_string_buffer(struct.pack("PiiPP", 0, 0, in_a_thread, address, 0), 64)
-    span = (ctypes.c_long * 4)(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))
-    if create(monotonic, sigevent, ctypes.byref(timer)) or arm(timer, 0, span, None):
-        return lambda: None
-    return lambda: delete(timer)
+        return cannot_cancel
+    clock_monotonic, sigev_thread = 1, 2  # constants of time.h and signal.h
+    # struct sigevent in 64 bytes: value (the exit code that _exit gets), signal number, kind, function, attributes
+    function = ctypes.cast(exit_now, ctypes.c_void_p).value
+    fields = struct.pack("PiiPP", 0, 0, sigev_thread, function, 0)
+    event = ctypes.create_string_buffer(fields, 64)
+    # struct itimerspec: no repetition, then seconds and nanoseconds; all zero would disarm the timer
+    whole_s = int(seconds)
+    nanoseconds = max(1, int(seconds % 1 * 1e9))
+    span = (ctypes.c_long * 4)(0, 0, whole_s, nanoseconds)
+    timer = ctypes.c_void_p()
+    if timer_create(clock_monotonic, event, ctypes.byref(timer)) or timer_settime(timer, 0, span, None):
+        return cannot_cancel
+    return lambda: timer_delete(timer)
 
 
 def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], object]) -> int | None:
-    """Run this kit's command line in a child; its exit code, None when killed at `stop_by`.
+    """Run this kit's command line in a child process; return its exit code, or None if it was killed at `stop_by`.
 
-    What it prints goes to `echo` as it comes. Only a child can be stopped on time whatever its code does.
+    Text that the child prints goes to `echo` as it comes.
     """
     command, environment = self_command()
     child = subprocess.Popen(
@@ -107,28 +139,45 @@ def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], ob
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **environment, WORKER_MARK: "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        env={
+            **os.environ,
+            **environment,
+            WORKER_MARK: "1",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+        },
         start_new_session=True,
     )
-    said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    assert child.stdout is not None
+    pipe = child.stdout.fileno()
+    printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
-    def pump() -> None:
-        text = codecs.getincrementaldecoder("utf-8")("replace")
-        while chunk := os.read(child.stdout.fileno(), 65536):  # type: ignore[union-attr]
-            said.put(text.decode(chunk))
-        said.put(None)
+    def read_pipe() -> None:
+        # A read may end inside a character of several bytes; the decoder keeps its first bytes for the next read.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while chunk := os.read(pipe, 65536):
+            printed.put(decoder.decode(chunk))
+        printed.put(None)
 
-    threading.Thread(target=pump, daemon=True).start()
+    threading.Thread(target=read_pipe, daemon=True).start()
     try:
-        while (left := stop_by.left_s()) > 0:
-            with contextlib.suppress(queue.Empty):
-                if (heard := said.get(timeout=min(0.2, left))) is None:
-                    return child.wait(timeout=max(0.1, min(stop_by.left_s(), 3600.0)))
-                echo(heard)
-        return None
+        while True:
+            left_s = stop_by.left_s()
+            if left_s <= 0:
+                return None
+            try:
+                text = printed.get(timeout=min(0.2, left_s))
+            except queue.Empty:
+                continue
+            if text is None:
+                return child.wait(timeout=max(0.1, min(stop_by.left_s(), 3600.0)))
+            echo(text)
     except subprocess.TimeoutExpired:
         return None
     finally:
+        # The whole group, as the child may have started processes of its own.
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
+            if hasattr(os, "killpg"):
+                os.killpg(child.pid, signal.SIGKILL)
+            else:
+                child.kill()
             child.wait(timeout=0.2)

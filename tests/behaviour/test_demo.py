@@ -1,4 +1,4 @@
-"""The demo does the whole job, both rounds, a submission, pages; what it prints is what lies on disk."""
+"""The demo does the whole job: two trainings, a submission, two pages. The scores it prints are those on disk."""
 
 import sys
 
@@ -14,21 +14,18 @@ pytestmark = pytest.mark.usefixtures("one_core")
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The folder of the smallest demo, and what it said."""
+    """The folder of the smallest demo, and the text that it returned."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     return folder, run_demo(str(folder), clips=8, epochs=1)
 
 
-def test_the_demo_says_the_scores_that_lie_on_disk(demo):
-    folder, said = demo
+def test_the_demo_prints_the_scores_that_are_on_disk(demo):
+    folder, text = demo
     runs = [load_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
-    before, after = (f"{lwlrap(run.truth, run.scores):.4f}" for run in runs)
-    assert f"out of fold {before} by 8 clean clips, {after} with noisy ones" in said
-    truth = next(folder.glob("data/*/test_truth.csv"))
-    assert (
-        "test {:.4f} (class frequencies alone: {:.4f})".format(*score_csv(folder / "submission.csv", truth))
-        in said
-    )
+    before, after = (lwlrap(run.truth, run.scores) for run in runs)
+    assert f"{before:.4f} with 8 clean clips, {after:.4f} with the noisy clips" in text
+    score, prior = score_csv(folder / "submission.csv", next(folder.glob("data/*/test_truth.csv")))
+    assert f"{score:.4f} (class frequencies alone: {prior:.4f})" in text
 
 
 def test_the_demo_submits_a_row_for_each_row_of_the_template(demo):
@@ -39,18 +36,18 @@ def test_the_demo_submits_a_row_for_each_row_of_the_template(demo):
 
 
 def test_the_demo_ends_with_pages_that_show_it(demo):
-    folder, said = demo
+    folder, text = demo
     pytest.importorskip("matplotlib")
     for name in ("report.html", "submission.html"):
-        assert str(folder / name) in said and "data:image/png;base64," in (folder / name).read_text()
-    assert "matplotlib" not in said
+        assert str(folder / name) in text and "data:image/png;base64," in (folder / name).read_text()
+    assert "matplotlib" not in text
 
 
-def test_without_matplotlib_the_pages_hold_no_pictures_and_a_word_says_why(demo, monkeypatch):
+def test_without_matplotlib_the_pages_hold_no_plots_and_a_sentence_says_why(demo, monkeypatch):
     folder, _ = demo
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = report_demo(folder)
-    assert said.count("pip install matplotlib") == 1 and "\n" not in said
+    text = report_demo(folder)
+    assert text.count("pip install matplotlib") == 1 and "\n" not in text
     assert "data:image" not in (folder / "report.html").read_text()

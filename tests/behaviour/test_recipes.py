@@ -246,8 +246,9 @@ def test_a_recipe_is_printed_whole_and_reads_back_from_what_is_printed_and_from_
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     first, *lines = list_recipes(name, small).splitlines()
     assert first == f"{name}: {recipe.source}"
-    assert find_recipe(name, small, [line.strip() for line in lines]) == recipe
-    keys = [line.strip().partition("=")[0] for line in lines]
+    assignments = [line.strip().partition("  ")[0] for line in lines]  # then comes the help text
+    assert find_recipe(name, small, assignments) == recipe
+    keys = [assignment.partition(" = ")[0] for assignment in assignments]
     assert len(set(keys)) == len(keys) and {
         "loss",
         "optim.lr_peak",
