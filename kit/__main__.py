@@ -27,7 +27,6 @@ from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
 from kit.models.families import build_network
 from kit.models.heads import HeadConfig
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
-from kit.parts import list_parts
 from kit.plots.clips import draw_clip, draw_contact_sheet, draw_filters, draw_lengths
 from kit.plots.labels import draw_labels
 from kit.plots.runs import (
@@ -97,7 +96,6 @@ __all__ = [
     "fitting_checkpoints",
     "header_duration_s",
     "list_audio",
-    "list_parts",
     "list_recipes",
     "load_run",
     "load_tagger",
