@@ -55,7 +55,7 @@ from kit.plots.runs import (
     draw_self_training,
     draw_timeline,
 )
-from kit.train.losses import LOSSES, average_loss, outlier_dropping_loss, soft_auc_loss, sum_by_source
+from kit.train.losses import LOSSES, average_loss, sum_by_source
 from kit.train.oof import load_run
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
@@ -82,7 +82,7 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "families": FAMILIES,
     "heads": {**POOLS, "gem": GeneralisedMean, "attention": FrameAttention, **dict.fromkeys(RECURRENCES)},
     "second-level": {name: module for name, (_, module) in STACKERS.items()},
-    "losses": {**LOSSES, **by_name(outlier_dropping_loss, soft_auc_loss, average_loss, sum_by_source)},
+    "losses": {**LOSSES, **by_name(average_loss, sum_by_source)},
     "labels": by_name(
         read_clip_table, clip_labels, classes_of_template, SoftLabels, read_boxes, window_targets, recording_labels,
         make_folds, class_bands_hz, read_soft_labels, write_soft_labels, align_soft_labels, fill_unknown,
