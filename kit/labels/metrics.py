@@ -203,7 +203,7 @@ def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
     correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
-    return correct, true.any(axis=1)
+    return correct, np.asarray(true.any(axis=1))
 
 
 def ranking_masks(
