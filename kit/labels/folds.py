@@ -44,7 +44,7 @@ def group_keys(table: Any, group_column: str | None) -> np.ndarray:
     """
     clips = [f"clip {name}" for name in table.get("fname", range(len(table)))]
     groups = [""] * len(clips) if group_column is None else group_texts(table[group_column])
-    # Union-find: each key points to a smaller key of its set, and the smallest one, the root, names the set.
+    # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -56,7 +56,7 @@ def group_keys(table: Any, group_column: str | None) -> np.ndarray:
         if group:
             smaller, larger = sorted([root(clip), root(f"group {group}")])
             if smaller != larger:
-                parent[larger] = smaller
+                parent[smaller] = larger
     return np.array([root(clip) for clip in clips], dtype=object)
 
 
