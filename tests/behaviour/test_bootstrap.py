@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
 from kit.core.errors import KitError
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
@@ -76,15 +75,6 @@ def test_weighting_clips_equals_computing_every_draw_in_full(metric, share):
     assert bounds(fast) == pytest.approx(bounds(slow), abs=1e-12)
 
 
-def test_the_interval_of_an_accuracy_is_that_of_its_binomial():
-    label = np.arange(300) % 4
-    scores = np.eye(4)[np.where(np.arange(300) < 210, label, label - 1)]
-    interval = bootstrap_interval(top1_accuracy, np.eye(4)[label], scores, draws=4000, level=0.9)
-    assert interval.value == 0.7
-    assert interval.low == pytest.approx(binom.ppf(0.05, 300, 0.7) / 300, abs=0.005)
-    assert interval.high == pytest.approx(binom.ppf(0.95, 300, 0.7) / 300, abs=0.005)
-
-
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     truth, scores = draw(3)
     interval = bootstrap_interval(lwlrap, truth, scores)
@@ -131,12 +121,6 @@ def test_a_difference_compares_both_on_the_same_draws():
     expected = -difference.value, -difference.high, -difference.low
     assert bounds(swapped) == pytest.approx(expected, abs=1e-12)
     assert bounds(bootstrap_difference(lwlrap, truth, scores, scores)) == (0, 0, 0)
-
-
-def test_scores_of_unknown_labels_do_not_change_an_interval():
-    truth, scores = draw(9, unknown=0.5)
-    changed = bootstrap_interval(lwlrap, truth, np.where(np.isnan(truth), 100, scores))
-    assert changed == bootstrap_interval(lwlrap, truth, scores)
 
 
 def test_an_interval_prints_its_bounds_and_its_repeated_draws():

@@ -110,25 +110,6 @@ def test_window_targets_equal_their_definition(tmp_path, min_share):
     assert states == {-1.0, 0.0, 1.0}
 
 
-def test_a_window_covers_half_of_a_short_box_or_is_half_covered_by_a_long_one(tmp_path):
-    boxes = boxes_of(tmp_path, "a,0,1,10,0,11,5 a,1,1,20,0,40,5")
-    for begin, end, expected in (
-        (10.5, 14.5, [1, NAN]),
-        (10.6, 14.6, [NAN, NAN]),
-        (18.0, 22.0, [NAN, 1]),
-        (17.9, 21.9, [NAN, NAN]),
-        (0.0, 60.0, [1, 1]),
-    ):
-        np.testing.assert_array_equal(window_targets(boxes, "a", begin, end), expected)
-
-
-def test_a_covered_true_box_overrides_false_ones_and_an_overlapped_one_makes_unknown(tmp_path):
-    boxes = boxes_of(tmp_path, "a,0,1,4,0,6,5", "a,0,1,0,0,8,5")
-    expected = {(4.0, 6.0): 1, (0.0, 2.0): 0, (2.5, 4.0): 0, (3.0, 4.1): NAN, (9.0, 10.0): NAN}
-    for (begin, end), state in expected.items():
-        np.testing.assert_array_equal(window_targets(boxes, "a", begin, end), [state])
-
-
 def test_a_recording_or_class_without_boxes_is_unknown(tmp_path):
     boxes = boxes_of(tmp_path, "a,0,1,0,0,9,5", "", ("x", "y"))
     assert np.isnan(window_targets(boxes, "b", [0, 1], [5, 6])).all()

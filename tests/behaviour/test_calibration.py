@@ -70,17 +70,6 @@ def test_no_point_of_a_grid_is_better(pool):
         assert other >= best - 1e-9
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.3, 2.0), (8.0, -1.0)])
-def test_the_scale_and_offset_of_distorted_logits_are_recovered(scale, offset):
-    generator = np.random.default_rng(4)
-    logits = generator.normal(-1, 2, (20000, 3))
-    truth = (generator.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
-    distorted = (logits - offset) / scale
-    fitted = fit_calibration(list(distorted[:, None]), truth, POOLS["max"])
-    assert fitted.scale == pytest.approx(scale, rel=0.05)
-    assert fitted.offset == pytest.approx(offset, abs=0.05)
-
-
 def test_for_clips_of_one_window_it_equals_scikit_learn_s_logistic_regression_on_platt_s_targets():
     from sklearn.linear_model import LogisticRegression
 
