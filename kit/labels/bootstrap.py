@@ -137,10 +137,10 @@ def percentile_interval(
     """
     # Fewer draws would leave less than one draw beyond each bound.
     if not 0 < level < 1 or draws * (1 - level) < 2 - 1e-9:
-        raise KitError(f"{draws} draws at level {level:g}: 2 / (1 - level) or more are wanted.")
+        raise KitError(f"{draws} draws at level {level:g}: at least 2 / (1 - level) draws are needed.")
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
-        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling wants 2 or more.")
+        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling needs 2 or more.")
     generator = np.random.default_rng(seed)
     values: list[float] = []
     redrawn = 0
@@ -169,7 +169,7 @@ def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
     if groups is None:
         return np.arange(n_rows)
     if len(groups) != n_rows:
-        raise KitError(f"{len(groups)} groups for {n_rows} clips: give one group per row.")
+        raise KitError(f"{len(groups)} groups for {n_rows} clips: pass one group per row.")
     keys = [(text, 0) if text else ("", row) for row, text in enumerate(group_texts(groups))]
     # Numbers follow the sorted names, so that the draws do not depend on the order of the rows.
     number_of_key = {key: number for number, key in enumerate(sorted(set(keys)))}

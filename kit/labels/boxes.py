@@ -75,8 +75,8 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
     """Read one file's recordings (text), species (int), begins, ends, low and high edges (float), checked."""
     table = read_table(path, ("recording_id", "species_id", *BOX_EDGES))
     table.check_names("recording_id", once=False)
-    wanted = f"its place in the classes, from 0 to {n_classes - 1}"
-    species = table.numbers("species_id", wanted, lambda place: 0 <= place < n_classes, int)
+    expected = f"the index of a class, from 0 to {n_classes - 1}"
+    species = table.numbers("species_id", expected, lambda index: 0 <= index < n_classes, int)
     edges = [table.numbers(name) for name in BOX_EDGES]
     for axis, lows, highs in (("t", edges[0], edges[1]), ("f", edges[2], edges[3])):
         for row, (low, high) in enumerate(zip(lows, highs, strict=True)):

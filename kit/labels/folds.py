@@ -22,13 +22,13 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
     if n_folds < 2:
         raise KitError(f"n_folds must be at least 2, got {n_folds}.")
     if not hasattr(table, "columns"):
-        raise KitError(f"no table but {type(table).__name__}: make_folds(read_clip_table(path)).")
+        raise KitError(f"make_folds needs a table, got {type(table).__name__}: pass read_clip_table(path).")
     choose("column", "labels", table)
     if group_column:
         choose("column", group_column, table)
     groups, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
     if len(groups) < n_folds:
-        raise KitError(f"{n_folds} folds need as many groups, not {len(groups)} in {len(table)} rows.")
+        raise KitError(f"{n_folds} folds need as many groups, got {len(groups)} in {len(table)} rows.")
     labels = list(table["labels"])
     targets = label_targets(labels, class_names(labels)).astype(np.int64)
     counts = np.zeros((len(groups), targets.shape[1]), np.int64)
@@ -118,7 +118,7 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:
     """Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped."""
     if len(folds) != len(groups):
-        raise KitError(f"{len(folds)} folds for {len(groups)} rows: give one per row.")
+        raise KitError(f"{len(folds)} folds for {len(groups)} rows: pass one per row.")
     folds_of_group: dict[str, set[int]] = {}
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:

@@ -38,10 +38,10 @@ class SoftLabels:
             raise KitError(f"{min(reserved)!r} is no class: times are begin_s,end_s, both or none.")
         n = len(self.names)
         times = self.times
-        wanted = (n, len(self.classes))
-        if len(times) == 1 or self.targets.shape != wanted or any(t.shape != (n,) for t in times):
+        expected = (n, len(self.classes))
+        if len(times) == 1 or self.targets.shape != expected or any(t.shape != (n,) for t in times):
             shapes = f"soft labels {self.targets.shape} with times {[t.shape for t in times]}"
-            raise KitError(f"{shapes}, wanted {wanted} and both begin_s and end_s ({n},) or neither.")
+            raise KitError(f"{shapes}, wanted {expected} and both begin_s and end_s ({n},) or neither.")
         if ((self.targets < 0) | (self.targets > 1)).any():
             raise KitError("soft labels must be in [0, 1], or NaN where unknown.")
         if times:
@@ -90,8 +90,8 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
     def fits(prob: float | None) -> bool:
         return prob is None or 0 <= prob <= 1
 
-    wanted = "a number from 0 to 1, or an empty cell"
-    columns = [table.numbers(name, wanted, fits, read_cell) for name in classes]
+    expected = "a number from 0 to 1, or an empty cell"
+    columns = [table.numbers(name, expected, fits, read_cell) for name in classes]
     # None becomes NaN in a float array.
     probs = np.array(columns, np.float32).T
     return SoftLabels(tuple(table.columns["fname"]), classes, probs, *times)

@@ -34,7 +34,7 @@ def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = "clips
     count = choose("average", over, {"clips": has_label, "labels": row.known})
     if weights is not None:
         if weights.shape != count.shape:
-            raise KitError(f"{tuple(weights.shape)} weights for {len(count)} clips: give one per clip.")
+            raise KitError(f"{tuple(weights.shape)} weights for {len(count)} clips: pass one per clip.")
         count = count * weights
     total = count.sum()
     return (row.loss * count).sum() / total.where(total > 0, 1.0)
@@ -58,7 +58,9 @@ def sum_by_source(
     """
     is_index = (sources >= 0) & (sources < len(parts))
     if not parts or sources.shape != logits.shape[:1] or not is_index.all():
-        raise KitError(f"sources wants for {len(logits)} clips each an index of {len(parts)} parts.")
+        raise KitError(
+            f"sources must hold an index of one of {len(parts)} parts for each of {len(logits)} clips."
+        )
     terms = []
     for index, (loss, source_weight) in enumerate(parts):
         rows = sources == index

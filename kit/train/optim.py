@@ -32,7 +32,9 @@ class OptimConfig(Config):
         (0.35, 0.525, 0.7), "shares of the training after which the rate falls (steps)", low=0, high=1
     )
     factor: float = setting(0.5, "factor of the learning rate at a milestone or a plateau", low=1e-3, high=1)
-    patience: int = setting(6, "validations without improvement before the rate falls (plateau)", low=0)
+    patience: int = setting(
+        6, "validations without improvement after which one more lowers the rate (plateau)", low=0
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
     clip_norm: float = setting(10.0, "highest norm of the gradient; larger ones are scaled down", low=1e-6)
     accumulate: int = setting(1, "number of batches whose gradients make one step", low=1)
