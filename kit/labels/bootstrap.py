@@ -1,4 +1,4 @@
-"""A metric, truth and scores in, the metric's value and how sure it is, by resampling clips, out."""
+"""Bootstrap intervals: how much a metric, or the difference of two, would vary with other clips of the same kind."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kit.labels.metrics import clip_precision_sums, lwlrap, top1_accuracy, top1_
 
 Metric = Callable[[Any, Any], float]
 
-# Metrics that are a ratio of sums over clips, which a resample only weighs anew.
+# These metrics are ratios of sums over clips. A draw only weights the sums, which is faster than a new ranking.
 CLIP_SUMS: dict[Metric, Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]] = {
     lwlrap: clip_precision_sums,
     top1_accuracy: top1_clip_sums,
@@ -21,7 +21,10 @@ CLIP_SUMS: dict[Metric, Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A value on all clips, and the bounds that hold `level` of its resamples."""
+    """A metric on all clips, and the bounds that hold the share `level` of its bootstrap draws.
+
+    `redrawn` counts the draws that were repeated because the metric had no value on them.
+    """
 
     value: float
     low: float
@@ -30,8 +33,8 @@ class Interval:
     redrawn: int = 0
 
     def __str__(self) -> str:
-        anew = f"; {self.redrawn} draws without a value made anew" if self.redrawn else ""
-        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{anew})"
+        note = f"; {self.redrawn} draws without a value repeated" if self.redrawn else ""
+        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{note})"
 
 
 def bootstrap_interval(
@@ -43,16 +46,18 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """How far `metric(truth, scores)` would move with other clips of the same kind.
+    """Compute `metric(truth, scores)` and its bootstrap interval over clips.
 
-    Groups (recordings, say) are drawn whole; a row whose group is empty stands alone. A draw where the metric has
-    no value is made anew.
+    All clips of a group (a recording, for example) are drawn together; a clip with an empty group is a group
+    of its own. A draw on which the metric has no value is repeated.
 
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
+    Errors: KitError where the metric is no finite number, or has no value on more than `draws` draws
     """
-    value, of_draw = resampled(metric, truth, scores)
-    return percentile_interval(value, of_draw, group_numbers(groups, len(truth)), draws, level, seed)
+    value = metric_value(metric, truth, scores)
+    statistic = metric_of_counts(metric, truth, scores)
+    return percentile_interval(value, statistic, group_numbers(groups, len(truth)), draws, level, seed)
 
 
 def bootstrap_difference(
@@ -65,34 +70,57 @@ def bootstrap_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """How much better `scores` are than `others` on the same clips, both scored on the same draws.
+    """Compute by how much `scores` are better than `others`, with its interval.
 
-    Shape, Source: as bootstrap_interval
+    Both are evaluated on the same draws. The difference therefore varies less than either metric.
+
+    Shape:  truth (n, K), scores and others (n, K), groups (n,) -> Interval
+    Source: as bootstrap_interval
     """
-    (value, one), (less, other) = (resampled(metric, truth, given) for given in (scores, others))
+    value = metric_value(metric, truth, scores)
+    other_value = metric_value(metric, truth, others)
+    statistic = metric_of_counts(metric, truth, scores)
+    other_statistic = metric_of_counts(metric, truth, others)
+
+    def difference(counts: np.ndarray) -> float:
+        return statistic(counts) - other_statistic(counts)
+
     group = group_numbers(groups, len(truth))
-    return percentile_interval(value - less, lambda n: one(n) - other(n), group, draws, level, seed)
+    return percentile_interval(value - other_value, difference, group, draws, level, seed)
 
 
-def resampled(metric: Metric, truth: Any, scores: Any) -> tuple[float, Callable[[np.ndarray], float]]:
-    """The metric, and what makes it of each clip's count in a draw, (n,)."""
+def metric_value(metric: Metric, truth: Any, scores: Any) -> float:
+    """Compute a metric on all clips. Errors: KitError unless it is one finite number"""
     value = metric(truth, scores)
     if np.ndim(value) or not np.isfinite(value):
         raise KitError(f"the metric gave {value!r}, wanted one number.")
-    sums = CLIP_SUMS[metric](truth, scores) if metric in CLIP_SUMS else None
-    truth, scores = np.asarray(truth), np.asarray(scores)
+    return float(value)
 
-    def of_draw(counts: np.ndarray) -> float:
-        if sums:
-            gained, possible = (counts @ part for part in sums)
-            return float(gained / possible) if possible else np.nan
+
+def metric_of_counts(metric: Metric, truth: Any, scores: Any) -> Callable[[np.ndarray], float]:
+    """Return the function that computes the metric of a draw from how often it holds each clip.
+
+    Shape:  truth (n, K), scores (n, K) -> a function from counts (n,) to a number, NaN where there is none
+    """
+    if metric in CLIP_SUMS:
+        numerators, denominators = CLIP_SUMS[metric](truth, scores)
+
+        def ratio(counts: np.ndarray) -> float:
+            denominator = counts @ denominators
+            return float(counts @ numerators / denominator) if denominator else np.nan
+
+        return ratio
+    truth = np.asarray(truth)
+    scores = np.asarray(scores)
+
+    def computed(counts: np.ndarray) -> float:
         rows = np.repeat(np.arange(len(counts)), counts)
         try:
             return float(metric(truth[rows], scores[rows]))
         except KitError:
             return np.nan
 
-    return float(value), of_draw
+    return computed
 
 
 def percentile_interval(
@@ -103,32 +131,46 @@ def percentile_interval(
     level: float,
     seed: int,
 ) -> Interval:
-    """The bounds of the middle `level` of `draws` values of a statistic of the rows' counts."""
+    """Draw groups with replacement and return the bounds of the middle share `level` of a statistic's values.
+
+    Shape:  group (n,) int64 from 0; statistic maps counts (n,) of the rows in a draw to a number
+    """
+    # Fewer draws would leave less than one draw beyond each bound.
     if not 0 < level < 1 or draws * (1 - level) < 2 - 1e-9:
-        raise KitError(f"{draws} draws at level {level:g}: 2 / (1 - level) or more are wanted.")
+        raise KitError(f"{draws} draws at level {level:g}: at least 2 / (1 - level) draws are needed.")
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
-        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling wants 2 or more.")
-    generator, values, redrawn = np.random.default_rng(seed), list[float](), 0
+        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling needs 2 or more.")
+    generator = np.random.default_rng(seed)
+    values: list[float] = []
+    redrawn = 0
     while len(values) < draws:
-        drawn = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
-        if np.isfinite(found := statistic(drawn[group])):
-            values.append(found)
+        drawn = generator.integers(n_groups, size=n_groups)
+        counts = np.bincount(drawn, minlength=n_groups)
+        drawn_value = statistic(counts[group])
+        if np.isfinite(drawn_value):
+            values.append(drawn_value)
         else:
             redrawn += 1
         if redrawn > draws:
-            told = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
-            raise KitError(f"the metric has no value in {told}: leave out rare classes.")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+            n_tried = redrawn + len(values)
+            message = f"the metric has no value in {redrawn} of {n_tried} draws of {n_groups} groups"
+            raise KitError(f"{message}: leave out rare classes.")
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, (1 + level) / 2]).tolist()
     return Interval(value, low, high, level, redrawn)
 
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
-    """A number per row, the same for rows drawn together. Shape: n texts or None -> (n,) int64"""
+    """Number the groups; rows of one group get one number, a row with an empty group its own.
+
+    Shape:  n texts or None (every row alone) -> (n,) int64
+    """
     if groups is None:
         return np.arange(n_rows)
     if len(groups) != n_rows:
-        raise KitError(f"{len(groups)} groups for {n_rows} clips: give one group per row.")
-    keys = [(text, 0) if text else ("", i) for i, text in enumerate(group_texts(groups))]
-    number = {key: i for i, key in enumerate(sorted({*keys}))}
-    return np.array([number[key] for key in keys], np.int64)
+        raise KitError(f"{len(groups)} groups for {n_rows} clips: pass one group per row.")
+    keys = [(text, 0) if text else ("", row) for row, text in enumerate(group_texts(groups))]
+    # Numbers follow the sorted names, so that the draws do not depend on the order of the rows.
+    number_of_key = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return np.array([number_of_key[key] for key in keys], np.int64)

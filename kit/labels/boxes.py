@@ -1,4 +1,4 @@
-"""True and false boxes in, three-state targets of windows and recordings, and each class's band, out."""
+"""Boxes in time and frequency that hold a class or not, and the labels and bands that follow from them."""
 
 import functools
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ BOX_EDGES = ("t_min", "t_max", "f_min", "f_max")
 
 @dataclass(frozen=True)
 class Boxes:
-    """Stretches of time and frequency, each known to hold its class or not to.
+    """Boxes in time and frequency; a true box holds its class, a false one does not.
 
-    Shape:  each (n,): recordings of text, species as places in classes, is_true bool, edges float64
+    Shape:  each (n,): recordings of text, species int64 indices of classes, is_true bool, edges float64
     """
 
     classes: tuple[str, ...]
@@ -33,99 +33,130 @@ class Boxes:
 
     @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The boxes of each recording."""
+        """The indices of each recording's boxes."""
         return rows_by_name(self.recordings.tolist())
 
     @functools.cached_property
-    def members(self) -> np.ndarray:
+    def class_mask(self) -> np.ndarray:
         """Whether a box is of a class. Shape: (n, K) bool"""
         return np.asarray(self.species[:, None] == np.arange(len(self.classes)))
 
 
 def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[str] | None = None) -> Boxes:
-    """Two CSVs, `recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max`, of true and of false positives.
+    """Read two CSVs of boxes, `recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max`: true and false ones.
 
-    Species i is class `s{i}`, up to the greatest id, unless `classes` names them. Either file may be empty, not both.
-    Errors: KitError that names the line
+    Species i becomes class i of `classes`. Without `classes` it becomes `s{i}`, up to the highest id of the
+    files. One of the files may be empty.
+
+    Errors: KitError with the line of a wrong value, or where both files are empty
     """
     n_classes = 10**5 if classes is None else len(classes)
-    true, false = (read_box_columns(path, n_classes) for path in (true_path, false_path))
-    recordings, species, *edges = (one + other for one, other in zip(true, false, strict=True))
+    true_columns = read_box_columns(true_path, n_classes)
+    false_columns = read_box_columns(false_path, n_classes)
+    columns = [true + false for true, false in zip(true_columns, false_columns, strict=True)]
+    recordings, species, begin_s, end_s, low_hz, high_hz = columns
     if not species:
         raise KitError(f"{true_path} and {false_path} hold no boxes.")
-    names = tuple(column_of_class(classes or [f"s{i}" for i in range(max(species) + 1)]))
-    is_true, places = np.arange(len(species)) < len(true[0]), np.array(species, np.int64)
-    return Boxes(names, np.array(recordings, str), places, is_true, *np.array(edges, np.float64))
+    names = classes or [f"s{i}" for i in range(max(species) + 1)]
+    n_true = len(true_columns[0])
+    return Boxes(
+        classes=tuple(column_of_class(names)),
+        recordings=np.array(recordings, str),
+        species=np.array(species, np.int64),
+        is_true=np.arange(len(species)) < n_true,
+        begin_s=np.array(begin_s, np.float64),
+        end_s=np.array(end_s, np.float64),
+        low_hz=np.array(low_hz, np.float64),
+        high_hz=np.array(high_hz, np.float64),
+    )
 
 
 def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
-    """One file's recordings as text, species as integers and edges as numbers, all checked."""
+    """Read one file's recordings (text), species (int), begins, ends, low and high edges (float), checked."""
     table = read_table(path, ("recording_id", "species_id", *BOX_EDGES))
     table.check_names("recording_id", once=False)
-    wanted = f"its place in the classes, from 0 to {n_classes - 1}"
-    species = table.numbers("species_id", wanted, lambda place: 0 <= place < n_classes, int)
+    expected = f"the index of a class, from 0 to {n_classes - 1}"
+    species = table.numbers("species_id", expected, lambda index: 0 <= index < n_classes, int)
     edges = [table.numbers(name) for name in BOX_EDGES]
-    for what, (least, most) in (("t", edges[:2]), ("f", edges[2:])):
-        for row, (low, high) in enumerate(zip(least, most, strict=True)):
+    for axis, lows, highs in (("t", edges[0], edges[1]), ("f", edges[2], edges[3])):
+        for row, (low, high) in enumerate(zip(lows, highs, strict=True)):
             if not high > low:
-                raise KitError(f"{table.at(row)}: {what}_max {high:g} must be above {what}_min {low:g}.")
+                raise KitError(f"{table.at(row)}: {axis}_max {high:g} must be above {axis}_min {low:g}.")
     return [table.columns["recording_id"], species, *edges]
 
 
 def window_targets(
     boxes: Boxes, recording: str, begin_s: Any, end_s: Any, min_share: float = 0.5
 ) -> np.ndarray:
-    """What the boxes say of windows of one recording: true, false or unknown for each class.
+    """Label windows of one recording from its boxes: 1, 0 or NaN (unknown) for each class.
 
-    A window hears a box where they share at least `min_share` of the shorter of the two. It is true for
-    a class whose true box it hears; false where it hears a false box and touches no true one; else unknown.
+    A window covers a box where their overlap is at least `min_share` of the shorter of the two. A class is
+    true where the window covers one of its true boxes. It is false where the window covers a false box and
+    overlaps no true one. Otherwise it is unknown.
 
     Shape:  begin_s, end_s: numbers -> (K,) float32; both (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
+    Errors: KitError for a window without length, or min_share outside (0, 1]
     """
     if not 0 < min_share <= 1:
         raise KitError(f"min_share must be in (0, 1], got {min_share}.")
-    begin, end = (np.asarray(time, np.float64)[..., None] for time in (begin_s, end_s))
+    begin = np.asarray(begin_s, np.float64)[..., None]
+    end = np.asarray(end_s, np.float64)[..., None]
     if not (end > begin).all():
         raise KitError(f"a window must end after it begins, got {begin_s} to {end_s} s.")
-    here = boxes.rows.get(recording, np.zeros(0, np.int64))
-    first, last, true = boxes.begin_s[here], boxes.end_s[here], boxes.is_true[here]
-    shared = np.minimum(end, last) - np.maximum(begin, first)
-    heard = shared >= min_share * np.minimum(end - begin, last - first)
-    of_class = boxes.members[here]
-    targets = np.where(heard @ of_class, np.float32(0), np.float32(np.nan))
-    targets[((shared > 0) & true) @ of_class] = np.nan
-    targets[(heard & true) @ of_class] = 1
+    rows = boxes.rows.get(recording, np.zeros(0, np.int64))
+    box_begin = boxes.begin_s[rows]
+    box_end = boxes.end_s[rows]
+    is_true = boxes.is_true[rows]
+    of_class = boxes.class_mask[rows]
+    overlap_s = np.minimum(end, box_end) - np.maximum(begin, box_begin)
+    shorter_s = np.minimum(end - begin, box_end - box_begin)
+    covers = overlap_s >= min_share * shorter_s
+    overlaps_true = (overlap_s > 0) & is_true
+    # Each product of bool matrices tells per window and class whether any of its boxes meets the condition.
+    # The order matters: an overlap with a true box overrides false, and a covered true box overrides both.
+    targets = np.where(covers @ of_class, np.float32(0), np.float32(np.nan))
+    targets[overlaps_true @ of_class] = np.nan
+    targets[(covers & is_true) @ of_class] = 1
     return targets
 
 
 def recording_labels(boxes: Boxes) -> ClipLabels:
-    """Every recording with a box, sorted: true by any true box of a class, false by false ones only.
+    """Label the recordings that have boxes, sorted by name.
 
-    Source: 32nd place, RFCX Species Audio Detection (one pass over the clip, scored on known labels)
+    A class is true with any true box, false with false boxes only, and unknown without boxes.
+
+    Source: 32nd place, RFCX Species Audio Detection (whole clips, scored on known labels)
     """
-    names, row = np.unique(boxes.recordings, return_inverse=True)
-    n = len(names)
-    targets = np.full((n, len(boxes.classes)), np.nan, np.float32)
-    for state in (False, True):
-        chosen = boxes.is_true == state
-        targets[row[chosen], boxes.species[chosen]] = state
-    return ClipLabels(tuple(names.tolist()), boxes.classes, targets, np.ones(n, np.float32), np.full(n, ""))
+    names, row_of_box = np.unique(boxes.recordings, return_inverse=True)
+    targets = np.full((len(names), len(boxes.classes)), np.nan, np.float32)
+    is_true = boxes.is_true
+    targets[row_of_box[~is_true], boxes.species[~is_true]] = 0
+    targets[row_of_box[is_true], boxes.species[is_true]] = 1
+    return ClipLabels(
+        names=tuple(names.tolist()),
+        classes=boxes.classes,
+        targets=targets,
+        weights=np.ones(len(names), np.float32),
+        sources=np.full(len(names), ""),
+    )
 
 
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
-    """The band that holds every true box of a class, widened by a margin, from 0 Hz at the lowest.
+    """Find the frequency band that holds all true boxes of each class, widened by a margin down to 0 Hz.
 
-    A class without a true box has the band of its false ones.
+    A class without a true box gets the band of its false boxes.
 
     Shape:  -> (K, 2) float64, low and high
     Source: 32nd place, RFCX Species Audio Detection
+    Errors: KitError with the classes that have no box
     """
-    true = boxes.members & boxes.is_true[:, None]
-    told = np.where(true.any(axis=0), true, boxes.members)
-    silent = [boxes.classes[k] for k in np.flatnonzero(~told.any(axis=0))]
-    if silent:
-        raise KitError(f"{len(silent)} of {len(boxes.classes)} classes have no box: {', '.join(silent[:9])}.")
-    low = np.where(told, boxes.low_hz[:, None], np.inf).min(axis=0) - margin_hz
-    high = np.where(told, boxes.high_hz[:, None], 0.0).max(axis=0) + margin_hz
+    true_mask = boxes.class_mask & boxes.is_true[:, None]
+    used = np.where(true_mask.any(axis=0), true_mask, boxes.class_mask)
+    without_box = [boxes.classes[k] for k in np.flatnonzero(~used.any(axis=0))]
+    if without_box:
+        named = ", ".join(without_box[:9])
+        raise KitError(f"{len(without_box)} of {len(boxes.classes)} classes have no box: {named}.")
+    low = np.where(used, boxes.low_hz[:, None], np.inf).min(axis=0) - margin_hz
+    high = np.where(used, boxes.high_hz[:, None], 0.0).max(axis=0) + margin_hz
     return np.stack([low.clip(min=0.0), high], axis=1)

@@ -1,4 +1,4 @@
-"""A clip table in, leak-free folds with even shares of every class out."""
+"""Cross-validation folds that spread every class evenly and keep groups whole."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,99 +10,122 @@ from kit.labels.table import class_names, label_targets
 
 
 def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> np.ndarray:
-    """A fold for every row of a clip table, with each class spread evenly and no group in two folds.
+    """Assign a fold to every row of a clip table: classes are spread evenly, and no group is in two folds.
 
-    Rows of one fname are one group; so are rows that share a text in `group_column` that is not empty.
+    Rows with the same fname form one group. So do rows with the same text in `group_column`; an empty cell
+    there means no group.
 
     Shape:  n rows -> (n,) int64 in 0 .. n_folds - 1
     Source: Sechidis, Tsoumakas & Vlahavas 2011, On the Stratification of Multi-Label Data
+    Errors: KitError for fewer than 2 folds, fewer groups than folds, or a missing column
     """
     if n_folds < 2:
         raise KitError(f"n_folds must be at least 2, got {n_folds}.")
     if not hasattr(table, "columns"):
-        raise KitError(f"no table but {type(table).__name__}: make_folds(read_clip_table(path)).")
-    for name in ("labels", group_column or "labels"):
-        choose("column", name, table)
-    names, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
-    if len(names) < n_folds:
-        raise KitError(f"{n_folds} folds need as many groups, not {len(names)} in {len(table)} rows.")
+        raise KitError(f"make_folds needs a table, got {type(table).__name__}: pass read_clip_table(path).")
+    choose("column", "labels", table)
+    if group_column:
+        choose("column", group_column, table)
+    groups, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
+    if len(groups) < n_folds:
+        raise KitError(f"{n_folds} folds need as many groups, got {len(groups)} in {len(table)} rows.")
     labels = list(table["labels"])
-    targets = label_targets(labels, class_names(labels))
-    counts = np.zeros((len(names), targets.shape[1]), np.int64)
-    np.add.at(counts, group_of_row, targets.astype(np.int64))
-    sizes = np.bincount(group_of_row, minlength=len(names))
+    targets = label_targets(labels, class_names(labels)).astype(np.int64)
+    counts = np.zeros((len(groups), targets.shape[1]), np.int64)
+    np.add.at(counts, group_of_row, targets)
+    sizes = np.bincount(group_of_row, minlength=len(groups))
     return stratify_groups(counts, sizes, n_folds, seed)[group_of_row]
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    """A text per row, equal for rows that clips and groups link, however far."""
+    """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows.
+
+    Shape:  n rows -> (n,) object
+    """
     clips = [f"clip {name}" for name in table.get("fname", range(len(table)))]
     groups = [""] * len(clips) if group_column is None else group_texts(table[group_column])
-    above: dict[str, str] = {}
+    # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
+    parent: dict[str, str] = {}
 
     def root(key: str) -> str:
-        while key in above:
-            key = above[key]
+        while key in parent:
+            key = parent[key]
         return key
 
     for clip, group in zip(clips, groups, strict=True):
-        low, high = sorted((root(clip), root(f"group {group}" if group else clip)))
-        if low != high:
-            above[low] = high
+        if group:
+            smaller, larger = sorted([root(clip), root(f"group {group}")])
+            if smaller != larger:
+                parent[smaller] = larger
     return np.array([root(clip) for clip in clips], dtype=object)
 
 
 def group_texts(groups: Sequence[Any]) -> list[str]:
-    """Every group as text, empty where it is missing or blank."""
+    """Convert every group to text; missing and blank ones become empty."""
     import pandas
 
-    missing = pandas.Series(list(groups), dtype=object).isna()
-    texts = ("" if gone else str(group) for group, gone in zip(groups, missing, strict=True))
-    return [text if text.strip() else "" for text in texts]
+    texts = []
+    is_missing = pandas.Series(list(groups), dtype=object).isna()
+    for group, missing in zip(groups, is_missing, strict=True):
+        text = "" if missing else str(group)
+        texts.append(text if text.strip() else "")
+    return texts
 
 
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
-    """A fold per group: the rarest label's groups first, each to the fold that lacks that label most.
+    """Assign a fold to each group, so that every label and the clips are spread evenly.
 
-    Ties go to the fold with most room, then to the seed; groups without labels fill the room left.
-    What a fold lacks is kept n_folds times, so that it is exact in integers.
+    This is iterative stratification. It takes the label with the fewest unassigned clips and assigns its
+    groups, the largest first, each to the fold that lacks most clips of this label. Then it takes the next
+    label. Groups without labels come last and even out the sizes.
 
-    Shape:  counts (G, K) clips per label, sizes (G,) clips -> folds (G,) int64
-    Source: Sechidis, Tsoumakas & Vlahavas 2011, algorithm 1, over groups instead of clips
+    Shape:  counts (G, K) clips of each label in each group, sizes (G,) clips -> folds (G,) int64
+    Source: Sechidis, Tsoumakas & Vlahavas 2011, algorithm 1, with groups in place of clips
     """
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(sizes))
-    draws = generator.random((len(sizes), n_folds))
-    left, room = counts.sum(axis=0), np.full(n_folds, sizes.sum())
-    lacking, folds = np.tile(left, (n_folds, 1)), np.full(len(sizes), -1, np.int64)
+    tie_breaks = generator.random((len(sizes), n_folds))
+    folds = np.full(len(sizes), -1, np.int64)
+    unassigned = counts.sum(axis=0)
+    # How many clips of each label, and of all clips, a fold still lacks. A fold's share is 1 / n_folds of the
+    # total, a fraction; all numbers are kept n_folds times as large, so that they are exact integers.
+    lacking = np.tile(unassigned, (n_folds, 1))
+    lacking_clips = np.full(n_folds, sizes.sum())
 
-    def place(group: int, wanted: np.ndarray) -> None:
-        fold = np.lexsort((draws[group], room, wanted))[-1]
+    def assign(group: int, need: np.ndarray) -> None:
+        # lexsort sorts by its last key first: most needed, then most room for clips, then the seed's choice.
+        fold = np.lexsort((tie_breaks[group], lacking_clips, need))[-1]
         folds[group] = fold
         lacking[fold] -= n_folds * counts[group]
-        room[fold] -= n_folds * sizes[group]
-        left[:] -= counts[group]
+        lacking_clips[fold] -= n_folds * sizes[group]
+        unassigned[:] -= counts[group]
 
-    while left.any():
-        label = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
-        members = shuffled[(folds[shuffled] < 0) & (counts[shuffled, label] > 0)]
-        for group in members[np.argsort(-counts[members, label], kind="stable")]:
-            place(group, lacking[:, label])
+    while unassigned.any():
+        # The rarest label goes first: later on, no group would be left to correct its spread with.
+        remaining = np.where(unassigned > 0, unassigned, np.iinfo(np.int64).max)
+        label = int(np.argmin(remaining))
+        candidates = shuffled[(folds[shuffled] < 0) & (counts[shuffled, label] > 0)]
+        largest_first = np.argsort(-counts[candidates, label], kind="stable")
+        for group in candidates[largest_first]:
+            assign(group, lacking[:, label])
     unlabelled = shuffled[folds[shuffled] < 0]
-    for group in unlabelled[np.argsort(-sizes[unlabelled], kind="stable")]:
-        place(group, room)
+    largest_first = np.argsort(-sizes[unlabelled], kind="stable")
+    for group in unlabelled[largest_first]:
+        assign(group, lacking_clips)
     return folds
 
 
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:
-    """Raise KitError naming a group that lies in more than one fold; an empty group is no group."""
+    """Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped."""
     if len(folds) != len(groups):
-        raise KitError(f"{len(folds)} folds for {len(groups)} rows: give one per row.")
-    homes: dict[str, set[int]] = {}
+        raise KitError(f"{len(folds)} folds for {len(groups)} rows: pass one per row.")
+    folds_of_group: dict[str, set[int]] = {}
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:
-            homes.setdefault(group, set()).add(int(fold))
-    if crossing := [group for group, found in homes.items() if len(found) > 1]:
-        one, other, *_ = sorted(homes[crossing[0]])
-        told = f"lies in fold {one} and in fold {other} ({len(crossing)} of {len(homes)} do so)"
-        raise KitError(f"group {crossing[0]!r} {told}: use group_column.")
+            folds_of_group.setdefault(group, set()).add(int(fold))
+    leaking = [group for group, its_folds in folds_of_group.items() if len(its_folds) > 1]
+    if leaking:
+        first, second, *_ = sorted(folds_of_group[leaking[0]])
+        share = f"{len(leaking)} of {len(folds_of_group)} do so"
+        message = f"group {leaking[0]!r} lies in fold {first} and in fold {second} ({share})"
+        raise KitError(f"{message}: use group_column.")

@@ -1,4 +1,7 @@
-"""Metrics of ranking and classification, with bootstrap intervals."""
+"""Metrics: lwlrap, AUC and average precision per class, log losses and top-1 accuracy.
+
+Truth is 1 (true), 0 (false) or NaN (unknown). Every metric masks the unknown labels.
+"""
 
 from typing import Any
 
@@ -7,48 +10,52 @@ import numpy as np
 from kit.core.errors import KitError
 
 RANKING_CHUNK = 1 << 19
+LOG_LOSS_FLOOR = 1e-7
 
 
 def lwlrap(truth: Any, scores: Any) -> float:
-    """Label-weighted label-ranking average precision: every true label of the set counts alike.
+    """Compute label-weighted label-ranking average precision, in which every true label has the same weight.
 
-    A label's precision is the share of true labels among those scored at least as high in its clip.
-    An unknown label (NaN) is neither ranked nor counted.
+    The precision of a true label is the share of true labels among the labels of its clip that score at
+    least as high as it does. lwlrap is the mean of these precisions over all true labels of the set.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
-    Source: Fonseca et al. 2019, arXiv:1906.02975; ties as scikit-learn counts them
+    Source: Fonseca et al. 2019, arXiv:1906.02975; ties as in scikit-learn
     """
     precisions, true = true_precisions(truth, scores)
     return float(precisions.sum(axis=0).sum() / true.sum())
 
 
 def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Each class's mean precision and its share of the true labels; lwlrap is the sum of their products.
+    """Compute each class's mean precision and its share of the true labels; their dot product is lwlrap.
 
     A class without a true label has precision 0 and weight 0.
 
     Shape:  truth (n, K), scores (n, K) -> precision (K,), weight (K,)
     """
     precisions, true = true_precisions(truth, scores)
-    positives = true.sum(axis=0)
-    return precisions.sum(axis=0) / np.maximum(positives, 1), positives / positives.sum()
+    n_true = true.sum(axis=0)
+    return precisions.sum(axis=0) / np.maximum(n_true, 1), n_true / n_true.sum()
 
 
 def lwlrap_flat(truth: Any, scores: Any) -> float:
-    """lwlrap with all known labels of the set ranked in one list, so that clips are compared too.
+    """Compute lwlrap over one list of all known labels of all clips: the micro average precision.
 
-    It is their micro average precision.
+    lwlrap compares the classes of one clip; this metric also compares clips with each other.
 
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1], in O(n K log(n K))
-    Source: as the 32nd place of RFCX 2021 validated
+    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
+    Source: 32nd place, RFCX Species Audio Detection (its validation metric)
     """
+    from sklearn.metrics import average_precision_score
+
     true, known, scores = ranking_masks(truth, scores, some_true=True)
-    precisions = label_precisions(*(labels[known][None] for labels in (true, known, scores)))
-    return float(precisions.sum() / true.sum())
+    return float(average_precision_score(true[known], finite_scores(scores[known])))
 
 
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Per clip, the sum of its true labels' precisions and their number; lwlrap is the ratio of their sums.
+    """Compute, per clip, the sum of its true labels' precisions and their number.
+
+    lwlrap is the ratio of the two totals, so a bootstrap draw only has to weight the clips.
 
     Shape:  truth (n, K), scores (n, K) -> (n,), (n,)
     """
@@ -57,145 +64,187 @@ def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def true_precisions(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The precision of every true label and 0 elsewhere, and which are true. Shape: -> (n, K), (n, K)"""
+    """Compute the precision of every true label, as lwlrap defines it, and the mask of true labels.
+
+    Shape:  truth (n, K), scores (n, K) -> precisions (n, K), 0 where not true; mask (n, K)
+    """
     true, known, scores = ranking_masks(truth, scores, some_true=True)
     return label_precisions(true, known, scores), true
 
 
-def ranking_masks(
-    truth: Any, scores: Any, some_true: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which labels are true (some, if wanted), which are known, and the scores as an array, checked.
-
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
-    """
-    truth, scores = check_aligned(truth, scores)
-    true, known, missing = truth == 1, ~np.isnan(truth), np.isnan(scores)
-    soft = known & ~true & (truth != 0)
-    if soft.any():
-        raise KitError(f"truth is {truth[soft][0]:g} at {first_place(soft)}, wanted 1, 0 or NaN.")
-    if missing.any():
-        raise KitError(f"the score at {first_place(missing)} is NaN: leave such rows out.")
-    if some_true and not true.any():
-        raise KitError(f"none of the {len(true)} clips has a true label: nothing to rank.")
-    return true, known, scores
-
-
-def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays. Raise KitError unless they are clips by classes, one score per label."""
-    truth, scores = np.asarray(truth, np.float64), np.asarray(scores)
-    if truth.ndim != 2 or truth.shape != scores.shape:
-        raise KitError(f"truth {truth.shape} and scores {scores.shape} must both be (clips, classes).")
-    return truth, scores
-
-
-def first_place(bad: np.ndarray) -> str:
-    """The first True of a mask in words."""
-    row, column = np.argwhere(bad)[0]
-    return f"row {row}, column {column}"
-
-
 def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """For every true label, the share of true ones among its row's known labels scored at least as high; else 0.
+    """Compute the precision of each true label in its row, 0 for the other labels.
+
+    It is the number of true labels with at least its score, divided by the number of known ones.
 
     Shape:  three of (n, K) -> (n, K)
     """
-    precisions, step = np.empty(true.shape), max(1, RANKING_CHUNK // max(1, true.shape[1]))
-    for rows in (slice(start, start + step) for start in range(0, len(true), step)):  # so memory is bounded
+    n_rows, n_labels = true.shape
+    precisions = np.empty(true.shape)
+    # Chunks of rows bound the memory of the sorted copies.
+    chunk = max(1, RANKING_CHUNK // max(1, n_labels))
+    for start in range(0, n_rows, chunk):
+        rows = slice(start, start + chunk)
         order = np.argsort(scores[rows], axis=1)
-        ranked = np.take_along_axis(scores[rows], order, axis=1)
-        first = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape).copy()
-        first[:, 1:][ranked[:, 1:] == ranked[:, :-1]] = 0
-        first = np.maximum.accumulate(first, axis=1)
-        n_true, n_known = (
-            np.take_along_axis(labels[rows], order, 1)[:, ::-1].cumsum(1)[:, ::-1] for labels in (true, known)
-        )
-        share = np.take_along_axis(n_true / np.maximum(n_known, 1), first, axis=1)
+        sorted_scores = np.take_along_axis(scores[rows], order, axis=1)
+        # Labels with equal scores have equal precision. All labels from the first of a tie upwards have
+        # at least its score, so the tie takes the counts found at its first position.
+        tie_start = np.broadcast_to(np.arange(n_labels), sorted_scores.shape).copy()
+        tied = sorted_scores[:, 1:] == sorted_scores[:, :-1]
+        tie_start[:, 1:][tied] = 0
+        tie_start = np.maximum.accumulate(tie_start, axis=1)
+        n_true = count_upwards(np.take_along_axis(true[rows], order, axis=1))
+        n_known = count_upwards(np.take_along_axis(known[rows], order, axis=1))
+        share = n_true / np.maximum(n_known, 1)
+        share = np.take_along_axis(share, tie_start, axis=1)
         np.put_along_axis(precisions[rows], order, share, axis=1)
     return np.where(true, precisions, 0.0)
 
 
-LOG_LOSS_FLOOR = 1e-7
+def count_upwards(mask: np.ndarray) -> np.ndarray:
+    """Count, for each column, the True values from it to the last column. Shape: (n, K) bool -> (n, K)"""
+    return np.asarray(mask[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
 def auc_per_class(truth: Any, scores: Any) -> np.ndarray:
-    """Per class, the chance that a true clip outscores a false one, a tie counting half.
+    """Compute the area under each class's ROC curve.
 
-    NaN where the known labels are not of both kinds. The macro mean is np.nanmean of it.
+    It is the probability that a true clip scores higher than a false one; a tie counts one half. It is NaN
+    for a class whose known labels are all true or all false. np.nanmean of the result is the macro AUC.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,) in [0, 1] or NaN
-    Source: Hanley & McNeil 1982, The meaning and use of the area under a ROC curve
+    Source: scikit-learn's roc_auc_score
     """
+    from sklearn.metrics import roc_auc_score
+
     true, known, scores = ranking_masks(truth, scores)
-    chances = np.full(true.shape[1], np.nan)
-    for k, seen in enumerate(known.T):
-        hits = true[seen, k]
-        n_true, n_false = hits.sum(), (~hits).sum()
-        if n_true and n_false:
-            _, place, ties = np.unique(scores[seen, k], return_inverse=True, return_counts=True)
-            mid_ranks = (ties.cumsum() - (ties - 1) / 2)[place]
-            chances[k] = (mid_ranks[hits].sum() - n_true * (n_true + 1) / 2) / (n_true * n_false)
-    return chances
+    scores = finite_scores(scores)
+    areas = np.full(true.shape[1], np.nan)
+    for k in range(true.shape[1]):
+        rows = known[:, k]
+        labels = true[rows, k]
+        if labels.any() and not labels.all():
+            areas[k] = roc_auc_score(labels, scores[rows, k])
+    return areas
 
 
 def average_precision_per_class(truth: Any, scores: Any) -> np.ndarray:
-    """Per class, the mean over its true clips of the share of true ones among those scored at least as high.
+    """Compute each class's average precision.
 
-    NaN where no known label is true. The macro mean is np.nanmean of it.
+    It is the mean, over the class's true clips, of the share of true clips among those that score at least
+    as high. It is NaN for a class without a true label. np.nanmean of the result is the macro average (cmAP).
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,) in (0, 1] or NaN
-    Source: ties as scikit-learn's average_precision_score counts them
+    Source: scikit-learn's average_precision_score
     """
+    from sklearn.metrics import average_precision_score
+
     true, known, scores = ranking_masks(truth, scores)
-    n_true = true.sum(axis=0)
-    sums = label_precisions(true.T, known.T, scores.T).sum(axis=1)
-    return np.where(n_true, sums / np.maximum(n_true, 1), np.nan)
+    scores = finite_scores(scores)
+    precisions = np.full(true.shape[1], np.nan)
+    for k in range(true.shape[1]):
+        rows = known[:, k]
+        labels = true[rows, k]
+        if labels.any():
+            precisions[k] = average_precision_score(labels, scores[rows, k])
+    return precisions
+
+
+def finite_scores(scores: np.ndarray) -> np.ndarray:
+    """Convert scores to float64 with infinities clipped: scikit-learn rejects them, the clip keeps their rank."""
+    return scores.astype(np.float64).clip(-1e300, 1e300)
 
 
 def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
-    """Mean log loss on what is known true and on what is known false; NaN for a kind that is not there.
+    """Compute the mean log loss of the true labels and that of the false labels, NaN where there are none.
 
-    A soft label t counts t as true and 1 - t as false. Probabilities are held 1e-7 off 0 and 1.
+    A soft label t counts as true with weight t and as false with weight 1 - t. Probabilities are clipped
+    to [1e-7, 1 - 1e-7], so that one certain mistake costs a finite loss.
 
-    Shape:  truth (n, K) in [0, 1] or NaN, probabilities (n, K) -> (on positives, on negatives)
+    Shape:  truth (n, K) in [0, 1] or NaN, probabilities (n, K) -> (of true labels, of false labels)
     Units:  nats
-    Source: the check of RFCX 2021's 2nd place
+    Source: second place, RFCX Species Audio Detection (its check of pseudo-labels)
     """
     truth, probabilities = check_aligned(truth, probabilities)
     known = ~np.isnan(truth)
     check_unit_range("truth", truth, ~known)
     check_unit_range("the probability", probabilities)
     if not known.any():
-        raise KitError(f"none of the labels of {len(truth)} clips is known: give some.")
-    weights = np.stack([truth[known], 1 - truth[known]])
-    chance = probabilities[known].astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
-    sums, totals = (weights * -np.stack([np.log(chance), np.log1p(-chance)])).sum(axis=1), weights.sum(axis=1)
-    positives, negatives = np.where(totals > 0, sums / totals.clip(1e-300), np.nan).tolist()
-    return positives, negatives
+        raise KitError(f"none of the labels of {len(truth)} clips is known: the log loss needs one or more.")
+    labels = truth[known]
+    probs = probabilities[known].astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
+    on_true = weighted_mean(-np.log(probs), labels)
+    on_false = weighted_mean(-np.log1p(-probs), 1 - labels)
+    return on_true, on_false
 
 
-def check_unit_range(what: str, values: np.ndarray, allowed: Any = False) -> None:
-    """Raise KitError for the first value outside [0, 1] that is not allowed, naming its place."""
-    bad = ~((values >= 0) & (values <= 1) | allowed)
-    if bad.any():
-        raise KitError(f"{what} is {values[bad][0]:g} at {first_place(bad)}, wanted 0 to 1.")
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """Compute the weighted mean, NaN where all weights are 0. Shape: two of (n,) -> a number"""
+    return float(np.average(values, weights=weights)) if weights.any() else float("nan")
 
 
 def top1_accuracy(truth: Any, scores: Any) -> float:
-    """The share of clips whose best class is true, among those with a known true label.
+    """Compute the share of clips whose highest-scoring class is true, among clips with a true label.
 
-    An unknown label is neither right nor wrong. A tie at the top counts by the share of true ones in it.
+    Where several known classes share the highest score, the clip counts by the share of true ones among them.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in [0, 1]
     """
-    right, counted = top1_clip_sums(truth, scores)
-    return float(right.sum() / counted.sum())
+    correct, counted = top1_clip_sums(truth, scores)
+    return float(correct.sum() / counted.sum())
 
 
 def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Per clip, how far its best class is true, and whether any is. Shape: -> (n,), (n,)"""
+    """Compute, per clip, how correct its highest-scoring class is (0 to 1) and whether the clip counts.
+
+    Shape:  truth (n, K), scores (n, K) -> (n,), (n,) bool
+    """
     true, known, scores = ranking_masks(truth, scores, some_true=True)
-    best = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
-    at_top = known & (scores == best)
-    right = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
-    return right, true.sum(axis=1) > 0
+    highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
+    at_top = known & (scores == highest)
+    correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
+    return correct, np.asarray(true.any(axis=1))
+
+
+def ranking_masks(
+    truth: Any, scores: Any, some_true: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
+
+    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
+    Errors: KitError for soft truth, a NaN score, shapes that differ or, if `some_true`, no true label at all
+    """
+    truth, scores = check_aligned(truth, scores)
+    true = truth == 1
+    known = ~np.isnan(truth)
+    soft = known & ~true & (truth != 0)
+    if soft.any():
+        raise KitError(f"truth is {truth[soft][0]:g} at {describe_first(soft)}, wanted 1, 0 or NaN.")
+    missing = np.isnan(scores)
+    if missing.any():
+        raise KitError(f"the score at {describe_first(missing)} is NaN: leave such rows out.")
+    if some_true and not true.any():
+        raise KitError(f"none of the {len(true)} clips has a true label: the metric needs one or more.")
+    return true, known, scores
+
+
+def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays. Errors: KitError unless both are (clips, classes), of one shape"""
+    truth = np.asarray(truth, np.float64)
+    scores = np.asarray(scores)
+    if truth.ndim != 2 or truth.shape != scores.shape:
+        raise KitError(f"truth {truth.shape} and scores {scores.shape} must both be (clips, classes).")
+    return truth, scores
+
+
+def check_unit_range(what: str, values: np.ndarray, allowed: Any = False) -> None:
+    """Raise KitError at the first value outside [0, 1], except where the mask `allowed` is True."""
+    bad = ~((values >= 0) & (values <= 1) | allowed)
+    if bad.any():
+        raise KitError(f"{what} is {values[bad][0]:g} at {describe_first(bad)}, wanted 0 to 1.")
+
+
+def describe_first(mask: np.ndarray) -> str:
+    """Describe the position of the first True value of a mask. Shape: (n, K) bool"""
+    row, column = np.argwhere(mask)[0]
+    return f"row {row}, column {column}"

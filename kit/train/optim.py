@@ -1,6 +1,5 @@
 """Optimizers, learning-rate schedules and weight averaging."""
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,37 +16,42 @@ LAYER_GROUPS = 8
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    """How weights move: the optimiser, its learning rate over time and depth, and what is averaged of them."""
+    """The optimizer, its learning rate over the training and over the layers, and the averaging of weights."""
 
-    kind: str = setting("adamw", "the optimiser", choices=("adamw", "nadam", "sgd"))
+    kind: str = setting("adamw", "the optimizer", choices=("adamw", "nadam", "sgd"))
     schedule: str = setting(
         "one-cycle",
-        "one-cycle; cosine to lr_end; constant; times `factor` at milestones (steps) or a plateau",
+        "learning rate over time: one-cycle; cosine down to lr_end; steps or plateau, which multiply by `factor`",
         choices=("one-cycle", "cosine", "steps", "plateau", "constant"),
     )
-    lr_start: float = setting(1e-4, "learning rate at the first step (one-cycle)", low=1e-9)
-    lr_peak: float = setting(5e-3, "learning rate at its greatest", low=1e-9)
-    lr_end: float = setting(1e-7, "learning rate at the last step (one-cycle, cosine)", low=1e-12)
+    lr_start: float = setting(1e-4, "learning rate of the first step (one-cycle)", low=1e-9)
+    lr_peak: float = setting(5e-3, "highest learning rate", low=1e-9)
+    lr_end: float = setting(1e-7, "learning rate of the last step (one-cycle, cosine)", low=1e-12)
     warmup: float = setting(0.3, "share of the steps before the peak (one-cycle)", low=0.01, high=0.99)
     milestones: tuple[float, ...] = setting(
-        (0.35, 0.525, 0.7), "shares of the training (steps)", low=0, high=1
+        (0.35, 0.525, 0.7), "shares of the training after which the rate falls (steps)", low=0, high=1
     )
-    factor: float = setting(0.5, "what a milestone or a plateau multiplies by", low=1e-3, high=1)
-    patience: int = setting(6, "validations without gain (plateau)", low=0)
+    factor: float = setting(0.5, "factor of the learning rate at a milestone or a plateau", low=1e-3, high=1)
+    patience: int = setting(
+        6, "validations without improvement after which one more lowers the rate (plateau)", low=0
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
-    clip_norm: float = setting(10.0, "largest norm of the gradient", low=1e-6)
-    accumulate: int = setting(1, "batches whose gradients make one step", low=1)
+    clip_norm: float = setting(10.0, "highest norm of the gradient; larger ones are scaled down", low=1e-6)
+    accumulate: int = setting(1, "number of batches whose gradients make one step", low=1)
     layer_decay: float = setting(
-        1.0, "the first layer's learning rate over the last one's, geometric between", low=1e-4, high=1
+        1.0,
+        "learning rate of the first layers relative to that of the last, geometric between",
+        low=1e-4,
+        high=1,
     )
     average: str = setting(
         "none",
-        "weights that are kept: ema: of all steps; swa: of the last epochs",
+        "average of the weights that is kept: ema over all steps, swa over the last epochs",
         choices=("none", "ema", "swa"),
     )
-    ema_decay: float = setting(0.998, "what the average keeps of itself at a step (ema)", low=0, high=0.99999)
+    ema_decay: float = setting(0.998, "share of the old average kept at each step (ema)", low=0, high=0.99999)
     swa_share: float = setting(
-        0.25, "share of the training whose epochs are averaged (swa)", low=0.01, high=1
+        0.25, "share of the epochs, the last ones, that are averaged (swa)", low=0.01, high=1
     )
 
     def check(self) -> None:
@@ -55,25 +59,34 @@ class OptimConfig(Config):
             raise KitError("learning rates must rise from lr_start to lr_peak and fall to lr_end.")
 
 
-def layer_groups(network: nn.Module, rate: float, lr: float) -> list[dict[str, Any]]:
-    """The parameters in order, in eight groups by depth whose learning rates rise to `lr`; one group for rate 1.
+def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict[str, Any]]:
+    """Divide the trainable parameters into groups by depth, the last with learning rate `lr`.
 
-    Source: layer-wise rates, Howard & Ruder 2018, arXiv:1801.06146
+    The parameters, in the order of the layers, form eight groups of nearly equal number (fewer for fewer
+    parameters). Group by group, the learning rate falls geometrically from `lr` in the last layers towards
+    `lr * layer_decay` in the first ones: early layers of a pretrained network hold general features that
+    should change least. With layer_decay 1 there is one group.
+
+    Source: discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    if rate == 1.0:
+    if layer_decay == 1.0:
         return [{"params": parameters, "lr": lr}]
-    n = len(parameters)
-    level = [LAYER_GROUPS * (n - 1 - i) // n for i in range(n)]
-    pairs = itertools.groupby(zip(level, parameters, strict=True), key=lambda pair: pair[0])
+    members: dict[int, list[nn.Parameter]] = {}
+    for i, parameter in enumerate(parameters):
+        # Counted from the last parameter, so that the last group, with the full rate, is never empty.
+        level = LAYER_GROUPS * (len(parameters) - 1 - i) // len(parameters)
+        members.setdefault(level, []).append(parameter)
     return [
-        {"params": [p for _, p in group], "lr": lr * rate ** (k / (LAYER_GROUPS - 1))} for k, group in pairs
+        {"params": group, "lr": lr * layer_decay ** (level / (LAYER_GROUPS - 1))}
+        for level, group in members.items()
     ]
 
 
 def build_optimizer(config: OptimConfig, network: nn.Module, share: float = 1.0) -> torch.optim.Optimizer:
-    """The optimiser of a network's free parameters, learning rates times `share`."""
-    groups, decay = layer_groups(network, config.layer_decay, config.lr_peak * share), config.weight_decay
+    """Build the optimizer of a network's trainable parameters, with all learning rates times `share`."""
+    groups = layer_groups(network, config.layer_decay, config.lr_peak * share)
+    decay = config.weight_decay
     if config.kind == "nadam":
         return torch.optim.NAdam(groups, weight_decay=decay, decoupled_weight_decay=True)
     if config.kind == "sgd":
@@ -82,28 +95,38 @@ def build_optimizer(config: OptimConfig, network: nn.Module, share: float = 1.0)
 
 
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """The learning rate over so many steps; a plateau's is told scores instead."""
+    """Build the learning-rate schedule of so many steps; "plateau" is stepped with a score at each validation."""
     steps = max(2, steps)
     if config.schedule == "one-cycle":
         return lr_scheduler.OneCycleLR(
-            optimizer, [group["lr"] for group in optimizer.param_groups], steps, pct_start=config.warmup,
-            div_factor=config.lr_peak / config.lr_start, final_div_factor=config.lr_start / config.lr_end,
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=config.warmup,
+            div_factor=config.lr_peak / config.lr_start,
+            final_div_factor=config.lr_start / config.lr_end,
             cycle_momentum=False,
-        )  # fmt: skip
+        )
     if config.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, steps, config.lr_end)
     if config.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, "max", config.factor, config.patience)
-    places = [round(share * steps) for share in config.milestones] if config.schedule == "steps" else []
-    return lr_scheduler.MultiStepLR(optimizer, places, config.factor)
+    milestones: list[int] = []
+    if config.schedule == "steps":
+        milestones = [round(share * steps) for share in config.milestones]
+    return lr_scheduler.MultiStepLR(optimizer, milestones, config.factor)
 
 
 def averaged_model(config: OptimConfig, network: nn.Module) -> AveragedModel | None:
-    """A copy of a network that follows it by averages of its parameters; its batch norms want estimating anew.
+    """Copy a network into a model that averages its parameters, or return None where nothing is averaged.
 
-    Source: EMA, Tarvainen & Valpola 2017, arXiv:1703.01780; tail, Izmailov et al. 2018, arXiv:1803.05407
+    Only parameters are averaged. The batch norms' statistics must be estimated anew with the average.
+
+    Source: EMA, Tarvainen & Valpola 2017, arXiv:1703.01780; SWA, Izmailov et al. 2018, arXiv:1803.05407
     """
     if config.average == "none":
         return None
-    mean: Any = get_ema_multi_avg_fn(config.ema_decay) if config.average == "ema" else None  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=mean)
+    average: Any = None  # AveragedModel's default is the plain mean, as SWA wants.
+    if config.average == "ema":
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average)

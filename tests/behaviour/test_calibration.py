@@ -1,4 +1,4 @@
-"""Raw scores become probabilities by the scale and offset a grid search would find."""
+"""The fitted scale and offset make raw scores the best probabilities, after pooling over windows."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from kit.core.errors import KitError
 from kit.labels.calibration import Calibration, fit_calibration
 
 
-def top_share(windows):
+def share_of_top_two(windows):
     """Windows weighted by the share of their top two classes: not a function of one class alone."""
     weights = windows.topk(2, dim=1).values.sum(1) / windows.sum(1)
     return (windows * weights[:, None]).sum(0) / weights.sum()
 
 
-def one_by_one(windows):
-    """The maximum, by a way that torch cannot batch."""
+def not_batchable(windows):
+    """The maximum, computed in a way that torch.vmap does not support."""
     return torch.stack([windows[:, k].max() if windows.max().item() > 0 else windows[0, k] for k in range(4)])
 
 
@@ -26,144 +26,132 @@ POOLS = {
     "geometric": lambda windows: windows.log().mean(0).exp(),
     "power": lambda windows: windows.pow(3).mean(0).pow(1 / 3),
     "noisy or": lambda windows: 1 - (1 - windows).prod(0),
-    "top share": top_share,
-    "one by one": one_by_one,
+    "share of top two": share_of_top_two,
+    "not batchable": not_batchable,
 }
+EVERY_POOL = pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 
 
 def draw(n=150, n_classes=4, n_windows=(1, 2, 3, 6), unknown=0.2, size=1.0, seed=0):
+    """Random truth, and scores of windows that are `size` times as large as logits."""
     generator = np.random.default_rng(seed)
     truth = (generator.random((n, n_classes)) < 0.3).astype(np.float32)
-    logits = [
-        (size * (generator.normal(size=(generator.choice(n_windows), n_classes)) + 1.5 * row + 3)).astype(
-            "f4"
-        )
-        for row in truth
-    ]
+    logits = []
+    for row in truth:
+        noise = generator.normal(size=(generator.choice(n_windows), n_classes))
+        logits.append((size * (noise + 1.5 * row + 3)).astype(np.float32))
     truth[generator.random(truth.shape) < unknown] = np.nan
     return logits, truth
 
 
 def slow_loss(logits, truth, pool, scale, offset):
-    """Definition: mean BCE of known labels, drawn in by one label on either side, clip by clip."""
-    true, false = np.nansum(truth), np.nansum(1 - truth)
-    high, low = (true + 1) / (true + 2), 1 / (false + 2)
-    terms = []
+    """Definition: the mean log loss of the known labels with Platt's targets, clip by clip."""
+    n_true, n_false = np.nansum(truth), np.nansum(1 - truth)
+    high, low = (n_true + 1) / (n_true + 2), 1 / (n_false + 2)
+    losses = []
     for windows, row in zip(logits, truth, strict=True):
-        heard = pool(torch.sigmoid(scale * torch.tensor(windows).double() + offset)).numpy()
-        for p, t in zip(heard, row, strict=True):
-            if not np.isnan(t):
-                wanted = low + t * (high - low)
-                p = np.clip(p, 1e-12, 1 - 1e-12)
-                terms.append(-wanted * np.log(p) - (1 - wanted) * np.log(1 - p))
-    return np.mean(terms)
+        probs = pool(torch.sigmoid(scale * torch.tensor(windows).double() + offset)).numpy()
+        known = ~np.isnan(row)
+        probs = probs[known].clip(1e-12, 1 - 1e-12)
+        target = low + row[known] * (high - low)
+        losses.append(-target * np.log(probs) - (1 - target) * np.log(1 - probs))
+    return np.concatenate(losses).mean()
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_no_point_of_a_grid_is_better(name):
+@EVERY_POOL
+def test_no_point_of_a_grid_is_better(pool):
     logits, truth = draw(n=60)
-    fitted = fit_calibration(logits, truth, POOLS[name])
-    best = slow_loss(logits, truth, POOLS[name], fitted.scale, fitted.offset)
-    for scale in fitted.scale * np.geomspace(0.2, 5, 9):
-        for offset in fitted.offset + np.linspace(-4, 4, 9):
-            assert slow_loss(logits, truth, POOLS[name], scale, offset) >= best - 1e-9
-    for scale, offset in [(0.995, 0), (1.005, 0), (1, -0.01), (1, 0.01)]:
-        near = slow_loss(logits, truth, POOLS[name], fitted.scale * scale, fitted.offset + offset)
-        assert near >= best - 1e-9
+    fitted = fit_calibration(logits, truth, pool)
+    best = slow_loss(logits, truth, pool, fitted.scale, fitted.offset)
+    far = [(scale, offset) for scale in np.geomspace(0.2, 5, 9) for offset in np.linspace(-4, 4, 9)]
+    near = [(0.995, 0), (1.005, 0), (1, -0.01), (1, 0.01)]
+    for scale, offset in far + near:
+        other = slow_loss(logits, truth, pool, fitted.scale * scale, fitted.offset + offset)
+        assert other >= best - 1e-9
 
 
-def test_a_grid_over_everything_ends_at_the_same_place():
-    logits, truth = draw(n=100, n_windows=(1, 4))
-    fitted = fit_calibration(logits, truth, POOLS["max"])
-    grid = [(s, o) for s in np.geomspace(0.05, 20, 25) for o in np.linspace(-15, 5, 21)]
-    scale, offset = min(grid, key=lambda point: slow_loss(logits, truth, POOLS["max"], *point))
-    assert abs(np.log(fitted.scale / scale)) < 0.26
-    assert abs(fitted.offset - offset) < 1.01
+def test_for_clips_of_one_window_it_equals_scikit_learn_s_logistic_regression_on_platt_s_targets():
+    from sklearn.linear_model import LogisticRegression
 
-
-@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.3, 2.0), (8.0, -1.0)])
-def test_scores_that_were_bent_are_bent_back(scale, offset):
-    generator = np.random.default_rng(4)
-    true_logits = generator.normal(-1, 2, (20000, 3))
-    truth = (generator.random(true_logits.shape) < 1 / (1 + np.exp(-true_logits))).astype(float)
-    bent = (true_logits - offset) / scale
-    fitted = fit_calibration(list(bent[:, None]), truth, POOLS["max"])
-    assert fitted.scale == pytest.approx(scale, rel=0.05)
-    assert fitted.offset == pytest.approx(offset, abs=0.05)
-
-
-def test_probabilities_have_the_prevalence_of_the_truth():
-    logits, truth = draw(n=800, n_windows=(1,), unknown=0.0, size=40)
+    logits, truth = draw(n=300, n_windows=(1,), unknown=0.0)
+    n_true, n_false = truth.sum(), (1 - truth).sum()
+    low, high = 1 / (n_false + 2), (n_true + 1) / (n_true + 2)
+    target = (low + truth * (high - low)).ravel()
+    scores = np.concatenate(logits).ravel()
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
+    labels = np.repeat([1, 0], len(scores))
+    weights = np.concatenate([target, 1 - target])
+    model.fit(np.tile(scores, 2)[:, None], labels, sample_weight=weights)
     fitted = fit_calibration(logits, truth, POOLS["mean"])
-    heard = fitted.probabilities(torch.tensor(np.concatenate(logits)))
-    assert float(heard.mean()) == pytest.approx(float(truth.mean()), abs=2e-3)
+    assert fitted.scale == pytest.approx(model.coef_.item(), rel=1e-4)
+    assert fitted.offset == pytest.approx(model.intercept_.item(), rel=1e-4)
 
 
 def test_clips_of_many_lengths_in_any_order_give_the_same_answer():
     logits, truth = draw(n=200, n_windows=range(1, 12))
-    one = fit_calibration(logits, truth, POOLS["mean"])
-    assert one == fit_calibration(logits, truth, POOLS["mean"])
+    fitted = fit_calibration(logits, truth, POOLS["mean"])
+    assert fitted == fit_calibration(logits, truth, POOLS["mean"])
     order = np.random.default_rng(0).permutation(200)
-    other = fit_calibration([logits[i] for i in order], truth[order], POOLS["mean"])
-    assert other.scale == pytest.approx(one.scale, rel=1e-5)
-    assert other.offset == pytest.approx(one.offset, abs=1e-5)
+    shuffled = fit_calibration([logits[i] for i in order], truth[order], POOLS["mean"])
+    assert shuffled.scale == pytest.approx(fitted.scale, rel=1e-5)
+    assert shuffled.offset == pytest.approx(fitted.offset, abs=1e-5)
 
 
-def test_an_unknown_label_is_as_if_it_were_not_there():
+def test_classes_without_known_labels_change_nothing():
     logits, truth = draw(n=100, unknown=0.0)
-    wider = [np.concatenate([scores, scores * 0 + scores.mean()], axis=1) for scores in logits]
-    unknown = np.concatenate([truth, np.full_like(truth, np.nan)], axis=1)
-    one, other = fit_calibration(logits, truth, POOLS["max"]), fit_calibration(wider, unknown, POOLS["max"])
-    assert other.scale == pytest.approx(one.scale, rel=1e-4)
-    assert other.offset == pytest.approx(one.offset, abs=1e-4)
+    wider_logits = [
+        np.concatenate([scores, np.full_like(scores, scores.mean())], axis=1) for scores in logits
+    ]
+    wider_truth = np.concatenate([truth, np.full_like(truth, np.nan)], axis=1)
+    fitted = fit_calibration(logits, truth, POOLS["max"])
+    wider = fit_calibration(wider_logits, wider_truth, POOLS["max"])
+    assert wider.scale == pytest.approx(fitted.scale, rel=1e-4)
+    assert wider.offset == pytest.approx(fitted.offset, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", POOLS)
+@EVERY_POOL
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
-def test_scores_that_can_be_told_apart_perfectly_stay_finite(name, size):
+def test_scores_that_separate_the_labels_perfectly_have_a_finite_answer(pool, size):
     truth = np.eye(4)[np.arange(40) % 4]
     generator = np.random.default_rng(0)
     logits = [size * (4 * row + generator.random((2, 4))) for row in truth]
-    fitted = fit_calibration(logits, truth, POOLS[name])
+    fitted = fit_calibration(logits, truth, pool)
     assert np.isfinite([fitted.scale, fitted.offset]).all() and fitted.scale > 0
-    heard = np.array([POOLS[name](fitted.probabilities(torch.tensor(scores))).numpy() for scores in logits])
-    assert heard[truth == 1].min() > 0.9 and heard[truth == 0].max() < 0.1
-    assert heard.max() < 1
+    probs = np.array([pool(fitted.probabilities(torch.tensor(scores))).numpy() for scores in logits])
+    assert probs[truth == 1].min() > 0.9 and probs[truth == 0].max() < 0.1
+    assert probs.max() < 1
 
 
-@pytest.mark.parametrize("name", POOLS)
-@pytest.mark.parametrize("wild", [1e4, -1e4, 1e30])
-def test_a_few_wild_scores_move_little(name, wild):
+@EVERY_POOL
+@pytest.mark.parametrize("extreme", [1e4, -1e4, 1e30])
+def test_a_few_extreme_scores_move_the_answer_little(pool, extreme):
     logits, truth = draw(n=300, unknown=0.0, n_windows=(2, 3))
-    plain = fit_calibration(logits, truth, POOLS[name])
-    logits[0][:, 0] = logits[1][:, 2] = wild
-    fitted = fit_calibration(logits, truth, POOLS[name])
+    plain = fit_calibration(logits, truth, pool)
+    logits[0][:, 0] = logits[1][:, 2] = extreme
+    fitted = fit_calibration(logits, truth, pool)
     assert fitted.scale == pytest.approx(plain.scale, rel=0.3)
     assert fitted.offset == pytest.approx(plain.offset, rel=0.3)
 
 
-@pytest.mark.parametrize("kind", ["constant", "backwards"])
-def test_useless_scores_still_have_a_finite_answer_above_zero(kind):
+@EVERY_POOL
+@pytest.mark.parametrize("factor", [0, -1], ids=["constant", "reversed"])
+def test_useless_scores_give_a_positive_scale_and_a_loss_near_the_prior_s(pool, factor):
     logits, truth = draw(unknown=0.0, n_windows=(1, 2))
-    if kind == "constant":
-        logits = [np.zeros_like(scores) for scores in logits]
-    if kind == "backwards":
-        logits = [-scores for scores in logits]
-    for pool in POOLS.values():
-        fitted = fit_calibration(logits, truth, pool)
-        assert np.isfinite([fitted.scale, fitted.offset]).all() and fitted.scale > 0
-        best = slow_loss(logits, truth, pool, fitted.scale, fitted.offset)
-        prior = float(np.mean(truth))
-        assert best < -prior * np.log(prior) - (1 - prior) * np.log(1 - prior) + 0.05
+    logits = [factor * scores for scores in logits]
+    fitted = fit_calibration(logits, truth, pool)
+    assert np.isfinite([fitted.scale, fitted.offset]).all() and fitted.scale > 0
+    prior = float(np.mean(truth))
+    entropy = -prior * np.log(prior) - (1 - prior) * np.log(1 - prior)
+    assert slow_loss(logits, truth, pool, fitted.scale, fitted.offset) < entropy + 0.05
 
 
-def test_soft_truth_and_inference_mode_are_fine():
+def test_soft_truth_and_inference_mode_are_accepted():
     logits, truth = draw()
     soft = 0.8 * truth + 0.1
     with torch.inference_mode():
-        inside = fit_calibration(logits, soft, POOLS["max"])
-    assert inside == fit_calibration(logits, soft, POOLS["max"])
-    assert inside.scale < fit_calibration(logits, truth, POOLS["max"]).scale
+        fitted = fit_calibration(logits, soft, POOLS["max"])
+    assert fitted == fit_calibration(logits, soft, POOLS["max"])
+    assert fitted.scale < fit_calibration(logits, truth, POOLS["max"]).scale
 
 
 def test_a_calibration_survives_json_and_refuses_a_scale_of_zero():
@@ -185,15 +173,14 @@ def test_a_calibration_survives_json_and_refuses_a_scale_of_zero():
         (lambda logits, truth: (logits, truth * 2), "0 to 2"),
         (lambda logits, truth: (logits, truth * 0), "is true.*rank blends"),
         (lambda logits, truth: (logits, truth * 0 + 1), "is false"),
-        (lambda logits, truth: (logits, truth * np.nan), "none of the 0 known"),
         (lambda logits, truth: ([], truth[:0]), "none of the 0 known"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(change, words):
+def test_input_that_cannot_be_fitted_is_refused(change, words):
     with pytest.raises(KitError, match=words):
         fit_calibration(*change(*draw()), POOLS["max"])
 
 
-def test_a_pool_that_makes_no_value_per_class_is_refused():
+def test_a_pool_without_one_value_per_class_is_refused():
     with pytest.raises(KitError, match="one value per class"):
         fit_calibration(*draw(), lambda windows: windows.mean(1))
