@@ -236,7 +236,7 @@ ARMS: dict[str, Arm] = {
     "noisy predicted": tagging(*PYRAMID, method="predict"),
     "window-snr, set 1": window_pools(set1=True),
     "full data": tagging(*PYRAMID, "loss=bce", only_folds=None, all_data=True),
-    "five folds": tagging(*PYRAMID, "loss=bce", only_folds=None),
+    "all folds": tagging(*PYRAMID, "loss=bce", only_folds=None),
     "rounds without boxes": soundscapes("sampling.box_p=0", rounds=3),
     "stack": stacks,
 }
@@ -261,7 +261,7 @@ CLAIMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "set 1, pooled by the mean": (("window-snr, set 1", "mean"), ("window-snr", "mean")),
     "class mixer instead of the mean": (("stack", "class-mixer"), ("stack", "mean")),
     "gated MLP instead of the mean": (("stack", "gated-mlp"), ("stack", "mean")),
-    "one full-data model instead of five folds": (("full data", "test"), ("five folds", "test")),
+    "one full-data model instead of the mean of all folds": (("full data", "test"), ("all folds", "test")),
 }
 
 
