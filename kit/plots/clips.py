@@ -46,7 +46,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)
     specs = [spec for chunk in loader.walk("listen", progress=False) for spec in loader.specs(chunk, "")[1]]
     if not specs:
-        raise KitError(f"{clip} {loader.failures[0]}: give another.")
+        raise KitError(f"{clip} {loader.failures[0]}: pass another clip.")
 
     frames_per_s = card.frontend.frames_per_s
     frames = specs[0].shape[-1]

@@ -13,7 +13,7 @@ import numpy as np
 from kit.core.errors import KitError, choose
 from kit.core.files import write_text, write_whole
 
-# The palette of Okabe and Ito: colour-blind people can tell its colours apart.
+# The palette of Okabe and Ito: its colours differ for colour-blind people too.
 CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PLOT_STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -181,8 +181,8 @@ def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
     except KitError as error:
         return f"<p>{escape(str(error))}"
     data = base64.b64encode(image).decode()
-    picture = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
+    image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure><figcaption>{caption}</figcaption>{image_tag}</figure>"
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
