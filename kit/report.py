@@ -1,4 +1,4 @@
-"""Run folders or a submission in, a table that tells of them, pictures and a page out."""
+"""Compare runs, or describe a submission, as a table and as an HTML page with plots."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_inter
 from kit.labels.metrics import lwlrap, lwlrap_per_class, top1_accuracy
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import read_checkpoint
-from kit.plots.figure import SAVED_AS, Drawing, page_picture, page_table, write_page
+from kit.plots.figure import IMAGE_FORMATS, Plot, page_plot, page_table, write_page
 from kit.plots.labels import draw_labels
 from kit.plots.runs import (
     draw_calibration,
@@ -28,141 +28,178 @@ from kit.plots.runs import (
 from kit.train.oof import SavedRun, load_run
 from kit.train.run import flat_settings
 
-LISTED = ("files_failed", "notes", "files_without_row", "rows_without_file", "files_split")
+# What a submission's report lists item by item: a table counts these, a page shows them.
+SUBMISSION_LISTS = ("files_failed", "notes", "files_without_row", "rows_without_file", "files_split")
 
 
 @dataclass(frozen=True)
-class RunsReport:
-    """Runs side by side. Shape: in each row its name, then a text per run"""
+class ReportTable:
+    """A table with a column per run or submission. Each row is its name, then one text per column."""
 
     runs: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
         table = [("", *self.runs), *self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+        widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+        lines = []
+        for row in table:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
 
     __repr__ = __str__
 
 
-def worded(measure: Callable[..., Any], *given: Any) -> str:
-    """A number, and its interval, as text; a dash where there is none."""
+def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
+    """Compute a metric and return it as text, with its interval if it has one; "-" where it has no value."""
     try:
-        found = measure(*given)
+        value = metric(*arguments)
     except KitError:
         return "-"
-    if isinstance(found, Interval):
-        return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
-    return f"{found:.4f}"
+    if isinstance(value, Interval):
+        return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f})"
+    return f"{value:.4f}"
 
 
-def facts_of(run: SavedRun, first: SavedRun) -> dict[str, str]:
-    """What there is to say of a run by name: scores, alone and against the first's, and costs."""
-    truth, scores, facts = run.truth, run.scores, {"lwlrap": "not yet"}
+def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
+    """Return the named details of a run: its scores, alone and compared with the first run's, and its costs."""
+    truth = run.truth
+    scores = run.scores
+    details = {"lwlrap": "no oof.csv yet"}
     if run.names:
-        facts["lwlrap"] = worded(bootstrap_interval, lwlrap, truth, scores)
-        if (truth.sum(axis=1) == 1).all():  # unknown labels make no sum
-            facts["top-1"] = worded(top1_accuracy, truth, scores)
+        details["lwlrap"] = format_metric(bootstrap_interval, lwlrap, truth, scores)
+        # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
+        if (truth.sum(axis=1) == 1).all():
+            details["top-1"] = format_metric(top1_accuracy, truth, scores)
     if run is not first and run.names:
-        same = run.names == first.names and run.classes == first.classes
-        same = same and np.array_equal(truth, first.truth, equal_nan=True)
-        gain = worded(bootstrap_difference, lwlrap, truth, scores, first.scores) if same else ""
-        facts["against the first"] = gain or "other clips or labels"
-    facts["clips"] = str(len(run.names))
+        details["gain over the first run"] = "not comparable: other clips or labels"
+        same_columns = run.names == first.names and run.classes == first.classes
+        if same_columns and np.array_equal(truth, first.truth, equal_nan=True):
+            gain = format_metric(bootstrap_difference, lwlrap, truth, scores, first.scores)
+            details["gain over the first run"] = gain
+    details["clips"] = str(len(run.names))
     if run.history:
-        done = " ".join(str(epochs["epoch"].iloc[-1]) for epochs in run.history)
-        spent = sum(epochs["seconds"].sum() for epochs in run.history if "seconds" in epochs)
-        facts["epochs"] = f"{done} of {run.recipe.get('epochs', '?')}"
-        facts["minutes"] = f"{spent / 60:.1f}" if spent else "not told"
+        last_epochs = " ".join(str(epochs["epoch"].iloc[-1]) for epochs in run.history)
+        seconds = sum(epochs["seconds"].sum() for epochs in run.history if "seconds" in epochs)
+        details["epochs"] = f"{last_epochs} of {run.recipe.get('epochs', '?')}"
+        details["minutes"] = f"{seconds / 60:.1f}" if seconds else "not recorded"
     for path in sorted(run.folder.glob("fold_*.pt")):
         card, tensors = read_checkpoint(path)
-        sizes = [t.numel() for n, t in tensors.items() if t.is_floating_point() and "running_" not in n]
-        facts |= {"parameters": f"{sum(sizes):,}", "scores are": card.output}
+        parameters = 0
+        for name, tensor in tensors.items():
+            # Batch norm's running statistics are saved too, but they are no parameters.
+            if tensor.is_floating_point() and "running_" not in name:
+                parameters += tensor.numel()
+        details["parameters"] = f"{parameters:,}"
+        details["output"] = card.output
         if card.oof_score is not None:
-            facts[f"fold {card.fold}"] = f"{card.oof_score:.4f}"
+            details[f"fold {card.fold}"] = f"{card.oof_score:.4f}"
     for fold in np.unique(run.folds):
-        facts[f"fold {fold}"] = worded(lwlrap, truth[run.folds == fold], scores[run.folds == fold])
+        in_fold = run.folds == fold
+        details[f"fold {fold}"] = format_metric(lwlrap, truth[in_fold], scores[in_fold])
     if (truth == 1).any():
         precision, weight = lwlrap_per_class(truth, scores)
-        facts |= {f"class {run.classes[k]}": f"{precision[k]:.4f}" for k in np.flatnonzero(weight)}
-    return facts
+        for k in np.flatnonzero(weight):
+            details[f"class {run.classes[k]}"] = f"{precision[k]:.4f}"
+    return details
 
 
-def rows_of(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tuple[str, ...]]:
-    """A row for each name; a dash where a column lacks it."""
+def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return a row for each name, with "-" for a column that lacks it."""
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
-def lay_side_by_side(opened: Sequence[SavedRun], hardest: int) -> RunsReport:
-    """Runs as a table."""
-    facts = [facts_of(run, opened[0]) for run in opened]
-    settings = [{k: json.dumps(v) for k, v in flat_settings(run.recipe).items()} for run in opened]
-    named = dict.fromkeys(name for of in sorted(facts, key=len, reverse=True) for name in of)
-    means = {n: np.mean([float(of[n]) for of in facts if n in of]) for n in named if n.startswith("class ")}
-    told = [of for of in settings if of]
-    differing = dict.fromkeys(n for of in told for n in of if len({each.get(n) for each in told}) > 1)
-    worst = sorted(means, key=lambda n: (means[n], n))[:hardest]
-    rows = rows_of(facts, (n for n in named if n not in means))
-    rows += rows_of(settings, differing) + rows_of(facts, worst)
-    return RunsReport(tuple(str(run.folder) for run in opened), tuple(rows))
+def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
+    """Compare runs: their details, the settings that differ, and the hardest classes by mean lwlrap."""
+    details = [run_details(run, runs[0]) for run in runs]
+    # The run with most details first: it has them all in their usual order.
+    names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
+    class_means = {}
+    for name in names:
+        if name.startswith("class "):
+            class_means[name] = np.mean([float(column[name]) for column in details if name in column])
+    hardest_names = sorted(class_means, key=lambda name: (class_means[name], name))[:hardest]
+
+    settings = []
+    for run in runs:
+        settings.append({name: json.dumps(value) for name, value in flat_settings(run.recipe).items()})
+    with_recipe = [column for column in settings if column]  # a stack has none
+    all_settings = dict.fromkeys(name for column in with_recipe for name in column)
+    differing = [name for name in all_settings if len({column.get(name) for column in with_recipe}) > 1]
+
+    rows = table_rows(details, [name for name in names if name not in class_means])
+    rows += table_rows(settings, differing)
+    rows += table_rows(details, hardest_names)
+    return ReportTable(tuple(str(run.folder) for run in runs), tuple(rows))
 
 
-def lay_submission(path: Path, report: Mapping[str, Any]) -> RunsReport:
-    """A submission's report as a table: its facts, how many files failed and the like, its models."""
+def submission_table(path: Path, report: Mapping[str, Any]) -> ReportTable:
+    """Describe a submission's report: its single values, the lengths of its lists, and its models."""
     if "job" not in report:
-        raise KitError(f"no report beside {path}: give the CSV that `submit` wrote, or its .json.")
-    facts = {name: str(value) for name, value in report.items() if isinstance(value, str | int | float)}
-    counts = {name: str(len(report.get(name, ()))) for name in LISTED}
-    told = "weight {weight:g}, {network_s:.1f} s for {clips_predicted} clips; failure: {failure}"
-    models = [(model["checkpoint"], told.format(**model)) for model in report.get("models", ())]
-    return RunsReport((str(path),), (*facts.items(), *counts.items(), *models))
+        raise KitError(f"no report beside {path}: pass the CSV that `submit` wrote, or its .json.")
+    rows = [(name, str(value)) for name, value in report.items() if isinstance(value, str | int | float)]
+    rows += [(name, str(len(report.get(name, ())))) for name in SUBMISSION_LISTS]
+    for model in report.get("models", ()):
+        cost = f"{model['network_s']:.1f} s for {model['clips_predicted']} clips"
+        text = f"weight {model['weight']:g}, {cost}; failure: {model['failure']}"
+        rows.append((model["checkpoint"], text))
+    return ReportTable((str(path),), tuple(rows))
 
 
-def lists_of(report: Mapping[str, Any]) -> Iterator[str]:
-    """What a page lists of a submission."""
-    for name in LISTED:
-        told = report.get(name, {})
-        yield page_table(told.items() if isinstance(told, dict) else zip(told, strict=True), name)
+def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lists of a submission's report as HTML: failed files with their reasons, notes and more."""
+    for name in SUBMISSION_LISTS:
+        items = report.get(name, {})
+        rows = items.items() if isinstance(items, dict) else [(item,) for item in items]
+        yield page_table(rows, name)
 
 
-def pieces_of_run(run: SavedRun) -> Iterator[str]:
-    """What a page says of one run."""
+def run_sections(run: SavedRun) -> Iterator[str]:
+    """Yield one run's part of a page as HTML: its plots and its settings."""
     yield f"<h2>{escape(run.folder.resolve().name)}</h2>"
-    yield page_picture(draw_labels, read_clip_table(run.folder / "folds.csv"))
-    yield from (page_picture(draw, run) for draw in (draw_classes, draw_confusion, draw_calibration))
+    yield page_plot(draw_labels, read_clip_table(run.folder / "folds.csv"))
+    for draw in (draw_classes, draw_confusion, draw_calibration):
+        yield page_plot(draw, run)
     if (run.folder / "rounds").is_dir():
-        yield page_picture(draw_self_training, run.folder)
+        yield page_plot(draw_self_training, run.folder)
     yield page_table(flat_settings(run.recipe).items(), "settings")
 
 
 def show(
     runs: str | Path | Sequence[str | Path], out: str | Path | None = None, hardest: int = 5
-) -> RunsReport:
-    """Lay runs side by side: scores with 0.95 intervals, costs, the settings that differ, the hardest classes.
+) -> ReportTable:
+    """Compare runs: scores with 95 % intervals, costs, the settings that differ, the hardest classes.
 
-    Of a submission it tells what was heard, and the weights and times of its models.
+    Of a submission it shows which files failed, and the weight and the time of each model.
 
     Options:
         runs: folders that `train` or `stack` wrote, finished or not; or one submission's .csv or .json
-        out: report.html, one page with all pictures, or curves.png, the learning curves or a submission's timeline
-        hardest: how many classes to list, the least precise first
+        out: report.html, a page with all plots; or an image like curves.png: learning curves, or the timeline
+        hardest: how many classes to list, those with the lowest lwlrap
     """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     target = None if out is None else Path(out)
-    choose("ending of out", target.suffix if target else ".html", {**SAVED_AS, ".html": ""})
-    draw: Callable[..., Drawing] = draw_history
-    given: Any
-    if [path.suffix for path in paths] in ([".csv"], [".json"]):
-        draw, given = draw_timeline, read_report(paths[0])
-        report, more = lay_submission(paths[0], given), lists_of(given)
+    choose("ending of out", target.suffix if target else ".html", {**IMAGE_FORMATS, ".html": ""})
+
+    draw: Callable[..., Plot]
+    source: Any
+    sections: Iterator[str]
+    if len(paths) == 1 and paths[0].suffix in (".csv", ".json"):
+        source = read_report(paths[0])
+        draw = draw_timeline
+        table = submission_table(paths[0], source)
+        sections = submission_sections(source)
     else:
-        given = [load_run(path) for path in paths]
-        report = lay_side_by_side(given, hardest)
-        more = (piece for run in given for piece in pieces_of_run(run))
+        source = [load_run(path) for path in paths]
+        draw = draw_history
+        table = compare_runs(source, hardest)
+        sections = (section for run in source for section in run_sections(run))
+
     if target and target.suffix == ".html":
-        pieces = [page_table([("", *report.runs), *report.rows]), page_picture(draw, given), *more]
-        write_page(target, ", ".join(path.resolve().name for path in paths), pieces)
+        title = ", ".join(path.resolve().name for path in paths)
+        overview = page_table([("", *table.runs), *table.rows])
+        write_page(target, title, [overview, page_plot(draw, source), *sections])
     elif target:
-        draw(given).save(target)
-    return report
+        draw(source).save(target)
+    return table

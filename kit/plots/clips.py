@@ -1,4 +1,4 @@
-"""Plots of clips: predictions over time, filters, lengths, augmentations."""
+"""Plots of clips: predictions over time, mel filters, lengths and augmentations."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,176 +13,247 @@ from kit.audio.decode import Undecodable, decode_file
 from kit.audio.frontend import Frontend, FrontendConfig
 from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies, mix_specs, mix_waves
 from kit.audio.specaugment import SpecAugmentConfig, augment_specs, draw_spec_augment
-from kit.audio.windows import LengthBuckets
+from kit.audio.windows import InferenceConfig, LengthBuckets
 from kit.core.errors import KitError, choose
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predictor import Predictor
 from kit.models.checkpoint import load_tagger
 from kit.models.tagger import Tagger
-from kit.plots.figure import Drawing, draw_spectrogram, new_figure, shown_name
+from kit.plots.figure import Plot, draw_spectrogram, new_figure, shown_name
+
+CLIP_CLASSES = 8
 
 
-def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence[str] = ()) -> Drawing:
-    """A clip's spectrogram over what a tagger says in time, and of the whole clip at the right.
+def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence[str] = ()) -> Plot:
+    """One clip: its spectrogram above each window's probabilities, with the whole clip's at the right.
 
-    Shown are true classes, with a mark, and the likeliest, 8 in all. A tagger that listens to whole clips is asked
-    about short windows here, which it is not scored by.
-    Units: kHz over seconds; calibrated probabilities
+    The rows are the true classes, marked ✓, and the most probable others, 8 in all. A tagger that predicts
+    whole clips also predicts short windows here, although its out-of-fold score does not measure that.
+
+    Units:  kHz over seconds; calibrated probabilities
+    Errors: KitError for an unknown class, a clip that cannot be decoded, or a ranking without calibration
     """
     tagger = checkpoint if isinstance(checkpoint, Tagger) else load_tagger(checkpoint)
-    card, place = tagger.card, {known: k for k, known in enumerate(tagger.card.classes)}
-    true = [choose("class", label, place) for label in truth]
+    card = tagger.card
+    class_index = {name: k for k, name in enumerate(card.classes)}
+    true = [choose("class", name, class_index) for name in truth]
     if not card.calibrated:
-        raise KitError("ranks are no probabilities: run `oof` on the tagger's run, which fits them.")
+        raise KitError(
+            "this tagger's scores are a ranking, not probabilities: run `oof`, which calibrates it."
+        )
     device = next((part.device for part in tagger.parameters()), torch.device("cpu"))
     loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)
     specs = [spec for chunk in loader.walk("listen", progress=False) for spec in loader.specs(chunk, "")[1]]
     if not specs:
-        raise KitError(f"{clip} {loader.failures[0]}: give another.")
-    along, per_s, frames = card.inference, card.frontend.frames_per_s, specs[0].shape[-1]
-    if along.mode == "full":
-        window_s = max(0.02, tagger.min_frames / per_s, min(2.0, frames / per_s / 4))
-        along = replace(along, mode="windows", window_s=window_s, hop_s=window_s / 4)
-    ways = (card.inference, along)
-    said, windows = (s for way in ways for s in Predictor(tagger, device, inference=way).predict(specs) if s)
-    whole = clip_probabilities(tagger, card.inference, said.logits)
-    best = [k for k in np.argsort(-whole, kind="stable") if k not in true]
-    rows = sorted(true + best[: max(0, 8 - len(true))], key=lambda k: -whole[k])
-    centres = np.mean(windows.spans, axis=1)
-    edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [frames]]) / per_s
-    beliefs = tagger.probabilities(torch.from_numpy(windows.logits)).numpy()[:, rows].T
-    figure, ((top, key), (below, bars)) = new_figure(
+        raise KitError(f"{clip} {loader.failures[0]}: pass another clip.")
+
+    frames_per_s = card.frontend.frames_per_s
+    frames = specs[0].shape[-1]
+    seconds = frames / frames_per_s
+    by_window = card.inference
+    if by_window.mode == "full":
+        by_window = short_windows(by_window, seconds, tagger.min_frames / frames_per_s)
+    outputs = Predictor(tagger, device, inference=card.inference).predict(specs)[0]
+    windows = Predictor(tagger, device, inference=by_window).predict(specs)[0]
+    assert outputs is not None and windows is not None  # nothing stops these predictions
+    clip_probs = clip_probabilities(tagger, card.inference, outputs.logits)
+    ranked = [int(k) for k in np.argsort(-clip_probs, kind="stable")]
+    others = [k for k in ranked if k not in true][: max(0, CLIP_CLASSES - len(true))]
+    rows = sorted(true + others, key=lambda k: -clip_probs[k])
+    window_probs = tagger.probabilities(torch.from_numpy(windows.logits)).numpy()[:, rows]
+
+    figure, ((top, key), (bottom, right)) = new_figure(
         10, 6, 2, 2, sharex="col", sharey="row", width_ratios=(4, 1), height_ratios=(5, 4)
     )
-    picture = tagger.frontend.split(tagger.frontend.normalize(specs[0]))[0][0].float().cpu().numpy()
-    draw_spectrogram(top, picture, edges[-1], card.frontend.bin_hz, *np.percentile(picture, (10, 99.9)))
-    top.set(ylabel="kHz", title=f"{shown_name(Path(clip).name)}: {edges[-1]:.3g} s")
-    places = np.arange(len(rows) + 1) - 0.5
-    seen = below.pcolormesh(edges, places, beliefs, cmap="viridis", vmin=0, vmax=1)
-    below.grid(visible=False)
-    names = ["✓ " * (k in true) + shown_name(card.classes[k]) for k in rows]
-    below.set(
-        xlabel="seconds", title=f"windows of {along.window_s:.3g} s every {along.hop_s:.3g} s",
-        yticks=range(len(rows)), yticklabels=names, ylim=(places[-1], -0.5),
-    )  # fmt: skip
-    bars.bar_label(bars.barh(range(len(rows)), whole[rows]), fmt=" %.2f")
-    bars.set(xlim=(0, 1.3), xlabel="probability", title="of the clip")
+    image = tagger.frontend.split(tagger.frontend.normalize(specs[0]))[0][0].float().cpu().numpy()
+    low, high = np.percentile(image, (10, 99.9))
+    draw_spectrogram(top, image, seconds, card.frontend.bin_hz, low, high)
+    top.set(ylabel="kHz", title=f"{shown_name(Path(clip).name)}: {seconds:.3g} s")
+
+    # Windows overlap, so each is drawn up to the middle between its centre and the next one's.
+    centres = np.mean(windows.spans, axis=1)
+    borders = (centres[1:] + centres[:-1]) / 2
+    edges = np.concatenate([[0], borders, [frames]]) / frames_per_s
+    row_edges = np.arange(len(rows) + 1) - 0.5
+    mesh = bottom.pcolormesh(edges, row_edges, window_probs.T, cmap="viridis", vmin=0, vmax=1)
+    bottom.grid(visible=False)
+    labels = []
+    for k in rows:
+        name = shown_name(card.classes[k])
+        labels.append(f"✓ {name}" if k in true else name)
+    bottom.set(yticks=range(len(rows)), yticklabels=labels, ylim=(row_edges[-1], row_edges[0]))
+    title = f"windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s"
+    bottom.set(xlabel="seconds", title=title)
+
+    bars = right.barh(range(len(rows)), clip_probs[rows])
+    right.bar_label(bars, fmt=" %.2f")
+    right.set(xlim=(0, 1.3), xlabel="probability", title="whole clip")
     key.set_axis_off()
-    figure.colorbar(seen, key.inset_axes((0, 0.3, 1, 0.1)), orientation="horizontal", label="of a window")
-    return Drawing(figure)
+    place = key.inset_axes((0, 0.3, 1, 0.1))
+    figure.colorbar(mesh, place, orientation="horizontal", label="probability in a window")
+    return Plot(figure)
 
 
-def draw_filters(frontend: FrontendConfig) -> Drawing:
-    """The mel filters of a frontend, of every band, over kHz. Errors: KitError for kind stft, which has none"""
+def short_windows(inference: InferenceConfig, seconds: float, shortest_s: float) -> InferenceConfig:
+    """Return settings that predict windows of a quarter of the clip, 2 s at most, in place of the whole clip."""
+    window_s = max(0.02, shortest_s, min(2.0, seconds / 4))
+    return replace(inference, mode="windows", window_s=window_s, hop_s=window_s / 4)
+
+
+def draw_filters(frontend: FrontendConfig) -> Plot:
+    """Mel filters: the weight of every filter over frequency.
+
+    Errors: KitError for kind "stft", which has none
+    """
     if frontend.kind != "mel":
-        raise KitError("kind='stft' has FFT bins, not filters: give kind='mel'.")
-    filters, bin_hz = frontend.filters(), frontend.sample_rate / frontend.n_fft
+        raise KitError("kind='stft' has FFT bins, not mel filters: pass a front end of kind='mel'.")
+    filters = frontend.filters()
+    bin_hz = frontend.sample_rate / frontend.n_fft
+    khz = np.arange(len(filters)) * bin_hz / 1000
     figure, axes = new_figure(10, 3.6)
-    axes.plot(np.arange(len(filters)) * bin_hz / 1000, filters, linewidth=0.8)
-    title = f"{filters.shape[1]} {frontend.mel_scale} mel filters on bins of {bin_hz:.3g} Hz"
+    axes.plot(khz, filters, linewidth=0.8)
+    title = f"{filters.shape[1]} mel filters ({frontend.mel_scale} scale) on FFT bins of {bin_hz:.3g} Hz"
     axes.set(xlabel="kHz", ylabel="weight", title=title)
-    return Drawing(figure)
+    return Plot(figure)
 
 
 def padding_shares(seconds: Sequence[float], frontend: FrontendConfig) -> dict[str, float]:
-    """The share of padding in all frames, of batches of 32 filled up to their longest clip, and of the kit's grid."""
+    """Return the share of padding in all frames, for three ways to form batches.
+
+    The first two pad batches of 32 clips to their longest clip. The third rounds each clip's length up to a
+    bucket, as the kit does.
+    """
     frames = np.array([frontend.frames_of(round(s * frontend.sample_rate)) for s in seconds])
-    first = np.arange(0, len(frames), 32)
-    filled = {
-        name: np.maximum.reduceat(lengths, first).repeat(32)[: len(frames)]
-        for name, lengths in (("file order", frames), ("sorted", np.sort(frames)))
-    }
-    filled["the kit's grid"] = np.array([LengthBuckets().round_up(n) for n in frames.tolist()])
-    return {name: 1 - float(frames.sum() / lengths.sum()) for name, lengths in filled.items()}
+    shares = {}
+    for name, lengths in (("file order", frames), ("sorted", np.sort(frames))):
+        longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), 32))
+        padded = longest.repeat(32)[: len(lengths)]
+        shares[name] = 1 - float(frames.sum() / padded.sum())
+    buckets = LengthBuckets()
+    padded = np.array([buckets.round_up(length) for length in frames.tolist()])
+    shares["length buckets"] = 1 - float(frames.sum() / padded.sum())
+    return shares
 
 
-def draw_lengths(seconds: Sequence[float], frontend: FrontendConfig | None = None) -> Drawing:
-    """How long clips are, in the order of their files, and how much of what a network hears would be padding."""
-    lasting = np.asarray(seconds, float)
-    if not (len(lasting) and np.isfinite(lasting).all() and lasting.min() > 0):
-        raise KitError(f"wanted seconds above 0 of some clips, got {len(lasting)}: leave out what fails.")
+def draw_lengths(seconds: Sequence[float], frontend: FrontendConfig | None = None) -> Plot:
+    """Clip lengths: their histogram, and the share of padding in batches.
+
+    The padding of batches in file order depends on the order of `seconds`.
+
+    Errors: KitError without clips, or for a length that is not a number above 0
+    """
+    lengths = np.asarray(seconds, float)
+    if not (len(lengths) and np.isfinite(lengths).all() and lengths.min() > 0):
+        raise KitError(f"wanted seconds above 0, got {len(lengths)} lengths: leave out clips without one.")
     figure, (left, right) = new_figure(10, 3.6, 1, 2, width_ratios=(2, 1))
-    low, high = lasting.min() / 1.05, lasting.max() * 1.05
-    left.hist(lasting, np.geomspace(low, high, 41))
-    title = f"{len(lasting):,} clips, {lasting.sum() / 3600:.3g} h; half are over {np.median(lasting):.3g} s"
+    low = lengths.min() / 1.05
+    high = lengths.max() * 1.05
+    left.hist(lengths, np.geomspace(low, high, 41))
+    hours = lengths.sum() / 3600
+    title = f"{len(lengths):,} clips, {hours:.3g} h in all, median {np.median(lengths):.3g} s"
     left.set(xscale="log", xlim=(low, high), xlabel="seconds", ylabel="clips", title=title)
     ticks = np.outer(10.0 ** np.arange(-3, 5), (1, 2, 5)).ravel()
     left.set_xticks(ticks[(low <= ticks) & (ticks <= high)])
     left.xaxis.set_major_formatter("{x:g}")
     left.minorticks_off()
-    shares = padding_shares(lasting.tolist(), frontend or FrontendConfig())
-    bars = right.bar([*shares], [100 * share for share in shares.values()])
+    shares = padding_shares(lengths.tolist(), frontend or FrontendConfig())
+    bars = right.bar(list(shares), [100 * share for share in shares.values()])
     right.bar_label(bars, fmt="%.1f %%")
+    right.margins(y=0.1)
     right.set(ylabel="% of all frames", title="padding, in batches of 32")
-    return Drawing(figure)
+    return Plot(figure)
 
 
 SHEET_S = 5.0
+SHEET_COLUMNS = 5
 WAVE_UNITS = {"shift": "samples", "speed": "times", "pitch": "times", "tempo": "times", "reverb": "s"}
-SPEC_PANELS = {"filter": "gains", "mask": "time", "outside": "freq", "warp": "warp", "crop": "crop"}
+# For each augmentation of spectrograms: the part of its draw that the title shows, and what that counts.
+SPEC_PANELS = {
+    "filter": ("gains", "gains"),
+    "mask": ("time", "frames"),
+    "outside": ("freq", "bins"),
+    "warp": ("warp", "frames"),
+    "crop": ("crop", "shares"),
+}
 MIX_PANELS = {
     "energies": MixupConfig(p=1.0),
     "waves": MixupConfig(p=1.0, domain="wave", low=0.2, high=0.8),
-    "pictures": MixupConfig(p=1.0, domain="spec", convex=True, low=0.2, high=0.5),
-    "fading pictures": MixupConfig(p=1.0, domain="spec", fade_p=1.0),
+    "spectrograms": MixupConfig(p=1.0, domain="spec", convex=True, low=0.2, high=0.5),
+    "fading spectrograms": MixupConfig(p=1.0, domain="spec", fade_p=1.0),
 }
 
 
 def sheet_panels(
     waves: Tensor, frontend: Frontend, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
-    """The title and picture of each panel. Shape: waves (2, T), the clip and its company -> (M, N) each"""
+    """Yield the title and the spectrogram of each panel of a contact sheet.
 
-    def seen(some: Tensor) -> Tensor:
-        return frontend.normalize(torch.stack(frontend.spectrograms(list(some))))
+    Shape: waves (2, T), the clip and the clip that it is mixed with -> spectrograms (M, N)
+    """
 
-    specs = seen(waves)
-    yield "as it is", specs[0]
+    def spectrograms(batch: Tensor) -> Tensor:
+        return frontend.normalize(torch.stack(frontend.spectrograms(list(batch))))
+
+    specs = spectrograms(waves)
+    yield "original", specs[0]
+
     for name in [*WAVE_AUGMENTS, "shift into silence"]:
-        kind, *silence_too = name.split(maxsplit=1)
-        config = WaveAugmentConfig.from_dict({f"{kind}_p": 1.0, "shift_silence": bool(silence_too)})
-        changes = draw_wave_augment(config, 1, waves.shape[1], generator)
-        changed = augment_waves(waves[:1], changes, config, frontend.config.sample_rate, waves[1:])
-        yield f"{name}: {changes.amounts[kind][0]:.3g} {WAVE_UNITS.get(kind, 'dB')}", seen(changed)[0]
+        kind = name.split()[0]
+        settings = {f"{kind}_p": 1.0, "shift_silence": name == "shift into silence"}
+        wave_config = WaveAugmentConfig.from_dict(settings)
+        wave_draw = draw_wave_augment(wave_config, 1, waves.shape[1], generator)
+        sample_rate = frontend.config.sample_rate
+        changed = augment_waves(waves[:1], wave_draw, wave_config, sample_rate, backgrounds=waves[1:])
+        amount = float(wave_draw.amounts[kind][0])
+        number = f"{amount:.0f}" if kind == "shift" else f"{amount:.3g}"
+        yield f"{name}: {number} {WAVE_UNITS.get(kind, 'dB')}", spectrograms(changed)[0]
+
     rows, frames = specs.shape[1:]
     box = torch.tensor([[rows // 3, rows // 2]])
-    for name, part in SPEC_PANELS.items():
-        settings = SpecAugmentConfig.from_dict({f"{name}_p": 1.0})
-        drawn = draw_spec_augment(settings, 1, rows, frames, generator, box)
-        numbers = " ".join(f"{number:.3g}" for number in getattr(drawn, part).flatten().tolist())
-        yield f"{name}: {part} {numbers}", augment_specs(specs[:1], drawn, settings, frontend)[0]
-    for name, mix in MIX_PANELS.items():
-        draw = draw_mixup(mix, 2, generator)
-        if mix.domain == "energy":
-            mixed = mix_energies(specs, draw, mix, frontend.config)
+    for name, (part, unit) in SPEC_PANELS.items():
+        spec_config = SpecAugmentConfig.from_dict({f"{name}_p": 1.0})
+        spec_draw = draw_spec_augment(spec_config, 1, rows, frames, generator, box)
+        amounts = getattr(spec_draw, part).flatten().tolist()
+        numbers = " ".join(f"{amount:.2g}" if part == "gains" else f"{amount:.3g}" for amount in amounts)
+        yield f"{name}: {unit} {numbers}", augment_specs(specs[:1], spec_draw, spec_config, frontend)[0]
+
+    for name, mix_config in MIX_PANELS.items():
+        mix_draw = draw_mixup(mix_config, 2, generator)
+        if mix_config.domain == "energy":
+            mixed = mix_energies(specs, mix_draw, mix_config, frontend.config)
+        elif mix_config.domain == "wave":
+            mixed = spectrograms(mix_waves(waves, mix_draw, mix_config))
         else:
-            wave = mix.domain == "wave"
-            mixed = seen(mix_waves(waves, draw, mix)) if wave else mix_specs(specs, draw, mix)
-        yield f"mixed {name}: {draw.centre[0] if mix.fade_p else draw.share[0]:.0%}", mixed[0]
+            mixed = mix_specs(specs, mix_draw, mix_config)
+        amount = float(mix_draw.centre[0] if mix_config.fade_p else mix_draw.share[0])
+        yield f"mixup of {name}: {amount:.0%}", mixed[0]
 
 
-def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", seed: int = 0) -> Drawing:
-    """One page with a clip's log-mel under every augmentation; what it is mixed with is itself, reversed.
+def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", seed: int = 0) -> Plot:
+    """One page with a clip's spectrogram under every augmentation. Mixup mixes the clip with itself reversed.
 
     Options:
         clip: the audio file; its first 5 s are shown
-        out: the picture to write
-        seed: of what is drawn
+        out: the image to write
+        seed: seed of the random draws
     """
     sound = decode_file(Path(clip))
     if isinstance(sound, Undecodable):
-        raise KitError(f"{clip} {sound.reason}: give another.")
+        raise KitError(f"{clip} {sound.reason}: pass another clip.")
     wave = torch.from_numpy(sound.wave[: round(SHEET_S * sound.sample_rate)]).float()
     frontend = Frontend(FrontendConfig(sample_rate=sound.sample_rate, top_db=80.0))
     generator = torch.Generator().manual_seed(seed)
     panels = list(sheet_panels(torch.stack([wave, wave.flip(0)]), frontend, generator))
-    peak, seconds = float(panels[0][1].max()), len(wave) / sound.sample_rate
-    figure, grid = new_figure(16, 9.5, -(-len(panels) // 5), 5, sharex=True, sharey=True)
-    for axes, (title, picture) in zip(grid.flat, panels, strict=False):
-        draw_spectrogram(axes, picture.numpy(), seconds, frontend.config.bin_hz, peak - 80, peak)
+    # All panels have the colours of the original, so that their levels can be compared.
+    peak_db = float(panels[0][1].max())
+    seconds = len(wave) / sound.sample_rate
+    rows = -(-len(panels) // SHEET_COLUMNS)
+    figure, grid = new_figure(16, 9.5, rows, SHEET_COLUMNS, sharex=True, sharey=True)
+    for axes, (title, spec) in zip(grid.flat, panels, strict=False):
+        draw_spectrogram(axes, spec.numpy(), seconds, frontend.config.bin_hz, peak_db - 80, peak_db)
         axes.set_title(title, fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(f"{Path(clip).name}: kHz over seconds, 80 dB from black to white")
-    return Drawing(figure).save(out)
+    figure.suptitle(f"{shown_name(Path(clip).name)}: kHz over seconds, 80 dB from black to white")
+    return Plot(figure).save(out)

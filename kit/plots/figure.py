@@ -1,4 +1,4 @@
-"""Figures of one style, and HTML pages that hold them."""
+"""Matplotlib figures in one style, and HTML pages that hold them."""
 
 import base64
 import io
@@ -13,97 +13,137 @@ import numpy as np
 from kit.core.errors import KitError, choose
 from kit.core.files import write_text, write_whole
 
-# Okabe and Ito's, told apart by colour-blind people too.
+# The palette of Okabe and Ito: its colours differ for colour-blind people too.
 CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LOOK: dict[Any, Any] = {
-    "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 11, "axes.labelsize": 10, "font.size": 9, "figure.titlesize": 11,
-    "axes.prop_cycle": f"cycler(color={[*CURVE_COLOURS]})",
-}  # fmt: skip
-MOST_ROWS = 40
-SAVED_AS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
+PLOT_STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "font.size": 9,
+    "figure.titlesize": 11,
+    "axes.prop_cycle": f"cycler(color={list(CURVE_COLOURS)})",
+}
+TICK_SIZE = 8
+MAX_ROWS = 40
+MAX_NAME_LENGTH = 32
+IMAGE_FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A drawn figure of matplotlib's: a notebook shows it inline, `save` writes it."""
+class Plot:
+    """A matplotlib figure. A notebook shows it inline, and `save` writes it to a file."""
 
     figure: Any
     path: Path | None = None
 
-    def save(self, path: str | Path) -> "Drawing":
-        """Write it whole, as its ending says: .png, .svg or .pdf."""
-        kind = choose("ending of a picture", Path(path).suffix, SAVED_AS)
-        write_whole(Path(path), lambda handle: handle.write(self.drawn(kind)))
+    def save(self, path: str | Path) -> "Plot":
+        """Write the figure as PNG, SVG or PDF, by the ending of the path."""
+        image_format = choose("ending of an image", Path(path).suffix, IMAGE_FORMATS)
+        image = self.to_bytes(image_format)
+        write_whole(Path(path), lambda handle: handle.write(image))
         return replace(self, path=Path(path))
 
-    def drawn(self, kind: str = "png") -> bytes:
-        """The bytes of its file."""
+    def to_bytes(self, image_format: str = "png") -> bytes:
+        """Render the figure and return the bytes of the image file."""
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format=kind, dpi=100)
+        self.figure.savefig(buffer, format=image_format, dpi=100)
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:
-        return self.drawn()
+        return self.to_bytes()
 
     def __repr__(self) -> str:
-        return str(self.path or "a picture: save('name.png') writes it")
+        return str(self.path or "a plot: save('name.png') writes it to a file")
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    """An empty figure and its axes, as matplotlib's subplots. Units: inches. Errors: KitError without matplotlib"""
+    """Create an empty figure and its axes. `grid` goes to matplotlib's `Figure.subplots`.
+
+    Units:  width and height in inches
+    Errors: KitError without matplotlib
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise KitError("a picture needs matplotlib: pip install matplotlib.") from error
-    with matplotlib.rc_context(LOOK):
+        raise KitError("a plot needs matplotlib: pip install matplotlib.") from error
+    # A Figure without pyplot: nothing stays open, and no setting of the user's changes.
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         panels = figure.subplots(rows, columns, **grid)
     for axes in np.ravel(panels):
-        axes.tick_params(labelsize=8)  # ticks made later know nothing of the look
+        # Ticks that are made later do not see the context's settings.
+        axes.tick_params(labelsize=TICK_SIZE)
     return figure, panels
 
 
 def shown_name(name: str) -> str:
-    """A name as a label: cut where it is long, without bytes that are no text, its dollars no formulas."""
-    name = name.encode(errors="replace").decode()
-    return (name if len(name) < 33 else name[:30] + "…").replace("$", r"\$")
+    """Make a name safe for matplotlib: its middle is cut if it is long, and `$` starts no formula."""
+    name = name.encode(errors="replace").decode()  # file names can hold bytes that are no text
+    if len(name) > MAX_NAME_LENGTH:
+        # The end stays, because names often differ only there: fold_0.pt, fold_1.pt.
+        name = f"{name[:16]}…{name[-15:]}"
+    return name.replace("$", r"\$")
 
 
-def new_rows(names: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    """An empty figure with a row for each name, the first on top, and its axes (columns,). Units: inches"""
-    height, facts = 3.2 + 0.15 * len(names), {"sharey": True, "squeeze": False}
-    figure, panels = new_figure(width, height, 1, columns, **facts, **grid)
-    places, labels = range(len(names)), [*map(shown_name, names)]
-    panels[0, 0].set(yticks=places, yticklabels=labels, ylim=(len(names) - 0.5, -0.5))
+def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
+    """Create an empty figure with one labelled row per item, the first on top.
+
+    Labels are shown as they are: names must have passed `shown_name`.
+
+    Shape: -> the figure, and its axes (columns,)
+    Units: width in inches
+    """
+    height = 3.2 + 0.15 * len(labels)
+    figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
+    first = panels[0, 0]
+    first.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     return figure, panels[0]
 
 
-def draw_matrix(axes: Any, matrix: np.ndarray, names: Sequence[str]) -> None:
-    """A square of numbers, grey where there is none. Shape: matrix (K, K), names K"""
-    seen = axes.imshow(matrix, cmap="viridis", vmin=0, aspect="auto")
-    axes.set(facecolor="0.88", xticks=range(len(names)))
-    axes.set_xticklabels(map(shown_name, names), rotation=90)
+def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
+    """Draw a square matrix as colours; NaN is grey. Labels must have passed `shown_name`.
+
+    Shape: matrix (K, K), K labels
+    """
+    image = axes.imshow(matrix, cmap="viridis", vmin=0, aspect="auto")
+    axes.set(facecolor="0.88", xticks=range(len(labels)))
+    axes.set_xticklabels(labels, rotation=90)
     axes.grid(visible=False)
-    axes.figure.colorbar(seen, ax=axes, fraction=0.04)
+    axes.figure.colorbar(image, ax=axes, fraction=0.04)
 
 
 def draw_spectrogram(
-    axes: Any, picture: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float
+    axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float
 ) -> None:
-    """A spectrogram over seconds, ticks in kHz. Shape: picture (M, N), bin_hz (M,). Units: low, high as picture"""
+    """Draw a spectrogram over seconds, with frequency ticks in kHz.
+
+    Shape: spec (M, N), bin_hz (M,)
+    Units: low and high, the values of the darkest and the brightest colour, as spec
+    """
     khz = bin_hz / 1000
-    ticks: Any = [tick for tick in (0.25, 1, 2, 4, 8, 16) if khz[0] <= tick < khz[-1]]
-    places = np.interp(ticks, khz, np.arange(len(khz)))
-    if (np.diff(khz) <= 0).any():  # bands one above the other
-        places = np.arange(0, len(khz), -(-len(khz) // 12))
-        ticks = khz[places].round(1)
+    bins = np.arange(len(khz))
+    if (np.diff(khz) > 0).all():
+        ticks = np.array([tick for tick in (0.25, 1, 2, 4, 8, 16) if khz[0] <= tick < khz[-1]])
+        positions = np.interp(ticks, khz, bins)
+    else:
+        # Bands that are stacked have no common scale: label about twelve bins with their own frequency.
+        positions = bins[:: -(-len(khz) // 12)]
+        ticks = khz[positions].round(1)
     axes.imshow(
-        picture, cmap="magma", vmin=low, vmax=high, origin="lower", aspect="auto",
+        spec,
+        cmap="magma",
+        vmin=low,
+        vmax=high,
+        origin="lower",
+        aspect="auto",
         extent=(0, seconds, -0.5, len(khz) - 0.5),
-    )  # fmt: skip
-    axes.set_yticks(places, ticks)
+    )
+    axes.set_yticks(positions, [f"{tick:g}" for tick in ticks])
     axes.grid(visible=False)
 
 
@@ -113,25 +153,41 @@ figure{margin:1rem 0}img{max-width:100%}figcaption{opacity:.7}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#17191a}}"""
 
 
-def page_table(rows: Iterable[Sequence[object]], folded: str = "") -> str:
-    """A table, or a line that shows it when clicked; nothing without rows."""
-    cells = "\n".join("<tr>" + "".join(f"<td>{escape(str(cell))}" for cell in row) for row in rows)
-    table = f"<div><table>{cells}</table></div>" if cells else ""
-    return f"<details><summary>{escape(folded)}</summary>{table}</details>" if table and folded else table
+def page_table(rows: Iterable[Sequence[object]], summary: str = "") -> str:
+    """Return an HTML table, or nothing if there are no rows.
+
+    With a summary only that line shows, and a click on it opens the table.
+    """
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td>{escape(str(cell))}" for cell in row)
+        lines.append(f"<tr>{cells}")
+    if not lines:
+        return ""
+    table = "<div><table>" + "\n".join(lines) + "</table></div>"
+    if summary:
+        return f"<details><summary>{escape(summary)}</summary>{table}</details>"
+    return table
 
 
-def page_picture(draw: Callable[..., Drawing], *given: Any) -> str:
-    """What a function draws under its own first sentence, or why it cannot."""
-    said = escape((draw.__doc__ or "").partition("\n")[0])
+def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
+    """Return HTML with a plot and its caption, or with the reason why it cannot be drawn.
+
+    The caption is the first sentence of the drawing function's docstring. The image is part of the page.
+    """
+    caption = escape((draw.__doc__ or "").partition("\n")[0])
     try:
-        data = base64.b64encode(draw(*given).drawn()).decode()
+        image = draw(*arguments).to_bytes()
     except KitError as error:
         return f"<p>{escape(str(error))}"
-    return f'<figure><figcaption>{said}</figcaption><img alt="{said}" src="data:image/png;base64,{data}"></figure>'
+    data = base64.b64encode(image).decode()
+    image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure><figcaption>{caption}</figcaption>{image_tag}</figure>"
 
 
-def write_page(path: Path, title: str, pieces: Iterable[str]) -> None:
-    """Write the page, whole."""
+def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
+    """Write an HTML page that needs no other file."""
     name = escape(title)
-    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{PAGE_STYLE}</style>'
-    write_text(path, "\n".join([head, f"<h1>{name}</h1>", *pieces, ""]))
+    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
+    style = f"<style>{PAGE_STYLE}</style>"
+    write_text(path, "\n".join([head + style, f"<h1>{name}</h1>", *sections, ""]))

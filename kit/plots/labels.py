@@ -1,4 +1,4 @@
-"""Plots of a table's labels."""
+"""Plots of a clip table's labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,35 +7,43 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.labels.table import clip_labels, rows_by_name
-from kit.plots.figure import MOST_ROWS, Drawing, draw_matrix, new_rows
+from kit.plots.figure import MAX_ROWS, Plot, draw_matrix, new_row_figure, shown_name
 
 
-def draw_labels(table: Any, seconds: Sequence[float] | None = None) -> Drawing:
-    """How many clips, and seconds of them, each class has, and the share of a class's clips that have another too.
+def draw_labels(table: Any, seconds: Sequence[float] | None = None) -> Plot:
+    """Labels: the number of clips and seconds of each class, and how often two classes occur together.
 
-    Stretches of one clip count once; unknown labels do not. Shown are the 40 most frequent classes.
-    Shape: a table as read_clip_table reads it, seconds of each row's clip
+    The 40 most frequent classes are shown. Rows of one clip count as one clip. Unknown labels do not count.
+
+    Shape:  a table as `read_clip_table` reads it, with n rows; seconds (n,), the length of each row's clip
+    Errors: KitError for a table without labels, or another number of seconds
     """
     labels = clip_labels(table)
-    if not labels.classes or (seconds is not None and len(seconds) != len(table)):
-        told = f"{len(labels.classes)} classes in {len(table)} rows"
-        raise KitError(f"wanted labels, and as many seconds as rows, got {told}: give both of one table.")
-    places = [*rows_by_name(labels.names).values()]
-    targets = np.array([np.fmax.reduce(labels.targets[rows]) for rows in places])
-    true, known = (targets == 1).astype(float), (~np.isnan(targets)).astype(float)
-    measures = {"clips": true.sum(axis=0)}
+    if not labels.classes:
+        raise KitError(f"0 classes in {len(table)} rows: pass a table with labels.")
+    if seconds is not None and len(seconds) != len(table):
+        raise KitError(f"wanted as many seconds as rows, got {len(seconds)} for {len(table)} rows.")
+    clip_rows = list(rows_by_name(labels.names).values())
+    targets = np.array([np.fmax.reduce(labels.targets[rows]) for rows in clip_rows])
+    is_true = (targets == 1).astype(float)
+    is_known = (~np.isnan(targets)).astype(float)
+
+    measures = {"clips": is_true.sum(axis=0)}
     if seconds is not None:
-        measures["seconds"] = np.array([seconds[rows[0]] for rows in places]) @ true
-    shown = np.argsort(-measures["clips"], kind="stable")[:MOST_ROWS]
-    names, widths = [labels.classes[k] for k in shown], [1] * len(measures)
-    figure, (*bars, square) = new_rows(names, 11, len(widths) + 1, width_ratios=[*widths, 4])
-    for axes, (unit, values) in zip(bars, measures.items(), strict=True):
+        clip_seconds = np.array([seconds[rows[0]] for rows in clip_rows])
+        measures["seconds"] = clip_seconds @ is_true
+    shown = np.argsort(-measures["clips"], kind="stable")[:MAX_ROWS]
+    with np.errstate(invalid="ignore"):  # 0 / 0: no clip of the row's class knows the column's
+        shares = (is_true.T @ is_true) / (is_true.T @ is_known)
+    np.fill_diagonal(shares, np.nan)
+
+    names = [shown_name(labels.classes[k]) for k in shown]
+    widths = [1] * len(measures) + [4]
+    figure, (*bar_panels, matrix_panel) = new_row_figure(names, 11, len(widths), width_ratios=widths)
+    for axes, (unit, values) in zip(bar_panels, measures.items(), strict=True):
         axes.barh(range(len(names)), values[shown])
         axes.set(xlabel=unit)
-    with np.errstate(invalid="ignore"):
-        shares = (true.T @ true) / (true.T @ known)
-    np.fill_diagonal(shares, np.nan)
-    draw_matrix(square, shares[np.ix_(shown, shown)], names)
-    square.set(title="share of a row's clips that have the column's class too")
-    figure.suptitle(f"{len(places):,} clips, {len(shown)} of {len(labels.classes)} classes")
-    return Drawing(figure)
+    draw_matrix(matrix_panel, shares[np.ix_(shown, shown)], names)
+    matrix_panel.set(title="share of the row's clips that also have the column's class")
+    figure.suptitle(f"{len(clip_rows):,} clips, {len(shown)} of {len(labels.classes)} classes")
+    return Plot(figure)

@@ -1,9 +1,9 @@
-"""Plots of runs and submissions."""
+"""Plots of training runs and submissions."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,173 +11,295 @@ from kit.core.errors import KitError
 from kit.infer.job import read_report
 from kit.labels.bootstrap import Interval, bootstrap_interval, percentile_interval
 from kit.labels.metrics import lwlrap, true_precisions
-from kit.plots.figure import CURVE_COLOURS, MOST_ROWS, Drawing, draw_matrix, new_figure, new_rows, shown_name
+from kit.plots.figure import (
+    CURVE_COLOURS,
+    MAX_ROWS,
+    Plot,
+    draw_matrix,
+    new_figure,
+    new_row_figure,
+    shown_name,
+)
 from kit.train.oof import SavedRun, load_run
 
+LINE_STYLES = ("-", "--", ":")
+# What a submission measures besides its models, and how the timeline calls it.
+STAGES = {
+    "headers": "read headers",
+    "models": "build models",
+    "decode": "decode files",
+    "frontend": "compute spectrograms",
+}
 
-def hardest_classes(run: SavedRun) -> tuple[list[int], str]:
-    """The 40 classes at most that have the least lwlrap out of fold, and what a title says of them.
+
+def require_predictions(run: SavedRun) -> None:
+    """Raise KitError unless a run has out-of-fold predictions and a true label to compare them with."""
+    if not run.names:
+        raise KitError(f"{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.")
+    if not (run.truth == 1).any():
+        clips = len(run.names)
+        raise KitError(f"none of the {clips} clips of {run.folder} has a true label: label some of them.")
+
+
+def hardest_classes(run: SavedRun) -> list[int]:
+    """Return the classes with the lowest out-of-fold lwlrap, hardest first, 40 at most.
 
     Errors: KitError without predictions, or without a true label
     """
-    if not run.names:
-        raise KitError(f"{run.folder} has no oof.csv yet: let `train` end, or run `oof`.")
-    precisions, true = true_precisions(run.truth, run.scores)
-    clips = true.sum(axis=0)
+    require_predictions(run)
+    precisions, is_true = true_precisions(run.truth, run.scores)
+    clips = is_true.sum(axis=0)
     order = np.argsort(precisions.sum(axis=0) / clips.clip(1), kind="stable")
-    shown = [int(k) for k in order if clips[k]][:MOST_ROWS]
-    return (
-        shown,
-        f"{shown_name(run.folder.resolve().name)}: {len(shown)} of {len(clips)} classes, hardest first",
+    return [int(k) for k in order if clips[k]][:MAX_ROWS]
+
+
+def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
+    """Return the title of a plot that shows some of a run's classes."""
+    name = shown_name(run.folder.resolve().name)
+    return f"{name}: {len(shown)} of {len(run.classes)} classes, hardest first"
+
+
+def class_interval(precisions: np.ndarray, is_true: np.ndarray) -> Interval:
+    """Return one class's lwlrap with its 95 % interval over resampled clips.
+
+    Shape:  precisions (n,), each clip's precision for the class, 0 where it is not true; is_true (n,) bool
+    Errors: KitError for one clip
+    """
+
+    def statistic(counts: np.ndarray) -> float:
+        labels = counts @ is_true
+        return float(counts @ precisions / labels) if labels else np.nan
+
+    value = precisions[is_true].mean()
+    return percentile_interval(value, statistic, np.arange(len(is_true)), draws=1000, level=0.95, seed=0)
+
+
+def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values, and how far their intervals extend below and above. Shape: -> (n,), (2, n)"""
+    values = np.array([interval.value for interval in intervals])
+    below = values - [interval.low for interval in intervals]
+    above = [interval.high for interval in intervals] - values
+    # The value can lie outside the percentiles of its resamples; matplotlib refuses negative lengths.
+    return values, np.array([below, above]).clip(0)
+
+
+def draw_classes(run: SavedRun) -> Plot:
+    """Per-class lwlrap with 95 % intervals, hardest first.
+
+    The predictions are out of fold. The number beside a class counts the clips that have it.
+    """
+    shown = hardest_classes(run)
+    precisions, is_true = true_precisions(run.truth, run.scores)
+    values, lengths = error_bars([class_interval(precisions[:, k], is_true[:, k]) for k in shown])
+    clips = is_true.sum(axis=0)
+    labels = [f"{shown_name(run.classes[k])}  {clips[k]}" for k in shown]
+    figure, (axes,) = new_row_figure(labels, 8)
+    axes.errorbar(values, range(len(shown)), xerr=lengths, fmt="o", capsize=3)
+    axes.set(
+        xlim=(0, 1.02),
+        xlabel="lwlrap and its 95 % interval",
+        ylabel="class and its number of clips",
+        title=classes_title(run, shown),
     )
-
-
-def class_intervals(truth: np.ndarray, scores: np.ndarray, classes: Sequence[int]) -> Iterator[Interval]:
-    """The lwlrap of some classes with 0.95 intervals over resamples of clips. Errors: KitError for one clip"""
-    precisions, true = true_precisions(truth, scores)
-    for k in classes:
-        own = true[:, k]
-
-        def statistic(
-            counts: np.ndarray, own: np.ndarray = own, told: np.ndarray = precisions[:, k]
-        ) -> float:
-            return float(counts @ told / n) if (n := counts @ own) else np.nan
-
-        yield percentile_interval(precisions[own, k].mean(), statistic, np.arange(len(own)), 1000, 0.95, 0)
-
-
-def with_reach(found: Iterable[Interval]) -> np.ndarray:
-    """Values, and how far below and above them their intervals reach. Shape: n -> (3, n)"""
-    return np.array([(each.value, each.value - each.low, each.high - each.value) for each in found]).T.clip(0)
-
-
-def draw_classes(run: SavedRun) -> Drawing:
-    """The lwlrap of each class out of fold, with its 0.95 interval, and its number of clips, the hardest first."""
-    shown, title = hardest_classes(run)
-    clips = (run.truth == 1).sum(axis=0)
-    value, *reach = with_reach(class_intervals(run.truth, run.scores, shown))
-    figure, (axes,) = new_rows([f"{run.classes[k]}  {clips[k]}" for k in shown], 8)
-    axes.errorbar(value, range(len(shown)), xerr=reach, fmt="o", capsize=3)
-    axes.set(xlim=(0, 1.02), xlabel="lwlrap and its 0.95 interval", ylabel="class and its clips", title=title)
-    return Drawing(figure)
+    return Plot(figure)
 
 
 def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The mean score of a column's class where it is known false and the row's is true; NaN for no such clip.
+    """Return the mean score of the column's class where it is false and the row's class is true.
+
+    Unknown labels do not count. A pair of classes without such a clip has NaN.
 
     Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K, K)
     """
-    true, false = (truth == 1).astype(float), (truth == 0).astype(float)
+    is_true = (truth == 1).astype(float)
+    is_false = (truth == 0).astype(float)
     with np.errstate(invalid="ignore"):
-        return np.asarray((true.T @ (scores * false)) / (true.T @ false))
+        means = (is_true.T @ (scores * is_false)) / (is_true.T @ is_false)
+    return np.asarray(means)
 
 
-def draw_confusion(run: SavedRun) -> Drawing:
-    """The mean probability of a column's class on the clips where it is known false and the row's class is true."""
-    shown, title = hardest_classes(run)
-    names = [run.classes[k] for k in shown]
-    figure, (axes,) = new_rows(names, 4.5 + 0.15 * len(shown))
-    draw_matrix(axes, mean_confusion(run.truth, run.scores)[np.ix_(shown, shown)], names)
-    axes.set(title=title, ylabel="true", xlabel="false, and believed with a mean probability of")
-    return Drawing(figure)
+def draw_confusion(run: SavedRun) -> Plot:
+    """Label confusion: mean probability of the column's class where it is false and the row's class is true."""
+    shown = hardest_classes(run)
+    labels = [shown_name(run.classes[k]) for k in shown]
+    figure, (axes,) = new_row_figure(labels, 4.5 + 0.15 * len(shown))
+    draw_matrix(axes, mean_confusion(run.truth, run.scores)[np.ix_(shown, shown)], labels)
+    axes.set(
+        title=classes_title(run, shown),
+        ylabel="true class",
+        xlabel="false class, coloured by its mean probability",
+    )
+    return Plot(figure)
 
 
-def reliability(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Known labels in ten bins of their probability, without empty ones.
+class CalibrationBins(NamedTuple):
+    """Known labels, grouped by their predicted probability; bins without a label are left out.
 
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (5, bins): mean probability, share of true ones, the low and
-            the high end of its 0.95 interval, count
-    Source: Wilson 1927, for labels that do not depend on each other
+    Shape: (bins,) each; low and high bound the 95 % interval of the observed frequency
     """
-    known = ~np.isnan(truth)
-    p, true = scores[known].astype(float), truth[known].astype(float)
-    bins = (p * 10).astype(int).clip(0, 9)
-    there, place, n = np.unique(bins, return_inverse=True, return_counts=True)
-    mean, share = (np.bincount(place, of, len(there)) / n for of in (p, true))
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n_labels: np.ndarray
+
+
+def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
+    """Compare predicted probabilities with observed frequencies in ten bins of equal width.
+
+    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K)
+    Source: intervals by Wilson 1927, as if all labels were independent
+    """
+    is_known = ~np.isnan(truth)
+    probs = scores[is_known].astype(float)
+    labels = truth[is_known].astype(float)
+    bin_of_label = (probs * 10).astype(int).clip(0, 9)
+    filled, place, count = np.unique(bin_of_label, return_inverse=True, return_counts=True)
+    predicted = np.bincount(place, probs, len(filled)) / count
+    observed = np.bincount(place, labels, len(filled)) / count
     z = 1.96
-    middle, spread = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    low, high = ((middle + side * spread) / (1 + z * z / n) for side in (-1, 1))
-    return np.array([mean, share, low, high, n])
+    centre = observed + z * z / (2 * count)
+    spread = z * np.sqrt(observed * (1 - observed) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z * z / count
+    return CalibrationBins(
+        predicted=predicted,
+        observed=observed,
+        low=(centre - spread) / scale,
+        high=(centre + spread) / scale,
+        n_labels=count,
+    )
 
 
-def draw_calibration(run: SavedRun) -> Drawing:
-    """How often what has a probability out of fold is true, with 0.95 intervals, and how many labels have it."""
-    hardest_classes(run)
-    mean, share, low, high, count = reliability(run.truth, run.scores)
-    figure, (top, below) = new_figure(6.5, 6, 2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot((0, 1), (0, 1), "--", color="0.5")
-    top.errorbar(mean, share, np.maximum(0, (share - low, high - share)), fmt="o-")
-    gap = float(count @ np.abs(share - mean) / count.sum())
-    top.set(ylabel="share that is true", title=f"{gap:.3f} off on average")
-    below.bar(mean, count, 0.05)
-    below.set(yscale="log", xlabel="probability", ylabel="known labels")
-    return Drawing(figure)
+def draw_calibration(run: SavedRun) -> Plot:
+    """Calibration: predicted probability against observed frequency.
 
-
-STAGES = {"headers": "read headers", "models": "build models", "decode": "decode", "frontend": "front end"}
-
-
-def draw_history(runs: Sequence[SavedRun]) -> Drawing:
-    """Loss of training and lwlrap of validation over epochs: a colour per run, or per fold of one."""
-    figure, pair = new_figure(10, 4, 1, 2)
-    for axes, measure in zip(pair, ("loss", "lwlrap"), strict=True):
-        drawn: dict[str, Any] = {}
-        for folder, epochs in ((run.folder, epochs) for run in runs for epochs in run.history):
-            name = shown_name(str(folder) if len(runs) > 1 else f"fold {epochs['fold'].iloc[0]}")
-            colour = CURVE_COLOURS[[*drawn, name].index(name) % len(CURVE_COLOURS)]
-            rows = epochs.dropna(subset=measure)
-            (drawn[name],) = axes.plot(rows["epoch"], rows[measure], ".-", color=colour, alpha=0.8)
-        axes.set(xlabel="epoch", ylabel=measure)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(drawn.values(), drawn, frameon=False)
-    return Drawing(figure)
-
-
-def draw_self_training(run: str | Path) -> Drawing:
-    """The lwlrap out of fold of each round of relabelling, by the labels as given, and what its labels held."""
-    folder, home = Path(run), Path(run) / "rounds"
-    paths = {int(path.parts[-3]): path for path in home.glob("*/labels/relabel.json")}
-    counts = {r: json.loads(path.read_text(encoding="utf-8"))["counts"] for r, path in sorted(paths.items())}
-    last = max(counts, default=0)
-    homes = {r: home / str(r) for r in range(last)} | {last: folder}
-    there = [r for r in homes if counts and (homes[r] / "oof.csv").is_file()]
-    if not there:
-        raise KitError(
-            f"{folder} holds no rounds (rounds/0/oof.csv): give a run of self_training.iterations > 0."
-        )
-    opened = [load_run(homes[r], home / "folds.csv") for r in there]
-    value, *reach = with_reach(bootstrap_interval(lwlrap, each.truth, each.scores) for each in opened)
-    figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
-    left.errorbar(there, value, reach, fmt="o-", capsize=3)
-    left.set(xlabel="round", title="lwlrap and its 0.95 interval", xticks=[*homes])
-    for word in dict.fromkeys(word for each in counts.values() for word in each):
-        right.plot([*counts], [each.get(word, 0) for each in counts.values()], "o-", label=word)
-    right.set(xlabel="round", title="clips or windows in its labels", ylim=(0, None))
-    right.legend(frameon=False)
-    return Drawing(figure)
-
-
-def draw_timeline(report: str | Path | Mapping[str, Any]) -> Drawing:
-    """When a submission read, decoded, asked each model and wrote, in seconds since its work began.
-
-    Give its CSV, the .json beside it, or a Submission's report. A line is the deadline, where that was near.
+    Bars are 95 % intervals. On the dashed line both are equal. The title is the mean distance from it.
     """
-    told = report if isinstance(report, Mapping) else read_report(Path(report))
-    if "spans" not in told:
-        raise KitError("no report that tells when what was done: submit again, with this kit.")
-    lanes = [(name, told["spans"].get(stage, [])) for stage, name in STAGES.items()]
-    models = sorted(told["models"], key=lambda model: model["spans"][:1])
+    require_predictions(run)
+    bins = calibration_bins(run.truth, run.scores)
+    gap = float(bins.n_labels @ np.abs(bins.observed - bins.predicted) / bins.n_labels.sum())
+    lengths = np.array([bins.observed - bins.low, bins.high - bins.observed]).clip(0)
+    figure, (top, bottom) = new_figure(6.5, 6, 2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot((0, 1), (0, 1), "--", color="0.5")
+    top.errorbar(bins.predicted, bins.observed, lengths, fmt="o-")
+    top.set(ylabel="observed frequency", title=f"expected calibration error {gap:.3f}")
+    bars = bottom.bar(bins.predicted, bins.n_labels, 0.05)
+    bottom.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+    # From 0.5, so that a bin of one label has a bar on the logarithmic axis.
+    bottom.set(yscale="log", ylim=(0.5, 5 * bins.n_labels.max()))
+    bottom.tick_params(which="minor", labelleft=False)
+    bottom.set(xlabel="predicted probability", ylabel="known labels")
+    return Plot(figure)
+
+
+def draw_history(runs: Sequence[SavedRun]) -> Plot:
+    """Learning curves: training loss and validation lwlrap.
+
+    A single run has one colour per fold; several runs have one colour each. Every validation is a point.
+    """
+    figure, panels = new_figure(10, 4, 1, 2, sharex=True)
+    lines: dict[str, Any] = {}
+    for run in runs:
+        for epochs in run.history:
+            name = str(run.folder) if len(runs) > 1 else f"fold {epochs['fold'].iloc[0]}"
+            number = list(lines).index(name) if name in lines else len(lines)
+            repeats, colour = divmod(number, len(CURVE_COLOURS))
+            style = {
+                "color": CURVE_COLOURS[colour],
+                "linestyle": LINE_STYLES[repeats % len(LINE_STYLES)],
+                "marker": ".",
+                "alpha": 0.8,
+            }
+            for axes, column in zip(panels, ("loss", "lwlrap"), strict=True):
+                measured = epochs.dropna(subset=column)
+                (lines[name],) = axes.plot(measured["epoch"], measured[column], **style)
+    for axes, measure in zip(panels, ("training loss", "validation lwlrap"), strict=True):
+        axes.set(xlabel="epoch", ylabel=measure)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    if lines:
+        names = [shown_name(name) for name in lines]
+        figure.legend(lines.values(), names, loc="outside right upper", frameon=False)
+    return Plot(figure)
+
+
+def draw_self_training(run: str | Path) -> Plot:
+    """Self-training: out-of-fold lwlrap of each round with 95 % intervals, and what its labels consist of.
+
+    Every round is scored on the labels of the original table, not on its own pseudo-labels.
+
+    Errors: KitError for a run without rounds
+    """
+    folder = Path(run)
+    rounds = folder / "rounds"
+    counts: dict[int, dict[str, int]] = {}
+    for path in rounds.glob("*/labels/relabel.json"):
+        number = int(path.parts[-3])
+        counts[number] = json.loads(path.read_text(encoding="utf-8"))["counts"]
+    counts = dict(sorted(counts.items()))
+    # The last round is the run itself.
+    last = max(counts, default=0)
+    folders = {number: rounds / str(number) for number in range(last)}
+    folders[last] = folder
+    scored = [number for number in folders if (folders[number] / "oof.csv").is_file()]
+    if not counts or not scored:
+        cure = "pass a run of a recipe with self_training.iterations above 0"
+        raise KitError(f"{folder} holds no rounds (rounds/0/oof.csv): {cure}.")
+
+    intervals = []
+    for number in scored:
+        saved = load_run(folders[number], rounds / "folds.csv")
+        intervals.append(bootstrap_interval(lwlrap, saved.truth, saved.scores))
+    values, lengths = error_bars(intervals)
+    figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
+    left.errorbar(scored, values, lengths, fmt="o-", capsize=3)
+    left.set(xlabel="self-training round", title="lwlrap and its 95 % interval", xticks=list(folders))
+    kinds = dict.fromkeys(kind for of_round in counts.values() for kind in of_round)
+    for place, kind in enumerate(kinds):
+        amounts = [of_round.get(kind, 0) for of_round in counts.values()]
+        # Smaller marks on larger ones, so that equal counts are all visible.
+        size = max(3, 10 - 2 * place)
+        right.plot(list(counts), amounts, "o-", markersize=size, label=shown_name(kind))
+    right.set(xlabel="self-training round", title="clips or windows by use", ylim=(0, None))
+    right.legend(frameon=False)
+    return Plot(figure)
+
+
+def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
+    """Timeline: when files were decoded, models ran and the CSV was written.
+
+    `report` is the submission's CSV, the JSON file beside it, or the report that `submit` returns.
+    A dashed line is the deadline, if the submission came near it.
+
+    Units:  seconds since the submission began
+    Errors: KitError for a report without times
+    """
+    details = report if isinstance(report, Mapping) else read_report(Path(report))
+    if "spans" not in details:
+        raise KitError("no report that tells when each step ran: run `submit` again.")
+    spans = details["spans"]
+    lanes = [(name, spans.get(stage, [])) for stage, name in STAGES.items()]
+    models = sorted(details["models"], key=lambda model: model["spans"][:1])
     lanes += [(model["checkpoint"], model["spans"]) for model in models]
-    lanes += [("write CSV", told["spans"].get("write", []))]
-    sums = [f"{sum(b - a for a, b in spans):.1f} s  {name}" for name, spans in lanes]
-    figure, (axes,) = new_rows(sums, 10)
-    for row, (_, spans) in enumerate(lanes):
-        colour = CURVE_COLOURS[min(row, len(STAGES))]
-        axes.broken_barh([(a, b - a) for a, b in spans], (row - 0.4, 0.8), color=colour)
-    title = f"{told['state']}, {told['seconds_total']:.1f} s"
-    if limit := told["deadline_s"]:
-        title += f" of {limit:.1f} s to the deadline"
-        if limit < 2 * told["seconds_total"]:
-            axes.axvline(limit, color="k", linestyle="--")
+    lanes.append(("write the CSV", spans.get("write", [])))
+
+    labels = []
+    for name, lane in lanes:
+        busy_s = sum(end - begin for begin, end in lane)
+        labels.append(f"{shown_name(name)}  {busy_s:.1f} s")
+    figure, (axes,) = new_row_figure(labels, 10)
+    colours = [*CURVE_COLOURS[: len(STAGES)]]
+    colours += [CURVE_COLOURS[len(STAGES)]] * len(models)
+    colours.append(CURVE_COLOURS[len(STAGES) + 1])
+    for row, (_, lane) in enumerate(lanes):
+        bars = [(begin, end - begin) for begin, end in lane]
+        axes.broken_barh(bars, (row - 0.4, 0.8), color=colours[row])
+    total_s = details["seconds_total"]
+    deadline_s = details["deadline_s"]
+    title = f"{shown_name(details['state'])}, {total_s:.1f} s"
+    if deadline_s:
+        title += f" of {deadline_s:.1f} s to the deadline"
+    if deadline_s and deadline_s < 2 * total_s:
+        axes.axvline(deadline_s, color="k", linestyle="--")
     axes.set(xlabel="seconds", title=title, xlim=(0, None))
-    return Drawing(figure)
+    return Plot(figure)

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [frontend|submit|import|families] [REPEATS]`: the README's figures, measured here."""
+"""Measure speed: `python -m tests.benchmarks [frontend|submit|import|families] [REPEATS]`."""
 
 import platform
 import sys
@@ -18,13 +18,15 @@ BENCHES: dict[str, Callable[..., None]] = {
 }
 
 
-def main(words: list[str]) -> None:
-    """Run one bench, or all of them."""
+def main(arguments: list[str]) -> None:
+    """Run one benchmark, or all of them."""
     tune_process()
-    print(f"{platform.processor() or platform.machine()}, {cpu_count()} cores, torch {torch.__version__}")
-    names = words[:1] or list(BENCHES)
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}, {cpu_count()} cores, torch {torch.__version__}")
+    names = arguments[:1] or list(BENCHES)
+    numbers = [int(argument) for argument in arguments[1:]]
     for name in names:
-        choose("bench", name, BENCHES)(*(int(word) for word in words[1:]))
+        choose("benchmark", name, BENCHES)(*numbers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cells of a table in, their figures in a CSV out: one process with one thread each, one a core, resumable."""
+"""Run the cells of a table as processes, one thread each, one per core; finished cells are kept in a CSV file."""
 
 import contextlib
 import csv
@@ -16,67 +16,75 @@ from kit.core.runtime import cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
-ROOM = ROOT / "runs"
+RUNS_FOLDER = ROOT / "runs"
 ESC10 = SHARED / "data" / "esc10"
 COLUMNS = ("cell", "figure", "value")
+Figures = dict[str, float]
 
 
 def make_task(kind: str) -> Path:
-    """A real task cut from ESC-10, made once: `tagging` or `soundscapes`."""
-    folder = ROOM / kind
+    """Make a task of real clips from ESC-10, once; `kind` is "tagging" or "soundscapes"."""
+    folder = RUNS_FOLDER / kind
     if not (folder / "sample_submission.csv").is_file():
-        maker = SHARED / "tools" / "real_tasks.py"
-        subprocess.run([sys.executable, str(maker), kind, str(folder)], check=True)
+        script = SHARED / "tools" / "real_tasks.py"
+        subprocess.run([sys.executable, str(script), kind, str(folder)], check=True)
     return folder
 
 
-def read_cells(path: Path) -> dict[str, dict[str, float]]:
-    """Every finished cell's figures."""
-    found: dict[str, dict[str, float]] = {}
+def read_cells(path: Path) -> dict[str, Figures]:
+    """Read the figures of every finished cell."""
+    cells: dict[str, Figures] = {}
     if path.is_file():
         with open(path, encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle):
-                found.setdefault(row["cell"], {})[row["figure"]] = float(row["value"])
-    return found
+                cells.setdefault(row["cell"], {})[row["figure"]] = float(row["value"])
+    return cells
 
 
-def write_cells(path: Path, cells: Mapping[str, Mapping[str, float]]) -> None:
-    """All figures, whole."""
-    rows = [
-        (cell, figure, f"{value:.6g}") for cell, figures in cells.items() for figure, value in figures.items()
-    ]
+def write_cells(path: Path, cells: Mapping[str, Figures]) -> None:
+    """Write the figures of all finished cells."""
+    rows = []
+    for cell, figures in cells.items():
+        rows += [(cell, figure, f"{value:.6g}") for figure, value in figures.items()]
     write_rows(path, [COLUMNS, *rows])
 
 
 def start_cell(module: str, cell: str) -> "subprocess.Popen[str]":
-    """One cell at work: `python -m module --cell NAME` prints its figures as JSON on its last line."""
+    """Start a cell: `python -m MODULE --cell NAME` prints its figures as JSON on its last line."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, "--cell", cell], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", module, "--cell", cell],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
-def run_cells(module: str, cells: Sequence[str], path: Path, minutes: float) -> dict[str, dict[str, float]]:
-    """The figures of all cells that are done, or can be within so many minutes: `path` keeps them for the next call."""
-    done, until = read_cells(path), time.monotonic() + 60 * minutes
+def run_cells(module: str, cells: Sequence[str], path: Path, minutes: float) -> dict[str, Figures]:
+    """Run the cells that are not finished, and start no more once the minutes are over.
+
+    Returns the figures of all finished cells. They are also in `path`, so that the next call continues.
+    """
+    done = read_cells(path)
+    stop_at = time.monotonic() + 60 * minutes
     waiting = [cell for cell in cells if cell not in done]
-    working: dict[str, tuple[subprocess.Popen[str], float]] = {}
-    while waiting or working:
-        while waiting and len(working) < cpu_count() and time.monotonic() < until:
+    running: dict[str, tuple[subprocess.Popen[str], float]] = {}
+    while waiting or running:
+        while waiting and len(running) < cpu_count() and time.monotonic() < stop_at:
             cell = waiting.pop(0)
-            working[cell] = start_cell(module, cell), time.monotonic()
-        if not working:
+            running[cell] = (start_cell(module, cell), time.monotonic())
+        if not running:
             break
-        for cell, (process, began) in list(working.items()):
+        for cell, (process, start) in list(running.items()):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.5)
-                del working[cell]
-                said = process.stdout.read() if process.stdout else ""
+                del running[cell]
+                output = process.stdout.read() if process.stdout else ""
                 if process.returncode:
                     print(f"{cell} failed", flush=True)
                     continue
-                figures: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
-                done[cell] = {**figures, "wall_s": time.monotonic() - began}
+                figures: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+                done[cell] = {**figures, "wall_s": time.monotonic() - start}
                 write_cells(path, done)
                 print(f"{cell}: {figures}", flush=True)
     for cell in waiting:
@@ -84,6 +92,7 @@ def run_cells(module: str, cells: Sequence[str], path: Path, minutes: float) -> 
     return done
 
 
-def say_figures(began_cpu_s: float, **figures: float) -> None:
-    """The last line of a cell: its figures, with the seconds of processor that it took."""
-    print(json.dumps({**figures, "cpu_s": round(time.process_time() - began_cpu_s, 1)}), flush=True)
+def print_figures(start_cpu_s: float, **figures: float) -> None:
+    """Print the last line of a cell: its figures, and the processor seconds since `start_cpu_s`."""
+    cpu_s = round(time.process_time() - start_cpu_s, 1)
+    print(json.dumps({**figures, "cpu_s": cpu_s}), flush=True)

@@ -1,7 +1,8 @@
-"""What the write-ups claim, measured: one split, three seeds, paired. `python -m tests.benchmarks.study [MINUTES]`
+"""Measure what the write-ups claim: `python -m tests.benchmarks.study [MINUTES]`.
 
-Each cell trains one arm with one seed and scores the test set; `runs/study/cells.csv` keeps what is done, so that the
-same call goes on. What the minutes do not reach says so.
+Each cell trains one arm with one seed on one split and scores the test set; claims compare two arms seed by seed.
+Finished cells are kept in runs/study/cells.csv, so that the same command continues. The table says which claims the
+minutes did not reach.
 """
 
 import sys
@@ -24,259 +25,287 @@ from kit.models.checkpoint import load_tagger
 from kit.models.tagger import Tagger
 from kit.train.dataset import load_clips
 from kit.train.pseudo_labels import RELABEL_METHODS, SelfTrainingConfig
+from kit.train.recipe import Recipe
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from kit.train.self_training import self_train
 from kit.train.stacking import stack
-from tests.benchmarks.cells import ROOM, make_task, run_cells, say_figures
+from tests.benchmarks.cells import RUNS_FOLDER, make_task, print_figures, run_cells
 
 SEEDS = (0, 1, 2)
-STUDY = ROOM / "study"
-SPLIT = 1
+STUDY_FOLDER = RUNS_FOLDER / "study"
+FOLD = 1
 QUIET: dict[str, Any] = {"threads": 1, "progress": False}
-PYRAMID = (
-    "frontend.n_mels=64", "network.width=12", "crop_s=3.0", "epochs=20", "no_augment_epochs=3", "validate_every=20",
-    "sampling.steps=20",
-)  # fmt: skip
-WINDOWS = ("frontend.n_mels=32", "epochs=20", "validate_every=20", "sampling.steps=20")
-BOXED = ("n_folds=2",)
+SHORT = ("epochs=20", "validate_every=20", "sampling.steps=20")
+PYRAMID = (*SHORT, "frontend.n_mels=64", "network.width=12", "crop_s=3.0", "no_augment_epochs=3")
+STFT = (*SHORT, "crop_s=3.0", "no_augment_epochs=3")
+WINDOWS = (*SHORT, "frontend.n_mels=32")
+
+# An arm trains in a folder with a seed, and returns its figures.
+Arm = Callable[[Path, int], dict[str, float]]
+
+
+def small_recipe(name: str, settings: Sequence[str], seed: int) -> Recipe:
+    """The small form of a recipe, with changed settings."""
+    return find_recipe(name, small=True, overrides=[*settings, f"seed={seed}"])
 
 
 def read_truth(task: Path) -> tuple[list[str], np.ndarray]:
-    """The test clips of a task and what is true of them. Shape: -> n names, (n, K)"""
+    """Read the names and the labels of a task's test clips. Shape: -> n names, (n, K)"""
     if task.name == "tagging":
         table = read_clip_table(task / "test_truth.csv")
-        labels = list(table["true_labels"])
-        return list(table["fname"]), label_targets(
-            labels, classes_of_template(task / "sample_submission.csv")
-        )
+        classes = classes_of_template(task / "sample_submission.csv")
+        return list(table["fname"]), label_targets(list(table["true_labels"]), classes)
     import pandas
 
     truth = pandas.read_csv(task / "truth.csv").query("part == 'test'")
-    classes = list(pandas.read_csv(task / "species.csv")["label"])
-    return [f"{name}.flac" for name in truth["recording_id"]], label_targets(list(truth["labels"]), classes)
+    labels = list(pandas.read_csv(task / "species.csv")["label"])
+    return [f"{name}.flac" for name in truth["recording_id"]], label_targets(list(truth["labels"]), labels)
 
 
 def score_on_test(checkpoints: Sequence[Path], task: Path, inference: InferenceConfig | None = None) -> float:
-    """The test lwlrap of the mean of some checkpoints."""
+    """Return the test lwlrap of the mean of some checkpoints."""
     names, truth = read_truth(task)
     clips = [task / "test" / name for name in names]
-    return lwlrap(
-        truth, predict_clips(list(checkpoints), clips, inference=inference, threads=1).probabilities
-    )
+    predictions = predict_clips(list(checkpoints), clips, inference=inference, threads=1)
+    return lwlrap(truth, predictions.probabilities)
 
 
-def join_tables(path: Path, noisy: bool, source: bool = True) -> Path:
-    """The curated table, with the noisy one below and a column `source`; their clips lie in one folder's subfolders."""
+def write_table(path: Path, noisy: bool) -> Path:
+    """Write the table of the curated clips, with the noisy ones too if asked, and a column `source`."""
     import pandas
 
-    task, parts = make_task("tagging"), []
-    for kind in ("curated", "noisy")[: 1 + noisy]:
+    task = make_task("tagging")
+    parts = []
+    for kind in ("curated", "noisy") if noisy else ("curated",):
         table = read_clip_table(task / f"train_{kind}.csv")
-        parts.append(table.assign(fname=f"train_{kind}/" + table["fname"], source=kind if source else ""))
+        parts.append(table.assign(fname=f"train_{kind}/" + table["fname"], source=kind))
     path.parent.mkdir(parents=True, exist_ok=True)
     pandas.concat(parts).to_csv(path, index=False)
     return path
 
 
-def tagging(
-    base: str, *changes: str, noisy: bool = False, method: str | None = None, **words: Any
-) -> Callable[[Path, int], dict[str, float]]:
-    """An arm of the tagging task: a small recipe with changes, learnt on all folds but one, or as `words` say."""
+def tagging(*settings: str, noisy: bool = False, method: str | None = None, **options: Any) -> Arm:
+    """Make an arm of the tagging task: a small mel pyramid with changed settings, trained for one fold.
+
+    `noisy` adds the noisy clips with their own labels, `method` adds them with pseudo-labels; `options` go to
+    `train_run`.
+    """
 
     def run(folder: Path, seed: int) -> dict[str, float]:
-        task, recipe = make_task("tagging"), find_recipe(base, True, [*changes, f"seed={seed}"])
-        table = join_tables(folder / "table.csv", noisy or method is not None)
-        told: dict[str, Any] = {"only_folds": [SPLIT]} | words
+        task = make_task("tagging")
+        recipe = small_recipe("max-pyramid-mel", settings, seed)
+        train_options: dict[str, Any] = {"only_folds": [FOLD]} | options
+        table = write_table(folder / "table.csv", noisy=noisy or method is not None)
         if method is not None:
-            curated, home = join_tables(folder / "curated.csv", False), STUDY / "teachers" / str(seed)
+            curated = write_table(folder / "curated.csv", noisy=False)
+            home = STUDY_FOLDER / "teachers" / str(seed)
             teacher = train_run(recipe, curated, task, home, **QUIET)
-            table, told["soft"] = pseudo_labels(teacher.folder, table, folder, task, method)
-        done = train_run(recipe, table, task, folder / "run", **told, **QUIET)
-        found = sorted(done.folder.glob("*.pt"))
-        oof = {} if done.oof is None else {"oof": done.oof.lwlrap}
-        return {"test": score_on_test(found, task), **oof}
-
-    return run
-
-
-def pseudo_labels(teacher: Path, table: Path, folder: Path, task: Path, method: str) -> tuple[Path, Path]:
-    """The noisy clips labelled anew by a teacher of curated clips alone, which has never met them."""
-    import pandas
-
-    joined = read_clip_table(table)
-    names = joined["fname"][joined["source"] == "noisy"]
-    said = predict_clips(sorted(teacher.glob("fold_*.pt")), [task / name for name in names], threads=1)
-    frame = pandas.DataFrame(said.probabilities, columns=list(said.classes))
-    frame.insert(0, "fname", list(names))
-    soft = SoftLabels(tuple(names), said.classes, said.probabilities)
-    joined["false_labels"] = "*"
-    number = {"agreement": 1, "predict": 2}[method]
-    done = RELABEL_METHODS["agreement"](joined, soft, SelfTrainingConfig(top_k=(0.4,)), number)
-    out, told = folder / "relabelled.csv", folder / "soft.csv"
-    done.frame.to_csv(out, index=False)
-    write_soft_labels(told, done.soft)
-    return out, told
-
-
-def inference(base: str, *changes: str, set1: bool = False) -> Callable[[Path, int], dict[str, float]]:
-    """Window-SNR on curated clips, and with set 1 of the noisy ones, heard with its pool and with the plain mean."""
-
-    def run(folder: Path, seed: int) -> dict[str, float]:
-        task, recipe = make_task("tagging"), find_recipe(base, True, [*changes, f"seed={seed}"])
-        curated, home = join_tables(folder / "curated.csv", False), STUDY / "listeners" / str(seed)
-        model = train_run(recipe, curated, task, home, only_folds=[SPLIT], **QUIET).folder
-        if set1:
-            teacher = load_tagger(model / f"fold_{SPLIT}.pt")
-            table = add_set1(teacher, join_tables(folder / "table.csv", True), folder, task)
-            model = train_run(recipe, table, task, folder / "run", only_folds=[SPLIT], **QUIET).folder
-        found, own = [model / f"fold_{SPLIT}.pt"], recipe.inference
-        return {pool: score_on_test(found, task, replace(own, pool=pool)) for pool in ("mean", "snr", "max")}
-
-    return run
-
-
-def add_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
-    """The table with the noisy clips' windows of the highest signal-to-noise ratio, labelled by the teacher."""
-    joined = read_clip_table(table)
-    noisy = list(joined["fname"][joined["source"] == "noisy"])
-    _, heard = load_clips(noisy, task, {"": teacher.frontend}, torch.device("cpu"), 1, False)
-    said = Predictor(teacher, torch.device("cpu")).predict(list(heard[""].values()))
-    names, spans, beliefs = [], [], []
-    for place, of_clip in zip(heard[""], said, strict=True):
-        assert of_clip is not None
-        names += [noisy[place]] * len(of_clip.spans)
-        spans += list(of_clip.spans)
-        beliefs.append(teacher.probabilities(torch.from_numpy(of_clip.logits)).numpy())
-    begin, end = np.array(spans).T / teacher.card.frontend.frames_per_s
-    soft = SoftLabels(tuple(names), teacher.card.classes, np.concatenate(beliefs), begin, end)
-    joined["false_labels"] = "*"
-    done = RELABEL_METHODS["snr"](joined, soft, SelfTrainingConfig(top_k=(0.15,)), 1)
-    out = folder / "set1.csv"
-    frame = done.frame[(done.frame["source"] == "curated") | (done.frame["source"] == "set1")]
-    frame.to_csv(out, index=False)
-    return out
-
-
-def soundscapes(*changes: str, rounds: int = 0) -> Callable[[Path, int], dict[str, float]]:
-    """An arm of the soundscape task: two folds on boxes, then so many rounds; the test score after each."""
-
-    def run(folder: Path, seed: int) -> dict[str, float]:
-        task = make_task("soundscapes")
-        settings = [*BOXED, f"self_training.iterations={rounds}", *changes, f"seed={seed}"]
-        recipe = find_recipe("freq-coord", True, settings)
-        boxes, figures = [task / "train_tp.csv", task / "train_fp.csv"], {}
-        done = self_train(recipe, None, task / "train", folder / "run", boxes=boxes, **QUIET)
-        heard = replace(recipe.inference, hop_s=1.0)
-        for number in range(rounds + 1):
-            home = done.folder if number == rounds else done.folder / "rounds" / str(number)
-            figures[f"round_{number}"] = score_on_test(sorted(home.glob("fold_*.pt")), task, heard)
+            table, train_options["soft"] = write_pseudo_labels(teacher.folder, table, folder, task, method)
+        trained = train_run(recipe, table, task, folder / "run", **train_options, **QUIET)
+        figures = {"test": score_on_test(sorted(trained.folder.glob("*.pt")), task)}
+        if trained.oof is not None:
+            figures["oof"] = trained.oof.lwlrap
         return figures
 
     return run
 
 
-def stacked(folder: Path, seed: int) -> dict[str, float]:
-    """Two pyramids on all folds, their mean against a class mixer and a gated MLP."""
-    task, runs = make_task("tagging"), []
-    table = join_tables(folder / "table.csv", False)
-    for base, settings in (("max-pyramid-mel", PYRAMID), ("max-pyramid-stft", STFT)):
-        recipe = find_recipe(base, True, [*settings, f"seed={seed}"])
-        runs.append(train_run(recipe, table, task, folder / base, **QUIET).folder)
-    figures = {"mean": score_on_test([path for run in runs for path in sorted(run.glob("fold_*.pt"))], task)}
+def write_pseudo_labels(
+    teacher: Path, table: Path, folder: Path, task: Path, method: str
+) -> tuple[Path, Path]:
+    """Label the noisy clips by a teacher that was trained on curated clips alone.
+
+    Returns the paths of the new table and of the soft labels.
+    """
+    frame = read_clip_table(table)
+    names = list(frame["fname"][frame["source"] == "noisy"])
+    checkpoints = sorted(teacher.glob("fold_*.pt"))
+    predictions = predict_clips(checkpoints, [task / name for name in names], threads=1)
+    soft = SoftLabels(tuple(names), predictions.classes, predictions.probabilities)
+    frame["false_labels"] = "*"
+    iteration = {"agreement": 1, "predict": 2}[method]  # from the second on, the others are predicted too
+    relabelled = RELABEL_METHODS["agreement"](frame, soft, SelfTrainingConfig(top_k=(0.4,)), iteration)
+    new_table = folder / "relabelled.csv"
+    soft_table = folder / "soft.csv"
+    relabelled.frame.to_csv(new_table, index=False)
+    write_soft_labels(soft_table, relabelled.soft)
+    return new_table, soft_table
+
+
+def window_pools(set1: bool = False) -> Arm:
+    """Make an arm that trains `window-snr` and pools its windows in three ways.
+
+    `set1` trains on the noisy clips' most confident windows too.
+    """
+
+    def run(folder: Path, seed: int) -> dict[str, float]:
+        task = make_task("tagging")
+        recipe = small_recipe("window-snr", WINDOWS, seed)
+        curated = write_table(folder / "curated.csv", noisy=False)
+        home = STUDY_FOLDER / "window_models" / str(seed)
+        model = train_run(recipe, curated, task, home, only_folds=[FOLD], **QUIET).folder
+        if set1:
+            teacher = load_tagger(model / f"fold_{FOLD}.pt")
+            table = write_set1(teacher, write_table(folder / "table.csv", noisy=True), folder, task)
+            model = train_run(recipe, table, task, folder / "run", only_folds=[FOLD], **QUIET).folder
+        figures = {}
+        for pool in ("mean", "snr", "max"):
+            inference = replace(recipe.inference, pool=pool)
+            figures[pool] = score_on_test([model / f"fold_{FOLD}.pt"], task, inference)
+        return figures
+
+    return run
+
+
+def write_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
+    """Write the table with the noisy clips' windows of the highest signal-to-noise ratio, labelled by the teacher."""
+    frame = read_clip_table(table)
+    noisy = list(frame["fname"][frame["source"] == "noisy"])
+    device = torch.device("cpu")
+    _, loaded = load_clips(noisy, task, {"": teacher.frontend}, device, 1, False)
+    specs = loaded[""]
+    outputs = Predictor(teacher, device).predict(list(specs.values()))
+    names = []
+    spans = []
+    probs = []
+    for place, windows in zip(specs, outputs, strict=True):
+        assert windows is not None
+        names += [noisy[place]] * len(windows.spans)
+        spans += list(windows.spans)
+        probs.append(teacher.probabilities(torch.from_numpy(windows.logits)).numpy())
+    begin_s, end_s = np.array(spans).T / teacher.card.frontend.frames_per_s
+    soft = SoftLabels(tuple(names), teacher.card.classes, np.concatenate(probs), begin_s, end_s)
+    frame["false_labels"] = "*"
+    relabelled = RELABEL_METHODS["snr"](frame, soft, SelfTrainingConfig(top_k=(0.15,)), 1).frame
+    path = folder / "set1.csv"
+    relabelled[relabelled["source"].isin(["curated", "set1"])].to_csv(path, index=False)
+    return path
+
+
+def soundscapes(*settings: str, rounds: int = 0) -> Arm:
+    """Make an arm of the soundscapes task: two folds on boxes, then rounds of self-training; it scores each round."""
+
+    def run(folder: Path, seed: int) -> dict[str, float]:
+        task = make_task("soundscapes")
+        changes = ["n_folds=2", f"self_training.iterations={rounds}", *settings]
+        recipe = small_recipe("freq-coord", changes, seed)
+        boxes = [task / "train_tp.csv", task / "train_fp.csv"]
+        trained = self_train(recipe, None, task / "train", folder / "run", boxes=boxes, **QUIET)
+        inference = replace(recipe.inference, hop_s=1.0)
+        figures = {}
+        for number in range(rounds + 1):
+            home = trained.folder
+            if number < rounds:
+                home = home / "rounds" / str(number)
+            figures[f"round_{number}"] = score_on_test(sorted(home.glob("fold_*.pt")), task, inference)
+        return figures
+
+    return run
+
+
+def stacks(folder: Path, seed: int) -> dict[str, float]:
+    """Train two pyramids on all folds, and compare their mean with a class mixer and a gated MLP."""
+    task = make_task("tagging")
+    table = write_table(folder / "table.csv", noisy=False)
+    runs = []
+    for name, settings in (("max-pyramid-mel", PYRAMID), ("max-pyramid-stft", STFT)):
+        recipe = small_recipe(name, settings, seed)
+        runs.append(train_run(recipe, table, task, folder / name, **QUIET).folder)
+    checkpoints = [path for run in runs for path in sorted(run.glob("fold_*.pt"))]
+    figures = {"mean": score_on_test(checkpoints, task)}
     for kind in ("class-mixer", "gated-mlp"):
         stack(runs, folder / kind, kind, seed=seed, progress=False)
         figures[kind] = score_on_test([folder / kind / "stack.pt"], task)
     return figures
 
 
-STFT = ("crop_s=3.0", "epochs=20", "no_augment_epochs=3", "validate_every=20", "sampling.steps=20")
-MEL = "max-pyramid-mel"
-# In the order in which minutes are spent, each with all its seeds.
-ARMS: dict[str, Callable[[Path, int], dict[str, float]]] = {
-    "pyramid": tagging(MEL, *PYRAMID),
-    "bce": tagging(MEL, *PYRAMID, "loss=bce"),
-    "no coordinate": tagging(MEL, *PYRAMID, 'frontend.channels=["log"]'),
-    "no mixing": tagging(MEL, *PYRAMID, "mixup.p=0"),
+BOOTSTRAP = ("loss=bce", "sources.noisy.loss=bootstrap", "sources.noisy.weight=0.5")
+# In the order in which they run, each with all its seeds.
+ARMS: dict[str, Arm] = {
+    "pyramid": tagging(*PYRAMID),
+    "bce": tagging(*PYRAMID, "loss=bce"),
+    "no coordinate": tagging(*PYRAMID, 'frontend.channels=["log"]'),
+    "no mixup": tagging(*PYRAMID, "mixup.p=0"),
     "rounds": soundscapes(rounds=3),
-    "window-snr": inference("window-snr", *WINDOWS),
-    "noisy as given": tagging(MEL, *PYRAMID, noisy=True),
-    "noisy bootstrapped": tagging(
-        MEL, *PYRAMID, "loss=bce", "sources.noisy.loss=bootstrap", "sources.noisy.weight=0.5", noisy=True
-    ),
+    "window-snr": window_pools(),
+    "noisy labels": tagging(*PYRAMID, noisy=True),
+    "noisy bootstrapped": tagging(*PYRAMID, *BOOTSTRAP, noisy=True),
     "boxes, known masks": soundscapes("mixup.masks=known"),
-    "noisy that agree": tagging(MEL, *PYRAMID, method="agreement"),
-    "noisy predicted": tagging(MEL, *PYRAMID, method="predict"),
-    "window-snr, set 1": inference("window-snr", *WINDOWS, set1=True),
-    "full data": tagging(MEL, *PYRAMID, "loss=bce", only_folds=None, all_data=True),
-    "five folds": tagging(MEL, *PYRAMID, "loss=bce", only_folds=None),
-    "rounds without anchor": soundscapes("sampling.box_p=0", rounds=3),
-    "stack": stacked,
+    "noisy that agree": tagging(*PYRAMID, method="agreement"),
+    "noisy predicted": tagging(*PYRAMID, method="predict"),
+    "window-snr, set 1": window_pools(set1=True),
+    "full data": tagging(*PYRAMID, "loss=bce", only_folds=None, all_data=True),
+    "all folds": tagging(*PYRAMID, "loss=bce", only_folds=None),
+    "rounds without boxes": soundscapes("sampling.box_p=0", rounds=3),
+    "stack": stacks,
 }
-# What each claim compares: (arm, its figure), (the arm it is held against, its figure).
+# What each claim compares: (arm, figure) with it, and (arm, figure) without it.
 CLAIMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
-    "LSEP against BCE": (("pyramid", "test"), ("bce", "test")),
+    "LSEP instead of BCE": (("pyramid", "test"), ("bce", "test")),
     "frequency coordinate": (("pyramid", "test"), ("no coordinate", "test")),
-    "union mixing": (("pyramid", "test"), ("no mixing", "test")),
-    "noisy clips as given": (("noisy as given", "test"), ("pyramid", "test")),
-    "noisy clips bootstrapped (BCE)": (("noisy bootstrapped", "test"), ("bce", "test")),
-    "noisy clips that agree, 40 %": (("noisy that agree", "test"), ("pyramid", "test")),
-    "and the others predicted": (("noisy predicted", "test"), ("pyramid", "test")),
-    "three-state masks against the published": (("boxes, known masks", "round_0"), ("rounds", "round_0")),
-    "round 1 of relabelling": (("rounds", "round_1"), ("rounds", "round_0")),
-    "round 2": (("rounds", "round_2"), ("rounds", "round_0")),
-    "round 3": (("rounds", "round_3"), ("rounds", "round_0")),
-    "round 1 without anchor": (("rounds without anchor", "round_1"), ("rounds", "round_0")),
-    "round 3 without anchor": (("rounds without anchor", "round_3"), ("rounds", "round_0")),
-    "anchor in round 3": (("rounds", "round_3"), ("rounds without anchor", "round_3")),
-    "listening by signal to noise, against the mean": (("window-snr", "snr"), ("window-snr", "mean")),
+    "mixup with united labels": (("pyramid", "test"), ("no mixup", "test")),
+    "noisy clips with their own labels": (("noisy labels", "test"), ("pyramid", "test")),
+    "noisy clips bootstrapped, BCE": (("noisy bootstrapped", "test"), ("bce", "test")),
+    "the 40 % of the noisy clips that agree": (("noisy that agree", "test"), ("pyramid", "test")),
+    "and predicted labels for the others": (("noisy predicted", "test"), ("pyramid", "test")),
+    "three-state masks instead of the published": (("boxes, known masks", "round_0"), ("rounds", "round_0")),
+    "one round of self-training": (("rounds", "round_1"), ("rounds", "round_0")),
+    "two rounds": (("rounds", "round_2"), ("rounds", "round_0")),
+    "three rounds": (("rounds", "round_3"), ("rounds", "round_0")),
+    "one round without crops at boxes": (("rounds without boxes", "round_1"), ("rounds", "round_0")),
+    "three rounds without crops at boxes": (("rounds without boxes", "round_3"), ("rounds", "round_0")),
+    "crops at boxes, in round three": (("rounds", "round_3"), ("rounds without boxes", "round_3")),
+    "windows pooled by SNR instead of their mean": (("window-snr", "snr"), ("window-snr", "mean")),
     "the same with set 1": (("window-snr, set 1", "snr"), ("window-snr, set 1", "mean")),
-    "set 1, heard by the mean": (("window-snr, set 1", "mean"), ("window-snr", "mean")),
-    "class mixer against the mean": (("stack", "class-mixer"), ("stack", "mean")),
-    "gated MLP against the mean": (("stack", "gated-mlp"), ("stack", "mean")),
-    "one full-data model against the folds' mean": (("full data", "test"), ("five folds", "test")),
+    "set 1, pooled by the mean": (("window-snr, set 1", "mean"), ("window-snr", "mean")),
+    "class mixer instead of the mean": (("stack", "class-mixer"), ("stack", "mean")),
+    "gated MLP instead of the mean": (("stack", "gated-mlp"), ("stack", "mean")),
+    "one full-data model instead of the mean of all folds": (("full data", "test"), ("all folds", "test")),
 }
 
 
 def paired_interval(differences: np.ndarray) -> str:
-    """Mean and 95 % interval of paired differences, by Student's t."""
-    if len(differences) < 2:
+    """Return the mean and the 95 % interval of paired differences, by Student's t."""
+    n = len(differences)
+    if n < 2:
         return "one seed only"
-    half = {2: 12.71, 3: 4.303}[len(differences)] * differences.std(ddof=1) / len(differences) ** 0.5
-    return f"{differences.mean():+.3f} ({differences.mean() - half:+.3f} to {differences.mean() + half:+.3f})"
+    mean = differences.mean()
+    t_quantile = {2: 12.71, 3: 4.303}[n]
+    half = t_quantile * differences.std(ddof=1) / n**0.5
+    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
-def tell(done: dict[str, dict[str, float]]) -> None:
-    """A line per claim: both arms' means, and their paired difference."""
+def print_claims(cells: dict[str, dict[str, float]]) -> None:
+    """Print a row per claim: the means of both arms, and their paired difference."""
     print("| claim | with | without | difference, 95 % | seeds |\n|---|---|---|---|---|")
-    for claim, ((arm, figure), (other, its)) in CLAIMS.items():
-        pairs = [
-            (done[f"{arm}/{seed}"][figure], done[f"{other}/{seed}"][its])
-            for seed in SEEDS
-            if f"{arm}/{seed}" in done and f"{other}/{seed}" in done
-        ]
+    for claim, ((arm, figure), (other_arm, other_figure)) in CLAIMS.items():
+        pairs = []
+        for seed in SEEDS:
+            if f"{arm}/{seed}" in cells and f"{other_arm}/{seed}" in cells:
+                pairs.append((cells[f"{arm}/{seed}"][figure], cells[f"{other_arm}/{seed}"][other_figure]))
         if not pairs:
             print(f"| {claim} | not reached | | | 0 |")
             continue
-        one, two = np.array(pairs).T
-        print(
-            f"| {claim} | {one.mean():.3f} | {two.mean():.3f} | {paired_interval(one - two)} | {len(pairs)} |"
-        )
+        ours, theirs = np.array(pairs).T
+        difference = paired_interval(ours - theirs)
+        print(f"| {claim} | {ours.mean():.3f} | {theirs.mean():.3f} | {difference} | {len(pairs)} |")
 
 
-def main(words: list[str]) -> None:
-    """Run the cells that are not done, within the minutes, and print the table."""
-    if words[:1] == ["--cell"]:
+def main(arguments: list[str]) -> None:
+    """Run the cells that are not finished, within the minutes, and print the table."""
+    if arguments[:1] == ["--cell"]:
         torch.set_num_threads(1)
-        arm, _, seed = words[1].rpartition("/")
-        began = time.process_time()
-        say_figures(began, **ARMS[arm](STUDY / arm.replace(" ", "_").replace(",", "") / seed, int(seed)))
+        start = time.process_time()
+        arm, _, seed = arguments[1].rpartition("/")
+        folder = STUDY_FOLDER / arm.replace(" ", "_").replace(",", "") / seed
+        print_figures(start, **ARMS[arm](folder, int(seed)))
         return
     for kind in ("tagging", "soundscapes"):
         make_task(kind)
-    minutes = float(words[0]) if words else 45.0
+    minutes = float(arguments[0]) if arguments else 45.0
     cells = [f"{arm}/{seed}" for arm in ARMS for seed in SEEDS]
-    tell(run_cells("tests.benchmarks.study", cells, STUDY / "cells.csv", minutes))
+    print_claims(run_cells("tests.benchmarks.study", cells, STUDY_FOLDER / "cells.csv", minutes))
 
 
 if __name__ == "__main__":

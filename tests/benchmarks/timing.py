@@ -1,28 +1,32 @@
-"""Rivals in, their times taken in turn out: medians, spreads and ratios inside one process."""
+"""Time several functions in turn, in one process, and compare them by ratios."""
 
 import statistics
 import time
 from collections.abc import Callable
 
 
-def take_turns(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every rival, called in turn so that a noisy machine is noisy for all of them."""
-    times: dict[str, list[float]] = {name: [] for name in rivals}
+def interleaved_times(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Time every function `repeats` times, in turn, so that a noisy machine slows them all alike.
+
+    Units: seconds
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
-        for name, run in rivals.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
     return times
 
 
-def show_times(times: dict[str, list[float]]) -> None:
-    """A line per rival: the median with the least and greatest."""
+def print_times(times: dict[str, list[float]]) -> None:
+    """Print a line per function: its median, least and greatest time."""
     for name, seconds in times.items():
-        print(f"  {name:44} {statistics.median(seconds):8.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})")
+        middle = statistics.median(seconds)
+        print(f"  {name:44} {middle:8.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})")
 
 
-def ratios(times: dict[str, list[float]], above: str, below: str) -> str:
-    """The median ratio of two rivals, turn by turn, with its range."""
-    pairs = [a / b for a, b in zip(times[above], times[below], strict=True)]
-    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
+def time_ratio(times: dict[str, list[float]], above: str, below: str) -> str:
+    """Return the median ratio of two functions' times, turn by turn, with its range."""
+    ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
