@@ -141,14 +141,6 @@ def test_building_draws_the_inner_backbone_then_a_layer_per_class_and_nothing_el
     assert sum(p.numel() for p in network.parameters()) == count
 
 
-def test_the_published_network_is_efficientnet_b0_with_24_layers():
-    with torch.device("meta"):
-        network = build_network({"family": "freq-crop"}, InputShape(1, 24 * 32, bands=24), 24)
-    backbone = 4007548 - 2 * 9 * 32
-    assert sum(p.numel() for p in network.parameters()) == backbone + 24 * (1280 + 1)
-    assert (network.stride, network.min_frames) == (32, 32)
-
-
 def test_settings_are_completed_and_checked_with_those_of_the_backbone():
     full = complete_network({"family": "freq-crop", "backbone": {"family": "max-pyramid", "width": 7}})
     assert complete_network(full) == full
