@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kit.core.config import setting
 from kit.models.heads import HeadConfig, run_recurrence
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
-from kit.models.skip_attention import convolved
+from kit.models.skip_attention import conv_layers
 
 N_WAVE_STATS = 12
 
@@ -47,7 +47,7 @@ class AxisPool(Backbone):
         widths = [settings.width * 2**k for k in range(4)]
         layers: list[nn.Module] = []
         for before, width in pairwise([shape.channels, *widths]):
-            layers += [*convolved(before, width), *convolved(width, width)]
+            layers += [*conv_layers(before, width), *conv_layers(width, width)]
             if width != widths[-1]:
                 layers += [nn.AvgPool2d((2, 1), ceil_mode=True), nn.MaxPool2d((1, 2), ceil_mode=True)]
         self.blocks = nn.Sequential(*layers)

@@ -61,10 +61,10 @@ def wrap_network(
             raise KitError("a plain state dict needs settings={'family': ...}, which build its network.")
         return Tagger(card, network)
     tensors = network.state_dict() if isinstance(network, nn.Module) else network
-    return filled_tagger(build_tagger(card), tensors, "the state dict")
+    return fill_tagger(build_tagger(card), tensors, "the state dict")
 
 
-def filled_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], source: str) -> Tagger:
+def fill_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], source: str) -> Tagger:
     """Load tensors into a tagger's network. Errors: KitError, naming their source, where they do not fit"""
     try:
         tagger.network.load_state_dict(tensors)
@@ -139,10 +139,10 @@ class Checkpoint:
         """
         builders = {} if networks is None else networks
         if not isinstance(builders, Mapping):
-            raise KitError(f"networks wants functions by name, {{'mine': build}}, got {networks!r}.")
+            raise KitError(f"networks must map names to functions, {{'mine': build}}, got {networks!r}.")
         family = str(self.card.network.get("family"))
         if not family.startswith("custom:"):
-            return filled_tagger(build_tagger(self.card), self.tensors, str(self.path))
+            return fill_tagger(build_tagger(self.card), self.tensors, str(self.path))
         name = family.removeprefix("custom:")
         if name not in builders:
             names = ", ".join(builders) or "none"
@@ -150,7 +150,7 @@ class Checkpoint:
                 f"{self.path} holds the tensors of a network of your own, not its code: pass "
                 f"networks={{{name!r}: build}}, where build() returns the network (passed: {names})."
             )
-        return filled_tagger(Tagger(self.card, builders[name]()), self.tensors, str(self.path))
+        return fill_tagger(Tagger(self.card, builders[name]()), self.tensors, str(self.path))
 
 
 def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:

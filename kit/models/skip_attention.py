@@ -25,7 +25,7 @@ class SkipAttentionConfig(NetworkConfig):
     )
 
 
-def convolved(width_in: int, width: int) -> list[nn.Module]:
+def conv_layers(width_in: int, width: int) -> list[nn.Module]:
     """Build a 3x3 convolution, batch norm and ReLU."""
     conv = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight)
@@ -84,16 +84,16 @@ class SkipAttention(Backbone):
         widths = [settings.width * 2**k for k in range(4)]
         deep = widths[-1]
         self.blocks = nn.ModuleList(
-            nn.Sequential(*convolved(before, width), *convolved(width, width), mean_pool(2))
+            nn.Sequential(*conv_layers(before, width), *conv_layers(width, width), mean_pool(2))
             for before, width in pairwise([shape.channels, *widths])
         )
         # Blocks 1, 2 and 3 have strides 2, 4 and 8: these sizes bring their maps to stride 16.
         self.skips = nn.ModuleList(
-            nn.Sequential(mean_pool(size), *convolved(width, deep))
+            nn.Sequential(mean_pool(size), *conv_layers(width, deep))
             for size, width in zip((8, 4, 2), widths[:3], strict=True)
         )
         self.merge = nn.Sequential(
-            ChannelAttention(4 * deep, settings.ratio), SpatialAttention(), *convolved(4 * deep, deep)
+            ChannelAttention(4 * deep, settings.ratio), SpatialAttention(), *conv_layers(4 * deep, deep)
         )
         self.widths = (deep,)
         self.strides = (16,)

@@ -91,7 +91,7 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
 
 
 def layer_names(model: Any, role: str) -> tuple[str, ...]:
-    """Look up the layers that play a role in a timm model. Role: "first_conv" or "classifier" """
+    """Look up the names of a timm model's layers in the role `first_conv` or `classifier`."""
     names = model.pretrained_cfg.get(role) or ()
     return (names,) if isinstance(names, str) else tuple(names)
 

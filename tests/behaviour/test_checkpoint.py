@@ -296,7 +296,7 @@ def test_a_custom_network_is_loaded_with_the_function_that_builds_it(tmp_path):
     with torch.inference_mode():
         assert torch.equal(loaded(waves()), tagger(waves()))
     assert "do not fit" in error_of(path, {"mine": lambda: CustomNetwork(classes=4)})
-    with pytest.raises(KitError, match="networks wants functions by name"):
+    with pytest.raises(KitError, match="networks must map names to functions"):
         load_tagger(path, CustomNetwork)
 
 
