@@ -1,4 +1,4 @@
-"""The axis-pool family."""
+"""The axis-pool family: pooling that takes the mean over frequency and the maximum over time."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,56 +9,63 @@ from torch import Tensor, nn
 from kit.core.config import setting
 from kit.models.heads import HeadConfig, run_recurrence
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
-from kit.models.skip_attention import convolved
+from kit.models.skip_attention import conv_layers
 
-WAVE_FACTS = 12
+N_WAVE_STATS = 12
 
 
 @dataclass(frozen=True)
 class AxisPoolConfig(NetworkConfig):
     """Size of an axis-pool network: eight convolutions and an output layer."""
 
-    width: int = setting(64, "channels of the first of four blocks, doubled by each", low=4)
-    stat_steps: int = setting(128, "steps that wave statistics are averaged to", low=1)
-    stat_width: int = setting(64, "units per direction of the recurrence over them", low=1)
-    head: HeadConfig = setting(HeadConfig(pool="time-max", dropout=0.2), "its head")
+    width: int = setting(64, "channels of the first of four blocks; each block doubles them", low=4)
+    stat_steps: int = setting(128, "time steps that the wave statistics are averaged to", low=1)
+    stat_width: int = setting(64, "units of their recurrence in each direction", low=1)
+    head: HeadConfig = setting(HeadConfig(pool="time-max", dropout=0.2), "how feature maps become logits")
 
 
 class AxisPool(Backbone):
-    """Nine layers whose pooling takes the mean over frequency, then the maximum over time, as its head does.
+    """Nine layers that pool by the mean over frequency, then the maximum over time, as the head does.
 
-    Below the picture there may be side rows: 12 statistics of the wave, heard by a bidirectional recurrence, and the
-    clip's length. They become maps of stride 0: every span of a pass is told the same of them.
+    The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. A bidirectional
+    recurrence reads the statistics. They become two further maps without time (stride 0).
+
     Shape:  spec (B, C, M [+ 13], N) -> [statistics (B, 2 stat_width, 1, stat_steps), length (B, 1, 1, 1),]
-            (B, 8 width, M / 8, N / 8), rounded up; N >= 1
-    Units:  side rows as in the first channel; length in ln(s)
+            (B, 8 width, M / 8, N / 8), rounded up, for any N >= 1
+    Units:  extra rows as in the first channel; length in ln(s)
     Source: second place, Freesound Audio Tagging 2019
     """
 
     min_frames = 8
 
-    def __init__(self, settings: AxisPoolConfig, picture: InputShape) -> None:
+    def __init__(self, settings: AxisPoolConfig, shape: InputShape) -> None:
         super().__init__()
-        check_input("axis-pool", picture, 8, n_extra_rows=(0, WAVE_FACTS + 1))
-        self.settings, self.bins, self.with_side = settings, picture.bins, picture.n_extra_rows > 0
+        check_input("axis-pool", shape, min_bins=8, n_extra_rows=(0, N_WAVE_STATS + 1))
+        self.settings = settings
+        self.bins = shape.bins
+        self.has_extra_rows = shape.n_extra_rows > 0
         widths = [settings.width * 2**k for k in range(4)]
         layers: list[nn.Module] = []
-        for before, width in pairwise([picture.channels, *widths]):
-            layers += [*convolved(before, width), *convolved(width, width)]
+        for before, width in pairwise([shape.channels, *widths]):
+            layers += [*conv_layers(before, width), *conv_layers(width, width)]
             if width != widths[-1]:
                 layers += [nn.AvgPool2d((2, 1), ceil_mode=True), nn.MaxPool2d((1, 2), ceil_mode=True)]
         self.blocks = nn.Sequential(*layers)
-        self.widths, self.strides = [widths[-1]], [8]
-        if self.with_side:
-            self.stat_norm = nn.BatchNorm1d(WAVE_FACTS)
-            self.stat_gru = nn.GRU(WAVE_FACTS, settings.stat_width, batch_first=True, bidirectional=True)
-            self.widths, self.strides = [2 * settings.stat_width, 1, *self.widths], [0, 0, 8]
+        self.widths = [widths[-1]]
+        self.strides = [8]
+        if self.has_extra_rows:
+            self.stat_norm = nn.BatchNorm1d(N_WAVE_STATS)
+            self.stat_gru = nn.GRU(N_WAVE_STATS, settings.stat_width, batch_first=True, bidirectional=True)
+            self.widths = [2 * settings.stat_width, 1, widths[-1]]
+            self.strides = [0, 0, 8]
 
     def forward(self, spec: Tensor) -> Maps:
         deepest = self.blocks(spec[:, :, : self.bins])
-        if not self.with_side:
+        if not self.has_extra_rows:
             return Maps([deepest])
-        side = spec[:, 0, self.bins :]
-        steps = self.stat_norm(F.adaptive_avg_pool1d(side[:, :WAVE_FACTS], self.settings.stat_steps))
-        heard = run_recurrence(self.stat_gru, steps).unsqueeze(2)
-        return Maps([heard, side[:, None, WAVE_FACTS:, :1], deepest])
+        extra = spec[:, 0, self.bins :]
+        stats = F.adaptive_avg_pool1d(extra[:, :N_WAVE_STATS], self.settings.stat_steps)
+        stats_map = run_recurrence(self.stat_gru, self.stat_norm(stats)).unsqueeze(2)
+        # The length is the same in every frame; the first frame holds it even where the rest is padding.
+        length_map = extra[:, None, N_WAVE_STATS:, :1]
+        return Maps([stats_map, length_map, deepest])

@@ -1,9 +1,10 @@
-"""Save and load taggers as tensors and JSON."""
+"""Checkpoints: save taggers as tensors and JSON, find them, and load them without running any code."""
 
 import glob
 import json
 import zipfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ def wrap_network(
     output: str = "probability",
     min_frames: int = 1,
 ) -> Tagger:
-    """A tagger of any network from (B, C, M, N) to (B, K).
+    """Make a tagger of any network that returns logits (not probabilities).
 
-    Give `settings` (with their `family`) for a network of the kit's own families, which may come as a plain state
-    dict; any other network goes by `name`, and whoever loads its checkpoint passes `networks={name: build}`.
-    Shape:  prevalences (K,), 1 / K each unless given: what a file that cannot be heard gets
-    Units:  min_frames, the shortest input that the network takes: shorter clips are filled up to it
+    A checkpoint holds the network's tensors, never its code, so whoever loads it needs one thing more:
+
+    - for one of the kit's families, `settings` with its `family`. The checkpoint stores them, and `network`
+      may be a plain state dict.
+    - for any other network, a function that builds it: `load_tagger(path, networks={name: build})`.
+
+    Shape:  network (B, C, M, N) -> logits (B, K); prevalences (K,), by default 1 / K each: the prediction for
+            a clip that cannot be read
+    Units:  min_frames, the network's shortest input: shorter clips are padded to it
     """
     card = TaggerCard(
         classes=tuple(classes),
@@ -52,78 +58,126 @@ def wrap_network(
     )
     if settings is None:
         if not isinstance(network, nn.Module):
-            raise KitError("a plain state dict needs settings={'family': ...}.")
+            raise KitError("a plain state dict needs settings={'family': ...}, which build its network.")
         return Tagger(card, network)
     tensors = network.state_dict() if isinstance(network, nn.Module) else network
-    return filled_tagger(build_tagger(card), tensors, "the state dict")
+    return fill_tagger(build_tagger(card), tensors, "the state dict")
 
 
-def filled_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], name: str) -> Tagger:
-    """A tagger with its network's tensors put in. Errors: KitError where they do not fit"""
+def fill_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], source: str) -> Tagger:
+    """Load tensors into a tagger's network. Errors: KitError, naming their source, where they do not fit"""
     try:
         tagger.network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise KitError(f"{name}: its tensors do not fit its network: {one_line(error)[:300]}") from error
+        reason = one_line(error)[:300]
+        raise KitError(f"{source}: its tensors do not fit its network: {reason}") from error
     return tagger.eval()
 
 
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors as files hold them: on the CPU and contiguous."""
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+
+
 def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
-    """What a checkpoint holds: a format number, the card as JSON, the network's tensors."""
+    """Return what a checkpoint holds: a format number, the card as JSON, the network's tensors."""
     card = json.dumps(tagger.card.to_dict())
     return {"format": FORMAT, "card": card, "tensors": tensors_of(tagger.network)}
 
 
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """A network's tensors as files hold them."""
-    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-
-
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
-    """Write a checkpoint, whole, or not at all."""
+    """Write a checkpoint. A failure or a kill leaves the file as it was."""
     write_whole(Path(path), lambda handle: torch.save(checkpoint_content(tagger), handle))
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """What a file of the kit holds, its tensors mapped from disk. Errors: as read_checkpoint"""
+    """Read what a file of the kit holds, a checkpoint or a stack; its tensors stay mapped from disk.
+
+    Errors: KitError for a file that is missing, holds code, comes from elsewhere or has another format
+    """
     if not path.is_file():
-        raise KitError(f"no checkpoint {path}: give .pt files that training wrote.")
+        raise KitError(f"no checkpoint {path}: name .pt files that training wrote.")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no file of torch.save")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise KitError(
-            f"{path} cannot be read as tensors and JSON ({one_line(error)[:160]}). The kit loads nothing executable: "
-            "save the network's state_dict where it was made, and that with save_tagger."
+            f"{path} cannot be read as tensors and JSON ({one_line(error)[:160]}). The kit loads nothing "
+            "executable: save the network's state_dict where it was made, and that with save_tagger."
         ) from error
-    holds = list(map(str, content)) if isinstance(content, dict) else [type(content).__name__]
-    if not {"format", "card"} < {*holds} or not {"tensors", "members"} & {*holds}:
+    parts = list(map(str, content)) if isinstance(content, dict) else [type(content).__name__]
+    is_checkpoint = {"format", "card", "tensors"} <= set(parts)
+    is_stack = {"format", "card", "members"} <= set(parts)
+    if not is_checkpoint and not is_stack:
         raise KitError(
-            f"{path} is no checkpoint of this kit (it holds: {', '.join(holds[:4])}): "
-            "save_tagger(path, wrap_network(network, frontend, classes))."
+            f"{path} is no checkpoint of this kit (it holds: {', '.join(parts[:4])}). For a network of your "
+            "own: save_tagger(path, wrap_network(network, frontend, classes)), where it returns logits."
         )
-    if (came := content["format"]) != FORMAT:
-        cure = f"this kit reads {FORMAT}: use the kit that wrote it"
-        raise KitError(f"{path} has checkpoint format {came}, {cure}.")
+    number = content["format"]
+    if number == 2:
+        raise KitError(f"{path}: checkpoint format 2 was never published: train again with this version.")
+    if number != FORMAT:
+        raise KitError(
+            f"{path} has checkpoint format {number}, this kit reads {FORMAT}: use the kit that wrote it."
+        )
     return dict(content)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One tagger's checkpoint, read and checked once; its network is not built yet."""
+
+    path: Path
+    card: TaggerCard
+    tensors: dict[str, Tensor]
+
+    def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
+        """Build the tagger; `networks` builds networks that are not of the kit's families, by name.
+
+        Errors: KitError for a network without a builder, and for tensors that do not fit
+        """
+        builders = {} if networks is None else networks
+        if not isinstance(builders, Mapping):
+            raise KitError(f"networks must map names to functions, {{'mine': build}}, got {networks!r}.")
+        family = str(self.card.network.get("family"))
+        if not family.startswith("custom:"):
+            return fill_tagger(build_tagger(self.card), self.tensors, str(self.path))
+        name = family.removeprefix("custom:")
+        if name not in builders:
+            names = ", ".join(builders) or "none"
+            raise KitError(
+                f"{self.path} holds the tensors of a network of your own, not its code: pass "
+                f"networks={{{name!r}: build}}, where build() returns the network (passed: {names})."
+            )
+        return fill_tagger(Tagger(self.card, builders[name]()), self.tensors, str(self.path))
+
+
+def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read a checkpoint, or parse its content where that was read before.
+
+    Errors: as read_content, and KitError for a stack and for a card that is damaged or wrong
+    """
+    if content is None:
+        content = read_content(path)
+    if "members" in content:
+        raise KitError(f"{path} is a stack of many taggers, not one: give it to submit or predict_clips.")
+    try:
+        card = TaggerCard.from_dict(dict(json.loads(content["card"])))
+        tensors = dict(content["tensors"])
+    except KitError as error:
+        raise KitError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise KitError(f"{path} is damaged: train it again.") from error
+    return Checkpoint(path, card, tensors)
 
 
 def read_checkpoint(
     path: Path, content: Mapping[str, Any] | None = None
 ) -> tuple[TaggerCard, dict[str, Tensor]]:
-    """A checkpoint's card and tensors, from its content where that was read already.
-
-    Errors: KitError for a file that is missing, not a checkpoint, from elsewhere, or of a later format
-    """
-    content = content or read_content(path)
-    if "members" in content:
-        raise KitError(f"{path} is a stack of many taggers, not one: give it to submit or predict_clips.")
-    try:
-        return TaggerCard.from_dict(dict(json.loads(content["card"]))), dict(content["tensors"])
-    except KitError as error:
-        raise KitError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise KitError(f"{path} is damaged: make it again.") from error
+    """Read a checkpoint's card and tensors. Errors: as open_checkpoint"""
+    checkpoint = open_checkpoint(path, content)
+    return checkpoint.card, checkpoint.tensors
 
 
 def load_tagger(
@@ -131,48 +185,44 @@ def load_tagger(
     networks: Mapping[str, NetworkBuilder] | None = None,
     content: Mapping[str, Any] | None = None,
 ) -> Tagger:
-    """The tagger that a checkpoint holds.
+    """Load the tagger of a checkpoint, in evaluation mode.
 
-    `networks` builds networks that are not of the kit's families, by the name they were saved under.
+    A network that is not of the kit's families needs `networks={name: build}`, with the name it was saved
+    under and a function that builds it. Errors: as open_checkpoint and Checkpoint.build
     """
-    known = {} if networks is None else networks
-    if not isinstance(known, Mapping):
-        raise KitError(f"networks wants functions by name, {{'mine': build}}, got {networks!r}.")
-    card, tensors = read_checkpoint(Path(path), content)
-    whose, own, name = str(card.network.get("family")).partition("custom:")
-    if whose or not own:
-        return filled_tagger(build_tagger(card), tensors, str(path))
-    if name not in known:
-        there = ", ".join(known) or "none"
-        raise KitError(f"{path} holds your own network: give networks={{{name!r}: build}} (known: {there}).")
-    return filled_tagger(Tagger(card, known[name]()), tensors, str(path))
+    return open_checkpoint(Path(path), content).build(networks)
 
 
 def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
-    """The checkpoint files that paths and patterns name. Errors: as find_models"""
+    """Find the checkpoint files that paths and glob patterns name. Errors: as find_models"""
     return [Path(name) for name, _ in find_models(patterns)]
 
 
 def find_models(
     items: str | Path | Tagger | Sequence[str | Path | Tagger],
 ) -> list[tuple[str, Path | Tagger]]:
-    """Taggers, and the checkpoints that paths and glob patterns name, each once; by name.
+    """List taggers and the checkpoints that paths and glob patterns name, each once, with their names.
 
-    Errors: KitError for a pattern that names no file, a network without a card, and where nothing is named
+    Errors: KitError for a pattern without a file, for a network that is no tagger, and for an empty list
     """
+    if isinstance(items, str | Path | nn.Module):
+        items = [items]
     found: dict[Hashable, tuple[str, Path | Tagger]] = {}
-    for item in [items] if isinstance(items, str | Path | nn.Module) else items:
+    for item in items:
         if isinstance(item, Tagger):
-            found[len(found)] = f"tagger {len(found)}", item
+            found[len(found)] = (f"tagger {len(found)}", item)
             continue
         if isinstance(item, nn.Module):
-            came = type(item).__name__
-            raise KitError(f"got a {came} as a checkpoint: give wrap_network(network, frontend, classes).")
-        text = str(item)
-        names = [text] if Path(text).is_file() else sorted(glob.glob(text, recursive=True))
+            raise KitError(
+                f"got a {type(item).__name__} as a checkpoint: make a tagger of it with "
+                "wrap_network(network, frontend, classes), where it returns logits."
+            )
+        pattern = str(item)
+        # A path with brackets is a file's name before it is a pattern.
+        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         paths = [path for path in map(Path, names) if path.is_file()]
         if not paths:
-            raise KitError(f"no checkpoint matches {text!r}: e.g. --checkpoints 'run/fold_*.pt'.")
+            raise KitError(f"no checkpoint matches {pattern!r}: e.g. --checkpoints 'run/fold_*.pt'.")
         for path in paths:
             found.setdefault(path.resolve(), (str(path), path))
     if not found:

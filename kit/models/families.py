@@ -1,4 +1,4 @@
-"""Network settings in, a freshly initialised network of one of the kit's families out."""
+"""The network families: read their settings, build their networks."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,8 @@ from torch import nn
 
 from kit.core.errors import choose
 from kit.models.axis_pool import AxisPool, AxisPoolConfig
-from kit.models.freq_crop import FreqCropConfig, build_freq_crop
+from kit.models.freq_crop import FreqCropConfig, build_freq_crop, freq_crop_backbone_shape
+from kit.models.heads import Head
 from kit.models.network import Backbone, InputShape, Network, NetworkConfig
 from kit.models.pyramid import MaxPyramid, PyramidConfig
 from kit.models.skip_attention import SkipAttention, SkipAttentionConfig
@@ -23,53 +24,65 @@ BACKBONES: dict[str, tuple[type[NetworkConfig], type[Backbone]]] = {
 FAMILIES = {name: config for name, (config, _) in BACKBONES.items()} | {"freq-crop": FreqCropConfig}
 
 
-def merge_settings(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Given settings over defaults, group by group."""
-    merged = defaults | given
-    for name, value in given.items():
+def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Put settings over defaults, group by group."""
+    merged = defaults | settings
+    for name, value in settings.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):
             merged[name] = merge_settings(defaults[name], value)
     return merged
 
 
 def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
-    """The family and the checked settings of a network. Errors: KitError for an unknown family, setting or value"""
-    rest = dict(settings)
-    family = str(rest.pop("family", "none given"))
+    """Check a network's settings and return its family and config.
+
+    Errors: KitError for an unknown family, setting or value
+    """
+    family = str(settings.get("family", "none given"))
     config_class = choose("network family", family, FAMILIES)
-    config = config_class.from_dict(merge_settings(config_class().to_dict(), rest))
+    changes = {name: value for name, value in settings.items() if name != "family"}
+    config = config_class.from_dict(merge_settings(config_class().to_dict(), changes))
     if isinstance(config, FreqCropConfig):
-        shared = complete_network(config.backbone)
-        del shared["head"], shared["noisy_head"]
-        config = replace(config, backbone=shared)
+        backbone = complete_network(config.backbone)
+        del backbone["head"], backbone["noisy_head"]
+        config = replace(config, backbone=backbone)
     return family, config
 
 
 def complete_network(settings: dict[str, Any]) -> dict[str, Any]:
-    """Network settings with every default filled in. Errors: as read_network"""
+    """Fill in every default of a network's settings. Errors: as read_network"""
     family, config = read_network(settings)
     return {"family": family, **config.to_dict()}
 
 
-def build_backbone(family: str, config: NetworkConfig, picture: InputShape, start: bool) -> Backbone:
-    """A family's backbone, random; `start` reads the pretrained file of its settings."""
-    backbone = BACKBONES[family][1](config, picture)
+def build_backbone(family: str, config: NetworkConfig, shape: InputShape, start: bool) -> Backbone:
+    """Build a family's backbone with random weights; with `start`, load its pretrained file if it has one."""
+    _, backbone_class = BACKBONES[family]
+    backbone = backbone_class(config, shape)
     if start and isinstance(backbone, TimmBackbone) and backbone.settings.weights is not None:
         load_pretrained(backbone, backbone.settings.weights)
     return backbone
 
 
-def build_network(
-    settings: dict[str, Any], picture: InputShape, classes: int, start: bool = False
-) -> nn.Module:
-    """A freshly initialised network; `start` as build_backbone."""
+def build_network(settings: dict[str, Any], shape: InputShape, classes: int, start: bool = False) -> Network:
+    """Build a network with random weights; with `start`, load the pretrained file of its settings.
+
+    Errors: as read_network, and KitError for an input that the family cannot read
+    """
     family, config = read_network(settings)
     if isinstance(config, FreqCropConfig):
-        shared = read_network(config.backbone)
-        return build_freq_crop(config, picture, classes, lambda shown: build_backbone(*shared, shown, start))
-    return Network(build_backbone(family, config, picture, start), config, classes)
+        inner_family, inner_config = read_network(config.backbone)
+        inner_shape = freq_crop_backbone_shape(config, shape, classes)
+        inner = build_backbone(inner_family, inner_config, inner_shape, start)
+        return build_freq_crop(config, shape, classes, inner)
+    backbone = build_backbone(family, config, shape, start)
+    head = Head(config.head, backbone.widths, classes)
+    noisy_head = Head(config.head, backbone.widths, classes) if config.noisy_head else None
+    plain = replace(config.head, pool="mean", recurrent=None, embedding=0)
+    auxiliary_heads = [Head(plain, (width,), classes) for width in backbone.auxiliary_widths]
+    return Network(backbone, head, noisy_head, auxiliary_heads)
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:
-    """The memory layout of a network's inputs."""
+    """Return the memory layout of a network's inputs."""
     return torch.channels_last if getattr(network, "channels_last", False) else torch.contiguous_format

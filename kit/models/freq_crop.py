@@ -1,6 +1,7 @@
-"""The freq-crop family: each class reads its own frequency band."""
+"""The freq-crop family: each class is classified from its own frequency band."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,43 +13,52 @@ from kit.core.config import setting
 from kit.core.errors import KitError
 from kit.models.heads import Head, HeadConfig, NetworkOutput, with_frequency
 from kit.models.network import Backbone, InputShape, Maps, Network, NetworkConfig, check_input
-from kit.models.timm_backbone import feature_map_shape
 
 
 @dataclass(frozen=True)
 class FreqCropConfig(NetworkConfig):
-    """How classes hear their bands; the published form is crops of 32 mel rows through EfficientNet-B0."""
+    """How classes read their bands; published: crops of 32 mel rows through EfficientNet-B0."""
 
     form: str = setting(
-        "crops", "crops: frontend.bands_hz one by one; pooled: rows of one map", choices=("crops", "pooled")
+        "crops",
+        "crops: the network reads each band of frontend.bands_hz by itself; "
+        "pooled: it reads all bins once, and each class pools its own rows of the map",
+        choices=("crops", "pooled"),
     )
-    bands_hz: tuple[tuple[float, ...], ...] = setting((), "each class's band, for form=pooled")
-    backbone: dict[str, Any] = setting({"family": "timm"}, "another family's settings, without head")
-    head: HeadConfig = setting(HeadConfig(pool="positive-mean"), "what each class pools, then classifies")
+    bands_hz: tuple[tuple[float, ...], ...] = setting(
+        (), "low and high edge of each class's band, for form=pooled"
+    )
+    backbone: dict[str, Any] = setting({"family": "timm"}, "settings of another family, without its heads")
+    head: HeadConfig = setting(
+        HeadConfig(pool="positive-mean"), "how each class pools and classifies its rows"
+    )
 
     def check(self) -> None:
         if self.form == "crops" and self.bands_hz:
-            raise KitError("bands_hz is of form=pooled, frontend.bands_hz of form=crops.")
+            raise KitError("bands_hz belongs to form=pooled: with form=crops set frontend.bands_hz.")
         for band in self.bands_hz:
             if len(band) != 2 or not band[0] < band[1]:
-                raise KitError(f"bands_hz wants pairs of low < high in hertz, got {band}.")
+                raise KitError(f"bands_hz needs pairs of low < high in hertz, got {band}.")
         if self.head.pool == "attention" or self.head.recurrent or self.head.hidden != 0:
-            raise KitError("freq-crop wants no attention, head.recurrent=None, head.hidden=0.")
+            raise KitError("freq-crop needs no attention, head.recurrent=None, head.hidden=0.")
         if self.backbone.get("family") == "freq-crop" or {"head", "noisy_head"} & set(self.backbone):
-            raise KitError("freq-crop's backbone is another family without head.")
+            raise KitError("freq-crop's backbone must be another family without head.")
 
 
 class BandCrops(Backbone):
-    """One backbone that hears every band by itself; bands lie one below the other.
+    """Run one backbone on each band by itself; input and output stack the bands along frequency.
 
     Shape:  spec (B, C, K m, N) -> one map (B, D, K m', N')
     """
 
     def __init__(self, inner: Backbone, bands: int) -> None:
         super().__init__()
-        self.inner, self.bands = inner, bands
-        self.widths, self.strides = inner.widths[-1:], inner.strides[-1:]
-        self.min_frames, self.channels_last = inner.min_frames, inner.channels_last
+        self.inner = inner
+        self.bands = bands
+        self.widths = inner.widths[-1:]
+        self.strides = inner.strides[-1:]
+        self.min_frames = inner.min_frames
+        self.channels_last = inner.channels_last
 
     def forward(self, spec: Tensor) -> Maps:
         crops = torch.stack(spec.chunk(self.bands, dim=2), dim=1).flatten(0, 1)
@@ -58,49 +68,69 @@ class BandCrops(Backbone):
 
 
 class BandHead(Head):
-    """Pools the rows of the deepest map that a class's band reaches into, under an output of its own.
+    """Pool, for each class, the rows of the deepest map that overlap its band, and classify them.
 
     Shape:  maps, the last (B, D, M', N') -> clip (B, K)
-    Units:  bands, first and end row of the picture for each class
+    Units:  bands, first and end row of each class in the input of `bins` rows
     """
 
     def __init__(self, config: HeadConfig, width: int, bins: int, bands: Sequence[tuple[int, int]]) -> None:
         super().__init__(config, (width,), len(bands))
-        self.bins, self.bands = bins, bands
+        self.bins = bins
+        self.bands = bands
 
     def forward(self, maps: Sequence[Tensor]) -> NetworkOutput:
-        deepest, bins = maps[-1], self.bins
+        deepest = maps[-1]
         rows = deepest.shape[2]
-        spans = [(first * rows // bins, -(-end * rows // bins)) for first, end in self.bands]
-        pooled = torch.stack([self.features([deepest[:, :, a:b]]) for a, b in spans], dim=1)
-        heard = F.dropout(pooled, self.config.dropout, self.training)
+        pooled = []
+        for first, end in self.bands:
+            map_first = first * rows // self.bins
+            map_end = -(-end * rows // self.bins)
+            pooled.append(self.features([deepest[:, :, map_first:map_end]]))
+        features = F.dropout(torch.stack(pooled, dim=1), self.config.dropout, self.training)
+        # Class k has row k of one linear layer (B, K, F) -> (B, K), applied to its own features.
         weight, bias = self.classifier.parameters()
-        return NetworkOutput(torch.einsum("bkf,kf->bk", heard, weight) + bias)
+        return NetworkOutput(torch.einsum("bkf,kf->bk", features, weight) + bias)
 
 
-def build_freq_crop(
-    config: FreqCropConfig, picture: InputShape, classes: int, backbone_of: Callable[[InputShape], Backbone]
-) -> Network:
-    """The network of either form; its backbone is built for what it will be shown.
+def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes: int) -> InputShape:
+    """Find the input shape of the inner backbone: one band, or all bins.
+
+    Errors: KitError for bands that are not one per class
+    """
+    check_input("freq-crop", shape)
+    if config.form == "crops":
+        if shape.bands != classes:
+            raise KitError(
+                "form=crops needs frontend.bands_hz with a band for each of "
+                f"{classes} classes, got {shape.bands}."
+            )
+        return InputShape(shape.channels, shape.bins // classes)
+    if len(config.bands_hz) != classes:
+        raise KitError(
+            f"form=pooled needs bands_hz with a band for each of {classes} classes, got {len(config.bands_hz)}."
+        )
+    return shape
+
+
+def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inner: Backbone) -> Network:
+    """Put the inner backbone, which reads `freq_crop_backbone_shape`, under a layer per class.
 
     Source: 32nd place, RFCX Species Audio Detection
-    Errors: KitError for bands that are not one per class, and for a picture or map without their rows
+    Errors: KitError for bins without frequencies and for a backbone whose map has no rows of frequency
     """
-    check_input("freq-crop", picture)
-    bins = picture.bins
     if config.form == "crops":
-        if picture.bands != classes:
-            came = f"each of {classes} classes, got {picture.bands}"
-            raise KitError(f"form=crops wants frontend.bands_hz with a band for {came}.")
-        rows = bins // classes
+        backbone: Backbone = BandCrops(inner, classes)
+        rows = shape.bins // classes
         bands = [(k * rows, (k + 1) * rows) for k in range(classes)]
-        backbone: Backbone = BandCrops(backbone_of(InputShape(picture.channels, rows)), classes)
     else:
-        if len(config.bands_hz) != classes:
-            raise KitError(f"wanted a band for each of {classes} classes, got {len(config.bands_hz)}.")
-        bands = [picture.rows_of_band(*band) for band in config.bands_hz]
-        backbone = backbone_of(picture)
-        if len(feature_map_shape(backbone, picture, backbone.min_frames)) != 4:
-            raise KitError("form=pooled wants a backbone whose map has rows of frequency.")
+        backbone = inner
+        bands = [shape.rows_of_band(*band) for band in config.bands_hz]
+        probe = copy.deepcopy(inner).to("meta").eval()
+        spec = torch.empty(1, shape.channels, shape.bins, inner.min_frames, device="meta")
+        if probe(spec).main[-1].ndim != 4:
+            raise KitError("form=pooled needs a backbone whose map has rows of frequency.")
     width = backbone.widths[-1]
-    return Network(backbone, config, classes, lambda: BandHead(config.head, width, bins, bands))
+    head = BandHead(config.head, width, shape.bins, bands)
+    noisy_head = BandHead(config.head, width, shape.bins, bands) if config.noisy_head else None
+    return Network(backbone, head, noisy_head, [])

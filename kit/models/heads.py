@@ -1,4 +1,4 @@
-"""Maps of a backbone in, logits of the clip out, and of each frame where the head attends over time."""
+"""Heads: pool a backbone's feature maps and classify them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from kit.core.errors import KitError
 
 
 def positive_mean(x: Tensor) -> Tensor:
-    """Mean of the positive activations only; 0 where there are none. Shape: (B, D, M, N) -> (B, D)"""
-    return x.float().relu().sum((2, 3)) / (x > 0).sum((2, 3)).clamp(min=1)
+    """Average the positive activations; 0 where there are none. Shape: (B, D, M, N) -> (B, D)"""
+    total = x.float().relu().sum((2, 3))
+    count = (x > 0).sum((2, 3))
+    return total / count.clamp(min=1)
 
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,29 +31,36 @@ RECURRENCES = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 @dataclass(frozen=True)
 class HeadConfig(Config):
-    """How a backbone's maps become logits: [recurrence], pool, dropout, [hidden layer], output."""
+    """How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer."""
 
     pool: str = setting(
-        "mean", "how maps are read; attention: weights over time", choices=(*POOLS, "gem", "attention")
+        "mean",
+        "how maps are pooled; attention: a weighted mean over time",
+        choices=(*POOLS, "gem", "attention"),
     )
-    recurrent: str | None = setting(None, "bidirectional, before the pool", choices=(None, *RECURRENCES))
-    recurrent_width: int = setting(128, "its units per direction", low=1)
-    embedding: int = setting(0, "channels it is projected to; 0: as it is", low=0)
-    hidden: int | None = setting(0, "units of a hidden layer; None: as many as it reads", low=0)
-    norm_first: bool = setting(False, "normalize before and after the hidden layer, drop out after it")
-    dropout: float = setting(0.2, "dropout before the output", low=0, high=0.95)
+    recurrent: str | None = setting(
+        None, "bidirectional recurrence before pooling", choices=(None, *RECURRENCES)
+    )
+    recurrent_width: int = setting(128, "units of the recurrence in each direction", low=1)
+    embedding: int = setting(0, "width the recurrence's output is projected to; 0: no projection", low=0)
+    hidden: int | None = setting(0, "units of a hidden layer; 0: none; None: as many as its input", low=0)
+    norm_first: bool = setting(False, "batch norm before and after the hidden layer, then dropout")
+    dropout: float = setting(0.2, "dropout before the output layer", low=0, high=0.95)
 
     def check(self) -> None:
         if self.embedding and self.recurrent is None:
-            raise KitError(f"embedding={self.embedding} wants a recurrence: set recurrent.")
+            raise KitError(f"embedding={self.embedding} needs a recurrence: set recurrent.")
         if self.norm_first and (self.hidden == 0 or self.pool == "attention"):
-            raise KitError("norm_first wants a hidden layer and no attention: set norm_first=False.")
+            raise KitError("norm_first needs a hidden layer and no attention: set norm_first=False.")
 
 
 class NetworkOutput(NamedTuple):
-    """All that a network, or the first two that a head, says of a batch.
+    """Logits of a batch: of a head (clip and frames) or of a whole network (all four).
 
-    Shape:  clip (B, K); frames (B, N', K) with attention over time; (B, K) of each skip, and of a second head
+    Shape:  clip (B, K)
+            frames (B, N', K), only from attention over time
+            auxiliary, (B, K) for each auxiliary map
+            noisy (B, K), only with a second head for noisy labels
     """
 
     clip: Tensor
@@ -61,21 +70,24 @@ class NetworkOutput(NamedTuple):
 
 
 def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Sequential:
-    """Layers from pooled features to logits. Shape: (B, features) -> (B, classes)"""
-    hidden, dropout = features if config.hidden is None else config.hidden, nn.Dropout(config.dropout)
+    """Build the layers from pooled features to logits. Shape: (B, features) -> (B, classes)"""
+    hidden = features if config.hidden is None else config.hidden
+    dropout = nn.Dropout(config.dropout)
     if not hidden:
         return nn.Sequential(dropout, nn.Linear(features, classes))
-    middle, output = nn.Linear(features, hidden), nn.Linear(hidden, classes)
-    norm, bend = nn.BatchNorm1d(hidden), nn.PReLU()
+    first = nn.Linear(features, hidden)
+    last = nn.Linear(hidden, classes)
+    norm = nn.BatchNorm1d(hidden)
+    activation = nn.PReLU()
     if config.norm_first:
-        return nn.Sequential(nn.BatchNorm1d(features), middle, norm, bend, dropout, output)
-    return nn.Sequential(dropout, middle, bend, norm, nn.Dropout(config.dropout / 2), output)
+        return nn.Sequential(nn.BatchNorm1d(features), first, norm, activation, dropout, last)
+    return nn.Sequential(dropout, first, activation, norm, nn.Dropout(config.dropout / 2), last)
 
 
 class GeneralisedMean(nn.Module):
-    """Root of the mean of p-th powers of the positive activations; p is learnt, from 3.
+    """Pool with a generalised mean (GeM): the p-th root of the mean p-th power; p is learnt and starts at 3.
 
-    Shape:  (B, D, M, N) -> (B, D)
+    Shape:  (B, D, M, N) -> (B, D); activations below 1e-6 count as 1e-6
     Source: Radenovic, Tolias & Chum 2018, arXiv:1711.02512
     """
 
@@ -84,13 +96,16 @@ class GeneralisedMean(nn.Module):
         self.power = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        power, positive = self.power.clamp(1.0, 30.0), x.float().clamp(min=1e-6)
-        scale = positive.detach().amax((2, 3), keepdim=True)
-        return scale[..., 0, 0] * (positive / scale).pow(power).mean((2, 3)).pow(1 / power)
+        power = self.power.clamp(1.0, 30.0)
+        positive = x.float().clamp(min=1e-6)
+        # Powers up to 30 overflow float32, so each channel is divided by its maximum first.
+        peak = positive.detach().amax((2, 3), keepdim=True)
+        mean_power = (positive / peak).pow(power).mean((2, 3))
+        return peak[..., 0, 0] * mean_power.pow(1 / power)
 
 
 class FrameAttention(nn.Module):
-    """Logits of every frame, and of their mean probability, each class by an attention of its own.
+    """Classify each frame, then average the frames' probabilities with one attention over time per class.
 
     Shape:  (B, D, N') -> clip (B, K), frames (B, N', K)
     Source: Kong et al. 2020, PANNs, arXiv:1912.10211 (decision-level attention)
@@ -98,37 +113,46 @@ class FrameAttention(nn.Module):
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.attention, self.tagging = nn.Conv1d(features, classes, 1), nn.Conv1d(features, classes, 1)
+        self.attention = nn.Conv1d(features, classes, 1)
+        self.classifier = nn.Conv1d(features, classes, 1)
 
     def forward(self, x: Tensor) -> NetworkOutput:
-        frames = self.tagging(x).float()
-        # In logarithms the logit of a mean of probabilities stays finite.
-        weights = F.log_softmax(self.attention(x).float(), dim=2)
-        true = torch.logsumexp(weights + F.logsigmoid(frames), dim=2)
-        false = torch.logsumexp(weights + F.logsigmoid(-frames), dim=2)
-        return NetworkOutput(true - false, frames.transpose(1, 2))
+        frames = self.classifier(x).float()
+        log_weights = F.log_softmax(self.attention(x).float(), dim=2)
+        # logit(p) = log(p) - log(1 - p). Both logarithms come from logsumexp, because a mean
+        # probability that rounds to 0 or 1 would have an infinite logit.
+        log_true = torch.logsumexp(log_weights + F.logsigmoid(frames), dim=2)
+        log_false = torch.logsumexp(log_weights + F.logsigmoid(-frames), dim=2)
+        return NetworkOutput(log_true - log_false, frames.transpose(1, 2))
 
 
 def with_frequency(x: Tensor) -> Tensor:
-    """A map with a frequency axis, of one bin where it had none. Shape: (B, D, [M,] N) -> (B, D, M, N)"""
+    """Add a frequency axis of one bin where a map has none. Shape: (B, D, [M,] N) -> (B, D, M, N)"""
     return x if x.ndim == 4 else x.unsqueeze(2)
 
 
 def aligned_sequence(maps: Sequence[Tensor]) -> Tensor:
-    """Maps as one sequence at the pace of the last. Shape: (B, D_i, [M_i,] N_i) -> (B, sum of D_i, N of the last)"""
+    """Average maps over frequency and join them at the frame rate of the last one.
+
+    Shape:  (B, D_i, [M_i,] N_i) -> (B, sum of D_i, N of the last)
+    """
     steps = maps[-1].shape[-1]
-    return torch.cat([F.adaptive_avg_pool1d(with_frequency(m).mean(2), steps) for m in maps], dim=1)
+    sequences = [F.adaptive_avg_pool1d(with_frequency(x).mean(2), steps) for x in maps]
+    return torch.cat(sequences, dim=1)
 
 
 def run_recurrence(recurrence: nn.Module, x: Tensor) -> Tensor:
-    """A recurrence over time, never in float16. Shape: (B, D, N') -> (B, 2 units, N')"""
+    """Run a recurrence over time in its own precision, without autocast. Shape: (B, D, N') -> (B, 2 units, N')"""
     with torch.autocast(x.device.type, enabled=False):
         sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
-        return torch.as_tensor(recurrence(sequence)[0].transpose(1, 2))
+        output = recurrence(sequence)[0]
+        return torch.as_tensor(output.transpose(1, 2))
 
 
 class Head(nn.Module):
-    """Pools maps one by one and classifies them together; recurrence and attention read them aligned.
+    """Pool each feature map, join the results and classify them.
+
+    A recurrence, or attention over time, reads all maps as one sequence instead.
 
     Shape:  maps (B, D_i, [M_i,] N_i), the deepest last -> clip (B, K), frames (B, N', K) or None
     """
@@ -139,30 +163,37 @@ class Head(nn.Module):
         features = sum(widths)
         self.recurrence: nn.Module | None = None
         if config.recurrent:
-            kind, width = RECURRENCES[config.recurrent], config.recurrent_width
-            self.recurrence = kind(features, width, batch_first=True, bidirectional=True)
-            features = config.embedding or 2 * width
-            self.embedding = nn.Linear(2 * width, features) if config.embedding else nn.Identity()
+            units = config.recurrent_width
+            recurrence_class = RECURRENCES[config.recurrent]
+            self.recurrence = recurrence_class(features, units, batch_first=True, bidirectional=True)
+            features = 2 * units
+        self.embedding: nn.Module = nn.Identity()
+        if config.embedding:
+            self.embedding = nn.Linear(features, config.embedding)
+            features = config.embedding
         self.classifier: nn.Module
         if config.pool == "attention":
             hidden = features if config.hidden is None else config.hidden
-            layers = [nn.Conv1d(features, hidden, 1), nn.ReLU()] if hidden else []
-            self.before = nn.Sequential(nn.Dropout(config.dropout), *layers)
+            layers: list[nn.Module] = [nn.Dropout(config.dropout)]
+            if hidden:
+                layers += [nn.Conv1d(features, hidden, 1), nn.ReLU()]
+            self.projection = nn.Sequential(*layers)
             self.classifier = FrameAttention(hidden or features, classes)
         else:
             self.pool = GeneralisedMean() if config.pool == "gem" else POOLS[config.pool]
-            features *= 2 if config.pool == "mean-max" else 1
+            if config.pool == "mean-max":
+                features *= 2
             self.classifier = classifier_layers(config, features, classes)
 
     def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """What the classifier reads. Shape: maps -> (B, F), or (B, F, N') for attention over time"""
+        """Compute the classifier's input. Shape: maps -> (B, F), or (B, F, N') for attention over time"""
         if self.recurrence is not None:
             sequence = run_recurrence(self.recurrence, aligned_sequence(maps))
             maps = [self.embedding(sequence.transpose(1, 2)).transpose(1, 2)]
         if self.config.pool == "attention":
-            return torch.as_tensor(self.before(aligned_sequence(maps)))
-        return torch.cat([self.pool(with_frequency(m)) for m in maps], dim=1)
+            return torch.as_tensor(self.projection(aligned_sequence(maps)))
+        return torch.cat([self.pool(with_frequency(x)) for x in maps], dim=1)
 
     def forward(self, maps: Sequence[Tensor]) -> NetworkOutput:
-        said = self.classifier(self.features(maps))
-        return said if isinstance(said, NetworkOutput) else NetworkOutput(said)
+        logits = self.classifier(self.features(maps))
+        return logits if isinstance(logits, NetworkOutput) else NetworkOutput(logits)

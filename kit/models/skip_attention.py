@@ -1,4 +1,4 @@
-"""The skip-attention family."""
+"""The skip-attention family: a VGG-like network whose early blocks skip to the end, weighted by attention."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,83 +13,98 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 
 @dataclass(frozen=True)
 class SkipAttentionConfig(NetworkConfig):
-    """Size of a skip-attention network: 17.02 M weights for three channels and 80 classes, 17.33 M with hidden=256."""
+    """Size of a skip-attention network.
 
-    width: int = setting(64, "channels of the first of four blocks, doubled by each", low=4)
-    ratio: int = setting(16, "channels per unit that channel attention looks through", low=1)
-    head: HeadConfig = setting(HeadConfig(pool="mean", hidden=128, dropout=0.2), "its head")
+    With three channels and 80 classes it has 17.02 M weights, and 17.33 M with head.hidden=256.
+    """
+
+    width: int = setting(64, "channels of the first of four blocks; each block doubles them", low=4)
+    ratio: int = setting(16, "channels per hidden unit of channel attention", low=1)
+    head: HeadConfig = setting(
+        HeadConfig(pool="mean", hidden=128, dropout=0.2), "how feature maps become logits"
+    )
 
 
-def convolved(width_in: int, width: int) -> list[nn.Module]:
-    """A 3x3 convolution, batch norm, ReLU."""
-    convolution = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight)
-    return [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+def conv_layers(width_in: int, width: int) -> list[nn.Module]:
+    """Build a 3x3 convolution, batch norm and ReLU."""
+    conv = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight)
+    return [conv, nn.BatchNorm2d(width), nn.ReLU()]
 
 
 def mean_pool(size: int) -> nn.AvgPool2d:
-    """Means of size x size cells, odd rows and frames of their own."""
+    """Build average pooling over size x size cells; a cell cut short by an edge averages what it holds."""
     return nn.AvgPool2d(size, ceil_mode=True)
 
 
 class ChannelAttention(nn.Module):
-    """Weighs every channel by what all hear over the whole input. Shape: (B, D, M, N) -> the same"""
+    """Weight each channel, from the mean and maximum of all channels. Shape: (B, D, M, N) -> same"""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        narrow = max(1, width // ratio)
-        squeeze, widen = nn.Linear(width, narrow, bias=False), nn.Linear(narrow, width, bias=False)
-        self.look = nn.Sequential(squeeze, nn.ReLU(), widen)
+        hidden = max(1, width // ratio)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = torch.sigmoid(self.look(x.mean((2, 3))) + self.look(x.amax((2, 3))))
+        weights = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))
         return x * weights[..., None, None]
 
 
 class SpatialAttention(nn.Module):
-    """Weighs every cell by the mean and maximum of the channels around it. Shape: (B, D, M, N) -> the same"""
+    """Weight each cell, from the channels' mean and maximum around it. Shape: (B, D, M, N) -> same"""
 
     def __init__(self) -> None:
         super().__init__()
-        self.look = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.look.weight)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.look(torch.stack([x.mean(1), x.amax(1)], dim=1)))
+        summary = torch.stack([x.mean(1), x.amax(1)], dim=1)
+        return x * torch.sigmoid(self.conv(summary))
 
 
 class SkipAttention(Backbone):
-    """Four blocks that halve their map; the first three skip to the end, and attention weighs what is merged.
+    """Four blocks that halve their map; the first three also skip to the end, where attention weights all four.
 
-    Auxiliary are the skips from block 3, 2, 1; the published loss weighs the clip and these 1, .4, .2, .1.
-    The recurrent variant is a head of recurrent=lstm, recurrent_width=512, embedding=512.
-    Shape:  spec (B, C, M, N) -> main and each auxiliary (B, 8 width, M / 16, N / 16), rounded up; N >= 1
+    The auxiliary maps are the skips of blocks 3, 2 and 1. The published loss weights the clip and these
+    1, .4, .2 and .1. The published recurrent variant has a head of recurrent=lstm, recurrent_width=512
+    and embedding=512.
+
+    Shape:  spec (B, C, M, N) -> main and each auxiliary (B, 8 width, M / 16, N / 16), rounded up, for any N >= 1
     Source: first place, Freesound Audio Tagging 2019; attention: Woo et al. 2018, CBAM, arXiv:1807.06521
     """
 
     min_frames = 16
 
-    def __init__(self, settings: SkipAttentionConfig, picture: InputShape) -> None:
+    def __init__(self, settings: SkipAttentionConfig, shape: InputShape) -> None:
         super().__init__()
-        check_input("skip-attention", picture, 16)
+        check_input("skip-attention", shape, min_bins=16)
         widths = [settings.width * 2**k for k in range(4)]
         deep = widths[-1]
         self.blocks = nn.ModuleList(
-            nn.Sequential(*convolved(before, width), *convolved(width, width), mean_pool(2))
-            for before, width in pairwise([picture.channels, *widths])
+            nn.Sequential(*conv_layers(before, width), *conv_layers(width, width), mean_pool(2))
+            for before, width in pairwise([shape.channels, *widths])
         )
+        # Blocks 1, 2 and 3 have strides 2, 4 and 8: these sizes bring their maps to stride 16.
         self.skips = nn.ModuleList(
-            nn.Sequential(mean_pool(size), *convolved(width, deep))
-            for size, width in zip((8, 4, 2), widths, strict=False)
+            nn.Sequential(mean_pool(size), *conv_layers(width, deep))
+            for size, width in zip((8, 4, 2), widths[:3], strict=True)
         )
-        weigh = ChannelAttention(4 * deep, settings.ratio), SpatialAttention()
-        self.merge = nn.Sequential(*weigh, *convolved(4 * deep, deep))
-        self.widths, self.strides, self.auxiliary_widths = (deep,), (16,), (deep,) * 3
+        self.merge = nn.Sequential(
+            ChannelAttention(4 * deep, settings.ratio), SpatialAttention(), *conv_layers(4 * deep, deep)
+        )
+        self.widths = (deep,)
+        self.strides = (16,)
+        self.auxiliary_widths = (deep,) * 3
 
     def forward(self, spec: Tensor) -> Maps:
-        x, skips = spec, []
-        for block, skip in zip(self.blocks, self.skips, strict=False):
-            x = block(x)
+        x = spec
+        skips = []
+        for k, skip in enumerate(self.skips):
+            x = self.blocks[k](x)
             skips.append(skip(x))
-        merged = self.merge(torch.cat([self.blocks[3](x), *skips], dim=1))
+        x = self.blocks[3](x)
+        merged = self.merge(torch.cat([x, *skips], dim=1))
         return Maps([merged], skips[::-1])

@@ -1,4 +1,4 @@
-"""Second-level networks that read other models' predictions."""
+"""Second-level networks: they read the predictions of other models."""
 
 from dataclasses import dataclass
 
@@ -12,42 +12,45 @@ from kit.core.errors import KitError
 
 @dataclass(frozen=True)
 class GatedMlpConfig(Config):
-    """Size of a gated MLP, as published."""
+    """Size of a gated MLP; the defaults are the published network."""
 
-    widths: tuple[int, ...] = setting((1024, 512), "units of hidden layers", low=1)
-    squeeze: int = setting(16, "inputs per unit that the gate looks through", low=1)
+    widths: tuple[int, ...] = setting((1024, 512), "units of each hidden layer", low=1)
+    squeeze: int = setting(16, "inputs per hidden unit of the gate", low=1)
     dropout: float = setting(0.2, "dropout after each hidden layer", low=0, high=0.95)
 
 
 @dataclass(frozen=True)
 class ClassMixerConfig(Config):
-    """Nothing to set."""
+    """A class mixer has no settings."""
 
 
 @dataclass(frozen=True)
 class ImageStackerConfig(Config):
-    """Size of a network that reads prediction images."""
+    """Size of an image stacker."""
 
-    widths: tuple[int, ...] = setting((32, 64), "channels of the blocks, each halving the image", low=1)
+    widths: tuple[int, ...] = setting((32, 64), "channels of each block, which halves the image", low=1)
     dropout: float = setting(0.2, "dropout before the last layer", low=0, high=0.95)
 
 
 class Stacker(nn.Module):
-    """What reads so many models' predictions of so many classes."""
+    """Base of the networks that read m models' predictions of K classes."""
 
     def __init__(self, models: int, classes: int) -> None:
         super().__init__()
-        self.models, self.classes = models, classes
+        self.models = models
+        self.classes = classes
 
-    def check_predictions(self, x: Tensor, windows: str = "") -> None:
-        """Raise KitError unless they are (B, m, K), with windows (B, m, K, W)."""
-        if x.shape[1:3] != (self.models, self.classes) or x.ndim != 3 + bool(windows) or not x.shape[-1]:
+    def check_predictions(self, x: Tensor, with_windows: bool = False) -> None:
+        """Check the shape (B, m, K), or (B, m, K, W) with windows. Errors: KitError for another shape"""
+        n_dims = 4 if with_windows else 3
+        if x.ndim != n_dims or x.shape[1:3] != (self.models, self.classes) or x.shape[-1] == 0:
+            windows = ", windows" if with_windows else ""
             wanted = f"(clips, {self.models} models, {self.classes} classes{windows})"
-            raise KitError(f"predictions {tuple(x.shape)}, wanted {wanted}.")
+            raise KitError(f"predictions have the shape {tuple(x.shape)}, wanted {wanted}.")
 
 
 class GatedMlp(Stacker):
-    """A squeeze-and-excite gate over all models' predictions, then an MLP.
+    """An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
 
     Shape:  predictions (B, m, K), probabilities or any finite scores -> logits (B, K)
     Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
@@ -57,22 +60,25 @@ class GatedMlp(Stacker):
         super().__init__(models, classes)
         width = models * classes
         narrow = max(1, width // settings.squeeze)
-        squeeze, widen = nn.Linear(width, narrow), nn.Linear(narrow, width)
-        self.gate = nn.Sequential(squeeze, nn.PReLU(), widen, nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid()
+        )
         layers: list[nn.Module] = []
         for hidden in settings.widths:
             layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
             width = hidden
-        self.body = nn.Sequential(*layers, nn.Linear(width, classes))
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, classes))
 
     def forward(self, predictions: Tensor) -> Tensor:
         self.check_predictions(predictions)
         x = predictions.flatten(1)
-        return torch.as_tensor(self.body(x * self.gate(x)))
+        return torch.as_tensor(self.mlp(x * self.gate(x)))
 
 
 class ClassMixer(Stacker):
-    """Per class a weighted mean of the models' probabilities, its logit, then a K x K layer; fresh, the plain mean.
+    """A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
+
+    Before training it is the plain mean of the models.
 
     Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
     Source: second place, Freesound Audio Tagging 2019
@@ -80,28 +86,30 @@ class ClassMixer(Stacker):
 
     def __init__(self, settings: ClassMixerConfig, models: int, classes: int) -> None:
         super().__init__(models, classes)
-        self.shares = nn.Parameter(torch.zeros(models, classes))
+        self.model_weights = nn.Parameter(torch.zeros(models, classes))
         self.mix = nn.Linear(classes, classes)
         nn.init.eye_(self.mix.weight)
         nn.init.zeros_(self.mix.bias)
 
     def forward(self, predictions: Tensor) -> Tensor:
         self.check_predictions(predictions)
-        # The float32 shares widen half precision, in which 1 - eps would be 1 and its logit infinite.
-        mean = (predictions * self.shares.softmax(dim=0)).sum(dim=1)
+        # The float32 weights widen half-precision predictions. In half precision 1 - eps would be 1,
+        # and its logit infinite.
+        mean = (predictions * self.model_weights.softmax(dim=0)).sum(dim=1)
         return torch.as_tensor(self.mix(torch.logit(mean, eps=1e-7)))
 
 
 def prediction_image(scores: Tensor, windows: int = 1) -> Tensor:
-    """A clip's window predictions as an image, filled with zeros up to `windows`, never cut.
+    """Turn a clip's window predictions into an image, padded with zeros to `windows` columns, never cut.
 
     Shape:  scores (..., W, K) -> (..., K, max(W, windows))
     """
-    return F.pad(scores.transpose(-1, -2), (0, max(0, windows - scores.shape[-2])))
+    missing = max(0, windows - scores.shape[-2])
+    return F.pad(scores.transpose(-1, -2), (0, missing))
 
 
 class ImageStacker(Stacker):
-    """A small CNN over prediction images, pooled over time by mean and maximum, class rows kept apart.
+    """A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
 
     Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
     Source: window predictions stacked as an image, Freesound Audio Tagging 2019
@@ -110,16 +118,22 @@ class ImageStacker(Stacker):
     def __init__(self, settings: ImageStackerConfig, models: int, classes: int) -> None:
         super().__init__(models, classes)
         layers: list[nn.Module] = []
-        width, rows = models, classes
+        width = models
+        rows = classes
         for channels in settings.widths:
-            convolution, norm = nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-            layers += [convolution, norm, nn.PReLU(), nn.MaxPool2d(2, ceil_mode=True)]
-            width, rows = channels, -(-rows // 2)
+            layers += [
+                nn.Conv2d(width, channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.PReLU(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
+            width = channels
+            rows = -(-rows // 2)
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(2 * width * rows, classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        self.check_predictions(images, ", windows")
+        self.check_predictions(images, with_windows=True)
         maps = self.blocks(images)
         pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
         return torch.as_tensor(self.head(pooled))

@@ -1,4 +1,4 @@
-"""A frontend and a network in, one tagger from waveforms to logits out, with the card that describes it."""
+"""The tagger: a frontend and a network, from waveforms to logits, with the card that describes them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,36 +17,54 @@ from kit.models.network import InputShape
 
 
 def input_shape(config: FrontendConfig) -> InputShape:
-    """What a frontend shows; a resized picture does not tell its frequencies."""
-    hz = () if config.image_size else tuple(config.bin_hz.tolist())
-    return InputShape(config.n_channels, config.n_bins, config.n_extra_rows, hz, len(config.mel_bands))
+    """Describe what a frontend gives to its network; bins resized to an image have no frequencies."""
+    return InputShape(
+        channels=config.n_channels,
+        bins=config.n_bins,
+        n_extra_rows=config.n_extra_rows,
+        bin_hz=() if config.image_size else tuple(config.bin_hz.tolist()),
+        bands=len(config.mel_bands),
+    )
 
 
 @dataclass(frozen=True)
 class TaggerCard(Config):
-    """All that is known of a tagger besides its tensors; a checkpoint's JSON."""
+    """Everything about a tagger except its tensors; a checkpoint stores it as JSON."""
 
-    classes: tuple[str, ...] = setting((), "in the order of the logits")
-    prevalences: tuple[float, ...] = setting((), "share of training clips with each class", low=0, high=1)
-    frontend: FrontendConfig = setting(FrontendConfig(), "sound to picture")
-    inference: InferenceConfig = setting(InferenceConfig(), "how a clip is heard")
-    network: dict[str, Any] = setting({}, "its family and settings")
-    min_frames: int = setting(1, "shortest input, in frames", low=1)
-    output: str = setting("probability", "what its logits mean", choices=("probability", "ranking"))
-    calibration: Calibration | None = setting(None, "scale and offset fitted out of fold")
-    fold: int | None = setting(None, "the fold it never saw")
-    held_out: str = setting("", "digest of its clips' names")
-    seed: int = setting(0, "of its training")
+    classes: tuple[str, ...] = setting((), "class names, in the order of the logits")
+    prevalences: tuple[float, ...] = setting(
+        (),
+        "share of training clips with each class: the prediction for a clip that cannot be read",
+        low=0,
+        high=1,
+    )
+    frontend: FrontendConfig = setting(FrontendConfig(), "how waveforms become spectrograms")
+    inference: InferenceConfig = setting(InferenceConfig(), "how a clip is predicted")
+    network: dict[str, Any] = setting({}, "the network's family and settings")
+    min_frames: int = setting(
+        1, "shortest input of the network, in frames; shorter clips are padded to it", low=1
+    )
+    output: str = setting(
+        "probability",
+        "what sigmoid(logits) is: probability, or ranking, where only the order of scores means something",
+        choices=("probability", "ranking"),
+    )
+    calibration: Calibration | None = setting(None, "scale and offset of the logits, fitted out of fold")
+    fold: int | None = setting(None, "the fold it was not trained on")
+    held_out: str = setting("", "digest of that fold's clip names")
+    seed: int = setting(0, "seed of its training")
     oof_score: float | None = setting(None, "lwlrap on that fold")
     cost: float | None = setting(None, "measured seconds of network time per second of audio")
-    cost_device: str = setting("", "measured there")
-    recipe: dict[str, Any] = setting({}, "what it was trained by")
-    drawn: tuple[float, ...] = setting((), "classes' shares in the known labels that it learnt from")
-    version: str = setting(VERSION, "of the kit that wrote it")
+    cost_device: str = setting("", "the device where the cost was measured")
+    recipe: dict[str, Any] = setting({}, "the recipe of its training")
+    drawn: tuple[float, ...] = setting(
+        (), "share of true labels among the known labels drawn in training, by class"
+    )
+    version: str = setting(VERSION, "version of the kit that wrote it")
 
     def check(self) -> None:
         n = len(self.classes)
-        if not n or len({*self.classes}) != n:
+        if n == 0 or len(set(self.classes)) != n:
             raise KitError(f"a tagger needs class names, each once, got {n}.")
         if not self.prevalences:
             object.__setattr__(self, "prevalences", (1.0 / n,) * n)
@@ -55,33 +73,43 @@ class TaggerCard(Config):
 
     @property
     def calibrated(self) -> bool:
-        """Whether its scores are probabilities, by training or by a fit."""
+        """Whether its scores are probabilities, by training or by calibration."""
         return self.output == "probability" or self.calibration is not None
 
 
 class Tagger(nn.Module):
-    """A frontend and a network as one module, with the card that describes them.
+    """A frontend and a network in one module, with the card that describes them.
 
-    Shape:  wav (B, T) at the card's rate -> logits (B, K)
-    Errors: KitError for pictures resized to fewer frames than the network takes
+    Shape:  wave (B, T) at the card's sample rate -> logits (B, K)
+    Errors: KitError for images of fewer frames than the network needs
     """
 
     def __init__(self, card: TaggerCard, network: nn.Module) -> None:
         super().__init__()
-        self.card, self.frontend, self.network = card, Frontend(card.frontend), network
-        shortest, image = int(getattr(network, "min_frames", 1)), card.frontend.image_size
-        if image and image[1] < shortest:
-            raise KitError(f"image_size {image} has {image[1]} frames, the network takes {shortest} or more.")
-        self.min_frames = max(card.min_frames, 1 if image else shortest)
+        self.card = card
+        self.frontend = Frontend(card.frontend)
+        self.network = network
+        network_min_frames = int(getattr(network, "min_frames", 1))
+        image = card.frontend.image_size
+        if not image:
+            self.min_frames = max(card.min_frames, network_min_frames)
+        elif image[1] >= network_min_frames:
+            self.min_frames = card.min_frames  # a clip of any length is resized to the image
+        else:
+            raise KitError(
+                f"image_size {image} has {image[1]} frames, the network needs {network_min_frames} or more."
+            )
 
     def forward(self, wave: Tensor) -> Tensor:
         return torch.as_tensor(self.network(self.frontend(wave)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits as probabilities, calibrated where that was fitted. Shape: (..., K) -> the same"""
-        return (self.card.calibration or Calibration()).probabilities(logits)
+        """Turn logits into probabilities, calibrated where the card has a calibration. Shape: (..., K) -> same"""
+        calibration = self.card.calibration or Calibration()
+        return calibration.probabilities(logits)
 
 
 def build_tagger(card: TaggerCard, start: bool = False) -> Tagger:
-    """A tagger as its card says, freshly initialised; `start` as build_network."""
-    return Tagger(card, build_network(card.network, input_shape(card.frontend), len(card.classes), start))
+    """Build the tagger that a card describes, with random weights; `start` as in build_network."""
+    network = build_network(card.network, input_shape(card.frontend), len(card.classes), start)
+    return Tagger(card, network)

@@ -1,7 +1,7 @@
-"""Backbones from timm."""
+"""The timm family: any convolutional model of timm as a backbone."""
 
-import copy
 import difflib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,91 +14,132 @@ from kit.core.config import setting
 from kit.core.errors import KitError
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
 
+# The two lengths in frames whose maps show a model's stride.
+PROBE_FRAMES = (2048, 4096)
+
 
 @dataclass(frozen=True)
 class TimmConfig(NetworkConfig):
-    """Which timm model, and how it begins; published: EfficientNet-B0, B1, B3 and ReXNet-150, 200."""
+    """Which timm model; EfficientNet-B0, B1, B3 and ReXNet-150, 200 have won medals."""
 
     name: str = setting("tf_efficientnet_b0.ns_jft_in1k", "any convolutional model of timm")
-    weights: str | None = setting(None, "local pretrained file to start from")
-    stem_stride: int | None = setting(None, "1: its first convolution skips nothing", choices=(None, 1))
-    drop_path: float = setting(0.0, "share of branches left out in training", low=0, high=0.9)
+    weights: str | None = setting(None, "local pretrained file to start training from")
+    stem_stride: int | None = setting(
+        None, "1: the first convolution keeps every row and frame; None: as timm has it", choices=(None, 1)
+    )
+    drop_path: float = setting(0.0, "stochastic depth: probability of dropping a branch", low=0, high=0.9)
 
 
 class TimmBackbone(Backbone):
-    """A timm model up to its last map, random; stride and shortest input are measured on it.
+    """A timm model without its pooling and classifier, randomly initialised.
+
+    Its width, stride and shortest input are measured.
 
     Shape:  spec (B, C, M, N) -> one map (B, D, M', N')
     Source: Wightman, PyTorch Image Models, doi:10.5281/zenodo.4414861
-    Errors: KitError for a name that timm has not, and for a model that makes no map (D, M', N') of any N
+    Errors: KitError for an unknown model, and for one whose map does not grow with N
     """
 
-    def __init__(self, settings: TimmConfig, picture: InputShape) -> None:
+    def __init__(self, settings: TimmConfig, shape: InputShape) -> None:
         super().__init__()
-        check_input("timm", picture)
+        check_input("timm", shape)
         self.settings = settings
-        self.model = timm_model(settings, picture.channels)
-        if settings.stem_stride:
-            stems = [self.model.get_submodule(name) for name in names_in_card(self.model, "first_conv")]
-            if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
-                raise KitError(f"stem_stride=1: {settings.name} has another stem: use None.")
-            stems[0].stride = (1, 1)
-        short, long = (feature_map_shape(self, picture, frames) for frames in (2048, 4096))
-        # What grows with the picture is the last of four axes; (B, M', N', D) and (B, tokens, D) have others.
-        if not (len(short) == len(long) == 4 and short[3] < long[3]):
-            came = f"{settings.name} {f'makes {long} of' if long else 'refuses'} a picture of {picture.bins} x 4096"
-            raise KitError(f"{came}, no map (1, D, M', N'): take a convolutional model, or more bins.")
-        stride = round(2048 / (long[3] - short[3]))
-        self.widths, self.strides = (long[1],), (stride,)
-        fits = (frames for frames in range(stride, 2048, stride) if feature_map_shape(self, picture, frames))
-        self.min_frames = next(fits, 2048)
+        self.model = timm_model(settings, shape.channels)
+        width, stride, self.min_frames = measure_timm_map(settings, shape)
+        self.widths = (width,)
+        self.strides = (stride,)
 
     def forward(self, spec: Tensor) -> Maps:
         return Maps([self.model.forward_features(spec)])  # type: ignore[operator]
 
 
 def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
-    """A timm model without classifier, random. Errors: KitError without timm, and for what timm cannot build"""
+    """Build a timm model without its classifier, randomly initialised.
+
+    Errors: KitError without timm, for a name that timm does not have, and for settings it does not accept
+    """
     try:
         import timm
     except ImportError as error:
         raise KitError(f"timm cannot be imported ({error}): pip install timm, or attach it.") from error
-    # A prefix such as hf-hub: would ask the network; a name of the registry never does.
+    # create_model would download a name with a prefix such as hf-hub:. A registered name never does.
     if not timm.is_model(settings.name):
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]
         near = ", ".join(difflib.get_close_matches(settings.name, names, 5, 0.4)) or "none"
         raise KitError(f"timm has no model {settings.name!r}; near are: {near}.")
-    facts: dict[str, Any] = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
+    options: dict[str, Any] = {}
+    if settings.drop_path:
+        options["drop_path_rate"] = settings.drop_path
     try:
-        model: nn.Module = timm.create_model(settings.name, in_chans=channels, num_classes=0, **facts)
+        model: nn.Module = timm.create_model(settings.name, in_chans=channels, num_classes=0, **options)
     except Exception as error:
-        tags = ", ".join(timm.list_models(f"{settings.name.partition('.')[0]}.*", pretrained=True)) or "none"
-        why = f"with {channels} channels and drop_path {settings.drop_path:g}: {one_line(error)[:160]}"
-        raise KitError(f"timm cannot build {settings.name!r} {why}. Its pretrained forms: {tags}.") from error
+        base_name = settings.name.partition(".")[0]
+        tags = ", ".join(timm.list_models(f"{base_name}.*", pretrained=True)) or "none"
+        raise KitError(
+            f"timm cannot build {settings.name!r} with {channels} channels and drop_path "
+            f"{settings.drop_path:g}: {one_line(error)[:160]}. Its pretrained forms: {tags}."
+        ) from error
+    if settings.stem_stride == 1:
+        stems = [model.get_submodule(name) for name in layer_names(model, "first_conv")]
+        if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
+            raise KitError(
+                f"stem_stride=1 needs a single first convolution of stride 2, "
+                f"which {settings.name} does not have: set stem_stride=None."
+            )
+        stems[0].stride = (1, 1)
     return model
 
 
-def names_in_card(model: Any, fact: str) -> tuple[str, ...]:
-    """The modules that timm's card of a model calls "first_conv" or "classifier"."""
-    names = model.pretrained_cfg.get(fact) or ()
+def layer_names(model: Any, role: str) -> tuple[str, ...]:
+    """Look up the names of a timm model's layers in the role `first_conv` or `classifier`."""
+    names = model.pretrained_cfg.get(role) or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def feature_map_shape(backbone: Backbone, picture: InputShape, frames: int) -> tuple[int, ...]:
-    """Shape of one clip's deepest map, () where the backbone refuses it; nothing is computed."""
-    twin = copy.deepcopy(backbone).to("meta").eval()
-    spec = torch.empty(1, picture.channels, picture.bins + picture.n_extra_rows, frames, device="meta")
+def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, ...]:
+    """Compute the shape of a timm model's map of one clip; () where the model refuses the input.
+
+    The model is on the meta device, where tensors have shapes but no numbers.
+    """
+    spec = torch.empty(1, shape.channels, shape.bins, frames, device="meta")
     try:
         with torch.no_grad():
-            return tuple(twin(spec).main[-1].shape)
-    except Exception:  # of whatever type a model's assertions, views and broadcasts raise
+            return tuple(model.forward_features(spec).shape)
+    except Exception:  # models refuse inputs by assertions, views and broadcasts of many error types
         return ()
 
 
-def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    """Fill a backbone from a local file of its model, whose stem follows the channels.
+@functools.cache
+def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int, int]:
+    """Measure the channels, the stride in frames and the shortest input of a timm model's map.
 
-    Errors: KitError for a file that is missing, cannot be read as tensors, or is of another model
+    The passes take several times as long as building the model, and every fold needs the same numbers:
+    they are measured once per process, on a model that is dropped afterwards.
+
+    Errors: KitError for a model whose output is not a map that grows with the frames
+    """
+    # Building a model draws random numbers, which must not change the caller's next ones.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        model = timm_model(settings, shape.channels).to("meta").eval()
+    short, long = (feature_map_shape(model, shape, frames) for frames in PROBE_FRAMES)
+    # A map (B, D, M', N') grows along its last axis. Tokens and maps with channels last do not.
+    if not (len(short) == len(long) == 4 and short[3] < long[3]):
+        problem = f"returns {long} for" if long else "refuses"
+        raise KitError(
+            f"{settings.name} {problem} an input of {shape.bins} x {PROBE_FRAMES[1]}, where a map "
+            "(1, D, M', N') is needed: choose a convolutional model, or more bins."
+        )
+    stride = round((PROBE_FRAMES[1] - PROBE_FRAMES[0]) / (long[3] - short[3]))
+    for frames in range(stride, PROBE_FRAMES[0], stride):
+        if feature_map_shape(model, shape, frames):
+            return long[1], stride, frames
+    return long[1], stride, PROBE_FRAMES[0]
+
+
+def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
+    """Fill a backbone from a local file of its timm model; the first convolution adapts to the channels.
+
+    Errors: KitError for a file that is missing, cannot be read as tensors, or belongs to another model
     """
     from timm.models import adapt_input_conv, load_state_dict
 
@@ -106,22 +147,29 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
         raise KitError(f"no pretrained file {path}: attach it, or set weights=None.")
     try:
         content = load_state_dict(str(path), weights_only=True)
-        given = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:
-        why = one_line(error)[:160]
-        raise KitError(f"{path} cannot be read as tensors ({why}): save a state_dict.") from error
-    wanted = backbone.model.state_dict()
-    for stem in (f"{name}.weight" for name in names_in_card(backbone.model, "first_conv")):
-        if stem in wanted and stem in given and given[stem].shape[1:2] == (3,):
-            given[stem] = adapt_input_conv(wanted[stem].shape[1], given[stem])
-    # Old files do not count batches, and nothing here reads the count.
-    needed = [name for name in wanted if not name.endswith("num_batches_tracked")]
-    empty = [name for name in needed if name not in given or given[name].shape != wanted[name].shape]
-    tops = tuple(name.partition(".")[0] + "." for name in names_in_card(backbone.model, "classifier"))
-    strange = [name for name in given if name not in wanted and not name.startswith(tops)]
-    if odd := strange + empty:
-        wanting, filled = len(needed), len(needed) - len(empty)
-        share = f"{filled} of its {wanting} tensors ({filled / wanting:.0%})"
-        told = f"it fills {share} and has {len(strange)} others, e.g. {odd[0]}"
-        raise KitError(f"{path} is no file of {backbone.settings.name}: {told}: set its own name.")
-    backbone.model.load_state_dict({name: given[name] for name in wanted if name in given}, strict=False)
+        reason = one_line(error)[:160]
+        raise KitError(f"{path} cannot be read as tensors ({reason}): save a state_dict.") from error
+    target = backbone.model.state_dict()
+    for layer in layer_names(backbone.model, "first_conv"):
+        name = f"{layer}.weight"
+        if name in target and name in tensors and tensors[name].shape[1:2] == (3,):
+            tensors[name] = adapt_input_conv(target[name].shape[1], tensors[name])
+
+    # timm loads a file of another model in part and without a word, so every tensor is checked first.
+    # Old files lack num_batches_tracked, which nothing reads.
+    required = [name for name in target if not name.endswith("num_batches_tracked")]
+    missing = [name for name in required if name not in tensors or tensors[name].shape != target[name].shape]
+    classifier = tuple(name.partition(".")[0] + "." for name in layer_names(backbone.model, "classifier"))
+    unexpected = [name for name in tensors if name not in target and not name.startswith(classifier)]
+    if unexpected or missing:
+        filled = len(required) - len(missing)
+        example = (unexpected + missing)[0]
+        raise KitError(
+            f"{path} is no file of {backbone.settings.name}: it fills {filled} of its {len(required)} tensors "
+            f"({filled / len(required):.0%}) and has {len(unexpected)} others, e.g. {example}: "
+            "set the name of its model."
+        )
+    matching = {name: tensors[name] for name in target if name in tensors}
+    backbone.model.load_state_dict(matching, strict=False)
