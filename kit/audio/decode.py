@@ -5,31 +5,60 @@ the fastest, and lets other threads run while it decodes. TorchCodec comes next:
 libsndfile does not, but is often not installed. Python's own `wave` module comes last: it is always installed, but
 reads integer PCM WAV only. A decoder that is not installed is skipped.
 
+A length in a header is a promise: files are read to their end. What decodes before and behind damage is used, and
+`Sound.notes` tells what is lost.
+
 A path is opened only if it is a regular file: opening a named pipe blocks until something writes to it, and a
 device such as /dev/zero never ends.
 """
 
 import contextlib
+import functools
+import io
+import math
 import os
 import stat
+import textwrap
 import wave as wave_file
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from kit.audio.containers import FFMPEG_FORMATS, open_unclosed
+from kit.audio.libsndfile import (
+    BLOCK_SAMPLES,
+    MAX_HOURS,
+    MAX_RESUMES,
+    STREAM_BYTES,
+    UNCLOSED_NOTE,
+    add_rest,
+    audio_kind,
+    check_duration,
+    libsndfile_duration_s,
+    new_mix,
+    read_libsndfile,
+)
+from kit.audio.mono import MonoMix
+from kit.audio.mp3 import early_end_note
 from kit.core.errors import KitError
 
-AUDIO_SUFFIXES = ".wav .flac .ogg .oga .opus .mp3 .m4a .aif .aiff .aac .wma .w64"
+# What libsndfile and FFmpeg read.
+AUDIO_SUFFIXES = """
+    .wav .wave .bwf .rf64 .w64 .flac .ogg .oga .opus .spx .mp3 .mp2 .mpga .m4a .m4b .mp4 .aac .adts .3gp .aif .aiff
+    .aifc .au .snd .caf .wma .asf .mka .webm .weba .amr .ape .wv .tta .ac3 .voc .sph .nist .paf .pvf .avr .svx .8svx
+"""
 MAX_SAMPLE = 1e9
-MAX_HOURS = 6
-BLOCK_SAMPLES = 1 << 20
+# Integers that were stored as floats reach 32768; music that was mastered too loud stays far below this.
+LOUD_SAMPLE = 16.0
+REASON_CHARACTERS = 180
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A decoded mono clip.
+    """A decoded mono clip. `notes` tell what was lost or changed, a sentence each.
 
     Shape:  wave (T,) float32
     Units:  samples in [-1, 1], sample_rate in Hz
@@ -37,6 +66,7 @@ class Sound:
 
     wave: np.ndarray
     sample_rate: int
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -53,70 +83,104 @@ class Undecodable:
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way to read audio files. `duration_s` reads the header only."""
+    """One way to read audio files. `duration_s` reads the header only, and returns None for no credible duration."""
 
     name: str
     read: Callable[[Path], Sound]
-    duration_s: Callable[[Path], float]
+    duration_s: Callable[[Path], float | None]
 
 
-def libsndfile_name(path: Path) -> str | bytes:
-    """Return the path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8."""
-    return str(path) if os.name == "nt" else os.fsencode(path)
+def mix_sound(mix: MonoMix) -> Sound:
+    """Return what was mixed as a sound."""
+    wave = mix.wave()
+    return Sound(wave, mix.sample_rate, tuple(mix.notes))
 
 
 def read_soundfile(path: Path) -> Sound:
-    """Decode with libsndfile, block by block: many channels never fill the memory all at once."""
-    import soundfile
-
-    with soundfile.SoundFile(libsndfile_name(path)) as handle:
-        check_duration(handle.frames / handle.samplerate)
-        wave = np.empty(handle.frames, dtype=np.float32)
-        filled = 0
-        while filled < len(wave):
-            block = handle.read(min(BLOCK_SAMPLES, len(wave) - filled), dtype="float32", always_2d=True)
-            if not len(block):
-                break
-            np.mean(block, axis=1, out=wave[filled : filled + len(block)])
-            filled += len(block)
-        return Sound(wave[:filled], handle.samplerate)
+    """Decode with soundfile, which uses libsndfile."""
+    return mix_sound(read_libsndfile(path))
 
 
-def soundfile_duration_s(path: Path) -> float:
-    """Return the duration that the header states. Units: seconds"""
-    import soundfile
+@functools.cache
+def import_torchcodec() -> Any:
+    """Import TorchCodec's AudioDecoder. Returns the error where it cannot be imported, so that it is tried once."""
+    try:
+        from torchcodec.decoders import AudioDecoder
+    except (Exception, SystemExit) as error:
+        return error
+    return AudioDecoder
 
-    return float(soundfile.info(libsndfile_name(path)).duration)
+
+def open_torchcodec(path: Path) -> Any:
+    """Open a file with TorchCodec, which uses FFmpeg. Errors: ImportError where it is missing or broken"""
+    audio_decoder = import_torchcodec()
+    if isinstance(audio_decoder, BaseException):
+        problem = (
+            "not installed" if isinstance(audio_decoder, ModuleNotFoundError) else one_line(audio_decoder)
+        )
+        raise ImportError(problem)
+    return audio_decoder(str(path))
 
 
 def read_torchcodec(path: Path) -> Sound:
-    """Decode with TorchCodec, which uses FFmpeg."""
-    from torchcodec.decoders import AudioDecoder
+    """Decode with TorchCodec. Where that fails, decode second by second; silence takes the place of what is lost."""
+    decoder = open_torchcodec(path)
+    duration_s = float(decoder.metadata.duration_seconds or 0.0)
+    mix = new_mix(int(decoder.metadata.sample_rate))
+    limit_s = MAX_HOURS * 3600 + 1.0
+    try:
+        samples = decoder.get_samples_played_in_range(0.0, limit_s).data
+    except Exception:
+        if not 0 < duration_s < limit_s:
+            raise
+    else:
+        mix.add(samples.float().numpy().T)
+        return mix_sound(mix)
+    window_s = max(1.0, duration_s / MAX_RESUMES)
+    for i in range(math.ceil(duration_s / window_s)):
+        with contextlib.suppress(Exception):
+            part = open_torchcodec(path).get_samples_played_in_range(i * window_s, (i + 1) * window_s)
+            rest = new_mix(mix.sample_rate)
+            rest.add(part.data.float().numpy().T)
+            add_rest(mix, rest, round(i * window_s * mix.sample_rate))
+    lost_s = duration_s - mix.seconds
+    if lost_s > 0.1:
+        mix.notes.append(early_end_note(lost_s))
+    return mix_sound(mix)
 
-    decoder = AudioDecoder(str(path))
-    check_duration(float(decoder.metadata.duration_seconds or 0.0))
-    samples = decoder.get_all_samples()
-    return Sound(samples.data.mean(dim=0).float().numpy(), int(samples.sample_rate))
 
-
-def torchcodec_duration_s(path: Path) -> float:
+def torchcodec_duration_s(path: Path) -> float | None:
     """Return the duration that the header states. Units: seconds"""
-    from torchcodec.decoders import AudioDecoder
-
-    return float(AudioDecoder(str(path)).metadata.duration_seconds)
+    return float(open_torchcodec(path).metadata.duration_seconds)
 
 
 def read_wave(path: Path) -> Sound:
     """Decode integer PCM WAV with Python's standard library."""
-    with wave_file.open(str(path), "rb") as handle:
-        check_duration(handle.getnframes() / handle.getframerate())
-        sample_rate = handle.getframerate()
+    unclosed = open_unclosed(path)
+    # io.BufferedReader reads until it has what was asked for.
+    file = io.BufferedReader(unclosed) if unclosed else open(path, "rb")
+    with file, wave_file.open(file, "rb") as handle:
         width = handle.getsampwidth()
         channels = handle.getnchannels()
-        raw = np.frombuffer(handle.readframes(handle.getnframes()), dtype=np.uint8)
+        stated = handle.getnframes()
+        stated_bytes = stated * width * channels
+        if stated_bytes <= path.stat().st_size:
+            check_duration(stated / handle.getframerate())
+        mix = new_mix(handle.getframerate())
+        while raw := handle.readframes(max(1, BLOCK_SAMPLES // channels)):
+            mix.add(pcm_samples(raw, width, channels))
+    if unclosed:
+        mix.notes.append(UNCLOSED_NOTE)
+    elif mix.samples < stated and stated_bytes < STREAM_BYTES:
+        mix.notes.append(early_end_note((stated - mix.samples) / mix.sample_rate))
+    return mix_sound(mix)
+
+
+def pcm_samples(raw: bytes, width: int, channels: int) -> np.ndarray:
+    """Return the samples of little-endian PCM of `width` bytes. Shape: -> (n, channels)"""
     # A truncated file may end within a frame.
     whole = len(raw) - len(raw) % (width * channels)
-    samples: np.ndarray = raw[:whole].reshape(-1, width)
+    samples: np.ndarray = np.frombuffer(raw, dtype=np.uint8)[:whole].reshape(-1, width)
     if width == 1:
         # Samples of one byte are unsigned; flipping the highest bit makes them signed.
         samples = samples ^ 128
@@ -124,26 +188,22 @@ def read_wave(path: Path) -> Sound:
     padded = np.zeros((len(samples), 4), dtype=np.uint8)
     padded[:, 4 - width :] = samples
     values = (padded.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
-    return Sound(values.reshape(-1, channels).mean(axis=1), sample_rate)
+    return values.reshape(-1, channels)
 
 
-def wave_duration_s(path: Path) -> float:
-    """Return the duration that the header states. Units: seconds"""
+def wave_duration_s(path: Path) -> float | None:
+    """Return the duration that the header states, None where the file is shorter. Units: seconds"""
     with wave_file.open(str(path), "rb") as handle:
-        return handle.getnframes() / handle.getframerate()
+        stated_bytes = handle.getnframes() * handle.getnchannels() * handle.getsampwidth()
+        seconds = handle.getnframes() / handle.getframerate()
+        return seconds if stated_bytes <= path.stat().st_size else None
 
 
 DECODERS = (
-    Decoder("soundfile", read_soundfile, soundfile_duration_s),
+    Decoder("soundfile", read_soundfile, libsndfile_duration_s),
     Decoder("torchcodec", read_torchcodec, torchcodec_duration_s),
     Decoder("wave", read_wave, wave_duration_s),
 )
-
-
-def check_duration(seconds: float) -> None:
-    """Raise ValueError for a header that states more than MAX_HOURS, before memory is allocated for it."""
-    if seconds > MAX_HOURS * 3600:
-        raise ValueError(f"the header states {seconds / 3600:.1f} hours, more than the limit of {MAX_HOURS}")
 
 
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
@@ -154,30 +214,51 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
     if problem := file_problem(path):
         return Undecodable(problem)
     reasons = []
+    missing = {}
     for decoder in decoders:
         try:
-            return usable(decoder.read(path))
-        except ImportError:
+            result = usable(decoder.read(path))
+        except ImportError as error:
+            missing[decoder.name] = shorten(one_line(error))
             continue
         except (Exception, SystemExit) as error:
-            reasons.append(f"{decoder.name}: {one_line(error)}")
+            result = Undecodable(one_line(error))
+        if isinstance(result, Sound):
+            return result
+        reasons.append(f"{decoder.name}: {shorten(result.reason)}")
+    return Undecodable(failure_reason(path, reasons, missing))
+
+
+def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str]) -> str:
+    """Return why no decoder could read a file, and the cure where a decoder is missing. One line."""
+    try:
+        kind = audio_kind(path)
+    except OSError as error:
+        return f"cannot be read: {one_line(error)}"
     if not reasons:
-        return Undecodable("cannot be decoded, because no decoder is installed: pip install soundfile")
-    return Undecodable(f"cannot be decoded ({'; '.join(reasons)})")
+        return "cannot be decoded, because no decoder is installed: pip install soundfile"
+    if kind in FFMPEG_FORMATS and "torchcodec" in missing:
+        broken = missing["torchcodec"]
+        return f"cannot be decoded: no decoder here reads {kind}: pip install torchcodec (now: {broken})"
+    if kind != "WAV" and "soundfile" in missing:
+        return "cannot be decoded: soundfile is missing: only WAV can be read: pip install soundfile"
+    return f"cannot be decoded ({'; '.join(reasons)})"
 
 
 def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
-    """Return the duration of a sound, or of a file by its header; None where no decoder can read it.
+    """Return the duration of a sound, or of a file by its header; None where no header states a credible one.
 
     Units:  seconds
     """
     if isinstance(source, Sound):
-        return source.seconds if usable(source) is source else None
+        return source.seconds if isinstance(usable(source), Sound) else None
     if file_problem(source):
         return None
     for decoder in decoders:
-        with contextlib.suppress(Exception):
-            return decoder.duration_s(source)
+        with contextlib.suppress(Exception, SystemExit):
+            seconds = decoder.duration_s(source)
+            if seconds and 0 < seconds <= MAX_HOURS * 3600:
+                return seconds
     return None
 
 
@@ -208,34 +289,63 @@ def usable(sound: Sound) -> Sound | Undecodable:
     # The comparison is false for NaN too.
     if not peak <= MAX_SAMPLE:
         return Undecodable(f"holds samples up to {peak:.3g}: not finite, or no sound")
+    if peak > LOUD_SAMPLE:
+        note = f"samples reach {peak:.3g}, far beyond full scale (1.0): were they integers?"
+        return replace(sound, notes=(*sound.notes, note))
     return sound
 
 
 def one_line(error: BaseException) -> str:
     """Return an exception's message on one line, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    # libsndfile's own words come without the file's name.
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def shorten(text: str) -> str:
+    """Return a text's first words."""
+    return textwrap.shorten(text, REASON_CHARACTERS // 2, placeholder=" ...")
 
 
 def list_audio(folder: Path) -> list[Path]:
     """List the audio files under a folder, sorted, without hidden files and folders.
 
-    Links are followed. A folder that can be reached in several ways is listed once.
+    Links are followed: a file that can be reached in several ways is listed under each of its paths.
     Errors: KitError where there is no such folder
     """
+    return scan_folder(folder)[0]
+
+
+def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the audio files under a folder, as list_audio does, and the files that are passed over as no audio."""
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise KitError(f"the audio folder {folder} {problem}: give the folder of the clips.")
-    suffixes = AUDIO_SUFFIXES.split()
-    found: list[Path] = []
-    visited: set[str] = set()
+    audio: list[Path] = []
+    others: list[Path] = []
+    # The real folders on the way to each folder, itself included: one that is entered again is a circle of links.
+    way_to = {str(folder): {os.path.realpath(folder)}}
     for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
+        way = way_to.pop(root)
+        real = {
+            name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith(".")
+        }
         # os.walk enters the folders that are left in this list, in its order.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        visible = (Path(root, name) for name in names if not name.startswith("."))
-        found += [path for path in visible if path.suffix.lower() in suffixes]
-    return sorted(found)
+        folders[:] = sorted(name for name in real if real[name] not in way)
+        way_to |= {os.path.join(root, name): way | {real[name]} for name in folders}
+        for name in names:
+            if not name.startswith("."):
+                path = Path(root, name)
+                (audio if is_audio_name(path) else others).append(path)
+    return sorted(audio), sorted(others)
+
+
+def is_audio_name(path: Path) -> bool:
+    """Whether a file is audio by its suffix or, where it has none, by its first bytes."""
+    if path.suffix:
+        return path.suffix.lower() in AUDIO_SUFFIXES.split()
+    if file_problem(path):
+        return False
+    with contextlib.suppress(OSError):
+        return bool(audio_kind(path))
+    return False

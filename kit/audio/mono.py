@@ -1,0 +1,82 @@
+"""Mix the channels of a sound to mono, block by block."""
+
+import numpy as np
+
+# Channels whose mean has less than this share of their energy cancel each other: -40 dB.
+CANCELLED_SHARE = 1e-4
+
+
+class MonoMix:
+    """The mean over channels of the blocks that were added, or one channel where the channels cancel each other.
+
+    Units:  max_s in seconds, sample_rate in Hz
+    """
+
+    def __init__(self, sample_rate: int, max_s: float) -> None:
+        self.sample_rate = sample_rate
+        self.max_s = max_s
+        self.samples = 0
+        self.notes: list[str] = []
+        self.blocks: list[np.ndarray] = []
+        # One channel's blocks are kept only as long as the mean of all blocks is silent.
+        self.channel: int | None = None
+        self.channel_blocks: list[np.ndarray] = []
+        self.energy = 0.0
+        self.mean_energy = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The duration so far."""
+        return self.samples / self.sample_rate
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the channels of all blocks so far cancel each other, or are silent."""
+        return self.mean_energy <= CANCELLED_SHARE * self.energy
+
+    def add(self, block: np.ndarray) -> None:
+        """Add a block. Shape: (n, channels). Errors: ValueError for a sound longer than max_s"""
+        if not len(block):
+            return
+        self.samples += len(block)
+        if not self.samples <= self.max_s * self.sample_rate:
+            raise ValueError(f"it holds more than {self.max_s / 3600:.0f} hours, the limit")
+        mean = np.empty(len(block), np.float32)
+        np.mean(block, axis=1, out=mean)
+        if block.shape[1] > 1 and self.is_cancelled:
+            self.watch_channels(block, mean)
+        elif self.channel_blocks:
+            # What follows damage comes as one channel.
+            self.channel_blocks.append(mean)
+        self.blocks.append(mean)
+
+    def watch_channels(self, block: np.ndarray, mean: np.ndarray) -> None:
+        """Compare the energy of the mean with that of the channels, and keep one channel while they cancel."""
+        energies = np.einsum("ij,ij->j", block, block)
+        self.energy += float(energies.mean())
+        self.mean_energy += float(np.einsum("i,i->", mean, mean))
+        if self.channel is None and energies.any():
+            self.channel = int(energies.argmax())
+        if self.is_cancelled:
+            self.channel_blocks.append(block[:, self.channel or 0].copy())
+        else:
+            self.channel_blocks = []
+
+    def wave(self) -> np.ndarray:
+        """Return the mono sound, and forget the blocks. Shape: -> (samples,) float32"""
+        blocks = self.blocks
+        if self.channel is not None and self.is_cancelled:
+            blocks = self.channel_blocks
+            self.notes.append("the channels cancel each other: one of them is used instead of their mean")
+        self.blocks = []
+        self.channel_blocks = []
+        if len(blocks) == 1:
+            return blocks[0]
+        wave = np.empty(self.samples, np.float32)
+        end = self.samples
+        # Each block is freed when it is copied, so that memory holds the sound once.
+        while blocks:
+            block = blocks.pop()
+            wave[end - len(block) : end] = block
+            end -= len(block)
+        return wave
