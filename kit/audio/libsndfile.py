@@ -135,22 +135,24 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
     # Reading a handle that cannot seek skips soundfile's own seeks, which fail where the length is unknown.
     handle.seekable = lambda: False
     channels = handle.channels
-    rows = max(1, min(BLOCK_SAMPLES // channels, max(4096, handle.frames)))
+    rows = max(1, min(BLOCK_SAMPLES // channels, handle.frames))
     buffer = np.empty((rows, channels), dtype=np.float32)
     error = None
-    is_stuck = False
-    while not is_stuck:
-        buffer.fill(np.nan)
+    left = handle.frames
+    while left > 0:
+        block = buffer[: min(rows, left)]
+        block.fill(np.nan)
         try:
-            count = len(handle.read(rows, dtype="float32", always_2d=True, out=buffer))
-            is_stuck = count == 0
+            count = len(handle.read(dtype="float32", always_2d=True, out=block))
         except Exception as problem:
             error = problem
-            is_empty = np.isnan(buffer).all(axis=1)
-            count = int(is_empty.argmax()) if is_empty.any() else rows
-            # MP3 and some others go on behind the damage.
-            is_stuck = count == 0
-        mix.add(buffer[:count])
+            # What the block got before the error is no longer NaN. MP3 goes on behind the damage.
+            is_empty = np.isnan(block[:, 0])
+            count = int(is_empty.argmax()) if is_empty.any() else len(block)
+        if not count:
+            break
+        mix.add(block[:count])
+        left -= count
     return error
 
 

@@ -47,8 +47,8 @@ class Mp3Scan:
     """The frames of an MP3 file.
 
     `runs` are stretches of whole frames: first byte, end, number of frames. `stated` is the number of frames that a
-    table (Xing, Info or VBRI) in the first frame states; that frame holds no sound and is in no run. `is_cut` tells that
-    the file ends within a frame.
+    table (Xing, Info or VBRI) in the first frame states; that frame holds no sound and is in no run. `is_cut`
+    tells that the file ends within a frame.
     """
 
     sample_rate: int
