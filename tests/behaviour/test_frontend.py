@@ -190,9 +190,7 @@ def test_wrong_settings_are_refused_with_a_cure(settings: dict[str, Any], cure: 
     ],
     ids=["empty", "two dimensions", "integers", "two types"],
 )
-def test_wrong_waves_are_refused_and_no_waves_give_no_spectrograms(
-    waves: list[Tensor], message: str
-) -> None:
+def test_wrong_waves_are_refused_and_no_waves_give_no_spectrograms(waves: list[Tensor], message: str) -> None:
     with pytest.raises(KitError, match=message):
         Frontend(small()).spectrograms(waves)
     assert Frontend(small()).spectrograms([]) == []

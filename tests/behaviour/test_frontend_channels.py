@@ -20,7 +20,12 @@ SAME_HOP = ((1024, 160), (2048, 160))
 OTHER_HOPS = ((1024, 130), (400, 333), (512, 40))
 
 OPTIONS = [
-    {"resolutions": SAME_HOP, "channels": ("log", "coordinate", "delta"), "top_db": 50.0, "normalize": "peak"},
+    {
+        "resolutions": SAME_HOP,
+        "channels": ("log", "coordinate", "delta"),
+        "top_db": 50.0,
+        "normalize": "peak",
+    },
     {
         "resolutions": OTHER_HOPS,
         "extra_rows": ("wave_stats", "clip_length"),
