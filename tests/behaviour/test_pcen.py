@@ -1,4 +1,4 @@
-"""PCEN agrees with librosa, its scan equals the recursion, and no clip depends on another."""
+"""PCEN agrees with librosa, and its scan equals the recursion."""
 
 from typing import Any
 
@@ -79,18 +79,6 @@ def test_the_front_end_applies_pcen_to_the_mel_spectrogram() -> None:
     )
     ours = Frontend(config).spectrograms([torch.from_numpy(wave)])[0]
     np.testing.assert_allclose(ours, librosa_pcen(mel, config.pcen), rtol=1e-4)
-
-
-def test_a_clip_does_not_depend_on_the_others_and_extremes_stay_finite() -> None:
-    frontend = Frontend(FrontendConfig(sample_rate=RATE, n_fft=512, hop_length=HOP, n_mels=40, log="pcen"))
-    waves = [torch.randn(n) * level for n, level in ((1, 1.0), (7000, 1e-4), (48000, 1.0), (7000, 0.0))]
-    waves += [torch.ones(7000), torch.full((7000,), 1e-30), torch.tensor([1.0, -1.0]).repeat(3500)]
-    together = frontend.spectrograms(waves)
-    for wave, spec in zip(waves, together, strict=True):
-        assert torch.equal(spec, frontend.spectrograms([wave])[0])
-        assert torch.isfinite(spec).all() and (spec >= 0).all()
-    halves = frontend.spectrograms([wave.half() for wave in waves])
-    assert all(torch.isfinite(spec).all() for spec in halves)
 
 
 def test_pcen_spectrograms_cannot_be_mixed_as_energies() -> None:

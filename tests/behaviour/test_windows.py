@@ -82,23 +82,6 @@ def test_pools_agree_with_their_slow_definitions(windows):
         torch.testing.assert_close(pooled(pool, scores, k, power), torch.tensor(values, dtype=torch.float64))
 
 
-def test_the_power_mean_goes_from_the_geometric_mean_over_the_mean_to_the_maximum():
-    scores = random_scores(6, 4)
-    limits = {1e-3: pooled("geometric", scores), 1.0: scores.mean(dim=0), 1000.0: scores.amax(dim=0)}
-    for power, expected in limits.items():
-        torch.testing.assert_close(pooled("power", scores, power=power), expected, rtol=3e-3, atol=0)
-
-
-def test_a_window_with_few_clear_classes_counts_more_by_signal_to_noise():
-    flat, sharp = torch.full((10,), 0.3), torch.full((10,), 0.05)
-    sharp[2] = 0.9
-    scores = torch.stack([flat, flat, sharp])
-    plain = scores.mean(dim=0)
-    weighted = pooled("snr", scores, 1)
-    assert weighted[2] > plain[2] and weighted[5] < plain[5]
-    torch.testing.assert_close(pooled("snr", scores, 99), plain)
-
-
 @pytest.mark.parametrize("pool", WINDOW_POOLS)
 def test_every_pool_keeps_one_window_ignores_order_and_stays_in_range_and_finite(pool):
     one = random_scores(1, 7).float()
