@@ -30,7 +30,7 @@ class PcenConfig(Config):
     bias: float = setting(2.0, "added before the root is taken", low=1e-9)
     power: float = setting(0.5, "exponent of the root, 0.5 for a square root", low=1e-9)
     time_constant_s: float = setting(0.4, "seconds that the recent mean looks back", low=1e-6)
-    eps: float = setting(1e-6, "added to the recent mean, so that silence divides by no zero", low=1e-30)
+    eps: float = setting(1e-6, "added to the recent mean, so that silence does not divide by zero", low=1e-30)
     scale: float = setting(2.0**31, "multiplies energies first, to the range of 32-bit samples", low=0)
 
 
@@ -61,8 +61,7 @@ def pcen(energies: Tensor, config: PcenConfig, frames_per_s: float) -> Tensor:
     rows = energies * config.scale
     smooth = one_pole_mean(rows, 1 - weight)
     gained = rows * (smooth + config.eps).pow(-config.gain) / config.bias
-    # bias ** power * ((1 + gained) ** power - 1) is (gained * bias + bias) ** power - bias ** power.
-    # log1p and expm1 keep small values exact, where the plain difference would cancel.
+    # (bias * gained + bias) ** power - bias ** power, without the cancellation at small values.
     return (config.power * gained.log1p()).expm1() * float(config.bias**config.power)
 
 
@@ -79,6 +78,7 @@ def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: flo
     if top_db is not None:
         spec = torch.maximum(spec, peak - top_db)
     if normalize == "clip":
+        # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
         return standardize_spec(spec - peak)
     if normalize == "constants":
         return (spec - mean) / std

@@ -91,7 +91,7 @@ def compute_extra_rows(
     return torch.cat(rows)
 
 
-def mix_extra_rows(own: Tensor, other: Tensor, kinds: tuple[str, ...]) -> Tensor:
+def mix_extra_rows(rows: Tensor, other_rows: Tensor, kinds: tuple[str, ...]) -> Tensor:
     """Estimate the extra rows of the sum of two waveforms from the extra rows of each.
 
     Means add. Deviations, ranges and percentiles add as squares and get the sign of their sum, which is
@@ -99,11 +99,11 @@ def mix_extra_rows(own: Tensor, other: Tensor, kinds: tuple[str, ...]) -> Tensor
 
     Shape:  (..., S, N) each -> the same
     """
-    sums = own + other
-    mixed = torch.sign(sums) * torch.hypot(own, other)
+    sums = rows + other_rows
+    mixed = torch.sign(sums) * torch.hypot(rows, other_rows)
     first = 0
     for kind in kinds:
-        exact = own if kind == "clip_length" else sums
+        exact = rows if kind == "clip_length" else sums
         mixed[..., first, :] = exact[..., first, :]
         first += EXTRA_ROWS[kind]
     return mixed
