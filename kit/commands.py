@@ -105,16 +105,17 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
 def compute_fingerprints(
     names: Sequence[str], audio: str, threads: int | None, progress: bool
 ) -> list[np.ndarray]:
-    """The fingerprint of each clip; empty, and said so, for one that cannot be heard."""
+    """Compute the fingerprint of each clip; a clip that cannot be read gets an empty one, and a note."""
     tune_process()
-    prints, frontends = [np.zeros(0, np.int64)] * len(names), {"": fingerprint_frontend()}
-    loader = SpectrogramLoader(
-        locate_clips(names, Path(audio)), frontends, torch.device("cpu"), threads=threads
-    )
-    for number in loader.walk("fingerprint", progress):
-        for i, spec in zip(*loader.specs(number, ""), strict=True):
-            prints[i] = fingerprint_of_spec(spec)
-        loader.drop(number, "")
+    prints = [np.zeros(0, np.int64) for _ in names]
+    frontends = {"": fingerprint_frontend()}
+    paths = locate_clips(names, Path(audio))
+    loader = SpectrogramLoader(paths, frontends, torch.device("cpu"), threads=threads)
+    for chunk in loader.walk("fingerprint", progress):
+        clips, specs = loader.specs(chunk, "")
+        for clip, spec in zip(clips, specs, strict=True):
+            prints[clip] = fingerprint_of_spec(spec)
+        loader.drop(chunk, "")
     loader.print_failures(names)
     return prints
 

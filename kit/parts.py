@@ -13,8 +13,7 @@ from kit.audio.specaugment import SpecAugmentConfig
 from kit.audio.windows import InferenceConfig
 from kit.core.config import Config
 from kit.core.errors import KitError, closest
-from kit.infer.blend import BLENDS, blend_scores, choose_windows, fit_class_weights, fit_weights
-from kit.infer.gate import STEPS, RowSet, evaluate_step
+from kit.infer.blend import BLENDS, blend_scores, fit_weights
 from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
@@ -92,11 +91,8 @@ PARTS: dict[str, Mapping[str, Any]] = {
         lwlrap, lwlrap_per_class, lwlrap_flat, auc_per_class, average_precision_per_class, log_losses, top1_accuracy,
         bootstrap_interval, bootstrap_difference,
     ),
-    "blends": {**BLENDS, **by_name(blend_scores, fit_weights, fit_class_weights, choose_windows)},
-    "steps": {
-        **STEPS,
-        **by_name(evaluate_step, RowSet, scale_odds, estimate_prevalences, smooth_neighbours, weigh_by_recording),
-    },
+    "blends": {**BLENDS, **by_name(blend_scores, fit_weights)},
+    "steps": by_name(scale_odds, estimate_prevalences, smooth_neighbours, weigh_by_recording),
     "pictures": by_name(
         load_run, draw_history, draw_self_training, draw_classes, draw_confusion, draw_calibration, draw_clip, draw_filters,
         draw_lengths, draw_labels, draw_timeline, draw_contact_sheet,

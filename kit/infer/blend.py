@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
-from kit.labels.metrics import LOG_LOSS_FLOOR, average_precision_per_class, check_unit_range, ranking_masks
+from kit.labels.metrics import LOG_LOSS_FLOOR, check_unit_range, ranking_masks
 
 TINY = 1e-12
 
@@ -131,39 +131,10 @@ def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
     return mixture_weights(likely[:, known], np.ones(len(likely)) / len(likely), float(share))
 
 
-def fit_class_weights(scores: Any, truth: Any, strength: float = 20.0) -> np.ndarray:
-    """For each class its own weights, drawn towards the common ones as `strength` labels of the rarer kind would.
-
-    Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN -> (m, K)
-    """
-    likely, true, known = label_likelihoods(scores, truth)
-    common = fit_weights(scores, truth)
-    shares = prior_share(np.minimum(true.sum(axis=0), (known & ~true).sum(axis=0)), strength)
-    columns = [mixture_weights(likely[:, seen, k], common, shares[k]) for k, seen in enumerate(known.T)]
-    return np.stack(columns, axis=1)
-
-
 def prior_share(labels: Any, strength: float) -> Any:
     """How much a prior of `strength` labels counts beside so many real ones."""
     check_strength(strength)
     return np.maximum(strength / (strength + labels), 1e-6)
-
-
-def choose_windows(scores: Any, truth: Any, measure: str = "log_loss") -> np.ndarray:
-    """For each class, which window length suits it best, out of fold; a tie goes to the best common one.
-
-    A class whose labels tell nothing gets the common best.
-
-    Shape:  scores (L, n, K), truth (n, K) of 1, 0 or NaN -> (K,) int64 below L
-    Source: RFCX 2021, per-class choice of window length
-    """
-    measures: dict[str, Callable[[], np.ndarray]] = {
-        "log_loss": lambda: np.log(label_likelihoods(scores, truth)[0]).sum(axis=1),
-        "average_precision": lambda: np.stack([average_precision_per_class(truth, one) for one in scores]),
-    }
-    merits = np.nan_to_num(choose("measure", measure, measures)())
-    common = merits.sum(axis=1).argmax()
-    return np.asarray(np.where(merits[common] >= merits.max(axis=0), common, merits.argmax(axis=0)))
 
 
 def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
