@@ -181,9 +181,8 @@ def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submissio
         raise KitError("".join(errors).strip())
     if code == 0:
         return Submission(out, read_report(out))
-    if code is None:
-        ending = "was stopped at the deadline"
-    else:
+    ending = "was stopped at the deadline"
+    if code is not None:
         ending = f"ended with code {code} (below 0: signal)"
     report = warn_of_cut(out, ending).report
     if report:

@@ -165,22 +165,12 @@ def test_the_order_of_rows_changes_no_rows_answer(kind: str) -> None:
     np.testing.assert_array_equal(mixed, straight[order])
 
 
-@pytest.mark.parametrize("kind", BLENDS)
-def test_weights_per_class_blend_each_class_by_its_own(kind: str) -> None:
-    scores, done = quarters(4), [np.arange(8) >= m for m in range(3)]
-    table = np.random.default_rng(4).uniform(0.1, 3, (3, 4))
-    whole = blend_scores(scores, done, table, PRIORS, kind)
-    for k in range(4):
-        alone = blend_scores(scores, done, table[:, k], PRIORS, kind)[:, k]
-        np.testing.assert_array_equal(whole[:, k], alone)
-
-
 @pytest.mark.parametrize(
     "weights",
     [[1.0], [[1.0, 2.0]] * 2, [1.0, -1.0], [1.0, math.nan], [1.0, math.inf], [[[1.0]], [[1.0]]], ()],
 )
 def test_weights_of_another_shape_than_the_models_are_refused(weights: Any) -> None:
-    with pytest.raises(KitError, match=r"per model \(2,\), or per model and class \(2, 4\)"):
+    with pytest.raises(KitError, match=r"per model \(2,\)"):
         blend_scores([np.zeros((1, 4))] * 2, [np.array([True])] * 2, weights, PRIORS)
 
 

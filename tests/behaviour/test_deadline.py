@@ -22,7 +22,8 @@ from kit.audio.decode import DECODERS, Decoder, Sound
 from kit.audio.timeout_pool import TimeoutPool
 from kit.core.clock import Deadline, parse_duration, set_deadline
 from kit.core.errors import KitError
-from kit.infer.job import SubmitJob, SubmitOptions, TimeBudget, run_job
+from kit.infer.budget import TimeBudget
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, read_inputs, run_submission
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
@@ -193,46 +194,43 @@ class HandClock:
         return self.time
 
 
-def test_a_pace_stops_while_one_more_step_and_the_writing_still_fit() -> None:
+def test_a_budget_stops_while_one_more_step_and_the_writing_still_fit() -> None:
     clock = HandClock()
-    pace = TimeBudget(Deadline(100.0, clock))
-    pace.write_s = 2.0
-    pace.begin()
-    asked = []
+    budget = TimeBudget(Deadline(100.0, clock))
+    budget.write_s = 2.0
+    budget.start_step()
     for _ in range(40):
         clock.time += 5.0
-        asked.append((clock.time, pace()))
-        if pace.stopped:
+        if budget.should_stop():
             break
-    last, stopped = asked[-1]
-    assert stopped and last <= 100.0 - 2 * 2.0 and last + 5.0 + 5.0 + 2 * 2.0 >= 100.0
+    assert budget.stopped and clock.time <= 100.0 - 2 * 2.0
+    assert clock.time + 5.0 + 5.0 + 2 * 2.0 >= 100.0, "it stopped too early"
     clock.time = 0.0
-    assert pace(), "a pace that stopped stays so, even where the clock is set back"
+    assert budget.should_stop(), "a budget that ran out stays so, even where the clock is set back"
 
 
-def test_blending_counts_as_writing_when_a_pace_asks_what_still_fits(tmp_path: Path) -> None:
+def test_blending_counts_as_writing_when_a_budget_decides_what_still_fits(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav"])
     clock = HandClock(1000.0)
     options = SubmitOptions([loud_tagger()], tmp_path / "in", tmp_path / "out.csv", progress=False)
-    work = SubmitJob(options, Deadline(1100.0, clock))
-    work.prepare()
-    blend = work.rows.blend
+    job = SubmitJob(options, Deadline(1100.0, clock))
+    inputs = read_inputs(job)
 
-    def slow_blend(*kind: str) -> np.ndarray:
-        clock.time += 9.0
-        return blend(*kind)
+    class SlowRows:
+        def result(self) -> np.ndarray:
+            clock.time += 9.0
+            return np.zeros((1, 3))
 
-    work.rows.blend = slow_blend  # type: ignore[method-assign]
-    work.save("at work")
-    assert work.pace.write_s >= 9.0
+    SubmissionWriter(job, inputs.template).write(SlowRows())  # type: ignore[arg-type]
+    assert job.budget.write_s >= 9.0 and (tmp_path / "out.csv").is_file()
 
 
-def test_without_a_deadline_a_pace_never_stops() -> None:
+def test_without_a_deadline_a_budget_never_runs_out() -> None:
     clock = HandClock()
-    pace = TimeBudget(Deadline(now=clock))
+    budget = TimeBudget(Deadline(now=clock))
     for _ in range(10):
         clock.time += 1e6
-        assert not pace()
+        assert not budget.should_stop()
 
 
 def test_durations_and_the_moment_they_count_from() -> None:
@@ -275,7 +273,7 @@ def test_rows_are_normalised_by_the_weights_they_got(tmp_path: Path, seconds: fl
         taggers, tmp_path / "in", tmp_path / "out.csv", blend=blend, weights=[1.0, 3.0], batch_frames=1,
         progress=False,
     )  # fmt: skip
-    report = run_job(SubmitJob(options, Deadline(1000.0 + seconds, clock)))
+    report = run_submission(options, Deadline(1000.0 + seconds, clock))
     assert clock.time <= 1000.0 + seconds
     _, rows = read_scores(tmp_path / "out.csv")
     heard = [network.batches for network in models]
@@ -304,7 +302,7 @@ def test_a_deadline_that_has_passed_still_gives_a_whole_csv_at_once(
 
 def test_what_a_submission_did_can_be_printed_whenever_it_was_stopped(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav"])
-    for began, words in ((time.time() - 61, "the CSV is whole"), (time.time(), "1 heard by all of 1 models")):
+    for began, words in ((time.time() - 61, "the CSV is whole"), (time.time(), "1 predicted by all of 1 models")):
         out = tmp_path / f"{words[:3]}.csv"
         done = submit(loud_tagger(), tmp_path / "in", out, deadline="1m", started_at=began, progress=False)
         assert words in str(done) and str(done) == repr(done)
@@ -412,10 +410,11 @@ def test_a_file_that_hangs_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     loader = SpectrogramLoader(
         paths, frontends, torch.device("cpu"), threads=1, decoders=[decoder], timeout_s=0.05
     )
-    heard, specs = loader.specs(0, "")
+    loader.read_headers()
+    good, specs = loader.specs(loader.chunks[0], "")
     release.set()
     loader.close()
-    assert heard == [1] and len(specs) == 1 and "given up" in loader.failures[0]
+    assert good == [1] and len(specs) == 1 and "given up" in loader.failures[0]
 
 
 def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
@@ -448,7 +447,7 @@ def test_one_slow_file_does_not_make_the_pace_give_up_the_time_that_is_left(tmp_
         [loud_tagger(network) for network in models], tmp_path / "in", tmp_path / "out.csv", batch_frames=1,
         decoders=[Decoder("slow", read, DECODERS[0].duration_s)], progress=False,
     )  # fmt: skip
-    report = run_job(SubmitJob(options, Deadline(1000.0 + 250.0, clock)))
+    report = run_submission(options, Deadline(1000.0 + 250.0, clock))
     assert report["rows_all_models"] == 40
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.infer.blend import BLENDS
-from kit.infer.gate import STEPS
 from kit.models.families import FAMILIES
 from kit.models.heads import POOLS, RECURRENCES
 from kit.models.stackers import STACKERS
@@ -16,7 +15,7 @@ from kit.train.recipes import SYSTEMS
 
 TABLES = {
     "systems": SYSTEMS, "families": FAMILIES, "heads": {**POOLS, **RECURRENCES}, "second-level": STACKERS,
-    "losses": LOSSES, "blends": BLENDS, "steps": STEPS,
+    "losses": LOSSES, "blends": BLENDS,
 }  # fmt: skip
 WORDLESS = {"heads", "blends"}
 

@@ -71,12 +71,12 @@ def test_each_deprivation_costs_what_its_slow_definition_says(places: tuple[Path
         row = report.rows[at]
         expected = (*log_losses(truth, scores), lwlrap(truth, scores))
         assert np.allclose((row.positive_loss, row.negative_loss, row.lwlrap), expected, atol=2e-4), what
-    assert [report.rows[at].heard for at in (0, 1, 9)] == [
+    assert [report.rows[at].name for at in (0, 1, 9)] == [
         "everything",
         "coordinate zeroed",
         "without time 3/3",
     ]
-    assert report.rows[4].heard.endswith("Hz") and report.clips == 64
+    assert report.rows[4].name.endswith("Hz") and report.clips == 64
 
 
 def test_with_everything_a_probe_hears_what_the_run_scored(places: tuple[Path, Path]) -> None:
@@ -89,7 +89,7 @@ def test_with_everything_a_probe_hears_what_the_run_scored(places: tuple[Path, P
     truth = label_targets(list(table["labels"]), classes)
     assert list(oof["fname"]) == list(table["fname"])
     assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth, oof[classes].to_numpy()), abs=1e-6)
-    without_band = next(row for row in report.rows if row.heard.endswith("Hz"))
+    without_band = next(row for row in report.rows if row.name.endswith("Hz"))
     assert without_band.lwlrap < report.rows[0].lwlrap
 
 
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
         probe(*places, bands=1, stretches=0, seed=seed, device="cpu", progress=False) for seed in (1, 1, 2)
     )
     assert once == again and str(once) == str(again)
-    assert once.rows[2].heard == "coordinate noise" and once.rows[2] != other.rows[2]
+    assert once.rows[2].name == "coordinate noise" and once.rows[2] != other.rows[2]
 
 
 def test_rank_scores_without_a_calibration_are_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     models = {"mine": HeldOut(tagger, np.arange(7), names, truth)}
     report = probe(models, audio, bands=3, stretches=0, device="cpu", progress=False)
     said = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
-    assert (report.clips, report.unheard) == (6, 1) and "1 more could not be heard" in str(report)
+    assert (report.clips, report.failed) == (6, 1) and "1 more could not be heard" in str(report)
     assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(
         log_losses(truth[:6], said)
     )

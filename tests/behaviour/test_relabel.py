@@ -249,7 +249,7 @@ def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
 def test_beliefs_are_scaled_from_the_prevalences_of_the_crops_that_were_drawn(run, toy, tmp_path):
     """As rare among the windows as they tell, however often training drew a class."""
     table, (plain, _) = pd.read_csv(toy[0]), predict_pseudo_labels([run], toy[1], hop_s=0.2, **QUIET)
-    made = relabel([run], toy[1], tmp_path, "windows", set=["hop_s=0.2", "prior_shift=true"], **QUIET)
+    made = relabel([run], toy[1], tmp_path, "windows", overrides=["hop_s=0.2", "prior_shift=true"], **QUIET)
     shifted = read_soft_labels(made.soft)
     for fold in (0, 1):
         learnt, card = table[table["fold"] != fold], load_tagger(run / f"fold_{fold}.pt").card
@@ -320,7 +320,7 @@ def test_a_power_and_weights_come_with_the_verb_and_a_corrected_table_may_be_rel
     corrected.to_csv(tmp_path / "table.csv", index=False)
     words = {"method": "agreement", "table": tmp_path / "table.csv", **QUIET}
     plain = relabel([run], toy[1], tmp_path / "one", **words)
-    strong = relabel([run], toy[1], tmp_path / "two", set=["power=3", "weigh=true"], **words)
+    strong = relabel([run], toy[1], tmp_path / "two", overrides=["power=3", "weigh=true"], **words)
     frame = read_clip_table(strong.table)
     assert len(frame) == 7 and frame["labels"][0] == "high"
     one, two = (read_soft_labels(made.soft).targets for made in (plain, strong))

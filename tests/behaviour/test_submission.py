@@ -46,7 +46,7 @@ def test_without_a_template_the_sorted_files_and_the_checkpoints_classes_are_wri
     assert done.report["state"] == "finished" and done.report["rows_all_models"] == len(rows)
     assert abs(done.report["audio_s"] - 27.4) < 0.1
     assert [model["clips_predicted"] for model in done.report["models"]] == [len(rows)] * 3
-    assert "14 rows, 14 heard by all of 3 models" in str(done)
+    assert "14 rows, 14 predicted by all of 3 models" in str(done)
 
 
 def test_class_columns_may_be_a_subset_in_another_order(

@@ -78,8 +78,8 @@ def pure_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
     """The very batches that `submit` gives the networks, channels-last, made beforehand."""
     loader = SpectrogramLoader(files, {"": tagger.frontend}, torch.device("cpu"))
     inputs = []
-    for number in range(len(loader.chunks)):
-        _, specs = loader.specs(number, "")
+    for chunk in loader.walk("pure inputs", progress=False):
+        _, specs = loader.specs(chunk, "")
         spans = [
             tagger.card.inference.spans(s.shape[-1], tagger.card.frontend.frames_per_s)[0] for s in specs
         ]
