@@ -52,7 +52,7 @@ def apply_postprocess(
         raise KitError(NO_WINDOWS)
     changed = np.asarray(scores, np.float64)
     if postprocess.prior_shift:
-        changed = scale_odds(changed, trained, estimate_prevalences(changed, trained))
+        changed = shift_priors(changed, trained)
     if postprocess.smooth > 0 and recordings is not None:
         changed = smooth_neighbours(changed, recordings, times_s, (postprocess.smooth,))
     if postprocess.top_mean > 0 and recordings is not None:
@@ -64,6 +64,11 @@ NO_WINDOWS = (
     "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
     "whole clips, so leave them out."
 )
+
+
+def shift_priors(scores: Any, trained: np.ndarray) -> np.ndarray:
+    """Scale odds from the training prevalences to those estimated from these rows. Shape: (n, K), (K,) -> (n, K)"""
+    return scale_odds(scores, trained, estimate_prevalences(scores, trained))
 
 
 def scale_odds(scores: Any, trained: Any, wanted: Any) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,26 +17,29 @@ from kit.core.runtime import Runtime, start_runtime
 from kit.infer.ensemble import (
     NOT_FINITE,
     EnsembleMember,
-    clip_probabilities,
     collect_frontends,
     predict_ensemble,
 )
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.postprocess import Postprocess, apply_postprocess
+from kit.infer.postprocess import shift_priors
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
 from kit.infer.template import locate_clips
 from kit.labels.calibration import fit_calibration
-from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.labels.metrics import lwlrap
 from kit.labels.table import clip_labels, read_clip_table, scored_truth, stretches_of
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger
-from kit.train.oof_variants import (
+from kit.train.oof_report import (
     OofVariant,
     compare,
     compare_fitted_weights,
     compare_steps,
     inference_variants,
+    pooled_probabilities,
+    read_recipe,
+    summarize_scores,
+    windows_of_names,
 )
 
 
@@ -56,7 +58,6 @@ class OofPredictions:
     probabilities: np.ndarray
     failures: dict[str, str]
     variants: tuple[OofVariant, ...] = ()
-    advice: str = ""
 
     @property
     def lwlrap(self) -> float:
@@ -74,10 +75,7 @@ class OofPredictions:
         )
 
     def probabilities_like(self, other: "OofPredictions", place: str | Path) -> np.ndarray:
-        """Return the probabilities in another run's order of clips and classes. Shape: -> (n, K)
-
-        Errors: KitError, naming this run's `place`, for other clips, classes or folds
-        """
+        """Return the probabilities in another run's order. Errors: KitError for other clips, classes or folds"""
         row = {name: i for i, name in enumerate(self.names)}
         column = {name: i for i, name in enumerate(self.classes)}
         if row.keys() != set(other.names) or column.keys() != set(other.classes):
@@ -88,19 +86,8 @@ class OofPredictions:
         return self.probabilities[np.ix_(rows, [column[name] for name in other.classes])]
 
     def __str__(self) -> str:
-        precision, weight = lwlrap_per_class(self.truth, self.probabilities)
-        is_scored = np.isfinite(self.truth).any(axis=1)
-        lines = [f"out of fold: lwlrap {self.lwlrap:.4f} on {is_scored.sum()} clips"]
-        for fold in np.unique(self.folds):
-            rows = is_scored & (self.folds == fold)
-            score = lwlrap(self.truth[rows], self.probabilities[rows])
-            lines.append(f"  fold {fold}: {score:.4f} on {rows.sum()} clips")
-        hardest = [k for k in np.argsort(precision) if weight[k] > 0][:5]
-        listed = ", ".join(f"{self.classes[k]} {precision[k]:.3f}" for k in hardest)
-        lines.append(f"  hardest classes: {listed}")
+        lines = summarize_scores(self.truth, self.probabilities, self.folds, self.classes)
         lines += [f"  {variant}" for variant in self.variants]
-        if self.advice:
-            lines.append(f"  {self.advice}")
         if self.failures:
             lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
         for name, reason in list(self.failures.items())[:5]:
@@ -129,7 +116,7 @@ def predict_held_out(
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
     """Predict a fold's clips with several predictors of one tagger; each file is decoded once.
 
-    Returns each predictor's logits and the reasons of clips without any, both by the clips' positions in the fold.
+    Returns each predictor's logits, and why clips have none; both by the clips' positions in the fold.
     Errors: KitError where no clip can be read, or a predictor fails
     """
     device = predictors[0].device
@@ -148,21 +135,10 @@ def predict_held_out(
         if member.failure:
             raise KitError(f"{name} failed: {member.failure}")
         failures |= member.failed_clips
-    if len(loader.failures) == len(held.names):
-        clips = len(held.names)
+    clips = len(held.names)
+    if len(loader.failures) == clips:
         raise KitError(f"none of the {clips} clips of {name} could be heard in {audio}; nothing was changed.")
     return outputs, failures
-
-
-def pooled_probabilities(
-    held: HeldOut, predictor: Predictor, outputs: Mapping[int, WindowLogits]
-) -> np.ndarray:
-    """Calibrate and pool a fold's logits; clips without logits get the prior. Shape: -> (n, K) float32"""
-    prior = np.array(held.tagger.card.prevalences, np.float32)
-    probs = np.tile(prior, (len(held.truth), 1))
-    for clip, output in outputs.items():
-        probs[clip] = clip_probabilities(held.tagger, predictor.inference, output.logits)
-    return probs
 
 
 def score_held_out(
@@ -185,7 +161,7 @@ def score_held_out(
         pool = partial(pool_windows, inference=predictor.inference)
         calibration = fit_calibration(logits, held.truth[list(finite)], pool)
         tagger.card = replace(tagger.card, calibration=calibration)
-    probs = pooled_probabilities(held, predictor, finite)
+    probs = pooled_probabilities(tagger, predictor.inference, finite, len(held.truth))
     tagger.card = replace(tagger.card, oof_score=round(lwlrap(held.truth, probs), 6))
     missing = [clip for clip in range(len(held.truth)) if clip not in finite]
     return OofPredictions(
@@ -199,10 +175,7 @@ def score_held_out(
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
-    """Write oof.csv: fname, fold, then a probability per class, in the order of the run's table.
-
-    Rows of folds that an earlier call predicted stay.
-    """
+    """Write oof.csv: fname, fold, a probability per class, in the table's order; rows of other folds stay."""
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
@@ -211,8 +184,7 @@ def write_oof(run: Path, result: OofPredictions) -> None:
     if (run / "oof.csv").is_file():
         old = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
         old = old[~old["fold"].isin(result.folds)]
-        if len(old):
-            frame = pandas.concat([frame, old])
+        frame = pandas.concat([frame, old]) if len(old) else frame
         place = {name: row for row, name in enumerate(read_clip_table(run / "folds.csv")["fname"])}
         frame = frame.sort_values("fname", key=lambda names: names.map(place))
     write_text(run / "oof.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
@@ -227,13 +199,13 @@ def held_out_models(run: Path) -> dict[str, HeldOut]:
         raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
     table = read_clip_table(run / "folds.csv")
     folds = np.asarray(table["fold"])
+    spans = stretches_of(table)
+    is_whole = np.ones(len(table), bool) if spans is None else np.isinf(spans[:, 1])
     models = {}
     for path in sorted(run.glob("fold_*.pt")):
         tagger = load_tagger(path)
         card = tagger.card
         labels = clip_labels(table, card.classes)
-        spans = stretches_of(table)
-        is_whole = np.ones(len(table), bool) if spans is None else np.isinf(spans[:, 1])
         rows = np.flatnonzero((folds == card.fold) & is_whole)
         names = [labels.names[row] for row in rows]
         if card.held_out != names_digest(names):
@@ -282,50 +254,46 @@ def predict_oof(
     """
     runtime = start_runtime(device, threads, progress)
     models = held_out_models(Path(run))
+    others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
+    if smooth or top_mean:  # other names are refused before the long work
+        windows_of_names([name for held in models.values() for name in held.names])
     parts: list[tuple[np.ndarray, OofPredictions]] = []
     variant_parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
     for path, held in models.items():
-        own = Predictor(held.tagger, runtime.device)
+        predictor = Predictor(held.tagger, runtime.device)
         variants = {}
-        for name, inference in inference_variants(own.inference, mode, window_s, hop_s, pool).items():
+        for name, inference in inference_variants(predictor.inference, mode, window_s, hop_s, pool).items():
             variants[name] = Predictor(held.tagger, runtime.device, inference=inference)
-        predictors = [own, *variants.values()]
+        predictors = [predictor, *variants.values()]
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
-        part = score_held_out(held, own, outputs[0], failures)
+        part = score_held_out(held, predictor, outputs[0], failures)
         parts.append((held.rows, part))
-        for (name, predictor), of_variant in zip(variants.items(), outputs[1:], strict=True):
-            probs = pooled_probabilities(held, predictor, of_variant)
-            variant_parts.setdefault(name, []).append((held.rows, replace(part, probabilities=probs)))
+        changed = {}
+        for (name, other), logits in zip(variants.items(), outputs[1:], strict=True):
+            changed[name] = pooled_probabilities(held.tagger, other.inference, logits, len(held.rows))
         if prior_shift:
-            trained = fitted_prevalences(held.tagger.card)
-            probs = apply_postprocess(Postprocess(prior_shift=True), part.probabilities, None, None, trained)
-            shifted = replace(part, probabilities=probs)
-            variant_parts.setdefault("prior_shift", []).append((held.rows, shifted))
+            changed["prior_shift"] = shift_priors(part.probabilities, fitted_prevalences(held.tagger.card))
+        for name, probs in changed.items():
+            variant_parts.setdefault(name, []).append((held.rows, replace(part, probabilities=probs)))
     result = join_folds(parts)
-    compared = [
-        compare(name, result.truth, join_folds(of_variant).probabilities, result.probabilities)
-        for name, of_variant in variant_parts.items()
-    ]
+    compared = []
+    for name, of_folds in variant_parts.items():
+        probs = join_folds(of_folds).probabilities
+        compared.append(compare(name, result.truth, probs, result.probabilities))
     if smooth or top_mean:
         compared += compare_steps(result.names, result.truth, result.probabilities, smooth, top_mean)
-    advice = ""
-    if blend_with:
+    if others:
         scores = {Path(run): result.probabilities}
-        for folder in blend_with:
-            scores[Path(folder)] = load_oof(folder).probabilities_like(result, folder)
-        fitted, advice = compare_fitted_weights(scores, result.truth, result.folds)
-        compared.append(fitted)
+        scores |= {folder: other.probabilities_like(result, folder) for folder, other in others.items()}
+        compared.append(compare_fitted_weights(scores, result.truth, result.folds))
     for path, held in models.items():
         save_tagger(path, held.tagger)
     write_oof(Path(run), result)
-    return replace(result, variants=tuple(compared), advice=advice)
+    return replace(result, variants=tuple(compared))
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
-    """Join the folds' predictions in the table's order; networks of one fold are averaged.
-
-    Shape:  rows of each part index that table
-    """
+    """Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged."""
     rows_of = {int(part.folds[0]): rows for rows, part in parts}
     of_folds = []
     for fold in rows_of:
@@ -376,12 +344,6 @@ class SavedRun:
     def scores(self) -> np.ndarray:
         """The out-of-fold probabilities. Shape: (n, K)"""
         return self.oof.probabilities
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read a run's recipe as a dictionary; empty where there is none."""
-    path = folder / "recipe.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:

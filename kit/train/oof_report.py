@@ -1,18 +1,23 @@
-"""Measure out of fold by how much other inference settings, postprocessing or fitted weights help."""
+"""Summarize out-of-fold scores; measure by how much other settings, postprocessing or fitted weights help."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.blend import blend_scores, fit_weights
+from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import NO_WINDOWS, Postprocess, apply_postprocess
+from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
 from kit.labels.bootstrap import Interval, bootstrap_difference
-from kit.labels.metrics import lwlrap
+from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.models.tagger import Tagger
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,13 @@ class OofVariant:
     name: str
     score: float
     gain: Interval
+    advice: str = ""
 
     def __str__(self) -> str:
         gain = self.gain
         bounds = f"95 % within {gain.low:+.4f} to {gain.high:+.4f}"
-        return f"{self.name}: lwlrap {self.score:.4f}, gain {gain.value:+.4f} ({bounds})"
+        line = f"{self.name}: lwlrap {self.score:.4f}, gain {gain.value:+.4f} ({bounds})"
+        return f"{line}\n    {self.advice}" if self.advice else line
 
     __repr__ = __str__
 
@@ -44,6 +51,33 @@ def compare(
     """
     gain = bootstrap_difference(lwlrap, truth, probs, baseline, recordings)
     return OofVariant(name, lwlrap(truth, probs), gain)
+
+
+def pooled_probabilities(
+    tagger: Tagger, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], clips: int
+) -> np.ndarray:
+    """Calibrate and pool the logits of clips; clips without logits get the prior. Shape: -> (clips, K) float32"""
+    prior = np.array(tagger.card.prevalences, np.float32)
+    probs = np.tile(prior, (clips, 1))
+    for clip, output in outputs.items():
+        probs[clip] = clip_probabilities(tagger, inference, output.logits)
+    return probs
+
+
+def summarize_scores(
+    truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
+) -> list[str]:
+    """Describe the lwlrap of all clips, of each fold, and of the hardest classes, a line each."""
+    precision, weight = lwlrap_per_class(truth, probs)
+    is_scored = np.isfinite(truth).any(axis=1)
+    lines = [f"out of fold: lwlrap {lwlrap(truth, probs):.4f} on {is_scored.sum()} clips"]
+    for fold in np.unique(folds):
+        rows = is_scored & (folds == fold)
+        lines.append(f"  fold {fold}: {lwlrap(truth[rows], probs[rows]):.4f} on {rows.sum()} clips")
+    hardest = [k for k in np.argsort(precision) if weight[k] > 0][:5]
+    listed = ", ".join(f"{classes[k]} {precision[k]:.3f}" for k in hardest)
+    lines.append(f"  hardest classes: {listed}")
+    return lines
 
 
 def inference_variants(
@@ -123,7 +157,7 @@ def compare_steps(
 
 def compare_fitted_weights(
     runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
-) -> tuple[OofVariant, str]:
+) -> OofVariant:
     """Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
 
     A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
@@ -142,4 +176,11 @@ def compare_fitted_weights(
         checkpoints = len(list(folder.glob("fold_*.pt")))
         weights += [f"{weight / max(1, checkpoints):.4g}"] * checkpoints
     patterns = " ".join(f"'{folder}/fold_*.pt'" for folder in runs)
-    return variant, f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
+    advice = f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
+    return replace(variant, advice=advice)
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read a run's recipe as a dictionary; empty where there is none."""
+    path = folder / "recipe.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
