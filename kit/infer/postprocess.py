@@ -71,17 +71,17 @@ def shift_priors(scores: Any, trained: np.ndarray) -> np.ndarray:
     return scale_odds(scores, trained, estimate_prevalences(scores, trained))
 
 
-def scale_odds(scores: Any, trained: Any, wanted: Any) -> np.ndarray:
+def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:
     """Convert probabilities of a model trained at some class prevalences to those at other prevalences.
 
-    odds' = odds * wanted / (1 - wanted) / (trained / (1 - trained)); 0 and 1 stay.
+    odds' = odds * target / (1 - target) / (trained / (1 - trained)); 0 and 1 stay.
 
-    Shape:  scores (n, K) in [0, 1], trained (K,), wanted (K,) -> (n, K)
+    Shape:  scores (n, K) in [0, 1], trained (K,), target (K,) -> (n, K)
     Source: Saerens, Latinne & Decaestecker 2002, eq. 2.4, per class; RFCX 2021, odds' = f p / (1 - p)
     """
     probs = row_probabilities(scores)
     before = class_prevalences(trained, probs.shape[1])
-    after = class_prevalences(wanted, probs.shape[1])
+    after = class_prevalences(target, probs.shape[1])
     when_true = probs * (after / before)
     when_false = (1 - probs) * ((1 - after) / (1 - before))
     return np.asarray(when_true / (when_true + when_false))

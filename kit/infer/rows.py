@@ -176,5 +176,5 @@ def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -
                 raise KitError(f"{member.name}: {UNPOOLED}")
     trimmed = [member.name for member in members if member.card.frontend.trim_db is not None]
     if trimmed and any(end_s is not None for end_s in plan.ends_s):
-        reason = "its windows do not tell the time that rows ask for"
+        reason = "its windows are not at the times of the rows"
         raise KitError(f"{trimmed[0]} trims a clip's ends, so {reason}: leave it out.")

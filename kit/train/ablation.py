@@ -42,7 +42,7 @@ class ProbeReport:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{self.clips} held-out clips, {self.failed} more could not be heard"]
+        lines = [f"{self.clips} held-out clips, {self.failed} more without predictions"]
         lines.append(f"{'':{width}}  positive  negative  lwlrap  change")
         for row in self.rows:
             losses = f"{row.positive_loss:8.4f}  {row.negative_loss:8.4f}"

@@ -137,7 +137,7 @@ def predict_held_out(
         failures |= member.failed_clips
     clips = len(held.names)
     if len(loader.failures) == clips:
-        raise KitError(f"none of the {clips} clips of {name} could be heard in {audio}; nothing was changed.")
+        raise KitError(f"none of the {clips} clips of {name} could be read in {audio}; nothing was changed.")
     return outputs, failures
 
 

@@ -30,7 +30,7 @@ def places(trained: Trained) -> tuple[Path, Path]:
 
 
 def deprived(spec: torch.Tensor, what: str) -> torch.Tensor:
-    """The slow definition of three deprivations, on a normalize_spec and filled spectrogram. Shape: (M, N) -> (2, M, N)"""
+    """The slow definition of three changes, on a normalized and padded spectrogram. Shape: (M, N) -> (2, M, N)"""
     bins, frames = spec.shape
     spec, ramp = spec.clone(), torch.linspace(-1, 1, bins)[:, None].repeat(1, frames)
     if what == "coordinate zeroed":
@@ -197,7 +197,7 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     models = {"mine": HeldOut(tagger, np.arange(7), names, truth)}
     report = probe(models, audio, bands=3, stretches=0, device="cpu", progress=False)
     said = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
-    assert (report.clips, report.failed) == (6, 1) and "1 more could not be heard" in str(report)
+    assert (report.clips, report.failed) == (6, 1) and "1 more without predictions" in str(report)
     assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(
         log_losses(truth[:6], said)
     )
@@ -217,7 +217,7 @@ def test_a_probe_that_has_nothing_to_tell_says_why(tmp_path: Path) -> None:
         ({"a": good, "b": good._replace(tagger=other)}, {}, "2 frontends"),
         ({}, {}, "0 frontends"),
         ({"a": good}, {"bands": -1}, "-1 and 4"),
-        ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be heard"),
+        ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be read"),
         ({"a": good._replace(truth=np.full((1, 3), np.nan))}, {}, "none of the labels"),
     ):
         with pytest.raises(KitError, match=words):

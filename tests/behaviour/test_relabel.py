@@ -1,4 +1,4 @@
-"""RelabelResult: labels only by models that never trained on the clip; unknown stays unknown; each method as defined."""
+"""Relabelling: labels come only from models that never trained on the clip; unknown stays unknown."""
 
 import json
 import shutil
@@ -293,7 +293,7 @@ def test_clips_of_which_a_model_says_no_number_get_no_labels(run, toy, tmp_path)
         if fold == 0:
             soft, models = predict_pseudo_labels([tmp_path / "run"], toy[1], **QUIET)
             assert soft.names == ("1.wav", "3.wav", "5.wav", "7.wav") and sorted(models.values()) == [0, 4]
-    with pytest.raises(KitError, match="say no finite number of any clip"):
+    with pytest.raises(KitError, match="predict no finite number for any clip"):
         predict_pseudo_labels([tmp_path / "run"], toy[1], **QUIET)
 
 

@@ -395,7 +395,7 @@ def test_rows_in_time_are_refused_from_a_frontend_that_trims(tmp_path: Path) -> 
     whole = write_template(tmp_path / "whole.csv", ["s"], ["a", "b", "c"])
     trimming = wrap_network(LoudBands(3), plain_frontend(trim_db=40.0), ["a", "b", "c"])
     submit(trimming, tmp_path / "in", tmp_path / "out.csv", whole, progress=False)
-    with pytest.raises(KitError, match=r"trims a clip.*do not tell the time"):
+    with pytest.raises(KitError, match=r"trims a clip.*are not at the times"):
         submit(trimming, tmp_path / "in", tmp_path / "out.csv", rows, progress=False)
 
 
