@@ -42,7 +42,7 @@ def test_a_cache_reads_back_every_bit(tmp_path: Path) -> None:
         assert np.array_equal(entry.logits, wanted.logits) and entry.spans == wanted.spans
 
 
-def test_a_cache_writes_at_most_as_often_as_it_was_told(tmp_path: Path) -> None:
+def test_a_cache_writes_at_most_as_often_as_it_is_allowed(tmp_path: Path) -> None:
     now = [0.0]
     cache = PredictionCache(tmp_path / "a.npz", lambda: now[0], flush_every_s=2.0)
     cache.add([("0" * 64, logits_of(0))])
@@ -133,9 +133,7 @@ def test_what_was_spilled_holds_no_handle_and_leaves_nothing_when_it_was_dropped
     assert Path("/proc/self/maps").read_text().count("audiotag_kit_") == before
 
 
-def make_ensemble(
-    checkpoints: Sequence[str], folder: Path
-) -> tuple[list[EnsembleMember], SpectrogramLoader]:
+def make_ensemble(checkpoints: Sequence[str], folder: Path) -> tuple[list[EnsembleMember], SpectrogramLoader]:
     """Load models, and make a loader of a folder's clips whose headers are read."""
     device = torch.device("cpu")
     members = [EnsembleMember(name, Predictor(load_tagger(name), device)) for name in checkpoints]
@@ -181,7 +179,9 @@ def test_models_come_in_order_each_with_every_clip_and_a_mark_at_its_last_one(
         assert [done for _, _, done in order[first : first + n]] == [False] * (n - 1) + [True]
 
 
-def test_a_model_that_raises_is_noted_and_the_others_predict_every_clip(trained: Trained, clips: Path) -> None:
+def test_a_model_that_raises_is_noted_and_the_others_predict_every_clip(
+    trained: Trained, clips: Path
+) -> None:
     members, loader = make_ensemble(trained.mel, clips)
     members[0].tagger.network.register_forward_pre_hook(lambda *_: 1 / 0)
     found = {(member.name, clip) for member, clip, _ in predict_ensemble(members, loader)}

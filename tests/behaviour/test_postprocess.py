@@ -15,8 +15,8 @@ def shifted(wanted: Any, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.n
     """Truth of other prevalences than TRAINED, and what a model calibrated on TRAINED says: Gaussians 2 apart."""
     rng = np.random.default_rng(seed)
     truth = rng.random((n, 3)) < wanted
-    heard = rng.normal(size=truth.shape) + 2 * truth
-    odds = np.exp(2 * heard - 2) * TRAINED / (1 - TRAINED)
+    feature = rng.normal(size=truth.shape) + 2 * truth
+    odds = np.exp(2 * feature - 2) * TRAINED / (1 - TRAINED)
     return odds / (1 + odds), truth.astype(float)
 
 
@@ -85,7 +85,7 @@ def test_shifted_prevalences_are_recovered_and_unshifted_ones_stay() -> None:
         np.testing.assert_allclose(estimate_prevalences(p, TRAINED), truth.mean(axis=0), atol=0.012)
 
 
-def test_a_set_that_tells_nothing_keeps_the_trained_prevalences() -> None:
+def test_a_set_without_information_keeps_the_trained_prevalences() -> None:
     for n in (0, 1, 50):
         np.testing.assert_allclose(
             estimate_prevalences(np.tile(TRAINED, (n, 1)), TRAINED), TRAINED, atol=1e-9
@@ -135,7 +135,7 @@ def test_smoothing_changes_no_lone_row_no_constant_and_nothing_by_a_share_of_zer
     assert smooth_neighbours(p[:0], [], []).shape == (0, 3)
 
 
-def test_another_recording_is_never_heard() -> None:
+def test_another_recording_never_counts() -> None:
     p, names, times = windows()
     changed = p.copy()
     changed[[name == "d" for name in names]] = 0.99
@@ -188,7 +188,7 @@ def test_scores_that_are_no_probabilities_are_refused(bad: np.ndarray) -> None:
             step(bad)
 
 
-def test_wrong_prevalences_times_and_recordings_are_told() -> None:
+def test_wrong_prevalences_times_and_recordings_are_refused() -> None:
     p = np.full((2, 3), 0.5)
     for prevalences in ([0.1], 0.1, [0.1, 0.2, 3.0], [0.1, 0.2, np.nan]):
         with pytest.raises(KitError, match=r"one in \[0, 1\] per class \(3,\)"):

@@ -1,4 +1,4 @@
-"""What a tagger hears: each deprivation against a slow definition, on clips that the tagger never saw."""
+"""What a tagger uses: each change against a slow definition, on clips that the tagger never trained on."""
 
 import shutil
 from dataclasses import replace
@@ -29,7 +29,7 @@ def places(trained: Trained) -> tuple[Path, Path]:
     return run, run.parent / "data" / "train"
 
 
-def deprived(spec: torch.Tensor, what: str) -> torch.Tensor:
+def changed(spec: torch.Tensor, what: str) -> torch.Tensor:
     """The slow definition of three changes, on a normalized and padded spectrogram. Shape: (M, N) -> (2, M, N)"""
     bins, frames = spec.shape
     spec, ramp = spec.clone(), torch.linspace(-1, 1, bins)[:, None].repeat(1, frames)
@@ -56,13 +56,13 @@ def scores_by_hand(run: Path, audio: Path, what: str) -> tuple[np.ndarray, np.nd
             raw = tagger.frontend.spectrograms([wave])[0]
             spec = tagger.frontend.normalize(raw)
             length = LengthBuckets(tagger.min_frames, 1.05).round_up(spec.shape[-1])
-            picture = deprived(pad_frames(spec, length, "wrap"), what)
+            picture = changed(pad_frames(spec, length, "wrap"), what)
             with torch.inference_mode():
                 scores.append(tagger.probabilities(tagger.network(picture[None]))[0].numpy())
     return np.concatenate(truths), np.stack(scores)
 
 
-def test_each_deprivation_costs_what_its_slow_definition_says(places: tuple[Path, Path]) -> None:
+def test_each_change_costs_what_its_slow_definition_costs(places: tuple[Path, Path]) -> None:
     report = probe(*places, bands=4, stretches=3, device="cpu", progress=False)
     names = {"everything": 0, "coordinate zeroed": 1, "band 1 of 4": 4, "time 3/3": 9}
     assert len(report.rows) == 1 + 2 + 4 + 3
@@ -79,7 +79,7 @@ def test_each_deprivation_costs_what_its_slow_definition_says(places: tuple[Path
     assert report.rows[4].name.endswith("Hz") and report.clips == 64
 
 
-def test_with_everything_a_probe_hears_what_the_run_scored(places: tuple[Path, Path]) -> None:
+def test_without_a_change_a_probe_scores_what_the_run_scored(places: tuple[Path, Path]) -> None:
     import pandas
 
     run, _ = places
@@ -142,7 +142,7 @@ def slow_silence(config: FrontendConfig, piece: torch.Tensor, cells: list[tuple[
 
 
 @pytest.mark.parametrize("what", FRONTENDS)
-def test_a_deprivation_takes_what_it_names_and_nothing_else(what: str) -> None:
+def test_a_change_removes_what_it_names_and_nothing_else(what: str) -> None:
     config, bands, stretches, frames = FRONTENDS[what], 3, 4, 18
     frontend, bins, hz = Frontend(config), config.n_spec_bins, config.bin_hz
     pieces = torch.randn(5, config.rows, frames, generator=torch.Generator().manual_seed(0))
@@ -196,18 +196,18 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     truth[:2], truth[3, 0], truth[4] = [[1, 0, np.nan]], np.nan, np.nan
     models = {"mine": HeldOut(tagger, np.arange(7), names, truth)}
     report = probe(models, audio, bands=3, stretches=0, device="cpu", progress=False)
-    said = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
+    probs = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
     assert (report.clips, report.failed) == (6, 1) and "1 more without predictions" in str(report)
     assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(
-        log_losses(truth[:6], said)
+        log_losses(truth[:6], probs)
     )
-    assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth[:6], said))
-    # Its classes are the loudness of three groups of bands: without one, its class alone is heard less.
+    assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth[:6], probs))
+    # Its classes are the loudness of three groups of bands: without one, its class alone loses.
     for row in report.rows[1:]:
-        assert (row.positive_loss, row.negative_loss) != pytest.approx(log_losses(truth[:6], said), rel=1e-3)
+        assert (row.positive_loss, row.negative_loss) != pytest.approx(log_losses(truth[:6], probs), rel=1e-3)
 
 
-def test_a_probe_that_has_nothing_to_tell_says_why(tmp_path: Path) -> None:
+def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) -> None:
     write_wav(tmp_path / "in" / "a.wav", noise(4000))
     tagger, truth = loud_tagger(), np.eye(3)[:1]
     good = HeldOut(tagger, np.arange(1), ["a.wav"], truth)
