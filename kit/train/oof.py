@@ -220,6 +220,9 @@ def held_out_models(run: Path) -> dict[str, HeldOut]:
 def predict_oof(
     run: str | Path,
     audio: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
     mode: str | None = None,
     window_s: float | None = None,
     hop_s: float | None = None,
@@ -228,9 +231,6 @@ def predict_oof(
     smooth: float | None = None,
     top_mean: int | None = None,
     blend_with: Sequence[str | Path] | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    progress: bool = True,
 ) -> OofPredictions:
     """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
 
@@ -240,6 +240,9 @@ def predict_oof(
     Options:
         run: the folder that `train` wrote
         audio: the folder that holds the clips
+        device: cpu or cuda; else one that computes
+        threads: that decode; else one per core
+        progress: show a bar
         mode: full or windows, to compare
         window_s: seconds of a window, to compare
         hop_s: seconds between windows, to compare
@@ -248,9 +251,6 @@ def predict_oof(
         smooth: weight of a window's neighbours, to compare; clips are named <recording>_<end second>
         top_mean: best windows of a recording, to compare; clips are named <recording>_<end second>
         blend_with: folders of other runs on the same clips; fits blend weights for `submit`
-        device: cpu or cuda; else one that computes
-        threads: that decode; else one per core
-        progress: show a bar
     """
     runtime = start_runtime(device, threads, progress)
     models = held_out_models(Path(run))
