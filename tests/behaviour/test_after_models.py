@@ -16,6 +16,7 @@ from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.metrics import lwlrap
 from kit.models.checkpoint import load_tagger
 from kit.train.oof import load_oof, load_run, predict_oof
+from kit.train.oof_report import cross_fit_weights
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (
@@ -199,6 +200,23 @@ def test_fitted_weights_are_measured_on_folds_they_were_not_fitted_on_and_printe
     words = variant.advice.partition("--weights ")[2].split()
     fitted = fit_weights(scores, result.truth)
     np.testing.assert_allclose([float(w) for w in words], np.repeat(fitted / 2, 2), rtol=1e-3)
+
+
+def test_no_row_is_blended_by_weights_that_its_own_fold_fitted() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((60, 4)) < 0.3).astype(float)
+    skill = np.array([1.0, 0.6, 0.1])[:, None, None]
+    scores = 1 / (1 + np.exp(-(skill * (4 * truth - 2) + rng.normal(size=(3, 60, 4)))))
+    folds = np.arange(60) % 3
+    blended = cross_fit_weights(scores, truth, folds)
+    for fold in range(3):
+        held = folds == fold
+        flipped = np.where(held[:, None], 1 - truth, truth)
+        changed = cross_fit_weights(scores, flipped, folds)
+        np.testing.assert_array_equal(changed[held], blended[held])
+        assert not np.allclose(changed[~held], blended[~held])
+    with pytest.raises(KitError, match="all rows are in one fold"):
+        cross_fit_weights(scores, truth, folds * 0)
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_predicted(
