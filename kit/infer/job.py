@@ -31,7 +31,7 @@ from kit.infer.ensemble import (
     rounded_spans,
 )
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.postprocess import NO_WINDOWS, Postprocess
+from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
 from kit.infer.stack import ModelSpec, Stack, make_rows, open_models
@@ -72,9 +72,9 @@ class SubmitOptions:
         return {name: value for name, value in settings.items() if value is not None}
 
     @property
-    def postprocess(self) -> Postprocess:
+    def postprocess(self) -> PostprocessConfig:
         """What is done to the blended rows."""
-        return Postprocess(self.prior_shift, self.smooth or 0.0, self.top_mean or 0)
+        return PostprocessConfig(self.prior_shift, self.smooth or 0.0, self.top_mean or 0)
 
 
 def report_path(out: Path) -> Path:

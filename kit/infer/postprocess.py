@@ -15,7 +15,7 @@ from kit.labels.table import rows_by_name
 
 
 @dataclass(frozen=True)
-class Postprocess(Config):
+class PostprocessConfig(Config):
     """What is done to rows after the models; nothing unless set.
 
     The order is fixed: prior shift first, because it needs probabilities, then smoothing, then top mean.
@@ -37,7 +37,7 @@ class Postprocess(Config):
 
 
 def apply_postprocess(
-    postprocess: Postprocess,
+    postprocess: PostprocessConfig,
     scores: Any,
     recordings: Sequence[str] | None,
     times_s: Any,

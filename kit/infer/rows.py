@@ -8,7 +8,7 @@ import numpy as np
 from kit.core.errors import KitError, choose
 from kit.infer.blend import BLENDS, blend_scores
 from kit.infer.ensemble import UNPOOLED, EnsembleMember, clip_probabilities
-from kit.infer.postprocess import Postprocess, apply_postprocess
+from kit.infer.postprocess import PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import RowPlan, Template
 from kit.models.tagger import TaggerCard
@@ -64,14 +64,14 @@ class RowScores:
         plan: RowPlan,
         members: Sequence[EnsembleMember],
         kind: str = "mean",
-        postprocess: Postprocess | None = None,
+        postprocess: PostprocessConfig | None = None,
     ) -> None:
         shape = (len(template.ids), len(template.classes))
         self.template = template
         self.plan = plan
         self.members = members
         self.kind = kind
-        self.postprocess = postprocess or Postprocess()
+        self.postprocess = postprocess or PostprocessConfig()
         self.weights = [member.weight for member in members]
         self.columns = [class_columns(member.card, template.classes) for member in members]
         self.priors = blend_priors([member.card for member in members], self.weights, template.classes)
@@ -126,7 +126,7 @@ class RowScores:
         if self.plan.form == "window":
             recordings = [str(self.plan.files[row]) for row in rows]
             times_s = [self.plan.ends_s[row] for row in rows]
-        trained = blend_priors_of_labels(self.members, self.template.classes)
+        trained = average_fitted_prevalences(self.members, self.template.classes)
         scores[rows] = apply_postprocess(self.postprocess, scores[rows], recordings, times_s, trained)
         if self.postprocess.top_mean > 0:
             # A row without predictions is a recording of its own: its best mean is its prior itself.
@@ -134,7 +134,7 @@ class RowScores:
         return scores
 
 
-def blend_priors_of_labels(members: Sequence[EnsembleMember], classes: Sequence[str]) -> np.ndarray:
+def average_fitted_prevalences(members: Sequence[EnsembleMember], classes: Sequence[str]) -> np.ndarray:
     """Average the prevalences at which the models' probabilities were fitted. Shape: -> (K,)"""
     prevalences = [fitted_prevalences(member.card)[class_columns(member.card, classes)] for member in members]
     return np.asarray(np.average(prevalences, axis=0, weights=[member.weight for member in members]))

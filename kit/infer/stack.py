@@ -15,7 +15,7 @@ from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.infer.ensemble import EnsembleMember
-from kit.infer.postprocess import Postprocess
+from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights
 from kit.infer.template import RowPlan, Template
@@ -159,7 +159,7 @@ class StackRows(RowScores):
         template: Template,
         plan: RowPlan,
         members: Sequence[EnsembleMember],
-        postprocess: Postprocess | None = None,
+        postprocess: PostprocessConfig | None = None,
     ) -> None:
         super().__init__(
             replace(template, classes=stack.card.classes), plan, members, postprocess=postprocess
@@ -209,7 +209,7 @@ def make_rows(
     plan: RowPlan,
     members: Sequence[EnsembleMember],
     blend: str,
-    postprocess: Postprocess | None = None,
+    postprocess: PostprocessConfig | None = None,
 ) -> RowScores:
     """Create the scores of all rows, for a stack or a blend. Errors: KitError for a stack of clips over window rows"""
     if stack is None:

@@ -12,7 +12,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.blend import blend_scores, fit_weights
 from kit.infer.ensemble import clip_probabilities
-from kit.infer.postprocess import NO_WINDOWS, Postprocess, apply_postprocess
+from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
 from kit.labels.bootstrap import Interval, bootstrap_difference
@@ -144,9 +144,9 @@ def compare_steps(
     recordings, times_s = windows_of_names(names)
     steps = {}
     if smooth:
-        steps[f"smooth={smooth:g}"] = Postprocess(smooth=smooth)
+        steps[f"smooth={smooth:g}"] = PostprocessConfig(smooth=smooth)
     if top_mean:
-        steps[f"top_mean={top_mean}"] = Postprocess(top_mean=top_mean)
+        steps[f"top_mean={top_mean}"] = PostprocessConfig(top_mean=top_mean)
     compared = []
     for name, step in steps.items():
         unused = np.zeros(truth.shape[1])

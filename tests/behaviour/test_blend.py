@@ -134,16 +134,6 @@ def test_column_ranks_use_only_models_that_scored_every_scored_row(scored: list[
     np.testing.assert_allclose(fast, slow_column_blend(scores, done, weights), rtol=0, atol=1e-12)
 
 
-def test_a_model_cut_short_leaves_the_whole_ones_column_ranks_as_they_are() -> None:
-    rng = np.random.default_rng(2)
-    scores, every, some = rng.random((2, 9, 4)), np.ones(9, bool), np.arange(9) < 5
-    alone = blend_scores(scores[:1], [every], [1.0], PRIORS, "column_rank")
-    np.testing.assert_array_equal(
-        blend_scores(scores, [every, some], [1.0, 3.0], PRIORS, "column_rank"), alone
-    )
-    assert not np.allclose(blend_scores(scores, [every, every], [1.0, 3.0], PRIORS, "column_rank"), alone)
-
-
 def test_only_a_blend_of_the_whole_set_depends_on_other_rows_and_none_is_the_default() -> None:
     scores, every = [np.random.default_rng(m).random((6, 4)) for m in range(2)], [np.ones(6, bool)] * 2
     for kind, how in BLENDS.items():
@@ -192,18 +182,6 @@ def test_ranks_of_ties_are_their_mean_and_all_ranks_have_one_sum() -> None:
         np.testing.assert_allclose(ranks, [slow_ranks(row) for row in scores.tolist()], atol=1e-12)
         np.testing.assert_allclose(ranks.sum(axis=1), (classes + 1) / 2, atol=1e-9)
     assert row_ranks(np.zeros((0, 3))).shape == (0, 3)
-
-
-@pytest.mark.parametrize("kind", PER_ROW)
-def test_a_model_that_missed_a_row_changes_neither_its_scale_nor_its_neighbours(kind: str) -> None:
-    scores = [np.full((2, 4), 0.3), np.full((2, 4), 0.9)]
-    both, first = np.array([True, True]), np.array([True, False])
-    whole = blend_scores(scores, [both, both], [1.0, 3.0], PRIORS, kind)
-    ragged = blend_scores(scores, [both, first], [1.0, 3.0], PRIORS, kind)
-    np.testing.assert_allclose(ragged[0], whole[0], atol=1e-12)
-    np.testing.assert_allclose(
-        ragged[1], blend_scores(scores[:1], [both], [7.0], PRIORS, kind)[1], atol=1e-12
-    )
 
 
 @pytest.mark.parametrize("kind", BLENDS)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kit.audio.decode import DECODERS, Decoder, Sound
-from kit.core.clock import Deadline, parse_duration, set_deadline
+from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
 from kit.infer.budget import TimeBudget
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, read_inputs, run_submission
@@ -232,18 +232,6 @@ def test_without_a_deadline_a_budget_never_runs_out() -> None:
         assert not budget.should_stop()
 
 
-def test_durations_and_the_moment_they_count_from() -> None:
-    spelled = {"55m": 3300, "1h30m": 5400, "90s": 90, "90": 90, 90: 90, 1.5: 1.5, "1h": 3600, " 2M ": 120}
-    for text, seconds in spelled.items():
-        assert parse_duration(text) == seconds
-    for text in ("", "m", "5x", "-5", "0", "nan", "inf", "5m3", "1:30"):
-        with pytest.raises(KitError, match="55m"):
-            parse_duration(text)
-    now = time.time()
-    assert set_deadline("1m", now).at == now + 60.0
-    assert 0 < time.time() - (set_deadline(1.0, None).at - 1.0) < 86400
-
-
 class Ticking(LoudBands):
     """A network whose batches take a second of a clock that the test holds."""
 
@@ -442,7 +430,7 @@ def test_one_slow_file_does_not_use_up_the_time_that_is_left(tmp_path: Path) -> 
     assert report["rows_all_models"] == 40
 
 
-def test_one_sound_is_enough_for_a_deadline_counted_in_hours(tmp_path: Path) -> None:
+def test_one_sound_is_predicted_and_a_deadline_may_be_years_away(tmp_path: Path) -> None:
     output = predict_clips(loud_tagger(), [Sound(noise(4000), 8000)])
     assert set_deadline("10000h", time.time()).left_s() > 3.5e7 and len(output.names) == 1
 
