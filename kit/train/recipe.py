@@ -1,5 +1,6 @@
 """All settings of a training run."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.models.families import complete_network
-from kit.train.losses import LOSSES
+from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
 
@@ -199,3 +200,22 @@ def check_recipe(recipe: object) -> None:
     """Raise KitError unless it is a Recipe."""
     if not isinstance(recipe, Recipe):
         raise KitError(f"a recipe is e.g. find_recipe('max-pyramid-mel', small=True), got {recipe!r:.60}.")
+
+
+def source_losses(recipe: Recipe, finetune: bool) -> list[tuple[RowLossFunction, float]]:
+    """The loss of each source and its weight; one loss for all rows if the recipe has no sources."""
+    loss = recipe.loss
+    settings = recipe.loss_settings
+    if finetune and recipe.finetune_loss and recipe.finetune_loss != loss:
+        loss = recipe.finetune_loss
+        settings = {}
+    recipe_loss = functools.partial(LOSSES[loss], **settings)
+    if not recipe.sources:
+        return [(recipe_loss, 1.0)]
+    losses: list[tuple[RowLossFunction, float]] = []
+    for source in recipe.sources.values():
+        source_loss = recipe_loss
+        if source["loss"]:
+            source_loss = functools.partial(LOSSES[source["loss"]], **source["loss_settings"])
+        losses.append((source_loss, source["weight"]))
+    return losses

@@ -41,7 +41,8 @@ def noise_data(n=12, fold_of=lambda i: i % 2, seed=0):
     folds = np.array([fold_of(i) for i in range(n)])
     names = tuple(f"{i}.wav" for i in range(n))
     seconds = dict.fromkeys(range(n), 0.5)
-    return Dataset(names, CLASSES, truth, np.ones(n, np.float32), folds, specs, seconds, {})
+    sources = np.full(n, "")
+    return Dataset(names, CLASSES, truth, np.ones(n, np.float32), sources, truth, folds, specs, seconds, {})
 
 
 DATA = noise_data()
@@ -72,7 +73,8 @@ def trained(training, folder, scores=lambda epoch: 0.5, after=lambda row: None):
         seen[training.epoch] = copied(training.network)
         return scores(training.epoch)
 
-    training.train(folder / "state.pt", validate, after)
+    for row in training.train(folder / "state.pt", validate):
+        after(row)
     return seen
 
 

@@ -279,7 +279,7 @@ def test_training_starts_from_the_file(pretrained):
     settings = {"family": "timm", "name": SMALL, "weights": str(path)}
     recipe = replace(find_recipe("max-pyramid-mel"), network=complete_network(settings), frontend=FRONTEND)
     truth = np.float32([[0, 1], [1, 0]])
-    data = Dataset(("x", "y"), ("a", "b"), truth, np.ones(2), np.arange(2), {}, {}, {})
+    data = Dataset(("x", "y"), ("a", "b"), truth, np.ones(2), np.full(2, ""), truth, np.arange(2), {}, {}, {})
     one, two = (new_tagger(recipe, data, fold).network for fold in (0, 1))
     for network in (one, two):
         assert torch.equal(network.backbone.model.conv_head.weight, tensors["conv_head.weight"])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kit.audio.windows import InferenceConfig
+from kit.core.runtime import Runtime
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
@@ -140,7 +141,7 @@ def add_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
     """The table with the noisy clips' windows of the highest signal-to-noise ratio, labelled by the teacher."""
     joined = read_clip_table(table)
     noisy = list(joined["fname"][joined["source"] == "noisy"])
-    _, heard = load_clips(noisy, task, {"": teacher.frontend}, torch.device("cpu"), 1, False)
+    _, heard = load_clips(noisy, task, {"": teacher.frontend}, Runtime(torch.device("cpu"), 1, False))
     said = Predictor(teacher, torch.device("cpu")).predict(list(heard[""].values()))
     names, spans, beliefs = [], [], []
     for place, of_clip in zip(heard[""], said, strict=True):
