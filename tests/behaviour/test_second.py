@@ -16,6 +16,7 @@ from kit.models.stackers import (
     GatedMlpConfig,
     ImageStacker,
     ImageStackerConfig,
+    LogisticStackerConfig,
     prediction_image,
 )
 
@@ -24,6 +25,7 @@ SMALL = {
     "gated-mlp": GatedMlpConfig(widths=(10, 6), squeeze=4),
     "class-mixer": ClassMixerConfig(),
     "image-stacker": ImageStackerConfig(widths=(4, 6)),
+    "logistic": LogisticStackerConfig(),
 }
 
 
