@@ -44,7 +44,8 @@ TINY = {
     ],
     "max-pyramid-stft": ["network.blocks=3", "network.width=4"],
     "window-snr": [
-        *MEL, *WINDOWS, "network.blocks=3", "network.width=4", "self_training.iterations=1", "self_training.top_k=[0.5]",
+        *MEL, *WINDOWS, "network.blocks=3", "network.width=4", "self_training.iterations=1",
+        "self_training.top_k=[0.5]",
     ],
     "two-stage": [
         *MEL, *WINDOWS, "frontend.resolutions=[[256,128],[512,128]]", "frontend.image_size=[32,32]",
