@@ -59,7 +59,7 @@ from kit.train.losses import LOSSES, average_loss, outlier_dropping_loss, soft_a
 from kit.train.oof import load_run
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
-from kit.train.recipe import Recipe, SamplingConfig, SourceConfig
+from kit.train.recipe import Recipe, SamplingConfig, SourceConfig, System
 from kit.train.recipes import SYSTEMS
 from kit.train.run import flat_settings
 from kit.train.stacking import StackConfig
@@ -106,7 +106,7 @@ PARTS: dict[str, Mapping[str, Any]] = {
 
 def first_sentence(part: Any) -> str:
     """What a part says of itself, in one line; nothing for what has no words of its own."""
-    if isinstance(part, Recipe):
+    if isinstance(part, System):
         return part.source
     doc = inspect.getdoc(part) if inspect.isclass(part) or inspect.isfunction(part) else None
     return (doc or "").partition("\n")[0]
@@ -127,7 +127,7 @@ def settings_of(config: type[Config]) -> list[str]:
 
 def tell_part(name: str, part: Any) -> str:
     """Everything that one part says of itself."""
-    if isinstance(part, Recipe):
+    if isinstance(part, System):
         settings = (f"  {key}={value}" for key, value in flat_settings(part.to_dict()).items())
         return "\n".join([f"{name}: {part.source}", *settings])
     if not first_sentence(part):

@@ -77,13 +77,22 @@ class SamplingConfig(Config):
 
 
 @dataclass(frozen=True)
-class Recipe(Config):
-    """A tagger and its training: frontend, network, inference, losses, sampling, augmentation, schedule."""
+class System(Config):
+    """A tagger without its training: frontend, network and inference."""
 
     source: str = setting("", "where the recipe was published")
     frontend: FrontendConfig = setting(FrontendConfig(), "how audio becomes a spectrogram")
     network: dict[str, Any] = setting({"family": "max-pyramid"}, "family of the network, and its settings")
     inference: InferenceConfig = setting(InferenceConfig(), "how validation and submission predict clips")
+
+    def check(self) -> None:
+        object.__setattr__(self, "network", complete_network(self.network))
+
+
+@dataclass(frozen=True)
+class Recipe(System):
+    """A tagger and its training: losses, sampling, augmentation, and schedule."""
+
     name: str = setting("own", "name of the recipe")
     loss: str = setting("lsep", "loss on the logits", choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of the loss")
@@ -127,7 +136,7 @@ class Recipe(Config):
     self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), "self-training with pseudo-labels")
 
     def check(self) -> None:
-        object.__setattr__(self, "network", complete_network(self.network))
+        super().check()
         sources = {name: SourceConfig.from_dict(given).to_dict() for name, given in self.sources.items()}
         object.__setattr__(self, "sources", sources)
         self.check_noisy_head()
@@ -171,6 +180,11 @@ class Recipe(Config):
                 f"image_sizes end at {self.image_sizes[-1]}, "
                 f"frontend.image_size is {self.frontend.image_size}: make them equal."
             )
+
+    @property
+    def system(self) -> System:
+        """The tagger alone. Its overrides need not fit the training."""
+        return System(self.source, self.frontend, self.network, self.inference)
 
     @property
     def needs_waveforms(self) -> bool:

@@ -385,8 +385,8 @@ SMALL = {
     "freq-coord": FREQ_COORD_SMALL,
     "freq-crop": FREQ_CROP_SMALL,
 }
-# The same recipes, for those who use only frontend, network and inference of one.
-SYSTEMS = RECIPES
+# Their taggers, without the training.
+SYSTEMS = {name: recipe.system for name, recipe in RECIPES.items()}
 
 
 def find_recipe(name: str, small: bool = False, overrides: list[str] | None = None) -> Recipe:

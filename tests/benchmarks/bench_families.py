@@ -11,14 +11,13 @@ from kit.infer.predictor import Predictor
 from kit.models.families import complete_network
 from kit.models.network import Network, receptive_field
 from kit.models.tagger import TaggerCard, build_tagger, input_shape
-from kit.train.recipe import Recipe
-from kit.train.recipes import SYSTEMS
+from kit.train.recipes import SYSTEMS, System
 from tests.benchmarks.timing import take_turns
 
 SECONDS = 20.0
 
 
-def listener_of(system: Recipe) -> Predictor:
+def listener_of(system: System) -> Predictor:
     """A tagger of a system with fresh weights, at work on the CPU; as many classes as its competition had."""
     n_classes = len(system.frontend.bands_hz) or (24 if system.frontend.sample_rate == 48000 else 80)
     classes = tuple(f"c{k}" for k in range(n_classes))
@@ -36,14 +35,14 @@ def heard_field(predictor: Predictor) -> str:
     return "all" if frames is None else f"{frames / config.frames_per_s:.2f} s"
 
 
-def family_of(system: Recipe) -> str:
+def family_of(system: System) -> str:
     """The family of a system's network, and the timm model that it is built on."""
     network = complete_network(system.network)
     name = network.get("name") or network.get("backbone", {}).get("name")
     return f"{network['family']} ({name.partition('.')[0]})" if name else str(network["family"])
 
 
-def step_of(system: Recipe, stride: int) -> str:
+def step_of(system: System, stride: int) -> str:
     """A step of the deepest map, in frames or in columns of a resized picture, and in time."""
     image, inference = system.frontend.image_size, system.inference
     unit, per_s = (
