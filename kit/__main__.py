@@ -13,7 +13,6 @@ from kit.core.runtime import VERSION, pick_device
 from kit.demo import run_demo, score_csv
 from kit.doctor import run_doctor
 from kit.infer.blend import blend_scores, fit_weights
-from kit.infer.gate import evaluate_step
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import locate_clips
@@ -89,7 +88,6 @@ __all__ = [
     "draw_lengths",
     "draw_self_training",
     "draw_timeline",
-    "evaluate_step",
     "find_data",
     "find_recipe",
     "fit_weights",

@@ -20,7 +20,6 @@ from kit.core.files import write_text
 from kit.core.runtime import tune_process
 from kit.demo import run_demo
 from kit.doctor import run_doctor
-from kit.infer.gate import evaluate_step
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
@@ -168,11 +167,11 @@ def compute_fingerprints(
         torch.device("cpu"),
         threads=threads,
     )
-    for number in loader.walk("fingerprint", progress):
-        clips, specs = loader.specs(number, "")
+    for chunk in loader.walk("fingerprint", progress):
+        clips, specs = loader.specs(chunk, "")
         for clip, spec in zip(clips, specs, strict=True):
             fingerprints[clip] = fingerprint_of_spec(spec)
-        loader.drop(number, "")
+        loader.drop(chunk, "")
     loader.print_failures(names)
     return fingerprints
 
@@ -309,6 +308,6 @@ COMMANDS = {
         submit,
         "predict a folder of audio and write a valid CSV before the deadline",
         group="Submit",
-        also=(predict_clips, wrap_network, save_tagger, load_tagger, evaluate_step),
+        also=(predict_clips, wrap_network, save_tagger, load_tagger),
     ),
 }

@@ -16,199 +16,276 @@ from kit.audio.normalize import (
     resize_spec,
     savgol_delta,
 )
-from kit.audio.spectrogram import SpectrumConfig, at_frames_of, check_waves, log_spectrograms, spectrum_tables
+from kit.audio.spectrogram import SpectrumConfig, log_spectrograms, spectrum_tables
 from kit.audio.waveform import EXTRA_ROWS, compute_extra_rows, nonsilent_span
 from kit.core.config import setting
 from kit.core.errors import KitError
 
+# Channels that hold the frequency bin's position, and the value at the lowest bin; the highest has 1.
 COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
 
 
 @dataclass(frozen=True)
 class FrontendConfig(SpectrumConfig):
-    """How sound becomes a picture: trimmed, transformed, normalize_spec, stacked, resized."""
+    """Settings of the whole front end: trim, transform, normalize, stack channels, resize.
 
-    pcen: PcenConfig = setting(PcenConfig(), "settings of log='pcen'")
-    resolutions: tuple[tuple[int, ...], ...] = setting((), "further (n_fft, hop_length), each a channel")
-    top_db: float | None = setting(None, "floor, dB below the peak", low=1e-3)
+    Errors: KitError for settings that contradict each other
+    """
+
+    pcen: PcenConfig = setting(PcenConfig(), "settings of PCEN, used with log='pcen'")
+    resolutions: tuple[tuple[int, ...], ...] = setting(
+        (), "further (n_fft, hop_length) pairs; each adds channels of its own"
+    )
+    top_db: float | None = setting(
+        None, "values below the maximum minus so many dB are raised to it; None = never", low=1e-3
+    )
     channels: tuple[str, ...] = setting(
-        ("log",), "stacked pictures", choices=("log", *COORDINATES, *DELTA_KERNELS)
+        ("log",),
+        "channels in order: log spectrogram, its derivatives, the bin's position from -1 or 0 to 1",
+        choices=("log", *COORDINATES, *DELTA_KERNELS),
     )
     normalize: str = setting(
-        "none", "clip: mean 0, std 1; constants: mean, std; peak: maximum 0; minmax", choices=NORMALIZATIONS
+        "none",
+        "clip: mean 0 and std 1; constants: (x - mean) / std; peak: maximum 0; minmax: 0 to 1",
+        choices=NORMALIZATIONS,
     )
-    mean: float = setting(0.0, "subtracted (constants)")
-    std: float = setting(1.0, "divided by (constants)", low=1e-6)
-    reference: str = setting("clip", "what top_db and normalize refer to", choices=("clip", "window"))
-    extra_rows: tuple[str, ...] = setting((), "rows below every channel", choices=tuple(EXTRA_ROWS))
-    stats_frames: int = setting(3, "frames that share their wave_stats", low=1)
-    trim_db: float | None = setting(None, "cut ends so far below the loudest frame", low=1e-3)
-    trim_least_s: float = setting(0.5, "seconds that trimming leaves", low=0)
-    image_size: tuple[int, ...] = setting((), "bins and frames to resize to")
+    mean: float = setting(0.0, "subtracted by normalize='constants'")
+    std: float = setting(1.0, "divides in normalize='constants'", low=1e-6)
+    reference: str = setting(
+        "clip", "top_db and normalize look at the whole clip or at each window", choices=("clip", "window")
+    )
+    extra_rows: tuple[str, ...] = setting(
+        (), "rows below the bins of every channel", choices=tuple(EXTRA_ROWS)
+    )
+    stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1)
+    trim_db: float | None = setting(
+        None, "cut both ends where so many dB below the loudest frame; None = never", low=1e-3
+    )
+    trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0)
+    image_size: tuple[int, ...] = setting((), "(bins, frames) to resize channels to; () = as they are")
 
     def check(self) -> None:
         super().check()
         if self.top_db is not None and self.log != "db":
             raise KitError(f"top_db needs log='db', got {self.log!r}: use top_db=None.")
-        if len(set(self.channels)) != len(self.channels) or not set(self.channels) & {"log", *DELTA_KERNELS}:
+        has_sound = any(name not in COORDINATES for name in self.channels)
+        if len(set(self.channels)) != len(self.channels) or not has_sound:
             raise KitError(f"channels must differ and hold sound, as log, got {self.channels}.")
         if len(set(self.extra_rows)) != len(self.extra_rows):
-            raise KitError(f"side rows must differ, got {self.extra_rows}.")
+            raise KitError(f"extra_rows must differ, got {self.extra_rows}.")
         self.check_pairs("resolutions")
-        check_image(self.image_size, self.extra_rows)
-        self.scales()
+        check_image_size(self.image_size, self.extra_rows)
+        # Creating the settings of every resolution checks them too.
+        self.resolution_configs()
 
-    def scales(self) -> tuple[Self, ...]:
-        """The settings of every picture. Errors: KitError for one that hears nothing"""
-        further = (
-            replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=())
-            for n_fft, hop in self.resolutions
-        )
+    def resolution_configs(self) -> tuple[Self, ...]:
+        """Return the settings of every resolution, the first being these. Errors: KitError for a bad one"""
+        further = [
+            replace(self, n_fft=n_fft, hop_length=hop_length, win_length=None, resolutions=())
+            for n_fft, hop_length in self.resolutions
+        ]
         return (self, *further)
 
     @property
     def n_bins(self) -> int:
-        """Frequency bins M of the network, without side rows."""
+        """Frequency bins M of the network's input, without extra rows."""
         return self.image_size[0] if self.image_size else self.n_spec_bins
 
     @property
     def channel_names(self) -> list[str]:
-        """Each channel's kind: one per resolution, a coordinate once."""
-        times = {name: 1 if name in COORDINATES else 1 + len(self.resolutions) for name in self.channels}
-        return [name for name in self.channels for _ in range(times[name])]
+        """The kind of each channel: one per resolution, but a coordinate only once."""
+        names = []
+        for name in self.channels:
+            copies = 1 if name in COORDINATES else 1 + len(self.resolutions)
+            names.extend([name] * copies)
+        return names
 
     @property
     def n_channels(self) -> int:
-        """Channels C of the network."""
+        """Channels C of the network's input."""
         return len(self.channel_names)
 
     @property
     def n_extra_rows(self) -> int:
-        """Rows below the frequency bins in every channel."""
+        """Extra rows S below the frequency bins of every channel."""
         return sum(EXTRA_ROWS[kind] for kind in self.extra_rows)
 
     @property
     def n_spec_rows(self) -> int:
-        """Rows of a kept spectrogram's pictures."""
+        """Rows of a cached spectrogram that hold frequency bins, of all resolutions together."""
         return self.n_spec_bins * (1 + len(self.resolutions))
 
     @property
     def rows(self) -> int:
-        """Rows R of a kept spectrogram."""
+        """Rows R of a cached spectrogram: bins of all resolutions, then extra rows."""
         return self.n_spec_rows + self.n_extra_rows
 
 
-def check_image(size: Sequence[int], side: Sequence[str]) -> None:
-    """Raise KitError unless a size is () or (bins, frames) without side rows."""
-    if size and (len(size) != 2 or min(size) < 1 or side):
-        raise KitError(f"image_size is () or (bins, frames) without side rows, got {tuple(size)} and {side}.")
+def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
+    """Raise KitError unless a size is () or (bins, frames); a size excludes extra rows."""
+    if size and (len(size) != 2 or min(size) < 1 or extra_rows):
+        raise KitError(
+            f"image_size is () or (bins, frames) without extra rows, got {tuple(size)} and {extra_rows}."
+        )
+
+
+def check_waves(waves: Sequence[Tensor]) -> None:
+    """Raise KitError unless waves are (T,), T >= 1, floats of one type and device."""
+    dtype, device = waves[0].dtype, waves[0].device
+    for wave in waves:
+        is_mono = wave.ndim == 1 and len(wave) > 0 and wave.is_floating_point()
+        if not is_mono or wave.dtype != dtype or wave.device != device:
+            got = f"{tuple(wave.shape)} of {wave.dtype} on {wave.device}"
+            raise KitError(f"waves are (T,) floats, alike in type and device, got {got}: pass scaled mono.")
 
 
 class Frontend(nn.Module):
-    """Log spectrograms, wherever the waveform lives, in float32 outside autocast (float64 stays).
+    """Compute the network's input from waveforms, on their device, in float32 (float64 stays float64).
 
-    A kept spectrogram is (R, N): a picture of M rows per resolution, then S side rows. With `reference="clip"`
-    level a whole clip, then cut it; with "window" cut, then level. There is no state.
-    Shape:  wave (B, T) -> (B, C, M + S, N), N = T // hop_length + 1, T being what trimming leaves
-    Units:  wave in [-1, 1]; log channel in dB or nepers, normalised as set
-    Source: Hann window, HTK or Slaney mel scale; the numbers of librosa at equal pad_mode
+    The work has two halves, with a cache between them. `spectrograms` computes (R, N) per clip: M rows
+    per resolution, then S extra rows. `network_input` normalizes it and stacks it to (C, M + S, N).
+    With reference="clip", normalize a whole clip and then cut windows; with "window", cut first.
+
+    Shape:  wave (B, T) -> (B, C, M + S, N), N = T // hop_length + 1 after trimming
+    Units:  wave in [-1, 1]; log channel in dB (log="db") or nepers (log="ln") before it is normalized
+    Source: Hann window, HTK or Slaney mel scale; agrees with librosa at equal pad_mode
     """
 
     def __init__(self, config: FrontendConfig) -> None:
         super().__init__()
         self.config = config
-        self.scales = config.scales()
+        self.resolution_configs = config.resolution_configs()
 
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
-        """Raw log spectrograms of clips of any lengths, trimmed where set, not yet normalize_spec.
+        """Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
 
-        On CPU bit for bit the same whatever the neighbours. Gradients flow to waves that ask.
+        On CPU a clip's result is the same bit for bit, whatever the other clips are. Gradients flow back
+        to waves that require them.
+
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
         Errors: KitError for an empty clip, a wrong shape or integers
         """
         if not waves:
             return []
         check_waves(waves)
-        device, config = waves[0].device, self.config
+        config = self.config
+        device = waves[0].device
         dtype = torch.float64 if waves[0].dtype == torch.float64 else torch.float32
         if config.trim_db is not None:
-            least = round(config.trim_least_s * config.sample_rate)
-            waves = [wave[slice(*nonsilent_span(wave, config.trim_db, least))] for wave in waves]
-        traced = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
-        exact = torch.autocast(device.type, enabled=False)
-        with torch.inference_mode(False), torch.set_grad_enabled(traced), exact:
-            pictures = []
-            for scale in self.scales:
-                specs = log_spectrograms(spectrum_tables(scale, device, dtype), waves, traced)
+            min_samples = round(config.trim_least_s * config.sample_rate)
+            spans = [nonsilent_span(wave, config.trim_db, min_samples) for wave in waves]
+            waves = [wave[first:end] for wave, (first, end) in zip(waves, spans, strict=True)]
+        with_grad = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
+        # Mel energies of a loud clip overflow float16, so autocast is off. Inference mode is off because
+        # cached spectrograms may be trained on later.
+        no_autocast = torch.autocast(device.type, enabled=False)
+        with torch.inference_mode(False), torch.set_grad_enabled(with_grad), no_autocast:
+            by_resolution = []
+            for resolution in self.resolution_configs:
+                tables = spectrum_tables(resolution, device, dtype)
+                specs = log_spectrograms(tables, waves, with_grad)
                 if config.log == "pcen":
-                    specs = [pcen(spec, config.pcen, scale.frames_per_s) for spec in specs]
-                pictures.append(specs)
+                    specs = [pcen(spec, config.pcen, resolution.frames_per_s) for spec in specs]
+                by_resolution.append(specs)
             return [
-                self.combine(wave.to(dtype), parts) for wave, *parts in zip(waves, *pictures, strict=True)
+                self.combine(wave.to(dtype), specs)
+                for wave, *specs in zip(waves, *by_resolution, strict=True)
             ]
 
-    def combine(self, wave: Tensor, pictures: Sequence[Tensor]) -> Tensor:
-        """A clip's resolutions at the frames of the first, its side rows below. Shape: [(M, N_r)] -> (R, N)"""
-        c, hops = self.config, [scale.hop_length for scale in self.scales]
-        frames = pictures[0].shape[-1]
-        rows = [at_frames_of(spec, hop, frames, hops[0]) for spec, hop in zip(pictures, hops, strict=True)]
-        if c.extra_rows:
-            rows.append(compute_extra_rows(wave, c.extra_rows, c.hop_length, c.stats_frames, c.sample_rate))
+    def combine(self, wave: Tensor, specs: Sequence[Tensor]) -> Tensor:
+        """Put a clip's resolutions and extra rows below each other, at the frames of the first resolution.
+
+        Shape:  wave (T,), specs [(M, N_r)] -> (R, N)
+        """
+        config = self.config
+        n_frames = specs[0].shape[-1]
+        rows = []
+        for spec, resolution in zip(specs, self.resolution_configs, strict=True):
+            rows.append(match_frames(spec, resolution.hop_length, n_frames, config.hop_length))
+        if config.extra_rows:
+            extra = compute_extra_rows(
+                wave, config.extra_rows, config.hop_length, config.stats_frames, config.sample_rate
+            )
+            rows.append(extra)
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def split(self, spec: Tensor) -> tuple[Tensor, Tensor]:
-        """A kept spectrogram's pictures and side rows. Shape: (..., R, N) -> (..., pictures, M, N), (..., S, N)"""
-        rows = self.config.n_spec_rows
-        return torch.unflatten(spec[..., :rows, :], -2, (len(self.scales), -1)), spec[..., rows:, :]
+        """Separate the resolutions and the extra rows of a cached spectrogram.
+
+        Shape:  (..., R, N) -> (..., resolutions, M, N), (..., S, N)
+        """
+        n_spec_rows = self.config.n_spec_rows
+        specs = torch.unflatten(spec[..., :n_spec_rows, :], -2, (len(self.resolution_configs), -1))
+        return specs, spec[..., n_spec_rows:, :]
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """Floor and normalisation of every picture by itself. Shape: (..., R, N) -> the same"""
-        c = self.config
-        pictures, side = self.split(raw if raw.dtype == torch.float64 else raw.float())
-        normal = normalize_spec(pictures, c.top_db, c.normalize, c.mean, c.std).flatten(-3, -2)
-        return torch.cat([normal, side], dim=-2) if c.extra_rows else normal
+        """Normalize every resolution by itself; extra rows stay. Shape: (..., R, N) -> the same"""
+        config = self.config
+        specs, extra = self.split(raw if raw.dtype == torch.float64 else raw.float())
+        specs = normalize_spec(specs, config.top_db, config.normalize, config.mean, config.std)
+        rows = specs.flatten(-3, -2)
+        return torch.cat([rows, extra], dim=-2) if config.extra_rows else rows
 
     def floor(self, spec: Tensor) -> Tensor:
-        """What appended silence holds: a picture's least, a side row's last value. Shape: (R, N) -> (R, 1)"""
-        pictures, side = self.split(spec)
-        least = pictures.amin((-2, -1), keepdim=True).expand(*pictures.shape[:-1], 1)
-        return torch.cat([least.flatten(-3, -2), side[..., -1:]], dim=-2)
+        """Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value.
+
+        Shape:  (R, N) -> (R, 1)
+        """
+        specs, extra = self.split(spec)
+        minimum = specs.amin((-2, -1), keepdim=True).expand(*specs.shape[:-1], 1)
+        return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
 
     def stack(self, spec: Tensor, image_size: Sequence[int] | None = None) -> Tensor:
-        """A normalize_spec spectrogram's channels, resized to `image_size` or the setting.
+        """Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
-        Errors: KitError for what is no size, or with side rows
+        Errors: KitError for a wrong size, or a size with extra rows
         """
         size = self.config.image_size if image_size is None else image_size
-        check_image(size, self.config.extra_rows)
-        pictures, side = self.split(spec)
-        stacked = torch.cat([channel_of(pictures, name, size) for name in self.config.channels], dim=-3)
+        check_image_size(size, self.config.extra_rows)
+        specs, extra = self.split(spec)
+        channels = [make_channels(specs, name, size) for name in self.config.channels]
+        stacked = torch.cat(channels, dim=-3)
         if not self.config.extra_rows:
             return stacked
-        below = side.unsqueeze(-3).expand(*stacked.shape[:-2], *side.shape[-2:])
-        return torch.cat([stacked, below], dim=-2)
+        extra = extra.unsqueeze(-3).expand(*stacked.shape[:-2], *extra.shape[-2:])
+        return torch.cat([stacked, extra], dim=-2)
 
     def network_input(self, raw: Tensor) -> Tensor:
-        """A raw spectrogram as the network hears it. Shape: (..., R, N) -> (..., C, M + S, N)"""
+        """Normalize and stack a raw spectrogram. Shape: (..., R, N) -> (..., C, M + S, N)"""
         return self.stack(self.normalize(raw))
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Clips as the network hears them. Errors: KitError where trimming leaves several lengths"""
+        """Compute the network's input of clips of one length. Shape: (B, T) -> (B, C, M + S, N)
+
+        Errors: KitError where trimming leaves several lengths
+        """
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
-            raise KitError("trimming left several lengths: call spectrograms(), finish() clip by clip.")
+            raise KitError(
+                "trimming left several lengths: call spectrograms(), then network_input() clip by clip."
+            )
         return self.network_input(torch.stack(specs))
 
 
-def channel_of(pictures: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    """The channels of one kind, resized where there is a size.
+def match_frames(spec: Tensor, hop_length: int, n_frames: int, target_hop: int) -> Tensor:
+    """Pick, for every frame of another hop, the frame nearest in time. Shape: (M, N) -> (M, n_frames)"""
+    if hop_length == target_hop:
+        return spec
+    # Integers: round(n * target_hop / hop_length), halves up.
+    frames = torch.arange(n_frames, device=spec.device)
+    nearest = (2 * target_hop * frames + hop_length) // (2 * hop_length)
+    return spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
 
-    Shape:  (..., pictures, M, N) -> (..., pictures or 1, *size)
+
+def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
+    """Make the channels of one kind, resized where there is a size: one per resolution or one coordinate.
+
+    Shape:  (..., resolutions, M, N) -> (..., resolutions or 1, *size)
     """
     if name in COORDINATES:
-        bins, frames = size or pictures.shape[-2:]
-        ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=pictures.dtype, device=pictures.device)
-        return ramp[:, None].expand(*pictures.shape[:-3], 1, bins, frames)
-    plane = savgol_delta(pictures, name) if name in DELTA_KERNELS else pictures
-    return resize_spec(plane, size) if size else plane
+        bins, frames = size or specs.shape[-2:]
+        ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=specs.dtype, device=specs.device)
+        return ramp[:, None].expand(*specs.shape[:-3], 1, bins, frames)
+    channels = savgol_delta(specs, name) if name in DELTA_KERNELS else specs
+    return resize_spec(channels, size) if size else channels

@@ -1,4 +1,4 @@
-"""Normalization, PCEN, deltas and resizing of spectrograms."""
+"""Normalize, differentiate and resize spectrograms, and compute PCEN."""
 
 import math
 from collections.abc import Sequence
@@ -11,110 +11,135 @@ from torch import Tensor
 from kit.core.config import Config, setting
 
 NORMALIZATIONS = ("none", "clip", "constants", "peak", "minmax")
+
+# Savitzky-Golay filters over nine frames: (divisor, weights of frames -4 to 4).
 DELTA_KERNELS = {
     "delta": (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
     "delta2": (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
 }
+
+# A weight this small changes no float32 sum, and a range this small is no range.
 NEGLIGIBLE = 1e-30
 
 
 @dataclass(frozen=True)
 class PcenConfig(Config):
-    """Per-channel energy normalisation: rows over their recent past, compressed."""
+    """Settings of per-channel energy normalization: each row is divided by its recent mean, then compressed."""
 
-    gain: float = setting(0.98, "power of the past that divides", low=0, high=1)
-    bias: float = setting(2.0, "added before the root", low=1e-9)
-    power: float = setting(0.5, "the root", low=1e-9)
-    time_constant_s: float = setting(0.4, "seconds of recent past", low=1e-6)
-    eps: float = setting(1e-6, "least recent past", low=1e-30)
-    scale: float = setting(2.0**31, "multiplies first: to integer samples", low=0)
+    gain: float = setting(0.98, "power of the recent mean that divides a row", low=0, high=1)
+    bias: float = setting(2.0, "added before the root is taken", low=1e-9)
+    power: float = setting(0.5, "exponent of the root, 0.5 for a square root", low=1e-9)
+    time_constant_s: float = setting(0.4, "seconds that the recent mean looks back", low=1e-6)
+    eps: float = setting(1e-6, "added to the recent mean, so that silence does not divide by zero", low=1e-30)
+    scale: float = setting(2.0**31, "multiplies energies first, to the range of 32-bit samples", low=0)
 
 
 def one_pole_mean(rows: Tensor, keep: float) -> Tensor:
-    """y[n] = keep * y[n - 1] + (1 - keep) * x[n], as if frame 0 had always been.
+    """Smooth rows by y[n] = keep * y[n - 1] + (1 - keep) * x[n], with y[0] = x[0].
 
-    A doubling scan: after d steps every frame has heard 2**d frames.
     Shape:  (..., N) -> the same, 0 <= keep < 1
     """
-    heard = torch.cat([rows[..., :1], rows[..., 1:] * (1 - keep)], dim=-1)
-    reach, frames = 1, rows.shape[-1]
-    while reach < frames and keep**reach > NEGLIGIBLE:
-        further = heard[..., reach:] + keep**reach * heard[..., :-reach]
-        heard = torch.cat([heard[..., :reach], further], dim=-1)
+    # A loop over frames would be slow. This scan doubles its reach at each step: after d steps every
+    # frame holds the weighted sum of the last 2 ** d frames. It stops when older weights vanish.
+    sums = torch.cat([rows[..., :1], rows[..., 1:] * (1 - keep)], dim=-1)
+    reach = 1
+    while reach < rows.shape[-1] and keep**reach > NEGLIGIBLE:
+        later = sums[..., reach:] + keep**reach * sums[..., :-reach]
+        sums = torch.cat([sums[..., :reach], later], dim=-1)
         reach *= 2
-    return heard
+    return sums
 
 
 def pcen(energies: Tensor, config: PcenConfig, frames_per_s: float) -> Tensor:
-    """Per-channel energy normalisation of a whole clip.
+    """Apply per-channel energy normalization to a whole clip.
 
     Shape:  energies or magnitudes (..., M, N) -> the same
-    Source: Wang et al. 2017, arXiv:1607.05666; the numbers of librosa.pcen at zi = (1 - b) * first frame
+    Source: Wang et al. 2017, arXiv:1607.05666; equals librosa.pcen with zi = (1 - b) * first frame
     """
-    lasting = config.time_constant_s * frames_per_s
-    fresh = (math.sqrt(1 + 4 * lasting**2) - 1) / (2 * lasting**2)
+    lookback = config.time_constant_s * frames_per_s
+    weight = (math.sqrt(1 + 4 * lookback**2) - 1) / (2 * lookback**2)
     rows = energies * config.scale
-    gained = rows * (one_pole_mean(rows, 1 - fresh) + config.eps).pow(-config.gain) / config.bias
+    smooth = one_pole_mean(rows, 1 - weight)
+    gained = rows * (smooth + config.eps).pow(-config.gain) / config.bias
+    # (bias * gained + bias) ** power - bias ** power, without the cancellation at small values.
     return (config.power * gained.log1p()).expm1() * float(config.bias**config.power)
 
 
 def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: float, std: float) -> Tensor:
-    """Floored at `top_db` below its peak, then normalised, picture by picture.
+    """Raise values to at least `top_db` below the maximum, then normalize, each spectrogram by itself.
 
-    "clip" standardises, "constants" takes mean and std, "peak" subtracts the maximum, "minmax" spans [0, 1].
-    A constant picture becomes zeros by all but "constants". Rows are averaged first, so that rounding does not
-    depend on the clips beside.
+    "clip" gives mean 0 and deviation 1, "constants" uses `mean` and `std`, "peak" subtracts the maximum,
+    "minmax" maps to [0, 1], "none" changes nothing more. A constant spectrogram becomes zeros by "clip",
+    "peak" and "minmax".
+
     Shape:  (..., M, N) -> the same
     """
     peak = spec.amax((-2, -1), keepdim=True)
     if top_db is not None:
         spec = torch.maximum(spec, peak - top_db)
     if normalize == "clip":
-        centred = spec - peak
-        centred = centred - centred.mean(-1, keepdim=True).mean(-2, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True).mean(-2, keepdim=True)
-        return centred / variance.clamp(min=1e-6).sqrt()
+        # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
+        return standardize_spec(spec - peak)
     if normalize == "constants":
         return (spec - mean) / std
     if normalize == "peak":
         return spec - peak
     if normalize == "minmax":
-        least = spec.amin((-2, -1), keepdim=True)
-        return (spec - least) / (peak - least).clamp(min=NEGLIGIBLE)
+        minimum = spec.amin((-2, -1), keepdim=True)
+        return (spec - minimum) / (peak - minimum).clamp(min=NEGLIGIBLE)
     return spec
 
 
-def savgol_delta(spec: Tensor, which: str) -> Tensor:
-    """First ("delta") or second ("delta2") derivative by a local polynomial over 9 frames.
+def standardize_spec(spec: Tensor) -> Tensor:
+    """Shift and scale each spectrogram to mean 0 and standard deviation 1. Shape: (..., M, N) -> the same"""
+    centred = spec - mean_by_rows(spec)
+    variance = mean_by_rows(centred.square())
+    return centred / variance.clamp(min=1e-6).sqrt()
 
-    4 frames at each end repeat the nearest full window's value; below 9 frames the edges are extended.
+
+def mean_by_rows(spec: Tensor) -> Tensor:
+    """Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)"""
+    # Rows are averaged first. torch splits one large mean over threads by the size of the whole batch,
+    # so its rounding would depend on the clips beside; the mean of a row never does.
+    return spec.mean(-1, keepdim=True).mean(-2, keepdim=True)
+
+
+def savgol_delta(spec: Tensor, which: str) -> Tensor:
+    """Compute the first ("delta") or second ("delta2") derivative of a local polynomial over nine frames.
+
+    The four frames at each end repeat the value of the nearest full window. Below nine frames, the first
+    and the last frame are repeated instead.
+
     Shape:  (..., M, N) -> the same
     Units:  the input's, per frame or per frame squared
-    Source: Savitzky and Golay 1964; as librosa.feature.delta, mode "interp", below 9 frames "nearest"
+    Source: Savitzky and Golay 1964; as librosa.feature.delta, mode "interp", below nine frames "nearest"
     """
-    short = spec.shape[-1] < 9
-    around = extend_edges(spec, 4) if short else spec
-    full = around.shape[-1] - 8
+    is_short = spec.shape[-1] < 9
+    padded = extend_edges(spec, 4) if is_short else spec
+    n_windows = padded.shape[-1] - 8
     divisor, kernel = DELTA_KERNELS[which]
-    slopes = torch.zeros_like(around[..., :full])
+    slopes = torch.zeros_like(padded[..., :n_windows])
     for offset, weight in enumerate(kernel):
-        slopes = slopes.add(around[..., offset : offset + full], alpha=weight / divisor)
-    return slopes if short else extend_edges(slopes, 4)
+        slopes = slopes.add(padded[..., offset : offset + n_windows], alpha=weight / divisor)
+    return slopes if is_short else extend_edges(slopes, 4)
 
 
 def extend_edges(spec: Tensor, frames: int) -> Tensor:
-    """Repeat the first and the last frame. Shape: (..., N) -> (..., N + 2 * frames)"""
+    """Repeat the first and the last frame `frames` times. Shape: (..., N) -> (..., N + 2 * frames)"""
     shape = (*spec.shape[:-1], frames)
-    return torch.cat([spec[..., :1].expand(shape), spec, spec[..., -1:].expand(shape)], dim=-1)
+    first = spec[..., :1].expand(shape)
+    last = spec[..., -1:].expand(shape)
+    return torch.cat([first, spec, last], dim=-1)
 
 
 def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
-    """A picture in another size: bilinear, averaged where it shrinks. Shape: (..., M, N) -> (..., *size)"""
+    """Resize spectrograms bilinearly, with antialiasing where they shrink. Shape: (..., M, N) -> (..., *size)"""
     flat = spec.reshape(-1, 1, *spec.shape[-2:])
-    scaled = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return scaled.reshape(*spec.shape[:-2], *size)
+    resized = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return resized.reshape(*spec.shape[:-2], *size)
 
 
 def image_size_at(sizes: Sequence[Sequence[int]], progress: float) -> tuple[int, ...]:
-    """The picture size at `progress` in [0, 1] of a training, in equal shares."""
-    return tuple(sizes[min(int(progress * len(sizes)), len(sizes) - 1)])
+    """Return the image size at `progress` in [0, 1] of a training that gives each size an equal share."""
+    index = min(int(progress * len(sizes)), len(sizes) - 1)
+    return tuple(sizes[index])

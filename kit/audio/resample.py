@@ -9,46 +9,53 @@ from torch import Tensor
 
 from kit.core.runtime import full_float32
 
+# Zero crossings of the sinc on either side: torchaudio's default.
 FILTER_WIDTH = 6
+RESAMPLE_CHUNK_SAMPLES = 1 << 22
 
 
 def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
-    """The nearest (down, up) of terms to 1000 within 0.01 % of to_hz / from_hz, or None.
+    """Return (down, up) with up / down nearest to to_hz / from_hz, or None if none is within 0.01 %.
 
-    The filter grows with the product of both terms, so a ratio that does not reduce would cost gigabytes.
+    Both terms are at most 1000. The filter grows with their product, so a ratio that does not reduce
+    would need gigabytes.
     """
     low, high = sorted((Fraction(float(from_hz)), Fraction(float(to_hz))))
-    near = (low / high).limit_denominator(1000)
-    if abs(near / (low / high) - 1) > 1e-4:
+    exact = low / high
+    near = exact.limit_denominator(1000)
+    if abs(near / exact - 1) > 1e-4:
         return None
-    terms = near.numerator, near.denominator
-    return terms if from_hz < to_hz else terms[::-1]
+    if from_hz < to_hz:
+        return near.numerator, near.denominator
+    return near.denominator, near.numerator
 
 
 @functools.lru_cache(maxsize=32)
 def resampler(down: int, up: int, device: str) -> Any:
-    """torchaudio's resampler for one ratio."""
+    """Return torchaudio's resampler for one ratio; its filter is computed once."""
     from torchaudio.transforms import Resample
 
     return Resample(down, up, lowpass_filter_width=FILTER_WIDTH).to(device)
 
 
 def resample(wave: Tensor, down: int, up: int) -> Tensor:
-    """The waveform at up / down times its rate, in pieces for little memory.
+    """Resample a waveform to up / down times its rate, in chunks that bound the memory.
 
-    Each piece is heard with a margin wider than the filter.
     Shape:  wave (T,) -> (ceil(T * up / down),)
     Source: windowed sinc interpolation, Smith, Digital Audio Resampling; torchaudio's implementation
     """
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))
-    piece = (1 << 22) // down * down
+    # Chunks and margins are multiples of `down` samples, so that they become whole output samples.
+    # The margin is wider than the filter, so the samples that are kept do not depend on the cut.
+    chunk = RESAMPLE_CHUNK_SAMPLES // down * down
     margin = -(-4 * FILTER_WIDTH * max(down, up) // (up * down)) * down + down
-    pieces = []
+    parts = []
     with full_float32():
-        for start in range(0, len(wave), piece):
+        for start in range(0, len(wave), chunk):
             left = min(start, margin)
-            heard = convert(wave[start - left : start + piece + margin])
-            pieces.append(heard[left // down * up :][: piece // down * up])
-    return torch.cat(pieces)[: -(-len(wave) * up // down)]
+            part = convert(wave[start - left : start + chunk + margin])
+            first = left // down * up
+            parts.append(part[first : first + chunk // down * up])
+    return torch.cat(parts)[: -(-len(wave) * up // down)]

@@ -1,4 +1,4 @@
-"""Silence at a waveform's ends, and statistics of its samples."""
+"""Find the silence at a waveform's ends, and compute statistics of its samples."""
 
 import math
 
@@ -9,83 +9,101 @@ from torch import Tensor
 TRIM_HOP = 512
 TRIM_FRAME = 4 * TRIM_HOP
 
-
-def nonsilent_span(wave: Tensor, top_db: float, least: int = 1) -> tuple[int, int]:
-    """First and end sample between frames within `top_db` of the loudest.
-
-    What is shorter than `least` is widened around its middle, inside the clip; silence is kept whole.
-    Shape:  wave (T,) -> first < end <= T
-    Units:  samples; RMS below 1e-5 counts as 1e-5
-    Source: librosa.effects.trim, frames of 2048 every 512
-    """
-    samples = len(wave)
-    around = (TRIM_FRAME // 2, TRIM_FRAME // 2)
-    frames = F.pad(wave.detach().float(), around).unfold(0, TRIM_FRAME, TRIM_HOP)
-    rms = (torch.linalg.vector_norm(frames, dim=-1) / math.sqrt(TRIM_FRAME)).clamp(min=1e-5)
-    loud = torch.nonzero(rms > rms.amax() * 10 ** (-top_db / 20))[:, 0]
-    first, end = int(loud[0]) * TRIM_HOP, min((int(loud[-1]) + 1) * TRIM_HOP, samples)
-    if end - first >= least:
-        return first, end
-    first = max(0, min((first + end - least) // 2, samples - least))
-    return first, min(first + least, samples)
-
-
 STATS_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+
+# Samples that wave_stats sorts at once.
+STATS_CHUNK_SAMPLES = 524288
+
+# Kinds of extra rows, and how many rows each has. The first row of a kind is its mean or its only row.
 EXTRA_ROWS = {"wave_stats": 3 + len(STATS_PERCENTILES), "clip_length": 1}
 
 
+def nonsilent_span(wave: Tensor, top_db: float, min_samples: int = 1) -> tuple[int, int]:
+    """Find the first and end sample of what lies within `top_db` of the loudest frame.
+
+    A span shorter than `min_samples` samples is widened around its middle, inside the clip. A silent clip
+    is kept whole.
+
+    Shape:  wave (T,) -> first < end <= T
+    Units:  samples; an RMS below 1e-5 counts as 1e-5
+    Source: librosa.effects.trim with frames of 2048 samples every 512
+    """
+    n_samples = len(wave)
+    padded = F.pad(wave.detach().float(), (TRIM_FRAME // 2, TRIM_FRAME // 2))
+    frames = padded.unfold(0, TRIM_FRAME, TRIM_HOP)
+    rms = torch.linalg.vector_norm(frames, dim=-1) / math.sqrt(TRIM_FRAME)
+    rms = rms.clamp(min=1e-5)
+    loud = torch.nonzero(rms > rms.amax() * 10 ** (-top_db / 20))[:, 0]
+    first = int(loud[0]) * TRIM_HOP
+    end = min((int(loud[-1]) + 1) * TRIM_HOP, n_samples)
+    if end - first >= min_samples:
+        return first, end
+    first = max(0, min((first + end - min_samples) // 2, n_samples - min_samples))
+    return first, min(first + min_samples, n_samples)
+
+
 def wave_stats(wave: Tensor, samples: int) -> Tensor:
-    """Mean, deviation, range and nine percentiles of every `samples` samples.
+    """Compute mean, standard deviation, range and nine percentiles of every `samples` samples.
+
+    The last segment is aligned to the clip's end, so that every sample counts.
 
     Shape:  wave (T,) -> (12, ceil(T / samples))
     Units:  those of the wave
     """
     width = min(samples, len(wave))
     starts = torch.arange(0, len(wave), samples, device=wave.device).clamp(max=len(wave) - width)
-    place = torch.tensor(STATS_PERCENTILES, dtype=torch.float64) / 100 * (width - 1)
-    low, high, between = place.floor().long(), place.ceil().long(), place.frac().to(wave)
-    windows = wave.unfold(0, width, 1)
-    pieces = []
-    for some in torch.split(starts, max(1, 524288 // width)):
-        rows = windows[some].sort(dim=-1).values
+    # A percentile lies between two sorted samples, as in numpy.percentile's method "linear".
+    position = torch.tensor(STATS_PERCENTILES, dtype=torch.float64) / 100 * (width - 1)
+    low = position.floor().long()
+    high = position.ceil().long()
+    fraction = position.frac().to(wave)
+    segments = wave.unfold(0, width, 1)
+    parts = []
+    for chunk in torch.split(starts, max(1, STATS_CHUNK_SAMPLES // width)):
+        rows = segments[chunk].sort(dim=-1).values
         mean = rows.mean(-1, keepdim=True)
-        spread = torch.linalg.vector_norm(rows - mean, dim=-1, keepdim=True) / math.sqrt(width)
-        percentiles = rows[:, low].lerp(rows[:, high], between)
-        pieces.append(torch.cat([mean, spread, rows[:, -1:] - rows[:, :1], percentiles], dim=1))
-    return torch.cat(pieces).T
+        std = torch.linalg.vector_norm(rows - mean, dim=-1, keepdim=True) / math.sqrt(width)
+        extent = rows[:, -1:] - rows[:, :1]
+        percentiles = rows[:, low].lerp(rows[:, high], fraction)
+        parts.append(torch.cat([mean, std, extent, percentiles], dim=1))
+    return torch.cat(parts).T
 
 
 def compute_extra_rows(
     wave: Tensor, kinds: tuple[str, ...], hop: int, stats_frames: int, sample_rate: int
 ) -> Tensor:
-    """A clip's side rows: `stats_frames` frames share the statistics of their samples.
+    """Compute a clip's extra rows, one value per row and frame.
 
-    Shape:  wave (T,) -> (sum of EXTRA_ROWS, N), N = T // hop + 1
+    Every `stats_frames` frames share the statistics of the samples from the first of them on.
+
+    Shape:  wave (T,) -> (sum of EXTRA_ROWS over `kinds`, N), N = T // hop + 1
     Units:  those of the wave; "clip_length" in ln(seconds)
     """
-    frames = len(wave) // hop + 1
+    n_frames = len(wave) // hop + 1
     rows = []
     for kind in kinds:
         if kind == "clip_length":
-            rows.append(wave.new_full((1, frames), math.log(len(wave) / sample_rate)))
+            rows.append(wave.new_full((1, n_frames), math.log(len(wave) / sample_rate)))
         else:
             stats = wave_stats(wave, stats_frames * hop)
-            columns = torch.arange(frames, device=wave.device) // stats_frames
+            columns = torch.arange(n_frames, device=wave.device) // stats_frames
             rows.append(stats[:, columns.clamp(max=stats.shape[1] - 1)])
     return torch.cat(rows)
 
 
-def mix_extra_rows(own: Tensor, other: Tensor, kinds: tuple[str, ...]) -> Tensor:
-    """Side rows of two sounds laid over each other, as far as they tell.
+def mix_extra_rows(rows: Tensor, other_rows: Tensor, kinds: tuple[str, ...]) -> Tensor:
+    """Estimate the extra rows of the sum of two waveforms from the extra rows of each.
 
-    Means add; spreads and percentiles add in square, with the sign of their sum (exact for independent Gaussian
-    samples); a clip keeps its own length.
-    Shape:  (..., rows, N) each -> the same
+    Means add. Deviations, ranges and percentiles add as squares and get the sign of their sum, which is
+    exact for independent Gaussian samples. A clip keeps its own length.
+
+    Shape:  (..., S, N) each -> the same
     """
-    sums = own + other
-    mixed, first = torch.sign(sums) * torch.hypot(own, other), 0
+    sums = rows + other_rows
+    mixed = torch.sign(sums) * torch.hypot(rows, other_rows)
+    first = 0
     for kind in kinds:
-        kept = own if kind == "clip_length" else sums
-        mixed[..., first, :] = kept[..., first, :]
+        exact = rows if kind == "clip_length" else sums
+        mixed[..., first, :] = exact[..., first, :]
         first += EXTRA_ROWS[kind]
     return mixed

@@ -1,7 +1,7 @@
-"""Windows over a clip, length buckets, and pooling over windows."""
+"""Cut clips into windows, round lengths to buckets, pad, batch, and pool scores over windows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,24 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError, choose
 
 PAD_MODES = ("wrap", "reflect", "min")
+WINDOW_POOLS = ("max", "mean", "top_k", "power", "geometric", "snr")
+
+# Scores are not allowed below this where they are divided by or where a logarithm is taken.
+MIN_SCORE = 1e-30
+
+# First frame of a window, and the frame after its last.
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class LengthBuckets:
-    """Lengths that grow by `ratio`, so that none adds `ratio - 1` to a clip. Units: frames
+    """Bucket lengths, each at most `ratio` times the one before, starting at `shortest`.
 
-    It depends on the clip alone, so clips of one grid length share a batch without hearing each other. Below
-    `shortest`, the network's least input, a clip is filled up to it.
+    A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without
+    padding each other, and no prediction depends on the other clips.
+
+    Units:  frames
+    Errors: KitError for `shortest` below 1 or a `ratio` outside 1 to 2
     """
 
     shortest: int = 1
@@ -26,133 +36,153 @@ class LengthBuckets:
 
     def __post_init__(self) -> None:
         if self.shortest < 1 or not 1.0 <= self.ratio <= 2.0:
-            raise KitError(f"a length grid wants shortest >= 1 and ratio in [1, 2], got {self}.")
+            raise KitError(f"length buckets need shortest >= 1 and ratio in [1, 2], got {self}.")
 
     def round_up(self, frames: int) -> int:
-        """The least grid length that holds so many frames."""
+        """Return the smallest bucket length that is at least `frames`."""
         length = self.shortest
         while length < frames:
+            # Rounding down keeps the step within the ratio; short lengths still grow by one frame.
             length = max(length + 1, int(length * self.ratio))
         return length
 
 
-def reflected(places: Tensor, length: int) -> Tensor:
-    """Places beyond the ends as places inside, to and fro. Shape: any -> the same"""
+def reflect_index(index: Tensor, length: int) -> Tensor:
+    """Map positions outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect" does.
+
+    Any distance beyond the ends is allowed, unlike in torch's own reflection padding.
+
+    Shape:  integers of any shape -> the same shape
+    """
     period = max(1, 2 * length - 2)
-    places = places % period
-    return torch.minimum(places, period - places)
+    index = index % period
+    return torch.minimum(index, period - index)
 
 
 def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None) -> Tensor:
-    """A spectrogram lengthened by what it holds itself.
+    """Lengthen a spectrogram to `frames` frames with its own content.
 
-    "wrap" repeats it, "reflect" goes to and fro, "min" appends its least value, or `floor`.
+    "wrap" repeats the spectrogram, "reflect" mirrors it at its ends, "min" appends `floor`, or the
+    spectrogram's minimum where there is no `floor`.
+
     Shape:  spec (..., N), floor (..., 1) -> (..., frames), N <= frames
-    Errors: KitError for an empty or a longer spectrogram, or an unknown mode
+    Errors: KitError for an empty spectrogram, one longer than `frames`, or an unknown mode
     """
-    n = spec.shape[-1]
-    if not 0 < n <= frames:
-        raise KitError(f"cannot pad {n} frames up to {frames}: give 1 to {frames} frames.")
+    n_frames = spec.shape[-1]
+    if not 0 < n_frames <= frames:
+        raise KitError(f"cannot pad {n_frames} frames up to {frames}: pass 1 to {frames} frames.")
     choose("pad_mode", mode, dict.fromkeys(PAD_MODES))
-    if n == frames:
+    if n_frames == frames:
         return spec
     if mode == "min":
-        rest = (spec.amin() if floor is None else floor).expand(*spec.shape[:-1], frames - n)
-        return torch.cat([spec, rest], dim=-1)
+        value = spec.amin() if floor is None else floor
+        padding = value.expand(*spec.shape[:-1], frames - n_frames)
+        return torch.cat([spec, padding], dim=-1)
     index = torch.arange(frames, device=spec.device)
-    return spec[..., index % n if mode == "wrap" else reflected(index, n)]
+    index = index % n_frames if mode == "wrap" else reflect_index(index, n_frames)
+    return spec[..., index]
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
-    """Indices in batches of one length, short ones first, to `batch_frames` frames or one clip.
+    """Group clips into batches of one length, shortest first.
 
-    Shape:  n lengths -> lists of indices into them
+    A batch holds at most `batch_frames` frames and `batch_clips` clips, and at least one clip.
+
+    Shape:  a length per clip -> lists of indices into `lengths`
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
-        room = min(batch_clips, max(1, batch_frames // length))
-        if batches and lengths[batches[-1][0]] == length and len(batches[-1]) < room:
+        limit = min(batch_clips, max(1, batch_frames // length))
+        fits = bool(batches) and lengths[batches[-1][0]] == length and len(batches[-1]) < limit
+        if fits:
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
 
 
-Span = tuple[int, int]
-LEAST_SCORE = 1e-30
-
-
 def window_spans(frames: int, length: int, hop: float) -> list[Span]:
-    """Windows that cover every frame: one each `hop`, without drift, the last at the end.
+    """Return the windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
 
-    A clip shorter than one window gives the one span (0, length), to be filled.
-    Shape:  -> list of (first frame, frame after the last)
-    Errors: KitError where hop is outside (0, length]
+    A clip shorter than one window gets the one span (0, length); the caller pads it.
+
+    Units:  frames; `hop` may be a fraction
+    Errors: KitError for a hop outside (0, length]
     """
     if not 0 < hop <= length:
-        raise KitError(f"hop must be in (0, {length}] frames, got {hop}: a longer hop leaves audio unheard.")
+        raise KitError(f"hop must be in (0, {length}] frames, got {hop}: a longer hop skips audio.")
     last = max(0, frames - length)
+    # Each start is rounded from its own multiple of hop: adding rounded hops would drift.
+    # A hop below one frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
     return [(start, start + length) for start in sorted(starts)]
 
 
-def power_mean(scores: Tensor, power: float) -> Tensor:
-    """Between mean (power 1) and maximum (infinity). Shape: (W, K) -> (K,)"""
-    peak = scores.amax(dim=0).clamp_min(LEAST_SCORE)
-    return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
-
-
-def mean_by_snr(scores: Tensor, k: int) -> Tensor:
-    """Mean weighted by the share of a window's top k classes in its sum.
-
-    Shape:  (W, K) -> (K,)
-    Source: Freesound 2019, signal-to-noise listening
-    """
-    share = scores.topk(min(k, scores.shape[1])).values.sum(1) / scores.sum(1).clamp_min(LEAST_SCORE)
-    return (scores * share[:, None]).sum(dim=0) / share.sum().clamp_min(LEAST_SCORE)
-
-
-WINDOW_POOLS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
-    "max": lambda s, k, power: s.amax(dim=0),
-    "mean": lambda s, k, power: s.mean(dim=0),
-    "top_k": lambda s, k, power: s.topk(min(k, len(s)), dim=0).values.mean(dim=0),
-    "power": lambda s, k, power: power_mean(s, power),
-    "geometric": lambda s, k, power: s.clamp_min(LEAST_SCORE).log().mean(dim=0).exp(),
-    "snr": lambda s, k, power: mean_by_snr(s, k),
-}
-
-
 @dataclass(frozen=True)
 class InferenceConfig(Config):
-    """How a tagger hears a clip; checkpoints carry it."""
+    """How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it.
 
-    mode: str = setting("full", "whole clips or fixed windows", choices=("full", "windows"))
-    window_s: float = setting(5.0, "seconds heard at once (mode windows)", low=0.01, high=86400)
-    hop_s: float = setting(2.5, "seconds between window starts", low=0.001)
-    pool: str = setting("max", "how windows become one score", choices=tuple(WINDOW_POOLS))
-    pool_k: int = setting(3, "windows (top_k) or classes (snr)", low=1)
-    pool_power: float = setting(2.0, "exponent (power)", low=1e-3, high=1e3)
-    pad_mode: str = setting("wrap", "how a short clip is lengthened", choices=PAD_MODES)
-    bucket_ratio: float = setting(1.05, "growth of the length grid (mode full)", low=1, high=1.25)
-    max_frames: int = setting(8192, "longest input (mode full); more comes in pieces", low=64)
+    Errors: KitError for a hop_s above window_s, which would skip audio
+    """
+
+    mode: str = setting(
+        "full",
+        "full: the network reads whole clips; windows: it reads windows of window_s",
+        choices=("full", "windows"),
+    )
+    window_s: float = setting(5.0, "mode windows: seconds per window", low=0.01, high=86400)
+    hop_s: float = setting(2.5, "mode windows: seconds between window starts, at most window_s", low=0.001)
+    pool: str = setting(
+        "max",
+        "both modes: how the scores of several windows (mode full: pieces) become one per class",
+        choices=WINDOW_POOLS,
+    )
+    pool_k: int = setting(
+        3,
+        "both modes: pool top_k averages so many windows per class, pool snr weighs by so many classes",
+        low=1,
+    )
+    pool_power: float = setting(2.0, "both modes: exponent of pool power", low=1e-3, high=1e3)
+    pad_mode: str = setting(
+        "wrap",
+        "both modes: how short inputs are padded: wrap repeats, reflect mirrors, min appends the minimum",
+        choices=PAD_MODES,
+    )
+    bucket_ratio: float = setting(
+        1.05,
+        "mode full: ratio of neighbouring bucket lengths, to which clips are padded",
+        low=1,
+        high=1.25,
+    )
+    max_frames: int = setting(
+        8192,
+        "mode full: longest input in frames; longer clips are cut into pieces that overlap by half",
+        low=64,
+    )
 
     def check(self) -> None:
         if self.hop_s > self.window_s:
-            span = f"(0, {self.window_s:g}], got {self.hop_s:g}"
-            raise KitError(f"hop_s must be in {span}: a longer hop leaves audio unheard.")
+            raise KitError(
+                f"hop_s must be in (0, {self.window_s:g}], got {self.hop_s:g}: a longer hop skips audio."
+            )
 
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
-        """The pieces of a clip that the network hears, in frames."""
+        """Return the parts of a clip that the network reads, one input each. Units: frames"""
         if self.mode == "windows":
+            # Without 1e-6, an error of the last digit would add a frame to a whole number.
             length = math.ceil(self.window_s * frames_per_s - 1e-6)
-            return window_spans(frames, length, max(1.0, min(length, self.hop_s * frames_per_s)))
+            hop = min(length, self.hop_s * frames_per_s)
+            return window_spans(frames, length, max(1.0, hop))
         if frames <= self.max_frames:
             return [(0, frames)]
         return window_spans(frames, self.max_frames, self.max_frames // 2)
 
     def input_frames(self, span: Span, shortest: int) -> int:
-        """The length a span is filled to: on the grid, or a window's."""
+        """Return the length a span is padded to: its bucket (mode full) or the window's length.
+
+        `shortest` is the fewest frames that the network accepts.
+        """
         frames = span[1] - span[0]
         if self.mode == "windows" or frames >= self.max_frames:
             return max(frames, shortest)
@@ -160,5 +190,44 @@ class InferenceConfig(Config):
 
 
 def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
-    """One score per class from a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)"""
-    return WINDOW_POOLS[inference.pool](scores, inference.pool_k, inference.pool_power)
+    """Pool the scores of a clip's windows into one score per class.
+
+    Shape:  scores (W, K) in [0, 1] -> (K,)
+    """
+    pool = inference.pool
+    if pool == "max":
+        return scores.amax(dim=0)
+    if pool == "mean":
+        return scores.mean(dim=0)
+    if pool == "top_k":
+        k = min(inference.pool_k, len(scores))
+        return scores.topk(k, dim=0).values.mean(dim=0)
+    if pool == "power":
+        return power_mean(scores, inference.pool_power)
+    if pool == "geometric":
+        return scores.clamp_min(MIN_SCORE).log().mean(dim=0).exp()
+    return mean_by_snr(scores, inference.pool_k)
+
+
+def power_mean(scores: Tensor, power: float) -> Tensor:
+    """Average windows as (mean of s ** power) ** (1 / power): the mean at 1, the maximum at infinity.
+
+    Shape:  (W, K) -> (K,)
+    """
+    # Scores relative to the peak neither underflow nor overflow at powers up to 1000.
+    peak = scores.amax(dim=0).clamp_min(MIN_SCORE)
+    return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
+
+
+def mean_by_snr(scores: Tensor, k: int) -> Tensor:
+    """Average windows, weighted by the share of a window's k highest scores in the sum of its scores.
+
+    A window with few clear classes counts more than one with many weak ones.
+
+    Shape:  (W, K) -> (K,)
+    Source: Freesound Audio Tagging 2019, averaging by signal-to-noise ratio
+    """
+    k = min(k, scores.shape[1])
+    weights = scores.topk(k).values.sum(1) / scores.sum(1).clamp_min(MIN_SCORE)
+    weighted = (scores * weights[:, None]).sum(dim=0)
+    return weighted / weights.sum().clamp_min(MIN_SCORE)

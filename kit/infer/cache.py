@@ -1,4 +1,4 @@
-"""Caches of spectrograms and of predictions."""
+"""Caches of predictions and of spectrograms."""
 
 import tempfile
 import time
@@ -16,73 +16,89 @@ from kit.infer.predictor import WindowLogits
 
 
 class PredictionCache:
-    """What one model said of each file, by the file's sha256; without a path nothing is written.
+    """One model's logits of each file, by the file's sha256; without a path nothing is written.
 
-    The path's name carries the hash of checkpoint and listening, so that another model never reads it.
-    At most a twentieth of the time goes into writing.
+    The path's name carries the hash of the checkpoint and of its inference settings, so that no other model reads
+    it. At most a twentieth of the time goes into writing.
     """
 
     def __init__(
         self, path: Path | None = None, now: Callable[[], float] = time.monotonic, flush_every_s: float = 2.0
     ) -> None:
-        self.path, self.now, self.flush_every_s = path, now, flush_every_s
+        self.path = path
+        self.now = now
+        self.flush_every_s = flush_every_s
         self.entries: dict[str, WindowLogits] = {}
         self.flushed_at = now()
         self.unsaved = 0
         self.problem: str | None = None
-        if path and path.is_file():
-            self.entries = read_entries(path)
+
+    @classmethod
+    def open(cls, path: Path | None, now: Callable[[], float] = time.monotonic) -> "PredictionCache":
+        """Create a cache with what an earlier job wrote to its path."""
+        cache = cls(path, now)
+        if path is not None and path.is_file():
+            cache.entries = read_entries(path)
+        return cache
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.entries
 
-    def add(self, heard: Iterable[tuple[str, WindowLogits]]) -> None:
-        """Take in some clips, the first answer to a content staying; write now and then."""
+    def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
+        """Add the logits of some files; write now and then.
+
+        Files of equal content share one entry, and the first one stays, so that all get the same prediction.
+        """
         before = len(self.entries)
-        for digest, said in heard:
-            self.entries.setdefault(digest, said)
+        for digest, logits in outputs:
+            self.entries.setdefault(digest, logits)
         self.unsaved += len(self.entries) - before
         if self.now() - self.flushed_at >= self.flush_every_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything, whole; where that fails, `problem` says why and memory alone keeps it."""
+        """Write all entries. Where that fails, `problem` says why, and they stay in memory only."""
         began = self.now()
         if self.path and self.unsaved:
             try:
                 write_whole(self.path, self.write_entries)
             except KitError as error:
-                self.path, self.problem = None, str(error)
-        self.unsaved, self.flushed_at = 0, self.now()
+                self.path = None
+                self.problem = str(error)
+        self.unsaved = 0
+        self.flushed_at = self.now()
         self.flush_every_s = max(self.flush_every_s, 20 * (self.flushed_at - began))
 
-    def write_entries(self, handle: IO[bytes]) -> None:
-        """The arrays of all entries, one after the other."""
-        digests, said = zip(*sorted(self.entries.items()), strict=True)
-        spans = [one.spans for one in said]
-        logits = np.concatenate([one.logits for one in said])
-        np.savez(handle, digests=digests, counts=list(map(len, spans)), logits=logits, spans=sum(spans, ()))
+    def write_entries(self, file: IO[bytes]) -> None:
+        """Write the arrays of all entries, one after the other."""
+        digests, outputs = zip(*sorted(self.entries.items()), strict=True)
+        counts = [len(output.spans) for output in outputs]
+        logits = np.concatenate([output.logits for output in outputs])
+        spans = [span for output in outputs for span in output.spans]
+        np.savez(file, digests=digests, counts=counts, logits=logits, spans=spans)
 
 
 def read_entries(path: Path) -> dict[str, WindowLogits]:
-    """The entries of a ledger's file; a damaged one counts as none."""
+    """Read the entries of a prediction cache; a damaged file holds none."""
+    entries: dict[str, WindowLogits] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            digests, counts = arrays["digests"].tolist(), arrays["counts"].tolist()
-            logits, spans = arrays["logits"], arrays["spans"].tolist()
-        ends = np.cumsum(counts).tolist()
-        return {
-            digest: WindowLogits(
-                logits[end - count : end], tuple((a, b) for a, b in spans[end - count : end])
-            )
-            for digest, end, count in zip(digests, ends, counts, strict=True)
-        }
-    except Exception:  # whatever a damaged archive makes zipfile and numpy raise
+            digests = arrays["digests"].tolist()
+            counts = arrays["counts"].tolist()
+            logits = arrays["logits"]
+            spans = arrays["spans"].tolist()
+        first = 0
+        for digest, count in zip(digests, counts, strict=True):
+            rows = slice(first, first + count)
+            entries[digest] = WindowLogits(logits[rows], tuple((start, end) for start, end in spans[rows]))
+            first += count
+    except Exception:  # a damaged archive makes zipfile and numpy raise many kinds of errors
         return {}
+    return entries
 
 
 def map_to_disk(tensor: Tensor) -> Tensor:
-    """A float32 tensor that lives in a file without a name, gone with it; no handle stays open."""
+    """Move a float32 tensor to a memory-mapped file without a name, which vanishes with it."""
     with tempfile.NamedTemporaryFile(prefix="audiotag_kit_") as file:
         file.write(tensor.numpy().tobytes())
         file.flush()
@@ -90,15 +106,16 @@ def map_to_disk(tensor: Tensor) -> Tensor:
 
 
 class SpectrogramCache:
-    """Keeps spectrograms for the next model that listens; past `budget_bytes` they are mapped to disk."""
+    """Keeps spectrograms for the models that follow; past `budget_bytes` they are mapped to disk."""
 
     def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes, self.used_bytes = budget_bytes, 0
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
         self.kept: dict[Hashable, Tensor] = {}
         self.spilled: set[Hashable] = set()
 
     def put(self, key: Hashable, spec: Tensor) -> None:
-        """Keep a float32 spectrogram, on the host."""
+        """Keep a spectrogram as float32 in host memory or on disk."""
         self.drop(key)
         spec = spec.detach().to("cpu", torch.float32).contiguous()
         if self.used_bytes + spec.nbytes > self.budget_bytes:
@@ -109,14 +126,14 @@ class SpectrogramCache:
         self.kept[key] = spec
 
     def get(self, key: Hashable) -> Tensor:
-        """The spectrogram kept under a key."""
+        """Return the spectrogram of a key. Errors: KeyError where there is none"""
         return self.kept[key]
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.kept
 
     def drop(self, key: Hashable) -> None:
-        """Forget a key."""
+        """Delete a key's spectrogram, if there is one."""
         spec = self.kept.pop(key, None)
         if spec is not None and key not in self.spilled:
             self.used_bytes -= spec.nbytes

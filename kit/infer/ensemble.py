@@ -1,6 +1,6 @@
 """Run every model of an ensemble over every clip."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,123 +13,147 @@ from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.clock import Stopwatch
 from kit.core.errors import KitError
+from kit.infer.budget import TimeBudget
 from kit.infer.cache import PredictionCache
-from kit.infer.loader import SpectrogramLoader
+from kit.infer.loader import Chunk, SpectrogramLoader
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.models.tagger import Tagger, TaggerCard
+
+NOT_FINITE = "the network's answer is no finite number"
+UNPOOLED = (
+    "ranking scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or "
+    "use mode full."
+)
 
 
 @dataclass(eq=False)
 class EnsembleMember:
-    """One model of an ensemble at work."""
+    """One model of an ensemble, and how far it has come.
+
+    `cache` holds its logits by the files' hashes. `failure` says why the model stopped, `failed_clips` why single
+    clips have no prediction. `finished` is true from its last clip on.
+    """
 
     name: str
     predictor: Predictor
-    ledger: PredictionCache = field(default_factory=PredictionCache)
+    cache: PredictionCache = field(default_factory=PredictionCache)
     weight: float = 1.0
     run: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
-    heard: set[int] = field(default_factory=set)
+    predicted: set[int] = field(default_factory=set)
     failed_clips: dict[int, str] = field(default_factory=dict)
     failure: str | None = None
+    finished: bool = False
 
-    def __post_init__(self) -> None:
-        self.tagger = self.predictor.tagger
+    @property
+    def tagger(self) -> Tagger:
+        """The model itself."""
+        return self.predictor.tagger
 
     @property
     def card(self) -> TaggerCard:
-        """What is known of its tagger."""
+        """The model's description."""
         return self.tagger.card
 
     @property
     def frontend_key(self) -> str:
-        """Equal where spectrograms can be shared."""
+        """A text that is equal for members that share spectrograms."""
         return self.card.frontend.digest_text()
+
+    def fail_clip(self, clip: int, reason: str) -> None:
+        """Note why a clip has no prediction by this model."""
+        self.predicted.discard(clip)
+        self.failed_clips[clip] = reason
 
 
 def collect_frontends(members: Sequence[EnsembleMember], device: torch.device) -> dict[str, Frontend]:
-    """Each distinct frontend once, on the device."""
-    return {m.frontend_key: m.tagger.frontend.to(device) for m in members}
+    """Move each distinct frontend to the device, once."""
+    return {member.frontend_key: member.tagger.frontend.to(device) for member in members}
 
 
-UNPOOLED = (
-    "rank scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or "
-    "listen in mode full."
-)
+def order_members(members: Sequence[EnsembleMember]) -> list[EnsembleMember]:
+    """Order models for a deadline: cheap ones first, then those with good scores.
+
+    A stack scores a row once all its runs have predicted it, so the first models of all runs come before any second.
+    """
+    cheap_first = sorted(members, key=lambda m: (m.card.cost or 0.0, -(m.card.oof_score or 0.0)))
+    count: dict[int, int] = {}
+    turns = []
+    for member in cheap_first:
+        turns.append(count.get(member.run, 0))
+        count[member.run] = turns[-1] + 1
+    return [cheap_first[i] for i in np.argsort(turns, kind="stable")]
 
 
 def predict_ensemble(
-    members: Sequence[EnsembleMember],
-    loader: SpectrogramLoader,
-    take: Callable[[EnsembleMember, int, WindowLogits], None],
-    *,
-    stop: Callable[[], bool] = lambda: False,
-    before_batches: Callable[[], object] = lambda: None,
-    after_chunk: Callable[[EnsembleMember, float], object] = lambda member, seconds: None,
-    after_member: Callable[[EnsembleMember], object] = lambda member: None,
-) -> None:
-    """Let every model hear every burst, in order; `take` gets each clip's logits.
+    members: Sequence[EnsembleMember], loader: SpectrogramLoader, budget: TimeBudget | None = None
+) -> Iterator[tuple[EnsembleMember, int, WindowLogits]]:
+    """Run every model over every clip, and yield each clip's logits as (member, clip, logits).
 
-    A model that fails is noted with its reason, and the others go on. `stop` is asked between batches.
+    Models run one after the other, each over all chunks. The time budget is checked between batches. Failures are
+    values: a model that raises is noted in `member.failure` and the others continue; a clip whose logits are not
+    finite is noted in `member.failed_clips`, a file that cannot be read in `loader.failures`.
+    Spectrograms are deleted after the last model that needs them.
     """
+    budget = budget or TimeBudget()
     for position, member in enumerate(members):
-        last_user = all(m.frontend_key != member.frontend_key for m in members[position + 1 :])
-        for number in range(len(loader.chunks)):
-            if stop():
+        key = member.frontend_key
+        is_last_user = all(other.frontend_key != key for other in members[position + 1 :])
+        for chunk in loader.chunks:
+            if budget.should_stop():
+                member.cache.flush()
                 return
             try:
-                predict_chunk(member, loader, number, take, stop, before_batches)
+                outputs = predict_chunk(member, loader, chunk, budget)
             except Exception as error:
                 member.failure = one_line(error)[:500]
                 break
-            if last_user:
-                loader.drop(number, member.frontend_key)
-            after_chunk(member, loader.chunk_seconds(number))
-        if last_user:
-            loader.retire(member.frontend_key)
-        member.ledger.flush()
-        after_member(member)
+            last_clip = outputs[-1][0] if outputs and chunk is loader.chunks[-1] else None
+            for clip, logits in outputs:
+                member.predicted.add(clip)
+                member.finished = clip == last_clip and not budget.stopped
+                yield member, clip, logits
+            if is_last_user:
+                loader.drop(chunk, key)
+        if is_last_user:
+            loader.retire(key)
+        member.cache.flush()
 
 
 def predict_chunk(
-    member: EnsembleMember,
-    loader: SpectrogramLoader,
-    number: int,
-    take: Callable[[EnsembleMember, int, WindowLogits], None],
-    stop: Callable[[], bool],
-    before_batches: Callable[[], object],
-) -> None:
-    """A model hears a burst, or its ledger remembers it.
+    member: EnsembleMember, loader: SpectrogramLoader, chunk: Chunk, budget: TimeBudget
+) -> list[tuple[int, WindowLogits]]:
+    """Return the logits of a chunk's clips, from the model's cache if all are there, else from the network.
 
-    A burst that is only partly remembered is heard whole, so that a resumed job forms the same batches; clips of
-    one content have one answer. A clip of which the network says no finite number is noted as failed.
+    A chunk that is only partly cached is predicted whole, so that a resumed job forms the same batches and gets the
+    same digits.
     """
-    sources, digests = loader.load_chunk(number), loader.digests
-    if not all(digests[i] in member.ledger for i in sources):
-        sources, specs = loader.specs(number, member.frontend_key)
-        before_batches()
+    clips = loader.load(chunk)
+    if not all(loader.digests[clip] in member.cache for clip in clips):
+        clips, specs = loader.specs(chunk, member.frontend_key)
+        budget.start_step()
         with member.watch.measure("network"), loader.watch.measure("network"):
-            heard = member.predictor.predict(specs, stop)
-        said_of = {i: said for i, said in zip(sources, heard, strict=True) if said}
-        finite = [i for i, said in said_of.items() if np.isfinite(said.logits).all()]
-        wrong = said_of.keys() - finite
-        member.failed_clips |= dict.fromkeys(wrong, "the network's answer is no finite number")
-        member.ledger.add((digests[i], said_of[i]) for i in finite)
-    for i in sources:
-        if digests[i] in member.ledger:
-            try:
-                take(member, i, member.ledger.entries[digests[i]])
-                member.heard.add(i)
-            except KitError as error:
-                member.failed_clips[i] = str(error)
+            outputs = member.predictor.predict(specs, budget)
+        finite = []
+        for clip, output in zip(clips, outputs, strict=True):
+            if output is None:
+                continue
+            if np.isfinite(output.logits).all():
+                finite.append((loader.digests[clip], output))
+            else:
+                member.fail_clip(clip, NOT_FINITE)
+        member.cache.add(finite)
+    entries = member.cache.entries
+    return [(clip, entries[loader.digests[clip]]) for clip in clips if loader.digests[clip] in entries]
 
 
 def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.ndarray) -> np.ndarray:
-    """One score per class from windows' logits: calibrated, as probabilities, pooled.
+    """Turn the logits of a clip's windows into one score per class: calibrate, convert to probabilities, pool.
 
-    Rank scores without a calibration stay as they are, fit for rank blends alone.
+    Ranking scores without a calibration are returned as they are; only rank blends take them.
+
     Shape:  logits (W, K) -> (K,)
-    Errors: KitError where uncalibrated rank scores would have to be pooled over windows
+    Errors: KitError where ranking scores without a calibration would have to be pooled over windows
     """
     if tagger.card.calibrated:
         return pool_windows(tagger.probabilities(torch.from_numpy(logits)), inference).numpy()
@@ -138,18 +162,21 @@ def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.nd
     return np.asarray(logits[0])
 
 
-def by_source(reasons: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:
-    """Reasons by the names of their sources, in order."""
-    return {names[i]: reason for i, reason in sorted(reasons.items())}
+def reasons_by_name(reasons: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:
+    """Replace clips by their names, in order."""
+    return {names[clip]: reason for clip, reason in sorted(reasons.items())}
 
 
 def rounded_spans(watch: Stopwatch) -> dict[str, list[list[float]]]:
-    """When each name was measured, to milliseconds."""
-    return {name: [[round(a, 3), round(b, 3)] for a, b in spans] for name, spans in watch.spans.items()}
+    """Round a stopwatch's spans to milliseconds."""
+    rounded = {}
+    for name, spans in watch.spans.items():
+        rounded[name] = [[round(start, 3), round(end, 3)] for start, end in spans]
+    return rounded
 
 
 def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any]:
-    """What the report says of a model."""
+    """Describe a model and its work for the report."""
     card = member.card
     return {
         "checkpoint": Path(member.name).name,
@@ -159,8 +186,8 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
         "calibrated": card.calibrated,
         "oof_lwlrap": card.oof_score,
         "inference": member.predictor.inference.to_dict(),
-        "clips_predicted": len(member.heard),
-        "clips_failed": by_source(member.failed_clips, names),
+        "clips_predicted": len(member.predicted),
+        "clips_failed": reasons_by_name(member.failed_clips, names),
         "network_s": round(member.watch.seconds.get("network", 0.0), 3),
         "spans": rounded_spans(member.watch).get("network", []),
         "failure": member.failure,

@@ -1,38 +1,40 @@
-"""One submission: options, CSV and report."""
+"""Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report."""
 
 import contextlib
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kit.audio.decode import Decoder, list_audio
 from kit.audio.windows import InferenceConfig
 from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, text_digest, write_json
-from kit.core.runtime import VERSION, in_worker, pick_device, tune_process
+from kit.core.runtime import VERSION, Runtime, cpu_count, in_worker, pick_device, tune_process
 from kit.infer.blend import BLENDS
+from kit.infer.budget import TimeBudget
 from kit.infer.cache import PredictionCache
 from kit.infer.ensemble import (
     EnsembleMember,
-    by_source,
     collect_frontends,
     member_report,
+    order_members,
     predict_ensemble,
+    reasons_by_name,
     rounded_spans,
 )
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.predictor import Predictor, WindowLogits
-from kit.infer.rows import RowScores, blend_priors, common_classes
-from kit.infer.stack import StackRows, open_models
+from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig
+from kit.infer.predictor import Predictor
+from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
+from kit.infer.stack import ModelSpec, Stack, make_rows, open_models
 from kit.infer.template import RowPlan, Template, plan_rows, read_template, write_submission
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
@@ -52,6 +54,9 @@ class SubmitOptions:
     window_s: float | None = None
     hop_s: float | None = None
     pool: str | None = None
+    prior_shift: bool = False
+    smooth: float | None = None
+    top_mean: int | None = None
     device: str | None = None
     threads: int | None = None
     batch_frames: int | None = None
@@ -62,257 +67,331 @@ class SubmitOptions:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What it changes in how every checkpoint listens."""
-        words = ("mode", "window_s", "hop_s", "pool")
-        return {word: told for word in words if (told := getattr(self, word)) is not None}
+        """The inference settings that replace those of every checkpoint."""
+        settings = {"mode": self.mode, "window_s": self.window_s, "hop_s": self.hop_s, "pool": self.pool}
+        return {name: value for name, value in settings.items() if value is not None}
+
+    @property
+    def postprocess(self) -> PostprocessConfig:
+        """What is done to the blended rows."""
+        return PostprocessConfig(self.prior_shift, self.smooth or 0.0, self.top_mean or 0)
 
 
 def report_path(out: Path) -> Path:
-    """Where a report lies: submission.json beside submission.csv."""
+    """Return the path of a submission's report: submission.json beside submission.csv."""
     return out.with_suffix(".json")
 
 
 def read_report(out: Path) -> dict[str, Any]:
-    """A submission's last report; empty where none can be read."""
+    """Read a submission's last report; empty where none can be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(report_path(out).read_bytes()))
     return {}
 
 
-class TimeBudget:
-    """Tells when to stop: one more step and the CSV's writing must fit. Units: seconds"""
-
-    def __init__(self, deadline: Deadline) -> None:
-        self.deadline = deadline
-        self.longest_s = self.write_s = 0.0
-        self.last = deadline.now()
-        self.stopped = False
-
-    def begin(self) -> None:
-        """Count a step from here: what came before was none."""
-        self.last = self.deadline.now()
-
-    def __call__(self) -> bool:
-        now = self.deadline.now()
-        self.longest_s, self.last = max(self.longest_s, now - self.last), now
-        self.stopped |= self.deadline.left_s() < self.longest_s + 2 * self.write_s + 0.2
-        return self.stopped
-
-
 class SubmitJob:
-    """One submission: making it writes the CSV of priors; `run` hears.
+    """The options, clocks and notes of one submission. Nothing is read or written when it is created.
 
-    A worker is quiet at first: its supervisor has said the first notes already.
+    `mute_after` is the moment at which the caller stops waiting: nothing is written after it.
     """
 
     def __init__(
         self, options: SubmitOptions, deadline: Deadline, mute_after: Deadline | None = None
     ) -> None:
-        choose("blend", options.blend, BLENDS)
-        self.options, self.pace, self.mute_after = options, TimeBudget(deadline), Deadline()
-        self.watch, self.began, self.now = Stopwatch(), time.time(), deadline.now
-        self.written_at = self.now()
-        end = deadline.at if mute_after is None else 2 * mute_after.at - deadline.at  # it lies midway
-        self.deadline_s = None if end == math.inf else round(end - self.written_at, 3)
+        now_s = deadline.now()
+        # `mute_after` lies midway between the internal deadline and the user's.
+        end_s = deadline.at if mute_after is None else 2 * mute_after.at - deadline.at
+        self.options = options
+        self.deadline = deadline
+        self.budget = TimeBudget(deadline)
+        self.mute_after = mute_after or Deadline()
+        self.deadline_s = None if end_s == math.inf else round(end_s - now_s, 3)
+        self.began = time.time()
+        self.watch = Stopwatch()
         self.notes: list[str] = []
-        self.split_files: set[str] = set()
-        self.quiet = in_worker()
-        self.files = list_audio(options.audio)
-        self.names = [path.relative_to(options.audio).as_posix() for path in self.files]
-        self.models, self.stack = open_models(options.checkpoints, options.blend, options.weights)
-        self.cards, self.weights = [m.card for m in self.models], [m.weight for m in self.models]
-        self.template, self.plan = self.read_rows()
-        self.blend = self.stack.card.kind if self.stack else options.blend
-        asked = (self.blend, options.overrides, self.weights, self.template)
-        self.job = text_digest(str(asked), *self.names, "", *(card.digest_text() for card in self.cards))
-        if not self.holds_this_job():
-            priors = blend_priors(self.cards, self.weights, self.template.classes)
-            self.write(lambda: np.tile(priors, (len(self.template.ids), 1)))
-            self.write_report({"job": self.job, "state": "priors", "notes": self.notes})
-        self.quiet, self.mute_after = False, mute_after or Deadline()
-
-    def holds_this_job(self) -> bool:
-        """Whether an earlier run of this job left its CSV."""
-        try:
-            same = read_report(self.options.out).get("job") == self.job
-            return same and read_template(self.options.out) == self.template
-        except KitError:
-            return False
-
-    def read_rows(self) -> tuple[Template, RowPlan]:
-        """The template, or one of all files and classes; each row's file."""
-        if self.options.template:
-            template = read_template(self.options.template)
-        else:
-            template = Template("fname", tuple(self.names), common_classes(self.cards))
-        plan, rows = plan_rows(template.ids, self.names), len(template.ids)
-        unheard = plan.unheard(template.ids)
-        self.note_names(unheard, f"of {rows} rows have no file and get the prior")
-        if self.names and rows and len(unheard) == rows:
-            held = f"{self.options.audio}, which holds {self.names[0]!r}"
-            self.note(f"WARNING: NO ROW of the template has a file in {held}: is it the right folder?")
-        self.note_names([self.names[i] for i in plan.idle_files], "files have no row and are left out")
-        return template, plan
+        # A worker prints no note while it starts: its supervisor has printed the same notes already.
+        self.is_quiet = in_worker()
 
     def note(self, text: str) -> None:
-        """Say something on the screen and in the report."""
+        """Print a note and add it to the report."""
         self.notes.append(text)
-        if not self.quiet:
+        if not self.is_quiet:
             print(f"note: {text}", flush=True)
 
     def note_names(self, names: Sequence[str], what: str) -> None:
-        """Note how many there are, if any, and the first."""
+        """Note how many names there are, if any, and the first."""
         if names:
             self.note(f"{len(names)} {what}, e.g. {names[0]!r}")
 
-    def inference_of(self, name: str, own: InferenceConfig) -> InferenceConfig:
-        """How a model will listen: as saved, but for what the call overrides."""
-        changes = self.options.overrides
-        if self.plan.form == "window" and own.mode == "full" and "mode" not in changes:
-            period = float(self.plan.period_s or own.window_s)
-            changes = {"mode": "windows", "window_s": period, "hop_s": period} | changes
-        inference = dataclasses.replace(own, **changes)
-        if inference != own:
-            self.note(f"{Path(name).name} listens in another way than it was scored: {changes}")
-        return inference
 
-    def make_members(self, device: torch.device) -> Iterator[EnsembleMember]:
-        """The models, each with what it said of these files before."""
-        options = self.options
-        digests = {path: file_digest(path) for path in {m.path for m in self.models} if path}
-        for model in self.models:
-            inference, path = self.inference_of(model.name, model.card.inference), None
-            if model.path:
-                way = (inference.digest_text(), options.precision, device.type, str(model.place))
-                state = f"{model.path.stem}_{text_digest(digests[model.path], *way)[:16]}.npz"
-                path = options.out.with_name(options.out.name + ".state") / state
-            tagger = model.build(options.networks)
-            predictor = Predictor(tagger, device, options.batch_frames, options.precision, inference)
-            watch = Stopwatch(self.watch.began)
-            yield EnsembleMember(
-                model.name, predictor, PredictionCache(path, self.now), model.weight, model.run, watch
-            )
+class SubmissionWriter:
+    """Writes the CSV and the report, and measures how long that takes."""
 
-    def write(self, blend: Callable[[], np.ndarray]) -> None:
-        """Write the CSV, learning how long it takes; not once the caller was answered."""
-        if self.mute_after.left_s() <= 0:
+    def __init__(self, job: SubmitJob, template: Template) -> None:
+        self.job = job
+        self.template = template
+        self.written_at = job.deadline.now()
+
+    def write_priors(self, priors: np.ndarray) -> None:
+        """Write a CSV whose rows all hold the class prevalences. Shape: priors (K,)"""
+        began = self.job.deadline.now()
+        with self.job.watch.measure("write"):
+            scores = np.tile(priors, (len(self.template.ids), 1))
+            write_submission(self.job.options.out, self.template, scores)
+        self.note_time(began)
+
+    def write(self, rows: RowScores) -> None:
+        """Blend the rows and write the CSV, unless the caller has stopped waiting."""
+        if self.job.mute_after.left_s() <= 0:
             return
-        began = self.now()
-        with self.watch.measure("write"):
-            write_submission(self.options.out, self.template, blend())
-        self.written_at = self.now()
-        self.pace.write_s = self.written_at - began
+        began = self.job.deadline.now()
+        with self.job.watch.measure("write"):
+            write_submission(self.job.options.out, self.template, rows.result())
+        self.note_time(began)
+
+    def write_if_due(self, rows: RowScores) -> None:
+        """Write the CSV every five seconds, or less often so that it takes a twentieth of the time at most."""
+        if self.job.deadline.now() - self.written_at > max(5.0, 20 * self.job.budget.write_s):
+            self.write(rows)
+
+    def note_time(self, began: float) -> None:
+        """Note when the CSV was written, and how long that took, blending included."""
+        self.written_at = self.job.deadline.now()
+        self.job.budget.write_s = self.written_at - began
 
     def write_report(self, report: dict[str, Any]) -> None:
-        """Write the report; not once the caller was answered."""
-        if self.mute_after.left_s() > 0:
-            write_json(report_path(self.options.out), report)
-
-    def prepare(self) -> None:
-        """Build the models, cheap ones first, then good ones; open the files.
-
-        A stack answers once each run was heard: the first members of all come first.
-        """
-        device, remark = pick_device(self.options.device)
-        if remark:
-            self.note(remark)
-        if not self.files:
-            self.note(f"NO AUDIO FILES in {self.options.audio}: all is prior")
-        with self.watch.measure("models"):
-            self.given = list(self.make_members(device))
-        if BLENDS[self.options.blend].whole_set:
-            self.note(f"--blend {self.options.blend} lets a row's answer depend on the other rows")
-        self.team = sorted(self.given, key=lambda m: (m.card.cost or 0.0, -(m.card.oof_score or 0.0)))
-        turn = [sum(other.run == m.run for other in self.team[:i]) for i, m in enumerate(self.team)]
-        self.team = [self.team[i] for i in np.argsort(turn, kind="stable")]
-        plain = (self.template, self.plan, self.team)
-        self.rows = StackRows(self.stack, *plain) if self.stack else RowScores(*plain, self.options.blend)
-        self.used = sorted(self.rows.rows_of)
-        self.loader = SpectrogramLoader(
-            [self.files[i] for i in self.used],
-            collect_frontends(self.team, device),
-            device,
-            threads=self.options.threads,
-            decoders=self.options.decoders,
-            known=lambda digest: all(digest in m.ledger for m in self.team),
-            timeout_s=max(1.0, min(60.0, self.pace.deadline.left_s() / 4)),
-            watch=self.watch,
-        )
-
-    def run(self) -> dict[str, Any]:
-        """Hear all that the clock allows; the report, also written."""
-        self.prepare()
-        total_s = len(self.team) * self.loader.total_s
-        bar = progress_bar(total_s, "submit", "s of audio", self.options.progress)
-        with contextlib.closing(self.loader), bar as self.bar:
-            self.pace.begin()
-            predict_ensemble(
-                self.team,
-                self.loader,
-                self.add,
-                stop=self.pace,
-                before_batches=self.pace.begin,
-                after_chunk=self.after_chunk,
-                after_member=lambda member: self.save("at work"),
-            )
-        for member in self.team:
-            member.ledger.flush()
-            name = Path(member.name).name
-            if member.ledger.problem:
-                self.note(f"what {name} said cannot be kept: {member.ledger.problem}")
-            if member.failure:
-                self.note(f"{name} FAILED after {len(member.heard)} clips: {member.failure}")
-        self.note_names(sorted(self.split_files), "clips beyond max_frames were heard in overlapping pieces")
-        return self.save("stopped by the deadline" if self.pace.stopped else "finished")
-
-    def add(self, member: EnsembleMember, source: int, said: WindowLogits) -> None:
-        """Fill in what a model said of a clip."""
-        self.rows.add(member, self.used[source], said)
-        if member.predictor.inference.mode == "full" and len(said.spans) > 1:
-            self.split_files.add(self.names[self.used[source]])
-
-    def after_chunk(self, member: EnsembleMember, seconds: float) -> None:
-        """Now and then the CSV as it stands, in a twentieth of the time at most."""
-        advance(self.bar, seconds)
-        if self.now() - self.written_at > max(5.0, 20 * self.pace.write_s):
-            self.write(self.rows.blend)
-
-    def save(self, state: str) -> dict[str, Any]:
-        """Write the CSV and its report; the report."""
-        self.write(self.rows.blend)
-        names, plan, loader = [self.names[i] for i in self.used], self.plan, self.loader
-        report = {
-            "kit": VERSION,
-            "job": self.job,
-            "csv": str(self.options.out),
-            "state": state,
-            **self.rows.counts(),
-            "id_form": plan.form,
-            "files": len(self.files),
-            "files_failed": by_source(loader.failures, names),
-            "files_split": sorted(self.split_files),
-            "files_without_row": [self.names[i] for i in plan.idle_files],
-            "rows_without_file": plan.unheard(self.template.ids),
-            "audio_s": round(loader.total_s, 3),
-            "device": str(loader.device),
-            "blend": self.blend,
-            "models": [member_report(m, names) for m in self.given],
-            "seconds": {name: round(s, 3) for name, s in self.watch.seconds.items()},
-            "seconds_total": round(time.time() - self.began, 3),
-            "spans": rounded_spans(self.watch),
-            "deadline_s": self.deadline_s,
-            "notes": self.notes,
-        }
-        self.write_report(report)
-        return report
+        """Write the report, unless the caller has stopped waiting."""
+        if self.job.mute_after.left_s() > 0:
+            write_json(report_path(self.job.options.out), report)
 
 
-def run_job(work: SubmitJob) -> dict[str, Any]:
-    """Do a submission here; its report. Errors: KitError where all models failed without a deadline"""
+@dataclass(frozen=True)
+class SubmitInputs:
+    """All that a submission reads before it predicts.
+
+    `names` are the files' paths below the audio folder. `key` is equal for jobs that compute the same submission.
+    """
+
+    files: list[Path]
+    names: list[str]
+    models: list[ModelSpec]
+    stack: Stack | None
+    template: Template
+    plan: RowPlan
+    key: str
+
+    @property
+    def weights(self) -> list[float]:
+        """Each model's weight."""
+        return [model.weight for model in self.models]
+
+
+def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
+    """Do a whole submission in this process; return its report."""
+    job = SubmitJob(options, deadline)
+    return finish_submission(job, start_submission(job))
+
+
+def start_submission(job: SubmitJob) -> SubmitInputs:
+    """Read all inputs and write a CSV of priors, unless an earlier call of the same job left a better one."""
+    inputs = read_inputs(job)
+    out = job.options.out
+    if not holds_job(out, inputs):
+        priors = blend_priors([m.card for m in inputs.models], inputs.weights, inputs.template.classes)
+        SubmissionWriter(job, inputs.template).write_priors(priors)
+        write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
+    return inputs
+
+
+def read_inputs(job: SubmitJob) -> SubmitInputs:
+    """List the files, open the checkpoints, and read the template."""
+    options = job.options
+    choose("blend", options.blend, BLENDS)
+    files = list_audio(options.audio)
+    names = [path.relative_to(options.audio).as_posix() for path in files]
+    models, stack = open_models(options.checkpoints, options.blend, options.weights)
+    cards = [model.card for model in models]
+    if options.template:
+        template = read_template(options.template)
+    else:
+        template = Template("fname", tuple(names), common_classes(cards))
+    plan = plan_rows(template.ids, names)
+    check_postprocess(options, stack, plan)
+    n_rows = len(template.ids)
+    without_file = plan.rows_without_file(template.ids)
+    job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
+    if names and n_rows and len(without_file) == n_rows:
+        folder = f"{options.audio}, which holds {names[0]!r}"
+        job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
+    job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
+    weights = [model.weight for model in models]
+    blend = stack.card.kind if stack else options.blend
+    settings = (blend, options.overrides, options.postprocess, weights, template)
+    key = text_digest(str(settings), *names, "", *(card.digest_text() for card in cards))
+    return SubmitInputs(files, names, models, stack, template, plan, key)
+
+
+def check_postprocess(options: SubmitOptions, stack: Stack | None, plan: RowPlan) -> None:
+    """Raise KitError for postprocessing that does not fit the rows or the blend."""
+    if options.postprocess.needs_windows and plan.form != "window":
+        raise KitError(NO_WINDOWS)
+    if options.prior_shift and (stack is not None or BLENDS[options.blend].new_scale):
+        blend = stack.card.kind if stack else options.blend
+        raise KitError(f"prior_shift needs probabilities, which {blend} does not give: use --blend mean.")
+
+
+def holds_job(out: Path, inputs: SubmitInputs) -> bool:
+    """Decide whether an earlier call of the same job left its CSV."""
+    try:
+        return read_report(out).get("job") == inputs.key and read_template(out) == inputs.template
+    except KitError:
+        return False
+
+
+def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
+    """Predict all that the time allows, write the CSV and the report, and return the report.
+
+    Errors: KitError where all models failed without a deadline
+    """
+    options = job.options
+    job.is_quiet = False
     tune_process()
-    report = work.run()
-    failures = [model["failure"] for model in report["models"]]
-    if all(failures) and work.pace.deadline.at == math.inf:
-        holds = "priors" if report["rows_with_prior"] == report["rows"] else "what was heard before"
-        raise KitError(f"every model failed, {work.options.out} holds {holds}: {failures[0]}")
+    device, remark = pick_device(options.device)
+    if remark:
+        job.note(remark)
+    runtime = Runtime(device, options.threads or cpu_count(), options.progress)
+    if not inputs.files:
+        job.note(f"NO AUDIO FILES in {options.audio}: all is prior")
+    if BLENDS[options.blend].whole_set:
+        job.note(f"--blend {options.blend} lets a row's answer depend on the other rows")
+    if options.prior_shift:
+        job.note("--prior-shift lets a row's answer depend on the other rows")
+    with job.watch.measure("models"):
+        members = build_members(job, inputs, runtime)
+    ordered = order_members(members)
+    check_members(ordered, options.blend, inputs.plan)
+    rows = make_rows(inputs.stack, inputs.template, inputs.plan, ordered, options.blend, options.postprocess)
+    writer = SubmissionWriter(job, inputs.template)
+    loader = SpectrogramLoader(
+        inputs.files,
+        collect_frontends(ordered, device),
+        device,
+        threads=runtime.threads,
+        decoders=options.decoders,
+        clips=sorted(inputs.plan.rows_of),
+        is_cached=lambda digest: all(digest in member.cache for member in ordered),
+        timeout_s=max(1.0, min(60.0, job.deadline.left_s() / 4)),
+        watch=job.watch,
+    )
+    loader.read_headers()
+    bar = progress_bar(len(ordered) * loader.total_s, "submit", "s of audio", runtime.progress)
+    with contextlib.closing(loader), bar:
+        job.budget.start_step()
+        for member, clip, logits in predict_ensemble(ordered, loader, job.budget):
+            rows.add(member, clip, logits)
+            advance(bar, loader.durations_s[clip] or 0.0)
+            if member.finished:
+                writer.write(rows)
+                writer.write_report(build_report(job, inputs, members, rows, loader, "at work"))
+            else:
+                writer.write_if_due(rows)
+    note_failures(job, ordered)
+    split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
+    job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
+    state = "stopped by the deadline" if job.budget.stopped else "finished"
+    writer.write(rows)
+    report = build_report(job, inputs, members, rows, loader, state)
+    writer.write_report(report)
+    check_any_model(job, report)
     return report
+
+
+def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> list[EnsembleMember]:
+    """Build every model, with the predictions that an earlier call cached beside the CSV."""
+    options = job.options
+    digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
+    folder = options.out.with_name(options.out.name + ".state")
+    members = []
+    for model in inputs.models:
+        inference = inference_of(job, inputs.plan, model.name, model.card.inference)
+        cache_path = None
+        if model.path:
+            settings = (inference.digest_text(), options.precision, runtime.device.type, str(model.place))
+            digest = text_digest(digests[model.path], *settings)[:16]
+            cache_path = folder / f"{model.path.stem}_{digest}.npz"
+        tagger = model.build(options.networks)
+        predictor = Predictor(tagger, runtime.device, options.batch_frames, options.precision, inference)
+        member = EnsembleMember(
+            name=model.name,
+            predictor=predictor,
+            cache=PredictionCache.open(cache_path, job.deadline.now),
+            weight=model.weight,
+            run=model.run,
+            watch=Stopwatch(job.watch.began),
+        )
+        members.append(member)
+    return members
+
+
+def inference_of(job: SubmitJob, plan: RowPlan, name: str, own: InferenceConfig) -> InferenceConfig:
+    """Choose a model's inference settings: its own, except for what the options or window rows change."""
+    changes = job.options.overrides
+    if plan.form == "window" and own.mode == "full" and "mode" not in changes:
+        period_s = float(plan.period_s or own.window_s)
+        changes = {"mode": "windows", "window_s": period_s, "hop_s": period_s} | changes
+    inference = dataclasses.replace(own, **changes)
+    if inference != own:
+        job.note(f"{Path(name).name} predicts in another way than it was scored: {changes}")
+    return inference
+
+
+def note_failures(job: SubmitJob, members: Sequence[EnsembleMember]) -> None:
+    """Note which models failed, and which caches could not be written."""
+    for member in members:
+        name = Path(member.name).name
+        if member.cache.problem:
+            job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
+        if member.failure:
+            job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
+
+
+def check_any_model(job: SubmitJob, report: Mapping[str, Any]) -> None:
+    """Raise KitError where all models failed without a deadline; with one, the CSV that exists is the result."""
+    failures = [model["failure"] for model in report["models"]]
+    if all(failures) and job.deadline.at == math.inf:
+        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
+        raise KitError(f"every model failed, {job.options.out} holds {holds}: {failures[0]}")
+
+
+def build_report(
+    job: SubmitJob,
+    inputs: SubmitInputs,
+    members: Sequence[EnsembleMember],
+    rows: RowScores,
+    loader: SpectrogramLoader,
+    state: str,
+) -> dict[str, Any]:
+    """Describe a submission: what was predicted, what failed and why, and where the time went."""
+    return {
+        "kit": VERSION,
+        "job": inputs.key,
+        "csv": str(job.options.out),
+        "state": state,
+        **rows.counts(),
+        "id_form": inputs.plan.form,
+        "files": len(inputs.files),
+        "files_failed": reasons_by_name(loader.failures, inputs.names),
+        "files_split": [inputs.names[clip] for clip in sorted(rows.split_clips)],
+        "files_without_row": [inputs.names[i] for i in inputs.plan.idle_files],
+        "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
+        "audio_s": round(loader.total_s, 3),
+        "device": str(loader.device),
+        "blend": inputs.stack.card.kind if inputs.stack else job.options.blend,
+        "postprocess": job.options.postprocess.to_dict(),
+        "models": [member_report(member, inputs.names) for member in members],
+        "seconds": {name: round(s, 3) for name, s in job.watch.seconds.items()},
+        "seconds_total": round(time.time() - job.began, 3),
+        "spans": rounded_spans(job.watch),
+        "deadline_s": job.deadline_s,
+        "notes": job.notes,
+    }

@@ -1,8 +1,9 @@
-"""Load files chunk by chunk and compute their spectrograms once."""
+"""Decode files chunk by chunk and compute each spectrogram once."""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,46 +30,68 @@ from kit.core.runtime import cpu_count, free_memory_bytes
 from kit.infer.cache import SpectrogramCache
 from kit.infer.predictor import compute_spectrograms
 
-STUCK = Undecodable("took too long to read; given up")
+TIMED_OUT = Undecodable("took too long to read; given up")
+CHUNK_CLIPS = 24
+CHUNK_SECONDS = 600.0
 Source = Path | Sound
-Known = Callable[[str], bool]
-Opened = tuple[str, Sound | Undecodable | None]
+IsCached = Callable[[str], bool]
+DecodeResult = tuple[str, Sound | Undecodable | None]
 
 
-def plan_chunks(durations_s: Sequence[float | None]) -> list[list[int]]:
-    """Sources in groups to decode together, short ones first, unknown ones last.
+@dataclass(eq=False)
+class Chunk:
+    """Clips that are decoded together.
 
-    Shape: -> lists of indices; at most 24 clips or 600 s of sound each, or one clip
+    `clips` are positions in the loader's sources. `tasks` are being decoded; None before they were submitted.
+    Units: seconds of audio, as far as the headers state them
     """
-    chunks: list[list[int]] = []
-    room_s = 0.0
-    for seconds, i in sorted((math.inf if told is None else told, i) for i, told in enumerate(durations_s)):
-        if not chunks or len(chunks[-1]) >= 24 or seconds > room_s:
-            chunks.append([])
-            room_s = 600.0
-        chunks[-1].append(i)
-        room_s -= seconds
+
+    clips: list[int]
+    seconds: float = 0.0
+    tasks: list[Task[Any, DecodeResult]] | None = field(default=None, repr=False)
+
+
+def plan_chunks(durations_s: Mapping[int, float | None]) -> list[Chunk]:
+    """Group clips into chunks: short clips first, those of unknown length last and alone.
+
+    A chunk has at most 24 clips and 600 s of audio, or one clip.
+    """
+    chunks: list[Chunk] = []
+    left_s = 0.0
+    ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
+    for seconds, clip in ordered:
+        if not chunks or len(chunks[-1].clips) >= CHUNK_CLIPS or seconds > left_s:
+            chunks.append(Chunk([]))
+            left_s = CHUNK_SECONDS
+        chunks[-1].clips.append(clip)
+        chunks[-1].seconds += durations_s[clip] or 0.0
+        left_s -= seconds
     return chunks
 
 
-def open_source(source: Source, decoders: Sequence[Decoder], known: Known) -> Opened:
-    """Hash a source, and decode it unless that hash is known. The content's hash, and the sound where it was wanted."""
+def decode_source(source: Source, decoders: Sequence[Decoder], is_cached: IsCached) -> DecodeResult:
+    """Hash a source, and decode it unless the predictions of that hash are cached.
+
+    Returns the hash of the content, and the sound, the reason why it cannot be used, or None where cached.
+    """
     if isinstance(source, Sound):
-        digest = f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}"
-        return digest, usable(source)
+        return f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}", usable(source)
     try:
         digest = file_digest(source) if source.is_file() else ""
     except OSError as error:
         return "", Undecodable(f"cannot be read: {one_line(error)}")
-    return digest, None if digest and known(digest) else decode_file(source, decoders)
+    if digest and is_cached(digest):
+        return digest, None
+    return digest, decode_file(source, decoders)
 
 
 class SpectrogramLoader:
-    """All sources of one job, opened in bursts as models ask for them.
+    """Loads the clips of one job in chunks, and computes each frontend's spectrogram of a clip once.
 
-    On a GPU the next burst is decoded while the device computes; on the CPU all cores decode, then all compute.
-    `begun` holds a burst's jobs, and none once it was opened.
-    Units: durations in seconds, as far as headers tell
+    Call `read_headers` first. On a GPU the next chunk is decoded while the device computes. On the CPU all cores
+    decode, then all cores compute. A clip is identified by its position in `sources`.
+
+    Units: durations in seconds; the headers' `durations_s`, and `seconds` as decoded
     """
 
     def __init__(
@@ -79,117 +102,151 @@ class SpectrogramLoader:
         *,
         threads: int | None = None,
         decoders: Sequence[Decoder] | None = None,
-        known: Known = lambda _: False,
+        clips: Sequence[int] | None = None,
+        is_cached: IsCached = lambda _: False,
         timeout_s: float = 60.0,
         watch: Stopwatch | None = None,
     ) -> None:
-        self.sources, self.frontends, self.device = sources, dict(frontends), device
-        self.known, self.watch = known, watch or Stopwatch()
-        self.store = SpectrogramCache(free_memory_bytes() // 2)
+        self.sources = sources
+        self.clips = range(len(sources)) if clips is None else clips
+        self.frontends = dict(frontends)
+        self.device = device
+        self.threads = threads or cpu_count()
+        self.decoders = decoders or DECODERS
+        self.is_cached = is_cached
+        self.timeout_s = timeout_s
+        self.watch = watch or Stopwatch()
+        self.cache = SpectrogramCache(free_memory_bytes() // 2)
+        self.durations_s: dict[int, float | None] = {}
+        self.chunks: list[Chunk] = []
+        self.pool: TimeoutPool[tuple[Source, IsCached], DecodeResult] | None = None
         self.digests: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
-        threads, decoders = threads or cpu_count(), decoders or DECODERS
-        headers: TimeoutPool[Source, float | Undecodable | None] = TimeoutPool(
-            lambda source: header_duration_s(source, decoders), lambda _: STUCK, threads, timeout_s
+        self.failures: dict[int, str] = {}
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of audio in all chunks."""
+        return sum(chunk.seconds for chunk in self.chunks)
+
+    def read_headers(self) -> None:
+        """Read every clip's duration, plan the chunks, and start the decoding threads."""
+        pool: TimeoutPool[Source, float | Undecodable | None] = TimeoutPool(
+            lambda source: header_duration_s(source, self.decoders),
+            lambda _: TIMED_OUT,
+            self.threads,
+            self.timeout_s,
         )
         with self.watch.measure("headers"):
-            told = [headers.result(slot) for slot in [headers.submit(source) for source in sources]]
-        headers.shutdown()
-        self.failures = {i: STUCK.reason for i, seconds in enumerate(told) if seconds is STUCK}
-        self.durations_s = [None if isinstance(seconds, Undecodable) else seconds for seconds in told]
-        self.total_s = sum(filter(None, self.durations_s))
-        chunks = ([i for i in chunk if i not in self.failures] for chunk in plan_chunks(self.durations_s))
-        self.chunks = [chunk for chunk in chunks if chunk]
-        self.crew: TimeoutPool[tuple[Source, Known], Opened] = TimeoutPool(
-            lambda job: open_source(job[0], decoders, job[1]), lambda _: ("", STUCK), threads, timeout_s
+            tasks = [pool.submit(self.sources[clip]) for clip in self.clips]
+            headers = [pool.result(task) for task in tasks]
+        pool.shutdown()
+        for clip, header in zip(self.clips, headers, strict=True):
+            if isinstance(header, Undecodable):
+                self.failures[clip] = header.reason
+            else:
+                self.durations_s[clip] = header
+        self.chunks = plan_chunks(self.durations_s)
+        self.pool = TimeoutPool(
+            lambda job: decode_source(job[0], self.decoders, job[1]),
+            lambda _: ("", TIMED_OUT),
+            self.threads,
+            self.timeout_s,
         )
-        self.pending: dict[int, list[Task[Any, Opened]]] = {}
 
-    def print_failures(self, names: Sequence[str]) -> None:
-        """Say of the first five sources that failed why they did."""
-        for i, reason in list(self.failures.items())[:5]:
-            print(f"note: could not hear {names[i]}: {reason}", flush=True)
+    def submit_clips(self, clips: Sequence[int], is_cached: IsCached) -> list[Task[Any, DecodeResult]]:
+        """Queue clips for decoding."""
+        assert self.pool is not None, "call read_headers() first"
+        return [self.pool.submit((self.sources[clip], is_cached)) for clip in clips]
 
-    def chunk_seconds(self, number: int) -> float:
-        """Seconds of sound in a burst."""
-        return sum(self.durations_s[i] or 0.0 for i in self.chunks[number])
+    def prefetch(self, chunk: Chunk) -> None:
+        """Queue a chunk for decoding, once."""
+        if chunk.tasks is None:
+            chunk.tasks = self.submit_clips(chunk.clips, self.is_cached)
 
-    def begin(self, sources: Sequence[int], known: Known) -> list[Task[Any, Opened]]:
-        """Send sources to the threads."""
-        return [self.crew.submit((self.sources[i], known)) for i in sources]
+    def load(self, chunk: Chunk) -> list[int]:
+        """Hash a chunk's clips and decode those that are needed; return the clips that did not fail."""
+        self.prefetch(chunk)
+        if chunk.tasks:
+            tasks = chunk.tasks
+            chunk.tasks = []
+            following = self.chunks.index(chunk) + 1
+            if self.device.type != "cpu" and following < len(self.chunks):
+                self.prefetch(self.chunks[following])
+            self.compute(chunk.clips, tasks)
+        return [clip for clip in chunk.clips if clip not in self.failures]
 
-    def prefetch_chunk(self, number: int) -> None:
-        """Send a burst to the threads, once."""
-        if number < len(self.chunks) and number not in self.pending:
-            self.pending[number] = self.begin(self.chunks[number], self.known)
+    def specs(self, chunk: Chunk, key: str) -> tuple[list[int], list[Tensor]]:
+        """Return the clips of a chunk that did not fail, and their spectrograms by one frontend.
 
-    def load_chunk(self, number: int) -> list[int]:
-        """Hash and, where needed, decode a burst; its sources that can be heard."""
-        self.prefetch_chunk(number)
-        if slots := self.pending[number]:
-            self.pending[number] = []
-            if self.device.type != "cpu":
-                self.prefetch_chunk(number + 1)
-            self.keep(self.chunks[number], slots)
-        return [i for i in self.chunks[number] if i not in self.failures]
-
-    def specs(self, number: int, key: str) -> tuple[list[int], list[Tensor]]:
-        """A burst's sources that can be heard, and their spectrograms by one frontend. Shape: (M, N_i) each"""
-        sources = self.load_chunk(number)
-        missing = [i for i in sources if (i, key) not in self.store]
+        Shape:  spectrograms (M, N_i)
+        """
+        clips = self.load(chunk)
+        missing = [clip for clip in clips if (clip, key) not in self.cache]
         if missing:
-            self.keep(missing, self.begin(missing, lambda _: False))
-            sources = [i for i in sources if i not in self.failures]
-        return sources, [self.store.get((i, key)) for i in sources]
+            self.compute(missing, self.submit_clips(missing, lambda _: False))
+            clips = [clip for clip in clips if clip not in self.failures]
+        return clips, [self.cache.get((clip, key)) for clip in clips]
 
-    def keep(self, sources: Sequence[int], slots: Sequence[Task[Any, Opened]]) -> None:
-        """Wait for sources, keep their spectrograms, note those that failed."""
-        sounds: dict[int, Sound] = {}
+    def compute(self, clips: Sequence[int], tasks: Sequence[Task[Any, DecodeResult]]) -> None:
+        """Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed."""
+        assert self.pool is not None
         with self.watch.measure("decode"):
-            opened = [self.crew.result(slot) for slot in slots]
-        for i, (digest, sound) in zip(sources, opened, strict=True):
-            self.digests[i] = digest
+            results = [self.pool.result(task) for task in tasks]
+        sounds: dict[int, Sound] = {}
+        for clip, (digest, sound) in zip(clips, results, strict=True):
+            self.digests[clip] = digest
             if isinstance(sound, Undecodable):
-                self.failures[i] = sound.reason
-            elif sound:
-                sounds[i], self.seconds[i] = sound, sound.seconds
+                self.failures[clip] = sound.reason
+            elif sound is not None:
+                sounds[clip] = sound
+                self.seconds[clip] = sound.seconds
         with self.watch.measure("frontend"):
             rates = sorted({frontend.config.sample_rate for frontend in self.frontends.values()})
-            waves_at = {rate: self.waves_at(sounds, rate) for rate in rates}
+            waves_at = {rate: self.resampled(sounds, rate) for rate in rates}
             for key, frontend in self.frontends.items():
                 waves = waves_at[frontend.config.sample_rate]
-                for i, spec in zip(waves, compute_spectrograms(frontend, list(waves.values())), strict=True):
-                    self.store.put((i, key), spec)
+                specs = compute_spectrograms(frontend, list(waves.values()))
+                for clip, spec in zip(waves, specs, strict=True):
+                    self.cache.put((clip, key), spec)
 
-    def waves_at(self, sounds: Mapping[int, Sound], rate: int) -> dict[int, Tensor]:
-        """Waveforms on the device at one rate; sources that cannot have it fail."""
+    def resampled(self, sounds: Mapping[int, Sound], rate: int) -> dict[int, Tensor]:
+        """Move waveforms to the device at one sample rate; clips whose rate cannot be converted fail."""
         waves = {}
-        for i, sound in sounds.items():
-            if ratio := small_ratio(sound.sample_rate, rate):
+        for clip, sound in sounds.items():
+            ratio = small_ratio(sound.sample_rate, rate)
+            if ratio:
                 wave = torch.from_numpy(np.ascontiguousarray(sound.wave, np.float32))
-                waves[i] = resample(wave.to(self.device), *ratio)
+                waves[clip] = resample(wave.to(self.device), *ratio)
             else:
-                self.failures[i] = f"{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers"
+                self.failures[clip] = f"{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers"
         return waves
 
-    def walk(self, task: str, progress: bool) -> Iterator[int]:
-        """The number of each burst, under a bar with the time left; then the threads are let go."""
+    def walk(self, task: str, progress: bool) -> Iterator[Chunk]:
+        """Read the headers, then yield every chunk under a progress bar; stop the threads at the end."""
+        self.read_headers()
         with contextlib.closing(self), progress_bar(self.total_s, task, "s of audio", progress) as bar:
-            for number in range(len(self.chunks)):
-                yield number
-                advance(bar, self.chunk_seconds(number))
+            for chunk in self.chunks:
+                yield chunk
+                advance(bar, chunk.seconds)
 
-    def drop(self, number: int, key: str) -> None:
-        """Forget a burst's spectrograms."""
-        for i in self.chunks[number]:
-            self.store.drop((i, key))
+    def print_failures(self, names: Sequence[str]) -> None:
+        """Print the reasons of the first five clips that failed."""
+        for clip, reason in list(self.failures.items())[:5]:
+            print(f"note: could not read {names[clip]}: {reason}", flush=True)
+
+    def drop(self, chunk: Chunk, key: str) -> None:
+        """Delete a chunk's spectrograms by one frontend."""
+        for clip in chunk.clips:
+            self.cache.drop((clip, key))
 
     def retire(self, key: str) -> None:
-        """Forget a frontend and its spectrograms: its last model is done."""
+        """Delete a frontend and its spectrograms: no model needs them any more."""
         self.frontends.pop(key, None)
-        for number in range(len(self.chunks)):
-            self.drop(number, key)
+        for chunk in self.chunks:
+            self.drop(chunk, key)
 
     def close(self) -> None:
-        """Let the threads go."""
-        self.crew.shutdown()
+        """Let the decoding threads end."""
+        if self.pool is not None:
+            self.pool.shutdown()

@@ -1,107 +1,176 @@
-"""Probabilities of rows in, the same made better by class priors, neighbours in time and recordings out."""
+"""Improve probabilities of rows: class priors, neighbours in time, recordings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.infer.blend import TINY, check_strength
 from kit.labels.bootstrap import group_numbers
 from kit.labels.table import rows_by_name
 
 
-def scale_odds(scores: Any, trained: Any, wanted: Any) -> np.ndarray:
-    """Probabilities where classes are as frequent as `wanted`, by a model trained where they were as `trained`.
+@dataclass(frozen=True)
+class PostprocessConfig(Config):
+    """What is done to rows after the models; nothing unless set.
 
-    odds' = odds * wanted / (1 - wanted) / (trained / (1 - trained)); 0 and 1 stay.
+    The order is fixed: prior shift first, because it needs probabilities, then smoothing, then top mean.
+    """
 
-    Shape:  scores (n, K) in [0, 1], trained (K,), wanted (K,) -> (n, K)
+    prior_shift: bool = setting(False, "scale odds to the class prevalences estimated from these rows")
+    smooth: float = setting(0.0, "weight of a window's neighbours in its mean", low=0, high=1)
+    top_mean: int = setting(0, "multiply windows by the mean of their recording's best k", low=0)
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether anything is set."""
+        return self.prior_shift or self.smooth > 0 or self.top_mean > 0
+
+    @property
+    def needs_windows(self) -> bool:
+        """Whether rows must be windows of recordings."""
+        return self.smooth > 0 or self.top_mean > 0
+
+
+def apply_postprocess(
+    postprocess: PostprocessConfig,
+    scores: Any,
+    recordings: Sequence[str] | None,
+    times_s: Any,
+    trained: np.ndarray,
+) -> np.ndarray:
+    """Apply the steps that are set.
+
+    Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
+    Errors: KitError for steps over windows where rows are not windows
+    """
+    if postprocess.needs_windows and (recordings is None or times_s is None):
+        raise KitError(NO_WINDOWS)
+    changed = np.asarray(scores, np.float64)
+    if postprocess.prior_shift:
+        changed = shift_priors(changed, trained)
+    if postprocess.smooth > 0 and recordings is not None:
+        changed = smooth_neighbours(changed, recordings, times_s, (postprocess.smooth,))
+    if postprocess.top_mean > 0 and recordings is not None:
+        changed = weigh_by_recording(changed, recordings, postprocess.top_mean)
+    return changed
+
+
+NO_WINDOWS = (
+    "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
+    "whole clips, so leave them out."
+)
+
+
+def shift_priors(scores: Any, trained: np.ndarray) -> np.ndarray:
+    """Scale odds from the training prevalences to those estimated from these rows. Shape: (n, K), (K,) -> (n, K)"""
+    return scale_odds(scores, trained, estimate_prevalences(scores, trained))
+
+
+def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:
+    """Convert probabilities of a model trained at some class prevalences to those at other prevalences.
+
+    odds' = odds * target / (1 - target) / (trained / (1 - trained)); 0 and 1 stay.
+
+    Shape:  scores (n, K) in [0, 1], trained (K,), target (K,) -> (n, K)
     Source: Saerens, Latinne & Decaestecker 2002, eq. 2.4, per class; RFCX 2021, odds' = f p / (1 - p)
     """
-    p = row_probabilities(scores)
-    was, will = (class_prevalences(prior, p.shape[1]) for prior in (trained, wanted))
-    raised = p * (will / was)
-    return np.asarray(raised / (raised + (1 - p) * ((1 - will) / (1 - was))))
+    probs = row_probabilities(scores)
+    before = class_prevalences(trained, probs.shape[1])
+    after = class_prevalences(target, probs.shape[1])
+    when_true = probs * (after / before)
+    when_false = (1 - probs) * ((1 - after) / (1 - before))
+    return np.asarray(when_true / (when_true + when_false))
 
 
 def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np.ndarray:
-    """How frequent each class is in the set that these rows make up, from its probabilities alone.
+    """Estimate how frequent each class is in the set of these rows, from its probabilities alone.
 
-    The likeliest estimate, under a prior of `strength` rows as `trained` says. A clip's answer then depends on the
-    others.
+    It is the maximum of the likelihood with a prior that counts as `strength` rows at the training prevalences.
+    A row's score then depends on the other rows.
 
     Shape:  scores (n, K) calibrated, in [0, 1], trained (K,) -> (K,)
     Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier
     """
     check_strength(strength, "rows")
-    p = row_probabilities(scores)
-    was = class_prevalences(trained, p.shape[1])
-    when_true, when_false = p / was, (1 - p) / (1 - was)
-    low, high = np.zeros(len(was)), np.ones(len(was))
-    for _ in range(60):  # halving: the likelihood is concave, and EM crawls where a class is rare
+    probs = row_probabilities(scores)
+    before = class_prevalences(trained, probs.shape[1])
+    when_true = probs / before
+    when_false = (1 - probs) / (1 - before)
+    low = np.zeros(len(before))
+    high = np.ones(len(before))
+    # The likelihood is concave, so halving finds its maximum; EM is slow where a class is rare.
+    for _ in range(60):
         middle = (low + high) / 2
         mixed = middle * when_true + (1 - middle) * when_false
-        pull = strength * (was / middle - (1 - was) / (1 - middle))
-        rises = ((when_true - when_false) / mixed).sum(axis=0) + pull > 0
-        low, high = np.where(rises, middle, low), np.where(rises, high, middle)
+        prior_slope = strength * (before / middle - (1 - before) / (1 - middle))
+        rises = ((when_true - when_false) / mixed).sum(axis=0) + prior_slope > 0
+        low = np.where(rises, middle, low)
+        high = np.where(rises, high, middle)
     return (low + high) / 2
 
 
 def smooth_neighbours(
     scores: Any, recordings: Sequence[Any], times_s: Any, kernel: Sequence[float] = (0.5,)
 ) -> np.ndarray:
-    """Each row's mean with its neighbours in time, which weigh kernel[0], kernel[1] ... to either side, itself 1.
+    """Average each row with its neighbours in time, which weigh kernel[0], kernel[1], ... on either side, itself 1.
 
-    At a recording's edges only the rows that are there count; no row hears another recording's.
+    At a recording's edges only the rows that exist count. Rows of other recordings never do.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,), times_s (n,) -> (n, K)
     Source: BirdCLEF 2023-2025, neighbour smoothing
     """
-    p, times = row_probabilities(scores), np.asarray(times_s, np.float64)
-    if times.shape != p.shape[:1] or not np.isfinite(times).all():
-        raise KitError(f"times {times.shape} for {len(p)} rows: give each row's own.")
-    smooth = np.empty_like(p)
-    for rows in rows_by_name(group_numbers(recordings, len(p)).tolist()).values():
+    probs = row_probabilities(scores)
+    times = np.asarray(times_s, np.float64)
+    if times.shape != probs.shape[:1] or not np.isfinite(times).all():
+        raise KitError(f"times {times.shape} for {len(probs)} rows: give each row's own.")
+    smooth = np.empty_like(probs)
+    for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
         rows = rows[times[rows].argsort(kind="stable")]
         for row, other in pairwise(rows):
             if times[row] == times[other]:
                 raise KitError(f"rows {row} and {other} are one recording's at one time: keep one.")
-        total, weight = p[rows], np.ones((len(rows), 1))
+        total = probs[rows]
+        weight = np.ones((len(rows), 1))
         for distance, share in enumerate(kernel, start=1):
-            late, early = slice(distance, None), slice(-distance)
-            for here, there in ((late, early), (early, late)):
-                total[here] += share * p[rows[there]]
-                weight[here] += share
+            late = slice(distance, None)
+            early = slice(-distance)
+            for target, neighbour in ((late, early), (early, late)):
+                total[target] += share * probs[rows[neighbour]]
+                weight[target] += share
         smooth[rows] = total / weight
     return smooth
 
 
 def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2) -> np.ndarray:
-    """Each score times the mean of its class's best `top_k` in the row's recording; no probability any more.
+    """Multiply each score by the mean of its class's best `top_k` in the recording; the results are no probabilities.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
     Source: BirdCLEF 2025, multiplying by the top-2 mean
     """
-    p = row_probabilities(scores)
-    weighed = np.empty_like(p)
-    for rows in rows_by_name(group_numbers(recordings, len(p)).tolist()).values():
-        weighed[rows] = p[rows] * np.sort(p[rows], axis=0)[-top_k:].mean(axis=0)
+    probs = row_probabilities(scores)
+    weighed = np.empty_like(probs)
+    for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
+        best = np.sort(probs[rows], axis=0)[-top_k:]
+        weighed[rows] = probs[rows] * best.mean(axis=0)
     return weighed
 
 
 def row_probabilities(scores: Any) -> np.ndarray:
-    """Scores in float64. Raise KitError unless they are (rows, classes) in [0, 1]."""
-    wide = np.asarray(scores, np.float64)
-    if wide.ndim != 2 or not ((wide >= 0) & (wide <= 1)).all():
-        raise KitError(f"scores {wide.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.")
-    return wide
+    """Return scores in float64. Errors: KitError unless they are (rows, classes) in [0, 1]"""
+    probs = np.asarray(scores, np.float64)
+    if probs.ndim != 2 or not ((probs >= 0) & (probs <= 1)).all():
+        raise KitError(f"scores {probs.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.")
+    return probs
 
 
 def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    """One prevalence per class, held off 0 and 1, checked. Shape: -> (K,)"""
-    given = np.asarray(prevalences, np.float64)
-    if given.shape != (classes,) or not ((given >= 0) & (given <= 1)).all():
-        raise KitError(f"prevalences {given.shape}, wanted one in [0, 1] per class ({classes},).")
-    return given.clip(TINY, 1 - TINY)
+    """Return one prevalence per class, clipped off 0 and 1. Shape: -> (K,). Errors: KitError for another shape"""
+    checked = np.asarray(prevalences, np.float64)
+    if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
+        raise KitError(f"prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).")
+    return checked.clip(TINY, 1 - TINY)

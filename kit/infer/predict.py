@@ -1,5 +1,6 @@
-"""Taggers and clips in, blended probabilities of every clip out."""
+"""Predict the blended probabilities of clips with an ensemble."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from kit.audio.decode import Decoder, Sound, list_audio
 from kit.audio.windows import InferenceConfig
 from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError
-from kit.core.runtime import pick_device, tune_process
-from kit.infer.ensemble import EnsembleMember, by_source, collect_frontends, predict_ensemble
+from kit.core.runtime import start_runtime
+from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble, reasons_by_name
 from kit.infer.loader import Source, SpectrogramLoader
 from kit.infer.predictor import Predictor
-from kit.infer.rows import RowScores, common_classes
-from kit.infer.stack import StackRows, open_models
+from kit.infer.rows import check_members, common_classes
+from kit.infer.stack import make_rows, open_models
 from kit.infer.template import RowPlan, Template
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
@@ -23,9 +24,9 @@ from kit.models.tagger import Tagger
 
 @dataclass(frozen=True)
 class Predictions:
-    """What an ensemble says of clips.
+    """An ensemble's predictions of clips.
 
-    `failures` tells, by name, why a clip has the prior, or lacks a model's answer.
+    `failures` holds, by name, why a clip has the prior or lacks the predictions of a model.
     Shape:  probabilities (n, K), in the order of `names` and `classes`
     """
 
@@ -35,11 +36,11 @@ class Predictions:
     failures: dict[str, str]
 
     def __repr__(self) -> str:
-        told = f"{len(self.names)} clips, {len(self.classes)} classes, {len(self.failures)} failures"
-        return f"{told}: probabilities (n, K); to_frame() makes a table"
+        counts = f"{len(self.names)} clips, {len(self.classes)} classes, {len(self.failures)} failures"
+        return f"{counts}: probabilities (n, K); to_frame() makes a table"
 
     def to_frame(self) -> "object":
-        """A pandas DataFrame: fname, then a column per class."""
+        """Return a pandas DataFrame: fname, then a column per class."""
         import pandas
 
         frame = pandas.DataFrame(self.probabilities, columns=list(self.classes))
@@ -48,7 +49,7 @@ class Predictions:
 
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
-    """Clips and their names: files by their path, a folder's by that in it, sounds by number."""
+    """Name clips: files by their path, those of a folder by their path in it, sounds by number."""
     if isinstance(clips, str | Path):
         paths = list_audio(Path(clips))
         return [path.relative_to(clips).as_posix() for path in paths], list(paths)
@@ -70,34 +71,36 @@ def predict_clips(
     decoders: Sequence[Decoder] | None = None,
     networks: Mapping[str, NetworkBuilder] | None = None,
 ) -> Predictions:
-    """Probabilities of every clip by an ensemble of checkpoints or taggers.
+    """Predict the probabilities of every clip with an ensemble of checkpoints or taggers.
 
-    `clips` is a folder, or files and decoded sounds; `listening` overrides how every model hears.
+    `clips` is a folder, or files and decoded sounds; `inference` overrides every model's own settings.
     Shape:  -> probabilities (n, K)
-    Errors: KitError for what cannot be loaded; clips that cannot be heard are in `failures`
+    Errors: KitError for what cannot be loaded, and for a model that fails; clips that cannot be read are in `failures`
     """
-    tune_process()
-    chosen, _ = pick_device(device)
+    runtime = start_runtime(device, threads, progress)
     models, stack = open_models(checkpoints, blend, weights)
     members = []
     for model in models:
-        predictor = Predictor(model.build(networks), chosen, batch_frames, precision, inference)
+        tagger = model.build(networks)
+        predictor = Predictor(tagger, runtime.device, batch_frames, precision, inference)
         members.append(EnsembleMember(model.name, predictor, weight=model.weight, run=model.run))
     names, sources = name_sources(clips)
-    template = Template("fname", tuple(names), common_classes([m.card for m in members]))
+    template = Template("fname", tuple(names), common_classes([member.card for member in members]))
     plan = RowPlan("name", tuple(range(len(names))), (None,) * len(names), ())
-    plain = (template, plan, members)
-    rows = StackRows(stack, *plain) if stack else RowScores(*plain, blend)
-    loader = SpectrogramLoader(
-        sources, collect_frontends(members, chosen), chosen, threads=threads, decoders=decoders
-    )
-    with progress_bar(len(members) * loader.total_s, "predict", "s of audio", progress) as bar:
-        predict_ensemble(members, loader, rows.add, after_chunk=lambda _, seconds: advance(bar, seconds))
-    loader.close()
+    check_members(members, blend, plan)
+    rows = make_rows(stack, template, plan, members, blend)
+    frontends = collect_frontends(members, runtime.device)
+    loader = SpectrogramLoader(sources, frontends, runtime.device, threads=runtime.threads, decoders=decoders)
+    loader.read_headers()
+    bar = progress_bar(len(members) * loader.total_s, "predict", "s of audio", runtime.progress)
+    with contextlib.closing(loader), bar:
+        for member, clip, logits in predict_ensemble(members, loader):
+            rows.add(member, clip, logits)
+            advance(bar, loader.durations_s[clip] or 0.0)
     reasons: dict[int, str] = {}
     for member in members:
         if member.failure:
             raise KitError(f"{member.name} failed: {member.failure}")
-        reasons |= {i: f"{member.name}: {reason}" for i, reason in member.failed_clips.items()}
-    failures = by_source(reasons | loader.failures, names)
+        reasons |= {clip: f"{member.name}: {reason}" for clip, reason in member.failed_clips.items()}
+    failures = reasons_by_name(reasons | loader.failures, names)
     return Predictions(template.ids, template.classes, rows.blend().astype(np.float32), failures)

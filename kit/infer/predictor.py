@@ -1,8 +1,7 @@
-"""Batched inference of one tagger."""
+"""Run one tagger over spectrograms, in batches of equal length."""
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, Span, batches_by_length, pad_frames
 from kit.core.errors import KitError, choose
 from kit.core.runtime import full_float32
+from kit.infer.budget import TimeBudget
 from kit.models.families import memory_format_of
 from kit.models.tagger import Tagger
 
@@ -21,34 +21,45 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """What a network says of a clip's windows. Shape: logits (W, K) float32, spans W in frames"""
+    """The logits of one clip's windows.
+
+    Shape:  logits (W, K) float32
+    Units:  spans are (first frame, frame after the last) of each window
+    """
 
     logits: np.ndarray
     spans: tuple[Span, ...]
 
 
 def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Tensor]:
-    """Clips' spectrograms as they are kept, normalize_spec where that refers to the clip.
+    """Compute the spectrograms that are cached: normalized already where normalization refers to the whole clip.
 
-    Shape: waves (T_i,) -> list of (M, N_i)
+    Shape:  waves (T_i,) -> list of (M, N_i)
     """
     specs = frontend.spectrograms(waves)
-    return [frontend.normalize(s) for s in specs] if frontend.config.reference == "clip" else specs
+    if frontend.config.reference != "clip":
+        return specs
+    return [frontend.normalize(spec) for spec in specs]
 
 
 def cut_window(frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mode: str) -> Tensor:
-    """The piece of a kept spectrogram that a network hears: cut, normalize_spec, filled.
+    """Cut a window from a cached spectrogram, normalize it and pad it to `frames`.
 
-    Shape: spec (M, N) -> (M, frames)
+    Shape:  spec (M, N) -> (M, frames)
     """
     piece = spec[:, span[0] : span[1]]
     if frontend.config.reference == "window":
         piece = frontend.normalize(piece)
-    return pad_frames(piece, frames, pad_mode, frontend.floor(piece) if pad_mode == "min" else None)
+    floor = frontend.floor(piece) if pad_mode == "min" else None
+    return pad_frames(piece, frames, pad_mode, floor)
 
 
 class Predictor:
-    """A tagger at work on a device, in batches of one length."""
+    """Runs a tagger on a device.
+
+    It moves the tagger to the device when it is created, because the training that shares the tagger continues in
+    the memory format chosen here.
+    """
 
     def __init__(
         self,
@@ -58,7 +69,8 @@ class Predictor:
         precision: str = "float32",
         inference: InferenceConfig | None = None,
     ) -> None:
-        self.tagger, self.device = tagger, device
+        self.tagger = tagger
+        self.device = device
         self.inference = inference or tagger.card.inference
         self.batch_frames = batch_frames or (4000 if device.type == "cpu" else 32000)
         self.dtype = choose("precision", precision, PRECISIONS)
@@ -67,50 +79,56 @@ class Predictor:
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Evaluation mode without gradients; then each part has its own mode again."""
-        modes = [(part, part.training) for part in self.tagger.network.modules()]
+    def evaluation_mode(self) -> Iterator[None]:
+        """Evaluate without gradients; then restore each module's own mode."""
+        modes = [(module, module.training) for module in self.tagger.network.modules()]
         self.tagger.network.eval()
         try:
-            cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-            with torch.inference_mode(), full_float32(), cast:
+            autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+            with torch.inference_mode(), full_float32(), autocast:
                 yield
         finally:
-            for part, training in modes:
-                part.training = training
+            for module, training in modes:
+                module.training = training
 
-    def predict(
-        self, specs: Sequence[Tensor], stop: Callable[[], bool] = lambda: False
-    ) -> list[WindowLogits | None]:
-        """What the network says of every clip; None for one that `stop` cut.
+    def predict(self, specs: Sequence[Tensor], budget: TimeBudget | None = None) -> list[WindowLogits | None]:
+        """Compute the logits of every clip; None for a clip that the time budget did not reach.
 
-        Shape: specs (M, N_i), one per clip -> one WindowLogits per clip
+        Shape:  specs (M, N_i), one per clip -> one WindowLogits per clip
         """
+        budget = budget or TimeBudget()
         frames_per_s = self.tagger.card.frontend.frames_per_s
-        spans = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
-        units = [
-            (spec, span, self.inference.input_frames(span, self.tagger.min_frames))
-            for spec, of_clip in zip(specs, spans, strict=True)
-            for span in of_clip
-        ]
-        said: list[np.ndarray | None] = [None] * len(units)
-        with self.at_work():
-            for batch in batches_by_length([frames for *_, frames in units], self.batch_frames):
-                if stop():
+        spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
+        windows = [(clip, span) for clip, spans in enumerate(spans_of_clip) for span in spans]
+        lengths = [self.inference.input_frames(span, self.tagger.min_frames) for _, span in windows]
+        logits: list[np.ndarray | None] = [None] * len(windows)
+        with self.evaluation_mode():
+            for batch in batches_by_length(lengths, self.batch_frames):
+                if budget.should_stop():
                     break
-                pieces = [cut_window(self.tagger.frontend, *units[u], self.inference.pad_mode) for u in batch]
-                for unit, row in zip(batch, self.forward(torch.stack(pieces)), strict=True):
-                    said[unit] = row
-        heard: list[WindowLogits | None] = []
-        rows = iter(said)
-        for of_clip in spans:
-            logits = [row for row in itertools.islice(rows, len(of_clip)) if row is not None]
-            whole = len(logits) == len(of_clip)
-            heard.append(WindowLogits(np.stack(logits), tuple(of_clip)) if whole else None)
-        return heard
+                inputs = []
+                for window in batch:
+                    clip, span = windows[window]
+                    frames = lengths[window]
+                    inputs.append(
+                        cut_window(self.tagger.frontend, specs[clip], span, frames, self.inference.pad_mode)
+                    )
+                for window, row in zip(batch, self.forward(torch.stack(inputs)), strict=True):
+                    logits[window] = row
+        outputs: list[WindowLogits | None] = []
+        first = 0
+        for spans in spans_of_clip:
+            done = [row for row in logits[first : first + len(spans)] if row is not None]
+            first += len(spans)
+            is_whole = len(done) == len(spans)
+            outputs.append(WindowLogits(np.stack(done), tuple(spans)) if is_whole else None)
+        return outputs
 
     def forward(self, batch: Tensor) -> np.ndarray:
-        """Logits of a batch, halved while memory lacks, as are later ones. Shape: (B, M, N) -> (B, K)"""
+        """Compute the logits of a batch; where memory is short, halve it and all later ones.
+
+        Shape:  (B, M, N) -> (B, K)
+        """
         if len(batch) == 1 or batch.shape[0] * batch.shape[-1] <= self.batch_frames:
             try:
                 return self.forward_batch(batch)
@@ -123,17 +141,22 @@ class Predictor:
         return np.concatenate([self.forward(batch[:half]), self.forward(batch[half:])])
 
     def make_inputs(self, batch: Tensor) -> Tensor:
-        """What the network is shown. Shape: (B, M, N) -> (B, C, M, N)"""
+        """Stack the network's input channels. Shape: (B, M, N) -> (B, C, M, N)"""
         return self.tagger.frontend.stack(batch)
 
     def forward_batch(self, batch: Tensor) -> np.ndarray:
-        """Logits of a batch that fits the device. Shape: (B, M, N) -> (B, K) float32"""
+        """Compute the logits of a batch that fits the device.
+
+        Shape:  (B, M, N) -> (B, K) float32
+        Errors: KitError for a network whose output is not (B, K)
+        """
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
-        logits, wanted = self.tagger.network(spec), (len(spec), len(self.tagger.card.classes))
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if came != wanted:
-            given = f"{tuple(spec.shape)} to {wanted}, got {came}"
+        logits = self.tagger.network(spec)
+        expected = (len(spec), len(self.tagger.card.classes))
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != expected:
+            shapes = f"{tuple(spec.shape)} to {expected}, got {found}"
             raise KitError(
-                f"a network maps (B, C, M, N) to (B, K), {given}: let it return clip logits alone."
+                f"a network maps (B, C, M, N) to (B, K), {shapes}: let it return clip logits alone."
             )
         return np.asarray(logits.float().cpu().numpy())

@@ -1,95 +1,108 @@
-"""What models say of clips in, scores of a template's rows out."""
+"""Collect the scores of a template's rows from every model, and blend them."""
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from kit.core.errors import KitError, choose
 from kit.infer.blend import BLENDS, blend_scores
 from kit.infer.ensemble import UNPOOLED, EnsembleMember, clip_probabilities
+from kit.infer.postprocess import PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import RowPlan, Template
 from kit.models.tagger import TaggerCard
 
 
 def class_columns(card: TaggerCard, classes: Sequence[str]) -> list[int]:
-    """Where a template's classes stand among a model's. Errors: KitError where it lacks one"""
-    place = {c: i for i, c in enumerate(card.classes)}
-    missing = [c for c in classes if c not in place]
+    """Find the template's classes among a model's. Errors: KitError where the model lacks one"""
+    place = {name: column for column, name in enumerate(card.classes)}
+    missing = [name for name in classes if name not in place]
     if missing:
-        near = difflib.get_close_matches(missing[0], place, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(missing[0], place, n=1, cutoff=0.0)[0]
         lacks = f"a checkpoint lacks {len(missing)} of the template's classes, e.g. {missing[0]!r}"
-        raise KitError(f"{lacks}: did you mean {near!r}? Use the template of its training data.")
-    return [place[c] for c in classes]
+        raise KitError(f"{lacks}: did you mean {nearest!r}? Use the template of its training data.")
+    return [place[name] for name in classes]
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
-    """The models' classes. Errors: KitError where they disagree"""
+    """Return the models' classes. Errors: KitError where they differ"""
     if any(set(card.classes) != set(cards[0].classes) for card in cards):
         raise KitError("the checkpoints' classes differ: give a template.")
     return cards[0].classes
 
 
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
-    """The score of a clip not heard: the models' prevalences, averaged. Shape: -> (K,)"""
-    known = [np.array(card.prevalences)[class_columns(card, classes)] for card in cards]
-    return np.asarray(np.average(known, axis=0, weights=weights))
+    """Average the models' prevalences: the score of a row without any prediction. Shape: -> (K,)"""
+    prevalences = [np.array(card.prevalences)[class_columns(card, classes)] for card in cards]
+    return np.asarray(np.average(prevalences, axis=0, weights=weights))
 
 
-def spans_for_row(said: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
-    """The windows inside a row's time, else those with their centre in it, else the nearest."""
-    slack = 1.5 / frames_per_s
-    times = np.array(said.spans) / frames_per_s
-    centres = times.mean(axis=1)
-    inside = (begin_s - slack < times[:, 0]) & (times[:, 1] < end_s + slack)
+def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
+    """Choose the windows inside a row's time, else those with their centre in it, else the nearest one."""
+    slack_s = 1.5 / frames_per_s
+    times_s = np.array(output.spans) / frames_per_s
+    centres_s = times_s.mean(axis=1)
+    inside = (begin_s - slack_s < times_s[:, 0]) & (times_s[:, 1] < end_s + slack_s)
     if not inside.any():
-        inside = (begin_s <= centres) & (centres < end_s)
-    nearest = np.abs(centres - (begin_s + end_s) / 2).argmin()
-    return np.flatnonzero(inside).tolist() or [int(nearest)]
+        inside = (begin_s <= centres_s) & (centres_s < end_s)
+    if not inside.any():
+        return [int(np.abs(centres_s - (begin_s + end_s) / 2).argmin())]
+    return [int(window) for window in np.flatnonzero(inside)]
 
 
-@dataclass
 class RowScores:
-    """Scores of all rows by every model, filled as clips are heard. Shape: (R, K) and (R,) per model"""
+    """The scores of all rows by every model, filled clip by clip.
 
-    template: Template
-    plan: RowPlan
-    members: Sequence[EnsembleMember]
-    kind: str = "mean"
+    Create it after `check_members`. `split_clips` were too long for one input of mode full.
+    Shape:  scores (R, K) and done (R,) of each model
+    """
 
-    def __post_init__(self) -> None:
-        check_blend(self.members, self.kind)
-        trimmed = [m.name for m in self.members if m.card.frontend.trim_db is not None]
-        if trimmed and any(end is not None for end in self.plan.ends_s):
-            said = "its windows do not tell the time that rows ask for"
-            raise KitError(f"{trimmed[0]} trims a clip's ends, so {said}: leave it out.")
-        shape = (len(self.template.ids), len(self.template.classes))
-        cards, self.weights = [m.card for m in self.members], [m.weight for m in self.members]
-        self.columns = [class_columns(card, self.template.classes) for card in cards]
-        self.priors = blend_priors(cards, self.weights, self.template.classes)
-        self.scores = [np.zeros(shape, np.float32) for _ in cards]
-        self.done = [np.zeros(shape[0], bool) for _ in cards]
-        self.rows_of: dict[int, list[int]] = {}
-        for row, source in enumerate(self.plan.files):
-            if source is not None:
-                self.rows_of.setdefault(source, []).append(row)
+    def __init__(
+        self,
+        template: Template,
+        plan: RowPlan,
+        members: Sequence[EnsembleMember],
+        kind: str = "mean",
+        postprocess: PostprocessConfig | None = None,
+    ) -> None:
+        shape = (len(template.ids), len(template.classes))
+        self.template = template
+        self.plan = plan
+        self.members = members
+        self.kind = kind
+        self.postprocess = postprocess or PostprocessConfig()
+        self.weights = [member.weight for member in members]
+        self.columns = [class_columns(member.card, template.classes) for member in members]
+        self.priors = blend_priors([member.card for member in members], self.weights, template.classes)
+        self.scores = [np.zeros(shape, np.float32) for _ in members]
+        self.done = [np.zeros(len(template.ids), bool) for _ in members]
+        self.split_clips: set[int] = set()
 
-    def add(self, member: EnsembleMember, source: int, said: WindowLogits) -> None:
-        """Fill the rows of one clip with what one model said."""
-        m = self.members.index(member)
-        for row in self.rows_of.get(source, []):
-            logits, end = said.logits, self.plan.ends_s[row]
-            if end is not None:
-                begin = end - (self.plan.period_s or end)
-                logits = logits[spans_for_row(said, member.card.frontend.frames_per_s, begin, end)]
-            scores = clip_probabilities(member.tagger, member.predictor.inference, logits)
-            self.scores[m][row], self.done[m][row] = scores[self.columns[m]], True
+    def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
+        """Fill the rows of one clip from the logits of one model. A clip that cannot be pooled is noted as failed."""
+        number = self.members.index(member)
+        if member.predictor.inference.mode == "full" and len(output.spans) > 1:
+            self.split_clips.add(clip)
+        for row in self.plan.rows_of.get(clip, []):
+            logits = output.logits
+            end_s = self.plan.ends_s[row]
+            if end_s is not None:
+                begin_s = end_s - (self.plan.period_s or end_s)
+                frames_per_s = member.card.frontend.frames_per_s
+                logits = logits[windows_of_row(output, frames_per_s, begin_s, end_s)]
+            try:
+                scores = clip_probabilities(member.tagger, member.predictor.inference, logits)
+            except KitError as error:
+                member.fail_clip(clip, str(error))
+                return
+            self.scores[number][row] = scores[self.columns[number]]
+            self.done[number][row] = True
 
     def counts(self) -> dict[str, int]:
-        """How many rows there are; were heard by all models, some, none."""
-        by_all, by_any = np.all(self.done, axis=0), np.any(self.done, axis=0)
+        """Count the rows, and those with predictions of all models, of some, of none."""
+        by_all = np.all(self.done, axis=0)
+        by_any = np.any(self.done, axis=0)
         return {
             "rows": len(by_all),
             "rows_all_models": int(by_all.sum()),
@@ -98,29 +111,70 @@ class RowScores:
         }
 
     def blend(self) -> np.ndarray:
-        """All models' scores as one. Shape: -> (R, K)"""
+        """Blend all models' scores. Shape: -> (R, K)"""
         return blend_scores(self.scores, self.done, self.weights, self.priors, self.kind)
+
+    def result(self) -> np.ndarray:
+        """Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)"""
+        scores = self.blend()
+        done = np.any(self.done, axis=0)
+        if not self.postprocess.changes_scores or not done.any():
+            return scores
+        rows = np.flatnonzero(done)
+        recordings = None
+        times_s = None
+        if self.plan.form == "window":
+            recordings = [str(self.plan.files[row]) for row in rows]
+            times_s = [self.plan.ends_s[row] for row in rows]
+        trained = average_fitted_prevalences(self.members, self.template.classes)
+        scores[rows] = apply_postprocess(self.postprocess, scores[rows], recordings, times_s, trained)
+        if self.postprocess.top_mean > 0:
+            # A row without predictions is a recording of its own: its best mean is its prior itself.
+            scores[~done] **= 2
+        return scores
+
+
+def average_fitted_prevalences(members: Sequence[EnsembleMember], classes: Sequence[str]) -> np.ndarray:
+    """Average the prevalences at which the models' probabilities were fitted. Shape: -> (K,)"""
+    prevalences = [fitted_prevalences(member.card)[class_columns(member.card, classes)] for member in members]
+    return np.asarray(np.average(prevalences, axis=0, weights=[member.weight for member in members]))
+
+
+def fitted_prevalences(card: TaggerCard) -> np.ndarray:
+    """Return the class prevalences that a model's probabilities assume.
+
+    A probability model assumes the prevalences in the batches that training drew. A ranking model was calibrated on
+    out-of-fold clips, whose prevalences are those of the table. Shape: -> (K,)
+    """
+    is_drawn = card.output == "probability" and len(card.drawn) > 0
+    return np.array(card.drawn if is_drawn else card.prevalences)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    """One positive weight per model, 1 unless given. Errors: KitError for others"""
-    checked = [1.0] * models if weights is None else [float(w) for w in weights]
-    if len(checked) != models or not all(0 < w < float("inf") for w in checked):
+    """Return one positive weight per model, 1 unless given. Errors: KitError for other weights"""
+    checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
+    if len(checked) != models or not all(0 < weight < float("inf") for weight in checked):
         raise KitError(f"weights: one positive number per model, {models} of them, got {checked}.")
     return checked
 
 
-def check_blend(members: Sequence[EnsembleMember], kind: str) -> None:
-    """Refuse to average scores that share no scale.
+def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
+    """Refuse to average scores that share no scale, and rows that a model cannot locate in time.
 
-    Errors: KitError for an unknown blend, and where uncalibrated rank scores would enter a mean over models or windows
+    Errors: KitError for an unknown blend; for ranking scores without a calibration in a mean over models or windows;
+    for a frontend that trims silence where the rows are windows of a clip
     """
-    how = choose("blend", kind, BLENDS)
-    for member in (m for m in members if not m.card.calibrated):
-        if not how.any_scale:
-            raise KitError(
-                f"{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, which "
-                "fits one, or use --blend rank."
-            )
-        if member.predictor.inference.mode != "full":
-            raise KitError(f"{member.name}: {UNPOOLED}")
+    blend = choose("blend", kind, BLENDS)
+    for member in members:
+        if not member.card.calibrated:
+            if not blend.any_scale:
+                raise KitError(
+                    f"{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, "
+                    "which fits one, or use --blend rank."
+                )
+            if member.predictor.inference.mode != "full":
+                raise KitError(f"{member.name}: {UNPOOLED}")
+    trimmed = [member.name for member in members if member.card.frontend.trim_db is not None]
+    if trimmed and any(end_s is not None for end_s in plan.ends_s):
+        reason = "its windows are not at the times of the rows"
+        raise KitError(f"{trimmed[0]} trims a clip's ends, so {reason}: leave it out.")

@@ -1,4 +1,4 @@
-"""Checkpoints of stacks: models and the second level that reads them."""
+"""Open checkpoints and stacks: models, and a second-level network over their predictions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.infer.ensemble import EnsembleMember
+from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights
 from kit.infer.template import RowPlan, Template
@@ -22,15 +23,15 @@ from kit.models.checkpoint import NetworkBuilder, find_models, load_tagger, read
 from kit.models.stackers import STACKERS, Stacker, prediction_image
 from kit.models.tagger import Tagger, TaggerCard
 
-# What models say of a clip: its windows' centres (W,), and the probabilities there (W, K).
+# Several models' predictions of one clip. For each model: its windows' centres (W,), their probabilities (W, K).
 WindowProbs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class StackCard(Config):
-    """All that is known of a stack besides its tensors and its taggers."""
+    """The description of a stack: all but its tensors and its taggers."""
 
-    kind: str = setting("class-mixer", "what reads them", choices=tuple(STACKERS))
+    kind: str = setting("class-mixer", "the second-level network", choices=tuple(STACKERS))
     network: dict[str, Any] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
     run_of: tuple[int, ...] = setting((), "each tagger's run")
@@ -39,31 +40,37 @@ class StackCard(Config):
     oof_score: float | None = setting(None, "its lwlrap, cross-fitted")
 
     def new_network(self) -> Stacker:
-        """A freshly initialised second-level network."""
+        """Create a second-level network with fresh weights."""
         parts: tuple[type[Config], Callable[..., Stacker]] = STACKERS[self.kind]
-        return parts[1](parts[0].from_dict(self.network), len(self.runs), len(self.classes))
+        config, build = parts
+        return build(config.from_dict(self.network), len(self.runs), len(self.classes))
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A second level: its card and each fold's network, whose answers are averaged."""
+    """A second level: its card and each fold's network, whose probabilities are averaged."""
 
     card: StackCard
     networks: Sequence[Stacker]
 
     def answer(self, inputs: Sequence[Tensor]) -> np.ndarray:
-        """Probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)"""
-        answers = np.empty((len(inputs), len(self.card.classes)))
+        """Compute probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)"""
+        probs = np.empty((len(inputs), len(self.card.classes)))
+        widths = [x.shape[-1] for x in inputs]
         with torch.inference_mode():
-            for batch in batches_by_length([x.shape[-1] for x in inputs], 1 << 20):
+            for batch in batches_by_length(widths, 1 << 20):
                 x = torch.stack([inputs[i] for i in batch])
-                answers[batch] = torch.stack([net(x).sigmoid() for net in self.networks]).mean(dim=0).numpy()
-        return answers
+                of_networks = [network(x).sigmoid() for network in self.networks]
+                probs[batch] = torch.stack(of_networks).mean(dim=0).numpy()
+        return probs
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model before it is built: a tagger or a checkpoint's content."""
+    """A model before it is built: a tagger, or the content of a checkpoint.
+
+    `place` is its position in a stack, `run` the run of the stack that it belongs to.
+    """
 
     name: str
     card: TaggerCard
@@ -74,8 +81,10 @@ class ModelSpec:
     run: int = 0
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-        """The tagger. Errors: as load_tagger"""
-        return self.holds if isinstance(self.holds, Tagger) else load_tagger(self.name, networks, self.holds)
+        """Return the tagger, built if necessary. Errors: as load_tagger"""
+        if isinstance(self.holds, Tagger):
+            return self.holds
+        return load_tagger(self.name, networks, self.holds)
 
 
 def open_models(
@@ -83,18 +92,20 @@ def open_models(
     blend: str = "mean",
     weights: Sequence[float] | None = None,
 ) -> tuple[list[ModelSpec], Stack | None]:
-    """Every model that is named, or the taggers of a stack, and the stack.
+    """Read the description of every model named, or of a stack's taggers, and the stack.
 
-    Errors: KitError as find_models and read_checkpoint, and for a stack that is not alone or not left to its mean
+    Errors: KitError as find_models and read_checkpoint; for a stack beside other models, or with a blend or weights
     """
-    found, models = find_models(items), []
+    found = find_models(items)
+    models = []
     for (name, model), weight in zip(found, check_weights(weights, len(found)), strict=True):
         if isinstance(model, Tagger):
             models.append(ModelSpec(name, model.card, model, weight))
             continue
         content = read_content(model)
         if "members" not in content:
-            models.append(ModelSpec(name, read_checkpoint(model, content)[0], content, weight, model))
+            card, _ = read_checkpoint(model, content)
+            models.append(ModelSpec(name, card, content, weight, model))
         elif len(found) == 1 and blend == "mean" and weights is None:
             return open_stack(model, content)
         else:
@@ -103,68 +114,106 @@ def open_models(
 
 
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
-    """A stack and its taggers, of which a run's share a weight of 1."""
+    """Read a stack and its taggers. The taggers of one run share a weight of 1."""
     try:
-        card, models = StackCard.from_dict(json.loads(content["card"])), []
+        card = StackCard.from_dict(json.loads(content["card"]))
         networks = [card.new_network().eval() for _ in content["networks"]]
         for network, tensors in zip(networks, content["networks"], strict=True):
             network.load_state_dict(tensors)
-        for place, (run, held) in enumerate(zip(card.run_of, content["members"], strict=True)):
-            of = read_checkpoint(path, held)[0]
-            name, share = f"{path} [{place} {card.runs[run]}, fold {of.fold}]", 1 / card.run_of.count(run)
-            models.append(ModelSpec(name, of, held, share, path, place, run))
+        models = []
+        for place, (run, member) in enumerate(zip(card.run_of, content["members"], strict=True)):
+            tagger_card, _ = read_checkpoint(path, member)
+            name = f"{path} [{place} {card.runs[run]}, fold {tagger_card.fold}]"
+            weight = 1 / card.run_of.count(run)
+            models.append(ModelSpec(name, tagger_card, member, weight, path, place, run))
         return models, Stack(card, networks)
     except (KitError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise KitError(f"{path} is damaged: {one_line(error)[:160]}: make it again.") from error
 
 
-def average_windows(told: WindowProbs, wanted: np.ndarray) -> np.ndarray:
-    """What models say on average at these times, by their nearest windows. Shape: (W,) -> (W, K)"""
-    nearest = [(np.abs(wanted[:, None] - centres).argmin(axis=1), beliefs) for centres, beliefs in told]
-    return np.asarray(np.mean([beliefs[rows] for rows, beliefs in nearest], axis=0))
+def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
+    """Average models' probabilities at given times, each by its nearest window. Shape: times (W,) -> (W, K)"""
+    at_times = []
+    for centres, probs in models:
+        nearest = np.abs(times[:, None] - centres).argmin(axis=1)
+        at_times.append(probs[nearest])
+    return np.asarray(np.mean(at_times, axis=0))
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
-    """What every run says at the times of the first one's windows. Shape: -> (m, K, max(W_0, columns)) float32"""
-    said = np.stack([average_windows(told, runs[0][0][0]) for told in runs])
-    return prediction_image(torch.from_numpy(said).float(), columns)
+    """Stack every run's probabilities at the times of the first one's windows.
+
+    Shape:  -> (m, K, max(W_0, columns)) float32
+    """
+    times, _ = runs[0][0]
+    probs = np.stack([average_windows(models, times) for models in runs])
+    return prediction_image(torch.from_numpy(probs).float(), columns)
 
 
 class StackRows(RowScores):
-    """Scores of rows by a stack; those that a run has not heard have the plain mean of the runs that did."""
+    """Rows scored by a stack; rows that a run has not predicted get the plain mean of the runs that have."""
 
     def __init__(
-        self, stack: Stack, template: Template, plan: RowPlan, members: Sequence[EnsembleMember]
+        self,
+        stack: Stack,
+        template: Template,
+        plan: RowPlan,
+        members: Sequence[EnsembleMember],
+        postprocess: PostprocessConfig | None = None,
     ) -> None:
-        card = stack.card
-        super().__init__(replace(template, classes=card.classes), plan, members)
-        if card.columns and plan.form == "window":
-            raise KitError("this stack reads whole clips, the template asks for windows: use a class-mixer.")
-        self.stack, self.wanted = stack, [card.classes.index(name) for name in template.classes]
-        self.told: dict[tuple[int | None, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+        super().__init__(
+            replace(template, classes=stack.card.classes), plan, members, postprocess=postprocess
+        )
+        self.stack = stack
+        self.template_columns = [stack.card.classes.index(name) for name in template.classes]
+        self.window_probs: dict[tuple[int | None, int], list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def add(self, member: EnsembleMember, source: int, said: WindowLogits) -> None:
-        super().add(member, source, said)
+    def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
+        super().add(member, clip, output)
         if self.stack.card.columns:
-            centres = np.mean(said.spans, axis=1) / member.card.frontend.frames_per_s
-            beliefs = member.tagger.probabilities(torch.from_numpy(said.logits)).numpy()
-            own = beliefs[:, self.columns[self.members.index(member)]]
-            self.told.setdefault((source, member.run), []).append((centres, own))
+            centres = np.mean(output.spans, axis=1) / member.card.frontend.frames_per_s
+            probs = member.tagger.probabilities(torch.from_numpy(output.logits)).numpy()
+            probs = probs[:, self.columns[self.members.index(member)]]
+            self.window_probs.setdefault((clip, member.run), []).append((centres, probs))
+
+    def sum_by_run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Sum the members' arrays of each run. Shape: (R, ...) per member -> (R, m, ...)"""
+        sums = []
+        for run in range(len(self.stack.card.runs)):
+            of_run = [x for x, member in zip(arrays, self.members, strict=True) if member.run == run]
+            sums.append(np.sum(of_run, axis=0))
+        return np.stack(sums, axis=1)
 
     def blend(self) -> np.ndarray:
-        """The stack's answers where every run was heard, else the plain mean. Shape: -> (R, K)"""
-        blended, runs = super().blend(), range(len(self.stack.card.runs))
-
-        def summed(arrays: Sequence[np.ndarray]) -> np.ndarray:
-            pairs = list(zip(arrays, self.members, strict=True))
-            return np.stack([np.sum([x for x, of in pairs if of.run == run], axis=0) for run in runs], axis=1)
-
-        counts = summed(self.done)
+        """Score rows by the stack where every run has predicted them, else by the plain mean. Shape: -> (R, K)"""
+        blended = super().blend()
+        counts = self.sum_by_run(self.done)
         rows = np.flatnonzero(counts.all(axis=1))
-        if self.stack.card.columns:
-            told = [[self.told[self.plan.files[row], run] for run in runs] for row in rows]
-            inputs = [clip_image(of_row, self.stack.card.columns) for of_row in told]
+        columns = self.stack.card.columns
+        if columns:
+            inputs = []
+            for row in rows:
+                clip = self.plan.files[row]
+                runs = [self.window_probs[clip, run] for run in range(len(self.stack.card.runs))]
+                inputs.append(clip_image(runs, columns))
         else:
-            inputs = list(torch.from_numpy(summed(self.scores)[rows] / counts[rows, :, None]).float())
+            means = self.sum_by_run(self.scores)[rows] / counts[rows, :, None]
+            inputs = list(torch.from_numpy(means).float())
         blended[rows] = self.stack.answer(inputs)
-        return blended[:, self.wanted]
+        return blended[:, self.template_columns]
+
+
+def make_rows(
+    stack: Stack | None,
+    template: Template,
+    plan: RowPlan,
+    members: Sequence[EnsembleMember],
+    blend: str,
+    postprocess: PostprocessConfig | None = None,
+) -> RowScores:
+    """Create the scores of all rows, for a stack or a blend. Errors: KitError for a stack of clips over window rows"""
+    if stack is None:
+        return RowScores(template, plan, members, blend, postprocess)
+    if stack.card.columns and plan.form == "window":
+        raise KitError("this stack reads whole clips, the template asks for windows: use a class-mixer.")
+    return StackRows(stack, template, plan, members, postprocess)

@@ -1,4 +1,4 @@
-"""Clip tables, their corrections, and target matrices."""
+"""Clip tables, corrections to them, and target matrices."""
 
 import json
 import math
@@ -12,14 +12,16 @@ import numpy as np
 from kit.core.errors import KitError, closest
 from kit.core.files import TextTable, read_table
 
+# In a table's `false_labels`, this stands for every class that is not listed in `labels`.
 ALL_OTHERS = "*"
 
 
 @dataclass(frozen=True)
 class ClipLabels:
-    """What is known of every clip: a class is true (1), false (0) or unknown (NaN).
+    """The labels of a table, one row per clip or stretch. kit/train/dataset.py adds the audio.
 
-    Shape:  n names, K classes, targets (n, K) float32, weights (n,) float32, sources (n,) of text
+    A target is 1 (true), 0 (false) or NaN (unknown). Losses and metrics mask unknown targets.
+    Shape:  names (n,), classes (K,), targets (n, K) float32, weights (n,) float32, sources (n,) str
     """
 
     names: tuple[str, ...]
@@ -30,13 +32,16 @@ class ClipLabels:
 
 
 def read_clip_table(path: str | Path) -> Any:
-    """A clip table, `fname,labels[,false_labels][,fold][,weight][,source][,begin_s,end_s]`, as a pandas DataFrame.
+    """Read a clip table as a pandas DataFrame.
 
-    All stays text (`000316`, `1e5`, `NA`) but for `fold`, integers, and `weight`, floats. With `begin_s` and
-    `end_s` a row is that stretch of its clip, or where both are empty all of it (0 to infinity).
-    Empty labels mean a clip without any. With `false_labels`, a class in neither is unknown; `*` there
-    makes all others false.
-    Errors: KitError that names the line
+    The columns are `fname,labels[,false_labels][,fold][,weight][,source][,begin_s,end_s]`, and any others.
+    Every cell stays text (`000316`, `1e5` and `NA` too), but folds become integers, weights and times floats.
+    Empty labels mean that the clip has none of the classes. Without `false_labels`, all other classes are
+    false. With `false_labels`, only the classes listed there are false (`*` lists all others), and classes
+    in neither column are unknown.
+    With `begin_s` and `end_s`, a row is that stretch of its clip. If both cells are empty, it is the whole
+    clip, from 0 to infinity.
+    Errors: KitError with the line number
     """
     import pandas
 
@@ -45,10 +50,11 @@ def read_clip_table(path: str | Path) -> Any:
     if not table.lines:
         raise KitError(f"{path} holds no clips: add a line per clip.")
     table.check_names("fname", once="begin_s" not in columns)
-    if "begin_s" in columns:
+    if "begin_s" in columns or "end_s" in columns:
         read_stretches(table)
     if "false_labels" in columns:
-        check_one_state(columns["labels"], columns["false_labels"], map(table.at, range(len(table.lines))))
+        lines = [table.at(row) for row in range(len(table.lines))]
+        check_one_state(columns["labels"], columns["false_labels"], lines)
     if "fold" in columns:
         columns["fold"] = table.numbers("fold", "a whole number", lambda fold: abs(fold) < 10**9, int)
     if "weight" in columns:
@@ -57,43 +63,55 @@ def read_clip_table(path: str | Path) -> Any:
 
 
 def read_stretches(table: TextTable) -> None:
-    """begin_s and end_s of a clip table become numbers. Errors: KitError for what is no stretch, or stands twice"""
-    columns, seen = table.columns, set()
-    for name, whole in (("begin_s", 0.0), ("end_s", math.inf)):
+    """Turn the columns begin_s and end_s into numbers, in place.
+
+    Errors: KitError for one column without the other, for an empty stretch, and for a repeated one
+    """
+    columns = table.columns
+    for name, whole_clip in (("begin_s", 0.0), ("end_s", math.inf)):
         if name not in columns:
-            raise KitError(f"{table.path} has begin_s or end_s, not both: give both, empty for a whole clip.")
-        columns[name] = [text or str(whole) for text in columns[name]]
-        columns[name] = table.numbers(name, "seconds, or an empty cell", lambda t: t >= 0)
-    for row, key in enumerate(zip(columns["fname"], columns["begin_s"], columns["end_s"], strict=True)):
-        if key in seen or not key[1] < key[2] or (key[1] and key[2] == math.inf):
             raise KitError(
-                f"{table.at(row)}: {key} is no stretch, or stands above already: begin_s < end_s, once."
+                f"{table.path} has begin_s or end_s, not both: add the other, empty for a whole clip."
             )
-        seen.add(key)
+        columns[name] = [text or str(whole_clip) for text in columns[name]]
+        columns[name] = table.numbers(name, "seconds, or an empty cell", lambda seconds: seconds >= 0)
+    rows_above = set()
+    for row, stretch in enumerate(zip(columns["fname"], columns["begin_s"], columns["end_s"], strict=True)):
+        _, begin_s, end_s = stretch
+        half_open = begin_s > 0 and end_s == math.inf
+        if begin_s >= end_s or half_open:
+            raise KitError(f"{table.at(row)}: {stretch} is no stretch: begin_s must be below end_s.")
+        if stretch in rows_above:
+            raise KitError(f"{table.at(row)}: {stretch} stands above already: remove one of the lines.")
+        rows_above.add(stretch)
 
 
 def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Where each name stands, every place in order. Shape: name -> (places,) int64"""
-    found: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        found.setdefault(name, []).append(i)
-    return {name: np.array(places) for name, places in found.items()}
+    """Find the rows of each name. Shape: -> arrays (rows of that name,) int64, ascending"""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: np.array(of_name) for name, of_name in rows.items()}
 
 
 def split_labels(text: str) -> tuple[str, ...]:
-    """The labels of one clip: split at commas, trimmed, empty ones dropped."""
+    """Split the labels of one clip at commas, without blanks and empty parts."""
     if not isinstance(text, str):
         raise KitError(f"labels must be text, got {text!r}: read the table with read_clip_table.")
-    return tuple(filter(None, map(str.strip, text.split(","))))
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(part for part in parts if part)
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Every class that the labels name, once, sorted by code point."""
-    return tuple(sorted({label for text in labels for label in split_labels(text)}))
+    """Collect the classes that occur in label texts, sorted by code point."""
+    names: set[str] = set()
+    for text in labels:
+        names.update(split_labels(text))
+    return tuple(sorted(names))
 
 
 def classes_of_template(path: str | Path) -> tuple[str, ...]:
-    """The class columns of a sample submission: all but the first, which is the id, byte for byte."""
+    """Read the class columns of a sample submission: all columns but the first, byte for byte."""
     id_column, *classes = read_table(path, exact=True).columns
     if not classes:
         raise KitError(f"{path} names no classes, only {id_column!r}: its first column is the id.")
@@ -101,7 +119,7 @@ def classes_of_template(path: str | Path) -> tuple[str, ...]:
 
 
 def column_of_class(classes: Sequence[str]) -> dict[str, int]:
-    """Where each class stands. Errors: KitError for a class named twice"""
+    """Map each class to its column. Errors: KitError for a repeated class"""
     column = {name: k for k, name in enumerate(classes)}
     if len(column) != len(classes):
         raise KitError(f"{len(classes)} classes have {len(column)} names: remove the repeated ones.")
@@ -109,127 +127,165 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
 
 
 def check_one_state(labels: Sequence[str], false_labels: Sequence[str], places: Iterable[str]) -> None:
-    """Raise KitError at the first place where a label is both true and false."""
-    for true, false, place in zip(labels, false_labels, places, strict=True):
-        if both := set(split_labels(true)).intersection(split_labels(false)):
+    """Raise KitError at the first place where one label is both true and false."""
+    for true_text, false_text, place in zip(labels, false_labels, places, strict=True):
+        both = set(split_labels(true_text)) & set(split_labels(false_text))
+        if both:
             raise KitError(f"{place}: {min(both)!r} stands in labels and in false_labels: remove one.")
 
 
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    """One where a clip has the label, zero where it is known not to, NaN where that is unknown.
+    """Encode label texts as targets: 1 for true, 0 for false, NaN for unknown.
 
-    Without `false_labels` a clip's labels are complete: what it does not list is false. With them,
-    only what they list is false, or, where they hold `*`, every class that is not true.
-
-    Shape:  n label texts, K classes, n texts of false labels -> (n, K) float32
-    Errors: KitError for labels that are no class, a class named twice, a label both true and false
+    Without `false_labels`, every class that a clip does not list is false. With them, only the listed
+    classes are false (`*` lists all others), and the rest is unknown.
+    Shape:  n texts each -> (n, K) float32
+    Errors: KitError for a label that is no class, a repeated class, and a label both true and false
     """
     column = column_of_class(classes)
+    targets = np.zeros((len(labels), len(classes)), np.float32)
+    unknown_names: set[str] = set()
     if false_labels is not None:
-        check_one_state(labels, false_labels, (f"clip {i}" for i in range(len(labels))))
-    targets = np.full((len(labels), len(classes)), 0.0 if false_labels is None else np.nan, np.float32)
-    strangers: set[str] = set()
-    for state, texts in enumerate((false_labels or (), labels)):
-        for i, text in enumerate(texts):
-            for label in split_labels(text):
-                if label == ALL_OTHERS and not state:
-                    targets[i] = 0
-                elif label in column:
-                    targets[i, column[label]] = state
-                else:
-                    strangers.add(label)
-    if strangers:
-        shown = ", ".join(map(repr, sorted(strangers)[:10]))
-        told = f"{len(strangers)} labels are none of the {len(classes)} classes: {shown}"
-        raise KitError(f"{told}. Correct or add them: {closest(min(strangers), classes)}.")
+        check_one_state(labels, false_labels, [f"clip {i}" for i in range(len(labels))])
+        targets.fill(np.nan)
+        for row, text in enumerate(false_labels):
+            names = split_labels(text)
+            if ALL_OTHERS in names:
+                targets[row] = 0
+            columns = [column[name] for name in names if name in column]
+            targets[row, columns] = 0
+            unknown_names.update(name for name in names if name not in column and name != ALL_OTHERS)
+    for row, text in enumerate(labels):
+        names = split_labels(text)
+        columns = [column[name] for name in names if name in column]
+        targets[row, columns] = 1
+        unknown_names.update(name for name in names if name not in column)
+    if unknown_names:
+        first_ten = ", ".join(repr(name) for name in sorted(unknown_names)[:10])
+        raise KitError(
+            f"{len(unknown_names)} labels are none of the {len(classes)} classes: {first_ten}. "
+            f"Correct or add them: {closest(min(unknown_names), classes)}."
+        )
     return targets
 
 
 def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
-    """A read table as arrays; weights are 1, sources empty, classes the sorted ones it names, unless given."""
-    n, labels = len(table), list(table["labels"])
-    false = list(table["false_labels"]) if "false_labels" in table else None
+    """Encode a clip table as arrays.
+
+    Without `classes`, they are all the classes in the table, sorted. Weights default to 1, sources to "".
+    """
+    labels = list(table["labels"])
+    false_labels = list(table["false_labels"]) if "false_labels" in table else None
     if classes is None:
-        classes = [name for name in class_names([*labels, *(false or ())]) if name != ALL_OTHERS]
-    weights = np.asarray(table.get("weight", np.ones(n)), np.float32)
-    sources = np.asarray(table.get("source", [""] * n), str)
-    targets = label_targets(labels, classes, false)
-    return ClipLabels(tuple(table["fname"]), tuple(classes), targets, weights, sources)
+        names = class_names(labels + (false_labels or []))
+        classes = [name for name in names if name != ALL_OTHERS]
+    return ClipLabels(
+        names=tuple(table["fname"]),
+        classes=tuple(classes),
+        targets=label_targets(labels, classes, false_labels),
+        weights=np.asarray(table.get("weight", np.ones(len(table))), np.float32),
+        sources=np.asarray(table.get("source", [""] * len(table)), str),
+    )
 
 
 def scored_truth(labels: ClipLabels, recipe_sources: Mapping[str, Any]) -> np.ndarray:
-    """The labels that validation counts: those of unscored sources are unknown. Shape: -> (n, K)"""
-    silent = [name for name, given in recipe_sources.items() if not given["scored"]]
-    return np.where(np.isin(labels.sources, silent)[:, None], np.float32(np.nan), labels.targets)
+    """Targets for validation: as labelled, but unknown in rows of sources with scored=false. Shape: -> (n, K)"""
+    unscored = [name for name, settings in recipe_sources.items() if not settings["scored"]]
+    is_unscored = np.isin(labels.sources, unscored)
+    return np.where(is_unscored[:, None], np.float32(np.nan), labels.targets)
 
 
 def stretches_of(frame: Any) -> np.ndarray | None:
-    """Begin and end of each row's stretch, 0 and infinity for a whole clip, or None. Shape: (n, 2)"""
+    """Begin and end of each row of a clip table, or None if all rows are whole clips.
+
+    Shape: -> (n, 2)
+    Units: seconds; a whole clip ends at infinity
+    """
     if "begin_s" not in frame:
         return None
     return np.asarray(frame[["begin_s", "end_s"]])
 
 
 def known_prevalences(targets: np.ndarray) -> list[float]:
-    """The share of true ones among each class's known labels; that of all classes where none is known.
+    """The share of true labels among the known labels of each class.
 
-    Shape:  targets (n, K), NaN where unknown -> K numbers in [0, 1]
+    A class without a known label gets the share over all classes.
+    Shape:  (n, K) -> K numbers in [0, 1]
     """
-    known = (~np.isnan(targets)).sum(axis=0)
-    true: Any = np.nansum(targets, axis=0, dtype=np.float64)
-    overall = true.sum() / max(1, known.sum())
-    return list(np.where(known, true / np.maximum(known, 1), overall).tolist())
+    n_known = (~np.isnan(targets)).sum(axis=0)
+    n_true: Any = np.nansum(targets, axis=0, dtype=np.float64)
+    overall = n_true.sum() / max(1, n_known.sum())
+    per_class = np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall)
+    return list(per_class.tolist())
 
 
 def read_corrections(path: str | Path) -> dict[str, str | None]:
-    """The new labels of each clip, None to drop it: JSON `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV
-    `fname,labels[,drop]`, where 1 in `drop` drops.
+    """Read the corrected labels of clips. None drops a clip.
 
-    Source: first place, Freesound 2019 (lists that drop or correct clips which earlier models score badly)
+    The file is JSON, `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV, `fname,labels[,drop]`, where a 1 in
+    `drop` drops the clip.
+    Source: first place, Freesound 2019 (dropped and corrected the clips that earlier models scored badly)
     """
-    pairs: Any = []
-    if Path(path).suffix.lower() == ".json":
-        try:
-            pairs = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=list)
-        except (OSError, ValueError) as error:
-            raise KitError(f"cannot read the corrections {path}: {error}.") from error
-    else:
-        table = read_table(path, ("fname", "labels"))
-        names, labels = table.columns["fname"], table.columns["labels"]
-        drops = table.columns.get("drop", [""] * len(names))
-        for row, (name, text, drop) in enumerate(zip(names, labels, drops, strict=True)):
-            if drop not in ("", "0", "1") or (drop == "1" and text.strip()):
-                raise KitError(f"{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.")
-            pairs.append((name, None if drop == "1" else text))
-    found: dict[str, str | None] = {}
-    for pair in pairs if isinstance(pairs, list) else [pairs]:
-        name, text = pair if isinstance(pair, tuple) else ("", pair)
-        if not name or name in found or not isinstance(text, str | None):
+    is_json = Path(path).suffix.lower() == ".json"
+    pairs = read_json_corrections(path) if is_json else read_csv_corrections(path)
+    corrections: dict[str, str | None] = {}
+    for name, text in pairs:
+        if not name or name in corrections or not isinstance(text, str | None):
             raise KitError(
                 f"{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once."
             )
-        found[name] = text
-    return found
+        corrections[name] = text
+    return corrections
+
+
+def read_json_corrections(path: str | Path) -> list[tuple[str, Any]]:
+    """Read the names and values of a JSON object. What is no object comes back under an empty name."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        # A dict would hide a repeated clip: pairs keep both.
+        content = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except (OSError, ValueError) as error:
+        raise KitError(f"cannot read the corrections {path}: {error}.") from error
+    items = content if isinstance(content, list) else [content]
+    return [item if isinstance(item, tuple) else ("", item) for item in items]
+
+
+def read_csv_corrections(path: str | Path) -> list[tuple[str, Any]]:
+    """Read the names and new labels of a CSV, None where `drop` is 1."""
+    table = read_table(path, ("fname", "labels"))
+    names = table.columns["fname"]
+    labels = table.columns["labels"]
+    drops = table.columns.get("drop", [""] * len(names))
+    pairs: list[tuple[str, Any]] = []
+    for row, (name, text, drop) in enumerate(zip(names, labels, drops, strict=True)):
+        if drop not in ("", "0", "1") or (drop == "1" and text.strip()):
+            raise KitError(f"{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.")
+        pairs.append((name, None if drop == "1" else text))
+    return pairs
 
 
 def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
-    """The table with its corrected clips: their labels are complete then, and dropped ones are gone.
+    """Copy a clip table with corrected labels and without dropped clips.
 
-    Errors: KitError for clips that the table lacks, labels that none of its clips has, and no clip left
+    The labels of a corrected clip are complete: its other classes become false.
+    Errors: KitError for a clip or a label that the table does not have, and for a table left empty
     """
-    known, there = class_names([*table["labels"], *table.get("false_labels", ())]), {*table["fname"]}
+    classes = class_names([*table["labels"], *table.get("false_labels", ())])
+    clips = set(table["fname"])
     for name, text in corrections.items():
-        if name not in there:
-            raise KitError(f"the corrected clip {name!r} is not in the table of {len(there)} clips.")
-        for label in {*split_labels(text or "")}.difference(known):
-            raise KitError(f"{name!r} is corrected to a new label {label!r}: {closest(label, known)}.")
-    changed = table[[corrections.get(name, "") is not None for name in table["fname"]]].reset_index(drop=True)
-    if not len(changed):
+        if name not in clips:
+            raise KitError(f"the corrected clip {name!r} is not in the table of {len(clips)} clips.")
+        for label in split_labels(text or ""):
+            if label not in classes:
+                raise KitError(f"{name!r} is corrected to a new label {label!r}: {closest(label, classes)}.")
+    is_kept = [corrections.get(name, "") is not None for name in table["fname"]]
+    corrected = table[is_kept].reset_index(drop=True)
+    if not len(corrected):
         raise KitError("the corrections drop every clip of the table.")
-    for row in changed.index[changed["fname"].isin([*corrections])]:
-        new = {"labels": corrections[changed["fname"][row]], "false_labels": ALL_OTHERS}
-        for column in new.keys() & {*changed}:
-            changed.loc[row, column] = new[column]
-    return changed
+    for row in corrected.index[corrected["fname"].isin(list(corrections))]:
+        corrected.loc[row, "labels"] = corrections[corrected["fname"][row]]
+        if "false_labels" in corrected:
+            corrected.loc[row, "false_labels"] = ALL_OTHERS
+    return corrected

@@ -139,8 +139,39 @@ class ImageStacker(Stacker):
         return torch.as_tensor(self.head(pooled))
 
 
+@dataclass(frozen=True)
+class LogisticStackerConfig(Config):
+    """Regularisation of the logistic regressions."""
+
+    C: float = setting(1.0, "inverse strength of the L2 penalty, as in scikit-learn", low=1e-6)
+
+
+class LogisticStacker(Stacker):
+    """One logistic regression per class on the models' logits of that class; unfitted, their mean.
+
+    Its weights are plain tensors: scikit-learn fits them, but submitting needs only torch.
+    Shape:  probabilities (B, m, K) -> logits (B, K)
+    Source: Wolpert 1992, Stacked generalization, with logistic regression as the second level
+    """
+
+    def __init__(self, settings: LogisticStackerConfig, models: int, classes: int) -> None:
+        super().__init__(models, classes)
+        self.settings = settings
+        self.weight = nn.Parameter(torch.full((models, classes), 1 / models))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def run_logits(self, predictions: Tensor) -> Tensor:
+        """Logits of the models' probabilities, finite for 0 and 1. Shape: (B, m, K) -> the same"""
+        self.check_predictions(predictions)
+        return torch.logit(predictions.to(self.weight.dtype), eps=1e-6)
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        return (self.run_logits(predictions) * self.weight).sum(dim=1) + self.bias
+
+
 STACKERS = {
     "gated-mlp": (GatedMlpConfig, GatedMlp),
     "class-mixer": (ClassMixerConfig, ClassMixer),
     "image-stacker": (ImageStackerConfig, ImageStacker),
+    "logistic": (LogisticStackerConfig, LogisticStacker),
 }

@@ -1,4 +1,4 @@
-"""`probe`: what held-out predictions lose without parts of their input."""
+"""`probe`: measure what held-out predictions lose without parts of their input."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,20 +12,21 @@ from torch import Tensor
 from kit.audio.frontend import COORDINATES, Frontend, FrontendConfig
 from kit.audio.waveform import EXTRA_ROWS
 from kit.core.errors import KitError
-from kit.core.runtime import pick_device, tune_process
+from kit.core.runtime import start_runtime
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import log_losses, lwlrap
 from kit.models.tagger import Tagger
 from kit.train.oof import HeldOut, held_out_models, predict_held_out
 
+# Changes cut windows before they enter the network. Shape: (B, R, N) -> (B, C, M + S, N)
 Alter = Callable[[Frontend, Tensor], Tensor]
 
 
 class ProbeRow(NamedTuple):
-    """What held-out clips cost under one alteration: mean log loss on true and on false labels, lwlrap."""
+    """The scores of held-out clips under one change: mean log loss of true and of false labels, and lwlrap."""
 
-    heard: str
+    name: str
     positive_loss: float
     negative_loss: float
     lwlrap: float
@@ -33,27 +34,27 @@ class ProbeRow(NamedTuple):
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """A row per alteration, the first without any, on the same held-out clips."""
+    """A row per change, the first without any, all on the same held-out clips."""
 
     clips: int
-    unheard: int
+    failed: int
     rows: tuple[ProbeRow, ...]
 
     def __str__(self) -> str:
-        width = max(len(row.heard) for row in self.rows)
-        lines = (
-            f"{row.heard:{width}}  {row.positive_loss:8.4f}  {row.negative_loss:8.4f}  {row.lwlrap:6.4f}  "
-            f"{row.lwlrap - self.rows[0].lwlrap:+.4f}"
-            for row in self.rows
-        )
-        title = f"{self.clips} held-out clips, {self.unheard} more could not be heard"
-        return "\n".join([title, f"{'':{width}}  positive  negative  lwlrap  change", *lines])
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"{self.clips} held-out clips, {self.failed} more without predictions"]
+        lines.append(f"{'':{width}}  positive  negative  lwlrap  change")
+        for row in self.rows:
+            losses = f"{row.positive_loss:8.4f}  {row.negative_loss:8.4f}"
+            change = row.lwlrap - self.rows[0].lwlrap
+            lines.append(f"{row.name:{width}}  {losses}  {row.lwlrap:6.4f}  {change:+.4f}")
+        return "\n".join(lines)
 
     __repr__ = __str__
 
 
 class AlteredPredictor(Predictor):
-    """A listener whose network is shown pieces altered. Shape: alter maps (B, R, N) -> (B, C, M + S, N)"""
+    """A predictor whose network gets changed windows."""
 
     def __init__(self, tagger: Tagger, device: torch.device, alter: Alter) -> None:
         super().__init__(tagger, device)
@@ -64,11 +65,13 @@ class AlteredPredictor(Predictor):
 
 
 def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
-    """Some rows, in one of equal parts of time, take their picture's least value, or 0 below the pictures."""
+    """Replace rows, in one of equal parts of time, by the spectrogram's least value; extra rows become 0."""
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
-        altered, least, frames = pieces.clone(), frontend.floor(pieces), pieces.shape[-1]
+        altered = pieces.clone()
+        least = frontend.floor(pieces)
         least[:, frontend.config.n_spec_rows :] = 0.0
+        frames = pieces.shape[-1]
         altered[:, rows, part * frames // parts : (part + 1) * frames // parts] = least[:, rows]
         return frontend.stack(altered)
 
@@ -76,16 +79,17 @@ def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
 
 
 def replace_coordinate(name: str, seed: int | None = None) -> Alter:
-    """A coordinate channel becomes zeros or, with a seed, uniform noise in its range."""
+    """Replace a coordinate channel by zeros or, with a seed, by uniform noise in its range."""
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
-        config, shown = frontend.config, frontend.stack(pieces)
+        config = frontend.config
+        inputs = frontend.stack(pieces)
         channel = config.channel_names.index(name)
-        fill = torch.zeros(config.n_bins, shown.shape[-1])
+        values = torch.zeros(config.n_bins, inputs.shape[-1])
         if seed is not None:
-            fill.uniform_(COORDINATES[name], 1.0, generator=torch.Generator().manual_seed(seed))
-        shown[:, channel, : config.n_bins] = fill.to(shown)
-        return shown
+            values.uniform_(COORDINATES[name], 1.0, generator=torch.Generator().manual_seed(seed))
+        inputs[:, channel, : config.n_bins] = values.to(inputs)
+        return inputs
 
     return alter
 
@@ -93,22 +97,27 @@ def replace_coordinate(name: str, seed: int | None = None) -> Alter:
 def probe_alterations(
     config: FrontendConfig, bands: int, stretches: int, seed: int
 ) -> list[tuple[str, Alter]]:
-    """What a frontend's pictures can be deprived of, by name."""
-    found: list[tuple[str, Alter]] = [("everything", Frontend.stack)]
+    """List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time."""
+    alterations: list[tuple[str, Alter]] = [("everything", Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
-        found.append((f"{name} zeroed", replace_coordinate(name)))
-        found.append((f"{name} noise", replace_coordinate(name, seed)))
-    bins, hz = config.n_spec_bins, config.bin_hz
+        alterations.append((f"{name} zeroed", replace_coordinate(name)))
+        alterations.append((f"{name} noise", replace_coordinate(name, seed)))
+    bins = config.n_spec_bins
+    hz = config.bin_hz
     heights = [config.n_spec_rows, *(EXTRA_ROWS[kind] for kind in config.extra_rows)]
-    of_row = np.repeat(["picture", *config.extra_rows], heights)
-    found += [(f"{kind} zeroed", silence(np.flatnonzero(of_row == kind))) for kind in config.extra_rows]
-    # Sorted, because the rows of bands_hz rise anew in every band.
-    for band in np.array_split(np.argsort(hz, kind="stable"), min(bands, bins)) if bands else []:
-        rows = np.concatenate([band + first for first in range(0, config.n_spec_rows, bins)])
-        found.append((f"without {hz[band[0]]:.0f}-{hz[band[-1]]:.0f} Hz", silence(rows)))
-    rows = np.flatnonzero(of_row != "clip_length")
-    parts = range(stretches)
-    return found + [(f"without time {i + 1}/{stretches}", silence(rows, i, stretches)) for i in parts]
+    kind_of_row = np.repeat(["spectrogram", *config.extra_rows], heights)
+    for kind in config.extra_rows:
+        alterations.append((f"{kind} zeroed", silence(np.flatnonzero(kind_of_row == kind))))
+    # Sorted, because with bands_hz the rows rise again from the lowest frequency in every band.
+    order = np.argsort(hz, kind="stable")
+    groups = np.array_split(order, min(bands, bins)) if bands else []
+    for group in groups:
+        rows = np.concatenate([group + first for first in range(0, config.n_spec_rows, bins)])
+        alterations.append((f"without {hz[group[0]]:.0f}-{hz[group[-1]]:.0f} Hz", silence(rows)))
+    rows = np.flatnonzero(kind_of_row != "clip_length")
+    for part in range(stretches):
+        alterations.append((f"without time {part + 1}/{stretches}", silence(rows, part, stretches)))
+    return alterations
 
 
 def probe(
@@ -121,7 +130,7 @@ def probe(
     threads: int | None = None,
     progress: bool = True,
 ) -> ProbeReport:
-    """What taggers hear: the cost of each thing that they are deprived of, on clips they never saw.
+    """Measure what taggers use: the cost of removing each part of their input, on clips they never trained on.
 
     Options:
         run: the folder that `train` wrote
@@ -135,30 +144,32 @@ def probe(
 
     Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
     """
-    tune_process()
+    runtime = start_runtime(device, threads, progress)
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        came = f"{len(configs)} frontends, {bands} and {stretches}"
-        raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {came}.")
+        found = f"{len(configs)} frontends, {bands} and {stretches}"
+        raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {found}.")
     alterations = probe_alterations(configs.pop(), bands, stretches, seed)
-    chosen, truths, answers = pick_device(device)[0], [], []
+    truths = []
+    probs_of_models = []
     for path, held in models.items():
         if not held.tagger.card.calibrated:
             raise KitError(f"{path} gives rank scores without a calibration: run `oof`.")
-        predictors = [AlteredPredictor(held.tagger, chosen, alter) for _, alter in alterations]
-        said, _ = predict_held_out(held, predictors, Path(path).name, Path(audio), threads, progress)
-        scores = np.full((len(said), *held.truth.shape), np.nan)
-        for predictor, probabilities, logits in zip(predictors, scores, said, strict=True):
-            for i, of_clip in logits.items():
-                if of_clip:
-                    probabilities[i] = clip_probabilities(held.tagger, predictor.inference, of_clip.logits)
-        heard = np.isfinite(scores).all(axis=(0, 2))
-        truths.append(held.truth[heard])
-        answers.append(scores[:, heard])
+        predictors = [AlteredPredictor(held.tagger, runtime.device, alter) for _, alter in alterations]
+        outputs, _ = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
+        probs = np.full((len(predictors), *held.truth.shape), np.nan)
+        for number, predictor in enumerate(predictors):
+            for clip, output in outputs[number].items():
+                probs[number, clip] = clip_probabilities(held.tagger, predictor.inference, output.logits)
+        # Only clips that have a prediction under every change are compared.
+        is_complete = np.isfinite(probs).all(axis=(0, 2))
+        truths.append(held.truth[is_complete])
+        probs_of_models.append(probs[:, is_complete])
     truth = np.concatenate(truths)
-    rows = (
-        ProbeRow(name, *log_losses(truth, altered), lwlrap(truth, altered))
-        for (name, _), altered in zip(alterations, np.concatenate(answers, axis=1), strict=True)
-    )
-    return ProbeReport(len(truth), sum(len(held.names) for held in models.values()) - len(truth), tuple(rows))
+    rows = []
+    for (name, _), probs in zip(alterations, np.concatenate(probs_of_models, axis=1), strict=True):
+        positive_loss, negative_loss = log_losses(truth, probs)
+        rows.append(ProbeRow(name, positive_loss, negative_loss, lwlrap(truth, probs)))
+    clips = sum(len(held.names) for held in models.values())
+    return ProbeReport(len(truth), clips - len(truth), tuple(rows))

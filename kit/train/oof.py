@@ -1,6 +1,6 @@
-"""Out-of-fold predictions of a run, and runs read back from disk."""
+"""Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk."""
 
-import json
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,23 +10,46 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kit.audio.windows import pool_windows
+from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError
 from kit.core.files import read_table, text_digest, write_text
-from kit.core.runtime import pick_device, tune_process
-from kit.infer.ensemble import clip_probabilities
+from kit.core.runtime import Runtime, start_runtime
+from kit.infer.ensemble import (
+    NOT_FINITE,
+    EnsembleMember,
+    collect_frontends,
+    predict_ensemble,
+)
 from kit.infer.loader import SpectrogramLoader
+from kit.infer.postprocess import shift_priors
 from kit.infer.predictor import Predictor, WindowLogits
+from kit.infer.rows import fitted_prevalences
 from kit.infer.template import locate_clips
 from kit.labels.calibration import fit_calibration
-from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.labels.metrics import lwlrap
 from kit.labels.table import clip_labels, read_clip_table, scored_truth, stretches_of
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger
+from kit.train.oof_report import (
+    OofVariant,
+    compare,
+    compare_fitted_weights,
+    compare_steps,
+    inference_variants,
+    pooled_probabilities,
+    read_recipe,
+    summarize_scores,
+    windows_of_names,
+)
 
 
 @dataclass(frozen=True)
 class OofPredictions:
-    """Predictions by models that never saw the clip. Shape: probabilities and truth (n, K)"""
+    """Predictions of clips by models that never trained on them.
+
+    `failures` holds, by name, why a clip has the prior. `variants` are other ways that were asked for.
+    Shape:  folds (n,), truth and probabilities (n, K)
+    """
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -34,33 +57,48 @@ class OofPredictions:
     truth: np.ndarray
     probabilities: np.ndarray
     failures: dict[str, str]
+    variants: tuple[OofVariant, ...] = ()
 
     @property
     def lwlrap(self) -> float:
         """The score of all clips together."""
         return lwlrap(self.truth, self.probabilities)
 
+    def reordered(self, rows: np.ndarray) -> "OofPredictions":
+        """Return the clips in another order. Shape: rows (n,)"""
+        return replace(
+            self,
+            names=tuple(self.names[row] for row in rows),
+            folds=self.folds[rows],
+            truth=self.truth[rows],
+            probabilities=self.probabilities[rows],
+        )
+
+    def probabilities_like(self, other: "OofPredictions", place: str | Path) -> np.ndarray:
+        """Return the probabilities in another run's order. Errors: KitError for other clips, classes or folds"""
+        row = {name: i for i, name in enumerate(self.names)}
+        column = {name: i for i, name in enumerate(self.classes)}
+        if row.keys() != set(other.names) or column.keys() != set(other.classes):
+            raise KitError(f"{place} has other clips or classes: blend runs on one table.")
+        rows = [row[name] for name in other.names]
+        if not np.array_equal(self.folds[rows], other.folds):
+            raise KitError(f"{place} has other folds: blend runs of one split.")
+        return self.probabilities[np.ix_(rows, [column[name] for name in other.classes])]
+
     def __str__(self) -> str:
-        precision, weight = lwlrap_per_class(self.truth, self.probabilities)
-        known = np.isfinite(self.truth).any(axis=1)
-        lines = [f"out of fold: lwlrap {self.lwlrap:.4f} on {known.sum()} clips"]
-        for fold in np.unique(self.folds):
-            rows = known & (self.folds == fold)
-            score = lwlrap(self.truth[rows], self.probabilities[rows])
-            lines.append(f"  fold {fold}: {score:.4f} on {rows.sum()} clips")
-        worst = [k for k in np.argsort(precision) if weight[k] > 0][:5]
-        named = ", ".join(f"{self.classes[k]} {precision[k]:.3f}" for k in worst)
-        lines.append(f"  hardest classes: {named}")
+        lines = summarize_scores(self.truth, self.probabilities, self.folds, self.classes)
+        lines += [f"  {variant}" for variant in self.variants]
         if self.failures:
-            lines.append(f"  {len(self.failures)} clips could not be heard and have the prior:")
-        lines += [f"  could not hear {name}: {reason}" for name, reason in [*self.failures.items()][:5]]
+            lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
+        for name, reason in list(self.failures.items())[:5]:
+            lines.append(f"  {name}: {reason}")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
 class HeldOut(NamedTuple):
-    """A tagger and clips that it never saw. Shape: rows (n,) in the run's table, truth (n, K)"""
+    """A tagger, and the clips that it never trained on. Shape: rows (n,) in the run's table, truth (n, K)"""
 
     tagger: Tagger
     rows: np.ndarray
@@ -69,95 +107,110 @@ class HeldOut(NamedTuple):
 
 
 def names_digest(names: Sequence[str]) -> str:
-    """One text for a set of clips, whatever their order."""
+    """Hash a set of clips, whatever their order."""
     return text_digest(*sorted(names))
 
 
 def predict_held_out(
-    held: HeldOut,
-    predictors: Sequence[Predictor],
-    name: str,
-    audio: Path,
-    threads: int | None,
-    progress: bool,
-) -> tuple[list[dict[int, WindowLogits | None]], dict[int, str]]:
-    """What each listener says of a fold's clips, decoded once, by their places; why others were not heard.
+    held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
+) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
+    """Predict a fold's clips with several predictors of one tagger; each file is decoded once.
 
-    Errors: KitError where none can be heard
+    Returns each predictor's logits, and why clips have none; both by the clips' positions in the fold.
+    Errors: KitError where no clip can be read, or a predictor fails
     """
-    frontends, device = {"": held.tagger.frontend}, predictors[0].device
-    loader = SpectrogramLoader(locate_clips(held.names, audio), frontends, device, threads=threads)
-    said: list[dict[int, WindowLogits | None]] = [{} for _ in predictors]
-    for number in loader.walk(name, progress):
-        places, specs = loader.specs(number, "")
-        for predictor, answers in zip(predictors, said, strict=True):
-            answers |= zip(places, predictor.predict(specs), strict=True)
-        loader.drop(number, "")
-    if not said[0]:
-        clips = len(held.names)
-        raise KitError(f"none of the {clips} clips of {name} could be heard in {audio}; nothing was changed.")
-    return said, loader.failures
+    device = predictors[0].device
+    members = [EnsembleMember(name, predictor) for predictor in predictors]
+    frontends = collect_frontends(members, device)
+    loader = SpectrogramLoader(locate_clips(held.names, audio), frontends, device, threads=runtime.threads)
+    outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
+    loader.read_headers()
+    bar = progress_bar(len(members) * loader.total_s, name, "s of audio", runtime.progress)
+    with contextlib.closing(loader), bar:
+        for member, clip, logits in predict_ensemble(members, loader):
+            outputs[members.index(member)][clip] = logits
+            advance(bar, loader.durations_s[clip] or 0.0)
+    failures = dict(loader.failures)
+    for member in members:
+        if member.failure:
+            raise KitError(f"{name} failed: {member.failure}")
+        failures |= member.failed_clips
+    clips = len(held.names)
+    if len(loader.failures) == clips:
+        raise KitError(f"none of the {clips} clips of {name} could be read in {audio}; nothing was changed.")
+    return outputs, failures
 
 
 def score_held_out(
-    held: HeldOut, predictor: Predictor, said: Mapping[int, WindowLogits | None], failures: Mapping[int, str]
+    held: HeldOut,
+    predictor: Predictor,
+    outputs: Mapping[int, WindowLogits | None],
+    failures: Mapping[int, str],
 ) -> OofPredictions:
-    """Probabilities of a fold's clips; the card gets their calibration, if it wants one, and lwlrap.
+    """Turn a fold's logits into probabilities; write their calibration and lwlrap into the tagger's card.
 
-    Clips of which nothing finite was said, by their places in the fold, get the prior.
+    Only a ranking tagger is calibrated. Clips without finite logits get the prior.
     """
-    tagger, truth = held.tagger, held.truth
-    heard = {i: s.logits for i, s in sorted(said.items()) if s is not None and np.isfinite(s.logits).all()}
-    probabilities = np.tile(np.array(tagger.card.prevalences, np.float32), (len(truth), 1))
-    if heard and tagger.card.output == "ranking":
+    tagger = held.tagger
+    finite: dict[int, WindowLogits] = {}
+    for clip, output in sorted(outputs.items()):
+        if output is not None and np.isfinite(output.logits).all():
+            finite[clip] = output
+    if finite and tagger.card.output == "ranking":
+        logits = [output.logits for output in finite.values()]
         pool = partial(pool_windows, inference=predictor.inference)
-        fitted = fit_calibration(list(heard.values()), truth[list(heard)], pool)
-        tagger.card = replace(tagger.card, calibration=fitted)
-    for i, logits in heard.items():
-        probabilities[i] = clip_probabilities(tagger, predictor.inference, logits)
-    tagger.card = replace(tagger.card, oof_score=round(lwlrap(truth, probabilities), 6))
-    unheard = [i for i in range(len(truth)) if i not in heard]
-    reasons = {held.names[i]: failures.get(i, "the network's answer is no finite number") for i in unheard}
-    folds = np.full(len(truth), tagger.card.fold)
-    return OofPredictions(tuple(held.names), tagger.card.classes, folds, truth, probabilities, reasons)
+        calibration = fit_calibration(logits, held.truth[list(finite)], pool)
+        tagger.card = replace(tagger.card, calibration=calibration)
+    probs = pooled_probabilities(tagger, predictor.inference, finite, len(held.truth))
+    tagger.card = replace(tagger.card, oof_score=round(lwlrap(held.truth, probs), 6))
+    missing = [clip for clip in range(len(held.truth)) if clip not in finite]
+    return OofPredictions(
+        names=tuple(held.names),
+        classes=tagger.card.classes,
+        folds=np.full(len(held.truth), tagger.card.fold),
+        truth=held.truth,
+        probabilities=probs,
+        failures={held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing},
+    )
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
-    """Write oof.csv: fname, fold, then a probability per class, in the order of the run's table.
-
-    Rows of folds that an earlier call predicted stay.
-    """
+    """Write oof.csv: fname, fold, a probability per class, in the table's order; rows of other folds stay."""
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
     frame.insert(0, "fname", list(result.names))
     frame.insert(1, "fold", result.folds)
     if (run / "oof.csv").is_file():
-        kept = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
-        kept = kept[~kept["fold"].isin(result.folds)]
-        frame = pandas.concat([frame, kept]) if len(kept) else frame
-        place = {name: i for i, name in enumerate(read_clip_table(run / "folds.csv")["fname"])}
+        old = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
+        old = old[~old["fold"].isin(result.folds)]
+        frame = pandas.concat([frame, old]) if len(old) else frame
+        place = {name: row for row, name in enumerate(read_clip_table(run / "folds.csv")["fname"])}
         frame = frame.sort_values("fname", key=lambda names: names.map(place))
     write_text(run / "oof.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
 
 
 def held_out_models(run: Path) -> dict[str, HeldOut]:
-    """Every checkpoint of a run, by its path, with clips that it never saw.
+    """Load every checkpoint of a run, by its path, with the clips that it never trained on.
 
     Errors: KitError for a folder without a run or a checkpoint, and for a checkpoint of other folds
     """
     if not (run / "folds.csv").is_file():
         raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
-    table, models = read_clip_table(run / "folds.csv"), {}
+    table = read_clip_table(run / "folds.csv")
+    folds = np.asarray(table["fold"])
+    spans = stretches_of(table)
+    is_whole = np.ones(len(table), bool) if spans is None else np.isinf(spans[:, 1])
+    models = {}
     for path in sorted(run.glob("fold_*.pt")):
         tagger = load_tagger(path)
-        labels, spans = clip_labels(table, tagger.card.classes), stretches_of(table)
-        whole = np.ones(len(table), bool) if spans is None else np.isinf(spans[:, 1])
-        rows = np.flatnonzero((np.asarray(table["fold"]) == tagger.card.fold) & whole)
-        names = [labels.names[i] for i in rows]
-        if tagger.card.held_out != names_digest(names):
+        card = tagger.card
+        labels = clip_labels(table, card.classes)
+        rows = np.flatnonzero((folds == card.fold) & is_whole)
+        names = [labels.names[row] for row in rows]
+        if card.held_out != names_digest(names):
             raise KitError(f"{path} was trained with other folds than folds.csv: its scores would leak.")
-        truth = scored_truth(labels, tagger.card.recipe.get("sources", {}))
+        truth = scored_truth(labels, card.recipe.get("sources", {}))
         models[str(path)] = HeldOut(tagger, rows, names, truth[rows])
     if not models:
         raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")
@@ -170,8 +223,19 @@ def predict_oof(
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
+    mode: str | None = None,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    pool: Sequence[str] | None = None,
+    prior_shift: bool = False,
+    smooth: float | None = None,
+    top_mean: int | None = None,
+    blend_with: Sequence[str | Path] | None = None,
 ) -> OofPredictions:
     """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
+
+    The options of `submit` from mode to top_mean are compared with the run's own way: a line for each tells its lwlrap
+    and the gain with its 95 % interval. oof.csv holds the run's own way.
 
     Options:
         run: the folder that `train` wrote
@@ -179,59 +243,139 @@ def predict_oof(
         device: cpu or cuda; else one that computes
         threads: that decode; else one per core
         progress: show a bar
+        mode: full or windows, to compare
+        window_s: seconds of a window, to compare
+        hop_s: seconds between windows, to compare
+        pool: one or more of max, mean, top_k, power, geometric and snr, to compare
+        prior_shift: compare odds scaled to the class prevalences estimated from all rows
+        smooth: weight of a window's neighbours, to compare; clips are named <recording>_<end second>
+        top_mean: best windows of a recording, to compare; clips are named <recording>_<end second>
+        blend_with: folders of other runs on the same clips; fits blend weights for `submit`
     """
-    tune_process()
-    chosen, models, parts = pick_device(device)[0], held_out_models(Path(run)), []
+    runtime = start_runtime(device, threads, progress)
+    models = held_out_models(Path(run))
+    others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
+    if smooth or top_mean:  # other names are refused before the long work
+        windows_of_names([name for held in models.values() for name in held.names])
+    parts: list[tuple[np.ndarray, OofPredictions]] = []
+    variant_parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
     for path, held in models.items():
-        predictor = Predictor(held.tagger, chosen)
-        said, failures = predict_held_out(held, [predictor], Path(path).name, Path(audio), threads, progress)
-        parts.append((held.rows, score_held_out(held, predictor, said[0], failures)))
+        predictor = Predictor(held.tagger, runtime.device)
+        variants = {}
+        for name, inference in inference_variants(predictor.inference, mode, window_s, hop_s, pool).items():
+            variants[name] = Predictor(held.tagger, runtime.device, inference=inference)
+        predictors = [predictor, *variants.values()]
+        outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
+        part = score_held_out(held, predictor, outputs[0], failures)
+        parts.append((held.rows, part))
+        changed = {}
+        for (name, other), logits in zip(variants.items(), outputs[1:], strict=True):
+            changed[name] = pooled_probabilities(held.tagger, other.inference, logits, len(held.rows))
+        if prior_shift:
+            changed["prior_shift"] = shift_priors(part.probabilities, fitted_prevalences(held.tagger.card))
+        for name, probs in changed.items():
+            variant_parts.setdefault(name, []).append((held.rows, replace(part, probabilities=probs)))
+    result = join_folds(parts)
+    compared = []
+    for name, of_folds in variant_parts.items():
+        probs = join_folds(of_folds).probabilities
+        compared.append(compare(name, result.truth, probs, result.probabilities))
+    if smooth or top_mean:
+        compared += compare_steps(result.names, result.truth, result.probabilities, smooth, top_mean)
+    if others:
+        scores = {Path(run): result.probabilities}
+        scores |= {folder: other.probabilities_like(result, folder) for folder, other in others.items()}
+        compared.append(compare_fitted_weights(scores, result.truth, result.folds))
     for path, held in models.items():
         save_tagger(path, held.tagger)
-    result = join_folds(parts)
     write_oof(Path(run), result)
-    return result
+    return replace(result, variants=tuple(compared))
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
-    """The folds' predictions in the table's order; networks of one fold are averaged.
-
-    Shape:  rows of each part index that table
-    """
+    """Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged."""
     rows_of = {int(part.folds[0]): rows for rows, part in parts}
-    whole = []
+    of_folds = []
     for fold in rows_of:
         same = [part for _, part in parts if part.folds[0] == fold]
-        whole.append(replace(same[0], probabilities=np.mean([part.probabilities for part in same], axis=0)))
-    order = np.argsort(np.concatenate([*rows_of.values()]), kind="stable")
-    names = [name for part in whole for name in part.names]
-    arrays = zip(*((part.folds, part.truth, part.probabilities) for part in whole), strict=True)
-    folds, truth, probabilities = (np.concatenate(column)[order] for column in arrays)
-    failures = {name: reason for _, part in parts for name, reason in part.failures.items()}
-    return OofPredictions(
-        tuple(names[i] for i in order), whole[0].classes, folds, truth, probabilities, failures
+        mean = np.mean([part.probabilities for part in same], axis=0)
+        of_folds.append(replace(same[0], probabilities=mean))
+    joined = OofPredictions(
+        names=tuple(name for part in of_folds for name in part.names),
+        classes=of_folds[0].classes,
+        folds=np.concatenate([part.folds for part in of_folds]),
+        truth=np.concatenate([part.truth for part in of_folds]),
+        probabilities=np.concatenate([part.probabilities for part in of_folds]),
+        failures={name: reason for _, part in parts for name, reason in part.failures.items()},
     )
+    return joined.reordered(np.argsort(np.concatenate(list(rows_of.values())), kind="stable"))
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as its folder tells it: a table of epochs per training; clips by name.
-
-    Shape:  folds (n,), truth and scores (n, K)
-    """
+    """A run or stack as its folder holds it. `history` has a table of epochs per training."""
 
     folder: Path
     recipe: dict[str, Any]
     history: list[Any]
-    names: list[str]
-    classes: list[str]
-    folds: np.ndarray
-    truth: np.ndarray
-    scores: np.ndarray
+    oof: OofPredictions
+
+    @property
+    def names(self) -> list[str]:
+        """The clips, sorted; none before there are predictions."""
+        return list(self.oof.names)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes."""
+        return list(self.oof.classes)
+
+    @property
+    def folds(self) -> np.ndarray:
+        """Each clip's fold. Shape: (n,)"""
+        return self.oof.folds
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The labels that count. Shape: (n, K)"""
+        return self.oof.truth
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The out-of-fold probabilities. Shape: (n, K)"""
+        return self.oof.probabilities
+
+
+def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
+    """Read the out-of-fold predictions of a run or stack, in the order of its oof.csv.
+
+    The truth comes from the run's own table, or from that of `labels`.
+    Errors: KitError for a folder without oof.csv, and for numbers that are no folds or probabilities
+    """
+    folder = Path(folder)
+    if not (folder / "oof.csv").is_file():
+        raise KitError(f"{folder} lacks oof.csv: run `oof` on it.")
+    table = read_clip_table(labels or folder / "folds.csv")
+    if "end_s" in table:  # stretches have no predictions of their own
+        table = table[np.isinf(table["end_s"])]
+    oof = read_table(folder / "oof.csv", exact=True)
+    name_column, fold_column, *classes = oof.columns
+    names = oof.columns[name_column]
+    row = {name: i for i, name in enumerate(table["fname"])}
+    truth = scored_truth(clip_labels(table, classes), read_recipe(folder).get("sources", {}))
+    columns = [oof.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
+    return OofPredictions(
+        names=tuple(names),
+        classes=tuple(classes),
+        folds=np.array(oof.numbers(fold_column)).astype(int),
+        truth=truth[[row[name] for name in names]],
+        probabilities=np.array(columns).T,
+        failures={},
+    )
 
 
 def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
-    """What a run's or a stack's folder holds so far; its truth is its own table's, or that of `labels`.
+    """Read what the folder of a run or stack holds so far; the clips are sorted by name.
 
     Errors: KitError for a folder that is neither
     """
@@ -240,22 +384,15 @@ def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
     folder = Path(folder)
     if not (folder / "folds.csv").is_file():
         raise KitError(f"{folder} holds no run (no folds.csv): give what `train` or `stack` wrote.")
-    path, history = folder / "recipe.json", []
-    recipe = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    history = []
     if (folder / "history.csv").is_file():
         epochs = pandas.read_csv(folder / "history.csv", dtype={"fold": str})
         by = [name for name in ("fold", "seed") if name in epochs]  # older files lack seed and seconds
         history = [rows for _, rows in epochs.groupby(by, sort=False)]
-    if not (folder / "oof.csv").is_file():
-        return SavedRun(folder, recipe, history, [], [], *np.zeros((3, 0, 0)))
-    table, oof = read_clip_table(labels or folder / "folds.csv"), read_table(folder / "oof.csv", exact=True)
-    if "end_s" in table:  # stretches have no predictions of their own
-        table = table[np.isinf(table["end_s"])]
-    fnames, folds, *classes = oof.columns
-    order = np.argsort(oof.columns[fnames])
-    names = [oof.columns[fnames][i] for i in order]
-    place = {name: i for i, name in enumerate(table["fname"])}
-    truth = scored_truth(clip_labels(table, classes), recipe.get("sources", {}))
-    truth = truth[[place[name] for name in names]]
-    homes, scores = (np.array([oof.numbers(n) for n in some]).T[order] for some in ([folds], classes))
-    return SavedRun(folder, recipe, history, names, classes, homes[:, 0].astype(int), truth, scores)
+    if (folder / "oof.csv").is_file():
+        oof = load_oof(folder, labels)
+        oof = oof.reordered(np.argsort(oof.names))
+    else:
+        empty = np.zeros((0, 0))
+        oof = OofPredictions((), (), np.zeros(0, int), empty, empty, {})
+    return SavedRun(folder, read_recipe(folder), history, oof)

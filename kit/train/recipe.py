@@ -1,5 +1,6 @@
-"""A recipe: all settings of a training."""
+"""All settings of a training run."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,153 +12,224 @@ from kit.audio.windows import InferenceConfig
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.models.families import complete_network
-from kit.train.losses import LOSSES
+from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
 
+# Losses that train the order of the classes only. Their logits need a calibration.
 RANKING_LOSSES = ("lsep",)
+# Values of frontend.normalize that are computed from the whole clip.
+CLIP_STATISTICS = ("clip", "peak", "minmax")
+
+
+@dataclass(frozen=True)
+class SourceConfig(Config):
+    """How clips of one source are used. The table's column `source` names each clip's source."""
+
+    share: float | None = setting(
+        None, "share of the drawn crops; None: proportional to the number of clips", low=0
+    )
+    weight: float = setting(1.0, "factor of the loss", low=0)
+    loss: str | None = setting(None, "loss of these clips; None: the recipe's loss", choices=(None, *LOSSES))
+    loss_settings: dict[str, Any] = setting({}, "settings of that loss")
+    head: str = setting(
+        "clip",
+        "which head is trained by these clips; noisy needs network.noisy_head",
+        choices=("clip", "noisy"),
+    )
+    scored: bool = setting(True, "whether validation counts the labels of these clips")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Config):
+    """Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once."""
+
+    steps: int | None = setting(None, "batches per epoch; None: enough to draw every clip once", low=1)
+    balance: str = setting(
+        "none",
+        "draw all classes equally often, by number of clips or by seconds of audio",
+        choices=("none", "clips", "seconds"),
+    )
+    sample_by_weight: bool = setting(
+        False, "use the clips' weights as chances to be drawn, not as factors of the loss"
+    )
+    box_p: float = setting(
+        0.5,
+        "chance to cut a crop at a box, in recordings that also have soft labels; others: always",
+        low=0,
+        high=1,
+    )
+    true_p: float = setting(
+        0.5, "chance to choose a true box, in recordings with true and false boxes", low=0, high=1
+    )
+    box_share: float = setting(
+        0.5,
+        "a crop has the label of a box if it overlaps this share of the shorter of the two",
+        low=0.01,
+        high=1,
+    )
+    sample_by_probs: bool = setting(
+        False, "away from boxes, draw a window in proportion to the sum of its soft labels"
+    )
+    rare_boost: float = setting(
+        0.0, "how much more often clips of the rarest class are augmented (1: twice as often)", low=0
+    )
 
 
 @dataclass(frozen=True)
 class System(Config):
-    """The parts of a tagger; a recipe adds how it is trained."""
+    """A tagger without its training: frontend, network and inference."""
 
-    source: str = setting("", "whose system it is")
-    frontend: FrontendConfig = setting(FrontendConfig(), "how sound becomes a picture")
-    network: dict[str, Any] = setting({"family": "max-pyramid"}, "its family and settings")
-    inference: InferenceConfig = setting(InferenceConfig(), "how validation and submission hear clips")
+    source: str = setting("", "where the recipe was published")
+    frontend: FrontendConfig = setting(FrontendConfig(), "how audio becomes a spectrogram")
+    network: dict[str, Any] = setting({"family": "max-pyramid"}, "family of the network, and its settings")
+    inference: InferenceConfig = setting(InferenceConfig(), "how validation and submission predict clips")
 
     def check(self) -> None:
         object.__setattr__(self, "network", complete_network(self.network))
 
 
 @dataclass(frozen=True)
-class SourceConfig(Config):
-    """How rows of one `source` of the table are learnt from."""
-
-    share: float | None = setting(None, "its share of the drawn crops; None: as it has rows", low=0)
-    weight: float = setting(1.0, "weight of its loss", low=0)
-    loss: str | None = setting(None, "its loss; None: the recipe's", choices=(None, *LOSSES))
-    loss_settings: dict[str, Any] = setting({}, "settings of that loss")
-    head: str = setting("clip", "noisy: network.noisy_head learns from it", choices=("clip", "noisy"))
-    scored: bool = setting(True, "its labels count in validation")
-
-
-@dataclass(frozen=True)
-class SamplingConfig(Config):
-    """Which crops are drawn; without steps, shares or balance, every clip once an epoch."""
-
-    steps: int | None = setting(None, "batches per epoch; None: as hold every clip once", low=1)
-    balance: str = setting(
-        "none", "what classes have alike: drawn clips, or seconds", choices=("none", "clips", "seconds")
-    )
-    sample_by_weight: bool = setting(False, "weights are chances to be drawn, not factors of the loss")
-    box_p: float = setting(
-        0.5, "chance of a crop at a box, where soft labels tell of other places too", low=0, high=1
-    )
-    true_p: float = setting(0.5, "chance that it is a true one, where there are both", low=0, high=1)
-    box_share: float = setting(
-        0.5, "of the shorter of box and crop, what a crop must hear of it", low=0.01, high=1
-    )
-    sample_by_probs: bool = setting(False, "crops elsewhere are drawn by the sum of soft labels")
-    rare_boost: float = setting(
-        0.0, "what the rarest class's augmentation chances grow by, others less", low=0
-    )
-
-
-@dataclass(frozen=True)
 class Recipe(System):
-    """A training as data: a system, its losses, what is drawn and changed, and a schedule."""
+    """A tagger and its training: losses, sampling, augmentation, and schedule."""
 
-    name: str = setting("own", "what it is called")
-    loss: str = setting("lsep", "what is minimised, on logits", choices=tuple(LOSSES))
+    name: str = setting("own", "name of the recipe")
+    loss: str = setting("lsep", "loss on the logits", choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of the loss")
-    average_over: str = setting("clips", "what a batch's loss is the mean of", choices=("clips", "labels"))
-    auxiliary: tuple[float, ...] = setting((), "weights of the losses of the network's skips", low=0)
-    sources: dict[str, Any] = setting({}, "the table's sources, each with its settings")
-    weight_by_share: bool = setting(True, "a source's loss counts by its share of the batch")
-    finetune_loss: str | None = setting(None, "the loss of the last epochs", choices=(None, *LOSSES))
-    finetune_epochs: int = setting(0, "epochs of fine-tuning at the end, a schedule of their own", low=0)
-    finetune_lr: float = setting(0.1, "their learning rates, as a share of optim's", low=1e-6)
-    finetune_freeze: bool = setting(False, "only the heads are fine-tuned")
+    average_over: str = setting(
+        "clips",
+        "whether a batch's loss is the mean over clips or over known labels",
+        choices=("clips", "labels"),
+    )
+    auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0)
+    sources: dict[str, Any] = setting({}, "settings for each source in the table")
+    weight_by_share: bool = setting(True, "multiply the loss of a source by its share of the batch")
+    finetune_loss: str | None = setting(
+        None, "loss of the fine-tuning epochs; None: as before", choices=(None, *LOSSES)
+    )
+    finetune_epochs: int = setting(
+        0, "last epochs that fine-tune, with a learning-rate schedule of their own", low=0
+    )
+    finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6)
+    finetune_freeze: bool = setting(False, "fine-tune the heads only")
     crop_s: float = setting(10.0, "seconds of a training crop", low=0.05)
-    wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), "what happens to waveforms")
-    spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), "what happens to spectrograms")
+    wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), "augmentation of waveforms")
+    spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), "augmentation of spectrograms")
     mixup: MixupConfig = setting(MixupConfig(), "how crops are mixed")
-    mixup_until: float = setting(1.0, "share of the epochs that mix", low=0, high=1)
-    no_augment_epochs: int = setting(10, "epochs at the end without mixing or augmentation", low=0)
+    mixup_until: float = setting(1.0, "share of the epochs, from the first, with mixup", low=0, high=1)
+    no_augment_epochs: int = setting(10, "last epochs without mixup and augmentation", low=0)
     sampling: SamplingConfig = setting(SamplingConfig(), "which crops are drawn")
     image_sizes: tuple[tuple[int, ...], ...] = setting(
-        (), "growing picture sizes, each for as many epochs; the last is the frontend's"
+        (), "growing image sizes, each for an equal part of the epochs; the last is frontend.image_size"
     )
     epochs: int = setting(100, "passes over the clips, or over sampling.steps batches", low=1)
     batch_size: int = setting(32, "crops per batch", low=2)
-    optim: OptimConfig = setting(OptimConfig(), "how weights move")
-    amp: bool = setting(True, "float16 autocast in training where the device is a GPU")
-    validate_every: int = setting(10, "epochs between validations; the last is one", low=1)
-    keep: str = setting("last", "which weights become the checkpoint", choices=("last", "best"))
-    n_folds: int = setting(5, "folds made where the table has no fold column", low=2)
+    optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
+    amp: bool = setting(True, "train in float16 autocast on a GPU")
+    validate_every: int = setting(10, "epochs between validations; the last epoch is always validated", low=1)
+    keep: str = setting(
+        "last", "whether the checkpoint holds the last or the best weights", choices=("last", "best")
+    )
+    n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2)
     seeds: int = setting(1, "networks per fold", low=1)
-    seed: int = setting(0, "seed of everything that is drawn", low=0)
-    self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), "rounds of relabelling")
+    seed: int = setting(0, "seed of all random numbers", low=0)
+    self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), "self-training with pseudo-labels")
 
     def check(self) -> None:
         super().check()
-        whole = {name: SourceConfig.from_dict(given).to_dict() for name, given in self.sources.items()}
-        object.__setattr__(self, "sources", whole)
-        if any(of["head"] == "noisy" for of in whole.values()) and not self.network.get("noisy_head"):
+        sources = {name: SourceConfig.from_dict(given).to_dict() for name, given in self.sources.items()}
+        object.__setattr__(self, "sources", sources)
+        self.check_noisy_head()
+        self.check_augmentation()
+        self.check_epochs()
+
+    def check_noisy_head(self) -> None:
+        """Raise KitError if a source trains a head that the network does not have."""
+        uses_noisy_head = any(source["head"] == "noisy" for source in self.sources.values())
+        if uses_noisy_head and not self.network.get("noisy_head"):
             raise KitError("a source with head=noisy wants network.noisy_head=true.")
-        front, refers = self.frontend, self.frontend.reference == "clip"
-        if (
-            self.mixup.p
-            and self.mixup.domain == "energy"
-            and (front.normalize != "none" or front.log == "pcen")
-        ):
+
+    def check_augmentation(self) -> None:
+        """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""
+        frontend = self.frontend
+        mixes_energies = self.mixup.p > 0 and self.mixup.domain == "energy"
+        # Energies add only before a normalisation or PCEN.
+        if mixes_energies and (frontend.normalize != "none" or frontend.log == "pcen"):
             raise KitError(
                 "energies of normalised crops or PCEN cannot be mixed: mixup.domain=spec, "
                 "frontend.normalize=none, or mixup.p=0."
             )
-        if self.needs_waveforms and (
-            front.trim_db or (refers and (front.top_db or front.normalize in MEASURED))
-        ):
+        needs_clip_level = frontend.reference == "clip" and (
+            frontend.top_db is not None or frontend.normalize in CLIP_STATISTICS
+        )
+        # An augmented crop is computed from its own waveform: the rest of the clip is not there to measure.
+        if self.needs_waveforms and (needs_clip_level or frontend.trim_db):
             raise KitError(
-                "changed waveforms have no level of their clip: frontend.reference=window and trim_db=None, or no wave_augment."
+                "changed waveforms have no level of their clip: "
+                "frontend.reference=window and trim_db=None, or no wave_augment."
             )
+
+    def check_epochs(self) -> None:
+        """Raise KitError if fine-tuning or growing images do not fit the other settings."""
         if self.finetune_epochs and not 0 < self.finetune_epochs < self.epochs:
             raise KitError(
                 f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
             )
-        if self.image_sizes and self.image_sizes[-1] != front.image_size:
+        if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
             raise KitError(
-                f"image_sizes end at {self.image_sizes[-1]}, frontend.image_size is {front.image_size}."
+                f"image_sizes end at {self.image_sizes[-1]}, "
+                f"frontend.image_size is {self.frontend.image_size}: make them equal."
             )
 
     @property
+    def system(self) -> System:
+        """The tagger alone. Its overrides need not fit the training."""
+        return System(self.source, self.frontend, self.network, self.inference)
+
+    @property
     def needs_waveforms(self) -> bool:
-        """Whether crops are cut from waveforms: something changes or mixes them."""
-        changes = any(v for k, v in vars(self.wave_augment).items() if k.endswith("_p"))
-        return changes or (self.mixup.p > 0 and self.mixup.domain == "wave")
+        """Whether crops are cut from waveforms, to augment or mix them, and not from spectrograms."""
+        chances = [value for name, value in vars(self.wave_augment).items() if name.endswith("_p")]
+        mixes_waves = self.mixup.p > 0 and self.mixup.domain == "wave"
+        return any(chances) or mixes_waves
 
     @property
     def output(self) -> str:
-        """What the logits of a network trained by it mean."""
+        """What the logits are after the whole training: "probability" or "ranking"."""
         return self.output_at(self.epochs)
 
     def output_at(self, epoch: int) -> str:
-        """What the logits of a network trained to an epoch mean, the first being 1."""
-        late = self.finetune_loss and epoch > self.epochs - self.finetune_epochs
-        return "ranking" if (self.finetune_loss if late else self.loss) in RANKING_LOSSES else "probability"
+        """What the logits are after an epoch, counted from 1."""
+        is_finetuned = epoch > self.epochs - self.finetune_epochs
+        loss = self.finetune_loss if self.finetune_loss and is_finetuned else self.loss
+        return "ranking" if loss in RANKING_LOSSES else "probability"
 
     @property
     def crop_frames(self) -> int:
-        """Frames of a training crop."""
+        """Spectrogram frames of a training crop."""
         return max(1, round(self.crop_s * self.frontend.frames_per_s))
 
 
-MEASURED = ("clip", "peak", "minmax")
-
-
 def check_recipe(recipe: object) -> None:
-    """Raise KitError unless it is one."""
+    """Raise KitError unless it is a Recipe."""
     if not isinstance(recipe, Recipe):
         raise KitError(f"a recipe is e.g. find_recipe('max-pyramid-mel', small=True), got {recipe!r:.60}.")
+
+
+def source_losses(recipe: Recipe, finetune: bool) -> list[tuple[RowLossFunction, float]]:
+    """The loss of each source and its weight; one loss for all rows if the recipe has no sources."""
+    loss = recipe.loss
+    settings = recipe.loss_settings
+    if finetune and recipe.finetune_loss and recipe.finetune_loss != loss:
+        loss = recipe.finetune_loss
+        settings = {}
+    recipe_loss = functools.partial(LOSSES[loss], **settings)
+    if not recipe.sources:
+        return [(recipe_loss, 1.0)]
+    losses: list[tuple[RowLossFunction, float]] = []
+    for source in recipe.sources.values():
+        source_loss = recipe_loss
+        if source["loss"]:
+            source_loss = functools.partial(LOSSES[source["loss"]], **source["loss_settings"])
+        losses.append((source_loss, source["weight"]))
+    return losses

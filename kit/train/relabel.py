@@ -11,10 +11,11 @@ import torch
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.core.files import write_json, write_text
-from kit.core.runtime import pick_device, tune_process
+from kit.core.runtime import start_runtime
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import estimate_prevalences, scale_odds
 from kit.infer.predictor import Predictor
+from kit.infer.rows import fitted_prevalences
 from kit.infer.stack import average_windows
 from kit.labels.boxes import read_boxes
 from kit.labels.soft import SoftLabels, write_soft_labels
@@ -32,59 +33,81 @@ from kit.train.pseudo_labels import (
 
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
-    """Windows as long as the tagger's own, or as its training's crops."""
+    """Choose windows as long as the tagger's own, or as the crops of its training."""
     own = card.inference
-    length = own.window_s if own.mode == "windows" else card.recipe.get("crop_s", own.window_s)
-    return replace(own, mode="windows", window_s=length, hop_s=min(hop_s, length))
+    length_s = own.window_s if own.mode == "windows" else card.recipe.get("crop_s", own.window_s)
+    return replace(own, mode="windows", window_s=length_s, hop_s=min(hop_s, length_s))
 
 
 def predict_pseudo_labels(
-    runs: Sequence[str | Path], audio: str | Path, hop_s: float | None = None, device: str | None = None,
-    threads: int | None = None, progress: bool = True, prior_shift: bool = False,
-) -> tuple[SoftLabels, dict[str, int]]:  # fmt: skip
-    """Soft labels of clips, the mean over all models, folds and seeds, that held them out; how many each one heard.
+    runs: Sequence[str | Path],
+    audio: str | Path,
+    hop_s: float | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    prior_shift: bool = False,
+) -> tuple[SoftLabels, dict[str, int]]:
+    """Predict soft labels of clips: the mean over all models, folds and seeds, that never trained on the clip.
 
-    With `hop_s` of windows, that far apart, or, where it is 0, as each model listens; the nearest ones are averaged.
-    With `prior_shift` each model's are scaled from the prevalences it was trained at to those its clips tell.
+    Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips. With it
+    they are of windows that far apart, or, where it is 0, of the windows that each model uses; the windows nearest in
+    time are averaged. With `prior_shift` each model's probabilities are scaled from the prevalences of its training to
+    those estimated from the clips.
+
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
-    Errors: KitError for runs of different classes, and for rank scores without a calibration
+    Errors: KitError for runs of different classes, and for ranking scores without a calibration
     """
-    tune_process()
-    chosen, classes, models = pick_device(device)[0], tuple[str, ...](), dict[str, int]()
-    said: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for path, held in [pair for run in runs for pair in held_out_models(Path(run)).items()]:
-        tagger, card = held.tagger, held.tagger.card
+    runtime = start_runtime(device, threads, progress)
+    classes: tuple[str, ...] = ()
+    counts: dict[str, int] = {}
+    # For each clip, each model's spans in seconds (W, 2) and probabilities (W, K).
+    predictions: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    models = [pair for run in runs for pair in held_out_models(Path(run)).items()]
+    for path, held in models:
+        tagger = held.tagger
+        card = tagger.card
         classes = classes or card.classes
-        if not card.calibrated or card.classes != classes:
-            what = "other classes" if card.calibrated else "ranks, which are no labels before `oof`"
-            raise KitError(f"{path} gives {what}: take calibrated runs of one set of classes.")
-        predictor = Predictor(tagger, chosen, inference=window_inference(card, hop_s) if hop_s else None)
-        (answers,), _ = predict_held_out(held, [predictor], Path(path).name, Path(audio), threads, progress)
-        heard = [(held.names[i], a) for i, a in answers.items() if a and np.isfinite(a.logits).all()]
-        models[path] = len(heard)
-        if hop_s is None:
-            beliefs = [
-                clip_probabilities(tagger, predictor.inference, answer.logits)[None] for _, answer in heard
-            ]
-        else:
-            beliefs = [tagger.probabilities(torch.from_numpy(answer.logits)).numpy() for _, answer in heard]
-        if prior_shift and heard:
-            trained = card.drawn if card.output == "probability" else card.prevalences
-            wanted = estimate_prevalences(np.concatenate(beliefs), trained)
-            beliefs = [scale_odds(of_clip, trained, wanted) for of_clip in beliefs]
-        for (name, answer), of_clip in zip(heard, beliefs, strict=True):
-            times = np.array(answer.spans[: len(of_clip)]) / card.frontend.frames_per_s
-            said.setdefault(name, []).append((times, of_clip))
-    if not said:
-        raise KitError(f"{[*map(str, runs)]} say no finite number of any clip: train them anew.")
-    names, spans, means = [], [], []
-    for name, told in sorted(said.items()):
-        first = told[0][0]
-        spans += [*first]
-        names += [name] * len(first)
-        means += [*average_windows([(t.mean(1), p) for t, p in told], first.mean(1))]
-    both = () if hop_s is None else np.stack(spans, axis=1)
-    return SoftLabels(tuple(names), classes, np.clip(means, 0, 1), *both), models
+        if not card.calibrated:
+            raise KitError(
+                f"{path} gives ranks, which are no labels before `oof`: use calibrated runs of one set of classes."
+            )
+        if card.classes != classes:
+            raise KitError(f"{path} gives other classes: use calibrated runs of one set of classes.")
+        inference = window_inference(card, hop_s) if hop_s else None
+        predictor = Predictor(tagger, runtime.device, inference=inference)
+        outputs, _ = predict_held_out(held, [predictor], Path(path).name, Path(audio), runtime)
+        counts[path] = len(outputs[0])
+        probs = {}
+        for clip, output in outputs[0].items():
+            if hop_s is None:
+                probs[clip] = clip_probabilities(tagger, predictor.inference, output.logits)[None]
+            else:
+                probs[clip] = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
+        if prior_shift and probs:
+            trained = fitted_prevalences(card)
+            estimated = estimate_prevalences(np.concatenate(list(probs.values())), trained)
+            probs = {clip: scale_odds(of_clip, trained, estimated) for clip, of_clip in probs.items()}
+        for clip, output in outputs[0].items():
+            spans = output.spans[: len(probs[clip])]
+            spans_s = np.array(spans) / card.frontend.frames_per_s
+            predictions.setdefault(held.names[clip], []).append((spans_s, probs[clip]))
+    if not predictions:
+        raise KitError(f"{[str(run) for run in runs]} predict no finite number for any clip: train them anew.")
+    names: list[str] = []
+    spans_of_rows: list[np.ndarray] = []
+    means: list[np.ndarray] = []
+    for name, of_models in sorted(predictions.items()):
+        first_spans, _ = of_models[0]
+        centred = [(spans_s.mean(axis=1), of_clip) for spans_s, of_clip in of_models]
+        names += [name] * len(first_spans)
+        spans_of_rows += [*first_spans]
+        means += [*average_windows(centred, first_spans.mean(axis=1))]
+    targets = np.clip(means, 0, 1)
+    if hop_s is None:
+        return SoftLabels(tuple(names), classes, targets), counts
+    begin_s, end_s = np.stack(spans_of_rows, axis=1)
+    return SoftLabels(tuple(names), classes, targets, begin_s, end_s), counts
 
 
 @dataclass(frozen=True)
@@ -111,49 +134,60 @@ def relabel(
     number: int = 1,
     table: str | Path | None = None,
     boxes: Sequence[str | Path] | None = None,
-    set: Sequence[str] | None = None,
+    overrides: Sequence[str] | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
     plan: SelfTrainingConfig | None = None,
 ) -> RelabelResult:
-    """Write table.csv, soft.csv and relabel.json: new labels, by models that never trained on what they label.
+    """Write table.csv, soft.csv and relabel.json: new labels, by models that never trained on the clips they label.
 
     Options:
         run: folders that `train` wrote
         audio: the folder that holds the clips
         out: the folder to write
         method: plain, windows, agreement, snr or curate; plain unless given
-        top_k: best clips or windows of each round, shares or counts
-        number: the round, from 1
+        top_k: best clips or windows of each iteration, shares or counts
+        number: the iteration, from 1
         table: the CSV to relabel; the first run's unless given
         boxes: CSVs of true and of false boxes, which correct windows
-        set: further settings, e.g. power=2 hop_s=1 noisy_sources=[]
+        overrides: further settings, e.g. power=2 hop_s=1 noisy_sources=[]
         device: cpu or cuda; else one that computes
         threads: that decode; else one per core
         progress: show a bar
     """
-    plan = (plan or SelfTrainingConfig()).override([*(set or ())])
-    best, methods = plan.top_k if top_k is None else tuple(top_k), (method,) if method else plan.methods
-    plan = replace(plan, top_k=best, methods=methods)
-    name, folder = plan.method(number), Path(out)
+    plan = (plan or SelfTrainingConfig()).override(list(overrides or ()))
+    if top_k is not None:
+        plan = replace(plan, top_k=tuple(top_k))
+    if method:
+        plan = replace(plan, methods=(method,))
+    name = plan.method(number)
     if boxes and name != "windows":
         raise KitError(f"boxes correct windows, which method {name} does not write: use windows.")
     frame = read_clip_table(table or Path(run[0]) / "folds.csv")
     if "end_s" in frame:
-        frame = frame[frame["end_s"] == np.inf].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
-    hop_s, clips = None if name in ("plain", "agreement") else plan.hop_s, {*frame["fname"]}
+        is_whole = frame["end_s"] == np.inf
+        frame = frame[is_whole].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
+    clips = set(frame["fname"])
+    hop_s = None if name in ("plain", "agreement") else plan.hop_s
     soft, models = predict_pseudo_labels(run, audio, hop_s, device, threads, progress, plan.prior_shift)
     soft = pick_soft(soft, [clip in clips for clip in soft.names])
     if boxes:
         soft = correct_by_boxes(soft, read_boxes(boxes[0], boxes[1]))
-    done = RELABEL_METHODS[name](frame, soft, plan, number)
-    labels = replace(done.soft, targets=done.soft.targets**plan.power)
-    frame = weigh_by_confidence(done.frame, labels) if plan.weigh else done.frame
+    relabeled = RELABEL_METHODS[name](frame, soft, plan, number)
+    labels = replace(relabeled.soft, targets=relabeled.soft.targets**plan.power)
+    frame = weigh_by_confidence(relabeled.frame, labels) if plan.weigh else relabeled.frame
     report = {
-        "method": name, "round": number, "rows": len(frame), "counts": done.counts, "leaks": PURITY[plan.purity],
-        "models": models, "without_prediction": sorted(clips - soft.rows.keys()), "settings": plan.to_dict(),
-    }  # fmt: skip
+        "method": name,
+        "round": number,
+        "rows": len(frame),
+        "counts": relabeled.counts,
+        "leaks": PURITY[plan.purity],
+        "models": models,
+        "without_prediction": sorted(clips - soft.rows.keys()),
+        "settings": plan.to_dict(),
+    }
+    folder = Path(out)
     write_text(folder / "table.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_soft_labels(folder / "soft.csv", labels)
     write_json(folder / "relabel.json", report)

@@ -1,4 +1,4 @@
-"""Train a run: one checkpoint per fold and out-of-fold predictions."""
+"""Train a run: a checkpoint for each fold, and out-of-fold predictions."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import torch
 from kit.core.clock import Deadline, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, write_text
-from kit.core.runtime import pick_device, tune_process
+from kit.core.runtime import Runtime, start_runtime
 from kit.infer.predictor import Predictor
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
 from kit.labels.calibration import Calibration
@@ -26,12 +26,12 @@ from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.oof import HeldOut, OofPredictions, join_folds, names_digest, score_held_out, write_oof
 from kit.train.recipe import Recipe, check_recipe
-from kit.train.trainer import Trainer, mixed_seed
+from kit.train.trainer import ALL_FOLDS_SEED, Trainer, mixed_seed
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its folder and what it says out of fold; nothing where one model learnt from all clips."""
+    """A trained run: its folder, and its out-of-fold predictions, or None after training on all clips."""
 
     folder: Path
     recipe: Recipe
@@ -59,73 +59,98 @@ def train_run(
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a tagger per fold and predict every clip by the fold that never saw it.
+    """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
-    The same call on the same folder goes on where the last one stopped. Folds are the table's `fold` column, else
-    stratified, one `group_column` value together; fold -1 is never held out. With `boxes`, CSVs of true and of
-    false ones, the table is `recording_id,fold` or None. `soft` labels fill what is unknown. `all_data` trains one
-    model on everything, all.pt, instead.
-    Errors: KitError for what cannot be read, learnt or scored, and a folder that holds another run
+    The same call on the same folder continues where the last one stopped. Folds come from the table's `fold`
+    column; fold -1 is never held out. Without that column they are stratified, and clips with one value in
+    `group_column` share a fold. `boxes` are two CSVs, of true and of false boxes; the table is then
+    `recording_id,fold`, or None. `soft` is a CSV of soft labels that fill unknown labels. `all_data` trains one
+    model on all folds, all.pt, instead.
+    Errors: KitError for inputs that cannot be read, trained on or scored, and for a folder with another run
     """
     check_recipe(recipe)
-    tune_process()
-    chosen, remark = pick_device(device)
-    if remark:
-        print(f"note: {remark}", flush=True)
+    runtime = start_runtime(device, threads, progress)
     clock = Deadline() if deadline is None else set_deadline(deadline)
-    if boxes and len(boxes) != 2:
-        raise KitError(f"boxes wants two CSVs, of true and of false ones, got {len(boxes)}.")
-    if table is None and not boxes:
-        raise KitError("train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.")
-    read = read_boxes(boxes[0], boxes[1]) if boxes else None
-    recipe = with_bands(recipe, read) if read else recipe
-    frame = box_table(read, table) if read else read_clip_table("" if table is None else table)
-    folder, beliefs = Path(out), None if soft is None else read_soft_labels(soft)
+
+    box_labels = read_box_files(boxes)
+    recipe = recipe if box_labels is None else with_bands(recipe, box_labels)
+    frame = read_training_table(table, box_labels)
+    soft_labels = None if soft is None else read_soft_labels(soft)
     folds = choose_folds(frame, recipe, group_column)
-    there = sorted(fold for fold in set(folds.tolist()) if fold >= 0)
-    wanted = there if only_folds is None else sorted(set(only_folds))
-    if not all_data and (not wanted or not set(wanted) <= set(there)):
-        raise KitError(f"folds {wanted} were asked for, the table has {there}.")
-    given = [path for path in (*(boxes or ()), soft) if path is not None]
-    files = run_files(recipe, frame, folds, given)
+    trained_folds: list[int | None] = [None]
+    if not all_data:
+        trained_folds = list(select_folds(folds, only_folds))
+
+    folder = Path(out)
+    label_files = [path for path in (*(boxes or ()), soft) if path is not None]
+    files = run_files(recipe, frame, folds, label_files)
     check_run(folder, files)
-    sounds = None if backgrounds is None else Path(backgrounds)
-    data = load_dataset(recipe, frame, folds, Path(audio), chosen, threads, progress, read, beliefs, sounds)
-    check_folds(data, [None] if all_data else wanted)
+    background_folder = None if backgrounds is None else Path(backgrounds)
+    data = load_dataset(
+        recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, background_folder
+    )
+    check_folds(data, trained_folds)
+    # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
     for name, text in files.items():
         write_text(folder / name, text)
-    jobs = [(fold, s) for fold in ([None] if all_data else wanted) for s in range(recipe.seeds)]
+
     parts: list[tuple[np.ndarray, OofPredictions]] = []
-    with progress_bar(len(jobs) * recipe.epochs, "train", "epochs", progress) as bar:
-        for done, (fold, replica) in enumerate(jobs):
-            share = Deadline(clock.now() + clock.left_s() / (len(jobs) - done), clock.now)
-            rows, said = train_fold(recipe, data, fold, folder, chosen, bar, replica, share)
-            parts += [(rows, said)] if said else []
+    networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
+    with progress_bar(len(networks) * recipe.epochs, "train", "epochs", progress) as bar:
+        for done, (fold, replica) in enumerate(networks):
+            # Each network gets an equal share of the time that is left.
+            share_s = clock.left_s() / (len(networks) - done)
+            until = Deadline(clock.now() + share_s, clock.now)
+            predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until)
+            if predictions is not None:
+                parts.append((data.held_out(fold), predictions))
     if all_data:
         return Run(folder, recipe, None)
-    result = join_folds(parts)
-    write_oof(folder, result)
-    return Run(folder, recipe, result)
+    oof = join_folds(parts)
+    write_oof(folder, oof)
+    return Run(folder, recipe, oof)
+
+
+def read_box_files(boxes: Sequence[str | Path] | None) -> Boxes | None:
+    """Read the two CSVs of true and of false boxes, if given."""
+    if not boxes:
+        return None
+    if len(boxes) != 2:
+        raise KitError(f"boxes wants two CSVs, of true and of false ones, got {len(boxes)}.")
+    return read_boxes(boxes[0], boxes[1])
+
+
+def read_training_table(table: str | Path | None, boxes: Boxes | None) -> Any:
+    """Read the clip table, or make it from boxes and the CSV of their folds."""
+    if boxes is not None:
+        return box_table(boxes, table)
+    if table is None:
+        raise KitError("train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.")
+    return read_clip_table(table)
 
 
 def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:
-    """A recipe of freq-crop whose classes listen where their boxes are; any other as it is."""
+    """Set the classes' frequency bands of a freq-crop recipe from their boxes. Other recipes stay as they are."""
     if recipe.network["family"] != "freq-crop":
         return recipe
-    bands = class_bands_hz(boxes).clip(max=recipe.frontend.sample_rate / 2).tolist()
+    nyquist_hz = recipe.frontend.sample_rate / 2
+    bands_hz = class_bands_hz(boxes).clip(max=nyquist_hz).tolist()
     if recipe.network["form"] == "pooled":
-        return replace(recipe, network={**recipe.network, "bands_hz": bands})
-    return replace(recipe, frontend=replace(recipe.frontend, bands_hz=bands))
+        return replace(recipe, network={**recipe.network, "bands_hz": bands_hz})
+    return replace(recipe, frontend=replace(recipe.frontend, bands_hz=bands_hz))
 
 
 def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.ndarray:
-    """The table's folds, or stratified ones. Errors: KitError for a column that is not there, or a group that leaks"""
+    """The folds in the table, or new stratified ones. Shape: -> (n,)
+
+    Errors: KitError for a missing group column, and for a clip or a group in several folds of the table
+    """
     if "fold" not in frame:
         return make_folds(frame, recipe.n_folds, recipe.seed, group_column)
     folds = np.asarray(frame["fold"])
-    count = len(np.unique(folds[folds >= 0]))
-    if count != recipe.n_folds:
-        print(f"note: the table has {count} folds; n_folds={recipe.n_folds} is not used.", flush=True)
+    n_folds = len(np.unique(folds[folds >= 0]))
+    if n_folds != recipe.n_folds:
+        print(f"note: the table has {n_folds} folds; n_folds={recipe.n_folds} is not used.", flush=True)
     if "begin_s" in frame:
         check_no_leak(folds, list(frame["fname"]))
     if group_column is not None:
@@ -134,150 +159,236 @@ def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.nda
     return folds
 
 
+def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[int]:
+    """The folds to train, sorted: all of the table's, or those asked for. Errors: KitError for a missing fold"""
+    in_table = sorted({fold for fold in folds.tolist() if fold >= 0})
+    selected = in_table if only_folds is None else sorted(set(only_folds))
+    if not selected or not set(selected) <= set(in_table):
+        raise KitError(f"folds {selected} were asked for, the table has {in_table}.")
+    return selected
+
+
 def check_folds(data: Dataset, folds: Sequence[int | None]) -> None:
-    """Raise KitError for a fold that has too little to learn from, or nothing to be scored on."""
+    """Raise KitError for a fold with less than two training clips, or without a label to score it on."""
     for fold in folds:
-        clips = len(data.train_split(fold).specs)
-        if clips < 2:
-            raise KitError(f"fold {fold} has {clips} training clips: at least 2 are needed.")
-        heard = [i for i in data.held_out(fold) if i in data.specs]
-        if fold is not None and not (data.truth[heard] == 1).any():
+        n_clips = len(data.train_split(fold))
+        if n_clips < 2:
+            raise KitError(f"fold {fold} has {n_clips} training clips: at least 2 are needed.")
+        rows = [row for row in data.held_out(fold) if row in data.spectrograms]
+        if fold is not None and not (data.truth[rows] == 1).any():
             raise KitError(
-                f"fold {fold} holds no clip that can be heard and has a label: it cannot be scored."
+                f"fold {fold} holds no clip that can be decoded and has a label: it cannot be scored."
             )
 
 
 def run_files(
-    recipe: Recipe, frame: Any, folds: np.ndarray, given: Sequence[str | Path] = ()
+    recipe: Recipe, frame: Any, folds: np.ndarray, label_files: Sequence[str | Path] = ()
 ) -> dict[str, str]:
-    """What says which run a folder holds: recipe, folds and the hashes of other labels, as text."""
+    """The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of other label files."""
     table = frame.assign(fold=folds)
     if "end_s" in table:
-        table["end_s"] = table["end_s"].map(lambda t: "" if t == math.inf else t)
-        table["begin_s"] = [
-            t if end != "" else "" for t, end in zip(table["begin_s"], table["end_s"], strict=True)
-        ]
-    text = table.to_csv(index=False, lineterminator="\n")
-    files = {"recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n", "folds.csv": text}
-    digests = {Path(path).name: file_digest(Path(path)) for path in given}
-    return files | ({"labels.json": json.dumps(digests, indent=1) + "\n"} if digests else {})
+        # A whole clip has empty cells, as in the table that was read.
+        is_whole = table["end_s"] == math.inf
+        for name in ("begin_s", "end_s"):
+            table[name] = table[name].astype(object).where(~is_whole, "")
+    files = {
+        "recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n",
+        "folds.csv": table.to_csv(index=False, lineterminator="\n"),
+    }
+    if label_files:
+        digests = {Path(path).name: file_digest(Path(path)) for path in label_files}
+        files["labels.json"] = json.dumps(digests, indent=1) + "\n"
+    return files
 
 
 def check_run(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise KitError where a folder holds another run, saying what differs."""
-    if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
+    """Raise KitError if a folder holds another run, with the differences."""
+    has_run = (folder / "state").is_dir() or any(folder.glob("fold_*.pt"))
+    if not has_run:
         return
-    for path, text in ((folder / name, text) for name, text in files.items()):
-        old = path.read_text(encoding="utf-8") if path.is_file() else text
-        if old != text and not (path.suffix == ".json" and json.loads(old) == json.loads(text)):
-            differ = ["its clips or folds differ from the table's"]
-            if path.suffix == ".json":
-                there, asked = flat_settings(json.loads(old)), flat_settings(json.loads(text))
-                pairs = ((key, there.get(key), value) for key, value in asked.items())
-                differ = [f"{key} is {a!r} there and {b!r} here" for key, a, b in pairs if a != b][:4]
-            raise KitError(f"{path} belongs to another run ({', '.join(differ)}): choose another --out.")
+    for name, text in files.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        old_text = path.read_text(encoding="utf-8")
+        if old_text == text:
+            continue
+        differences = ["its clips or folds differ from the table's"]
+        if path.suffix == ".json":
+            old = flat_settings(json.loads(old_text))
+            new = flat_settings(json.loads(text))
+            if old == new:
+                continue
+            differences = [
+                f"{key} is {old.get(key)!r} there and {value!r} here"
+                for key, value in new.items()
+                if old.get(key) != value
+            ]
+        shown = ", ".join(differences[:4])
+        raise KitError(f"{path} belongs to another run ({shown}): choose another --out.")
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        inner = isinstance(value, dict)
-        flat |= flat_settings(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
 
 
 def new_tagger(
     recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0
 ) -> Tagger:
-    """A tagger with fresh weights, drawn from the run's seed, and its fold's card; `start` as build_network."""
-    known = data.truth if fold is None else data.truth[data.folds != fold]
+    """Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network."""
+    truth = data.truth if fold is None else data.truth[data.folds != fold]
     card = TaggerCard(
-        data.classes, tuple(known_prevalences(known)), recipe.frontend, recipe.inference, recipe.network,
-        output=recipe.output, fold=fold, held_out=names_digest([data.names[i] for i in data.held_out(fold)]),
-        seed=recipe.seed + replica, recipe=recipe.to_dict(),
-    )  # fmt: skip
-    more = [replica] if replica else []
+        classes=data.classes,
+        prevalences=tuple(known_prevalences(truth)),
+        frontend=recipe.frontend,
+        inference=recipe.inference,
+        network=recipe.network,
+        output=recipe.output,
+        fold=fold,
+        held_out=names_digest([data.names[row] for row in data.held_out(fold)]),
+        seed=recipe.seed + replica,
+        recipe=recipe.to_dict(),
+    )
+    seeds = [recipe.seed, ALL_FOLDS_SEED if fold is None else fold]
+    if replica:
+        seeds.append(replica)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(recipe.seed, 2**21 if fold is None else fold, *more, 2**20))
+        torch.manual_seed(mixed_seed(*seeds, 2**20))  # 2**20 is above every epoch
         return build_tagger(card, start)
 
 
-def train_fold(
-    recipe: Recipe, data: Dataset, fold: int | None, folder: Path, device: torch.device, bar: Any, replica: int = 0,
-    deadline: Deadline | None = None,
-) -> tuple[np.ndarray, OofPredictions | None]:  # fmt: skip
-    """Train one fold, or take up its state; write its checkpoint, and predict its held-out clips.
+class FoldValidator:
+    """Scores the held-out clips of a fold during its training, and keeps the last predictions."""
 
-    Of all clips (fold None) the last weights are kept, and the calibration is the mean of the folds' in the folder.
-    """
-    name = ("all" if fold is None else f"fold_{fold}") + (f"_seed_{replica}" if replica else "")
-    state_path, rows = folder / "state" / f"{name}.resume.pt", data.held_out(fold)
-    tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
-    predictor = Predictor(tagger, device)
-    held = HeldOut(tagger, rows, [data.names[i] for i in rows], data.truth[rows])
-    specs = {place: data.specs[row] for place, row in enumerate(rows) if row in data.specs}
-    failures = {place: data.failures[row] for place, row in enumerate(rows) if row in data.failures}
-    audio_s = sum(data.seconds[rows[place]] for place in specs)
-    training = Trainer(recipe, tagger, data.train_split(fold), fold, device, replica, data.backgrounds)
-    training.restore(state_path)
-    if training.epoch:
-        bar.update(training.epoch)
-        said = f"was trained already up to epoch {training.epoch} of {recipe.epochs}"
-        bar.write(f"note: {training.place} {said}.")
-    heard: dict[int, OofPredictions] = {}
+    def __init__(self, trainer: Trainer, predictor: Predictor, data: Dataset) -> None:
+        rows = data.held_out(trainer.fold)
+        names = [data.names[row] for row in rows]
+        fold_data = data.select(rows.tolist())
+        self.trainer = trainer
+        self.predictor = predictor
+        self.held = HeldOut(trainer.tagger, rows, names, data.truth[rows])
+        self.spectrograms = fold_data.spectrograms
+        self.failures = fold_data.failures
+        self.audio_s = sum(fold_data.seconds[row] for row in fold_data.spectrograms)
+        self.predictions: OofPredictions | None = None
+        self.epoch: int | None = None
 
-    def validate(epoch: int | None = None) -> float:
-        output = recipe.output_at(epoch or training.epoch)
+    def validate(self, epoch: int | None = None) -> float:
+        """Predict and score the held-out clips with the weights of an epoch, the current one unless given.
+
+        Also writes output, calibration, score and cost into the tagger's card. Without a fold there is no score.
+        """
+        epoch = epoch or self.trainer.epoch
+        tagger = self.trainer.tagger
+        output = self.trainer.recipe.output_at(epoch)
         tagger.card = replace(tagger.card, output=output, calibration=None)
-        if fold is None:
+        if self.trainer.fold is None:
             return math.nan
-        began = time.perf_counter()
-        said = dict(zip(specs, predictor.predict(list(specs.values())), strict=True))
-        cost = round((time.perf_counter() - began) / audio_s, 6)
-        tagger.card = replace(tagger.card, cost=cost, cost_device=device.type)
-        heard.clear()
-        heard[training.epoch] = score_held_out(held, predictor, said, failures)
-        return heard[training.epoch].lwlrap
+        start = time.perf_counter()
+        logits = self.predictor.predict(list(self.spectrograms.values()))
+        cost = (time.perf_counter() - start) / self.audio_s
+        device = self.trainer.device.type
+        tagger.card = replace(tagger.card, cost=round(cost, 6), cost_device=device)
+        logits_by_row = dict(zip(self.spectrograms, logits, strict=True))
+        self.predictions = score_held_out(self.held, self.predictor, logits_by_row, self.failures)
+        self.epoch = epoch
+        return self.predictions.lwlrap
 
-    def after_epoch(row: Mapping[str, float]) -> None:
+
+def train_fold(
+    recipe: Recipe,
+    data: Dataset,
+    fold: int | None,
+    replica: int,
+    folder: Path,
+    runtime: Runtime,
+    bar: Any,
+    deadline: Deadline,
+) -> OofPredictions | None:
+    """Train one network of a fold, or continue it; write its checkpoint, and predict its held-out clips.
+
+    Fold None is trained on all clips. It keeps the last weights, has no predictions, and gets the mean
+    calibration of the folds in the same folder.
+    """
+    start = time.perf_counter()
+    name = "all" if fold is None else f"fold_{fold}"
+    name += f"_seed_{replica}" if replica else ""
+    state_path = folder / "state" / f"{name}.resume.pt"
+    tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
+    predictor = Predictor(tagger, runtime.device)
+    trainer = Trainer(recipe, tagger, data.train_split(fold), fold, runtime.device, replica)
+    validator = FoldValidator(trainer, predictor, data)
+
+    trainer.restore(state_path)
+    if trainer.epoch:
+        bar.update(trainer.epoch)
+        done = f"was trained already up to epoch {trainer.epoch} of {recipe.epochs}"
+        bar.write(f"note: {trainer.name} {done}.")
+    for _ in trainer.train(state_path, validator.validate, deadline):
         bar.update(1)
-        bar.set_postfix_str(f"{training.place} loss {row['loss']:.4f}")
+        bar.set_postfix_str(training_status(trainer))
+    if trainer.epoch < recipe.epochs:
+        bar.write(f"note: the deadline cut {trainer.name} after epoch {trainer.epoch} of {recipe.epochs}.")
+    write_history(folder / "history.csv", trainer)
 
-    training.train(state_path, validate, after_epoch, deadline)
-    if training.epoch < recipe.epochs:
-        bar.write(f"note: the deadline cut {training.place} after epoch {training.epoch} of {recipe.epochs}.")
-    write_history(folder / "history.csv", f"{'all' if fold is None else fold},{replica},", training)
-    tagger.card = replace(tagger.card, drawn=tuple(training.prevalences))
+    tagger.card = replace(tagger.card, drawn=tuple(trainer.prevalences))
     if fold is None:
         tagger.card = replace(tagger.card, calibration=mean_calibration(folder, tagger))
-    elif training.kept_epoch not in heard:
-        validate(training.kept_epoch)
+    elif validator.epoch != trainer.kept_epoch:
+        validator.validate(trainer.kept_epoch)
     save_tagger(folder / f"{name}.pt", tagger)
-    return rows, None if fold is None else heard.popitem()[1]
+    if runtime.progress:
+        score = "" if fold is None else f"lwlrap {tagger.card.oof_score:.4f}, "
+        minutes = (time.perf_counter() - start) / 60
+        bar.write(f"{trainer.name}: {score}{minutes:.1f} min")
+    return validator.predictions
+
+
+def training_status(trainer: Trainer) -> str:
+    """Fold, epoch, loss and the last score of a training, for the progress bar."""
+    row = trainer.history[-1]
+    status = f"{trainer.name}, epoch {row['epoch']:.0f}, loss {row['loss']:.4f}"
+    scores = [row["lwlrap"] for row in trainer.history if math.isfinite(row.get("lwlrap", math.nan))]
+    return f"{status}, lwlrap {scores[-1]:.4f}" if scores else status
 
 
 def mean_calibration(folder: Path, tagger: Tagger) -> Calibration | None:
-    """The mean of what the folds of a run fitted; None, with a note, without any."""
+    """The mean calibration of the folds in a run's folder; None, with a note, if there is none."""
     if tagger.card.output == "probability":
         return None
-    fitted = [read_checkpoint(path)[0].calibration for path in sorted(folder.glob("fold_*.pt"))]
-    known = [one for one in fitted if one is not None]
-    if not known:
+    cards = [read_checkpoint(path)[0] for path in sorted(folder.glob("fold_*.pt"))]
+    calibrations = [card.calibration for card in cards if card.calibration is not None]
+    if not calibrations:
         print(
             "note: a rank score without folds in its folder has no calibration: only --blend rank takes it."
         )
         return None
-    scale, offset = (float(np.mean([getattr(one, what) for one in known])) for what in ("scale", "offset"))
+    scale = float(np.mean([calibration.scale for calibration in calibrations]))
+    offset = float(np.mean([calibration.offset for calibration in calibrations]))
     return Calibration(scale, offset)
 
 
-def write_history(path: Path, mine: str, training: Trainer) -> None:
-    """Write a row per epoch of the fold and seed that `mine` begins lines with; others' stay."""
+def write_history(path: Path, trainer: Trainer) -> None:
+    """Write a row for each epoch of a network. The rows of other networks stay."""
+    fold = "all" if trainer.fold is None else trainer.fold
+    network = f"{fold},{trainer.replica},"
     lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-    lines = [line for line in lines if not line.startswith(mine)]
-    for row, seconds in zip(training.history, training.seconds, strict=True):
-        numbers = f"{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{row.get('lwlrap', '')},{seconds:.3f}"
-        lines.append(mine + numbers)
-    lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(",")[:2]])
-    write_text(path, "\n".join(["fold,seed,epoch,loss,lr,lwlrap,seconds", *lines, ""]))
+    lines = [line for line in lines if not line.startswith(network)]
+    for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
+        lwlrap = row.get("lwlrap", "")
+        lines.append(f"{network}{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{lwlrap},{seconds:.3f}")
+    lines.sort(key=history_order)
+    header = "fold,seed,epoch,loss,lr,lwlrap,seconds"
+    write_text(path, "\n".join([header, *lines, ""]))
+
+
+def history_order(line: str) -> list[tuple[int, str]]:
+    """Sort key of a history line: fold, then seed, as numbers, and "all" last."""
+    return [(len(cell), cell) for cell in line.split(",")[:2]]

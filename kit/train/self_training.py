@@ -1,4 +1,4 @@
-"""Self-training: train, relabel, train again."""
+"""Self-training: train, relabel with out-of-fold predictions, and train again."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,150 +10,277 @@ import numpy as np
 from kit.core.clock import Deadline, process_start, set_deadline
 from kit.core.errors import KitError
 from kit.core.files import read_table, write_rows, write_text
-from kit.labels.boxes import read_boxes
+from kit.labels.boxes import Boxes
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import ALL_OTHERS, apply_corrections, clip_labels, read_clip_table, read_corrections
 from kit.models.checkpoint import load_tagger, save_tagger
-from kit.train.dataset import box_table
-from kit.train.oof import join_folds, write_oof
+from kit.train.oof import OofPredictions, join_folds, write_oof
 from kit.train.pseudo_labels import forget_labels, noisy_rows
 from kit.train.recipe import Recipe, check_recipe
 from kit.train.relabel import relabel
-from kit.train.run import Run, check_run, choose_folds, run_files, train_run, with_bands
+from kit.train.run import (
+    Run,
+    check_run,
+    choose_folds,
+    read_box_files,
+    read_training_table,
+    run_files,
+    select_folds,
+    train_run,
+    with_bands,
+)
 
 BoxFiles = list[Path] | None
 
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """What all trainings of some rounds share; `words` go to train_run."""
+    """What all trainings of a self-training share. `options` are passed to train_run."""
 
     recipe: Recipe
     audio: str | Path
     clock: Deadline | None
     train: Callable[..., Run]
-    words: Mapping[str, Any]
+    options: Mapping[str, Any]
 
-    def learn(self, table: Path, soft: Path, out: Path, left: int, boxes: BoxFiles, **more: Any) -> Run:
-        """One training, with an equal part of the time for each of those `left`."""
-        clock = self.clock
-        until = clock and clock.now() + clock.left_s() / left - process_start()
-        more |= {"soft": soft, "boxes": boxes, "deadline": until, **self.words}
-        return self.train(self.recipe, table, self.audio, out, **more)
+    def train_one(
+        self, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
+    ) -> Run:
+        """Train one run, with an equal share of the time for each of the `n_left` trainings to come."""
+        deadline = None
+        if self.clock is not None:
+            share_s = self.clock.left_s() / n_left
+            # train_run counts its deadline from the start of the process.
+            deadline = self.clock.now() + share_s - process_start()
+        return self.train(
+            self.recipe,
+            table,
+            self.audio,
+            out,
+            soft=soft,
+            boxes=boxes,
+            deadline=deadline,
+            **options,
+            **self.options,
+        )
 
-    def predict_pseudo_labels(
-        self, table: Path, soft: Path, home: Path, left: int, boxes: BoxFiles
+    def train_teachers(
+        self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles
     ) -> tuple[Path, Path]:
-        """The table and soft labels by which the last student learns, after its teachers."""
-        plan, current = self.recipe.self_training, table
-        if plan.iterations and plan.method(1) == "agreement":
-            frame = read_clip_table(table)
-            if len(rows := noisy_rows(frame, plan)) < len(frame):
-                current = home / "curated.csv"
-                write_text(current, self.table_text(forget_labels(frame, rows)))
-        heard = {k: v for k, v in self.words.items() if k in ("device", "threads", "progress")}
+        """Train every run but the last, and relabel after each. What is done already is not done again.
+
+        Returns the table and the soft labels for the last run.
+        """
+        plan = self.recipe.self_training
+        runtime_options = {
+            name: value for name, value in self.options.items() if name in ("device", "threads", "progress")
+        }
+        current_table = self.first_table(table, folder)
+        current_soft = soft
         for number in range(1, plan.iterations + 1):
-            teachers, labels = [home / str(r) for r in range(number)], home / str(number) / "labels"
-            if not (teachers[-1] / "oof.csv").is_file():  # what a training writes last
-                self.learn(current, soft, teachers[-1], left + 1 - number, boxes)
-            if not (labels / "relabel.json").is_file():  # and a relabelling
-                own = boxes if plan.method(number) == "windows" else None
-                told = {"number": number, "table": table, "boxes": own, "plan": plan, **heard}
-                print(relabel(teachers[-plan.teachers :], self.audio, labels, **told), flush=True)
-            current, soft = labels / "table.csv", labels / "soft.csv"
-        return current, soft
+            teachers = [folder / str(k) for k in range(number)]
+            labels = folder / str(number) / "labels"
+            # A training writes oof.csv last, and relabel writes relabel.json last.
+            if not (teachers[-1] / "oof.csv").is_file():
+                n_trainings = n_left + 1 - number
+                self.train_one(current_table, current_soft, teachers[-1], n_trainings, boxes)
+            if not (labels / "relabel.json").is_file():
+                result = relabel(
+                    teachers[-plan.teachers :],
+                    self.audio,
+                    labels,
+                    number=number,
+                    table=table,
+                    boxes=boxes if plan.method(number) == "windows" else None,
+                    plan=plan,
+                    **runtime_options,
+                )
+                print(result, flush=True)
+            current_table = labels / "table.csv"
+            current_soft = labels / "soft.csv"
+        return current_table, current_soft
+
+    def first_table(self, table: Path, folder: Path) -> Path:
+        """The table of the first training.
+
+        If the method `agreement` ranks noisy clips, it is curated.csv, without their labels: a model that was
+        trained on a wrong label would agree with it. If all clips are noisy, their labels are all there is.
+        """
+        plan = self.recipe.self_training
+        if not plan.iterations or plan.method(1) != "agreement":
+            return table
+        frame = read_clip_table(table)
+        rows = noisy_rows(frame, plan)
+        if len(rows) == len(frame):
+            return table
+        curated = folder / "curated.csv"
+        write_text(curated, self.table_text(forget_labels(frame, rows)))
+        return curated
 
     def table_text(self, frame: Any) -> str:
-        """A table with its folds as the CSV of a run."""
+        """A table with its folds, as the CSV of a run."""
         return run_files(self.recipe, frame, np.asarray(frame["fold"]))["folds.csv"]
 
 
 def self_train(
-    recipe: Recipe, table: str | Path | None, audio: str | Path, out: str | Path,
-    only_folds: Sequence[int] | None = None, group_column: str | None = None,
-    boxes: Sequence[str | Path] | None = None, soft: str | Path | None = None, all_data: bool = False,
-    deadline: str | float | None = None, corrections: str | Path | None = None,
-    train: Callable[..., Run] = train_run, **words: Any,
-) -> Run:  # fmt: skip
-    """As train_run, whose words it takes, after the recipe's rounds of relabelling: the last student's run is `out`.
+    recipe: Recipe,
+    table: str | Path | None,
+    audio: str | Path,
+    out: str | Path,
+    only_folds: Sequence[int] | None = None,
+    group_column: str | None = None,
+    boxes: Sequence[str | Path] | None = None,
+    soft: str | Path | None = None,
+    all_data: bool = False,
+    deadline: str | float | None = None,
+    corrections: str | Path | None = None,
+    train: Callable[..., Run] = train_run,
+    **options: Any,
+) -> Run:
+    """Train a recipe with the iterations of its self_training. The last run is in `out`.
 
-    Round r learns in rounds/r, from scratch, by rounds/r/labels, which the round before gave to the table as it was,
-    `corrections` apart. Where round 1 keeps by agreement, round 0 learns no noisy_sources clip's label, so that models of
-    curated clips alone rank them, unless all are noisy_sources. With purity strict each fold's student has teachers of its
-    own, in strict/fold_f, on a table without that fold. Trainings have equal parts of the time to a deadline.
-    Errors: as train_run and relabel; KitError for a folder of other rounds, and strict purity of less than 3 folds
+    Takes train_run's parameters, and `corrections`, a JSON or CSV with new labels. Without iterations and
+    corrections it is train_run. Iteration k trains in rounds/k, from scratch, on rounds/k/labels: the corrected
+    table, relabelled by the runs before it. Each training gets an equal share of the time to the deadline.
+    With purity=strict, each fold's last run has teachers of its own, in strict/fold_f, trained without the fold.
+    Errors: as train_run and relabel; KitError for a folder of another self-training, and for strict purity
+            with less than 3 folds
     """
     check_recipe(recipe)
-    plan, home = recipe.self_training, Path(out) / "rounds"
+    plan = recipe.self_training
     if not plan.iterations and corrections is None:
-        words |= {"boxes": boxes, "soft": soft, "all_data": all_data, "deadline": deadline}
-        return train(recipe, table, audio, out, only_folds, group_column, **words)
-    given = [Path(path) for path in boxes] if boxes else None
-    read = read_boxes(given[0], given[1]) if given else None
-    frame = box_table(read, table) if read else read_clip_table("" if table is None else table)
+        return train(
+            recipe,
+            table,
+            audio,
+            out,
+            only_folds,
+            group_column,
+            boxes=boxes,
+            soft=soft,
+            all_data=all_data,
+            deadline=deadline,
+            **options,
+        )
+    folder = Path(out)
+    rounds = folder / "rounds"
+    box_labels = read_box_files(boxes)
+    frame = read_training_table(table, box_labels)
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
-    files = run_files(recipe, frame, np.asarray(frame["fold"]), [*(given or ()), *([soft] if soft else ())])
+    is_strict = plan.iterations > 0 and plan.purity == "strict" and not all_data
+
+    label_files = [path for path in (*(boxes or ()), soft) if path is not None]
+    write_rounds(rounds, run_files(recipe, frame, np.asarray(frame["fold"]), label_files))
+    if not is_strict:
+        check_last_run(folder, recipe, frame, box_labels)
+    box_files = [Path(path) for path in boxes] if boxes else None
+    soft_file = write_no_soft_labels(rounds, frame, box_labels) if soft is None else Path(soft)
+
+    clock = None if deadline is None else set_deadline(deadline)
+    job = SelfTraining(recipe, audio, clock, train, options)
+    if is_strict:
+        return self_train_strict(job, frame, folder, only_folds, box_files, soft_file)
+    first_table = rounds / "folds.csv"
+    n_trainings = plan.iterations + 1
+    last_table, last_soft = job.train_teachers(first_table, soft_file, rounds, n_trainings, box_files)
+    return job.train_one(
+        last_table, last_soft, folder, 1, box_files, only_folds=only_folds, all_data=all_data
+    )
+
+
+def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
+    """Write the texts that identify a self-training. Errors: KitError if the folder has others"""
     for name in ("folds.csv", "recipe.json", "labels.json"):
-        path, text = home / name, files.get(name, "")
+        path = rounds / name
+        text = files.get(name, "")
         if path.is_file() and path.read_text(encoding="utf-8") != text:
-            raise KitError(f"{path} tells of other rounds: choose another --out.")
+            raise KitError(f"{path} belongs to another self-training: choose another --out.")
         write_text(path, text)
-    strict = plan.iterations and plan.purity == "strict" and not all_data
-    if not strict:
-        last = with_bands(recipe, read) if read else recipe
-        check_run(
-            Path(out), {"recipe.json": run_files(last, frame, np.asarray(frame["fold"]))["recipe.json"]}
-        )
-    told = Path(soft or home / "soft.csv")
-    if soft is None:  # so that all know all classes, whatever labels a round leaves
-        classes = read.classes if read else clip_labels(frame).classes
-        write_soft_labels(told, SoftLabels((), classes, np.zeros((0, len(classes)))))
-    job = SelfTraining(recipe, audio, None if deadline is None else set_deadline(deadline), train, words)
-    if strict:
-        return self_train_strict(job, frame, Path(out), only_folds, given, told)
-    current, told = job.predict_pseudo_labels(home / "folds.csv", told, home, plan.iterations + 1, given)
-    return job.learn(current, told, Path(out), 1, given, only_folds=only_folds, all_data=all_data)
+
+
+def check_last_run(folder: Path, recipe: Recipe, frame: Any, boxes: Boxes | None) -> None:
+    """Raise KitError now if the last training would find a run of another recipe in its folder."""
+    last = recipe if boxes is None else with_bands(recipe, boxes)
+    files = run_files(last, frame, np.asarray(frame["fold"]))
+    check_run(folder, {"recipe.json": files["recipe.json"]})
+
+
+def write_no_soft_labels(rounds: Path, frame: Any, boxes: Boxes | None) -> Path:
+    """Write soft labels of no clip, which name all classes: a relabelled table may lack some of them."""
+    classes = clip_labels(frame).classes if boxes is None else boxes.classes
+    path = rounds / "soft.csv"
+    write_soft_labels(path, SoftLabels((), classes, np.zeros((0, len(classes)))))
+    return path
 
 
 def self_train_strict(
-    job: SelfTraining, frame: Any, folder: Path, only_folds: Sequence[int] | None, boxes: BoxFiles, soft: Path
+    job: SelfTraining,
+    frame: Any,
+    folder: Path,
+    only_folds: Sequence[int] | None,
+    boxes: BoxFiles,
+    soft: Path,
 ) -> Run:
-    """A student per fold, by teachers that never met a clip of it; together one run in the folder."""
-    import pandas
-
-    folds, rounds, parts = np.asarray(frame["fold"]), job.recipe.self_training.iterations, []
-    there = {*folds[folds >= 0].tolist()}
-    wanted = sorted(there if only_folds is None else {*only_folds})
-    if len(there) < 3 or not {*wanted} <= there:
-        needs = f"needs them, and 2 others, in the table of {sorted(there)}"
-        raise KitError(f"strict purity of folds {wanted} {needs}.")
-    for done, fold in enumerate(wanted):
-        own, home = folds == fold, folder / "strict" / f"fold_{fold}"
-        left = (len(wanted) - done) * (rounds + 1)
-        write_text(home / "table.csv", job.table_text(frame[~own]))
-        less = boxes and boxes_without(boxes, {*frame["fname"][own]}, home)
-        current, told = job.predict_pseudo_labels(home / "table.csv", soft, home, left, less)
-        whole = {"false_labels": ALL_OTHERS, "weight": 1.0, "source": "", "begin_s": 0.0, "end_s": np.inf}
-        both = pandas.concat([read_clip_table(current), frame[own]], ignore_index=True).fillna(whole)
-        write_text(home / "student.csv", job.table_text(both))
-        run = job.learn(home / "student.csv", told, home / "student", left - rounds, boxes, only_folds=[fold])
-        parts += [(np.flatnonzero(own), run.oof)] if run.oof else []
+    """Train each fold with teachers that never used a clip of it, and join the folds to one run."""
+    folds = np.asarray(frame["fold"])
+    n_folds = len(np.unique(folds[folds >= 0]))
+    selected = select_folds(folds, only_folds)
+    if n_folds < 3:
+        raise KitError(f"strict purity needs 3 folds or more, the table has {n_folds}.")
+    n_trainings = job.recipe.self_training.iterations + 1
+    parts: list[tuple[np.ndarray, OofPredictions]] = []
+    for done, fold in enumerate(selected):
+        rows = np.flatnonzero(folds == fold)
+        n_left = (len(selected) - done) * n_trainings
+        run = train_strict_fold(job, frame, rows, fold, folder, n_left, boxes, soft)
+        if run.oof is not None:
+            parts.append((rows, run.oof))
         for path in sorted(run.folder.glob("fold_*.pt")):
             save_tagger(folder / path.name, load_tagger(path))
     for name, text in run_files(job.recipe, frame, folds).items():
         write_text(folder / name, text)
-    result = join_folds(parts)
-    write_oof(folder, result)
-    return Run(folder, job.recipe, result)
+    oof = join_folds(parts)
+    write_oof(folder, oof)
+    return Run(folder, job.recipe, oof)
 
 
-def boxes_without(boxes: Sequence[Path], recordings: Collection[str], home: Path) -> list[Path]:
-    """The two files of boxes without those of some recordings."""
-    paths = [home / "true_boxes.csv", home / "false_boxes.csv"]
+def train_strict_fold(
+    job: SelfTraining,
+    frame: Any,
+    rows: np.ndarray,
+    fold: int,
+    folder: Path,
+    n_left: int,
+    boxes: BoxFiles,
+    soft: Path,
+) -> Run:
+    """Train the teachers of a fold without its rows, then its last run, which needs them for validation only."""
+    import pandas
+
+    home = folder / "strict" / f"fold_{fold}"
+    held_out = frame.iloc[rows]
+    others = frame.drop(index=frame.index[rows])
+    write_text(home / "table.csv", job.table_text(others))
+    other_boxes = None if boxes is None else boxes_without(boxes, set(held_out["fname"]), home)
+    table, soft = job.train_teachers(home / "table.csv", soft, home, n_left, other_boxes)
+    # Columns that relabelling added are filled for the held-out clips with what a missing column means.
+    defaults = {"false_labels": ALL_OTHERS, "weight": 1.0, "source": "", "begin_s": 0.0, "end_s": np.inf}
+    both = pandas.concat([read_clip_table(table), held_out], ignore_index=True).fillna(defaults)
+    write_text(home / "student.csv", job.table_text(both))
+    n_left -= job.recipe.self_training.iterations
+    return job.train_one(home / "student.csv", soft, home / "student", n_left, boxes, only_folds=[fold])
+
+
+def boxes_without(boxes: Sequence[Path], recordings: Collection[str], folder: Path) -> list[Path]:
+    """Write the two box files without those of some recordings."""
+    paths = [folder / "true_boxes.csv", folder / "false_boxes.csv"]
     for path, source in zip(paths, boxes, strict=True):
-        columns = read_table(source, ("recording_id",)).columns
-        rows = zip(columns["recording_id"], *columns.values(), strict=True)
-        write_rows(path, [[*columns], *(row for name, *row in rows if name not in recordings)])
+        table = read_table(source, ("recording_id",))
+        header = list(table.columns)
+        rows = zip(*table.columns.values(), strict=True)
+        names = table.columns["recording_id"]
+        kept = [row for row, name in zip(rows, names, strict=True) if name not in recordings]
+        write_rows(path, [header, *kept])
     return paths

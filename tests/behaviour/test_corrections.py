@@ -17,11 +17,11 @@ def write(path, text):
     return path
 
 
-def test_json_and_csv_say_the_same(tmp_path):
-    wanted = {"000316": "Meow", "b.wav": None, "c.wav": ""}
-    assert read_corrections(write(tmp_path / "a.json", json.dumps(wanted))) == wanted
+def test_json_and_csv_are_read_alike(tmp_path):
+    expected = {"000316": "Meow", "b.wav": None, "c.wav": ""}
+    assert read_corrections(write(tmp_path / "a.json", json.dumps(expected))) == expected
     text = 'fname,labels,drop\n000316,Meow,\nb.wav,,1\nc.wav,"",0\n'
-    assert read_corrections(write(tmp_path / "a.csv", text)) == wanted
+    assert read_corrections(write(tmp_path / "a.csv", text)) == expected
 
 
 def test_corrected_clips_have_their_new_labels_dropped_ones_are_gone_others_stay(tmp_path):
@@ -34,7 +34,7 @@ def test_corrected_clips_have_their_new_labels_dropped_ones_are_gone_others_stay
 
 
 def test_a_corrected_clip_is_known_in_every_class():
-    """Law 5: what was unknown or false before gives way to the list's word."""
+    """Law 5: the corrected labels replace what was unknown or false before."""
     table = TABLE.assign(labels=["Bark", "", ""], false_labels=["Meow", "Bark", ""])
     changed = apply_corrections(table, {"b.wav": "Bark"})
     targets = label_targets(list(changed["labels"]), ("Bark", "Meow"), list(changed["false_labels"]))
@@ -56,12 +56,12 @@ def test_a_corrected_clip_is_known_in_every_class():
         ("a.json", '{"a": "Bark", "a": null}', "corrects 'a' to None, wanted .* each clip, once"),
     ],
 )
-def test_what_is_no_correction_is_named(tmp_path, name, text, message):
+def test_a_wrong_correction_is_an_error_that_names_it(tmp_path, name, text, message):
     with pytest.raises(KitError, match=message):
         read_corrections(write(tmp_path / name, text))
 
 
-def test_strangers_are_errors_with_the_cure():
+def test_unknown_clips_and_labels_are_errors_with_the_cure():
     with pytest.raises(KitError, match=r"clip 'd\.wav' is not in the table of 3 clips"):
         apply_corrections(TABLE, {"d.wav": "Bark"})
     with pytest.raises(KitError, match=r"'b\.wav' is corrected to a new label 'Brak': did you mean 'Bark'"):

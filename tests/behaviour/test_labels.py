@@ -33,7 +33,7 @@ def test_names_and_labels_stay_the_text_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["fname,labels\na.wav,Bark\n", "fname,labels\r\n\r\na.wav,Bark\r\n\r\n"])
-def test_a_byte_order_mark_and_blank_lines_are_nothing(tmp_path, text):
+def test_a_byte_order_mark_and_blank_lines_are_ignored(tmp_path, text):
     table = read_clip_table(write(tmp_path, text, "utf-8-sig"))
     assert list(table.columns) == ["fname", "labels"]
     assert list(table["fname"]) == ["a.wav"]
@@ -49,7 +49,7 @@ def test_folds_are_integers_and_weights_floats_and_the_rest_stays_text(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "parts"),
     [
         ("", ["no header"]),
         ("fname,labels\n", ["no clips"]),
@@ -73,11 +73,11 @@ def test_folds_are_integers_and_weights_floats_and_the_rest_stays_text(tmp_path)
         ('fname,labels,false_labels\na,x,y\nb,"x,y","z, y"\n', ["line 3", "'y'", "false_labels"]),
     ],
 )
-def test_a_bad_table_is_refused_with_its_line_and_the_cure(tmp_path, text, words):
+def test_a_bad_table_is_refused_with_its_line_and_the_cure(tmp_path, text, parts):
     with pytest.raises(KitError) as caught:
         read_clip_table(write(tmp_path, text))
-    for word in words:
-        assert word in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def test_a_file_that_is_absent_or_no_utf_8_is_a_kit_error(tmp_path):
@@ -98,7 +98,7 @@ def test_targets_are_one_where_a_clip_has_the_label():
     assert targets.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 0]]
 
 
-def test_targets_come_back_to_the_labels_they_were_made_of():
+def test_targets_are_those_that_the_labels_were_written_from():
     generator = np.random.default_rng(0)
     classes = tuple(f"c{k:02d}" for k in range(20))
     truth = generator.random((50, 20)) < 0.2
@@ -115,17 +115,17 @@ def test_labels_that_are_no_class_are_listed():
         label_targets([float("nan")], ("a",))
 
 
-def test_without_false_labels_a_clip_is_known_whole_and_with_them_only_what_is_listed():
+def test_without_false_labels_all_labels_are_known_and_with_them_only_the_listed_ones():
     labels, false, classes = ["b", "", "a, c", "a"], ["a", " c,b", "", " * "], ("a", "b", "c")
-    for denied in (None, false):
-        targets = label_targets(labels, classes, denied)
+    for false_labels in (None, false):
+        targets = label_targets(labels, classes, false_labels)
         assert targets.dtype == np.float32
         for row, text in enumerate(labels):
             for k, name in enumerate(classes):
-                others = [part.strip() for part in (denied or ["*"] * 4)[row].split(",")]
-                wanted = 0.0 if name in others or "*" in others else np.nan
-                wanted = 1.0 if name in [part.strip() for part in text.split(",")] else wanted
-                np.testing.assert_equal(float(targets[row, k]), wanted)
+                others = [part.strip() for part in (false_labels or ["*"] * 4)[row].split(",")]
+                expected = 0.0 if name in others or "*" in others else np.nan
+                expected = 1.0 if name in [part.strip() for part in text.split(",")] else expected
+                np.testing.assert_equal(float(targets[row, k]), expected)
 
 
 def test_a_label_that_is_true_and_false_names_its_clip():
@@ -139,19 +139,19 @@ def test_a_label_that_is_true_and_false_names_its_clip():
 
 def test_a_read_table_becomes_arrays_in_one_call(tmp_path):
     text = 'fname,labels,false_labels,weight,source\n007,"b,a",d,0.5,curated\n1e5,c,*,2,noisy\nNA,,,1,\n'
-    known = clip_labels(read_clip_table(write(tmp_path, text)))
-    assert known.names == ("007", "1e5", "NA") and known.classes == ("a", "b", "c", "d")
+    encoded = clip_labels(read_clip_table(write(tmp_path, text)))
+    assert encoded.names == ("007", "1e5", "NA") and encoded.classes == ("a", "b", "c", "d")
     nan = np.nan
-    np.testing.assert_array_equal(known.targets, [[1, 1, nan, 0], [0, 0, 1, 0], [nan] * 4])
-    assert known.weights.dtype == np.float32 and known.weights.tolist() == [0.5, 2.0, 1.0]
-    assert (known.sources == "noisy").tolist() == [False, True, False] and known.sources[2] == ""
+    np.testing.assert_array_equal(encoded.targets, [[1, 1, nan, 0], [0, 0, 1, 0], [nan] * 4])
+    assert encoded.weights.dtype == np.float32 and encoded.weights.tolist() == [0.5, 2.0, 1.0]
+    assert (encoded.sources == "noisy").tolist() == [False, True, False] and encoded.sources[2] == ""
 
 
-def test_plain_tables_are_known_whole_with_equal_weights_and_given_classes(tmp_path):
+def test_plain_tables_have_known_labels_equal_weights_and_the_classes_asked_for(tmp_path):
     table = read_clip_table(write(tmp_path, "fname,labels\na,y\nb,\n"))
-    known = clip_labels(table, ("z", "y"))
-    assert known.classes == ("z", "y") and known.targets.tolist() == [[0, 1], [0, 0]]
-    assert known.weights.tolist() == [1, 1] and known.sources.tolist() == ["", ""]
+    encoded = clip_labels(table, ("z", "y"))
+    assert encoded.classes == ("z", "y") and encoded.targets.tolist() == [[0, 1], [0, 0]]
+    assert encoded.weights.tolist() == [1, 1] and encoded.sources.tolist() == ["", ""]
     with pytest.raises(KitError, match="none of the 1 classes: 'y'"):
         clip_labels(table, ("z",))
 

@@ -1,4 +1,4 @@
-"""What a tagger hears: each deprivation against a slow definition, on clips that the tagger never saw."""
+"""What a tagger uses: each change against a slow definition, on clips that the tagger never trained on."""
 
 import shutil
 from dataclasses import replace
@@ -29,8 +29,8 @@ def places(trained: Trained) -> tuple[Path, Path]:
     return run, run.parent / "data" / "train"
 
 
-def deprived(spec: torch.Tensor, what: str) -> torch.Tensor:
-    """The slow definition of three deprivations, on a normalize_spec and filled spectrogram. Shape: (M, N) -> (2, M, N)"""
+def changed(spec: torch.Tensor, what: str) -> torch.Tensor:
+    """The slow definition of three changes, on a normalized and padded spectrogram. Shape: (M, N) -> (2, M, N)"""
     bins, frames = spec.shape
     spec, ramp = spec.clone(), torch.linspace(-1, 1, bins)[:, None].repeat(1, frames)
     if what == "coordinate zeroed":
@@ -56,13 +56,13 @@ def scores_by_hand(run: Path, audio: Path, what: str) -> tuple[np.ndarray, np.nd
             raw = tagger.frontend.spectrograms([wave])[0]
             spec = tagger.frontend.normalize(raw)
             length = LengthBuckets(tagger.min_frames, 1.05).round_up(spec.shape[-1])
-            picture = deprived(pad_frames(spec, length, "wrap"), what)
+            picture = changed(pad_frames(spec, length, "wrap"), what)
             with torch.inference_mode():
                 scores.append(tagger.probabilities(tagger.network(picture[None]))[0].numpy())
     return np.concatenate(truths), np.stack(scores)
 
 
-def test_each_deprivation_costs_what_its_slow_definition_says(places: tuple[Path, Path]) -> None:
+def test_each_change_costs_what_its_slow_definition_costs(places: tuple[Path, Path]) -> None:
     report = probe(*places, bands=4, stretches=3, device="cpu", progress=False)
     names = {"everything": 0, "coordinate zeroed": 1, "band 1 of 4": 4, "time 3/3": 9}
     assert len(report.rows) == 1 + 2 + 4 + 3
@@ -71,15 +71,15 @@ def test_each_deprivation_costs_what_its_slow_definition_says(places: tuple[Path
         row = report.rows[at]
         expected = (*log_losses(truth, scores), lwlrap(truth, scores))
         assert np.allclose((row.positive_loss, row.negative_loss, row.lwlrap), expected, atol=2e-4), what
-    assert [report.rows[at].heard for at in (0, 1, 9)] == [
+    assert [report.rows[at].name for at in (0, 1, 9)] == [
         "everything",
         "coordinate zeroed",
         "without time 3/3",
     ]
-    assert report.rows[4].heard.endswith("Hz") and report.clips == 64
+    assert report.rows[4].name.endswith("Hz") and report.clips == 64
 
 
-def test_with_everything_a_probe_hears_what_the_run_scored(places: tuple[Path, Path]) -> None:
+def test_without_a_change_a_probe_scores_what_the_run_scored(places: tuple[Path, Path]) -> None:
     import pandas
 
     run, _ = places
@@ -89,7 +89,7 @@ def test_with_everything_a_probe_hears_what_the_run_scored(places: tuple[Path, P
     truth = label_targets(list(table["labels"]), classes)
     assert list(oof["fname"]) == list(table["fname"])
     assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth, oof[classes].to_numpy()), abs=1e-6)
-    without_band = next(row for row in report.rows if row.heard.endswith("Hz"))
+    without_band = next(row for row in report.rows if row.name.endswith("Hz"))
     assert without_band.lwlrap < report.rows[0].lwlrap
 
 
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
         probe(*places, bands=1, stretches=0, seed=seed, device="cpu", progress=False) for seed in (1, 1, 2)
     )
     assert once == again and str(once) == str(again)
-    assert once.rows[2].heard == "coordinate noise" and once.rows[2] != other.rows[2]
+    assert once.rows[2].name == "coordinate noise" and once.rows[2] != other.rows[2]
 
 
 def test_rank_scores_without_a_calibration_are_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def slow_silence(config: FrontendConfig, piece: torch.Tensor, cells: list[tuple[
 
 
 @pytest.mark.parametrize("what", FRONTENDS)
-def test_a_deprivation_takes_what_it_names_and_nothing_else(what: str) -> None:
+def test_a_change_removes_what_it_names_and_nothing_else(what: str) -> None:
     config, bands, stretches, frames = FRONTENDS[what], 3, 4, 18
     frontend, bins, hz = Frontend(config), config.n_spec_bins, config.bin_hz
     pieces = torch.randn(5, config.rows, frames, generator=torch.Generator().manual_seed(0))
@@ -196,18 +196,18 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     truth[:2], truth[3, 0], truth[4] = [[1, 0, np.nan]], np.nan, np.nan
     models = {"mine": HeldOut(tagger, np.arange(7), names, truth)}
     report = probe(models, audio, bands=3, stretches=0, device="cpu", progress=False)
-    said = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
-    assert (report.clips, report.unheard) == (6, 1) and "1 more could not be heard" in str(report)
+    probs = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
+    assert (report.clips, report.failed) == (6, 1) and "1 more without predictions" in str(report)
     assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(
-        log_losses(truth[:6], said)
+        log_losses(truth[:6], probs)
     )
-    assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth[:6], said))
-    # Its classes are the loudness of three groups of bands: without one, its class alone is heard less.
+    assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth[:6], probs))
+    # Its classes are the loudness of three groups of bands: without one, its class alone loses.
     for row in report.rows[1:]:
-        assert (row.positive_loss, row.negative_loss) != pytest.approx(log_losses(truth[:6], said), rel=1e-3)
+        assert (row.positive_loss, row.negative_loss) != pytest.approx(log_losses(truth[:6], probs), rel=1e-3)
 
 
-def test_a_probe_that_has_nothing_to_tell_says_why(tmp_path: Path) -> None:
+def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) -> None:
     write_wav(tmp_path / "in" / "a.wav", noise(4000))
     tagger, truth = loud_tagger(), np.eye(3)[:1]
     good = HeldOut(tagger, np.arange(1), ["a.wav"], truth)
@@ -217,7 +217,7 @@ def test_a_probe_that_has_nothing_to_tell_says_why(tmp_path: Path) -> None:
         ({"a": good, "b": good._replace(tagger=other)}, {}, "2 frontends"),
         ({}, {}, "0 frontends"),
         ({"a": good}, {"bands": -1}, "-1 and 4"),
-        ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be heard"),
+        ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be read"),
         ({"a": good._replace(truth=np.full((1, 3), np.nan))}, {}, "none of the labels"),
     ):
         with pytest.raises(KitError, match=words):

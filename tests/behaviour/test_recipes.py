@@ -38,9 +38,15 @@ TINY = {
         *MEL, *WINDOWS, "frontend.f_max_hz=4000", "network.width=4", "network.ratio=2", "network.head.hidden=8",
     ],
     "axis-pool": [*MEL, *WINDOWS, "network.width=4", "network.stat_width=3", "network.stat_steps=8"],
-    "max-pyramid-mel": [*MEL, "network.blocks=3", "network.width=4", "wave_augment.tempo_p=0.5", "self_training.iterations=1"],
+    "max-pyramid-mel": [
+        *MEL, "network.blocks=3", "network.width=4", "wave_augment.tempo_p=0.5",
+        "self_training.iterations=1",
+    ],
     "max-pyramid-stft": ["network.blocks=3", "network.width=4"],
-    "window-snr": [*MEL, *WINDOWS, "network.blocks=3", "network.width=4", "self_training.iterations=1", "self_training.top_k=[0.5]"],
+    "window-snr": [
+        *MEL, *WINDOWS, "network.blocks=3", "network.width=4", "self_training.iterations=1",
+        "self_training.top_k=[0.5]",
+    ],
     "two-stage": [
         *MEL, *WINDOWS, "frontend.resolutions=[[256,128],[512,128]]", "frontend.image_size=[32,32]",
         "image_sizes=[[16,16],[32,32]]", f"network.name={TIMM}", "self_training.iterations=1",
@@ -108,11 +114,11 @@ def soundscapes(tmp_path_factory):
     return folder
 
 
-def trained_and_submitted(name, task, out, overrides, **words):
-    """A recipe's small variant, trained with its rounds and submitted: run, and the submission's header and rows."""
+def trained_and_submitted(name, task, out, overrides, **options):
+    """Train a recipe's small form with its self-training, and submit. Returns run, header and rows."""
     recipe = find_recipe(name, True, overrides)
     run = self_train(
-        recipe, audio=task / "train", out=out / "run", device="cpu", threads=1, progress=False, **words
+        recipe, audio=task / "train", out=out / "run", device="cpu", threads=1, progress=False, **options
     )
     submit(
         checkpoints=str(run.folder / "fold_*.pt"), audio=task / "test", template=task / "template.csv",
@@ -121,8 +127,8 @@ def trained_and_submitted(name, task, out, overrides, **words):
     return run, *read_scores(out / "submission.csv")
 
 
-def is_whole(run, header, rows, name):
-    """Whether a run is as it should be: finite OOF, honest checkpoints, a submission of probabilities."""
+def check_run_and_submission(run, header, rows, name):
+    """Check finite out-of-fold predictions, the checkpoints' cards, and a submission of probabilities."""
     assert np.isfinite(run.oof.probabilities).all() and 0 < run.oof.lwlrap <= 1
     assert (run.oof.probabilities >= 0).all() and (run.oof.probabilities <= 1).all()
     assert np.ptp(run.oof.probabilities, axis=0).min() > 0 and not run.oof.failures
@@ -132,10 +138,9 @@ def is_whole(run, header, rows, name):
         assert tuple(header[1:]) == card.classes
     scores = np.stack(list(rows.values()))
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
-    return True
 
 
-def test_the_eight_recipes_are_here_with_a_small_variant_each():
+def test_there_are_eight_recipes_with_a_small_form_each():
     assert set(RECIPES) == set(SMALL) == set(TINY) == {*FREESOUND, *RFCX}
 
 
@@ -143,7 +148,7 @@ def test_the_eight_recipes_are_here_with_a_small_variant_each():
 def test_a_recipe_for_clips_trains_small_makes_oof_and_submits(tagging, tmp_path, name):
     overrides = [*COMMON, *TINY[name]]
     run, header, rows = trained_and_submitted(name, tagging, tmp_path, overrides, table=tagging / "table.csv")
-    assert is_whole(run, header, rows, name)
+    check_run_and_submission(run, header, rows, name)
     assert header == ["fname", *CLASSES] and list(rows) == [f"{i}.wav" for i in range(14, 18)]
     frame = pd.read_csv(tagging / "table.csv")
     assert run.oof.names == tuple(frame["fname"])
@@ -162,7 +167,7 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
     overrides = [*COMMON, *TINY[name]]
     words = {"table": soundscapes / "folds.csv", "boxes": boxes}
     run, header, rows = trained_and_submitted(name, soundscapes, tmp_path, overrides, **words)
-    assert is_whole(run, header, rows, name)
+    check_run_and_submission(run, header, rows, name)
     assert header == ["fname", "s0", "s1", "s2"] and list(rows) == ["r6", "r7", "r8"]
     np.testing.assert_array_equal(run.oof.truth, recording_labels(read_boxes(*boxes)).targets)
     assert (tmp_path / "run" / "rounds" / "1" / "labels" / "soft.csv").is_file()
@@ -177,7 +182,8 @@ PUBLISHED = {
         "frontend.n_fft": 2560, "frontend.hop_length": 690, "frontend.n_mels": 128, "frontend.top_db": 80,
         "frontend.trim_db": 60, "frontend.std": 100, "auxiliary": (0.4, 0.2, 0.1), "mixup.p": 0.8, "mixup.fade_p": 0.6,
         "mixup.high": 0.5, "mixup.fade_steepness": (3, 12), "spec_augment.crop_p": 0.33, "spec_augment.mask_p": 0.5,
-        "spec_augment.freq_share": 0.15, "spec_augment.time_share": 0.2, "spec_augment.mask_fill": "min", "optim.lr_peak": 9e-4,
+        "spec_augment.freq_share": 0.15, "spec_augment.time_share": 0.2, "spec_augment.mask_fill": "min",
+        "optim.lr_peak": 9e-4,
         "optim.schedule": "plateau", "optim.patience": 6, "optim.factor": 0.6, "sources.noisy.share": 0.01,
         "sources.corrected.share": 0.42, "sources.curated.share": 0.57, "sources.noisy.loss": "bootstrap",
         "sources.noisy.loss_settings": {"trust": 0.7}, "sources.curated.weight": 0.5, "weight_by_share": True,
@@ -189,7 +195,8 @@ PUBLISHED = {
         "crop_s": 5, "epochs": 40, "optim.kind": "nadam", "optim.lr_peak": 5e-4, "optim.factor": 0.5,
     },
     "max-pyramid-mel": {
-        "loss": "lsep", "mixup.p": 0.5, "mixup.labels": "union", "wave_augment.pitch_cents": 300, "wave_augment.tempo": 1.1,
+        "loss": "lsep", "mixup.p": 0.5, "mixup.labels": "union", "wave_augment.pitch_cents": 300,
+        "wave_augment.tempo": 1.1,
         "wave_augment.overdrive_p": 0.75, "no_augment_epochs": 10, "optim.lr_start": 1e-4, "optim.lr_peak": 5e-3,
         "optim.schedule": "one-cycle", "n_folds": 5, "frontend.n_fft": 2048, "frontend.hop_length": 1024,
         "frontend.n_mels": 128, "frontend.f_min_hz": 5, "frontend.log_offset": 1e-4, "inference.mode": "full",
@@ -205,8 +212,10 @@ PUBLISHED = {
         "frontend.sample_rate": 48000, "frontend.n_fft": 4096, "frontend.hop_length": 512, "frontend.n_mels": 256,
         "frontend.channels": ("log", "coordinate01"), "crop_s": 4, "inference.hop_s": 0.5, "inference.pool": "max",
         "inference.window_s": 4, "epochs": 60, "sampling.steps": 200, "n_folds": 4, "optim.kind": "adamw",
-        "optim.schedule": "cosine", "keep": "last", "sampling.box_p": 0.5, "mixup.labels": "sum", "mixup.masks": "either",
-        "mixup.low": 0.5, "mixup.high": 0.5, "self_training.iterations": 4, "self_training.hop_s": 0.5, "average_over": "labels",
+        "optim.schedule": "cosine", "keep": "last", "sampling.box_p": 0.5, "mixup.labels": "sum",
+        "mixup.masks": "either",
+        "mixup.low": 0.5, "mixup.high": 0.5, "self_training.iterations": 4, "self_training.hop_s": 0.5,
+        "average_over": "labels",
     },
     "freq-crop": {
         "frontend.n_mels": 32, "loss": "bootstrap", "loss_settings": {"on": "unknown", "trust": 0.1, "detach": False},
@@ -234,14 +243,14 @@ def test_the_settings_are_the_published_ones(name):
         assert 8 <= recipe.crop_s <= 12 and 100 <= recipe.epochs <= 150
 
 
-def test_small_variants_but_freq_crop_keep_spectrograms_because_no_waveform_changes():
+def test_small_forms_but_freq_crop_cut_crops_from_spectrograms():
     assert [name for name in RECIPES if find_recipe(name, small=True).needs_waveforms] == ["freq-crop"]
     assert find_recipe("max-pyramid-mel").needs_waveforms
 
 
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_printed_whole_and_reads_back_from_what_is_printed_and_from_json(name, small):
+def test_a_recipe_reads_back_from_its_printed_settings_and_from_json(name, small):
     recipe = find_recipe(name, small)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     first, *lines = list_recipes(name, small).splitlines()
@@ -287,6 +296,6 @@ def test_a_recipe_runs_on_real_clips_in_the_competition_s_own_files(esc10, tmp_p
         checkpoints=str(run.folder / "fold_*.pt"), audio=task / "test", template=template, out=out, **words
     )
     header, rows = read_scores(out)
-    wanted = pd.read_csv(template, dtype=str)
-    assert header == list(wanted.columns) and list(rows) == wanted.iloc[:, 0].tolist()
-    assert is_whole(run, header, rows, name)
+    expected = pd.read_csv(template, dtype=str)
+    assert header == list(expected.columns) and list(rows) == expected.iloc[:, 0].tolist()
+    check_run_and_submission(run, header, rows, name)

@@ -1,4 +1,4 @@
-"""RelabelResult: labels only by models that never trained on the clip; unknown stays unknown; each method as defined."""
+"""Relabelling: labels come only from models that never trained on the clip; unknown stays unknown."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def run(toy, tmp_path_factory):
 
 
 def table_of(labels, **columns):
-    """A table of clips a, b, ... with these labels, all in fold 0 unless told."""
+    """A table of clips a, b, ... with these labels, all in fold 0 unless given."""
     frame = pd.DataFrame({"fname": list("abcdefgh"[: len(labels)]), "labels": labels, "fold": 0})
     return frame.assign(**columns)
 
@@ -89,23 +89,23 @@ WINDOWS = soft_of(
 
 def test_clips_rank_by_the_precision_of_their_labels_then_by_the_loss():
     targets = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, np.nan]], float)
-    beliefs = np.array([[0.6, 0.5, 0.1], [0.4, 0.5, 0.1], [0.9, 0.8, 0.7], [0.1, 0.1, 0.1], [0.9, 0.1, 1]])
+    probs = np.array([[0.6, 0.5, 0.1], [0.4, 0.5, 0.1], [0.9, 0.8, 0.7], [0.1, 0.1, 0.1], [0.9, 0.1, 1]])
     precision = [1, 1 / 2, (1 / 2 + 2 / 3) / 2, 1, 1]
     loss = [
         -np.mean([np.log(p if t else 1 - p) for t, p in zip(truth, row, strict=True) if t == t])
-        for truth, row in zip(targets, beliefs.clip(0, 1 - 1e-7), strict=True)
+        for truth, row in zip(targets, probs.clip(0, 1 - 1e-7), strict=True)
     ]
     by_hand = sorted(range(5), key=lambda i: (-precision[i], loss[i]))
-    assert agreement_order(targets, beliefs).tolist() == by_hand
-    beliefs[by_hand[0]] = np.nan
-    assert agreement_order(targets, beliefs).tolist() == [*by_hand[1:], by_hand[0]]
+    assert agreement_order(targets, probs).tolist() == by_hand
+    probs[by_hand[0]] = np.nan
+    assert agreement_order(targets, probs).tolist() == [*by_hand[1:], by_hand[0]]
 
 
 def test_an_unknown_label_moves_no_clip():
     """Law 5: what is believed of a class nobody knows changes nothing."""
     targets = np.array([[1, np.nan], [1, 0], [0, 1]], float)
-    beliefs = np.array([[0.7, 0.0], [0.8, 0.1], [0.4, 0.6]])
-    orders = {tuple(agreement_order(targets, np.where(np.isnan(targets), p, beliefs))) for p in (0, 0.3, 1)}
+    probs = np.array([[0.7, 0.0], [0.8, 0.1], [0.4, 0.6]])
+    orders = {tuple(agreement_order(targets, np.where(np.isnan(targets), p, probs))) for p in (0, 0.3, 1)}
     assert len(orders) == 1
 
 
@@ -124,7 +124,7 @@ def test_the_best_clips_keep_their_labels_and_more_each_round():
     pd.testing.assert_frame_equal(frame, before)
 
 
-def test_without_top_k_all_doubted_clips_are_predicted():
+def test_without_top_k_all_noisy_clips_are_predicted():
     done = keep_agreeing(
         table_of(["A", "B"], false_labels="*"), soft_of([[0.2, 0.4], [0, 1]]), SelfTrainingConfig(), 1
     )
@@ -132,7 +132,7 @@ def test_without_top_k_all_doubted_clips_are_predicted():
     np.testing.assert_array_equal(done.soft.targets, np.array([[0.2, 0.4], [0, 1]], np.float32))
 
 
-def test_the_teachers_mean_fills_unknown_labels_only():
+def test_predictions_fill_unknown_labels_only():
     frame = table_of(["A", "A", ""], false_labels=["", "B", ""])
     done = fill_plain(frame, soft_of([[0.2, 0.4], [0.3, 0.5], [0.6, 0.7]]), SelfTrainingConfig(), 1)
     assert done.soft.names == ("a", "c") and done.frame is frame
@@ -184,7 +184,7 @@ def test_a_window_is_kept_where_its_best_known_class_is_true_of_its_clip():
     }
 
 
-def test_only_sources_in_doubt_are_touched_and_only_if_a_fold_holds_them_out():
+def test_only_noisy_sources_change_and_only_if_a_fold_holds_them_out():
     frame = table_of(["A", "B"], source=["noisy", "curated"], false_labels="*")
     soft = soft_of([[0.1, 0.1], [0.1, 0.1]])
     assert keep_agreeing(frame, soft, SelfTrainingConfig(), 1).frame["labels"].tolist() == ["", "B"]
@@ -194,7 +194,7 @@ def test_only_sources_in_doubt_are_touched_and_only_if_a_fold_holds_them_out():
         keep_agreeing(frame.assign(fold=-1), soft, SelfTrainingConfig(), 1)
 
 
-def test_boxes_have_the_last_word_on_windows():
+def test_boxes_override_the_predictions_of_windows():
     one = np.array([1.0])
     boxes = Boxes(
         ("A", "B", "C"), np.array(["a"]), np.array([2]), np.array([True]), 0 * one, one, one, 2 * one
@@ -213,18 +213,22 @@ def test_clips_with_soft_labels_alone_weigh_their_sum():
     assert weights[1] / weights[2] == pytest.approx(0.6 / 1.8) and sum(weights[1:3]) == pytest.approx(2)
 
 
-def test_soft_labels_are_what_the_fold_that_never_saw_the_clip_says(run, toy):
+def test_soft_labels_are_the_predictions_of_the_fold_that_never_trained_on_the_clip(run, toy):
     """Law 4 and law 3: of whole clips, as they are submitted."""
     soft, models = predict_pseudo_labels([run], toy[1], **QUIET)
     assert {path.rpartition("/")[2]: n for path, n in models.items()} == {"fold_0.pt": 4, "fold_1.pt": 4}
     for fold in (0, 1):
         names = [f"{i}.wav" for i in range(fold, 8, 2)]
-        said = predict_clips(run / f"fold_{fold}.pt", [toy[1] / n for n in names], device="cpu", threads=1)
-        np.testing.assert_allclose(align_soft_labels(soft, names, CLASSES), said.probabilities, atol=1e-5)
+        predictions = predict_clips(
+            run / f"fold_{fold}.pt", [toy[1] / n for n in names], device="cpu", threads=1
+        )
+        np.testing.assert_allclose(
+            align_soft_labels(soft, names, CLASSES), predictions.probabilities, atol=1e-5
+        )
         other = predict_clips(
             run / f"fold_{1 - fold}.pt", [toy[1] / n for n in names], device="cpu", threads=1
         )
-        assert np.abs(other.probabilities - said.probabilities).max() > 1e-3
+        assert np.abs(other.probabilities - predictions.probabilities).max() > 1e-3
 
 
 def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
@@ -242,14 +246,16 @@ def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
     fold = int(name[0]) % 2
     tagger = load_tagger(run / f"fold_{fold}.pt")
     tagger.card = replace(tagger.card, inference=replace(inference, pool="max"))
-    said = predict_clips(tagger, [toy[1] / name], device="cpu", threads=1)
-    np.testing.assert_allclose(soft.targets[soft.rows[name]].max(axis=0), said.probabilities[0], atol=1e-5)
+    predictions = predict_clips(tagger, [toy[1] / name], device="cpu", threads=1)
+    np.testing.assert_allclose(
+        soft.targets[soft.rows[name]].max(axis=0), predictions.probabilities[0], atol=1e-5
+    )
 
 
-def test_beliefs_are_scaled_from_the_prevalences_of_the_crops_that_were_drawn(run, toy, tmp_path):
+def test_soft_labels_are_scaled_from_the_prevalences_of_the_crops_that_were_drawn(run, toy, tmp_path):
     """As rare among the windows as they tell, however often training drew a class."""
     table, (plain, _) = pd.read_csv(toy[0]), predict_pseudo_labels([run], toy[1], hop_s=0.2, **QUIET)
-    made = relabel([run], toy[1], tmp_path, "windows", set=["hop_s=0.2", "prior_shift=true"], **QUIET)
+    made = relabel([run], toy[1], tmp_path, "windows", overrides=["hop_s=0.2", "prior_shift=true"], **QUIET)
     shifted = read_soft_labels(made.soft)
     for fold in (0, 1):
         learnt, card = table[table["fold"] != fold], load_tagger(run / f"fold_{fold}.pt").card
@@ -283,7 +289,7 @@ def test_ranks_are_refused_as_labels(run, toy, tmp_path):
         predict_pseudo_labels([ranks], toy[1], **QUIET)
 
 
-def test_clips_of_which_a_model_says_no_number_get_no_labels(run, toy, tmp_path):
+def test_clips_without_finite_predictions_get_no_labels(run, toy, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     for fold in (0, 1):
         tagger = load_tagger(tmp_path / "run" / f"fold_{fold}.pt")
@@ -293,12 +299,12 @@ def test_clips_of_which_a_model_says_no_number_get_no_labels(run, toy, tmp_path)
         if fold == 0:
             soft, models = predict_pseudo_labels([tmp_path / "run"], toy[1], **QUIET)
             assert soft.names == ("1.wav", "3.wav", "5.wav", "7.wav") and sorted(models.values()) == [0, 4]
-    with pytest.raises(KitError, match="say no finite number of any clip"):
+    with pytest.raises(KitError, match="predict no finite number for any clip"):
         predict_pseudo_labels([tmp_path / "run"], toy[1], **QUIET)
 
 
 @pytest.mark.parametrize("method", ["plain", "windows", "agreement", "snr", "curate"])
-def test_what_the_verb_writes_trains_again(run, toy, tmp_path, method):
+def test_a_relabelled_table_can_be_trained_on(run, toy, tmp_path, method):
     table = pd.read_csv(toy[0])
     if method in ("plain", "windows"):
         table["false_labels"] = ["*"] * 6 + [""] * 2
@@ -320,7 +326,7 @@ def test_a_power_and_weights_come_with_the_verb_and_a_corrected_table_may_be_rel
     corrected.to_csv(tmp_path / "table.csv", index=False)
     words = {"method": "agreement", "table": tmp_path / "table.csv", **QUIET}
     plain = relabel([run], toy[1], tmp_path / "one", **words)
-    strong = relabel([run], toy[1], tmp_path / "two", set=["power=3", "weigh=true"], **words)
+    strong = relabel([run], toy[1], tmp_path / "two", overrides=["power=3", "weigh=true"], **words)
     frame = read_clip_table(strong.table)
     assert len(frame) == 7 and frame["labels"][0] == "high"
     one, two = (read_soft_labels(made.soft).targets for made in (plain, strong))

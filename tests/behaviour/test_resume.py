@@ -28,15 +28,15 @@ from tests.behaviour.trained import (
     write_wav,
 )
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def start() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     """Start a process that is ended, whatever happens, when the test is over."""
     children: list[subprocess.Popen[bytes]] = []
 
-    def start(command: list[str], **environment: str) -> "subprocess.Popen[bytes]":
+    def start_child(command: list[str], **environment: str) -> "subprocess.Popen[bytes]":
         child = subprocess.Popen(
             command,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -47,21 +47,21 @@ def started() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         children.append(child)
         return child
 
-    yield start
+    yield start_child
     for child in children:
         with contextlib.suppress(OSError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
 
-def wait_until(happened: Callable[[], Any], child: "subprocess.Popen[bytes]") -> bool:
+def wait_until(has_happened: Callable[[], Any], child: "subprocess.Popen[bytes]") -> bool:
     """Poll until something happened (true) or the process ended without it (false); fails after a minute."""
-    limit = time.monotonic() + PATIENCE_S
+    limit = time.monotonic() + TIMEOUT_S
     while time.monotonic() < limit:
-        if happened():
+        if has_happened():
             return True
         if child.poll() is not None:
-            return bool(happened())
+            return bool(has_happened())
         time.sleep(0.001)
     raise AssertionError("the process did nothing for a minute")
 
@@ -72,7 +72,7 @@ def state_files(out: Path) -> list[Path]:
 
 
 def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(
-    kit_command: list[str], trained: Trained, clips: Path, tmp_path: Path, started: Callable[..., Any]
+    kit_command: list[str], trained: Trained, clips: Path, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     template = write_template(
         tmp_path / "t.csv", [path.name for path in sorted(clips.iterdir())[::-1]], trained.classes
@@ -80,21 +80,21 @@ def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(
     reference, out = tmp_path / "reference.csv", tmp_path / "killed" / "out.csv"
     base = [*kit_command, "submit", "--audio", str(clips), "--template", str(template), "--no-progress"]
     base += ["--checkpoints", *trained.all]
-    whole = started([*base, "--out", str(reference)])
+    whole = start([*base, "--out", str(reference)])
     instants: list[Callable[[], Any]] = [
         out.exists,
         lambda: state_files(out),
         lambda: len(state_files(out)) >= 2,
     ]
     for happened in instants:
-        child = started([*base, "--out", str(out)])
+        child = start([*base, "--out", str(out)])
         assert wait_until(happened, child)
         child.send_signal(signal.SIGKILL)
         child.wait()
         header, rows = read_scores(out)
         assert header[1:] == list(trained.classes) and list(rows) == list(read_ids(template))
-    assert whole.wait(timeout=PATIENCE_S) == 0
-    assert started([*base, "--out", str(out)]).wait(timeout=PATIENCE_S) == 0
+    assert whole.wait(timeout=TIMEOUT_S) == 0
+    assert start([*base, "--out", str(out)]).wait(timeout=TIMEOUT_S) == 0
     assert out.read_bytes() == reference.read_bytes()
     assert not list(out.parent.rglob("*.part"))
 
@@ -105,7 +105,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def test_a_worker_ends_with_its_killed_supervisor(
-    kit_command: list[str], trained: Trained, clips: Path, tmp_path: Path, started: Callable[..., Any]
+    kit_command: list[str], trained: Trained, clips: Path, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """The worker writes its process id, and would read its first clip for ever."""
     (tmp_path / "site").mkdir()
@@ -113,7 +113,7 @@ def test_a_worker_ends_with_its_killed_supervisor(
         "import os, threading\n"
         "if os.environ.get('AUDIOTAG_KIT_WORKER') == '1':\n"
         "    import soundfile\n"
-        "    def hang(*given, **named):\n"
+        "    def hang(*arguments, **options):\n"
         "        with open(os.environ['PID_FILE'] + '.part', 'w') as handle:\n"
         "            handle.write(str(os.getpid()))\n"
         "        os.replace(os.environ['PID_FILE'] + '.part', os.environ['PID_FILE'])\n"
@@ -122,7 +122,7 @@ def test_a_worker_ends_with_its_killed_supervisor(
     )
     paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
     words = ["--audio", str(clips), "--out", str(tmp_path / "out.csv"), "--deadline", "10m", "--no-progress"]
-    child = started(
+    child = start(
         [*kit_command, "submit", "--checkpoints", trained.mel[0], *words],
         PYTHONPATH=os.pathsep.join(filter(None, paths)),
         PID_FILE=str(tmp_path / "pid"),
@@ -167,26 +167,26 @@ class Counting(LoudBands):
         return super().forward(spec)
 
 
-def own_checkpoints(folder: Path, count: int) -> list[Path]:
-    """Checkpoints of networks of our own, each of another scale."""
+def custom_checkpoints(folder: Path, count: int) -> list[Path]:
+    """Checkpoints of custom networks, each with another scale."""
     paths = []
     for k in range(count):
         network = LoudBands(3)
         torch.nn.init.constant_(network.scale, 0.2 + 0.1 * k)
-        paths.append(folder / f"own_{k}.pt")
-        save_tagger(paths[-1], own(network, k))
+        paths.append(folder / f"custom_{k}.pt")
+        save_tagger(paths[-1], custom_tagger(network, k))
     return paths
 
 
-def own(network: LoudBands, k: int) -> Tagger:
-    """A tagger that goes by the name net<k>."""
+def custom_tagger(network: LoudBands, k: int) -> Tagger:
+    """A tagger of a custom network with the name net<k>."""
     tagger: Tagger = loud_tagger(network, name=f"net{k}")
     return tagger
 
 
 def test_killed_at_any_batch_of_any_model_the_rest_is_done_and_nothing_twice(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", [f"{i:02d}.wav" for i in range(60)], samples=900)
-    paths = own_checkpoints(tmp_path, 3)
+    paths = custom_checkpoints(tmp_path, 3)
 
     def once(out: str, ends_at: tuple[int, int] | None = None) -> list[int]:
         """Submit; batches that each model computed."""
@@ -205,13 +205,13 @@ def test_killed_at_any_batch_of_any_model_the_rest_is_done_and_nothing_twice(tmp
             _, rows = read_scores(tmp_path / out)
             assert len(rows) == 60
             again = once(out)
-            assert again[:model] == [0] * model, "a model that had heard everything computed again"
+            assert again[:model] == [0] * model, "a finished model computed again"
             assert (tmp_path / out).read_bytes() == (tmp_path / "reference.csv").read_bytes()
     assert once("reference.csv") == [0, 0, 0]
 
 
 def test_files_of_one_content_make_no_difference_to_a_second_run(trained: Trained, tmp_path: Path) -> None:
-    """25 clips of one length make a burst of 24 and one of 1, whose batches round differently."""
+    """25 clips of one length make a chunk of 24 and one of 1, whose batches round differently."""
     for i in range(24):
         write_wav(tmp_path / "in" / f"{i:02d}.wav", noise(24000, seed=i))
     for i in range(24):
@@ -234,7 +234,7 @@ def small(clips: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_file_that_changed_is_heard_anew(trained: Trained, small: Path, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_predicted_anew(trained: Trained, small: Path, tmp_path: Path) -> None:
     submit(trained.all, small, tmp_path / "out.csv", progress=False)
     names = sorted(path.name for path in small.iterdir())
     first = (small / names[0]).read_bytes()
@@ -248,9 +248,7 @@ def test_a_file_that_changed_is_heard_anew(trained: Trained, small: Path, tmp_pa
     np.testing.assert_allclose(list(again.values()), list(fresh.values()), rtol=0, atol=1e-6)
 
 
-def test_a_new_file_among_known_ones_is_heard_with_its_burst(
-    trained: Trained, small: Path, tmp_path: Path
-) -> None:
+def test_a_new_file_among_known_ones_is_predicted(trained: Trained, small: Path, tmp_path: Path) -> None:
     submit(trained.all, small, tmp_path / "out.csv", progress=False)
     write_wav(sorted(small.iterdir())[2], noise(9000, seed=77))
     report = submit(trained.all, small, tmp_path / "out.csv", progress=False).report
@@ -261,7 +259,7 @@ def test_a_new_file_among_known_ones_is_heard_with_its_burst(
     np.testing.assert_allclose(list(again.values()), list(fresh.values()), rtol=0, atol=1e-6)
 
 
-def test_a_checkpoint_that_changed_behind_its_name_is_heard_anew(
+def test_a_checkpoint_that_changed_behind_its_name_is_predicted_anew(
     trained: Trained, small: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "model.pt"
@@ -274,18 +272,18 @@ def test_a_checkpoint_that_changed_behind_its_name_is_heard_anew(
         ).read_bytes()
 
 
-def test_another_way_to_listen_is_not_taken_from_the_old_state(
+def test_other_inference_settings_do_not_reuse_the_old_state(
     trained: Trained, small: Path, tmp_path: Path
 ) -> None:
-    ways: list[dict[str, Any]] = [
+    settings: list[dict[str, Any]] = [
         {}, {"mode": "windows", "window_s": 1.0}, {"mode": "windows", "window_s": 1.0, "hop_s": 0.3},
         {"precision": "bfloat16"}, {"pool": "mean"}, {},
     ]  # fmt: skip
-    for k, way in enumerate(ways):
-        way = way if way.get("mode") is None else {"hop_s": 0.5} | way
-        submit(trained.mel[0], small, tmp_path / "out.csv", progress=False, **way)
-        submit(trained.mel[0], small, tmp_path / f"fresh_{k}.csv", progress=False, **way)
-        assert (tmp_path / "out.csv").read_bytes() == (tmp_path / f"fresh_{k}.csv").read_bytes(), way
+    for k, options in enumerate(settings):
+        options = options if options.get("mode") is None else {"hop_s": 0.5} | options
+        submit(trained.mel[0], small, tmp_path / "out.csv", progress=False, **options)
+        submit(trained.mel[0], small, tmp_path / f"fresh_{k}.csv", progress=False, **options)
+        assert (tmp_path / "out.csv").read_bytes() == (tmp_path / f"fresh_{k}.csv").read_bytes(), options
 
 
 def test_another_calibration_of_the_same_weights_is_used(
@@ -305,14 +303,14 @@ def test_another_calibration_of_the_same_weights_is_used(
     assert all((after[name] > before[name]).all() for name in before)
 
 
-def test_part_files_and_rubbish_are_never_taken_for_results(
+def test_part_files_and_rubbish_are_never_used_as_results(
     trained: Trained, small: Path, tmp_path: Path
 ) -> None:
     submit(trained.mel[0], small, tmp_path / "fresh.csv", progress=False)
     state = tmp_path / "out.csv.state"
     state.mkdir()
     kept = state_files(tmp_path / "fresh.csv")[0]
-    other = state_files_of_another_model(trained, small, tmp_path)
+    other = state_file_of_another_model(trained, small, tmp_path)
     (state / f".{kept.name}.part").write_bytes(other.read_bytes())
     (state / "rubbish.npz").write_bytes(b"rubbish")
     (tmp_path / ".out.csv.part").write_text("fname,nothing\nhalf a li")
@@ -321,26 +319,26 @@ def test_part_files_and_rubbish_are_never_taken_for_results(
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "fresh.csv").read_bytes()
 
 
-def state_files_of_another_model(trained: Trained, folder: Path, room: Path) -> Path:
-    """What the other fold said, as its file."""
-    submit(trained.mel[1], folder, room / "other.csv", progress=False)
-    return state_files(room / "other.csv")[0]
+def state_file_of_another_model(trained: Trained, folder: Path, tmp_path: Path) -> Path:
+    """The state file of the other fold's predictions."""
+    submit(trained.mel[1], folder, tmp_path / "other.csv", progress=False)
+    return state_files(tmp_path / "other.csv")[0]
 
 
 def test_a_state_file_cut_short_costs_time_and_nothing_else(
     trained: Trained, small: Path, tmp_path: Path
 ) -> None:
     submit(trained.mel[0], small, tmp_path / "out.csv", progress=False)
-    wanted = (tmp_path / "out.csv").read_bytes()
+    expected = (tmp_path / "out.csv").read_bytes()
     kept = state_files(tmp_path / "out.csv")[0]
     kept.write_bytes(kept.read_bytes()[:-20])
     submit(trained.mel[0], small, tmp_path / "out.csv", progress=False)
-    assert (tmp_path / "out.csv").read_bytes() == wanted
+    assert (tmp_path / "out.csv").read_bytes() == expected
 
 
 def test_a_second_run_that_is_killed_at_once_leaves_the_first_ones_csv(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav", "b.wav"])
-    paths = own_checkpoints(tmp_path, 2)
+    paths = custom_checkpoints(tmp_path, 2)
     networks: dict[str, Any] = {"net0": lambda: LoudBands(3), "net1": lambda: LoudBands(3)}
     submit(paths, tmp_path / "in", tmp_path / "out.csv", networks=networks, progress=False)
     done = (tmp_path / "out.csv").read_bytes()

@@ -1,4 +1,4 @@
-"""Stacks: no row trains its own network, one file submits by itself, and the second level equals its definition."""
+"""Stacks: no row is predicted by a network trained on it, one file submits alone, and equals its slow definition."""
 
 import json
 import shutil
@@ -35,16 +35,17 @@ FAST = ["epochs=8", "batch_size=8", "lr=0.03"]
 SMALL = {
     "gated-mlp": ["network.widths=[8]", "network.squeeze=2"],
     "class-mixer": [],
+    "logistic": [],
     "image-stacker": ["network.widths=[4]", "columns=4"],
 }
 
 
 def tiny_tagger(seed, fold, inference, classes=CLASSES, **facts):
     """A small pyramid, random but for louder last weights, that never saw a fold."""
-    card = TaggerCard(
-        classes, (), plain_frontend(), inference, {"family": "max-pyramid", "blocks": 2, "width": 4}, fold=fold,
-        held_out=names_digest([name for name, home in zip(NAMES, FOLDS, strict=True) if home == fold]), **facts,
-    )  # fmt: skip
+    held_out = [name for name, clip_fold in zip(NAMES, FOLDS, strict=True) if clip_fold == fold]
+    network = {"family": "max-pyramid", "blocks": 2, "width": 4}
+    digest = names_digest(held_out)
+    card = TaggerCard(classes, (), plain_frontend(), inference, network, fold=fold, held_out=digest, **facts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tagger = build_tagger(card).eval()
@@ -54,7 +55,7 @@ def tiny_tagger(seed, fold, inference, classes=CLASSES, **facts):
     return tagger
 
 
-def random_truth(seed=0):
+def random_targets(seed=0):
     """One or two of the classes for every clip, the first clips' known to hold each class."""
     truth = (np.random.default_rng(seed).random((len(NAMES), len(CLASSES))) < 0.3).astype(float)
     truth[np.arange(len(NAMES)), np.arange(len(NAMES)) // 2 % len(CLASSES)] = 1
@@ -83,7 +84,7 @@ def make_run(folder, seed, inference=WINDOWS, seeds=1, classes=CLASSES, **facts)
                 tiny_tagger(100 * seed + 10 * fold + k, fold, inference, classes, **facts),
             )
     rng = np.random.default_rng(seed)
-    write_tables(folder, random_truth(), (random_truth() + 2 * rng.random((len(NAMES), 4))) / 3)
+    write_tables(folder, random_targets(), (random_targets() + 2 * rng.random((len(NAMES), 4))) / 3)
     return folder
 
 
@@ -131,20 +132,20 @@ def same_bits(one, other):
 def windows_of(tagger, path):
     """Centres of a clip's windows and the probabilities there, by the engine alone."""
     spec = compute_spectrograms(tagger.frontend, [torch.from_numpy(decode_file(path).wave)])
-    said = Predictor(tagger, torch.device("cpu")).predict(spec)[0]
-    centres = [(a + b) / 2 / tagger.card.frontend.frames_per_s for a, b in said.spans]
-    return centres, torch.from_numpy(said.logits).sigmoid().numpy()
+    windows = Predictor(tagger, torch.device("cpu")).predict(spec)[0]
+    centres = [(a + b) / 2 / tagger.card.frontend.frames_per_s for a, b in windows.spans]
+    return centres, torch.from_numpy(windows.logits).sigmoid().numpy()
 
 
-def slow_answer(path, clip):
+def slow_prediction(path, clip):
     """Members' mean in each run, then the mean of the networks' sigmoids, of one clip. Shape: -> (K,)"""
     models, made = open_models(path)
     per_run = []
     for run in range(2):
         taggers = [model.build(None) for model in models if model.run == run]
         if made.card.columns:
-            heard = [windows_of(tagger, clip) for tagger in taggers]
-            per_run.append((heard[0][0], np.mean([p for _, p in heard], axis=0)))
+            predicted = [windows_of(tagger, clip) for tagger in taggers]
+            per_run.append((predicted[0][0], np.mean([p for _, p in predicted], axis=0)))
         else:
             per_run.append(np.mean([predict_clips(t, [clip]).probabilities[0] for t in taggers], axis=0))
     if not made.card.columns:
@@ -153,41 +154,41 @@ def slow_answer(path, clip):
         width = max(len(per_run[0][0]), made.card.columns)
         x = torch.zeros(2, len(CLASSES), width)
         for w, centre in enumerate(per_run[0][0]):
-            for run, (centres, beliefs) in enumerate(per_run):
+            for run, (centres, probs_there) in enumerate(per_run):
                 nearest = min(range(len(centres)), key=lambda i: (abs(centres[i] - centre), i))
-                x[run, :, w] = torch.from_numpy(beliefs[nearest])
+                x[run, :, w] = torch.from_numpy(probs_there[nearest])
     with torch.inference_mode():
         return np.mean([net(x[None])[0].sigmoid().numpy() for net in made.networks], axis=0)
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_the_network_of_a_fold_never_saw_its_rows(kind, runs, audio, tmp_path):
+def test_the_network_of_a_fold_is_not_trained_on_its_rows(kind, runs, audio, tmp_path):
     first = make_stack(runs, tmp_path / "first", kind, audio)
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     held = np.array(FOLDS)[:, None] == 0
-    truth = np.where(held, 1 - random_truth(), random_truth())
+    truth = np.where(held, 1 - random_targets(), random_targets())
     for copy in copies:
-        said = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
-        write_tables(copy, truth, np.where(held, 1 - said, said))
+        probs = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+        write_tables(copy, truth, np.where(held, 1 - probs, probs))
     make_stack(copies, tmp_path / "planted", kind, audio)
     one, other = (networks_of(tmp_path / name / "stack.pt") for name in ("first", "planted"))
     assert same_bits(one[0], other[0]) and not same_bits(one[1], other[1])
     assert first.clips == 16
 
 
-def test_what_a_fold_is_scored_on_is_said_by_its_own_network(runs, stacks):
-    for kind in ("gated-mlp", "class-mixer"):
+def test_each_fold_is_scored_by_its_own_network(runs, stacks):
+    for kind in ("gated-mlp", "class-mixer", "logistic"):
         path, result = stacks[kind]
         frame = pd.read_csv(result.folder / "oof.csv")
         assert list(frame) == ["fname", "fold", *CLASSES] and tuple(frame["fname"]) == NAMES
         x = np.stack([pd.read_csv(run / "oof.csv")[list(CLASSES)].to_numpy() for run in runs], axis=1)
         with torch.inference_mode():
-            said = [
+            probs = [
                 net(torch.from_numpy(x).float()).sigmoid().numpy() for net in open_models(path)[1].networks
             ]
-        expected = np.where(np.array(FOLDS)[:, None] == 0, *said)
+        expected = np.where(np.array(FOLDS)[:, None] == 0, *probs)
         np.testing.assert_allclose(frame[list(CLASSES)].to_numpy(), expected, atol=1e-6)
-        truth = random_truth()
+        truth = random_targets()
         assert result.score == pytest.approx(lwlrap(truth, expected), abs=1e-6)
         assert result.mean == pytest.approx(lwlrap(truth, x.mean(axis=1)))
         assert list(result.runs.values()) == pytest.approx([lwlrap(truth, x[:, r]) for r in (0, 1)])
@@ -199,20 +200,20 @@ def test_what_a_fold_is_scored_on_is_said_by_its_own_network(runs, stacks):
 @pytest.mark.parametrize("kind", SMALL)
 def test_one_file_submits_by_itself_and_equals_its_slow_definition(kind, stacks, audio, tmp_path):
     path, _ = stacks[kind]
-    ids, wanted = NAMES[8:11][::-1], ("c", "a")
-    template = write_template(tmp_path / "t.csv", ids, wanted)
+    ids, classes = NAMES[8:11][::-1], ("c", "a")
+    template = write_template(tmp_path / "t.csv", ids, classes)
     report = submit(path, audio, tmp_path / "out.csv", template, device="cpu", progress=False).report
     header, rows = read_scores(tmp_path / "out.csv")
-    assert header == ["fname", *wanted] and report["blend"] == kind and len(report["models"]) == 6
+    assert header == ["fname", *classes] and report["blend"] == kind and len(report["models"]) == 6
     for name in ids:
-        np.testing.assert_allclose(rows[name], slow_answer(path, audio / name)[[2, 0]], atol=2e-6)
-    said = predict_clips(path, [audio / name for name in ids], device="cpu")
-    assert said.classes == CLASSES
-    np.testing.assert_allclose(said.probabilities[:, [2, 0]], list(rows.values()), atol=2e-6)
+        np.testing.assert_allclose(rows[name], slow_prediction(path, audio / name)[[2, 0]], atol=2e-6)
+    probs = predict_clips(path, [audio / name for name in ids], device="cpu")
+    assert probs.classes == CLASSES
+    np.testing.assert_allclose(probs.probabilities[:, [2, 0]], list(rows.values()), atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["class-mixer", "image-stacker"])
-def test_a_clips_answer_depends_on_no_other_clip_nor_on_their_order(kind, stacks, audio):
+def test_a_clip_s_prediction_depends_on_no_other_clip_nor_on_their_order(kind, stacks, audio):
     path = stacks[kind][0]
     together = predict_clips(path, audio, device="cpu")
     turned = predict_clips(path, [audio / name for name in NAMES[::-1]], device="cpu")
@@ -262,7 +263,7 @@ def fails_from(batch, error):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_rows_that_a_run_has_not_heard_have_the_plain_mean_of_the_others(batch, audio, tmp_path):
+def test_rows_without_a_run_s_prediction_have_the_plain_mean_of_the_others(batch, audio, tmp_path):
     path, (left, right, _) = own_stack(tmp_path / "stack.pt")
     many = tmp_path / "many"
     for i in range(30):  # two bursts
@@ -274,11 +275,11 @@ def test_rows_that_a_run_has_not_heard_have_the_plain_mean_of_the_others(batch, 
     rows = read_scores(tmp_path / "out.csv")[1]
     one, other = (predict_clips(tagger, many).probabilities for tagger in (left, right))
     mixed = torch.logit(torch.from_numpy((one + other) / 2)).sub(1).sigmoid().numpy()
-    heard = report["models"][1]["clips_predicted"]
-    assert heard == 0 if batch == 1 else 0 < heard < 30
+    predicted = report["models"][1]["clips_predicted"]
+    assert predicted == 0 if batch == 1 else 0 < predicted < 30
     is_mixed = [np.allclose(row, mixed[i], atol=2e-6) for i, row in enumerate(rows.values())]
     is_plain = [np.allclose(row, one[i], atol=2e-6) for i, row in enumerate(rows.values())]
-    assert sum(is_mixed) == heard and sum(is_plain) == 30 - heard
+    assert sum(is_mixed) == predicted and sum(is_plain) == 30 - predicted
 
 
 def test_a_killed_submission_of_a_stack_goes_on_to_the_same_bytes(audio, tmp_path):
@@ -295,7 +296,7 @@ def test_a_killed_submission_of_a_stack_goes_on_to_the_same_bytes(audio, tmp_pat
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes() and not seen
 
 
-def test_rows_of_windows_are_each_read_alone(stacks, audio, tmp_path):
+def test_rows_of_windows_are_predicted_one_by_one(stacks, audio, tmp_path):
     ids = ["09_1", "09_2", "08_1"]
     template = write_template(tmp_path / "t.csv", ids, CLASSES)
     path = stacks["class-mixer"][0]
@@ -306,7 +307,7 @@ def test_rows_of_windows_are_each_read_alone(stacks, audio, tmp_path):
         save_tagger(tmp_path / "one.pt", model.build(None))
         submit(tmp_path / "one.pt", audio, tmp_path / "one.csv", template, device="cpu", progress=False)
         per_run[model.run].append(list(read_scores(tmp_path / "one.csv")[1].values()))
-    x = torch.from_numpy(np.stack([np.mean(said, axis=0) for said in per_run], axis=1)).float()
+    x = torch.from_numpy(np.stack([np.mean(probs, axis=0) for probs in per_run], axis=1)).float()
     with torch.inference_mode():
         expected = torch.stack([net(x).sigmoid() for net in made.networks]).mean(dim=0)
     rows = read_scores(tmp_path / "out.csv")[1]
@@ -331,16 +332,16 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_callers_randomness_alo
         assert not same_bits(first[0], networks_of(tmp_path / "other/stack.pt")[0])
 
 
-def test_what_is_said_of_a_clip_without_known_labels_teaches_nothing(runs, tmp_path):
+def test_predictions_of_a_clip_without_known_labels_change_nothing(runs, tmp_path):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     false = ["*"] * 15 + [""]
-    truth = random_truth()
+    truth = random_targets()
     truth[15] = 0
     made = []
-    for said in (0.1, 0.9):
+    for probs in (0.1, 0.9):
         for copy in copies:
             probabilities = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
-            probabilities[15] = said
+            probabilities[15] = probs
             write_tables(copy, truth, probabilities, false_labels=false)
         make_stack(copies, tmp_path / "out", "class-mixer")
         made.append(networks_of(tmp_path / "out/stack.pt"))
@@ -350,8 +351,8 @@ def test_what_is_said_of_a_clip_without_known_labels_teaches_nothing(runs, tmp_p
 def test_classes_in_another_order_are_the_same_classes(runs, tmp_path):
     order = [2, 0, 3, 1]
     turned = make_run(tmp_path / "turned", 2, COARSE, classes=[CLASSES[k] for k in order])
-    said = pd.read_csv(runs[1] / "oof.csv")[list(CLASSES)].to_numpy()
-    write_tables(turned, random_truth(), said[:, order], [CLASSES[k] for k in order])
+    probs = pd.read_csv(runs[1] / "oof.csv")[list(CLASSES)].to_numpy()
+    write_tables(turned, random_targets(), probs[:, order], [CLASSES[k] for k in order])
     make_stack([runs[0], turned], tmp_path / "one")
     make_stack(runs, tmp_path / "other")
     pair = (networks_of(tmp_path / name / "stack.pt")[0] for name in ("one", "other"))
@@ -359,12 +360,33 @@ def test_classes_in_another_order_are_the_same_classes(runs, tmp_path):
     assert open_models(tmp_path / "one/stack.pt")[1].card.classes == CLASSES
 
 
-def test_a_stack_says_whether_it_beats_the_plain_mean(runs, tmp_path):
+def test_a_logistic_stack_is_scikit_learn_s_regression_of_each_class(runs, stacks):
+    """The weights are plain tensors. A class without both true and false labels keeps the mean logit."""
+    from sklearn.linear_model import LogisticRegression
+
+    probs = np.stack([pd.read_csv(run / "oof.csv")[list(CLASSES)].to_numpy() for run in runs], axis=1)
+    logits = np.log(probs / (1 - probs))
+    truth = random_targets()
+    held_out = np.array(FOLDS) == 0
+    network = open_models(stacks["logistic"][0])[1].networks[0]
+    with torch.inference_mode():
+        predicted = network(torch.from_numpy(probs[held_out]).float()).sigmoid().numpy()
+    for k in range(len(CLASSES)):
+        model = LogisticRegression().fit(logits[~held_out, :, k], truth[~held_out, k])
+        expected = model.predict_proba(logits[held_out, :, k])[:, 1]
+        np.testing.assert_allclose(predicted[:, k], expected, atol=1e-3)
+    fresh = StackCard("logistic", {}, ("l", "r"), (0, 1), CLASSES).new_network()
+    np.testing.assert_allclose(
+        fresh(torch.from_numpy(probs).float()).detach(), logits.mean(axis=1), atol=1e-4
+    )
+
+
+def test_the_report_says_whether_a_stack_beats_the_plain_mean(runs, tmp_path):
     assert "DOES NOT BEAT THE PLAIN MEAN" in str(make_stack(runs, tmp_path / "a", more=["epochs=1", "lr=0"]))
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     for copy in copies:  # each class is called by its neighbour's name, which a stack can learn
-        said = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
-        write_tables(copy, random_truth(), np.roll(said, 1, axis=1))
+        probs = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+        write_tables(copy, random_targets(), np.roll(probs, 1, axis=1))
     good = make_stack(copies, tmp_path / "b", more=["epochs=60", "lr=0.02", "network.dropout=0"])
     assert good.gain.low > 0 and "PLAIN MEAN" not in str(good)
     assert good.gain.value == pytest.approx(good.score - good.mean)
@@ -372,9 +394,9 @@ def test_a_stack_says_whether_it_beats_the_plain_mean(runs, tmp_path):
 
 def test_the_doctor_shows_what_a_stack_holds(stacks):
     path, result = stacks["class-mixer"]
-    told = run_doctor([str(path)])
-    assert f"a stack, class-mixer, oof lwlrap {result.score:.6g}" in told
-    assert told.count("max-pyramid") == 6 and "[5 two, fold 1]" in told
+    shown = run_doctor([str(path)])
+    assert f"a stack, class-mixer, oof lwlrap {result.score:.6g}" in shown
+    assert shown.count("max-pyramid") == 6 and "[5 two, fold 1]" in shown
 
 
 def test_a_stack_beside_others_or_blended_is_refused(stacks, runs, audio, tmp_path):
@@ -406,7 +428,7 @@ def test_a_damaged_stack_is_one_error(stacks, audio, tmp_path):
 
 def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(runs, stacks, audio, tmp_path):
     copy, calls = shutil.copytree(runs[1], tmp_path / "copy"), []
-    said = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
+    probs = pd.read_csv(copy / "oof.csv")[list(CLASSES)].to_numpy()
 
     def refused(match, *given, **words):
         calls.append(match)
@@ -416,9 +438,9 @@ def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(r
     frame = pd.read_csv(copy / "oof.csv")
     frame[frame["fold"] == 0].to_csv(copy / "oof.csv", index=False)
     refused(r"'01.wav' is in fold 1 of .*copy and in no fold of .*oof.csv")
-    write_tables(copy, random_truth(), said, ["a", "b", "c", "e"])
+    write_tables(copy, random_targets(), probs, ["a", "b", "c", "e"])
     refused("has other classes .* e.g. 'd'")
-    write_tables(copy, random_truth(), said + 0.5)
+    write_tables(copy, random_targets(), probs + 0.5)
     refused("wanted a probability")
     (copy / "oof.csv").unlink()
     refused("run `oof` on it")
@@ -442,12 +464,12 @@ def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(r
 def test_a_run_of_other_folds_names_the_first_clip(runs, tmp_path):
     folder = tmp_path / "moved"
     folder.mkdir()
-    homes = [1, 0, *FOLDS[2:]]
+    folds = [1, 0, *FOLDS[2:]]
     for fold in (0, 1):
         tagger = tiny_tagger(fold, fold, WINDOWS)
-        held = names_digest([name for name, home in zip(NAMES, homes, strict=True) if home == fold])
+        held = names_digest([name for name, clip_fold in zip(NAMES, folds, strict=True) if clip_fold == fold])
         tagger.card = replace(tagger.card, held_out=held)
         save_tagger(folder / f"fold_{fold}.pt", tagger)
-    write_tables(folder, random_truth(), random_truth(), fold=homes)
+    write_tables(folder, random_targets(), random_targets(), fold=folds)
     with pytest.raises(KitError, match=r"'00.wav' is in fold 0 of .*one and in fold 1 of .*moved"):
         make_stack([runs[0], folder], tmp_path / "out")

@@ -11,6 +11,7 @@ from kit.models.stackers import (
     ClassMixerConfig,
     GatedMlpConfig,
     ImageStackerConfig,
+    LogisticStackerConfig,
     prediction_image,
 )
 
@@ -19,6 +20,7 @@ SMALL = {
     "gated-mlp": GatedMlpConfig(widths=(10, 6), squeeze=4),
     "class-mixer": ClassMixerConfig(),
     "image-stacker": ImageStackerConfig(widths=(4, 6)),
+    "logistic": LogisticStackerConfig(),
 }
 each_stacker = pytest.mark.parametrize("name", STACKERS)
 

@@ -230,7 +230,7 @@ def test_every_fold_starts_training_from_the_file_with_a_head_of_its_own(pretrai
     settings = {"family": "timm", "name": SMALL, "weights": str(path)}
     recipe = replace(find_recipe("max-pyramid-mel"), network=complete_network(settings), frontend=FRONTEND)
     truth = np.float32([[0, 1], [1, 0]])
-    data = Dataset(("x", "y"), ("a", "b"), truth, np.ones(2), np.arange(2), {}, {}, {})
+    data = Dataset(("x", "y"), ("a", "b"), truth, np.ones(2), np.full(2, ""), truth, np.arange(2), {}, {}, {})
     first, second = (new_tagger(recipe, data, fold).network for fold in (0, 1))
     for network in (first, second):
         assert torch.equal(network.backbone.model.conv_head.weight, tensors["conv_head.weight"])

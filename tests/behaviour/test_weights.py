@@ -1,16 +1,14 @@
-"""Fitted weights against a grid and a general optimiser; windows per class against a loop."""
+"""Fitted blend weights against a general optimiser and the conditions of a maximum."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from sklearn.metrics import average_precision_score
 
 from kit.core.errors import KitError
-from kit.infer.blend import choose_windows, fit_class_weights, fit_weights, mixture_weights
+from kit.infer.blend import fit_weights, mixture_weights
 from kit.infer.rows import check_weights
 
 
@@ -24,40 +22,14 @@ def draw(models: int = 3, n: int = 200, classes: int = 4, unknown: float = 0.3, 
     return scores, truth
 
 
-def slow_loss(weights: np.ndarray, scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean log loss of the weighted mean on known labels, label by label."""
-    losses = []
-    for n, k in np.argwhere(~np.isnan(truth)):
-        p = sum(w * one[n, k] for w, one in zip(weights, scores, strict=True))
-        losses.append(-np.log(p if truth[n, k] else 1 - p))
-    return float(np.mean(losses))
-
-
-def aim(
-    weights: np.ndarray, scores: np.ndarray, truth: np.ndarray, towards: np.ndarray, share: float
-) -> float:
-    """What is minimised: the loss, and how far the weights are from where they are drawn."""
-    return (1 - share) * slow_loss(weights, scores, truth) - share * float(towards @ np.log(weights))
-
-
-def share_of_prior(truth: np.ndarray, strength: float) -> float:
-    """A prior of so many labels, beside those of the rarer kind."""
-    return strength / (strength + min((truth == 1).sum(), (truth == 0).sum()))
-
-
-GRID = [np.array([a, b, 20 - a - b]) / 20 for a, b in itertools.product(range(1, 19), repeat=2) if a + b < 20]
-
-
 @pytest.mark.parametrize("strength", [1e-3, 1.0, 100.0])
-def test_no_weights_of_a_grid_lose_less(strength: float) -> None:
+def test_a_prior_counts_as_so_many_labels_of_the_rarer_kind(strength: float) -> None:
     scores, truth = draw(n=40)
-    fitted, equal = fit_weights(scores, truth, strength), np.full(3, 1 / 3)
-    share = share_of_prior(truth, strength)
-    assert fitted.sum() == pytest.approx(1, abs=1e-12) and (fitted > 0).all()
-    best = min(GRID, key=lambda weights: aim(weights, scores, truth, equal, share))
-    gain = aim(best, scores, truth, equal, share) - aim(fitted, scores, truth, equal, share)
-    assert -1e-6 < gain < 0.01
-    assert np.abs(fitted - best).max() < 0.1
+    known = ~np.isnan(truth)
+    likelihood = np.where(truth == 1, scores, 1 - scores)[:, known]
+    rarer = min((truth == 1).sum(), (truth == 0).sum())
+    expected = mixture_weights(likelihood, np.full(3, 1 / 3), strength / (strength + rarer))
+    np.testing.assert_allclose(fit_weights(scores, truth, strength), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize(("models", "seed"), [(2, 0), (8, 1), (16, 2)])
@@ -98,8 +70,8 @@ def test_at_the_best_weights_no_slope_exceeds_one() -> None:
 
 def test_no_step_towards_the_best_weights_goes_back() -> None:
     for likely, towards, share in hard_cases(150):
-        steps = [mixture_weights(likely, towards, share, most=most) for most in range(10)]
-        heights = [(1 - share) * np.log(w @ likely).mean() + share * (towards @ np.log(w)) for w in steps]
+        path = [mixture_weights(likely, towards, share, max_steps=steps) for steps in range(10)]
+        heights = [(1 - share) * np.log(w @ likely).mean() + share * (towards @ np.log(w)) for w in path]
         assert min(np.diff(heights)) > -1e-9
 
 
@@ -116,44 +88,38 @@ def test_an_unknown_label_is_as_if_it_were_not_there() -> None:
     np.testing.assert_allclose(
         fit_weights(scores, hidden), fit_weights(scores[:, :, :3], truth[:, :3]), atol=1e-9
     )
-    scores[:, :, 3] = 0.5
-    np.testing.assert_allclose(
-        fit_class_weights(scores, hidden)[:, :3], fit_class_weights(scores[:, :, :3], truth[:, :3]), atol=1e-9
-    )
 
 
-@pytest.mark.parametrize("fit", [fit_weights, fit_class_weights])
-def test_one_model_gets_all_and_models_that_agree_share_alike(fit: Any) -> None:
+def test_one_model_gets_all_and_models_that_agree_share_alike() -> None:
     scores, truth = draw()
-    np.testing.assert_allclose(fit(scores[:1], truth), 1.0)
-    np.testing.assert_allclose(fit(scores[[0, 0, 0]], truth), 1 / 3, atol=1e-9)
+    np.testing.assert_allclose(fit_weights(scores[:1], truth), 1.0)
+    np.testing.assert_allclose(fit_weights(scores[[0, 0, 0]], truth), 1 / 3, atol=1e-9)
 
 
-@pytest.mark.parametrize("fit", [fit_weights, fit_class_weights])
-def test_the_order_of_rows_and_of_models_does_not_matter(fit: Any) -> None:
+def test_the_order_of_rows_and_of_models_does_not_matter() -> None:
     scores, truth = draw()
     order = np.random.default_rng(0).permutation(len(truth))
-    np.testing.assert_allclose(fit(scores[:, order], truth[order]), fit(scores, truth), atol=1e-6)
-    np.testing.assert_allclose(fit(scores[::-1], truth), fit(scores, truth)[::-1], atol=1e-4)
+    np.testing.assert_allclose(
+        fit_weights(scores[:, order], truth[order]), fit_weights(scores, truth), atol=1e-6
+    )
+    np.testing.assert_allclose(fit_weights(scores[::-1], truth), fit_weights(scores, truth)[::-1], atol=1e-4)
 
 
-@pytest.mark.parametrize("fit", [fit_weights, fit_class_weights])
-def test_models_that_are_sure_and_right_or_sure_and_wrong_have_finite_weights(fit: Any) -> None:
+def test_models_that_are_sure_and_right_or_sure_and_wrong_have_finite_weights() -> None:
     _, truth = draw(unknown=0.0)
     for scores in ([truth, 1 - truth], [1 - truth, 1 - truth], [truth, truth * 0 + 0.5]):
-        weights = fit(np.array(scores, dtype=np.float32), truth)
+        weights = fit_weights(np.array(scores, dtype=np.float32), truth)
         assert np.isfinite(weights).all()
         np.testing.assert_allclose(weights.sum(axis=0), 1)
         assert (weights[0] > 0.8).all() or scores[0] is not truth
 
 
-@pytest.mark.parametrize("fit", [fit_weights, fit_class_weights])
 @pytest.mark.parametrize("known", ["nothing", "only false", "only true", "no rows"])
-def test_labels_of_one_kind_or_none_leave_models_equal(fit: Any, known: str) -> None:
+def test_labels_of_one_kind_or_none_leave_models_equal(known: str) -> None:
     scores, truth = draw()
     value = {"nothing": np.nan, "only false": 0.0, "only true": 1.0, "no rows": 0.0}[known]
     n = 0 if known == "no rows" else len(truth)
-    np.testing.assert_allclose(fit(scores[:, :n], np.full_like(truth[:n], value)), 1 / 3, atol=1e-9)
+    np.testing.assert_allclose(fit_weights(scores[:, :n], np.full_like(truth[:n], value)), 1 / 3, atol=1e-9)
 
 
 def test_fitted_weights_are_weights_that_a_submission_takes() -> None:
@@ -161,64 +127,6 @@ def test_fitted_weights_are_weights_that_a_submission_takes() -> None:
     scores[5] = 1 - scores[0]
     fitted = fit_weights(scores, truth)
     assert check_weights(fitted.tolist(), 6) == fitted.tolist() and fitted[5] < 1e-2
-
-
-def test_each_class_gets_weights_between_its_own_and_the_common_ones() -> None:
-    scores, truth = draw(n=60, classes=3, unknown=0.1)
-    common = fit_weights(scores, truth)
-    fitted = fit_class_weights(scores, truth, strength=5.0)
-    for k in range(3):
-        one, given = scores[:, :, [k]], truth[:, [k]]
-        share = share_of_prior(given, 5.0)
-        least = min(aim(weights, one, given, common, share) for weights in GRID)
-        assert aim(fitted[:, k], one, given, common, share) < least + 1e-6
-
-
-def test_a_class_without_labels_of_both_kinds_gets_the_common_weights_and_a_rich_one_its_own() -> None:
-    scores, truth = draw(n=4000, unknown=0.0)
-    scores[:, :, 0] = scores[::-1, :, 0]
-    truth[:, 1], truth[:, 2] = np.nan, 0.0
-    fitted, common = fit_class_weights(scores, truth), fit_weights(scores, truth)
-    for k in (1, 2):
-        np.testing.assert_allclose(fitted[:, k], common, atol=1e-9)
-    assert fitted[2, 0] > 0.8 and fitted[0, 3] > 0.8
-    np.testing.assert_allclose(fit_class_weights(scores, truth, 1e9), common[:, None] * np.ones(4), atol=1e-4)
-
-
-def slow_choice(scores: np.ndarray, truth: np.ndarray, measure: str) -> list[int]:
-    """Class by class, the length that loses least or ranks best; ties and classes without: the common best."""
-    lengths, classes = range(len(scores)), range(truth.shape[1])
-
-    def merit(length: int, k: int) -> float:
-        known = ~np.isnan(truth[:, k])
-        given, said = truth[known, k], scores[length, known, k]
-        if measure == "average_precision":
-            return float(average_precision_score(given, said)) if given.any() else 0.0
-        return float(np.sum(np.log(np.where(given == 1, said, 1 - said))))
-
-    common = max(lengths, key=lambda length: sum(merit(length, k) for k in classes))
-    merits = [[merit(length, k) for length in lengths] for k in classes]
-    return [common if of[common] == max(of) else int(np.argmax(of)) for of in merits]
-
-
-@pytest.mark.parametrize("measure", ["log_loss", "average_precision"])
-def test_each_class_hears_the_window_length_that_suits_it(measure: str) -> None:
-    scores, truth = draw(4, n=100, classes=6)
-    for k, best in enumerate([2, 0, 3, 1, 0, 2]):
-        scores[[0, best], :, k] = scores[[best, 0], :, k]
-    truth[:, 4] = np.nan
-    chosen = choose_windows(scores, truth, measure)
-    assert chosen.tolist() == slow_choice(scores, truth, measure)
-    assert len(set(chosen[:4].tolist())) > 2
-
-
-@pytest.mark.parametrize("measure", ["log_loss", "average_precision"])
-def test_one_window_length_is_everyones_and_equal_ones_are_no_choice(measure: str) -> None:
-    scores, truth = draw()
-    assert choose_windows(scores[:1], truth, measure).tolist() == [0] * 4
-    assert (
-        len(set(choose_windows(scores[[2, 0, 0]], truth * [1, 1, 1, np.nan], measure)[[0, 3]].tolist())) == 1
-    )
 
 
 @pytest.mark.parametrize(
@@ -232,15 +140,11 @@ def test_one_window_length_is_everyones_and_equal_ones_are_no_choice(measure: st
         (lambda s, t: (s, t * 0.5), "wanted 1, 0 or NaN"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(change: Any, words: str) -> None:
-    for fit in (fit_weights, fit_class_weights, choose_windows):
-        with pytest.raises(KitError, match=words):
-            fit(*change(*draw()))
+def test_scores_that_cannot_be_fitted_are_refused(change: Any, words: str) -> None:
+    with pytest.raises(KitError, match=words):
+        fit_weights(*change(*draw()))
 
 
-def test_a_strength_of_nothing_and_an_unknown_measure_are_refused() -> None:
-    for fit in (fit_weights, fit_class_weights):
-        with pytest.raises(KitError, match="strength must be above 0"):
-            fit(*draw(), strength=0.0)
-    with pytest.raises(KitError, match="average_precision, log_loss"):
-        choose_windows(*draw(), measure="auc")
+def test_a_strength_of_nothing_is_refused() -> None:
+    with pytest.raises(KitError, match="strength must be above 0"):
+        fit_weights(*draw(), strength=0.0)

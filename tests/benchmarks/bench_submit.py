@@ -84,8 +84,8 @@ def network_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
     loader = SpectrogramLoader(files, {"": tagger.frontend}, torch.device("cpu"))
     inference = tagger.card.inference
     inputs = []
-    for number in range(len(loader.chunks)):
-        _, specs = loader.specs(number, "")
+    for chunk in loader.walk("inputs", progress=False):
+        _, specs = loader.specs(chunk, "")
         lengths = []
         for spec in specs:
             span = inference.spans(spec.shape[-1], tagger.card.frontend.frames_per_s)[0]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kit.audio.windows import InferenceConfig
+from kit.core.runtime import Runtime
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
@@ -163,7 +164,7 @@ def write_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
     frame = read_clip_table(table)
     noisy = list(frame["fname"][frame["source"] == "noisy"])
     device = torch.device("cpu")
-    _, loaded = load_clips(noisy, task, {"": teacher.frontend}, device, 1, False)
+    _, loaded = load_clips(noisy, task, {"": teacher.frontend}, Runtime(device, 1, False))
     specs = loaded[""]
     outputs = Predictor(teacher, device).predict(list(specs.values()))
     names = []

@@ -1,4 +1,4 @@
-"""What is kept beside the CSV and in memory comes back as it went in, or not at all."""
+"""Caches of predictions and spectrograms return what was put in, or nothing; the ensemble generator's laws."""
 
 import os
 import tempfile
@@ -19,37 +19,37 @@ from kit.models.checkpoint import load_tagger
 from tests.behaviour.trained import Trained
 
 
-def said(seed: int, windows: int = 3, classes: int = 4) -> WindowLogits:
+def logits_of(seed: int, windows: int = 3, classes: int = 4) -> WindowLogits:
     """Some logits of some windows."""
     logits = np.random.default_rng(seed).standard_normal((windows, classes)).astype(np.float32)
     return WindowLogits(logits, tuple((10 * w, 10 * w + 20) for w in range(windows)))
 
 
 def filled(path: Path, entries: int = 5) -> PredictionCache:
-    """A ledger with some entries on disk."""
-    ledger = PredictionCache(path, lambda: 0.0)
-    ledger.add((f"{seed:064x}", said(seed, windows=1 + seed)) for seed in range(entries))
-    ledger.flush()
-    return ledger
+    """A cache with some entries on disk."""
+    cache = PredictionCache(path, lambda: 0.0)
+    cache.add((f"{seed:064x}", logits_of(seed, windows=1 + seed)) for seed in range(entries))
+    cache.flush()
+    return cache
 
 
-def test_a_ledger_reads_back_every_bit(tmp_path: Path) -> None:
+def test_a_cache_reads_back_every_bit(tmp_path: Path) -> None:
     filled(tmp_path / "a.npz")
-    again = PredictionCache(tmp_path / "a.npz", lambda: 0.0)
+    again = PredictionCache.open(tmp_path / "a.npz", lambda: 0.0)
     assert len(again.entries) == 5
     for seed in range(5):
-        entry, wanted = again.entries[f"{seed:064x}"], said(seed, windows=1 + seed)
+        entry, wanted = again.entries[f"{seed:064x}"], logits_of(seed, windows=1 + seed)
         assert np.array_equal(entry.logits, wanted.logits) and entry.spans == wanted.spans
 
 
-def test_a_ledger_writes_at_most_as_often_as_it_was_told(tmp_path: Path) -> None:
+def test_a_cache_writes_at_most_as_often_as_it_is_allowed(tmp_path: Path) -> None:
     now = [0.0]
-    ledger = PredictionCache(tmp_path / "a.npz", lambda: now[0], flush_every_s=2.0)
-    ledger.add([("0" * 64, said(0))])
+    cache = PredictionCache(tmp_path / "a.npz", lambda: now[0], flush_every_s=2.0)
+    cache.add([("0" * 64, logits_of(0))])
     assert not (tmp_path / "a.npz").exists()
     now[0] = 2.0
-    ledger.add([("1" * 64, said(1))])
-    assert len(PredictionCache(tmp_path / "a.npz", lambda: 0.0).entries) == 2
+    cache.add([("1" * 64, logits_of(1))])
+    assert len(PredictionCache.open(tmp_path / "a.npz", lambda: 0.0).entries) == 2
 
 
 DAMAGES = {
@@ -66,7 +66,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_ledger_counts_as_none(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_counts_as_none(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.npz"
     filled(path)
     change = DAMAGES[damage]
@@ -78,11 +78,11 @@ def test_a_damaged_ledger_counts_as_none(tmp_path: Path, damage: str) -> None:
     else:
         with open(path, "wb") as handle:
             np.savez(handle, other=np.zeros(3))
-    ledger = PredictionCache(path, lambda: 0.0)
-    assert ledger.entries == {}
-    ledger.add([("2" * 64, said(2))])
-    ledger.flush()
-    assert set(PredictionCache(path, lambda: 0.0).entries) == {"2" * 64}
+    cache = PredictionCache.open(path, lambda: 0.0)
+    assert cache.entries == {}
+    cache.add([("2" * 64, logits_of(2))])
+    cache.flush()
+    assert set(PredictionCache.open(path, lambda: 0.0).entries) == {"2" * 64}
 
 
 def test_what_the_store_spills_to_disk_comes_back_bit_for_bit() -> None:
@@ -133,45 +133,61 @@ def test_what_was_spilled_holds_no_handle_and_leaves_nothing_when_it_was_dropped
     assert Path("/proc/self/maps").read_text().count("audiotag_kit_") == before
 
 
-def at_work(checkpoints: Sequence[str], folder: Path) -> tuple[list[EnsembleMember], SpectrogramLoader]:
-    """Models and the clips of a folder, ready to be heard."""
+def make_ensemble(checkpoints: Sequence[str], folder: Path) -> tuple[list[EnsembleMember], SpectrogramLoader]:
+    """Load models, and make a loader of a folder's clips whose headers are read."""
     device = torch.device("cpu")
-    members = [
-        EnsembleMember(name, Predictor(load_tagger(name), device), PredictionCache(None, lambda: 0.0))
-        for name in checkpoints
-    ]
-    return members, SpectrogramLoader(sorted(folder.iterdir()), collect_frontends(members, device), device)
+    members = [EnsembleMember(name, Predictor(load_tagger(name), device)) for name in checkpoints]
+    loader = SpectrogramLoader(sorted(folder.iterdir()), collect_frontends(members, device), device)
+    loader.read_headers()
+    return members, loader
 
 
-def test_models_hear_the_same_from_memory_and_from_disk(trained: Trained, clips: Path) -> None:
-    said_by: dict[int, dict[tuple[str, int], np.ndarray]] = {}
+def test_predictions_are_the_same_from_memory_and_from_disk(trained: Trained, clips: Path) -> None:
+    logits_by: dict[int, dict[tuple[str, int], np.ndarray]] = {}
     for budget in (10**9, 20_000, 0):
-        members, loader = at_work(trained.all, clips)
-        loader.store = SpectrogramCache(budget)
-        heard: dict[tuple[str, int], np.ndarray] = {}
+        members, loader = make_ensemble(trained.all, clips)
+        loader.cache = SpectrogramCache(budget)
+        logits_by[budget] = {}
         spilled: set[object] = set()
-
-        def take(
-            member: EnsembleMember, i: int, said: WindowLogits, heard=heard, spilled=spilled, loader=loader
-        ) -> None:
-            heard[member.name, i] = said.logits
-            spilled |= loader.store.spilled
-
-        predict_ensemble(members, loader, take)
+        for member, clip, output in predict_ensemble(members, loader):
+            logits_by[budget][member.name, clip] = output.logits
+            spilled |= loader.cache.spilled
         assert bool(spilled) == (budget < 10**9)
         loader.close()
-        said_by[budget] = heard
     for budget in (20_000, 0):
-        assert said_by[budget].keys() == said_by[10**9].keys()
-        assert all(np.array_equal(said_by[budget][key], said_by[10**9][key]) for key in said_by[budget])
+        assert logits_by[budget].keys() == logits_by[10**9].keys()
+        assert all(np.array_equal(logits_by[budget][key], logits_by[10**9][key]) for key in logits_by[budget])
 
 
-def test_spectrograms_are_dropped_when_their_last_model_has_heard_them(trained: Trained, clips: Path) -> None:
-    members, loader = at_work(trained.all, clips)
-    most: list[int] = []
-    predict_ensemble(members, loader, lambda *_: most.append(loader.store.used_bytes))
+def test_spectrograms_are_dropped_after_the_last_model_that_needs_them(trained: Trained, clips: Path) -> None:
+    members, loader = make_ensemble(trained.all, clips)
+    used = [loader.cache.used_bytes for _ in predict_ensemble(members, loader)]
     loader.close()
-    assert max(most) > 0 and loader.store.used_bytes == 0 and not loader.store.kept
+    assert max(used) > 0 and loader.cache.used_bytes == 0 and not loader.cache.kept
+
+
+def test_models_come_in_order_each_with_every_clip_and_a_mark_at_its_last_one(
+    trained: Trained, clips: Path
+) -> None:
+    members, loader = make_ensemble(trained.all, clips)
+    order = [(member.name, clip, member.finished) for member, clip, _ in predict_ensemble(members, loader)]
+    loader.close()
+    n = len(list(clips.iterdir()))
+    assert [name for name, _, _ in order] == [name for name in trained.all for _ in range(n)]
+    for first in range(0, len(order), n):
+        assert sorted(clip for _, clip, _ in order[first : first + n]) == list(range(n))
+        assert [done for _, _, done in order[first : first + n]] == [False] * (n - 1) + [True]
+
+
+def test_a_model_that_raises_is_noted_and_the_others_predict_every_clip(
+    trained: Trained, clips: Path
+) -> None:
+    members, loader = make_ensemble(trained.mel, clips)
+    members[0].tagger.network.register_forward_pre_hook(lambda *_: 1 / 0)
+    found = {(member.name, clip) for member, clip, _ in predict_ensemble(members, loader)}
+    loader.close()
+    assert members[0].failure == "division by zero" and members[1].failure is None
+    assert found == {(trained.mel[1], clip) for clip in range(len(list(clips.iterdir())))}
 
 
 def test_every_file_is_opened_once_for_all_models(trained: Trained, clips: Path) -> None:

@@ -1,0 +1,186 @@
+"""Summarize out-of-fold scores; measure by how much other settings, postprocessing or fitted weights help."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from kit.audio.windows import InferenceConfig
+from kit.core.errors import KitError
+from kit.infer.blend import blend_scores, fit_weights
+from kit.infer.ensemble import clip_probabilities
+from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess
+from kit.infer.predictor import WindowLogits
+from kit.infer.template import split_window
+from kit.labels.bootstrap import Interval, bootstrap_difference
+from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.models.tagger import Tagger
+
+
+@dataclass(frozen=True)
+class OofVariant:
+    """Another way to score the same clips: its lwlrap, and the gain over the usual way with its 95 % interval."""
+
+    name: str
+    score: float
+    gain: Interval
+    advice: str = ""
+
+    def __str__(self) -> str:
+        gain = self.gain
+        bounds = f"95 % within {gain.low:+.4f} to {gain.high:+.4f}"
+        line = f"{self.name}: lwlrap {self.score:.4f}, gain {gain.value:+.4f} ({bounds})"
+        return f"{line}\n    {self.advice}" if self.advice else line
+
+    __repr__ = __str__
+
+
+def compare(
+    name: str,
+    truth: np.ndarray,
+    probs: np.ndarray,
+    baseline: np.ndarray,
+    recordings: Sequence[str] | None = None,
+) -> OofVariant:
+    """Score a variant against a baseline on the same rows; rows of one recording are resampled together.
+
+    Shape:  truth, probs and baseline (n, K), recordings (n,)
+    """
+    gain = bootstrap_difference(lwlrap, truth, probs, baseline, recordings)
+    return OofVariant(name, lwlrap(truth, probs), gain)
+
+
+def pooled_probabilities(
+    tagger: Tagger, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], clips: int
+) -> np.ndarray:
+    """Calibrate and pool the logits of clips; clips without logits get the prior. Shape: -> (clips, K) float32"""
+    prior = np.array(tagger.card.prevalences, np.float32)
+    probs = np.tile(prior, (clips, 1))
+    for clip, output in outputs.items():
+        probs[clip] = clip_probabilities(tagger, inference, output.logits)
+    return probs
+
+
+def summarize_scores(
+    truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
+) -> list[str]:
+    """Describe the lwlrap of all clips, of each fold, and of the hardest classes, a line each."""
+    precision, weight = lwlrap_per_class(truth, probs)
+    is_scored = np.isfinite(truth).any(axis=1)
+    lines = [f"out of fold: lwlrap {lwlrap(truth, probs):.4f} on {is_scored.sum()} clips"]
+    for fold in np.unique(folds):
+        rows = is_scored & (folds == fold)
+        lines.append(f"  fold {fold}: {lwlrap(truth[rows], probs[rows]):.4f} on {rows.sum()} clips")
+    hardest = [k for k in np.argsort(precision) if weight[k] > 0][:5]
+    listed = ", ".join(f"{classes[k]} {precision[k]:.3f}" for k in hardest)
+    lines.append(f"  hardest classes: {listed}")
+    return lines
+
+
+def inference_variants(
+    own: InferenceConfig,
+    mode: str | None = None,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    pools: Sequence[str] | None = None,
+) -> dict[str, InferenceConfig]:
+    """List the requested inference settings by name; none where nothing is requested."""
+    settings = {"mode": mode, "window_s": window_s, "hop_s": hop_s}
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if not changes and not pools:
+        return {}
+    variants = {}
+    for pool in pools or [own.pool]:
+        changed = {**changes, "pool": pool} if pools else changes
+        name = " ".join(f"{setting}={value}" for setting, value in changed.items())
+        variants[name] = replace(own, **changed)  # type: ignore[arg-type]
+    return variants
+
+
+def windows_of_names(names: Sequence[str]) -> tuple[list[str], list[float]]:
+    """Read recordings and end seconds from names like <recording>_<end second>.ogg. Errors: KitError for other names"""
+    recordings = []
+    times_s = []
+    for name in names:
+        path = PurePosixPath(name)
+        recording, end_s = split_window(path.with_suffix("").as_posix())
+        if end_s is None:
+            raise KitError(f"{NO_WINDOWS} One of them is {name!r}.")
+        recordings.append(recording)
+        times_s.append(end_s)
+    return recordings, times_s
+
+
+def cross_fit_weights(scores: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Blend runs by weights that were fitted on the other folds. Shape: scores (m, n, K) -> (n, K)
+
+    Errors: KitError where all rows are in one fold
+    """
+    blended = np.empty(truth.shape)
+    for fold in np.unique(folds):
+        held = folds == fold
+        if held.all():
+            raise KitError("all rows are in one fold: weights need two folds, to be measured on other rows.")
+        weights = fit_weights(scores[:, ~held], truth[~held])
+        blended[held] = blend_scores(list(scores[:, held]), weights=weights)
+    return blended
+
+
+def compare_steps(
+    names: Sequence[str],
+    truth: np.ndarray,
+    probs: np.ndarray,
+    smooth: float | None = None,
+    top_mean: int | None = None,
+) -> list[OofVariant]:
+    """Compare the steps over a recording's windows with the plain predictions.
+
+    Shape:  names (n,), truth and probs (n, K)
+    Errors: KitError where the clips' names do not make them windows of recordings
+    """
+    recordings, times_s = windows_of_names(names)
+    steps = {}
+    if smooth:
+        steps[f"smooth={smooth:g}"] = PostprocessConfig(smooth=smooth)
+    if top_mean:
+        steps[f"top_mean={top_mean}"] = PostprocessConfig(top_mean=top_mean)
+    compared = []
+    for name, step in steps.items():
+        unused = np.zeros(truth.shape[1])
+        changed = apply_postprocess(step, probs, recordings, times_s, unused)
+        compared.append(compare(name, truth, changed, probs, recordings))
+    return compared
+
+
+def compare_fitted_weights(
+    runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
+) -> OofVariant:
+    """Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
+
+    A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
+
+    Shape:  probabilities (n, K) of each run's folder, truth (n, K), folds (n,)
+    """
+    scores = np.stack(list(runs.values())).astype(np.float64)
+    variant = compare(
+        "fitted weights, against the plain mean of the runs",
+        truth,
+        cross_fit_weights(scores, truth, folds),
+        scores.mean(axis=0),
+    )
+    weights = []
+    for folder, weight in zip(runs, fit_weights(scores, truth), strict=True):
+        checkpoints = len(list(folder.glob("fold_*.pt")))
+        weights += [f"{weight / max(1, checkpoints):.4g}"] * checkpoints
+    patterns = " ".join(f"'{folder}/fold_*.pt'" for folder in runs)
+    advice = f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
+    return replace(variant, advice=advice)
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read a run's recipe as a dictionary; empty where there is none."""
+    path = folder / "recipe.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,329 @@
+"""Self-training: the same end wherever it was stopped; a strict student has no trace of its held-out fold."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit.audio.frontend import FrontendConfig
+from kit.core.clock import Deadline, set_deadline
+from kit.core.errors import KitError
+from kit.labels.soft import align_soft_labels, read_soft_labels
+from kit.labels.table import read_clip_table
+from kit.train.oof import held_out_models, predict_oof
+from kit.train.pseudo_labels import SelfTrainingConfig
+from kit.train.recipe import Recipe
+from kit.train.relabel import predict_pseudo_labels
+from kit.train.run import train_run
+from kit.train.self_training import SelfTraining, boxes_without, self_train
+from tests.behaviour.training import CLASSES, QUIET, Killed, same_checkpoints
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+TINY = Recipe(
+    frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
+    network={"family": "max-pyramid", "blocks": 2, "width": 4},
+    loss="bce",
+    crop_s=0.2,
+    epochs=1,
+    no_augment_epochs=0,
+    batch_size=4,
+    n_folds=3,
+)
+NAMES = [f"{i:02d}.wav" for i in range(12)]
+
+
+def with_iterations(iterations, methods=("agreement",), **settings):
+    """The tiny recipe with some iterations of self-training."""
+    plan = SelfTrainingConfig(iterations=iterations, methods=methods, **settings)
+    return replace(TINY, self_training=plan)
+
+
+def write_tone(path, kind, seed):
+    """Write a clip of one kind of sound."""
+    soundfile = pytest.importorskip("soundfile")
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(8000 * rng.uniform(0.4, 0.9))) / 8000
+    waves = {
+        "high": np.sin(2 * np.pi * 2500 * t),
+        "low": np.sin(2 * np.pi * 300 * t),
+        "noisy": rng.normal(size=len(t)),
+    }
+    soundfile.write(path, 0.2 * waves[kind], 8000, subtype="PCM_16")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A table of twelve clips in three folds, of which the last six are noisy, and their folder."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "clips").mkdir()
+    kinds = [CLASSES[(i // 3) % 3] for i in range(12)]
+    for i, kind in enumerate(kinds):
+        write_tone(folder / "clips" / NAMES[i], kind, i)
+    sources = ["curated"] * 6 + ["noisy"] * 6
+    frame = pd.DataFrame({"fname": NAMES, "labels": kinds, "fold": [0, 1, 2] * 4, "source": sources})
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv", folder / "clips"
+
+
+@pytest.fixture(scope="module")
+def planted(toy, tmp_path_factory):
+    """The same set, but with other sounds and other labels in fold 0."""
+    folder = tmp_path_factory.mktemp("planted")
+    shutil.copytree(toy[1], folder / "clips")
+    frame = pd.read_csv(toy[0])
+    for i in range(0, 12, 3):
+        kind = CLASSES[(i // 3 + 1) % 3]
+        frame.loc[i, "labels"] = kind
+        write_tone(folder / "clips" / NAMES[i], kind, 100 + i)
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv", folder / "clips"
+
+
+class CountedTraining:
+    """train_run, with the arguments and the result of each call; killed before a call beyond `limit`."""
+
+    def __init__(self, limit=100):
+        self.limit = limit
+        self.calls = []
+
+    def __call__(self, *arguments, **options):
+        if len(self.calls) == self.limit:
+            raise Killed
+        self.calls.append(options)
+        return train_run(*arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def two(toy, tmp_path_factory):
+    """Two iterations of plain purity on the set."""
+    recipe = with_iterations(2, top_k=(0.5,))
+    return self_train(recipe, *toy, tmp_path_factory.mktemp("two") / "run", **QUIET)
+
+
+def test_without_iterations_it_is_a_plain_run(toy, tmp_path):
+    run = self_train(TINY, *toy, tmp_path / "one", only_folds=[1], **QUIET)
+    train_run(TINY, *toy, tmp_path / "two", [1], **QUIET)
+    assert same_checkpoints(run.folder / "fold_1.pt", tmp_path / "two" / "fold_1.pt")
+    assert not (run.folder / "rounds").exists()
+
+
+def test_every_iteration_relabels_the_first_table(two, toy):
+    first = read_clip_table(toy[0])
+    for number in (1, 2):
+        labels = two.folder / "rounds" / str(number) / "labels"
+        frame = read_clip_table(labels / "table.csv")
+        report = json.loads((labels / "relabel.json").read_text())
+        assert frame["fname"].tolist() == first["fname"].tolist() and report["round"] == number
+        is_kept = frame["labels"] != ""
+        assert is_kept[:6].all() and is_kept[6:].sum() == 3
+        assert frame["labels"][is_kept].tolist() == first["labels"][is_kept].tolist()
+        assert {path.split("/")[-2] for path in report["models"]} == {str(number - 1)}
+        assert report["counts"]["predicted"] == (3 if number == 2 else 0)
+    assert set(read_soft_labels(labels / "soft.csv").names) == set(frame["fname"][~is_kept])
+
+
+def test_the_last_iterations_are_averaged_as_teachers(toy, tmp_path):
+    """Law 4: each clip by the models of these iterations that held it out."""
+    frame = pd.read_csv(toy[0]).assign(false_labels="*")
+    frame.loc[6:, ["labels", "false_labels"]] = ""
+    frame.to_csv(tmp_path / "half.csv", index=False)
+    recipe = with_iterations(3, methods=("plain",), teachers=2)
+    run = self_train(recipe, tmp_path / "half.csv", toy[1], tmp_path / "run", **QUIET)
+    for number, teachers in ((1, "0"), (2, "01"), (3, "12")):
+        labels = run.folder / "rounds" / str(number) / "labels"
+        report = json.loads((labels / "relabel.json").read_text())
+        assert {path.split("/")[-2] for path in report["models"]} == set(teachers)
+    teachers = [run.folder / "rounds" / number for number in "12"]
+    expected, _ = predict_pseudo_labels(teachers, toy[1], **QUIET)
+    soft = read_soft_labels(labels / "soft.csv")
+    targets = align_soft_labels(expected, soft.names, soft.classes)
+    np.testing.assert_allclose(soft.targets, targets, atol=1e-6)
+
+
+def test_the_last_student_is_the_run(two, toy, tmp_path):
+    assert pd.read_csv(two.folder / "oof.csv")["fname"].tolist() == NAMES
+    assert sorted(path.name for path in two.folder.glob("fold_*.pt")) == [f"fold_{k}.pt" for k in range(3)]
+    assert not same_checkpoints(two.folder / "fold_0.pt", two.folder / "rounds" / "1" / "fold_0.pt")
+    labels = two.folder / "rounds" / "2" / "labels"
+    table, soft = labels / "table.csv", labels / "soft.csv"
+    alone = train_run(two.recipe, table, toy[1], tmp_path / "alone", [0], soft=soft, **QUIET)
+    assert same_checkpoints(alone.folder / "fold_0.pt", two.folder / "fold_0.pt")
+
+
+def test_a_killed_self_training_continues_to_the_same_end(two, toy, tmp_path):
+    """Law 7: killed in a training, or after it while its labels are written."""
+    with pytest.raises(Killed):
+        self_train(two.recipe, *toy, tmp_path / "run", train=CountedTraining(2), **QUIET)
+    (tmp_path / "run" / "rounds" / "2" / "labels" / "relabel.json").unlink()
+    training = CountedTraining()
+    run = self_train(two.recipe, *toy, tmp_path / "run", train=training, **QUIET)
+    assert len(training.calls) == 1
+    for fold in range(3):
+        assert same_checkpoints(run.folder / f"fold_{fold}.pt", two.folder / f"fold_{fold}.pt")
+    assert (run.folder / "oof.csv").read_bytes() == (two.folder / "oof.csv").read_bytes()
+
+
+def test_before_agreement_the_first_teacher_is_not_trained_on_noisy_labels(toy, tmp_path):
+    """The ranking still sees them. Without curated clips there is nothing else to train on."""
+    frame = pd.read_csv(toy[0])
+    changed = frame.assign(labels=frame["labels"].where(frame.index != 7, "high"))
+    tables = {"one": frame, "two": changed, "all": frame.drop(columns="source")}
+    ranked = {}
+    for name, table in tables.items():
+        path = tmp_path / f"{name}.csv"
+        table.to_csv(path, index=False)
+        with pytest.raises(Killed):
+            recipe = with_iterations(1, top_k=(0.5,))
+            self_train(recipe, path, toy[1], tmp_path / name, train=CountedTraining(1), **QUIET)
+        rounds = tmp_path / name / "rounds"
+        ranked[name] = read_clip_table(rounds / "1" / "labels" / "table.csv")
+        assert sorted(pd.read_csv(rounds / "0" / "oof.csv")["fname"]) == NAMES
+    for fold in range(3):
+        one, two, noisy = (tmp_path / name / "rounds" / "0" / f"fold_{fold}.pt" for name in tables)
+        assert same_checkpoints(one, two) and not same_checkpoints(one, noisy)
+    assert len(ranked["one"]) == 12 and (ranked["one"]["labels"] != "").sum() == 9
+    assert all(set(ranked[name]["labels"][6:]) - {""} for name in ("one", "two"))
+
+
+def test_a_clip_s_soft_label_does_not_depend_on_its_own_label_but_on_other_soft_labels(
+    toy, planted, tmp_path, capsys
+):
+    """Law 4 in plain purity: the first order holds, and the report tells of the second order, which exists."""
+    frame = pd.read_csv(toy[0])
+    relabelled = frame.assign(labels=pd.read_csv(planted[0])["labels"])
+    soft, students = [], []
+    for name, table in (("one", frame), ("two", relabelled)):
+        path = tmp_path / f"{name}.csv"
+        table.to_csv(path, index=False)
+        run = self_train(with_iterations(1), path, toy[1], tmp_path / name, only_folds=[0], **QUIET)
+        soft.append(read_soft_labels(run.folder / "rounds" / "1" / "labels" / "soft.csv"))
+        students.append(run.folder / "fold_0.pt")
+    one, two = soft
+    is_changed = np.isin(one.names, frame["fname"][frame["fold"] == 0])
+    assert one.names == two.names and is_changed.any() and not is_changed.all()
+    np.testing.assert_array_equal(one.targets[is_changed], two.targets[is_changed])
+    assert (one.targets[~is_changed] != two.targets[~is_changed]).any(axis=1).all()
+    assert not same_checkpoints(*students)
+    assert "Second order:" in capsys.readouterr().out
+
+
+def test_in_strict_purity_a_fold_leaves_no_trace_in_its_student(toy, planted, tmp_path):
+    """Law 4, all orders: other labels and other audio in fold 0 give the same student of fold 0, bit for bit."""
+    recipe = with_iterations(2, purity="strict", methods=("agreement", "snr"), top_k=(0.5,), hop_s=0.1)
+    one = self_train(recipe, *toy, tmp_path / "one", only_folds=[0], **QUIET)
+    two = self_train(recipe, *planted, tmp_path / "two", only_folds=[0], **QUIET)
+    assert same_checkpoints(one.folder / "fold_0.pt", two.folder / "fold_0.pt")
+    assert not np.array_equal(one.oof.probabilities, two.oof.probabilities)
+    home = one.folder / "strict" / "fold_0"
+    for path in sorted(home.rglob("soft.csv")):
+        assert not set(NAMES[::3]) & set(read_soft_labels(path).names)
+    report = json.loads((home / "2" / "labels" / "relabel.json").read_text())
+    assert report["leaks"].startswith("No teacher") and report["counts"]["set1"] > 0
+
+
+def test_strict_students_make_one_run_that_can_be_continued(toy, tmp_path):
+    recipe = with_iterations(1, purity="strict")
+    training = CountedTraining()
+    self_train(recipe, *toy, tmp_path / "run", only_folds=[0, 1], train=training, **QUIET)
+    assert len(training.calls) == 4
+    run = self_train(recipe, *toy, tmp_path / "run", train=training, **QUIET)
+    assert len(training.calls) == 4 + 2 + 2  # students are continued, teachers are not trained again
+    assert list(run.oof.names) == NAMES and run.oof.classes == CLASSES
+    assert len(held_out_models(run.folder)) == 3
+    again = predict_oof(run.folder, toy[1], **QUIET)
+    np.testing.assert_allclose(again.probabilities, run.oof.probabilities, atol=1e-5)
+
+
+def test_strict_purity_needs_three_folds(toy, tmp_path):
+    frame = pd.read_csv(toy[0])
+    frame.assign(fold=frame["fold"].clip(upper=1)).to_csv(tmp_path / "table.csv", index=False)
+    recipe = with_iterations(1, purity="strict")
+    with pytest.raises(KitError, match="strict purity needs 3 folds or more, the table has 2"):
+        self_train(recipe, tmp_path / "table.csv", toy[1], tmp_path / "run", **QUIET)
+    with pytest.raises(KitError, match=r"folds \[7\] were asked for, the table has \[0, 1, 2\]"):
+        self_train(recipe, *toy, tmp_path / "other", only_folds=[7], **QUIET)
+
+
+def test_a_folder_of_another_self_training_or_run_is_refused_before_anything_is_trained(two, toy, tmp_path):
+    with pytest.raises(KitError, match=r"belongs to another self-training.*choose another --out"):
+        self_train(with_iterations(1, top_k=(0.5,)), *toy, two.folder, **QUIET)
+    self_train(TINY, *toy, tmp_path, only_folds=[0], **QUIET)
+    with pytest.raises(KitError, match="belongs to another run"):
+        self_train(with_iterations(1), *toy, tmp_path, **QUIET)
+    assert not list(tmp_path.glob("rounds/*/*.pt"))
+
+
+@pytest.mark.parametrize("train", [train_run, self_train])
+def test_a_recipe_or_a_table_of_the_wrong_type_is_answered_with_the_right_one(toy, tmp_path, train):
+    with pytest.raises(KitError, match=r"find_recipe\(.* got 'max-pyramid-mel'"):
+        train("max-pyramid-mel", *toy, tmp_path)
+    recipe = with_iterations(1) if train is self_train else TINY
+    with pytest.raises(KitError, match="path of a CSV, got a DataFrame"):
+        train(recipe, pd.read_csv(toy[0]), toy[1], tmp_path)
+
+
+def test_corrected_clips_are_trained_on_as_corrected(toy, tmp_path):
+    (tmp_path / "list.json").write_text('{"00.wav": "low", "04.wav": null}')
+    corrections = tmp_path / "list.json"
+    run = self_train(TINY, *toy, tmp_path / "run", only_folds=[0], corrections=corrections, **QUIET)
+    frame = read_clip_table(run.folder / "folds.csv")
+    assert len(frame) == 11 and frame["labels"][0] == "low"
+
+
+def test_trainings_have_equal_shares_of_the_time(toy, tmp_path):
+    """The tolerance is a quarter of an hour: no pause between two looks at the clock comes near it."""
+    deadlines = []
+    now = 1e10
+
+    def record(*arguments, deadline, **options):
+        deadlines.append(deadline)
+
+    job = SelfTraining(TINY, toy[1], Deadline(now + 4e6, lambda: now), record, {})
+    for n_left in (4, 1):
+        job.train_one(toy[0], tmp_path, tmp_path, n_left, None)
+    assert [set_deadline(seconds).at - now for seconds in deadlines] == pytest.approx([1e6, 4e6], abs=900)
+    (tmp_path / "list.json").write_text("{}")
+    options = {"deadline": "1000h", "corrections": tmp_path / "list.json", "train": record}
+    self_train(TINY, *toy, tmp_path / "run", **options, **QUIET)
+    assert deadlines[2] == pytest.approx(3.6e6, abs=900)
+
+
+def test_boxes_of_some_recordings_are_left_out(tmp_path):
+    header = "recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max\n"
+    for name, rows in (("a.csv", "x,0,1,0,1,1,2\ny,0,1,0,1,1,2\n"), ("b.csv", "y,1,1,0,1,1,2\n")):
+        (tmp_path / name).write_text(header + rows)
+    paths = boxes_without([tmp_path / "a.csv", tmp_path / "b.csv"], {"y"}, tmp_path)
+    assert [path.read_text() for path in paths] == [header + "x,0,1,0,1,1,2\n", header]
+
+
+@pytest.mark.parametrize("purity", ["plain", "strict"])
+def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_path, purity):
+    soundfile = pytest.importorskip("soundfile")
+    rng = np.random.default_rng(0)
+    (tmp_path / "clips").mkdir()
+    header = "recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max"
+    lines = {"true": [header], "false": [header]}
+    for i in range(6):
+        soundfile.write(tmp_path / "clips" / f"r{i}.wav", 0.1 * rng.normal(size=8000), 8000)
+        lines["true"].append(f"r{i},{i % 2},1,0.1,500,0.4,900")
+        lines["false"].append(f"r{i},{1 - i % 2},1,0.6,500,0.9,900")
+    boxes = []
+    for state, of_state in lines.items():
+        boxes.append(tmp_path / f"{state}.csv")
+        boxes[-1].write_text("\n".join([*of_state, ""]))
+    table = tmp_path / "folds.csv"
+    table.write_text("recording_id,fold\n" + "".join(f"r{i},{i % 3}\n" for i in range(6)))
+    recipe = with_iterations(1, methods=("windows",), purity=purity, hop_s=0.2)
+    run = self_train(recipe, table, tmp_path / "clips", tmp_path / "run", [0], boxes=boxes, **QUIET)
+    assert run.oof.classes == ("s0", "s1") and run.oof.names == ("r0", "r3")
+    home = "rounds/1/labels" if purity == "plain" else "strict/fold_0/1/labels"
+    soft = read_soft_labels(run.folder / home / "soft.csv")
+    assert set(soft.names) == {f"r{i}" for i in range(6) if purity == "plain" or i % 3}
+    rows = soft.rows["r1"]
+    begin_s, end_s = (times[rows] for times in soft.times)
+    overlaps_box = np.minimum(end_s, 0.4) - np.maximum(begin_s, 0.1) >= 0.12
+    assert overlaps_box.any() and (soft.targets[rows][overlaps_box, 1] == 1).all()

@@ -1,0 +1,402 @@
+"""The trainer's steps: batches, augmentation, losses and fine-tuning."""
+
+import copy
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kit.audio.augment import WaveAugmentConfig
+from kit.audio.frontend import Frontend
+from kit.audio.specaugment import SpecAugmentConfig
+from kit.core.errors import KitError
+from kit.infer.predict import predict_clips
+from kit.infer.predictor import Predictor
+from kit.labels.metrics import lwlrap
+from kit.train.losses import LOSSES
+from kit.train.prepare import prepare_batch
+from kit.train.recipe import Recipe
+from kit.train.run import new_tagger
+from kit.train.sampler import draw_batches, draw_crop
+from tests.behaviour.training import (
+    CPU,
+    TINY,
+    copy_weights,
+    load_table,
+    make_set,
+    new_trainer,
+    planted_data,
+    same_bits,
+    same_checkpoints,
+    train_quietly,
+)
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+PLAIN = TINY.override(["mixup.p=0", "network.head.dropout=0", "no_augment_epochs=0"])
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A table of fourteen clips, and their folder."""
+    return make_set(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def data(toy):
+    """The dataset of the tiny recipe."""
+    return load_table(TINY, *toy)
+
+
+def seeded(seed=0):
+    """A generator with a seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def first_batch(trainer, seed=0):
+    """A batch as it is drawn."""
+    return next(draw_batches(trainer.clips, trainer.recipe, trainer.tagger.frontend, seeded(seed)))
+
+
+# Batches
+
+
+def test_a_planted_clip_is_drawn_by_every_fold_but_its_own():
+    """Law 4."""
+    folds = [0, 1, 2, 1, 0, 2, 2, 1, 0, 0, 1, 2]
+    data = planted_data(folds, failed=(3,))
+    for fold in (0, 1, 2):
+        drawn = set()
+        for seed in range(8):
+            for batch in draw_batches(data.train_split(fold), TINY, Frontend(TINY.frontend), seeded(seed)):
+                for crop, targets in zip(batch.crops, batch.targets, strict=True):
+                    assert crop.min() == crop.max()
+                    drawn.add((int(crop.min()), int(targets.argmax())))
+        assert drawn == {(i, i % 3) for i, home in enumerate(folds) if home != fold and i != 3}
+        assert data.held_out(fold).tolist() == [i for i, home in enumerate(folds) if home == fold]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_every_clip_is_drawn_once_an_epoch_and_mixed_unless_plain(plain):
+    clips = planted_data([1] * 12).train_split(0)
+    recipe = TINY.override(["mixup.p=1.0"])
+    frontend = Frontend(recipe.frontend)
+    generator = seeded()
+    batches = list(draw_batches(clips, recipe, frontend, generator))
+    prepared = [prepare_batch(batch, recipe, frontend, CPU, generator, plain) for batch in batches]
+    assert [specs.shape for specs, _ in prepared] == [(4, 16, recipe.crop_frames)] * 3
+    values = torch.cat([specs[:, 0, 0] for specs, _ in prepared])
+    if plain:
+        assert sorted(values.tolist()) == list(range(12))
+    else:
+        # In decibels a sum of energies lies above both, and at most 3 dB above the louder.
+        assert not set(values.tolist()) & set(range(12))
+        assert float(values.max()) <= 11 + 10 * math.log10(2)
+        n_labels = torch.cat([targets for _, targets in prepared]).sum(dim=1)
+        assert bool(((n_labels >= 1) & (n_labels <= 2)).all())
+
+
+def test_crops_lie_anywhere_in_a_clip_and_never_beyond_it():
+    generator = seeded()
+    spans = [draw_crop(torch.zeros(2, 30), 20, generator) for _ in range(500)]
+    assert {start for start, _ in spans} == set(range(11))
+    assert all(end - start == 20 for start, end in spans)
+    for frames in (20, 10):
+        assert draw_crop(torch.zeros(2, frames), 20, generator) == (0, 20)
+
+
+def test_fewer_clips_than_a_batch_still_train():
+    trainer = new_trainer(planted_data([0, 0, 1, 1, 1]), TINY.override(["batch_size=32"]))
+    assert trainer.steps == 1 and math.isfinite(trainer.run_epoch()["loss"])
+
+
+def test_crops_of_waveforms_on_the_frame_grid_equal_the_spectrogram_inside(toy):
+    """Not at the edges: there the first and last windows reach beyond the crop."""
+    recipe = replace(PLAIN, wave_augment=WaveAugmentConfig(gain_p=0.5), batch_size=7)
+    data = load_table(recipe, *toy)
+    hop = TINY.frontend.hop_length
+    frontend = Frontend(recipe.frontend)
+    row = max(data.waveforms, key=lambda i: data.waveforms[i].shape[-1])
+    wave = data.waveforms[row][:, 10 * hop : 10 * hop + (recipe.crop_frames - 1) * hop]
+    batch = first_batch(new_trainer(data, recipe))._replace(crops=wave[None].repeat(7, 1, 1))
+    specs, targets = prepare_batch(batch, recipe, frontend, CPU, seeded(), plain=True)
+    assert torch.equal(targets, batch.targets)
+    inside = slice(1, recipe.crop_frames - 1)
+    expected = data.spectrograms[row][:, 10 : 10 + recipe.crop_frames]
+    torch.testing.assert_close(specs[0][:, inside], expected[:, inside], rtol=0, atol=1e-3)
+    by_crop = recipe.override(["mixup.domain=spec", "frontend.normalize=clip", "frontend.reference=window"])
+    normal, _ = prepare_batch(batch, by_crop, Frontend(by_crop.frontend), CPU, seeded(), plain=True)
+    standard = (specs[0] - specs[0].mean()) / specs[0].std(correction=0)
+    torch.testing.assert_close(normal[0], standard, rtol=1e-3, atol=1e-3)
+    augmented, _ = prepare_batch(batch, recipe, frontend, CPU, seeded(), plain=False)
+    assert float((augmented - specs).abs().amax((1, 2)).max()) > 1
+
+
+@pytest.mark.parametrize("domain", ["energy", "spec", "wave"])
+def test_a_recipe_with_wave_augmentation_trains_repeats_itself_and_submits(toy, tmp_path, domain):
+    augment = WaveAugmentConfig(shift_p=0.5, noise_p=0.5)
+    recipe = replace(TINY, wave_augment=augment, epochs=2).override([f"mixup.domain={domain}"])
+    one = train_quietly(recipe, *toy, tmp_path / "one", only_folds=[0])
+    two = train_quietly(recipe, *toy, tmp_path / "two", only_folds=[0])
+    plain = replace(recipe, wave_augment=WaveAugmentConfig())
+    other = train_quietly(plain, *toy, tmp_path / "plain", only_folds=[0])
+    path = one.folder / "fold_0.pt"
+    assert same_checkpoints(path, two.folder / "fold_0.pt")
+    assert not same_checkpoints(path, other.folder / "fold_0.pt")
+    submitted = predict_clips(path, [toy[1] / name for name in one.oof.names], device="cpu", threads=1)
+    np.testing.assert_allclose(one.oof.probabilities, submitted.probabilities, atol=1e-5)
+
+
+def test_waveforms_are_mixed_before_they_become_spectrograms(toy):
+    recipe = PLAIN.override(["mixup.p=1", "mixup.domain=wave"])
+    trainer = new_trainer(load_table(recipe, *toy), recipe)
+    batch = first_batch(trainer)
+    frontend = Frontend(recipe.frontend)
+    specs, targets = prepare_batch(batch, recipe, frontend, CPU, seeded(1))
+    waves = batch.crops[:, 0]
+    for i in range(4):
+        sums = {j: frontend.spectrograms([waves[i] + waves[j]])[0] for j in range(4) if j != i}
+        partner = min(sums, key=lambda j: (sums[j] - specs[i]).abs().max())
+        torch.testing.assert_close(specs[i], sums[partner], rtol=0, atol=1e-3)
+        assert torch.equal(targets[i], torch.maximum(batch.targets[i], batch.targets[partner]))
+
+
+@pytest.mark.parametrize(
+    "setting", ["normalize=clip", "normalize=peak", "normalize=minmax", "top_db=80", "trim_db=60"]
+)
+def test_augmented_waveforms_cannot_be_normalised_by_their_clip(setting):
+    changes = ["wave_augment.gain_p=0.5", "mixup.domain=spec", f"frontend.{setting}"]
+    with pytest.raises(KitError, match=r"have no level of their clip: frontend\.reference=window"):
+        TINY.override(changes)
+    TINY.override(changes[1:])
+    if "trim" not in setting:
+        TINY.override([*changes, "frontend.reference=window"])
+
+
+def test_energies_cannot_be_mixed_after_a_normalisation():
+    with pytest.raises(KitError, match=r"energies of normalised crops or PCEN cannot be mixed"):
+        TINY.override(["frontend.normalize=peak"])
+
+
+def test_crops_are_mixed_until_mixup_until_and_neither_mixed_nor_augmented_at_the_end(data):
+    augment = SpecAugmentConfig(mask_p=1.0)
+    recipe = replace(TINY, epochs=10, mixup_until=0.4, no_augment_epochs=3, spec_augment=augment)
+    trainer = new_trainer(data, recipe.override(["mixup.p=1"]))
+    batch = first_batch(trainer)
+    plain_inputs = trainer.tagger.frontend.stack(batch.crops)
+    inputs_of_step = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: inputs_of_step.append(inputs[0]))
+    states = []
+    for epoch in range(10):
+        trainer.epoch = epoch
+        _, targets = trainer.make_inputs(batch, seeded(5), epoch >= 7)
+        trainer.train_step(batch, seeded(5))
+        is_augmented = not torch.equal(inputs_of_step[-1][:, :1], plain_inputs[:, :1])
+        states.append((not torch.equal(targets, batch.targets), is_augmented))
+    assert states == [(True, True)] * 4 + [(False, True)] * 3 + [(False, False)] * 3
+
+
+def test_images_grow_over_the_epochs_to_the_size_of_inference(data):
+    growing = ["frontend.image_size=[32,32]", "image_sizes=[[8,8],[16,16],[32,32]]", "epochs=6"]
+    recipe = PLAIN.override(growing)
+    trainer = new_trainer(data, recipe)
+    sizes = []
+    trainer.network.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    for _ in range(6):
+        trainer.run_epoch()
+    assert sizes == [(8, 8)] * 2 + [(16, 16)] * 2 + [(32, 32)] * 2
+    with pytest.raises(KitError, match=r"image_sizes end at \(16, 16\), frontend.image_size is \(32, 32\)"):
+        recipe.override(["image_sizes=[[8,8],[16,16]]"])
+
+
+# Losses
+
+
+def with_sources(data, sources):
+    """The dataset with these sources in turn."""
+    return replace(data, sources=np.array([sources[i % len(sources)] for i in range(len(data))]))
+
+
+def slow_mean(name, logits, targets, weights, average_over="clips", **settings):
+    """The weighted mean of a loss over clips, or over labels."""
+    rows = LOSSES[name](logits, targets, **settings)
+    counts = rows.known if average_over == "labels" else (rows.known > 0).float()
+    return float((rows.loss * counts * weights).sum() / (counts * weights).sum())
+
+
+@pytest.mark.parametrize("weight_by_share", [True, False])
+@pytest.mark.parametrize("average_over", ["clips", "labels"])
+def test_a_step_minimises_each_source_s_own_loss_by_weight_and_share(data, weight_by_share, average_over):
+    recipe = replace(
+        PLAIN,
+        weight_by_share=weight_by_share,
+        average_over=average_over,
+        batch_size=7,
+        loss="bce",
+        loss_settings={"smoothing": 0.1},
+        sources={
+            "a": {"weight": 0.5},
+            "b": {"loss": "bootstrap", "loss_settings": {"trust": 0.6}, "weight": 2.0},
+            "c": {},
+        },
+    )
+    trainer = new_trainer(with_sources(data, "aabb"), recipe)
+    batch = first_batch(trainer)
+    targets = batch.targets.clone()
+    targets[0, 1:] = targets[3, 0] = math.nan
+    batch = batch._replace(targets=targets, weights=torch.linspace(0.5, 2, 7))
+    network = copy.deepcopy(trainer.network).train()
+    logits = network(trainer.tagger.frontend.stack(batch.crops)).detach()
+    expected = 0.0
+    for source, name, weight, settings in (
+        (0, "bce", 0.5, {"smoothing": 0.1}),
+        (1, "bootstrap", 2.0, {"trust": 0.6}),
+    ):
+        rows = batch.sources == source
+        share = float(rows.float().mean()) if weight_by_share else 1.0
+        mean = slow_mean(name, logits[rows], targets[rows], batch.weights[rows], average_over, **settings)
+        expected += weight * share * mean
+    before = copy_weights(trainer.network)
+    trainer.network.train()
+    assert trainer.train_step(batch, seeded()) == pytest.approx(expected, rel=1e-5)
+    assert not same_bits(before, copy_weights(trainer.network))
+
+
+def test_a_noisy_head_is_trained_by_its_sources_alone(data):
+    recipe = replace(
+        PLAIN.override(["network.noisy_head=true"]),
+        batch_size=7,
+        loss="bce",
+        sources={"clean": {}, "noisy": {"head": "noisy", "weight": 0.5}},
+    )
+    trainer = new_trainer(with_sources(data, ["clean", "clean", "noisy", "noisy"]), recipe)
+    batch = first_batch(trainer)
+    output = copy.deepcopy(trainer.network).train().outputs(trainer.tagger.frontend.stack(batch.crops))
+    expected = 0.0
+    for source, logits, weight in ((0, output.clip, 1.0), (1, output.noisy, 0.5)):
+        rows = batch.sources == source
+        mean = slow_mean("bce", logits[rows].detach(), batch.targets[rows], batch.weights[rows])
+        expected += weight * mean * float(rows.float().mean())
+    trainer.network.train()
+    assert trainer.train_step(batch, seeded(), False) == pytest.approx(expected, rel=1e-5)
+    for part in (trainer.network.head, trainer.network.noisy_head):
+        assert all(p.grad.abs().max() > 0 for p in list(part.parameters())[-2:])
+    trainer.optimizer.zero_grad()
+    trainer.train_step(batch._replace(sources=torch.zeros(7, dtype=torch.long)), seeded(), False)
+    assert all(p.grad is None or not p.grad.any() for p in trainer.network.noisy_head.parameters())
+    with pytest.raises(KitError, match=r"head=noisy wants network\.noisy_head=true"):
+        replace(TINY, sources={"clean": {}, "noisy": {"head": "noisy"}})
+
+
+def test_skips_add_their_weighted_losses_and_more_weights_than_skips_are_refused(toy, data):
+    network = {"family": "skip-attention", "width": 4, "ratio": 2, "head": {"hidden": 8, "dropout": 0.0}}
+    recipe = replace(PLAIN, network=network, auxiliary=(0.4, 0.2, 0.1), loss="bce")
+    trainer = new_trainer(load_table(recipe, *toy), recipe)
+    batch = first_batch(trainer)
+    twin = copy.deepcopy(trainer.network).train()
+    torch.manual_seed(0)
+    output = twin.outputs(trainer.tagger.frontend.stack(batch.crops))
+    logits = [output.clip, *output.auxiliary]
+    means = [slow_mean("bce", of_one.detach(), batch.targets, batch.weights) for of_one in logits]
+    expected = np.dot([1, 0.4, 0.2, 0.1], means)
+    trainer.network.train()
+    torch.manual_seed(0)
+    assert trainer.train_step(batch, seeded()) == pytest.approx(expected, rel=1e-5)
+    trainer = new_trainer(data, replace(PLAIN, auxiliary=(0.4, 0.2)))
+    with pytest.raises(KitError, match="auxiliary has 2 weights, the network 0 skips"):
+        trainer.train_step(first_batch(trainer), seeded())
+
+
+def test_a_loss_that_is_not_finite_names_the_clips_of_its_batch():
+    data = planted_data([1] * 12)
+    data.spectrograms[5][:] = math.nan
+    trainer = new_trainer(data, replace(PLAIN, batch_size=4))
+    with pytest.raises(KitError, match=r"fold 0, epoch 0, step \d is nan.*lower optim\.lr_peak") as error:
+        trainer.run_epoch()
+    named = str(error.value).partition("(clips ")[2].partition(")")[0].split(", ")
+    assert len(named) == 4 and "5.wav" in named
+
+
+def test_a_small_training_fits_its_clips(data):
+    settings = ["epochs=30", "crop_s=1.2", "optim.lr_peak=0.02", "batch_size=7", "no_augment_epochs=1"]
+    trainer = new_trainer(data, PLAIN.override(settings))
+    losses = [trainer.run_epoch()["loss"] for _ in range(30)]
+    assert losses[-1] < 0.25 * losses[0]
+    windows = Predictor(trainer.tagger, CPU).predict(list(trainer.clips.spectrograms.values()))
+    scores = np.stack([of_clip.logits.max(axis=0) for of_clip in windows])
+    assert lwlrap(trainer.clips.targets, scores) > 0.9
+
+
+# Fine-tuning
+
+
+def parts_moved(before, after):
+    """Which parts of a network changed, batch-norm statistics included."""
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_finetuning_has_its_own_loss_and_rates_and_moves_only_the_heads_if_frozen(data, tmp_path, freeze):
+    recipe = replace(
+        PLAIN,
+        loss="bce",
+        loss_settings={"smoothing": 0.1},
+        finetune_loss="lsep",
+        finetune_epochs=2,
+        finetune_lr=0.1,
+        finetune_freeze=freeze,
+        epochs=5,
+        batch_size=7,
+    ).override(["optim.schedule=cosine"])
+    trainer = new_trainer(data, recipe)
+    assert trainer.steps == 1
+    losses, rates, outputs = [], [], []
+    trainer.network.register_forward_hook(lambda _, inputs, output: outputs.append(output.detach()))
+    weights = [copy_weights(trainer.network)]
+    for epoch in range(5):
+        rows = list(
+            next(draw_batches(trainer.clips, recipe, trainer.tagger.frontend, trainer.generator())).rows
+        )
+        row = trainer.run_epoch()
+        targets = torch.from_numpy(trainer.clips.targets[rows])
+        name, settings = ("lsep", {}) if epoch >= 3 else ("bce", {"smoothing": 0.1})
+        losses.append((row["loss"], slow_mean(name, outputs[-1], targets, torch.ones(7), **settings)))
+        rates.append(row["lr"])
+        weights.append(copy_weights(trainer.network))
+    assert [loss for loss, _ in losses] == pytest.approx([expected for _, expected in losses], rel=1e-5)
+    moved = [parts_moved(one, two) for one, two in itertools.pairwise(weights)]
+    assert moved[:3] == [{"backbone", "head"}] * 3
+    assert moved[3:] == [{"head"} if freeze else {"backbone", "head"}] * 2
+    assert 0.05 * recipe.optim.lr_peak < rates[0] and rates[3] < 0.1 * recipe.optim.lr_peak
+    assert rates[2] < rates[1] < rates[0] and rates[4] < rates[3]
+
+
+def test_the_output_is_of_the_last_loss_s_kind(data):
+    """Law 12."""
+    assert TINY.output == "ranking" and TINY.override(["loss=bce"]).output == "probability"
+    unused = TINY.override(["loss=bce", "finetune_loss=lsep"])
+    assert unused.output == "probability"
+    finetuned = unused.override(["finetune_epochs=1"])
+    assert finetuned.output == "ranking" == new_tagger(finetuned, data, 0).card.output
+    assert TINY.override(["finetune_loss=bce", "finetune_epochs=1"]).output == "probability"
+    for epochs in (4, 9):
+        with pytest.raises(KitError, match=r"finetune_epochs must be below epochs \(4\)"):
+            TINY.override([f"finetune_epochs={epochs}"])
+
+
+def test_a_recipe_reads_as_it_was_written():
+    recipe = replace(
+        TINY,
+        sources={"a": {"share": 0.5}, "b": {}},
+        finetune_loss="bce",
+        finetune_epochs=1,
+        auxiliary=(0.4, 0.2),
+        spec_augment=SpecAugmentConfig(mask_p=0.5),
+        wave_augment=WaveAugmentConfig(gain_p=0.1),
+        seeds=3,
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
