@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from kit.audio.decode import header_duration_s, list_audio
+from kit.audio.decode import header_duration_s, scan_folder
 from kit.core.clock import parse_duration
 from kit.core.errors import KitError
 from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, pick_device
@@ -82,9 +82,14 @@ def describe_machine() -> list[str]:
 
 def describe_job(audio: Path, cards: Sequence[TaggerCard], deadline: str | None) -> str:
     """Return a line on how much audio there is, and how long the networks should need for it."""
-    files = list_audio(audio)
-    audio_s = sum(header_duration_s(path) or 0.0 for path in files)
+    files, others = scan_folder(audio)
+    durations_s = [header_duration_s(path) for path in files]
+    audio_s = sum(seconds or 0.0 for seconds in durations_s)
     line = f"{audio}: {len(files)} audio files, {audio_s:.0f} s"
+    if None in durations_s:
+        line += f" without {durations_s.count(None)} files whose headers state no length"
+    if others:
+        line += f", {len(others)} files passed over, as they are no audio, e.g. {others[0].name!r}"
     device = pick_device()[0].type
     is_measured = [card.cost is not None and card.cost_device == device for card in cards]
     if not cards or not all(is_measured):

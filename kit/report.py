@@ -29,7 +29,14 @@ from kit.train.oof import SavedRun, load_run
 from kit.train.run import flat_settings
 
 # What a submission's report lists item by item: a table counts these, a page shows them.
-SUBMISSION_LISTS = ("files_failed", "notes", "files_without_row", "rows_without_file", "files_split")
+SUBMISSION_LISTS = (
+    "files_failed",
+    "audio_notes",
+    "notes",
+    "files_without_row",
+    "rows_without_file",
+    "files_split",
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,11 @@ def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lists of a submission's report as HTML: failed files with their reasons, notes and more."""
     for name in SUBMISSION_LISTS:
         items = report.get(name, {})
-        rows = items.items() if isinstance(items, dict) else [(item,) for item in items]
+        rows: list[tuple[Any, ...]] = [(item,) for item in items]
+        if isinstance(items, dict):
+            rows = []
+            for key, text in items.items():
+                rows.append((key, "; ".join(text) if isinstance(text, list) else text))
         yield page_table(rows, name)
 
 

@@ -9,8 +9,10 @@ CANCELLED_SHARE = 1e-4
 def channel_mean(block: np.ndarray) -> np.ndarray:
     """Return the mean over channels. Shape: (n, channels) -> (n,) float32"""
     channels = block.shape[1]
+    mean: np.ndarray
     if channels >= 8:
-        return block.mean(axis=1, dtype=np.float32)
+        mean = block.mean(axis=1)
+        return mean
     # Adding columns gives the digits of np.mean, several times as fast.
     mean = block[:, 0].astype(np.float32)
     for i in range(1, channels):
@@ -67,9 +69,9 @@ class MonoMix:
         """Compare the energy of the mean with that of the channels, and keep one channel while they cancel."""
         # Some 16,000 samples of a block tell enough.
         step = max(1, len(block) // 16384)
-        energies = np.square(block[::step]).mean(axis=0)
+        energies = np.square(block[::step], dtype=np.float64).mean(axis=0)
         self.energy += len(block) * float(energies.mean())
-        self.mean_energy += len(block) * float(np.square(mean[::step]).mean())
+        self.mean_energy += len(block) * float(np.square(mean[::step], dtype=np.float64).mean())
         if self.channel is None and energies.any():
             self.channel = int(energies.argmax())
         if self.is_cancelled:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.decode import Decoder, list_audio
+from kit.audio.decode import Decoder, scan_folder
 from kit.audio.windows import InferenceConfig
 from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
 from kit.core.errors import KitError, choose
@@ -35,7 +35,14 @@ from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
 from kit.infer.stack import ModelSpec, Stack, make_rows, open_models
-from kit.infer.template import RowPlan, Template, plan_rows, read_template, write_submission
+from kit.infer.template import (
+    RowPlan,
+    Template,
+    file_identities,
+    plan_rows,
+    read_template,
+    write_submission,
+)
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
 
@@ -109,6 +116,8 @@ class SubmitJob:
         self.began = time.time()
         self.watch = Stopwatch()
         self.notes: list[str] = []
+        # Notes on clips whose predictions an earlier call cached: they are not decoded again.
+        self.earlier_audio_notes: dict[str, list[str]] = {}
         # A worker prints no note while it starts: its supervisor has printed the same notes already.
         self.is_quiet = in_worker()
 
@@ -196,7 +205,9 @@ def start_submission(job: SubmitJob) -> SubmitInputs:
     """Read all inputs and write a CSV of priors, unless an earlier call of the same job left a better one."""
     inputs = read_inputs(job)
     out = job.options.out
-    if not holds_job(out, inputs):
+    if holds_job(out, inputs):
+        job.earlier_audio_notes = dict(read_report(out).get("audio_notes", {}))
+    else:
         priors = blend_priors([m.card for m in inputs.models], inputs.weights, inputs.template.classes)
         SubmissionWriter(job, inputs.template).write_priors(priors)
         write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
@@ -207,7 +218,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     """List the files, open the checkpoints, and read the template."""
     options = job.options
     choose("blend", options.blend, BLENDS)
-    files = list_audio(options.audio)
+    files, others = scan_folder(options.audio)
     names = [path.relative_to(options.audio).as_posix() for path in files]
     models, stack = open_models(options.checkpoints, options.blend, options.weights)
     cards = [model.card for model in models]
@@ -215,7 +226,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         template = read_template(options.template)
     else:
         template = Template("fname", tuple(names), common_classes(cards))
-    plan = plan_rows(template.ids, names)
+    plan = plan_rows(template.ids, names, file_identities(files))
     check_postprocess(options, stack, plan)
     n_rows = len(template.ids)
     without_file = plan.rows_without_file(template.ids)
@@ -224,6 +235,8 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         folder = f"{options.audio}, which holds {names[0]!r}"
         job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
     job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
+    other_names = [path.relative_to(options.audio).as_posix() for path in others]
+    job.note_names(other_names, "files are passed over, as they are no audio")
     weights = [model.weight for model in models]
     blend = stack.card.kind if stack else options.blend
     settings = (blend, options.overrides, options.postprocess, weights, template)
@@ -381,10 +394,11 @@ def build_report(
         "id_form": inputs.plan.form,
         "files": len(inputs.files),
         "files_failed": reasons_by_name(loader.failures, inputs.names),
+        "audio_notes": audio_notes(job, inputs, loader),
         "files_split": [inputs.names[clip] for clip in sorted(rows.split_clips)],
         "files_without_row": [inputs.names[i] for i in inputs.plan.idle_files],
         "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
-        "audio_s": round(loader.total_s, 3),
+        "audio_s": round(loader.audio_s, 3),
         "device": str(loader.device),
         "blend": inputs.stack.card.kind if inputs.stack else job.options.blend,
         "postprocess": job.options.postprocess.to_dict(),
@@ -395,3 +409,14 @@ def build_report(
         "deadline_s": job.deadline_s,
         "notes": job.notes,
     }
+
+
+def audio_notes(job: SubmitJob, inputs: SubmitInputs, loader: SpectrogramLoader) -> dict[str, list[str]]:
+    """Return what sound of each file is lost or was changed, by the file's name."""
+    notes = {}
+    for clip, name in enumerate(inputs.names):
+        if clip in loader.notes:
+            notes[name] = list(loader.notes[clip])
+        elif name in job.earlier_audio_notes and clip not in loader.seconds:
+            notes[name] = job.earlier_audio_notes[name]
+    return notes

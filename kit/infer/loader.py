@@ -91,6 +91,7 @@ class SpectrogramLoader:
     Call `read_headers` first. On a GPU the next chunk is decoded while the device computes. On the CPU all cores
     decode, then all cores compute. A clip is identified by its position in `sources`.
 
+    `notes` tell what sound of a clip is lost or was changed.
     Units: durations in seconds; the headers' `durations_s`, and `seconds` as decoded
     """
 
@@ -123,6 +124,12 @@ class SpectrogramLoader:
         self.digests: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
         self.failures: dict[int, str] = {}
+        self.notes: dict[int, tuple[str, ...]] = {}
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio: as decoded, else as the headers state."""
+        return sum(self.seconds.get(clip, header_s or 0.0) for clip, header_s in self.durations_s.items())
 
     @property
     def total_s(self) -> float:
@@ -201,6 +208,8 @@ class SpectrogramLoader:
             elif sound is not None:
                 sounds[clip] = sound
                 self.seconds[clip] = sound.seconds
+                if sound.notes:
+                    self.notes[clip] = sound.notes
         with self.watch.measure("frontend"):
             rates = sorted({frontend.config.sample_rate for frontend in self.frontends.values()})
             waves_at = {rate: self.resampled(sounds, rate) for rate in rates}
@@ -231,9 +240,13 @@ class SpectrogramLoader:
                 advance(bar, chunk.seconds)
 
     def print_failures(self, names: Sequence[str]) -> None:
-        """Print the reasons of the first five clips that failed."""
+        """Print why the first five clips failed, and what sound the first five clips lost."""
         for clip, reason in list(self.failures.items())[:5]:
             print(f"note: could not read {names[clip]}: {reason}", flush=True)
+        if len(self.notes) > 5:
+            print(f"note: sound is lost or was changed in {len(self.notes)} clips, e.g.:", flush=True)
+        for clip, notes in list(self.notes.items())[:5]:
+            print(f"note: {names[clip]}: {'; '.join(notes)}", flush=True)
 
     def drop(self, chunk: Chunk, key: str) -> None:
         """Delete a chunk's spectrograms by one frontend."""

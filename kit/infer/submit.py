@@ -49,6 +49,12 @@ class Submission:
         ]
         for name, reason in list(report["files_failed"].items())[:5]:
             lines.append(f"could not read {name}: {reason}")
+        audio_notes = report.get("audio_notes")
+        if audio_notes:
+            name, notes = next(iter(audio_notes.items()))
+            lines.append(
+                f"sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {'; '.join(notes)}"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -81,11 +81,26 @@ def split_window(name: str) -> tuple[str, float | None]:
     return (stem, float(end)) if is_time else (name, None)
 
 
-def positions_by_name(names: Sequence[str]) -> dict[str, int]:
-    """Find each name's position by its whole path, or by its last part where that is unique."""
+def file_identities(paths: Sequence[Path]) -> list[Hashable]:
+    """Return what identifies each file: it is equal for two paths to one file."""
+    identities: list[Hashable] = []
+    for path in paths:
+        try:
+            status = path.stat()
+            identities.append((status.st_dev, status.st_ino))
+        except OSError:
+            identities.append(str(path))
+    return identities
+
+
+def positions_by_name(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
+    """Find each name's position by its whole path, or by its last part where that means one file."""
     bases = [name.rpartition("/")[2] for name in names]
-    count = Counter(bases)
-    positions = {base: i for i, base in enumerate(bases) if count[base] == 1}
+    count = Counter(base for base, _ in set(zip(bases, identities, strict=True)))
+    positions: dict[str, int] = {}
+    for i, base in enumerate(bases):
+        if count[base] == 1:
+            positions.setdefault(base, i)
     return positions | {name: i for i, name in enumerate(names)}
 
 
@@ -95,7 +110,8 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     Errors: KitError for a missing folder, and as plan_rows
     """
     paths = list_audio(folder)
-    plan = plan_rows(names, [path.relative_to(folder).as_posix() for path in paths])
+    files = [path.relative_to(folder).as_posix() for path in paths]
+    plan = plan_rows(names, files, file_identities(paths))
     located = []
     for name, file in zip(names, plan.files, strict=True):
         is_found = file is not None and plan.form != "window"
@@ -103,15 +119,20 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     return located
 
 
-def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:
+def plan_rows(
+    ids: Sequence[str], files: Sequence[str], identities: Sequence[Hashable] | None = None
+) -> RowPlan:
     """Find every row's file, with the form of id that finds most files.
+
+    Two paths with one identity are one file: each is found, and neither is ambiguous.
 
     Shape:  ids of rows, files as paths relative to the audio folder -> one entry per row
     Errors: KitError where ids without extension could mean two files
     """
+    identities = files if identities is None else identities
     stems = [name.rpartition(".")[0] or name for name in files]
-    by_name = positions_by_name(files)
-    by_stem = positions_by_name(stems)
+    by_name = positions_by_name(files, identities)
+    by_stem = positions_by_name(stems, identities)
     windows = [split_window(name) for name in ids]
     candidates = {
         "name": [by_name.get(name) for name in ids],
@@ -120,14 +141,15 @@ def plan_rows(ids: Sequence[str], files: Sequence[str]) -> RowPlan:
     }
     form = min(candidates, key=lambda kind: candidates[kind].count(None))
     found = candidates[form]
-    count = Counter(stems)
+    count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))
     for file in found:
         if form != "name" and file is not None and count[stems[file]] > 1:
             names = " or ".join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
             raise KitError(f"the id {stems[file]!r} could mean {names}: keep one of them.")
     ends_s = tuple(end_s if form == "window" else None for _, end_s in windows)
-    idle = set(range(len(files))).difference(found)
-    return RowPlan(form, tuple(found), ends_s, tuple(sorted(idle)))
+    used = {identities[file] for file in found if file is not None}
+    idle = tuple(i for i, identity in enumerate(identities) if identity not in used)
+    return RowPlan(form, tuple(found), ends_s, idle)
 
 
 def format_score(value: float) -> str:

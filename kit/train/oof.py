@@ -130,6 +130,7 @@ def predict_held_out(
         for member, clip, logits in predict_ensemble(members, loader):
             outputs[members.index(member)][clip] = logits
             advance(bar, loader.durations_s[clip] or 0.0)
+    loader.print_failures(held.names)
     failures = dict(loader.failures)
     for member in members:
         if member.failure:
