@@ -136,13 +136,17 @@ def open_unclosed(path: Path) -> SplicedFile | None:
                 patch_format = "<Q"
                 (length,) = struct.unpack_from("<Q", head, wide_size_place)
             present = size - body
-            if length not in (0, -1) or present <= 0:
+            # Some recorders leave the size of the whole file open, which is all that Python's wave module reads by.
+            is_open = head[:4] == b"RIFF" and head[4:8] == bytes(4)
+            if present <= 0 or (length not in (0, -1) and not is_open):
                 return None
+            if length > 0:
+                present = min(present, length)
             if patch_format == "<I":
                 present = min(present, 2**32 - 1)
             patch = struct.pack(patch_format, present)
-            end = patch_place + len(patch)
-            return SplicedFile(path, head[:patch_place] + patch, end)
+            start = head[:4] + b"\xff" * 4 + head[8:] if head[:4] == b"RIFF" else head
+            return SplicedFile(path, start[:patch_place] + patch, patch_place + len(patch))
         if name == b"ds64":
             # RF64 keeps the sizes that need 8 bytes in this chunk; the second is that of the sound.
             wide_size_place = body + 8

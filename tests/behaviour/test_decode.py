@@ -18,6 +18,7 @@ from kit.audio.decode import (
     decode_file,
     header_duration_s,
     list_audio,
+    scan_folder,
 )
 from kit.core.errors import KitError
 
@@ -195,15 +196,7 @@ def test_a_path_that_is_no_audio_file_is_a_reason(tmp_path):
     for name, word in words.items():
         assert word in reason_of(tmp_path / name), name
         assert header_duration_s(tmp_path / name) is None
-    assert "(wave: " in reason_of(tmp_path / "text.wav", ONLY_WAVE)
-
-
-def test_a_truncated_flac_is_a_reason_and_not_silence(tmp_path):
-    path = write_sound(tmp_path / "a.flac", noise(50000), kind="FLAC")
-    raw = path.read_bytes()
-    for size in (0.9 * len(raw), 0.5 * len(raw), 0.1 * len(raw), 30):
-        path.write_bytes(raw[: int(size)])
-        assert "soundfile" in reason_of(path)
+    assert "pip install soundfile" in reason_of(tmp_path / "text.wav", ONLY_WAVE)
 
 
 @pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
@@ -252,15 +245,17 @@ def wav_header(data_bytes, rate):
     return form + struct.pack("<4sI", b"data", data_bytes)
 
 
-def test_a_header_that_promises_days_is_refused_before_memory_is_taken(tmp_path):
+@pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
+def test_a_file_of_days_is_refused_and_a_header_that_only_promises_days_is_not(tmp_path, decoders):
     path = tmp_path / "a.wav"
-    path.write_bytes(wav_header(2**32 - 40, rate=1) + bytes(2000))
-    assert "hours" in reason_of(path, ONLY_WAVE)
+    path.write_bytes(wav_header(2**32 - 40, rate=100) + bytes(2000))
+    assert decode_file(path, decoders).seconds == 10
+    assert header_duration_s(path, ONLY_WAVE) is None
     with open(tmp_path / "sparse.wav", "wb") as handle:
         handle.write(wav_header(2**31, rate=100))
         handle.truncate(2**31 + 44)
-    assert "hours" in reason_of(tmp_path / "sparse.wav")
-    assert header_duration_s(tmp_path / "sparse.wav") > 100 * 3600
+    assert "hours" in reason_of(tmp_path / "sparse.wav", decoders)
+    assert header_duration_s(tmp_path / "sparse.wav", decoders) is None
 
 
 @pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
@@ -359,13 +354,35 @@ def test_list_audio_follows_links_and_lists_a_hidden_folder_that_is_named(tmp_pa
     assert list_audio(tmp_path / ".data") == [tmp_path / ".data" / "inner" / "a.wav"]
 
 
-def test_a_folder_with_two_names_is_listed_once_under_the_first(tmp_path):
+def test_a_folder_with_two_names_is_listed_under_each_and_a_circle_of_links_once(tmp_path):
     for name in "hgfedcb":
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.wav").touch()
+        (tmp_path / name / "up").symlink_to(tmp_path)
         (tmp_path / f"a{name}").symlink_to(tmp_path / name)
-    (tmp_path / "self").symlink_to(tmp_path)
-    assert list_audio(tmp_path) == [tmp_path / f"a{name}" / "a.wav" for name in "bcdefgh"]
+    folders = sorted([*"bcdefgh", *(f"a{name}" for name in "bcdefgh")])
+    assert list_audio(tmp_path) == [tmp_path / name / "a.wav" for name in folders]
+
+
+def test_audio_is_known_by_any_suffix_of_the_decoders_and_without_one_by_its_first_bytes(tmp_path):
+    audio = ["a.AU", "b.wave", "c.aifc", "d.caf", "e.snd", "f.rf64", "g.mp4", "h.w64"]
+    others = ["labels.csv", "notes", "empty"]
+    for name in audio + others:
+        (tmp_path / name).write_text("x" if name != "empty" else "")
+    kinds = [
+        ("WAV", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("MP3", "MPEG_LAYER_III"),
+        ("AU", "PCM_16"),
+    ]
+    for kind, subtype in kinds:
+        audio.append(f"clip-{kind}")
+        write_sound(tmp_path / audio[-1], noise(), kind=kind, subtype=subtype)
+    assert scan_folder(tmp_path) == (
+        sorted(tmp_path / name for name in audio),
+        sorted(tmp_path / name for name in others),
+    )
 
 
 def test_list_audio_of_an_empty_folder_is_empty_and_of_no_folder_an_error(tmp_path):
