@@ -34,15 +34,13 @@ from kit.audio.libsndfile import (
     MAX_RESUMES,
     STREAM_BYTES,
     UNCLOSED_NOTE,
-    add_rest,
     audio_kind,
     check_duration,
     libsndfile_duration_s,
     new_mix,
     read_libsndfile,
 )
-from kit.audio.mono import MonoMix
-from kit.audio.mp3 import early_end_note
+from kit.audio.mono import MonoMix, early_end_note
 from kit.core.errors import KitError
 
 # What libsndfile and FFmpeg read.
@@ -140,9 +138,8 @@ def read_torchcodec(path: Path) -> Sound:
     for i in range(math.ceil(duration_s / window_s)):
         with contextlib.suppress(Exception):
             part = open_torchcodec(path).get_samples_played_in_range(i * window_s, (i + 1) * window_s)
-            rest = new_mix(mix.sample_rate)
-            rest.add(part.data.float().numpy().T)
-            add_rest(mix, rest, round(i * window_s * mix.sample_rate))
+            mix.resume_at = round(i * window_s * mix.sample_rate)
+            mix.add(part.data.float().numpy().T)
     lost_s = duration_s - mix.seconds
     if lost_s > 0.1:
         mix.notes.append(early_end_note(lost_s))

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from kit.audio.containers import (
     open_unclosed,
     unended_notes,
 )
-from kit.audio.mono import MonoMix
-from kit.audio.mp3 import Mp3Scan, early_end_note, lost_note, repair_mp3, scan_mp3, skip_id3
+from kit.audio.mono import MonoMix, early_end_note
+from kit.audio.mp3 import Mp3Scan, repair_mp3, scan_mp3, skip_id3
 
 MAX_HOURS = 6
 BLOCK_SAMPLES = 1 << 20
@@ -37,6 +38,7 @@ MAX_SAMPLES_PER_BYTE = 8192
 # How often reading goes on behind damage, and the first step over it.
 MAX_RESUMES = 100
 RESUME_SAMPLES = 1024
+MAX_FLAC_BLOCK = 65535
 # Programs that write to a pipe state this size of the sound or a larger one.
 STREAM_BYTES = 0x7FFF0000
 UNCLOSED_NOTE = "the recording was never closed: its header states no length"
@@ -55,13 +57,6 @@ def audio_kind(path: Path) -> str:
             return audio_format(head)
         file.seek(skip_id3(head, 0))
         return audio_format(file.read(16)) or "MP3"
-
-
-def read_scannable(path: Path) -> bytes:
-    """Return a file's bytes, to search them for frames. Errors: ValueError where there are too many"""
-    if path.stat().st_size > MAX_SCAN_BYTES:
-        raise ValueError(f"the file has more than {MAX_SCAN_BYTES / 1e9:.1f} GB")
-    return path.read_bytes()
 
 
 def is_credible(frames: int, path: Path) -> bool:
@@ -86,10 +81,14 @@ def read_libsndfile(path: Path) -> MonoMix:
     Errors: libsndfile's, and ValueError, where there is no sound or too much of it
     """
     kind = audio_kind(path)
-    if kind == "MP3" or path.suffix.lower() == ".mp3":
-        return read_mp3(path)
-    if kind == "Ogg":
-        return read_ogg(path)
+    if not kind and path.suffix.lower() == ".mp3":
+        # Other bytes may stand before the first frame.
+        kind = "MP3"
+    if path.stat().st_size <= MAX_SCAN_BYTES:
+        if kind == "MP3":
+            return read_mp3(path)
+        if kind == "Ogg":
+            return read_ogg(path)
     return read_plain(path, kind)
 
 
@@ -114,7 +113,7 @@ def read_plain(path: Path, kind: str) -> MonoMix:
             mix.notes += early_end_notes(handle, mix.samples)
     # Bytes of another kind may stand behind the sound: an error there loses nothing.
     if error and mix.samples != stated:
-        if kind == "FLAC":
+        if kind == "FLAC" and path.stat().st_size <= MAX_SCAN_BYTES:
             resume_flac(path, mix, stated)
         elif stated:
             resume_by_seeking(path, mix, stated)
@@ -173,19 +172,19 @@ def resume_flac(path: Path, mix: MonoMix, stated: int | None) -> None:
     """Go on behind damage of a FLAC file; silence takes the place of lost frames, as frames are numbered."""
     import soundfile
 
-    raw = read_scannable(path)
+    raw = path.read_bytes()
     metadata_end, frames = flac_frames(raw)
     head = flac_head_of_unknown_length(raw[:metadata_end])
-    longest = stated or MAX_SAMPLES_PER_BYTE * len(raw)
     tries = 0
-    for offset, first in frames:
-        if not mix.samples <= first < longest or tries >= MAX_RESUMES:
+    for (offset, first), (_, following) in pairwise([*frames, (len(raw), stated or 0)]):
+        # Damaged bytes may look like a frame's header. After a true one the next follows within a block.
+        is_true = first < following <= first + MAX_FLAC_BLOCK
+        if first < mix.samples or not is_true or tries >= MAX_RESUMES:
             continue
         tries += 1
-        rest = new_mix(mix.sample_rate)
+        mix.resume_at = first
         with contextlib.suppress(soundfile.SoundFileError), SplicedFile(path, head, offset) as part:
-            add_blocks(soundfile.SoundFile(part), rest)
-        add_rest(mix, rest, first)
+            add_blocks(soundfile.SoundFile(part), mix)
 
 
 def resume_by_seeking(path: Path, mix: MonoMix, stated: int) -> None:
@@ -197,26 +196,15 @@ def resume_by_seeking(path: Path, mix: MonoMix, stated: int) -> None:
         first = mix.samples + step
         if first >= stated:
             break
-        rest = new_mix(mix.sample_rate)
+        before = mix.samples
+        mix.resume_at = first
         with (
             contextlib.suppress(soundfile.SoundFileError),
             soundfile.SoundFile(libsndfile_name(path)) as handle,
         ):
             handle.seek(first)
-            add_blocks(handle, rest)
-        step = RESUME_SAMPLES if rest.samples else 2 * step
-        add_rest(mix, rest, first)
-
-
-def add_rest(mix: MonoMix, rest: MonoMix, first: int) -> None:
-    """Add what was read from a sample on, and a note on what is lost before it."""
-    if not rest.samples:
-        return
-    lost = first - mix.samples
-    if lost > 0:
-        mix.notes.append(lost_note(mix.seconds, lost / mix.sample_rate))
-        mix.add(np.zeros((lost, 1), np.float32))
-    mix.add(rest.wave()[:, None])
+            add_blocks(handle, mix)
+        step = RESUME_SAMPLES if mix.samples > before else 2 * step
 
 
 def read_mp3(path: Path) -> MonoMix:
@@ -226,7 +214,7 @@ def read_mp3(path: Path) -> MonoMix:
     """
     import soundfile
 
-    raw = read_scannable(path)
+    raw = path.read_bytes()
     scan = scan_mp3(raw)
     if scan is None:
         # Layers I and II, a free bit rate, or no MP3 at all.
@@ -268,7 +256,7 @@ def read_ogg(path: Path) -> MonoMix:
 
     Errors: ValueError for a file without an undamaged stream
     """
-    raw = read_scannable(path)
+    raw = path.read_bytes()
     links = ogg_links(ogg_pages(raw))
     if len(links) == 1 and not is_broken_ogg(links[0]):
         mix = read_plain(path, "Ogg")
@@ -310,7 +298,8 @@ def read_ogg_stream(raw: bytes, pages: list[OggPage]) -> MonoMix | None:
             # Opus counts the samples that it skips, and a part of a broadcast those before it.
             stream_start = start if stretch.is_first else 0
         else:
-            add_rest(mix, rest, start - stream_start)
+            mix.resume_at = start - stream_start
+            mix.add(rest.wave()[:, None])
     if mix is not None:
         mix.notes += unended_notes(pages)
     return mix
@@ -320,8 +309,8 @@ def libsndfile_duration_s(path: Path) -> float | None:
     """Return the duration by the header; that of an MP3 by its frames. Units: seconds"""
     import soundfile
 
-    if audio_kind(path) == "MP3":
-        scan = scan_mp3(read_scannable(path))
+    if audio_kind(path) == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
+        scan = scan_mp3(path.read_bytes())
         if scan and not is_whole_mp3(path, scan):
             return scan.frames_s(scan.frames)
     info = soundfile.info(libsndfile_name(path))

@@ -6,6 +6,17 @@ import numpy as np
 CANCELLED_SHARE = 1e-4
 
 
+def lost_note(at_s: float, lost_s: float) -> str:
+    """Return a note on damage whose place and length are known."""
+    return f"{lost_s:.2f} s at {at_s:.1f} s are damaged and became silence"
+
+
+def early_end_note(lost_s: float) -> str:
+    """Return a note on a file that ends before its header says so."""
+    length = f"{lost_s:.1f}" if lost_s >= 0.1 else f"{lost_s:.3f}"
+    return f"the file ends early: its last {length} s are missing"
+
+
 def channel_mean(block: np.ndarray) -> np.ndarray:
     """Return the mean over channels. Shape: (n, channels) -> (n,) float32"""
     channels = block.shape[1]
@@ -32,6 +43,8 @@ class MonoMix:
         self.sample_rate = sample_rate
         self.max_s = max_s
         self.samples = 0
+        # Where the next block begins, if it is behind sound that is lost.
+        self.resume_at = 0
         self.notes: list[str] = []
         self.blocks: list[np.ndarray] = []
         # One channel's blocks are kept only as long as the mean of all blocks is silent.
@@ -54,9 +67,15 @@ class MonoMix:
         """Add a block. Shape: (n, channels). Errors: ValueError for a sound longer than max_s"""
         if not len(block):
             return
-        self.samples += len(block)
-        if not self.samples <= self.max_s * self.sample_rate:
+        end = max(self.resume_at, self.samples) + len(block)
+        if not end <= self.max_s * self.sample_rate:
             raise ValueError(f"it holds more than {self.max_s / 3600:.0f} hours, the limit")
+        lost = self.resume_at - self.samples
+        if lost > 0:
+            self.notes.append(lost_note(self.seconds, lost / self.sample_rate))
+            self.resume_at = 0
+            self.add(np.zeros((lost, block.shape[1]), np.float32))
+        self.samples += len(block)
         mean = channel_mean(block)
         if block.shape[1] > 1 and self.is_cancelled:
             self.watch_channels(block, mean)

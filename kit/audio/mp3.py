@@ -9,20 +9,12 @@ import re
 import struct
 from dataclasses import dataclass, field
 
+from kit.audio.mono import early_end_note, lost_note
+
 MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 MP3_TAGS = (b"TAG", b"ID3", b"APE", b"LYR")
-
-
-def lost_note(at_s: float, lost_s: float) -> str:
-    """Return a note on damage whose place and length are known."""
-    return f"{lost_s:.2f} s at {at_s:.1f} s are damaged and became silence"
-
-
-def early_end_note(lost_s: float) -> str:
-    """Return a note on a file that ends before its header says so."""
-    return f"the file ends early: its last {lost_s:.1f} s are missing"
 
 
 @functools.lru_cache(maxsize=4096)
