@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s
+from kit.doctor import run_doctor
+from kit.infer.loader import SpectrogramLoader
+from kit.infer.submit import submit
+from tests.behaviour.trained import loud_tagger, read_scores, write_folder, write_template
 
 RATE = 16000
 BY_NAME = {decoder.name: decoder for decoder in DECODERS}
@@ -264,7 +269,6 @@ class FakeAudioDecoder:
         self.metadata = types.SimpleNamespace(duration_seconds=20.0, sample_rate=RATE)
 
     def get_samples_played_in_range(self, start_s, stop_s):
-        import torch
 
         if start_s <= 8.5 < stop_s:
             raise RuntimeError("Could not push packet to decoder: Invalid data")
@@ -340,3 +344,66 @@ def test_floats_far_beyond_full_scale_are_noted(tmp_path):
     sound = decode_bytes(tmp_path, encoded(stairs(1) * 30000, "WAV", "FLOAT"))
     assert isinstance(sound, Sound) and "far beyond full scale" in sound.notes[0]
     assert decode_bytes(tmp_path, encoded(stairs(1) * 8, "WAV", "FLOAT")).notes == ()
+
+
+@pytest.fixture
+def lossy_folder(tmp_path):
+    """A folder of a whole file, one of unknown length, one that ends early, and one that is no audio."""
+    folder = tmp_path / "in"
+    write_folder(folder, ["whole.wav"], samples=RATE)
+    flac = bytearray(encoded(stairs(6), "FLAC", "PCM_16"))
+    (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    (folder / "unknown.flac").write_bytes(flac)
+    (folder / "notes.txt").write_text("no audio")
+    return folder
+
+
+def test_a_submission_tells_what_sound_is_lost_and_its_seconds_are_true(lossy_folder, tmp_path, capsys):
+    checkpoint = loud_tagger()
+    submission = submit(checkpoint, lossy_folder, tmp_path / "out.csv", progress=False)
+    report = submission.report
+    assert list(report["audio_notes"]) == ["cut.flac"] and report["files_failed"] == {}
+    assert "ends early" in report["audio_notes"]["cut.flac"][0]
+    assert "lost or was changed in 1 files, e.g. cut.flac: the file ends early" in str(submission)
+    durations = [decode_file(path).seconds for path in lossy_folder.iterdir() if path.suffix != ".txt"]
+    assert report["audio_s"] == pytest.approx(sum(durations), abs=0.002) and report["rows_all_models"] == 3
+    assert "1 files are passed over, as they are no audio, e.g. 'notes.txt'" in report["notes"]
+    assert "'notes.txt'" in capsys.readouterr().out
+
+
+def test_a_submission_that_goes_on_keeps_the_notes_of_clips_that_it_does_not_decode_again(
+    lossy_folder, tmp_path, trained
+):
+    first = submit(trained.mel[0], lossy_folder, tmp_path / "out.csv", progress=False).report
+    again = submit(trained.mel[0], lossy_folder, tmp_path / "out.csv", progress=False).report
+    assert again["audio_notes"] == first["audio_notes"] and len(first["audio_notes"]) == 1
+
+
+def test_the_doctor_counts_no_length_that_a_header_does_not_know(lossy_folder):
+    line = run_doctor(audio=str(lossy_folder)).splitlines()[-1]
+    assert "3 audio files" in line and "without 1 files whose headers state no length" in line
+    assert "1 files passed over, as they are no audio, e.g. 'notes.txt'" in line
+    assert float(line.split(" audio files, ")[1].split(" s")[0]) < 10
+
+
+def test_a_file_with_two_paths_is_found_by_each_and_by_its_name(tmp_path):
+    write_folder(tmp_path / "in" / "real", ["a.wav", "b.wav"], samples=RATE)
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "in" / "real")
+    ids = ["real/a.wav", "link/a.wav", "b.wav"]
+    template = write_template(tmp_path / "template.csv", ids, ("a", "b", "c"))
+    report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
+    assert report["rows_all_models"] == 3 and report["files_without_row"] == []
+    _, rows = read_scores(tmp_path / "out.csv")
+    np.testing.assert_array_equal(rows["real/a.wav"], rows["link/a.wav"])
+
+
+def test_a_loader_prints_what_sound_its_clips_lost(lossy_folder, capsys):
+    paths = sorted(lossy_folder.glob("*.*a*"))
+    loader = SpectrogramLoader(paths, {"": loud_tagger().frontend}, torch.device("cpu"))
+    for chunk in loader.walk("load", progress=False):
+        loader.specs(chunk, "")
+    loader.print_failures([path.name for path in paths])
+    assert capsys.readouterr().out.startswith("note: cut.flac: the file ends early: its last ")
+    assert loader.audio_s == pytest.approx(sum(decode_file(path).seconds for path in paths))
