@@ -35,14 +35,7 @@ from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
 from kit.infer.stack import ModelSpec, Stack, make_rows, open_models
-from kit.infer.template import (
-    RowPlan,
-    Template,
-    file_identities,
-    plan_rows,
-    read_template,
-    write_submission,
-)
+from kit.infer.template import RowPlan, Template, file_identities, plan_rows, read_template, write_submission
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
 
@@ -116,8 +109,6 @@ class SubmitJob:
         self.began = time.time()
         self.watch = Stopwatch()
         self.notes: list[str] = []
-        # Notes on clips whose predictions an earlier call cached: they are not decoded again.
-        self.earlier_audio_notes: dict[str, list[str]] = {}
         # A worker prints no note while it starts: its supervisor has printed the same notes already.
         self.is_quiet = in_worker()
 
@@ -205,9 +196,7 @@ def start_submission(job: SubmitJob) -> SubmitInputs:
     """Read all inputs and write a CSV of priors, unless an earlier call of the same job left a better one."""
     inputs = read_inputs(job)
     out = job.options.out
-    if holds_job(out, inputs):
-        job.earlier_audio_notes = dict(read_report(out).get("audio_notes", {}))
-    else:
+    if not holds_job(out, inputs):
         priors = blend_priors([m.card for m in inputs.models], inputs.weights, inputs.template.classes)
         SubmissionWriter(job, inputs.template).write_priors(priors)
         write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
@@ -235,8 +224,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         folder = f"{options.audio}, which holds {names[0]!r}"
         job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
     job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
-    other_names = [path.relative_to(options.audio).as_posix() for path in others]
-    job.note_names(other_names, "files are passed over, as they are no audio")
+    job.note_names([path.name for path in others], "files are passed over, as they are no audio")
     weights = [model.weight for model in models]
     blend = stack.card.kind if stack else options.blend
     settings = (blend, options.overrides, options.postprocess, weights, template)
@@ -385,6 +373,8 @@ def build_report(
     state: str,
 ) -> dict[str, Any]:
     """Describe a submission: what was predicted, what failed and why, and where the time went."""
+    # The last report tells of clips whose predictions are cached, and which are not decoded again.
+    earlier = read_report(job.options.out).get("audio_notes", {})
     return {
         "kit": VERSION,
         "job": inputs.key,
@@ -394,7 +384,7 @@ def build_report(
         "id_form": inputs.plan.form,
         "files": len(inputs.files),
         "files_failed": reasons_by_name(loader.failures, inputs.names),
-        "audio_notes": audio_notes(job, inputs, loader),
+        "audio_notes": loader.notes_by_name(inputs.names, earlier),
         "files_split": [inputs.names[clip] for clip in sorted(rows.split_clips)],
         "files_without_row": [inputs.names[i] for i in inputs.plan.idle_files],
         "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
@@ -409,14 +399,3 @@ def build_report(
         "deadline_s": job.deadline_s,
         "notes": job.notes,
     }
-
-
-def audio_notes(job: SubmitJob, inputs: SubmitInputs, loader: SpectrogramLoader) -> dict[str, list[str]]:
-    """Return what sound of each file is lost or was changed, by the file's name."""
-    notes = {}
-    for clip, name in enumerate(inputs.names):
-        if clip in loader.notes:
-            notes[name] = list(loader.notes[clip])
-        elif name in job.earlier_audio_notes and clip not in loader.seconds:
-            notes[name] = job.earlier_audio_notes[name]
-    return notes

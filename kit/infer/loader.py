@@ -248,6 +248,16 @@ class SpectrogramLoader:
         for clip, notes in list(self.notes.items())[:5]:
             print(f"note: {names[clip]}: {'; '.join(notes)}", flush=True)
 
+    def notes_by_name(self, names: Sequence[str], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """Return the notes on each clip by its name; those of an earlier call for clips that were not decoded."""
+        notes = {}
+        for clip, name in enumerate(names):
+            if clip in self.notes:
+                notes[name] = list(self.notes[clip])
+            elif name in earlier and clip not in self.seconds:
+                notes[name] = earlier[name]
+        return notes
+
     def drop(self, chunk: Chunk, key: str) -> None:
         """Delete a chunk's spectrograms by one frontend."""
         for clip in chunk.clips:
