@@ -21,7 +21,7 @@ from kit.plots.runs import (
     draw_history,
     mean_confusion,
 )
-from kit.train.oof import SavedRun
+from kit.train.oof import OofPredictions, SavedRun
 
 matplotlib = pytest.importorskip("matplotlib")
 DRAW = (draw_classes, draw_confusion, draw_calibration)
@@ -35,11 +35,14 @@ def make_run(truth, scores, names=None):
         folder=Path("some_run"),
         recipe={},
         history=[pd.DataFrame({"fold": [fold] * 3, **columns}) for fold in ("0", "1")],
-        names=[str(i) for i in range(n)],
-        classes=names or [f"class_{i}" for i in range(k)],
-        folds=np.arange(n) % 2,
-        truth=truth,
-        scores=scores,
+        oof=OofPredictions(
+            names=tuple(str(i) for i in range(n)),
+            classes=tuple(names or [f"class_{i}" for i in range(k)]),
+            folds=np.arange(n) % 2,
+            truth=truth,
+            probabilities=scores,
+            failures={},
+        ),
     )
 
 

@@ -150,6 +150,7 @@ def test_sizes_agree_with_counts_by_hand():
         "class-mixer": 7 * 80 + 80 * 80 + 80,
         "image-stacker": 9 * 7 * 32 + 2 * 32 + 1 + 9 * 32 * 64 + 2 * 64 + 1 + 2 * 64 * 20 * 80 + 80,
     }
+    by_hand["logistic"] = 7 * 80 + 80
     for name, (config_class, stacker_class) in STACKERS.items():
         with torch.device("meta"):
             stacker = stacker_class(config_class(), 7, 80)
