@@ -210,11 +210,10 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     files, others = scan_folder(options.audio)
     names = [path.relative_to(options.audio).as_posix() for path in files]
     models, stack = open_models(options.checkpoints, options.blend, options.weights)
-    cards = [model.card for model in models]
     if options.template:
         template = read_template(options.template)
     else:
-        template = Template("fname", tuple(names), common_classes(cards))
+        template = Template("fname", tuple(names), common_classes([model.card for model in models]))
     plan = plan_rows(template.ids, names, file_identities(files))
     check_postprocess(options, stack, plan)
     n_rows = len(template.ids)
@@ -228,7 +227,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     weights = [model.weight for model in models]
     blend = stack.card.kind if stack else options.blend
     settings = (blend, options.overrides, options.postprocess, weights, template)
-    key = text_digest(str(settings), *names, "", *(card.digest_text() for card in cards))
+    key = text_digest(str(settings), *names, "", *(model.card.digest_text() for model in models))
     return SubmitInputs(files, names, models, stack, template, plan, key)
 
 
