@@ -53,10 +53,13 @@ def audio_kind(path: Path) -> str:
     """Return the format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format."""
     with open(path, "rb") as file:
         head = file.read(16)
-        if head[:3] != b"ID3":
-            return audio_format(head)
-        file.seek(skip_id3(head, 0))
-        return audio_format(file.read(16)) or "MP3"
+        has_id3 = head[:3] == b"ID3"
+        if has_id3:
+            file.seek(skip_id3(head, 0))
+            head = file.read(16)
+    # Other bytes may stand before the first frame of an MP3.
+    may_be_mp3 = has_id3 or path.suffix.lower() == ".mp3"
+    return audio_format(head) or ("MP3" if may_be_mp3 else "")
 
 
 def is_credible(frames: int, path: Path) -> bool:
@@ -81,9 +84,6 @@ def read_libsndfile(path: Path) -> MonoMix:
     Errors: libsndfile's, and ValueError, where there is no sound or too much of it
     """
     kind = audio_kind(path)
-    if not kind and path.suffix.lower() == ".mp3":
-        # Other bytes may stand before the first frame.
-        kind = "MP3"
     if path.stat().st_size <= MAX_SCAN_BYTES:
         if kind == "MP3":
             return read_mp3(path)
@@ -233,6 +233,8 @@ def read_mp3(path: Path) -> MonoMix:
         if error and not mix.samples:
             raise error
         mix.notes += notes
+    if scan.skipped:
+        mix.notes.append(f"{scan.skipped} bytes before the first frame are damaged, or no sound")
     if scan.is_cut and scan.stated is None:
         mix.notes.append("the file ends early, within a frame; how much is lost is not known")
     return mix

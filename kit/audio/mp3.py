@@ -39,8 +39,8 @@ class Mp3Scan:
     """The frames of an MP3 file.
 
     `runs` are stretches of whole frames: first byte, end, number of frames. `stated` is the number of frames that a
-    table (Xing, Info or VBRI) in the first frame states; that frame holds no sound and is in no run. `is_cut`
-    tells that the file ends within a frame.
+    table (Xing, Info or VBRI) in the first frame states; that frame holds no sound and is in no run. `skipped`
+    counts other bytes before the first frame. `is_cut` tells that the file ends within a frame.
     """
 
     sample_rate: int
@@ -49,6 +49,7 @@ class Mp3Scan:
     table: bytes = b""
     stated_at: int = 0
     stated: int | None = None
+    skipped: int = 0
     is_cut: bool = False
 
     @property
@@ -94,12 +95,15 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
             place += 1
         return -1
 
-    place = next_frame(skip_id3(raw, 0), 0)
+    begin = skip_id3(raw, 0)
+    place = next_frame(begin, 0)
     if place < 0:
         return None
     first = header_at(place)
     version = first >> 19 & 3
     scan = Mp3Scan(MP3_RATES[version][first >> 10 & 3], 1152 if version == 3 else 576)
+    # Tags are often padded with zeros.
+    scan.skipped = len(raw[begin:place].lstrip(b"\0"))
     place = read_mp3_table(raw, place, scan)
     while 0 <= place < size:
         start = place

@@ -224,6 +224,17 @@ def test_an_mp3_is_read_to_its_end_whatever_its_table_or_the_estimate_says(tmp_p
     assert "ends early" in sound.notes[0]
 
 
+def test_an_mp3_whose_beginning_is_damaged_is_used_from_its_first_frame_on(tmp_path):
+    values = stairs()
+    raw = encoded(values, "MP3", "MPEG_LAYER_III")
+    (tmp_path / "a.mp3").write_bytes(bytes(range(1, 201)) * 15 + raw[3000:])
+    sound = decode_file(tmp_path / "a.mp3")
+    assert isinstance(sound, Sound) and 19 < sound.seconds < 20 and "before the first frame" in sound.notes[0]
+    assert header_duration_s(tmp_path / "a.mp3") == pytest.approx(sound.seconds, abs=0.1)
+    (tmp_path / "a.mp3").write_bytes(b"ID3\x04\0\0\0\0\0\x0a" + bytes(500) + raw)
+    assert decode_file(tmp_path / "a.mp3").notes == ()
+
+
 @pytest.mark.parametrize("kind, subtype", [("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")])
 def test_streams_that_follow_one_another_in_a_file_are_joined(tmp_path, kind, subtype):
     raw = encoded(stairs(6), kind, subtype)
