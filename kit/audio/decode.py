@@ -6,7 +6,7 @@ libsndfile does not, but is often not installed. Python's own `wave` module come
 reads integer PCM WAV only. A decoder that is not installed is skipped.
 
 A length in a header is a promise: files are read to their end. What decodes before and behind damage is used, and
-`Sound.notes` tells what is lost.
+`Sound.notes` names what is lost.
 
 A path is opened only if it is a regular file: opening a named pipe blocks until something writes to it, and a
 device such as /dev/zero never ends.
@@ -14,6 +14,7 @@ device such as /dev/zero never ends.
 
 import contextlib
 import functools
+import importlib
 import io
 import math
 import os
@@ -56,7 +57,7 @@ REASON_CHARACTERS = 180
 
 @dataclass(frozen=True)
 class Sound:
-    """A decoded mono clip. `notes` tell what was lost or changed, a sentence each.
+    """A decoded mono clip. `notes` name what was lost or changed, a sentence each.
 
     Shape:  wave (T,) float32
     Units:  samples in [-1, 1], sample_rate in Hz
@@ -94,30 +95,43 @@ def mix_sound(mix: MonoMix) -> Sound:
     return Sound(wave, mix.sample_rate, tuple(mix.notes))
 
 
+@functools.cache
+def import_problem(module: str) -> str | None:
+    """Return why a module cannot be imported, or None. A broken module takes long to fail: it is tried once."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return "not installed"
+    except (Exception, SystemExit) as error:
+        return f"broken: {one_line(error)}"
+    return None
+
+
+def require_module(module: str) -> None:
+    """Raise ImportError where a module is missing or broken."""
+    problem = import_problem(module)
+    if problem:
+        raise ImportError(problem)
+
+
 def read_soundfile(path: Path) -> Sound:
-    """Decode with soundfile, which uses libsndfile."""
+    """Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken"""
+    require_module("soundfile")
     return mix_sound(read_libsndfile(path))
 
 
-@functools.cache
-def import_torchcodec() -> Any:
-    """Import TorchCodec's AudioDecoder. Returns the error where it cannot be imported, so that it is tried once."""
-    try:
-        from torchcodec.decoders import AudioDecoder
-    except (Exception, SystemExit) as error:
-        return error
-    return AudioDecoder
+def soundfile_duration_s(path: Path) -> float | None:
+    """Return the duration by the header; that of an MP3 by its frames. Units: seconds"""
+    require_module("soundfile")
+    return libsndfile_duration_s(path)
 
 
 def open_torchcodec(path: Path) -> Any:
     """Open a file with TorchCodec, which uses FFmpeg. Errors: ImportError where it is missing or broken"""
-    audio_decoder = import_torchcodec()
-    if isinstance(audio_decoder, BaseException):
-        problem = (
-            "not installed" if isinstance(audio_decoder, ModuleNotFoundError) else one_line(audio_decoder)
-        )
-        raise ImportError(problem)
-    return audio_decoder(str(path))
+    require_module("torchcodec.decoders")
+    from torchcodec.decoders import AudioDecoder
+
+    return AudioDecoder(str(path))
 
 
 def read_torchcodec(path: Path) -> Sound:
@@ -197,7 +211,7 @@ def wave_duration_s(path: Path) -> float | None:
 
 
 DECODERS = (
-    Decoder("soundfile", read_soundfile, libsndfile_duration_s),
+    Decoder("soundfile", read_soundfile, soundfile_duration_s),
     Decoder("torchcodec", read_torchcodec, torchcodec_duration_s),
     Decoder("wave", read_wave, wave_duration_s),
 )
@@ -235,10 +249,12 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
     if not reasons:
         return "cannot be decoded, because no decoder is installed: pip install soundfile"
     if kind in FFMPEG_FORMATS and "torchcodec" in missing:
-        broken = missing["torchcodec"]
-        return f"cannot be decoded: no decoder here reads {kind}: pip install torchcodec (now: {broken})"
+        state = missing["torchcodec"]
+        return f"cannot be decoded: no decoder here reads {kind}: pip install torchcodec (it is {state})"
     if kind != "WAV" and "soundfile" in missing:
-        return "cannot be decoded: soundfile is missing: only WAV can be read: pip install soundfile"
+        state = missing["soundfile"]
+        cure = "soundfile is missing: only WAV can be read: pip install soundfile"
+        return f"cannot be decoded: {cure} (it is {state})"
     return f"cannot be decoded ({'; '.join(reasons)})"
 
 

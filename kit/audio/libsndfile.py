@@ -1,7 +1,7 @@
 """Decode with libsndfile to the end of the sound: the length in a header is a promise, not a measurement.
 
 What decodes before and behind damage is read. Silence takes the place of what is lost where its length is known, so
-that times stay right. Notes on the mix tell what is lost.
+that times stay right. Notes on the mix name what is lost.
 """
 
 import contextlib

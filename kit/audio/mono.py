@@ -12,7 +12,7 @@ def lost_note(at_s: float, lost_s: float) -> str:
 
 
 def early_end_note(lost_s: float) -> str:
-    """Return a note on a file that ends before its header says so."""
+    """Return a note on a file that ends before the end that its header states."""
     length = f"{lost_s:.1f}" if lost_s >= 0.1 else f"{lost_s:.3f}"
     return f"the file ends early: its last {length} s are missing"
 
@@ -86,7 +86,7 @@ class MonoMix:
 
     def watch_channels(self, block: np.ndarray, mean: np.ndarray) -> None:
         """Compare the energy of the mean with that of the channels, and keep one channel while they cancel."""
-        # Some 16,000 samples of a block tell enough.
+        # Some 16,000 samples of a block are enough.
         step = max(1, len(block) // 16384)
         energies = np.square(block[::step], dtype=np.float64).mean(axis=0)
         self.energy += len(block) * float(energies.mean())

@@ -40,7 +40,7 @@ class Mp3Scan:
 
     `runs` are stretches of whole frames: first byte, end, number of frames. `stated` is the number of frames that a
     table (Xing, Info or VBRI) in the first frame states; that frame holds no sound and is in no run. `skipped`
-    counts other bytes before the first frame. `is_cut` tells that the file ends within a frame.
+    counts other bytes before the first frame. `is_cut` is true if the file ends within a frame.
     """
 
     sample_rate: int
@@ -200,7 +200,7 @@ def mp3_side_bytes(header: bytes) -> int:
 
 
 def silent_mp3_frame(header: bytes) -> bytes:
-    """Return a frame without sound: its side information says that no bits follow."""
+    """Return a frame without sound: its side information states that no bits follow."""
     return bytes([header[0], header[1] | 1, header[2], header[3]]).ljust(
         mp3_frame_bytes(int.from_bytes(header, "big")), b"\0"
     )

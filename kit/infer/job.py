@@ -372,7 +372,7 @@ def build_report(
     state: str,
 ) -> dict[str, Any]:
     """Describe a submission: what was predicted, what failed and why, and where the time went."""
-    # The last report tells of clips whose predictions are cached, and which are not decoded again.
+    # Clips whose predictions are cached are not decoded again: the last report has the notes on them.
     earlier = read_report(job.options.out).get("audio_notes", {})
     return {
         "kit": VERSION,

@@ -91,7 +91,7 @@ class SpectrogramLoader:
     Call `read_headers` first. On a GPU the next chunk is decoded while the device computes. On the CPU all cores
     decode, then all cores compute. A clip is identified by its position in `sources`.
 
-    `notes` tell what sound of a clip is lost or was changed.
+    `notes` name what sound of a clip is lost or was changed.
     Units: durations in seconds; the headers' `durations_s`, and `seconds` as decoded
     """
 

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s
+from kit.audio.decode import (
+    DECODERS,
+    Decoder,
+    Sound,
+    Undecodable,
+    decode_file,
+    header_duration_s,
+    import_problem,
+)
 from kit.doctor import run_doctor
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.submit import submit
@@ -257,20 +265,11 @@ def test_a_decoder_that_gives_nothing_does_not_end_the_chain(tmp_path):
 
 
 @pytest.fixture
-def fake_torchcodec(monkeypatch):
-    """Put a module in TorchCodec's place."""
-    from kit.audio.decode import import_torchcodec
-
-    def install(audio_decoder):
-        import_torchcodec.cache_clear()
-        package = types.ModuleType("torchcodec")
-        package.decoders = types.ModuleType("torchcodec.decoders")
-        package.decoders.AudioDecoder = audio_decoder
-        monkeypatch.setitem(sys.modules, "torchcodec", package)
-        monkeypatch.setitem(sys.modules, "torchcodec.decoders", package.decoders)
-
-    yield install
-    import_torchcodec.cache_clear()
+def fresh_imports():
+    """Forget which modules can be imported, before and after a test."""
+    import_problem.cache_clear()
+    yield
+    import_problem.cache_clear()
 
 
 class FakeAudioDecoder:
@@ -288,30 +287,41 @@ class FakeAudioDecoder:
         )
 
 
-def test_torchcodec_goes_on_behind_damage(tmp_path, fake_torchcodec):
-    fake_torchcodec(FakeAudioDecoder)
+def test_torchcodec_goes_on_behind_damage(tmp_path, monkeypatch, fresh_imports):
+    package = types.ModuleType("torchcodec")
+    package.decoders = types.ModuleType("torchcodec.decoders")
+    package.decoders.AudioDecoder = FakeAudioDecoder
+    monkeypatch.setitem(sys.modules, "torchcodec", package)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", package.decoders)
     sound = decode_bytes(tmp_path, b"x", [BY_NAME["torchcodec"]])
     assert sound.seconds == 20 and len(sound.notes) == 1
     assert seconds_that_match(sound, stairs()) == [*range(8), *range(9, 20)]
 
 
-def test_an_import_that_failed_is_tried_once_and_reasons_are_short(tmp_path, monkeypatch, fake_torchcodec):
-    fake_torchcodec(None)
+@pytest.mark.parametrize("module", ["torchcodec", "soundfile"])
+def test_an_import_that_failed_is_tried_once_and_reasons_are_short(
+    tmp_path, monkeypatch, fresh_imports, module
+):
     attempts = []
 
-    class Broken(types.ModuleType):
-        def __getattr__(self, name):
-            if name == "AudioDecoder":
-                attempts.append(name)
-                raise RuntimeError("Could not load libtorchcodec. " + "Likely causes: ... \n" * 500)
-            raise AttributeError(name)
+    class Broken:
+        """Finds modules that raise when they are imported."""
 
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", Broken("torchcodec.decoders"))
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name.partition(".")[0] == module:
+                attempts.append(name)
+                raise OSError(f"Could not load lib{module}. " + "Likely causes: ... \n" * 500)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
     adts = b"\xff\xf1\x50\x80" + bytes(500)
     reasons = [decode_bytes(tmp_path, raw).reason for raw in [b"text" * 50, adts] * 10]
     assert len(attempts) == 1
-    assert max(map(len, reasons)) <= 250 and not any("\n" in reason for reason in reasons)
-    assert "no decoder here reads AAC: pip install torchcodec" in reasons[1] and "libtorchcodec" in reasons[1]
+    assert max(map(len, reasons)) <= 220 and not any("\n" in reason for reason in reasons)
+    assert "no decoder here reads AAC: pip install torchcodec" in reasons[1]
+    assert f"Could not load lib{module}" in reasons[1 if module == "torchcodec" else 0]
 
 
 def absent(path):
