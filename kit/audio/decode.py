@@ -16,7 +16,6 @@ import contextlib
 import functools
 import importlib
 import io
-import math
 import os
 import stat
 import textwrap
@@ -28,20 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import FFMPEG_FORMATS, open_unclosed
+from kit.audio.containers import FFMPEG_FORMATS, audio_kind, close_recording
 from kit.audio.libsndfile import (
     BLOCK_SAMPLES,
     MAX_HOURS,
-    MAX_RESUMES,
     STREAM_BYTES,
     UNCLOSED_NOTE,
-    audio_kind,
+    MonoMix,
     check_duration,
     libsndfile_duration_s,
-    new_mix,
     read_libsndfile,
 )
-from kit.audio.mono import MonoMix, early_end_note
 from kit.core.errors import KitError
 
 # What libsndfile and FFmpeg read.
@@ -89,12 +85,6 @@ class Decoder:
     duration_s: Callable[[Path], float | None]
 
 
-def mix_sound(mix: MonoMix) -> Sound:
-    """Return what was mixed as a sound."""
-    wave = mix.wave()
-    return Sound(wave, mix.sample_rate, tuple(mix.notes))
-
-
 @functools.cache
 def import_problem(module: str) -> str | None:
     """Return why a module cannot be imported, or None. A broken module takes long to fail: it is tried once."""
@@ -117,7 +107,12 @@ def require_module(module: str) -> None:
 def read_soundfile(path: Path) -> Sound:
     """Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken"""
     require_module("soundfile")
-    return mix_sound(read_libsndfile(path))
+    return as_sound(read_libsndfile(path))
+
+
+def as_sound(mix: MonoMix) -> Sound:
+    """Return what was mixed as a sound."""
+    return Sound(mix.wave(), mix.sample_rate, tuple(mix.notes))
 
 
 def soundfile_duration_s(path: Path) -> float | None:
@@ -135,29 +130,12 @@ def open_torchcodec(path: Path) -> Any:
 
 
 def read_torchcodec(path: Path) -> Sound:
-    """Decode with TorchCodec. Where that fails, decode second by second; silence takes the place of what is lost."""
-    decoder = open_torchcodec(path)
-    duration_s = float(decoder.metadata.duration_seconds or 0.0)
-    mix = new_mix(int(decoder.metadata.sample_rate))
-    limit_s = MAX_HOURS * 3600 + 1.0
-    try:
-        samples = decoder.get_samples_played_in_range(0.0, limit_s).data
-    except Exception:
-        if not 0 < duration_s < limit_s:
-            raise
-    else:
-        mix.add(samples.float().numpy().T)
-        return mix_sound(mix)
-    window_s = max(1.0, duration_s / MAX_RESUMES)
-    for i in range(math.ceil(duration_s / window_s)):
-        with contextlib.suppress(Exception):
-            part = open_torchcodec(path).get_samples_played_in_range(i * window_s, (i + 1) * window_s)
-            mix.resume_at = round(i * window_s * mix.sample_rate)
-            mix.add(part.data.float().numpy().T)
-    lost_s = duration_s - mix.seconds
-    if lost_s > 0.1:
-        mix.notes.append(early_end_note(lost_s))
-    return mix_sound(mix)
+    """Decode with TorchCodec."""
+    # A header may state too short a time or none: this reads to the end.
+    samples = open_torchcodec(path).get_samples_played_in_range(0.0, MAX_HOURS * 3600 + 1.0)
+    mix = MonoMix(int(samples.sample_rate))
+    mix.add(samples.data.float().numpy().T)
+    return as_sound(mix)
 
 
 def torchcodec_duration_s(path: Path) -> float | None:
@@ -167,24 +145,22 @@ def torchcodec_duration_s(path: Path) -> float | None:
 
 def read_wave(path: Path) -> Sound:
     """Decode integer PCM WAV with Python's standard library."""
-    unclosed = open_unclosed(path)
-    # io.BufferedReader reads until it has what was asked for.
-    file = io.BufferedReader(unclosed) if unclosed else open(path, "rb")
-    with file, wave_file.open(file, "rb") as handle:
+    closed = close_recording(path)
+    with wave_file.open(io.BytesIO(closed) if closed else str(path), "rb") as handle:
         width = handle.getsampwidth()
         channels = handle.getnchannels()
         stated = handle.getnframes()
         stated_bytes = stated * width * channels
         if stated_bytes <= path.stat().st_size:
             check_duration(stated / handle.getframerate())
-        mix = new_mix(handle.getframerate())
+        mix = MonoMix(handle.getframerate())
         while raw := handle.readframes(max(1, BLOCK_SAMPLES // channels)):
             mix.add(pcm_samples(raw, width, channels))
-    if unclosed:
+    if closed:
         mix.notes.append(UNCLOSED_NOTE)
     elif mix.samples < stated and stated_bytes < STREAM_BYTES:
-        mix.notes.append(early_end_note((stated - mix.samples) / mix.sample_rate))
-    return mix_sound(mix)
+        mix.note_early_end(stated - mix.samples)
+    return as_sound(mix)
 
 
 def pcm_samples(raw: bytes, width: int, channels: int) -> np.ndarray:

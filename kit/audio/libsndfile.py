@@ -8,28 +8,15 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import (
-    MAX_SCAN_BYTES,
-    OggPage,
-    SplicedFile,
-    audio_format,
-    flac_frames,
-    flac_head_of_unknown_length,
-    is_broken_ogg,
-    ogg_links,
-    ogg_pages,
-    ogg_stretches,
-    open_unclosed,
-    unended_notes,
-)
-from kit.audio.mono import MonoMix, early_end_note
-from kit.audio.mp3 import Mp3Scan, repair_mp3, scan_mp3, skip_id3
+from kit.audio.containers import audio_kind, close_recording, ogg_pages, ogg_parts
+from kit.audio.mp3 import Mp3Scan, mp3_stream, scan_mp3
 
 MAX_HOURS = 6
 BLOCK_SAMPLES = 1 << 20
@@ -38,10 +25,77 @@ MAX_SAMPLES_PER_BYTE = 8192
 # How often reading goes on behind damage, and the first step over it.
 MAX_RESUMES = 100
 RESUME_SAMPLES = 1024
-MAX_FLAC_BLOCK = 65535
+# Larger files are not searched for frames or pages: six hours of MP3 at 320 kbit/s take 864 MB.
+MAX_SCAN_BYTES = 1 << 30
 # Programs that write to a pipe state this size of the sound or a larger one.
 STREAM_BYTES = 0x7FFF0000
+# Channels whose mean has less than this share of their energy cancel each other: -40 dB.
+CANCELLED_SHARE = 1e-4
+# A decoder's own delay, which libsndfile takes off. Units: samples
+MP3_DELAY = 529
 UNCLOSED_NOTE = "the recording was never closed: its header states no length"
+CANCELLED_NOTE = "the channels cancel each other: one of them is used instead of their mean"
+
+
+class MonoMix:
+    """The mean over channels of the blocks that were added; one channel where the channels cancel each other."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self.samples = 0
+        # Where the next block begins, if it is behind sound that is lost.
+        self.resume_at = 0
+        self.notes: list[str] = []
+        self.blocks: list[np.ndarray] = []
+
+    def add(self, block: np.ndarray) -> None:
+        """Add a block. Shape: (n, channels). Errors: ValueError for a sound longer than MAX_HOURS"""
+        if not len(block):
+            return
+        lost = max(0, self.resume_at - self.samples)
+        check_duration((self.samples + lost + len(block)) / self.sample_rate)
+        if lost:
+            at_s = self.samples / self.sample_rate
+            lost_s = lost / self.sample_rate
+            self.notes.append(f"{lost_s:.2f} s at {at_s:.1f} s are damaged and became silence")
+            self.blocks.append(np.zeros(lost, np.float32))
+        self.blocks.append(self.mono(block))
+        self.samples += lost + len(block)
+
+    def mono(self, block: np.ndarray) -> np.ndarray:
+        """Return the mean over channels, or the loudest one where they cancel. Shape: (n, channels) -> (n,)"""
+        channels = block.shape[1]
+        # Adding columns gives the digits of np.mean, several times as fast.
+        mean: np.ndarray = block[:, 0].astype(np.float32)
+        if channels == 1:
+            return mean
+        if channels < 8:
+            for i in range(1, channels):
+                mean += block[:, i]
+            mean /= channels
+        else:
+            mean = block.mean(axis=1)
+        # Some 16,000 samples of a block are enough.
+        step = max(1, len(block) // 16384)
+        energies = np.square(block[::step], dtype=np.float64).mean(axis=0)
+        mean_energy = np.square(mean[::step], dtype=np.float64).mean()
+        if energies.any() and mean_energy <= CANCELLED_SHARE * energies.mean():
+            if CANCELLED_NOTE not in self.notes:
+                self.notes.append(CANCELLED_NOTE)
+            mean = block[:, energies.argmax()].astype(np.float32)
+        return mean
+
+    def wave(self) -> np.ndarray:
+        """Return the mono sound. Shape: -> (samples,) float32"""
+        if len(self.blocks) == 1:
+            return self.blocks[0]
+        return np.concatenate([np.zeros(0, np.float32), *self.blocks])
+
+    def note_early_end(self, lost: float) -> None:
+        """Note that a file ends before the end that its header states. Units: samples"""
+        lost_s = lost / self.sample_rate
+        length = f"{lost_s:.1f}" if lost_s >= 0.1 else f"{lost_s:.3f}"
+        self.notes.append(f"the file ends early: its last {length} s are missing")
 
 
 def libsndfile_name(path: Path) -> str | bytes:
@@ -49,32 +103,14 @@ def libsndfile_name(path: Path) -> str | bytes:
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
-def audio_kind(path: Path) -> str:
-    """Return the format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-        has_id3 = head[:3] == b"ID3"
-        if has_id3:
-            file.seek(skip_id3(head, 0))
-            head = file.read(16)
-    # Other bytes may stand before the first frame of an MP3.
-    may_be_mp3 = has_id3 or path.suffix.lower() == ".mp3"
-    return audio_format(head) or ("MP3" if may_be_mp3 else "")
-
-
 def is_credible(frames: int, path: Path) -> bool:
     """Whether a file's bytes can hold so many frames. libsndfile states 2^63 - 1 where the length is unknown."""
     return 0 < frames <= MAX_SAMPLES_PER_BYTE * path.stat().st_size
 
 
-def new_mix(sample_rate: int) -> MonoMix:
-    """Return an empty mix with the limit of MAX_HOURS."""
-    return MonoMix(sample_rate, MAX_HOURS * 3600)
-
-
 def check_duration(seconds: float) -> None:
     """Raise ValueError for more than MAX_HOURS, before memory is allocated for it."""
-    if seconds > MAX_HOURS * 3600:
+    if not seconds <= MAX_HOURS * 3600:
         raise ValueError(f"it holds {seconds / 3600:.1f} hours, more than the limit of {MAX_HOURS}")
 
 
@@ -84,45 +120,51 @@ def read_libsndfile(path: Path) -> MonoMix:
     Errors: libsndfile's, and ValueError, where there is no sound or too much of it
     """
     kind = audio_kind(path)
-    if path.stat().st_size <= MAX_SCAN_BYTES:
-        if kind == "MP3":
-            return read_mp3(path)
-        if kind == "Ogg":
-            return read_ogg(path)
-    return read_plain(path, kind)
+    if kind == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
+        return read_mp3(path)
+    if kind == "Ogg" and path.stat().st_size <= MAX_SCAN_BYTES:
+        return read_ogg(path)
+    return read_by_seeking(path)
 
 
-def read_plain(path: Path, kind: str) -> MonoMix:
-    """Decode a file of any format that libsndfile reads, and go on behind damage."""
+def read_by_seeking(path: Path) -> MonoMix:
+    """Decode a file of any format that libsndfile reads. Behind damage, seek on in growing steps."""
     import soundfile
 
-    unclosed = open_unclosed(path) if kind in ("WAV", "AU", "CAF") else None
-    with (
-        unclosed or contextlib.nullcontext(),
-        soundfile.SoundFile(unclosed or libsndfile_name(path)) as handle,
-    ):
+    closed = close_recording(path)
+    with soundfile.SoundFile(io.BytesIO(closed) if closed else libsndfile_name(path)) as handle:
         stated = handle.frames if is_credible(handle.frames, path) else None
         # With a byte per frame or more the header needs no trust: libsndfile checked it against the file's size.
         if stated and stated <= path.stat().st_size:
             check_duration(stated / handle.samplerate)
-        mix = new_mix(handle.samplerate)
+        mix = MonoMix(handle.samplerate)
         error = add_blocks(handle, mix)
-        if unclosed:
+        if closed:
             mix.notes.append(UNCLOSED_NOTE)
-        elif kind != "FLAC":
-            mix.notes += early_end_notes(handle, mix.samples)
+        else:
+            note_missing_bytes(handle, mix)
     # Bytes of another kind may stand behind the sound: an error there loses nothing.
-    if error and mix.samples != stated:
-        if kind == "FLAC" and path.stat().st_size <= MAX_SCAN_BYTES:
-            resume_flac(path, mix, stated)
-        elif stated:
-            resume_by_seeking(path, mix, stated)
-        if not mix.samples:
-            raise error
-        if stated is None:
-            mix.notes.append(f"reading ended at damage at {mix.seconds:.1f} s; how much is lost is not known")
+    step = RESUME_SAMPLES
+    end = stated or MAX_HOURS * 3600 * mix.sample_rate
+    for _ in range(MAX_RESUMES):
+        before = mix.samples
+        if error is None or before + step >= end:
+            break
+        with (
+            contextlib.suppress(soundfile.SoundFileError),
+            soundfile.SoundFile(libsndfile_name(path)) as handle,
+        ):
+            handle.seek(before + step)
+            mix.resume_at = before + step
+            error = add_blocks(handle, mix)
+        step = RESUME_SAMPLES if mix.samples > before else 2 * step
+    if error and not mix.samples:
+        raise error
+    if error and stated is None:
+        at_s = mix.samples / mix.sample_rate
+        mix.notes.append(f"reading ended at damage at {at_s:.1f} s; how much is lost is not known")
     if stated and 0 < mix.samples < stated:
-        mix.notes.append(early_end_note((stated - mix.samples) / mix.sample_rate))
+        mix.note_early_end(stated - mix.samples)
     return mix
 
 
@@ -145,7 +187,7 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
             count = len(handle.read(dtype="float32", always_2d=True, out=block))
         except Exception as problem:
             error = problem
-            # What the block got before the error is no longer NaN. MP3 goes on behind the damage.
+            # What the block got before the error is no longer NaN.
             is_empty = np.isnan(block[:, 0])
             count = int(is_empty.argmax()) if is_empty.any() else len(block)
         if not count:
@@ -155,56 +197,43 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
     return error
 
 
-def early_end_notes(handle: Any, samples: int) -> list[str]:
-    """Return a note where libsndfile's log of a header states more bytes of sound than there are."""
+def note_missing_bytes(handle: Any, mix: MonoMix) -> None:
+    """Note where libsndfile's log of a header states more bytes of sound than there are."""
     sizes = re.search(r"(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", handle.extra_info)
-    if not sizes:
-        return []
-    stated = int(sizes[1])
-    present = int(sizes[2])
-    if not 0 < present < stated < STREAM_BYTES:
-        return []
-    lost_s = samples * (stated / present - 1) / handle.samplerate
-    return [early_end_note(lost_s)] if lost_s > 0.01 else []
+    if sizes:
+        stated = int(sizes[1])
+        present = int(sizes[2])
+        if 0 < present < stated < STREAM_BYTES:
+            lost = mix.samples * (stated / present - 1)
+            if lost > 0.01 * mix.sample_rate:
+                mix.note_early_end(lost)
 
 
-def resume_flac(path: Path, mix: MonoMix, stated: int | None) -> None:
-    """Go on behind damage of a FLAC file; silence takes the place of lost frames, as frames are numbered."""
+def read_parts(parts: Iterable[tuple[bytes, int]]) -> MonoMix:
+    """Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
+
+    Shape:  parts of the stream's bytes and its end, in samples; for Opus in samples at 48 kHz
+    Errors: ValueError where no part decodes
+    """
     import soundfile
 
-    raw = path.read_bytes()
-    metadata_end, frames = flac_frames(raw)
-    head = flac_head_of_unknown_length(raw[:metadata_end])
-    tries = 0
-    for (offset, first), (_, following) in pairwise([*frames, (len(raw), stated or 0)]):
-        # Damaged bytes may look like a frame's header. After a true one the next follows within a block.
-        is_true = first < following <= first + MAX_FLAC_BLOCK
-        if first < mix.samples or not is_true or tries >= MAX_RESUMES:
-            continue
-        tries += 1
-        mix.resume_at = first
-        with contextlib.suppress(soundfile.SoundFileError), SplicedFile(path, head, offset) as part:
-            add_blocks(soundfile.SoundFile(part), mix)
-
-
-def resume_by_seeking(path: Path, mix: MonoMix, stated: int) -> None:
-    """Go on behind damage by seeking on in growing steps; silence takes the place of what is lost."""
-    import soundfile
-
-    step = RESUME_SAMPLES
-    for _ in range(MAX_RESUMES):
-        first = mix.samples + step
-        if first >= stated:
-            break
-        before = mix.samples
-        mix.resume_at = first
-        with (
-            contextlib.suppress(soundfile.SoundFileError),
-            soundfile.SoundFile(libsndfile_name(path)) as handle,
-        ):
-            handle.seek(first)
-            add_blocks(handle, mix)
-        step = RESUME_SAMPLES if mix.samples > before else 2 * step
+    mix: MonoMix | None = None
+    for data, end in parts:
+        with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(io.BytesIO(data)) as handle:
+            part = MonoMix(handle.samplerate)
+            add_blocks(handle, part)
+            end_rate = 48000 if handle.subtype == "OPUS" else handle.samplerate
+            start = end * part.sample_rate // end_rate - part.samples
+            if mix is None:
+                mix = MonoMix(part.sample_rate)
+                # Opus counts some samples before the first one.
+                start = start if start > 0.1 * part.sample_rate else 0
+            mix.resume_at = start
+            mix.add(part.wave()[:, None])
+            mix.notes += [note for note in part.notes if note not in mix.notes]
+    if mix is None:
+        raise ValueError("no part of the file can be decoded")
+    return mix
 
 
 def read_mp3(path: Path) -> MonoMix:
@@ -216,26 +245,28 @@ def read_mp3(path: Path) -> MonoMix:
 
     raw = path.read_bytes()
     scan = scan_mp3(raw)
-    if scan is None:
+    if scan is None or not scan.frames:
         # Layers I and II, a free bit rate, or no MP3 at all.
         try:
-            return read_plain(path, "")
+            return read_by_seeking(path)
         except soundfile.SoundFileError as problem:
             raise ValueError("the file holds no whole MP3 frame") from problem
     check_duration(scan.frames_s(scan.frames))
     if is_whole_mp3(path, scan):
-        mix = read_plain(path, "MP3")
+        mix = read_by_seeking(path)
     else:
-        stream, notes = repair_mp3(raw, scan)
-        with soundfile.SoundFile(io.BytesIO(stream)) as handle:
-            mix = new_mix(handle.samplerate)
-            error = add_blocks(handle, mix)
-        if error and not mix.samples:
-            raise error
-        mix.notes += notes
+        counts = scan.frames_before()
+        parts = []
+        for (start, end, count), before in zip(scan.runs, counts, strict=False):
+            last = (before + count) * scan.frame_samples - MP3_DELAY
+            parts.append((mp3_stream(raw[start:end], count), last))
+        mix = read_parts(parts)
+        # A table may count its own frame.
+        if scan.stated and scan.stated > counts[-1] + 1:
+            mix.note_early_end((scan.stated - counts[-1]) * scan.frame_samples)
     if scan.skipped:
         mix.notes.append(f"{scan.skipped} bytes before the first frame are damaged, or no sound")
-    if scan.is_cut and scan.stated is None:
+    if scan.is_cut and not scan.stated:
         mix.notes.append("the file ends early, within a frame; how much is lost is not known")
     return mix
 
@@ -247,63 +278,27 @@ def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
     if len(scan.runs) > 1:
         return False
     with contextlib.suppress(soundfile.SoundFileError):
-        lost = scan.frames * scan.frame_samples - int(soundfile.info(libsndfile_name(path)).frames)
-        # An encoder's delay and padding are up to three frames, and taken off.
-        return 0 <= lost <= 3 * scan.frame_samples
+        lost = scan.frames - int(soundfile.info(libsndfile_name(path)).frames) / scan.frame_samples
+        # An encoder's delay and padding are up to three frames, and taken off. Bytes behind the last frame hide it.
+        return -1 <= lost <= 3
     return False
 
 
 def read_ogg(path: Path) -> MonoMix:
-    """Decode an Ogg file. Silence takes the place of damaged pages; streams that follow one another are joined.
+    """Decode the first stream of an Ogg file. Silence takes the place of damaged pages.
 
     Errors: ValueError for a file without an undamaged stream
     """
     raw = path.read_bytes()
-    links = ogg_links(ogg_pages(raw))
-    if len(links) == 1 and not is_broken_ogg(links[0]):
-        mix = read_plain(path, "Ogg")
-        mix.notes += unended_notes(links[0])
-        return mix
-    parts = [part for part in (read_ogg_stream(raw, pages) for pages in links) if part is not None]
-    if not parts:
-        raise ValueError("the file holds no undamaged Ogg stream")
-    mix = parts[0]
-    for part in parts[1:]:
-        if part.sample_rate == mix.sample_rate:
-            mix.notes += part.notes
-            mix.add(part.wave()[:, None])
-        else:
-            mix.notes.append(
-                f"a second stream at {part.sample_rate} Hz, {part.seconds:.1f} s long, is left out"
-            )
-    return mix
-
-
-def read_ogg_stream(raw: bytes, pages: list[OggPage]) -> MonoMix | None:
-    """Decode one stream, stretch by stretch between its damaged pages; None where nothing of it decodes."""
-    import soundfile
-
-    mix: MonoMix | None = None
-    stream_start = 0
-    for stretch in ogg_stretches(raw, pages):
-        try:
-            with soundfile.SoundFile(io.BytesIO(stretch.data)) as handle:
-                rest = new_mix(handle.samplerate)
-                add_blocks(handle, rest)
-                granules_per_s = 48000 if handle.subtype == "OPUS" else handle.samplerate
-        except soundfile.SoundFileError:
-            continue
-        # Granules are counted at the end of pages: a stretch is placed by its end.
-        start = stretch.granule * rest.sample_rate // granules_per_s - rest.samples
-        if mix is None:
-            mix = rest
-            # Opus counts the samples that it skips, and a part of a broadcast those before it.
-            stream_start = start if stretch.is_first else 0
-        else:
-            mix.resume_at = start - stream_start
-            mix.add(rest.wave()[:, None])
-    if mix is not None:
-        mix.notes += unended_notes(pages)
+    pages, end = ogg_pages(raw)
+    if any(page.sequence != before.sequence + 1 for before, page in pairwise(pages)):
+        mix = read_parts(ogg_parts(pages))
+    else:
+        mix = read_by_seeking(path)
+    if pages and not pages[-1].flags & 4:
+        mix.notes.append("the file ends early: its end mark is missing; how much is lost is not known")
+    if raw.startswith(b"OggS", end):
+        mix.notes.append(f"another stream follows, {len(raw) - end} bytes long: it is left out")
     return mix
 
 
@@ -313,7 +308,7 @@ def libsndfile_duration_s(path: Path) -> float | None:
 
     if audio_kind(path) == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
         scan = scan_mp3(path.read_bytes())
-        if scan and not is_whole_mp3(path, scan):
+        if scan and scan.frames and not is_whole_mp3(path, scan):
             return scan.frames_s(scan.frames)
     info = soundfile.info(libsndfile_name(path))
     return info.frames / info.samplerate if is_credible(info.frames, path) else None
