@@ -5,8 +5,6 @@ Nothing is decoded. The functions return bytes that a decoder reads as if the fi
 
 import struct
 import zlib
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from kit.audio.mp3 import mp3_frame, skip_id3
@@ -17,19 +15,15 @@ AUDIO_MAGIC = {
     b"OggS": "Ogg",
     b"RIFF": "WAV",
     b"RF64": "WAV",
-    b"RIFX": "WAV",
     b"riff": "W64",
     b"FORM": "AIFF",
     b".snd": "AU",
     b"caff": "CAF",
-    b"NIST": "NIST",
-    b"Crea": "VOC",
     b"\x30\x26\xb2\x75": "WMA",
     b"\x1a\x45\xdf\xa3": "Matroska",
-    b"#!AM": "AMR",
 }
 # Formats that libsndfile and Python's standard library do not read.
-FFMPEG_FORMATS = ("AAC", "WMA", "Matroska", "AMR")
+FFMPEG_FORMATS = ("AAC", "WMA", "Matroska")
 
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 NO_GRANULE = 2**64 - 1
@@ -61,74 +55,74 @@ def close_recording(path: Path) -> bytes | None:
     """
     with open(path, "rb") as file:
         head = file.read(1 << 16)
-    if head[:4] == b".snd":
-        # Byte 8 on: the size of the sound.
-        place = 8 if head[8:12] == bytes(4) else -1
-        size = b"\xff" * 4
-    else:
-        place = unclosed_wav_size(head)
-        size = struct.pack("<I", min(path.stat().st_size - place - 4, 2**32 - 1))
-    if place < 0 or size == bytes(4):
+    open_place = 0
+    if head[:4] == b".snd" and head[8:12] == bytes(4):
+        open_place = 8
+    place = 12
+    while head[:4] == b"RIFF" and place + 8 < len(head) and not open_place:
+        name, length = struct.unpack_from("<4sI", head, place)
+        # Some recorders leave the size of the whole file open as well, or alone.
+        if name == b"data" and 0 not in (length, int.from_bytes(head[4:8], "little")):
+            return None
+        if name == b"data":
+            open_place = place + 4
+        # A chunk begins at an even byte.
+        place += 8 + length + length % 2
+    if not open_place:
         return None
     raw = bytearray(path.read_bytes())
-    raw[place : place + 4] = size
+    raw[open_place : open_place + 4] = b"\xff" * 4
     if raw[:4] == b"RIFF":
         # Python's wave module reads as far as the size of the whole file.
         raw[4:8] = b"\xff" * 4
     return bytes(raw)
 
 
-def unclosed_wav_size(head: bytes) -> int:
-    """Return where an unclosed WAV states the size of the sound; -1 for any other file."""
-    place = 12
-    while head[:4] == b"RIFF" and place + 8 <= len(head):
-        name, length = struct.unpack_from("<4sI", head, place)
-        if name == b"data":
-            # Some recorders leave the size of the whole file open as well, or alone.
-            return place + 4 if length == 0 or head[4:8] == bytes(4) else -1
-        # A chunk begins at an even byte.
-        place += 8 + length + length % 2
-    return -1
+def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
+    """Find the undamaged pages of an Ogg file's first stream, by their checksums.
 
-
-@dataclass(frozen=True)
-class OggPage:
-    """A page of an Ogg file. `granule` is the number of samples up to its end, by the codec's own count."""
-
-    data: bytes
-    flags: int
-    granule: int
-    serial: int
-    sequence: int
-
-
-def ogg_pages(raw: bytes) -> tuple[list[OggPage], int]:
-    """Return the undamaged pages of an Ogg file's first stream, by their checksums, and where it ends.
-
+    Returns: stretches of them, each behind the stream's headers and with its last granule, the number of samples by
+             the codec's own count; whether no page is missing; notes on what is
     Source: RFC 3533
     """
-    pages: list[OggPage] = []
-    stream_end = 0
+    headers = b""
+    parts: list[tuple[bytearray, int]] = []
+    serial = last = -1
+    is_whole = True
+    is_ended = False
+    notes = []
     place = raw.find(b"OggS")
     while place >= 0:
-        segments = raw[place + 26 : place + 27]
-        body = place + 27 + (segments[0] if segments else 0)
+        body = place + 27 + int.from_bytes(raw[place + 26 : place + 27], "big")
         end = body + sum(raw[place + 27 : body])
-        data = raw[place:end]
-        if segments and end <= len(raw) and ogg_crc(data) == data[22:26]:
-            page = OggPage(data, data[5], *struct.unpack_from("<QII", data, 6))
-            is_start = bool(page.flags & 2)
-            if is_start and pages and pages[-1].sequence > 0:
-                # Another stream follows.
-                break
-            # Streams side by side, as in a video: the first page's stream is read.
-            if not pages or page.serial == pages[0].serial:
-                pages.append(page)
-                stream_end = end
-            place = raw.find(b"OggS", end)
-        else:
+        page = raw[place:end]
+        if len(page) < 27 or end > len(raw) or ogg_crc(page) != page[22:26]:
             place = raw.find(b"OggS", place + 1)
-    return pages, stream_end
+            continue
+        granule, page_serial, sequence = struct.unpack_from("<QII", page, 6)
+        if parts and page[5] & 2:
+            notes.append(f"another stream follows, {len(raw) - place} bytes long: it is left out")
+            break
+        place = raw.find(b"OggS", end)
+        # Streams side by side, as in a video: the first page's stream is read.
+        if serial not in (-1, page_serial):
+            continue
+        serial = page_serial
+        is_next = sequence == last + 1
+        last = sequence
+        is_whole = is_whole and is_next
+        is_ended = bool(page[5] & 4)
+        if not parts and granule in (0, NO_GRANULE):
+            headers += page
+            continue
+        if not parts or not is_next:
+            parts.append((bytearray(headers), 0))
+        stretch, last_granule = parts[-1]
+        stretch += page
+        parts[-1] = (stretch, last_granule if granule == NO_GRANULE else granule)
+    if not is_ended:
+        notes.append("the file ends early: its end mark is missing; how much is lost is not known")
+    return [(bytes(stretch), granule) for stretch, granule in parts], is_whole, notes
 
 
 def ogg_crc(page: bytes) -> bytes:
@@ -140,22 +134,3 @@ def ogg_crc(page: bytes) -> bytes:
     without = page[:22] + bytes(4) + page[26:]
     crc = zlib.crc32(without.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, "big").translate(REVERSED_BITS)
-
-
-def ogg_parts(pages: list[OggPage]) -> list[tuple[bytes, int]]:
-    """Return the stretches between damaged pages as streams of their own, each with the granule of its end."""
-    headers = 1
-    while headers < len(pages) and pages[headers].granule in (0, NO_GRANULE):
-        headers += 1
-    head = b"".join(page.data for page in pages[:headers])
-    runs: list[list[OggPage]] = []
-    for before, page in pairwise(pages[headers - 1 :]):
-        if not runs or page.sequence != before.sequence + 1:
-            runs.append([])
-        runs[-1].append(page)
-    parts = []
-    for run in runs:
-        granules = [page.granule for page in run if page.granule != NO_GRANULE]
-        if granules:
-            parts.append((head + b"".join(page.data for page in run), granules[-1]))
-    return parts

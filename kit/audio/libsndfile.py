@@ -8,15 +8,13 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import audio_kind, close_recording, ogg_pages, ogg_parts
-from kit.audio.mp3 import Mp3Scan, mp3_stream, scan_mp3
+from kit.audio.containers import audio_kind, close_recording, scan_ogg
+from kit.audio.mp3 import Mp3Scan, mp3_parts, scan_mp3
 
 MAX_HOURS = 6
 BLOCK_SAMPLES = 1 << 20
@@ -31,8 +29,6 @@ MAX_SCAN_BYTES = 1 << 30
 STREAM_BYTES = 0x7FFF0000
 # Channels whose mean has less than this share of their energy cancel each other: -40 dB.
 CANCELLED_SHARE = 1e-4
-# A decoder's own delay, which libsndfile takes off. Units: samples
-MP3_DELAY = 529
 UNCLOSED_NOTE = "the recording was never closed: its header states no length"
 CANCELLED_NOTE = "the channels cancel each other: one of them is used instead of their mean"
 
@@ -69,12 +65,9 @@ class MonoMix:
         mean: np.ndarray = block[:, 0].astype(np.float32)
         if channels == 1:
             return mean
-        if channels < 8:
-            for i in range(1, channels):
-                mean += block[:, i]
-            mean /= channels
-        else:
-            mean = block.mean(axis=1)
+        for i in range(1, channels):
+            mean += block[:, i]
+        mean /= channels
         # Some 16,000 samples of a block are enough.
         step = max(1, len(block) // 16384)
         energies = np.square(block[::step], dtype=np.float64).mean(axis=0)
@@ -209,7 +202,7 @@ def note_missing_bytes(handle: Any, mix: MonoMix) -> None:
                 mix.note_early_end(lost)
 
 
-def read_parts(parts: Iterable[tuple[bytes, int]]) -> MonoMix:
+def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
     """Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
 
     Shape:  parts of the stream's bytes and its end, in samples; for Opus in samples at 48 kHz
@@ -245,7 +238,7 @@ def read_mp3(path: Path) -> MonoMix:
 
     raw = path.read_bytes()
     scan = scan_mp3(raw)
-    if scan is None or not scan.frames:
+    if scan is None:
         # Layers I and II, a free bit rate, or no MP3 at all.
         try:
             return read_by_seeking(path)
@@ -255,15 +248,11 @@ def read_mp3(path: Path) -> MonoMix:
     if is_whole_mp3(path, scan):
         mix = read_by_seeking(path)
     else:
-        counts = scan.frames_before()
-        parts = []
-        for (start, end, count), before in zip(scan.runs, counts, strict=False):
-            last = (before + count) * scan.frame_samples - MP3_DELAY
-            parts.append((mp3_stream(raw[start:end], count), last))
+        parts, frames = mp3_parts(raw, scan)
         mix = read_parts(parts)
         # A table may count its own frame.
-        if scan.stated and scan.stated > counts[-1] + 1:
-            mix.note_early_end((scan.stated - counts[-1]) * scan.frame_samples)
+        if scan.stated > frames + 1:
+            mix.note_early_end((scan.stated - frames) * scan.frame_samples)
     if scan.skipped:
         mix.notes.append(f"{scan.skipped} bytes before the first frame are damaged, or no sound")
     if scan.is_cut and not scan.stated:
@@ -289,16 +278,9 @@ def read_ogg(path: Path) -> MonoMix:
 
     Errors: ValueError for a file without an undamaged stream
     """
-    raw = path.read_bytes()
-    pages, end = ogg_pages(raw)
-    if any(page.sequence != before.sequence + 1 for before, page in pairwise(pages)):
-        mix = read_parts(ogg_parts(pages))
-    else:
-        mix = read_by_seeking(path)
-    if pages and not pages[-1].flags & 4:
-        mix.notes.append("the file ends early: its end mark is missing; how much is lost is not known")
-    if raw.startswith(b"OggS", end):
-        mix.notes.append(f"another stream follows, {len(raw) - end} bytes long: it is left out")
+    parts, is_whole, notes = scan_ogg(path.read_bytes())
+    mix = read_by_seeking(path) if is_whole else read_parts(parts)
+    mix.notes += notes
     return mix
 
 
@@ -308,7 +290,7 @@ def libsndfile_duration_s(path: Path) -> float | None:
 
     if audio_kind(path) == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
         scan = scan_mp3(path.read_bytes())
-        if scan and scan.frames and not is_whole_mp3(path, scan):
+        if scan and not is_whole_mp3(path, scan):
             return scan.frames_s(scan.frames)
     info = soundfile.info(libsndfile_name(path))
     return info.frames / info.samplerate if is_credible(info.frames, path) else None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+# Samples that libsndfile takes off the beginning of a stream with a table.
+DECODER_DELAY = 529
 MP3_TAGS = (b"TAG", b"ID3", b"APE", b"LYR")
 
 
@@ -36,17 +38,16 @@ def mp3_frame(header: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Mp3Scan:
-    """The frames of an MP3 file.
+    """The frames of an MP3 file: `runs` are stretches of whole frames, each its first byte, end and number of frames.
 
-    `runs` are stretches of whole frames: first byte, end, number of frames. `stated` is the number of frames by a
-    table (Xing, Info or VBRI) in the first frame; that frame holds no sound and is in no run. `skipped` counts other
-    bytes before the first frame. `is_cut` is true if the file ends within a frame.
+    `stated` is the number of frames by a table (Xing or Info) in the first frame, which holds no sound and is in no
+    run; 0 without one. `skipped` counts other bytes before it. `is_cut` is true if the file ends within a frame.
     """
 
     runs: list[tuple[int, int, int]]
     sample_rate: int
     frame_samples: int
-    stated: int | None
+    stated: int
     skipped: int
     is_cut: bool
 
@@ -58,22 +59,6 @@ class Mp3Scan:
     def frames_s(self, frames: int) -> float:
         """Return how long frames last. Units: seconds"""
         return frames * self.frame_samples / self.sample_rate
-
-    def frames_before(self) -> list[int]:
-        """Return how many frames are before each run, lost ones included, and last their number at the end.
-
-        Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
-        """
-        frame_bytes = sum(end - start for start, end, _ in self.runs) / self.frames
-        counts = [0]
-        for i, (_, end, count) in enumerate(self.runs):
-            behind = self.runs[i + 1][0] if i + 1 < len(self.runs) else end
-            lost = round((behind - end) / frame_bytes)
-            missing = (self.stated or 0) - self.frames
-            if lost and len(self.runs) == 2 and abs(missing - lost) <= max(2, lost // 2):
-                lost = missing
-            counts.append(counts[-1] + count + lost)
-        return counts
 
 
 def scan_mp3(raw: bytes) -> Mp3Scan | None:
@@ -91,13 +76,10 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
     while 0 <= place < len(raw):
         length, this_kind = frame_at(place)
         end = place + length
-        if length and kind in (0, this_kind):
-            is_whole = frame_at(end)[1] == this_kind or end == len(raw) or raw[end : end + 3] in MP3_TAGS
-        else:
-            is_whole = False
-        if is_whole:
-            start = start if count else place
+        is_alike = length > 0 and kind in (0, this_kind)
+        if is_alike and (frame_at(end)[1] == this_kind or end == len(raw) or raw[end : end + 3] in MP3_TAGS):
             kind = this_kind
+            start = start if count else place
             count += 1
             place = end
             continue
@@ -109,21 +91,24 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
         runs.append((start, len(raw), count))
     if not runs:
         return None
-    version = kind >> 19 & 3
     first, first_end, count = runs[0]
-    length = frame_at(first)[0]
-    stated = mp3_table_frames(raw[first : first + length])
-    if stated is not None:
-        runs[:1] = [(first + length, first_end, count - 1)] if count > 1 else []
-    last_end = runs[-1][1] if runs else len(raw)
+    length, _ = frame_at(first)
+    cut_length, cut_kind = frame_at(runs[-1][1])
+    is_cut = cut_kind == kind and runs[-1][1] + cut_length > len(raw)
+    # The table states its number of frames if the lowest bit of its flags is set.
+    table = re.search(
+        rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)", raw[first : first + 64], re.DOTALL
+    )
+    if table and count > 1:
+        runs[0] = (first + length, first_end, count - 1)
     return Mp3Scan(
         runs=runs,
-        sample_rate=MP3_RATES[version][kind >> 10 & 3],
-        frame_samples=1152 if version == 3 else 576,
-        stated=stated,
+        sample_rate=MP3_RATES[kind >> 19 & 3][kind >> 10 & 3],
+        frame_samples=1152 if kind >> 19 & 3 == 3 else 576,
+        stated=int.from_bytes(table[1], "big") if table else 0,
         # Tags are often padded with zeros.
         skipped=len(raw[begin:first].lstrip(b"\0")),
-        is_cut=frame_at(last_end)[1] == kind and last_end + frame_at(last_end)[0] > len(raw),
+        is_cut=is_cut,
     )
 
 
@@ -139,16 +124,24 @@ def skip_id3(raw: bytes) -> int:
     return place
 
 
-def mp3_table_frames(frame: bytes) -> int | None:
-    """Return the number of frames that a first frame's table states, 0 if it states none; None without a table."""
-    found = re.search(rb"Xing|Info|VBRI", frame[:64])
-    if not found:
-        return None
-    is_vbri = found.group() == b"VBRI"
-    if not is_vbri and not frame[found.end() + 3] & 1:
-        return 0
-    place = found.end() + (10 if is_vbri else 4)
-    return int.from_bytes(frame[place : place + 4], "big")
+def mp3_parts(raw: bytes, scan: Mp3Scan) -> tuple[list[tuple[bytes, int]], int]:
+    """Return each run as a stream of its own with the sample at its end, and the number of frames, lost ones included.
+
+    Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
+    """
+    frame_bytes = sum(end - start for start, end, _ in scan.runs) / scan.frames
+    parts = []
+    before = 0
+    last_end = scan.runs[0][0]
+    for start, end, count in scan.runs:
+        lost = round((start - last_end) / frame_bytes)
+        missing = scan.stated - scan.frames
+        if lost and len(scan.runs) == 2 and abs(missing - lost) <= max(2, lost // 2):
+            lost = missing
+        before += lost + count
+        last_end = end
+        parts.append((mp3_stream(raw[start:end], count), before * scan.frame_samples - DECODER_DELAY))
+    return parts, before
 
 
 def mp3_stream(frames: bytes, count: int) -> bytes:
@@ -156,10 +149,9 @@ def mp3_stream(frames: bytes, count: int) -> bytes:
     # No checksum, and the highest bit rate: it leaves room for the table at every sample rate.
     header = bytes([frames[0], frames[1] | 1, frames[2] & 0x0D | 0xE0, frames[3]])
     is_mono = header[3] >> 6 == 3
-    if header[1] >> 3 & 3 == 3:
-        side_bytes = 17 if is_mono else 32
-    else:
-        side_bytes = 9 if is_mono else 17
+    is_mpeg1 = header[1] >> 3 & 3 == 3
+    # The table stands behind the side information.
+    side_bytes = (9, 17, 32)[is_mpeg1 + (not is_mono)]
     table = header + bytes(side_bytes) + b"Info" + struct.pack(">II", 1, count)
     length, _ = mp3_frame(int.from_bytes(header, "big"))
     return table.ljust(length, b"\0") + frames
