@@ -1,15 +1,12 @@
 """Decode audio files to mono waveforms, or return the reason why a file cannot be used.
 
-Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) comes first: it is
-the fastest, and lets other threads run while it decodes. TorchCodec comes next: it reads AAC, M4A and WMA, which
-libsndfile does not, but is often not installed. Python's own `wave` module comes last: it is always installed, but
-reads integer PCM WAV only. A decoder that is not installed is skipped.
+Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) is the fastest, and
+lets other threads run while it decodes. TorchCodec reads AAC, M4A and WMA as well, but is often not installed.
+Python's own `wave` module is always installed, but reads integer PCM WAV only.
 
-A length in a header is a promise: files are read to their end. What decodes before and behind damage is used, and
-`Sound.notes` names what is lost.
-
-A path is opened only if it is a regular file: opening a named pipe blocks until something writes to it, and a
-device such as /dev/zero never ends.
+Files are read to their end, whatever their header states. What decodes before and behind damage is used, and
+`Sound.notes` names what is lost. Only regular files are opened: opening a named pipe blocks until something writes to
+it, and a device such as /dev/zero never ends.
 """
 
 import contextlib
@@ -48,7 +45,6 @@ AUDIO_SUFFIXES = """
 MAX_SAMPLE = 1e9
 # Integers that were stored as floats reach 32768; music that was mastered too loud stays far below this.
 LOUD_SAMPLE = 16.0
-REASON_CHARACTERS = 180
 
 
 @dataclass(frozen=True)
@@ -225,13 +221,13 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
     if not reasons:
         return "cannot be decoded, because no decoder is installed: pip install soundfile"
     if kind in FFMPEG_FORMATS and "torchcodec" in missing:
-        state = missing["torchcodec"]
-        return f"cannot be decoded: no decoder here reads {kind}: pip install torchcodec (it is {state})"
-    if kind != "WAV" and "soundfile" in missing:
+        cure = f"no decoder here reads {kind}: pip install torchcodec (it is {missing['torchcodec']})"
+    elif kind != "WAV" and "soundfile" in missing:
         state = missing["soundfile"]
-        cure = "soundfile is missing: only WAV can be read: pip install soundfile"
-        return f"cannot be decoded: {cure} (it is {state})"
-    return f"cannot be decoded ({'; '.join(reasons)})"
+        cure = f"soundfile is missing: only WAV can be read: pip install soundfile (it is {state})"
+    else:
+        return f"cannot be decoded ({'; '.join(reasons)})"
+    return f"cannot be decoded: {cure}"
 
 
 def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
@@ -293,7 +289,7 @@ def one_line(error: BaseException) -> str:
 
 def shorten(text: str) -> str:
     """Return a text's first words."""
-    return textwrap.shorten(text, REASON_CHARACTERS // 2, placeholder=" ...")
+    return textwrap.shorten(text, 90, placeholder=" ...")
 
 
 def list_audio(folder: Path) -> list[Path]:
@@ -333,8 +329,6 @@ def is_audio_name(path: Path) -> bool:
     """Whether a file is audio by its suffix or, where it has none, by its first bytes."""
     if path.suffix:
         return path.suffix.lower() in AUDIO_SUFFIXES.split()
-    if file_problem(path):
-        return False
     with contextlib.suppress(OSError):
-        return bool(audio_kind(path))
+        return file_problem(path) is None and audio_kind(path) != ""
     return False

@@ -6,6 +6,7 @@ that times stay right. Notes on the mix name what is lost.
 
 import contextlib
 import io
+import math
 import os
 import re
 from pathlib import Path
@@ -96,9 +97,9 @@ def libsndfile_name(path: Path) -> str | bytes:
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
-def is_credible(frames: int, path: Path) -> bool:
-    """Whether a file's bytes can hold so many frames. libsndfile states 2^63 - 1 where the length is unknown."""
-    return 0 < frames <= MAX_SAMPLES_PER_BYTE * path.stat().st_size
+def credible_frames(frames: int, path: Path) -> int | None:
+    """Return a header's length if the file can hold it. libsndfile states 2^63 - 1 where the length is unknown."""
+    return frames if 0 < frames <= MAX_SAMPLES_PER_BYTE * path.stat().st_size else None
 
 
 def check_duration(seconds: float) -> None:
@@ -112,12 +113,29 @@ def read_libsndfile(path: Path) -> MonoMix:
 
     Errors: libsndfile's, and ValueError, where there is no sound or too much of it
     """
+    import soundfile
+
     kind = audio_kind(path)
-    if kind == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
-        return read_mp3(path)
-    if kind == "Ogg" and path.stat().st_size <= MAX_SCAN_BYTES:
-        return read_ogg(path)
-    return read_by_seeking(path)
+    raw = path.read_bytes() if kind in ("MP3", "Ogg") and path.stat().st_size <= MAX_SCAN_BYTES else b""
+    scan = scan_mp3(raw) if kind == "MP3" else None
+    if scan:
+        check_duration(scan.seconds)
+        notes = scan.notes
+        mix = read_by_seeking(path) if is_whole_mp3(path, scan) else read_parts(mp3_parts(raw, scan))
+    elif kind == "Ogg" and raw:
+        parts, is_whole, notes = scan_ogg(raw)
+        mix = read_by_seeking(path) if is_whole else read_parts(parts)
+    else:
+        notes = []
+        try:
+            mix = read_by_seeking(path)
+        except soundfile.SoundFileError as problem:
+            if kind != "MP3":
+                raise
+            # libsndfile's own words are that the file does not exist.
+            raise ValueError("the file holds no whole MP3 frame") from problem
+    mix.notes += notes
+    return mix
 
 
 def read_by_seeking(path: Path) -> MonoMix:
@@ -126,7 +144,7 @@ def read_by_seeking(path: Path) -> MonoMix:
 
     closed = close_recording(path)
     with soundfile.SoundFile(io.BytesIO(closed) if closed else libsndfile_name(path)) as handle:
-        stated = handle.frames if is_credible(handle.frames, path) else None
+        stated = credible_frames(handle.frames, path)
         # With a byte per frame or more the header needs no trust: libsndfile checked it against the file's size.
         if stated and stated <= path.stat().st_size:
             check_duration(stated / handle.samplerate)
@@ -134,8 +152,12 @@ def read_by_seeking(path: Path) -> MonoMix:
         error = add_blocks(handle, mix)
         if closed:
             mix.notes.append(UNCLOSED_NOTE)
-        else:
-            note_missing_bytes(handle, mix)
+        # libsndfile logs a header that states more bytes of sound than there are, and corrects its length.
+        sizes = re.search(r"(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", handle.extra_info)
+        if sizes and not closed and 0 < int(sizes[2]) < int(sizes[1]) < STREAM_BYTES:
+            lost = mix.samples * (int(sizes[1]) / int(sizes[2]) - 1)
+            if lost > 0.01 * mix.sample_rate:
+                mix.note_early_end(lost)
     # Bytes of another kind may stand behind the sound: an error there loses nothing.
     step = RESUME_SAMPLES
     end = stated or MAX_HOURS * 3600 * mix.sample_rate
@@ -190,18 +212,6 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
     return error
 
 
-def note_missing_bytes(handle: Any, mix: MonoMix) -> None:
-    """Note where libsndfile's log of a header states more bytes of sound than there are."""
-    sizes = re.search(r"(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", handle.extra_info)
-    if sizes:
-        stated = int(sizes[1])
-        present = int(sizes[2])
-        if 0 < present < stated < STREAM_BYTES:
-            lost = mix.samples * (stated / present - 1)
-            if lost > 0.01 * mix.sample_rate:
-                mix.note_early_end(lost)
-
-
 def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
     """Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
 
@@ -211,6 +221,7 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
     import soundfile
 
     mix: MonoMix | None = None
+    end = end_rate = 1
     for data, end in parts:
         with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(io.BytesIO(data)) as handle:
             part = MonoMix(handle.samplerate)
@@ -226,37 +237,9 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
             mix.notes += [note for note in part.notes if note not in mix.notes]
     if mix is None:
         raise ValueError("no part of the file can be decoded")
-    return mix
-
-
-def read_mp3(path: Path) -> MonoMix:
-    """Decode an MP3 file by its frames: libsndfile's estimate of the length is wrong both ways, and damage stops it.
-
-    Errors: ValueError for a file without a whole frame
-    """
-    import soundfile
-
-    raw = path.read_bytes()
-    scan = scan_mp3(raw)
-    if scan is None:
-        # Layers I and II, a free bit rate, or no MP3 at all.
-        try:
-            return read_by_seeking(path)
-        except soundfile.SoundFileError as problem:
-            raise ValueError("the file holds no whole MP3 frame") from problem
-    check_duration(scan.frames_s(scan.frames))
-    if is_whole_mp3(path, scan):
-        mix = read_by_seeking(path)
-    else:
-        parts, frames = mp3_parts(raw, scan)
-        mix = read_parts(parts)
-        # A table may count its own frame.
-        if scan.stated > frames + 1:
-            mix.note_early_end((scan.stated - frames) * scan.frame_samples)
-    if scan.skipped:
-        mix.notes.append(f"{scan.skipped} bytes before the first frame are damaged, or no sound")
-    if scan.is_cut and not scan.stated:
-        mix.notes.append("the file ends early, within a frame; how much is lost is not known")
+    lost = end * mix.sample_rate // end_rate - mix.samples
+    if lost > 0.1 * mix.sample_rate:
+        mix.note_early_end(lost)
     return mix
 
 
@@ -264,24 +247,11 @@ def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
     """Whether an MP3's frames follow one another, and are as many as libsndfile takes from its table or estimate."""
     import soundfile
 
-    if len(scan.runs) > 1:
-        return False
+    lost = math.inf
     with contextlib.suppress(soundfile.SoundFileError):
-        lost = scan.frames - int(soundfile.info(libsndfile_name(path)).frames) / scan.frame_samples
-        # An encoder's delay and padding are up to three frames, and taken off. Bytes behind the last frame hide it.
-        return -1 <= lost <= 3
-    return False
-
-
-def read_ogg(path: Path) -> MonoMix:
-    """Decode the first stream of an Ogg file. Silence takes the place of damaged pages.
-
-    Errors: ValueError for a file without an undamaged stream
-    """
-    parts, is_whole, notes = scan_ogg(path.read_bytes())
-    mix = read_by_seeking(path) if is_whole else read_parts(parts)
-    mix.notes += notes
-    return mix
+        lost = scan.frames - soundfile.info(libsndfile_name(path)).frames / scan.frame_samples
+    # An encoder's delay and padding are up to three frames, and taken off. Bytes behind the last frame hide it.
+    return len(scan.runs) == 1 and -1 <= lost <= 3
 
 
 def libsndfile_duration_s(path: Path) -> float | None:
@@ -291,6 +261,7 @@ def libsndfile_duration_s(path: Path) -> float | None:
     if audio_kind(path) == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
         scan = scan_mp3(path.read_bytes())
         if scan and not is_whole_mp3(path, scan):
-            return scan.frames_s(scan.frames)
+            return scan.seconds
     info = soundfile.info(libsndfile_name(path))
-    return info.frames / info.samplerate if is_credible(info.frames, path) else None
+    frames = credible_frames(info.frames, path)
+    return frames / info.samplerate if frames else None

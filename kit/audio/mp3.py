@@ -38,27 +38,23 @@ def mp3_frame(header: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Mp3Scan:
-    """The frames of an MP3 file: `runs` are stretches of whole frames, each its first byte, end and number of frames.
+    """The frames of an MP3 file. `runs` are stretches of whole ones: first byte, end and number of frames.
 
     `stated` is the number of frames by a table (Xing or Info) in the first frame, which holds no sound and is in no
-    run; 0 without one. `skipped` counts other bytes before it. `is_cut` is true if the file ends within a frame.
+    run; 0 without one.
     """
 
     runs: list[tuple[int, int, int]]
-    sample_rate: int
+    frames: int
     frame_samples: int
+    sample_rate: int
     stated: int
-    skipped: int
-    is_cut: bool
+    notes: list[str]
 
     @property
-    def frames(self) -> int:
-        """The number of whole frames."""
-        return sum(count for _, _, count in self.runs)
-
-    def frames_s(self, frames: int) -> float:
-        """Return how long frames last. Units: seconds"""
-        return frames * self.frame_samples / self.sample_rate
+    def seconds(self) -> float:
+        """How long the whole frames last."""
+        return self.frames * self.frame_samples / self.sample_rate
 
 
 def scan_mp3(raw: bytes) -> Mp3Scan | None:
@@ -72,43 +68,45 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
 
     begin = place = skip_id3(raw)
     runs: list[tuple[int, int, int]] = []
-    start = count = kind = 0
+    kind = 0
     while 0 <= place < len(raw):
         length, this_kind = frame_at(place)
         end = place + length
         is_alike = length > 0 and kind in (0, this_kind)
         if is_alike and (frame_at(end)[1] == this_kind or end == len(raw) or raw[end : end + 3] in MP3_TAGS):
             kind = this_kind
-            start = start if count else place
-            count += 1
+            is_next = runs and runs[-1][1] == place
+            start, _, count = runs.pop() if is_next else (place, place, 0)
+            runs.append((start, end, count + 1))
             place = end
-            continue
-        if count:
-            runs.append((start, place, count))
-            count = 0
-        place = raw.find(b"\xff", place + 1)
-    if count:
-        runs.append((start, len(raw), count))
+        else:
+            place = raw.find(b"\xff", place + 1)
     if not runs:
         return None
+    notes = []
     first, first_end, count = runs[0]
-    length, _ = frame_at(first)
-    cut_length, cut_kind = frame_at(runs[-1][1])
-    is_cut = cut_kind == kind and runs[-1][1] + cut_length > len(raw)
+    # Tags are often padded with zeros.
+    skipped = len(raw[begin:first].lstrip(b"\0"))
+    if skipped:
+        notes.append(f"{skipped} bytes before the first frame are damaged, or no sound")
     # The table states its number of frames if the lowest bit of its flags is set.
     table = re.search(
         rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)", raw[first : first + 64], re.DOTALL
     )
     if table and count > 1:
-        runs[0] = (first + length, first_end, count - 1)
+        runs[0] = (first + frame_at(first)[0], first_end, count - 1)
+    last_end = runs[-1][1]
+    length, last_kind = frame_at(last_end)
+    if not table and last_kind == kind and last_end + length > len(raw):
+        notes.append("the file ends early, within a frame; how much is lost is not known")
+    version = kind >> 19 & 3
     return Mp3Scan(
         runs=runs,
-        sample_rate=MP3_RATES[kind >> 19 & 3][kind >> 10 & 3],
-        frame_samples=1152 if kind >> 19 & 3 == 3 else 576,
+        frames=sum(count for _, _, count in runs),
+        frame_samples=1152 if version == 3 else 576,
+        sample_rate=MP3_RATES[version][kind >> 10 & 3],
         stated=int.from_bytes(table[1], "big") if table else 0,
-        # Tags are often padded with zeros.
-        skipped=len(raw[begin:first].lstrip(b"\0")),
-        is_cut=is_cut,
+        notes=notes,
     )
 
 
@@ -117,31 +115,32 @@ def skip_id3(raw: bytes) -> int:
     place = 0
     while raw[place : place + 3] == b"ID3" and place + 10 <= len(raw):
         # Seven bits of each byte count.
-        length = 0
-        for byte in raw[place + 6 : place + 10]:
-            length = length << 7 | byte & 127
-        place += 10 + length
+        high, second, third, low = raw[place + 6 : place + 10]
+        place += 10 + (high << 21 | second << 14 | third << 7 | low)
     return place
 
 
-def mp3_parts(raw: bytes, scan: Mp3Scan) -> tuple[list[tuple[bytes, int]], int]:
-    """Return each run as a stream of its own with the sample at its end, and the number of frames, lost ones included.
+def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
+    """Return each run as a stream of its own, with the sample at its end; and no bytes with the end by the table.
 
     Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
     """
     frame_bytes = sum(end - start for start, end, _ in scan.runs) / scan.frames
+    missing = scan.stated - scan.frames
     parts = []
-    before = 0
+    frames = 0
     last_end = scan.runs[0][0]
     for start, end, count in scan.runs:
         lost = round((start - last_end) / frame_bytes)
-        missing = scan.stated - scan.frames
         if lost and len(scan.runs) == 2 and abs(missing - lost) <= max(2, lost // 2):
             lost = missing
-        before += lost + count
+        frames += lost + count
         last_end = end
-        parts.append((mp3_stream(raw[start:end], count), before * scan.frame_samples - DECODER_DELAY))
-    return parts, before
+        parts.append((mp3_stream(raw[start:end], count), frames * scan.frame_samples - DECODER_DELAY))
+    # A table may count its own frame.
+    if scan.stated > frames + 1:
+        parts.append((b"", scan.stated * scan.frame_samples))
+    return parts
 
 
 def mp3_stream(frames: bytes, count: int) -> bytes:

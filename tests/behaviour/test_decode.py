@@ -3,9 +3,6 @@
 import os
 import struct
 import threading
-import wave
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,22 +46,6 @@ def write_sound(path, values, rate=RATE, kind="WAV", subtype="PCM_16"):
         pytest.skip(f"this libsndfile ({soundfile.__libsndfile_version__}) does not write {kind} {subtype}")
     soundfile.write(path, values, rate, format=kind, subtype=subtype)
     return path
-
-
-def slow_pcm(path):
-    """Slow definition: the mean over channels of every little-endian integer of a WAV, one by one."""
-    with wave.open(str(path)) as handle:
-        width, channels, frames = handle.getsampwidth(), handle.getnchannels(), handle.getnframes()
-        raw = handle.readframes(frames)
-    values = []
-    for first in range(0, len(raw), width * channels):
-        total = 0.0
-        for channel in range(channels):
-            start = first + channel * width
-            number = int.from_bytes(raw[start : start + width], "little", signed=width > 1)
-            total += (number - 128) / 128 if width == 1 else number / 2 ** (8 * width - 1)
-        values.append(total / channels)
-    return np.array(values)
 
 
 def not_installed(path):
@@ -135,19 +116,7 @@ def test_the_standard_library_reads_the_integers_that_soundfile_reads(tmp_path, 
     assert isinstance(sound, Sound) and isinstance(reference, Sound)
     assert sound.sample_rate == reference.sample_rate and sound.wave.dtype == np.float32
     np.testing.assert_allclose(sound.wave, reference.wave, rtol=0, atol=0 if channels <= 2 else 1.2e-7)
-    np.testing.assert_allclose(sound.wave, slow_pcm(path), atol=2e-7)
     assert header_duration_s(path, ONLY_WAVE) == header_duration_s(path) == 801 / RATE
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_the_standard_library_reads_the_extremes_of_every_width(tmp_path, width):
-    low, high = (0, 255) if width == 1 else (-(2 ** (8 * width - 1)), 2 ** (8 * width - 1) - 1)
-    with wave.open(str(tmp_path / "a.wav"), "wb") as handle:
-        handle.setnchannels(1), handle.setsampwidth(width), handle.setframerate(RATE)
-        handle.writeframes(b"".join(n.to_bytes(width, "little", signed=width > 1) for n in (low, high)))
-    sound = decode_file(tmp_path / "a.wav", ONLY_WAVE)
-    assert isinstance(sound, Sound)
-    assert sound.wave[0] == -1.0 and 0.99 < sound.wave[1] <= 1.0
 
 
 def test_decoders_are_tried_in_order_until_one_reads_the_file(tmp_path):
@@ -164,12 +133,6 @@ def test_decoders_are_tried_in_order_until_one_reads_the_file(tmp_path):
     assert "(first: a line and another)" in reason_of(path, [failing, absent])
     assert header_duration_s(path, [failing]) is None
     assert "pip install soundfile" in reason_of(path, [absent])
-
-
-def test_the_duration_is_read_from_the_header_alone(tmp_path):
-    path = write_sound(tmp_path / "a.wav", noise())
-    readers = [Decoder(d.name, must_not_read, d.duration_s) for d in DECODERS]
-    assert header_duration_s(path, readers) == 4001 / RATE
 
 
 def test_a_file_longer_than_one_block_is_whole(tmp_path):
@@ -200,42 +163,38 @@ def test_a_path_that_is_no_audio_file_is_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
-@pytest.mark.parametrize("channels, subtype", [(1, "PCM_16"), (2, "PCM_24")])
-def test_a_truncated_wav_is_what_is_left_of_it_or_a_reason(tmp_path, decoders, channels, subtype):
-    path = write_sound(tmp_path / "a.wav", noise(5000, channels), subtype=subtype)
+def test_a_truncated_wav_is_what_is_left_of_it_or_a_reason(tmp_path, decoders):
+    path = write_sound(tmp_path / "a.wav", noise(5000, 2), subtype="PCM_24")
     whole, raw = decode_file(path), path.read_bytes()
-    assert isinstance(whole, Sound)
-    for size in (len(raw) - 1, len(raw) // 2 + 1, 61, 44, 43, 20, 5, 1):
+    for size in (len(raw) - 1, len(raw) // 2 + 1, 61, 44, 43, 5, 1):
         path.write_bytes(raw[:size])
         part = decode_file(path, decoders)
-        if isinstance(part, Sound):
-            assert 0 < len(part.wave) < 5000
-            np.testing.assert_array_equal(part.wave, whole.wave[: len(part.wave)])
+        if size > 60:
+            np.testing.assert_array_equal(part.wave, whole.wave[: max(1, len(part.wave))])
         else:
-            assert part.reason and size < 200
+            assert part.reason
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 3e38, 1e300])
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf, 3e38])
 def test_a_sample_that_is_no_sound_makes_the_file_undecodable(tmp_path, wrong):
-    values = noise().astype(np.float64)
+    values = noise()
     values[1234] = wrong
-    path = write_sound(tmp_path / "a.wav", values, subtype="DOUBLE")
+    path = write_sound(tmp_path / "a.wav", values, subtype="FLOAT")
     assert "samples" in reason_of(path)
-    assert header_duration_s(path) == 4001 / RATE
+    # The duration is read from the header alone.
+    readers = [Decoder(d.name, must_not_read, d.duration_s) for d in DECODERS]
+    assert header_duration_s(path, readers) == 4001 / RATE
 
 
-@pytest.mark.parametrize("kind, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
-def test_a_file_of_no_samples_is_a_reason(tmp_path, kind, subtype):
-    path = write_sound(tmp_path / "a.bin", np.zeros((0, 1), np.float32), kind=kind, subtype=subtype)
-    reason_of(path)
-    assert not header_duration_s(path)
-
-
-def test_a_file_of_one_sample_is_a_sound(tmp_path):
-    path = write_sound(tmp_path / "a.wav", np.array([0.5], np.float32))
-    for decoders in (DECODERS, ONLY_WAVE):
-        sound = decode_file(path, decoders)
-        assert isinstance(sound, Sound) and sound.wave.tolist() == [0.5]
+@pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
+def test_a_file_of_no_samples_or_a_rate_of_zero_is_a_reason_and_one_sample_is_a_sound(tmp_path, decoders):
+    path = tmp_path / "a.wav"
+    for raw in (wav_header(0, rate=RATE), wav_header(2000, rate=0) + bytes(2000)):
+        path.write_bytes(raw)
+        reason_of(path, decoders)
+        assert not header_duration_s(path, decoders)
+    write_sound(path, np.array([0.5], np.float32))
+    assert decode_file(path, decoders).wave.tolist() == [0.5]
 
 
 def wav_header(data_bytes, rate):
@@ -258,25 +217,25 @@ def test_a_file_of_days_is_refused_and_a_header_that_only_promises_days_is_not(t
     assert header_duration_s(tmp_path / "sparse.wav", decoders) is None
 
 
-@pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
-def test_a_header_with_a_rate_of_zero_is_a_reason(tmp_path, decoders):
-    path = tmp_path / "a.wav"
-    path.write_bytes(wav_header(2000, rate=0) + bytes(2000))
-    reason_of(path, decoders)
-    assert header_duration_s(path, decoders) is None
-
-
 WRONG_RESULTS = [
     None,
+    Undecodable("odd"),
+    Sound(np.zeros(0, np.float32), RATE),
     *(Sound(np.zeros(3, np.float32), rate) for rate in (0, -1, float("inf"), float("nan"))),
     *(Sound(wave, RATE) for wave in (np.float32(0.5), np.array(0.5), np.zeros((2, 3)), np.zeros(3, int))),
 ]
 
 
 @pytest.mark.parametrize("result", WRONG_RESULTS, ids=str)
-def test_a_decoder_that_returns_no_mono_waveform_is_a_reason(tmp_path, result):
+def test_a_decoder_that_returns_no_mono_waveform_is_a_reason_and_the_next_one_reads(tmp_path, result):
     path = write_sound(tmp_path / "a.wav", noise())
-    reason_of(path, [Decoder("odd", lambda path: result, must_not_read)])
+    odd = Decoder("odd", lambda path: result, lambda path: 0.0)
+    assert "odd" in reason_of(path, [odd])
+    assert (
+        decode_file(path, [odd, *DECODERS]).seconds
+        == header_duration_s(path, [odd, *DECODERS])
+        == 4001 / RATE
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -297,36 +256,19 @@ def test_a_named_pipe_does_not_block(tmp_path):
     assert "regular" in results[0].reason and "regular" in results[1].reason and results[2] is None
 
 
-def test_a_file_that_may_not_be_read_is_a_reason(tmp_path):
-    path = write_sound(tmp_path / "a.wav", noise())
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
-    reason_of(path)
-    assert header_duration_s(path) is None
-
-
 NAMES = [
     "ünïcödé 音 🐦.wav",
     "with space, comma 'quote'.WAV",
     "-dash.Ogg",
-    "000316.wav",
     "a.b.c.wav",
+    os.fsdecode(b"caf\xe9.flac"),
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_any_name_can_be_read_and_is_listed(tmp_path, name):
-    path = write_sound(tmp_path / name, noise())
-    sound = decode_file(path)
-    assert isinstance(sound, Sound) and len(sound.wave) == 4001
-    assert header_duration_s(path) == 4001 / RATE
-    assert list_audio(tmp_path) == [path]
-
-
-def test_a_name_that_is_no_utf8_can_be_read_and_is_listed(tmp_path):
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.flac"))
-    source = write_sound(tmp_path / "a.flac", noise(), kind="FLAC")
+    source = write_sound(tmp_path / "plain", noise())
+    path = tmp_path / name
     try:
         os.rename(source, path)
     except (OSError, UnicodeError):
@@ -392,11 +334,3 @@ def test_list_audio_of_an_empty_folder_is_empty_and_of_no_folder_an_error(tmp_pa
     (tmp_path / "a.wav").touch()
     with pytest.raises(KitError, match=r"is a file, not a folder"):
         list_audio(tmp_path / "a.wav")
-
-
-def test_threads_decode_what_one_call_decodes(tmp_path):
-    paths = [write_sound(tmp_path / f"{i}.wav", noise(500 + i, seed=i)) for i in range(12)]
-    with ThreadPoolExecutor(4) as pool:
-        sounds = list(pool.map(decode_file, paths))
-    for path, sound in zip(paths, sounds, strict=True):
-        np.testing.assert_array_equal(sound.wave, decode_file(path).wave)

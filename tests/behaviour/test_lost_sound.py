@@ -3,7 +3,6 @@
 import io
 import struct
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from kit.audio.decode import (
     DECODERS,
     Decoder,
     Sound,
-    Undecodable,
     decode_file,
     header_duration_s,
     import_problem,
@@ -108,31 +106,21 @@ def test_an_input_that_failed_gives_the_sound_that_it_holds(name):
     assert header_s is None or header_s == pytest.approx(sound.seconds, abs=0.6)
 
 
-@pytest.mark.parametrize("filler", ["zeros", "noise"])
+@pytest.mark.parametrize("places, size", [((0.5,), 3000), ((0.4, 0.7), 300)])
 @pytest.mark.parametrize("kind, subtype", COMPRESSED)
-def test_sound_before_and_behind_damage_is_used_at_its_time(tmp_path, kind, subtype, filler):
+def test_sound_before_and_behind_damage_is_used_at_its_time(tmp_path, kind, subtype, places, size):
     values = stairs()
     raw = bytearray(encoded(values, kind, subtype))
-    middle = len(raw) // 2
-    damage = np.random.default_rng(1).integers(0, 256, 3000, dtype=np.uint8).tobytes()
-    raw[middle : middle + 3000] = bytes(3000) if filler == "zeros" else damage
-    sound = decode_bytes(tmp_path, raw)
-    assert isinstance(sound, Sound) and sound.seconds == pytest.approx(20, abs=0.1)
-    assert set(seconds_that_match(sound, values)) >= {*range(8), *range(13, 19)}
-    assert len(sound.notes) == 1 and "damaged" in sound.notes[0]
-
-
-@pytest.mark.parametrize("kind, subtype", COMPRESSED)
-def test_two_damaged_places_lose_no_more_than_themselves(tmp_path, kind, subtype):
-    values = stairs()
-    raw = bytearray(encoded(values, kind, subtype))
-    for place in (0.4, 0.7):
-        start = int(place * len(raw))
-        raw[start : start + 300] = bytes(300)
-    sound = decode_bytes(tmp_path, raw)
-    assert isinstance(sound, Sound) and sound.seconds == pytest.approx(20, abs=0.1)
-    assert set(seconds_that_match(sound, values)) >= {*range(5), 11, 17, 18}
-    assert len(sound.notes) == 2
+    assert decode_bytes(tmp_path, raw).notes == ()
+    for filler in (bytes(size), np.random.default_rng(1).bytes(size)):
+        for place in places:
+            start = int(place * len(raw))
+            raw[start : start + size] = filler
+        sound = decode_bytes(tmp_path, raw)
+        assert isinstance(sound, Sound) and sound.seconds == pytest.approx(20, abs=0.1)
+        kept = {*range(8), *range(13, 19)} if len(places) == 1 else {*range(5), 11, 17, 18}
+        assert set(seconds_that_match(sound, values)) >= kept
+        assert len(sound.notes) == len(places) and "damaged" in sound.notes[0]
 
 
 @pytest.mark.parametrize("kind, subtype", FORMATS)
@@ -147,38 +135,11 @@ def test_a_file_that_ends_early_is_used_and_noted(tmp_path, kind, subtype):
     assert ("last 6.7 s" in sound.notes[0]) == (kind != "OGG")
 
 
-@pytest.mark.parametrize("kind, subtype", FORMATS)
-def test_a_whole_file_has_no_notes(tmp_path, kind, subtype):
-    assert decode_bytes(tmp_path, encoded(stairs(3), kind, subtype)).notes == ()
-
-
-def test_blocks_before_an_error_are_kept_and_reading_goes_on_behind_it(tmp_path, monkeypatch):
-    soundfile = pytest.importorskip("soundfile")
-    values = stairs()
-    read = soundfile.SoundFile.read
-
-    def fails_in_the_ninth_second(handle, *arguments, **keywords):
-        block = keywords["out"]
-        start = soundfile.SoundFile.tell(handle)
-        if start <= 8 * RATE < start + len(block):
-            if start < 8 * RATE:
-                read(handle, dtype="float32", always_2d=True, out=block[: 8 * RATE - start])
-            raise soundfile.LibsndfileError(29)
-        return read(handle, *arguments, **keywords)
-
-    monkeypatch.setattr(soundfile.SoundFile, "read", fails_in_the_ninth_second)
-    sound = decode_bytes(tmp_path, encoded(values, "WAV", "PCM_16"))
-    assert sound.seconds == 20 and len(sound.notes) == 1
-    assert set(seconds_that_match(sound, values)) >= {*range(8), *range(9, 20)}
-
-
 def unclosed(kind, size):
     """Return a file whose header states this size of the sound."""
     raw = bytearray(encoded(stairs(6), kind, "PCM_16"))
     if kind == "AU":
         raw[8:12] = struct.pack(">I", size)
-    elif kind == "RF64":
-        raw[20 + 8 : 20 + 16] = struct.pack("<Q", size)
     else:
         place = raw.find(b"data") + 4
         raw[place : place + 4] = struct.pack("<I", size)
@@ -186,9 +147,7 @@ def unclosed(kind, size):
     return raw
 
 
-@pytest.mark.parametrize(
-    "kind, size", [("WAV", 0), ("WAV", 2**32 - 1), ("AU", 0), ("AU", 2**32 - 1), ("RF64", 0)]
-)
+@pytest.mark.parametrize("kind, size", [("WAV", 0), ("WAV", 2**32 - 1), ("AU", 0), ("AU", 2**32 - 1)])
 def test_a_recording_that_was_never_closed_has_its_sound(tmp_path, kind, size):
     sound = decode_bytes(tmp_path, unclosed(kind, size))
     assert isinstance(sound, Sound) and sound.seconds == pytest.approx(6, abs=0.01)
@@ -243,10 +202,10 @@ def test_an_mp3_whose_beginning_is_damaged_is_used_from_its_first_frame_on(tmp_p
     assert decode_file(tmp_path / "a.mp3").notes == ()
 
 
-@pytest.mark.parametrize("kind, subtype", [("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")])
-def test_streams_that_follow_one_another_in_a_file_are_joined(tmp_path, kind, subtype):
-    raw = encoded(stairs(6), kind, subtype)
-    assert decode_bytes(tmp_path, raw + raw).seconds == pytest.approx(12, abs=0.15)
+def test_of_streams_that_follow_one_another_in_an_ogg_file_the_first_is_used(tmp_path):
+    raw = encoded(stairs(6), "OGG", "VORBIS")
+    sound = decode_bytes(tmp_path, raw + raw)
+    assert sound.seconds == 6 and len(sound.notes) == 1 and "another stream follows" in sound.notes[0]
 
 
 @pytest.mark.parametrize("kind, subtype", COMPRESSED)
@@ -256,46 +215,12 @@ def test_other_bytes_behind_the_sound_lose_nothing(tmp_path, kind, subtype):
         assert decode_bytes(tmp_path, raw + tail).seconds == pytest.approx(6, abs=0.1)
 
 
-def test_a_decoder_that_gives_nothing_does_not_end_the_chain(tmp_path):
-    raw = encoded(stairs(3), "WAV", "PCM_16")
-    for empty in (Sound(np.zeros(0, np.float32), RATE), Undecodable("soft"), None):
-        soft = Decoder("soft", lambda path, empty=empty: empty, lambda path: 0.0)
-        assert decode_bytes(tmp_path, raw, [soft, *DECODERS]).seconds == 3
-        assert header_duration_s(tmp_path / "clip.bin", [soft, *DECODERS]) == 3
-
-
 @pytest.fixture
 def fresh_imports():
     """Forget which modules can be imported, before and after a test."""
     import_problem.cache_clear()
     yield
     import_problem.cache_clear()
-
-
-class FakeAudioDecoder:
-    """Decodes to the stairs; anything that touches the ninth second fails, as FFmpeg does at a damaged packet."""
-
-    def __init__(self, path):
-        self.metadata = types.SimpleNamespace(duration_seconds=20.0, sample_rate=RATE)
-
-    def get_samples_played_in_range(self, start_s, stop_s):
-
-        if start_s <= 8.5 < stop_s:
-            raise RuntimeError("Could not push packet to decoder: Invalid data")
-        return types.SimpleNamespace(
-            data=torch.from_numpy(stairs()[None, int(start_s * RATE) : int(stop_s * RATE)])
-        )
-
-
-def test_torchcodec_goes_on_behind_damage(tmp_path, monkeypatch, fresh_imports):
-    package = types.ModuleType("torchcodec")
-    package.decoders = types.ModuleType("torchcodec.decoders")
-    package.decoders.AudioDecoder = FakeAudioDecoder
-    monkeypatch.setitem(sys.modules, "torchcodec", package)
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", package.decoders)
-    sound = decode_bytes(tmp_path, b"x", [BY_NAME["torchcodec"]])
-    assert sound.seconds == 20 and len(sound.notes) == 1
-    assert seconds_that_match(sound, stairs()) == [*range(8), *range(9, 20)]
 
 
 @pytest.mark.parametrize("module", ["torchcodec", "soundfile"])
