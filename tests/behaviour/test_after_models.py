@@ -235,9 +235,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_predicted(
 def test_a_run_read_back_holds_its_predictions_sorted_by_name(runs: list[Path]) -> None:
     run = load_run(runs[0])
     oof = load_oof(runs[0])
-    assert run.names == sorted(oof.names) and run.classes == list(oof.classes)
+    assert run.oof.names == sorted(oof.names) and run.oof.classes == list(oof.classes)
     order = np.argsort(oof.names)
     for found, expected in (
-        (run.scores, oof.probabilities), (run.truth, oof.truth), (run.folds, oof.folds)
+        (run.oof.probabilities, oof.probabilities), (run.oof.truth, oof.truth), (run.oof.folds, oof.folds)
     ):  # fmt: skip
         np.testing.assert_array_equal(found, expected[order])
