@@ -93,8 +93,7 @@ class OofPredictions:
         lines += [f"  {variant}" for variant in self.variants]
         if self.failures:
             lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
-        for name, reason in list(self.failures.items())[:5]:
-            lines.append(f"  {name}: {reason}")
+        lines += [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -134,10 +133,10 @@ def predict_held_out(
     Returns each predictor's logits, and why clips have none; both by the clips' positions in the fold.
     Errors: KitError where no clip can be read, or a predictor fails
     """
-    device = predictors[0].device
     members = [EnsembleMember(name, predictor) for predictor in predictors]
-    frontends = collect_frontends(members, device)
-    loader = SpectrogramLoader(locate_clips(held.names, audio), frontends, device, threads=runtime.threads)
+    frontends = collect_frontends(members, runtime.device)
+    files = locate_clips(held.names, audio)
+    loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
     outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
     loader.read_headers()
     bar = progress_bar(len(members) * loader.total_s, name, "s of audio", runtime.progress)
@@ -176,17 +175,13 @@ def score_held_out(
         pool = partial(pool_windows, inference=predictor.inference)
         calibration = fit_calibration(logits, held.truth[list(finite)], pool)
         tagger.card = replace(tagger.card, calibration=calibration)
-    probs = pooled_probabilities(tagger, predictor.inference, finite, len(held.truth))
+    clips = len(held.names)
+    probs = pooled_probabilities(tagger, predictor.inference, finite, clips)
     tagger.card = replace(tagger.card, oof_score=round(lwlrap(held.truth, probs), 6))
-    missing = [clip for clip in range(len(held.truth)) if clip not in finite]
-    return OofPredictions(
-        names=tuple(held.names),
-        classes=tagger.card.classes,
-        folds=np.full(len(held.truth), tagger.card.fold),
-        truth=held.truth,
-        probabilities=probs,
-        failures={held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing},
-    )
+    missing = [clip for clip in range(clips) if clip not in finite]
+    reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing}
+    folds = np.full(clips, tagger.card.fold)
+    return OofPredictions(tuple(held.names), tagger.card.classes, folds, held.truth, probs, reasons)
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
@@ -249,14 +244,14 @@ def predict_oof(
 ) -> OofPredictions:
     """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
 
-    The options of `submit` from mode to top_mean are compared with the run's own way: a line for each tells its lwlrap
+    The options of `submit` from mode to top_mean are compared with the run's own way: a line for each has its lwlrap
     and the gain with its 95 % interval. oof.csv holds the run's own way.
 
     Options:
         run: the folder that `train` wrote
         audio: the folder that holds the clips
-        device: cpu or cuda; else one that computes
-        threads: that decode; else one per core
+        device: cpu or cuda; without it, the first that computes
+        threads: threads that decode; without it, one per core
         progress: show a bar
         mode: full or windows, to compare
         window_s: seconds of a window, to compare
@@ -358,14 +353,8 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     classes = [name for name in oof.columns if name not in ("fname", "fold")]
     truth = scored_truth(clip_labels(table, classes), read_recipe(folder).get("sources", {}))
     columns = [oof.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
-    return OofPredictions(
-        names=tuple(names),
-        classes=tuple(classes),
-        folds=np.array(oof.numbers("fold", kind=int)),
-        truth=truth[rows],
-        probabilities=np.array(columns).T,
-        failures={},
-    )
+    folds = np.array(oof.numbers("fold", kind=int))
+    return OofPredictions(tuple(names), tuple(classes), folds, truth[rows], np.array(columns).T, {})
 
 
 def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
