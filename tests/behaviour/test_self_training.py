@@ -8,31 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.audio.frontend import FrontendConfig
 from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.oof import held_out_models, predict_oof
 from kit.train.pseudo_labels import SelfTrainingConfig
-from kit.train.recipe import Recipe
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import train_run
 from kit.train.self_training import SelfTraining, boxes_without, self_train
-from tests.behaviour.training import CLASSES, QUIET, Killed, same_checkpoints
+from tests.behaviour.training import CLASSES, QUIET, TINY, Killed, same_checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-TINY = Recipe(
-    frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
-    network={"family": "max-pyramid", "blocks": 2, "width": 4},
-    loss="bce",
-    crop_s=0.2,
-    epochs=1,
-    no_augment_epochs=0,
-    batch_size=4,
-    n_folds=3,
-)
+TINY = TINY.override(["loss=bce", "mixup.p=0", "crop_s=0.2", "epochs=1", "no_augment_epochs=0", "n_folds=3"])
 NAMES = [f"{i:02d}.wav" for i in range(12)]
 
 
