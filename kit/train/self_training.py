@@ -61,9 +61,8 @@ class SelfTraining:
         Returns the table and the soft labels for the last run.
         """
         plan = self.recipe.self_training
-        runtime_options = {
-            name: value for name, value in self.options.items() if name in ("device", "threads", "progress")
-        }
+        shared = self.options.keys() & {"device", "threads", "progress"}
+        runtime_options = {name: self.options[name] for name in shared}
         current_table = self.first_table(table, folder)
         current_soft = soft
         for number in range(1, plan.iterations + 1):
@@ -73,17 +72,15 @@ class SelfTraining:
             if not (teachers[-1] / "oof.csv").is_file():
                 self.train_one(current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
             if not (labels / "relabel.json").is_file():
-                result = relabel(
-                    teachers[-plan.teachers :],
-                    self.audio,
-                    labels,
-                    number=number,
-                    table=table,
-                    boxes=boxes if plan.method(number) == "windows" else None,
-                    plan=plan,
-                    **runtime_options,
-                )
-                print(result, flush=True)
+                averaged = teachers[-plan.teachers :]
+                of_windows = boxes if plan.method(number) == "windows" else None
+                details: dict[str, Any] = {
+                    "number": number,
+                    "table": table,
+                    "boxes": of_windows,
+                    "plan": plan,
+                }
+                print(relabel(averaged, self.audio, labels, **details, **runtime_options), flush=True)
             current_table = labels / "table.csv"
             current_soft = labels / "soft.csv"
         return current_table, current_soft
@@ -127,29 +124,17 @@ def self_train(
 ) -> Run:
     """Train a recipe with the iterations of its self_training. The last run is in `out`.
 
-    Takes train_run's parameters, and `corrections`, a JSON or CSV with new labels. Without iterations and
-    corrections it is train_run. Iteration k trains in rounds/k, from scratch, on rounds/k/labels: the corrected
-    table, relabelled by the runs before it. Each training gets an equal share of the time to the deadline.
-    With purity=strict, each fold's last run has teachers of its own, in strict/fold_f, trained without the fold.
-    Errors: as train_run and relabel; KitError for a folder of another self-training, and for strict purity
-            with less than 3 folds
+    `corrections` is a JSON or CSV with new labels; the other parameters are train_run's. Iteration k trains in
+    rounds/k, from scratch, on rounds/k/labels: the corrected table, relabelled by the runs before it. Each training
+    gets an equal share of the time to the deadline. With purity=strict, each fold's last run has teachers of its
+    own, in strict/fold_f, trained without the fold.
+    Errors: as train_run and relabel; KitError for a folder of another self-training
     """
     check_recipe(recipe)
     plan = recipe.self_training
     if not plan.iterations and corrections is None:
-        return train(
-            recipe,
-            table,
-            audio,
-            out,
-            only_folds,
-            group_column,
-            boxes=boxes,
-            soft=soft,
-            all_data=all_data,
-            deadline=deadline,
-            **options,
-        )
+        chosen = {"boxes": boxes, "soft": soft, "all_data": all_data, "deadline": deadline}
+        return train(recipe, table, audio, out, only_folds, group_column, **chosen, **options)
     folder = Path(out)
     rounds = folder / "rounds"
     box_labels = read_box_files(boxes)

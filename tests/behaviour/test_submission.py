@@ -47,19 +47,6 @@ def test_without_a_template_the_sorted_files_and_the_checkpoints_classes_are_wri
     assert "14 rows, 14 predicted by all of 3 models" in str(done)
 
 
-def test_class_columns_may_be_a_subset_in_another_order(
-    trained: Trained, clips: Path, tmp_path: Path
-) -> None:
-    wanted = [trained.classes[k] for k in (5, 0, 3)]
-    ids = sorted(path.name for path in clips.iterdir())[::-1]
-    template = write_template(tmp_path / "t.csv", ids, wanted)
-    submit(trained.all, clips, tmp_path / "out.csv", template, progress=False)
-    header, rows = read_scores(tmp_path / "out.csv")
-    assert header == ["fname", *wanted] and list(rows) == ids
-    predictions = predict_clips(trained.all, clips).probabilities[::-1, [5, 0, 3]]
-    np.testing.assert_allclose(list(rows.values()), predictions, rtol=0, atol=1e-6)
-
-
 def test_models_with_their_classes_in_another_order_agree_on_columns(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav", "b.wav"])
 
