@@ -51,10 +51,9 @@ def predict_pseudo_labels(
 ) -> tuple[SoftLabels, dict[str, int]]:
     """Predict soft labels of clips: the mean over all models, folds and seeds, that never trained on the clip.
 
-    Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips. With it
-    they are of windows that far apart, or, where it is 0, of the windows that each model uses; the windows nearest in
-    time are averaged. With `prior_shift` each model's probabilities are scaled from the prevalences of its training to
-    those estimated from the clips.
+    Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips, with it of
+    windows that far apart, with 0 of the windows that each model uses; windows nearest in time are averaged. With
+    `prior_shift`, probabilities are scaled from the prevalences of the training to those estimated from the clips.
 
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
     Errors: KitError for runs of different classes, and for ranking scores without a calibration
@@ -78,34 +77,32 @@ def predict_pseudo_labels(
         counts[path] = len(outputs)
         probs = {}
         for clip, output in outputs.items():
+            probs[clip] = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
             if hop_s is None:
                 probs[clip] = clip_probabilities(tagger, inference, output.logits)[None]
-            else:
-                probs[clip] = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
         if prior_shift and probs:
             trained = fitted_prevalences(card)
             estimated = estimate_prevalences(np.concatenate(list(probs.values())), trained)
             probs = {clip: scale_odds(of_clip, trained, estimated) for clip, of_clip in probs.items()}
         for clip, of_clip in probs.items():
-            # Without windows there is one row of probabilities; its span is not used.
+            # A whole clip has one row of probabilities; its span is not used.
             spans_s = np.array(outputs[clip].spans[: len(of_clip)]) / card.frontend.frames_per_s
             predictions.setdefault(held.names[clip], []).append((spans_s, of_clip))
     if not predictions:
-        raise KitError(
-            f"{[str(run) for run in runs]} predict no finite number for any clip: train them anew."
-        )
+        folders = ", ".join(map(str, runs))
+        raise KitError(f"{folders} predict no finite number for any clip: train them anew.")
     names: list[str] = []
-    spans_of_rows: list[np.ndarray] = []
+    spans: list[np.ndarray] = []
     means: list[np.ndarray] = []
     for name, of_models in sorted(predictions.items()):
         first_spans, _ = of_models[0]
         centred = [(spans_s.mean(axis=1), of_clip) for spans_s, of_clip in of_models]
         names += [name] * len(first_spans)
-        spans_of_rows += [*first_spans]
-        means += [*average_windows(centred, first_spans.mean(axis=1))]
-    begin_s, end_s = np.stack(spans_of_rows, axis=1)
-    times = () if hop_s is None else (begin_s, end_s)
-    return SoftLabels(tuple(names), classes, np.clip(means, 0, 1), *times), counts
+        spans.append(first_spans)
+        means.append(average_windows(centred, first_spans.mean(axis=1)))
+    targets = np.concatenate(means).clip(0, 1)
+    times = () if hop_s is None else np.concatenate(spans).T
+    return SoftLabels(tuple(names), classes, targets, *times), counts
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,10 @@ def stack(
         oofs = [load_oof(path) for path in folders]
         taggers = [load_taggers(path, oof) for path, oof in zip(folders, oofs, strict=True)]
         first = oofs[0]
-        in_order = [
-            oof.probabilities_like(first, path, folders[0]) for path, oof in zip(folders, oofs, strict=True)
-        ]
-        predictions = np.stack(in_order, axis=1)
+        of_runs = []
+        for path, oof in zip(folders, oofs, strict=True):
+            of_runs.append(oof.probabilities_like(first, path, folders[0]))
+        predictions = np.stack(of_runs, axis=1)
         columns = 0
         inputs = list(torch.from_numpy(predictions).float())
         if config.kind == "image-stacker":
@@ -116,9 +116,8 @@ def stack(
             if audio is None:
                 raise KitError("an image-stacker predicts the windows of the clips: give audio.")
             if taggers[0][0].card.inference.mode != "windows":
-                raise KitError(
-                    f"{folders[0]} predicts whole clips: begin with a run of inference.mode=windows."
-                )
+                hint = "begin with a run of inference.mode=windows"
+                raise KitError(f"{folders[0]} predicts whole clips: {hint}.")
             windows = []
             for path in folders:
                 soft, _ = predict_pseudo_labels([path], audio, 0, device, threads, progress)

@@ -1,6 +1,5 @@
 """What a tagger uses: each change against a slow definition, on clips that the tagger never trained on."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.labels.metrics import log_losses, lwlrap
 from kit.labels.table import label_targets, read_clip_table
-from kit.models.checkpoint import load_tagger, save_tagger
+from kit.models.checkpoint import load_tagger
 from kit.train.ablation import probe, probe_alterations
 from kit.train.oof import HeldOut, load_oof
 from tests.behaviour.trained import Trained, loud_tagger, noise, write_folder, write_wav
@@ -85,17 +84,6 @@ def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
     )
     assert once == again and str(once) == str(again)
     assert once.rows[2].name == "coordinate noise" and once.rows[2] != other.rows[2]
-
-
-def test_rank_scores_without_a_calibration_are_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
-    run, audio = places
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("state"))
-    path = tmp_path / "run" / "fold_0.pt"
-    tagger = load_tagger(path)
-    tagger.card = replace(tagger.card, calibration=None)
-    save_tagger(path, tagger)
-    with pytest.raises(KitError, match="calibration"):
-        probe(tmp_path / "run", audio, device="cpu", progress=False)
 
 
 PLAIN = {
@@ -195,12 +183,14 @@ def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) ->
     write_wav(tmp_path / "in" / "a.wav", noise(4000))
     tagger, truth = loud_tagger(), np.eye(3)[:1]
     good = HeldOut(tagger, np.arange(1), ["a.wav"], truth)
-    other = loud_tagger()
+    other, ranking = loud_tagger(), loud_tagger()
     other.card = replace(other.card, frontend=replace(other.card.frontend, n_mels=21))
+    ranking.card = replace(ranking.card, output="ranking", calibration=None)
     for models, options, words in (
         ({"a": good, "b": good._replace(tagger=other)}, {}, "2 frontends"),
         ({}, {}, "0 frontends"),
         ({"a": good}, {"bands": -1}, "-1 and 4"),
+        ({"a": good._replace(tagger=ranking)}, {}, "rank scores without a calibration: run `oof`"),
         ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be read"),
         ({"a": good._replace(truth=np.full((1, 3), np.nan))}, {}, "none of the labels"),
     ):

@@ -230,6 +230,14 @@ def test_soft_labels_are_scaled_from_the_prevalences_of_the_crops_that_were_draw
         np.testing.assert_allclose(shifted.targets[rows], expected, atol=1e-4)
 
 
+def test_several_runs_are_averaged(run, toy, tmp_path):
+    other = train_run(TINY.override(["seed=1"]), *toy, tmp_path / "other", **QUIET).folder
+    both, models = predict_pseudo_labels([run, other], toy[1], hop_s=0.2, **QUIET)
+    one, two = (predict_pseudo_labels([folder], toy[1], hop_s=0.2, **QUIET)[0] for folder in (run, other))
+    assert len(models) == 4 and both.names == one.names
+    np.testing.assert_allclose(both.targets, (one.targets + two.targets) / 2, atol=1e-6)
+
+
 def test_ranks_are_refused_as_labels(run, toy, tmp_path):
     recipe = TINY.override(["loss=lsep"])
     ranks = train_run(recipe, *toy, tmp_path / "ranks", **QUIET).folder

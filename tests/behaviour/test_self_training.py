@@ -17,7 +17,7 @@ from kit.train.pseudo_labels import SelfTrainingConfig
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import train_run
 from kit.train.self_training import SelfTraining, self_train
-from tests.behaviour.training import CLASSES, QUIET, TINY, Killed, same_checkpoints
+from tests.behaviour.training import CLASSES, QUIET, TINY, Killed, make_set, same_checkpoints, write_clip
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -31,31 +31,12 @@ def with_iterations(iterations, methods=("agreement",), **settings):
     return replace(TINY, self_training=plan)
 
 
-def write_tone(path, kind, seed):
-    """Write a clip of one kind of sound."""
-    soundfile = pytest.importorskip("soundfile")
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(8000 * rng.uniform(0.4, 0.9))) / 8000
-    waves = {
-        "high": np.sin(2 * np.pi * 2500 * t),
-        "low": np.sin(2 * np.pi * 300 * t),
-        "noisy": rng.normal(size=len(t)),
-    }
-    soundfile.write(path, 0.2 * waves[kind], 8000, subtype="PCM_16")
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A table of twelve clips in three folds, of which the last six are noisy, and their folder."""
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "clips").mkdir()
-    kinds = [CLASSES[(i // 3) % 3] for i in range(12)]
-    for i, kind in enumerate(kinds):
-        write_tone(folder / "clips" / NAMES[i], kind, i)
-    sources = ["curated"] * 6 + ["noisy"] * 6
-    frame = pd.DataFrame({"fname": NAMES, "labels": kinds, "fold": [0, 1, 2] * 4, "source": sources})
-    frame.to_csv(folder / "table.csv", index=False)
-    return folder / "table.csv", folder / "clips"
+    columns = {"fold": [0, 1, 2] * 4, "source": ["curated"] * 6 + ["noisy"] * 6}
+    columns["labels"] = [CLASSES[(i // 3) % 3] for i in range(12)]
+    return make_set(tmp_path_factory.mktemp("toy"), 12, **columns)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +46,8 @@ def planted(toy, tmp_path_factory):
     shutil.copytree(toy[1], folder / "clips")
     frame = pd.read_csv(toy[0])
     for i in range(0, 12, 3):
-        kind = CLASSES[(i // 3 + 1) % 3]
-        frame.loc[i, "labels"] = kind
-        write_tone(folder / "clips" / NAMES[i], kind, 100 + i)
+        frame.loc[i, "labels"] = CLASSES[(i // 3 + 1) % 3]
+        write_clip(folder / "clips" / NAMES[i], [frame.loc[i, "labels"]], 0.6, np.random.default_rng(100 + i))
     frame.to_csv(folder / "table.csv", index=False)
     return folder / "table.csv", folder / "clips"
 

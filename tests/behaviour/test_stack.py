@@ -24,7 +24,7 @@ from kit.models.tagger import TaggerCard, build_tagger
 from kit.train.oof import names_digest
 from kit.train.stacking import save_stack, stack
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, read_scores, write_template, write_wav
-from tests.behaviour.training import CPU, Killed, same_bits
+from tests.behaviour.training import CPU, same_bits
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -269,8 +269,14 @@ def test_a_killed_submission_of_a_stack_goes_on_to_the_same_bytes(audio, tmp_pat
     own_stack(path)
     words = {"device": "cpu", "progress": False}
     submit(path, audio, tmp_path / "whole.csv", networks=builders(), **words)
-    with pytest.raises(Killed):
-        submit(path, audio, tmp_path / "out.csv", networks=builders(right=fails_from(3, Killed())), **words)
+    with pytest.raises(KeyboardInterrupt):
+        submit(
+            path,
+            audio,
+            tmp_path / "out.csv",
+            networks=builders(right=fails_from(3, KeyboardInterrupt())),
+            **words,
+        )
     assert (tmp_path / "out.csv").read_bytes() != (tmp_path / "whole.csv").read_bytes()
     assert len(read_scores(tmp_path / "out.csv")[1]) == 16
     seen = []
@@ -317,11 +323,11 @@ def test_predictions_of_a_clip_without_known_labels_change_nothing(runs, tmp_pat
     truth = random_targets()
     truth[15] = 0
     made = []
-    for probs in (0.1, 0.9):
+    for prob in (0.1, 0.9):
         for copy in copies:
-            probabilities = read_probs(copy)
-            probabilities[15] = probs
-            write_tables(copy, truth, probabilities, false_labels=false)
+            probs = read_probs(copy)
+            probs[15] = prob
+            write_tables(copy, truth, probs, false_labels=false)
         make_stack(copies, tmp_path / "out", "class-mixer")
         made.append(networks_of(tmp_path / "out/stack.pt"))
     assert same_bits(made[0][0], made[1][0])
@@ -340,7 +346,7 @@ def test_classes_in_another_order_are_the_same_classes(runs, tmp_path):
 
 
 def test_a_logistic_stack_is_scikit_learn_s_regression_of_each_class(runs, stacks):
-    """The weights are plain tensors. A class without both true and false labels keeps the mean logit."""
+    """A class without both true and false labels keeps the mean logit."""
     from sklearn.linear_model import LogisticRegression
 
     probs = np.stack([read_probs(run) for run in runs], axis=1)
@@ -355,9 +361,8 @@ def test_a_logistic_stack_is_scikit_learn_s_regression_of_each_class(runs, stack
         expected = model.predict_proba(logits[held_out, :, k])[:, 1]
         np.testing.assert_allclose(predicted[:, k], expected, atol=1e-3)
     fresh = StackCard("logistic", {}, ("l", "r"), (0, 1), CLASSES).new_network()
-    np.testing.assert_allclose(
-        fresh(torch.from_numpy(probs).float()).detach(), logits.mean(axis=1), atol=1e-4
-    )
+    unfitted = fresh(torch.from_numpy(probs).float()).detach()
+    np.testing.assert_allclose(unfitted, logits.mean(axis=1), atol=1e-4)
 
 
 def test_the_report_says_whether_a_stack_beats_the_plain_mean(runs, tmp_path):
