@@ -196,16 +196,16 @@ def test_soft_labels_are_the_predictions_of_the_fold_that_never_trained_on_the_c
 
 def test_windows_stand_every_hop_and_cover_the_clip(run, toy):
     soft, _ = predict_pseudo_labels([run], toy[1], hop_s=0.2, **QUIET)
-    inference = window_inference(load_tagger(run / "fold_0.pt").card, 0.2)
-    assert inference.window_s == TINY.crop_s and inference.hop_s == 0.2
+    card = load_tagger(run / "fold_0.pt").card
+    inference = window_inference(card, 0.2)
+    assert (inference.window_s, inference.hop_s) == (TINY.crop_s, 0.2)
     own = InferenceConfig(mode="windows", window_s=0.7, hop_s=0.7)
-    card = replace(load_tagger(run / "fold_0.pt").card, inference=own)
-    assert window_inference(card, 0.5) == replace(own, hop_s=0.5)
+    assert window_inference(replace(card, inference=own), 0.5) == replace(own, hop_s=0.5)
     for rows in soft.rows.values():
-        begin, end = (t[rows] for t in soft.times)
+        begin, end = (times[rows] for times in soft.times)
         np.testing.assert_allclose(end - begin, 0.4, atol=0.02)
         assert begin[0] == 0 and (np.diff(begin) <= 0.2 + 0.02).all()
-    name = max(soft.rows, key=lambda n: len(soft.rows[n]))
+    name = max(soft.rows, key=lambda name: len(soft.rows[name]))
     tagger = load_tagger(run / f"fold_{int(name[:2]) % 2}.pt")
     tagger.card = replace(tagger.card, inference=replace(inference, pool="max"))
     (probs,) = predict_clips(tagger, [toy[1] / name], **DEVICE).probabilities
