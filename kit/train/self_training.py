@@ -72,15 +72,17 @@ class SelfTraining:
             if not (teachers[-1] / "oof.csv").is_file():
                 self.train_one(current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
             if not (labels / "relabel.json").is_file():
-                averaged = teachers[-plan.teachers :]
-                of_windows = boxes if plan.method(number) == "windows" else None
-                details: dict[str, Any] = {
-                    "number": number,
-                    "table": table,
-                    "boxes": of_windows,
-                    "plan": plan,
-                }
-                print(relabel(averaged, self.audio, labels, **details, **runtime_options), flush=True)
+                result = relabel(
+                    teachers[-plan.teachers :],
+                    self.audio,
+                    labels,
+                    number=number,
+                    table=table,
+                    boxes=boxes if plan.method(number) == "windows" else None,
+                    plan=plan,
+                    **runtime_options,
+                )
+                print(result, flush=True)
             current_table = labels / "table.csv"
             current_soft = labels / "soft.csv"
         return current_table, current_soft
