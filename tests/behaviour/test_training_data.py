@@ -175,7 +175,7 @@ def test_stretches_are_cut_from_spectrograms_and_waveforms_where_they_lie(toy, s
 
 @pytest.mark.parametrize("span", [(5.0, 6.0), (50.0, 60.0), (3.1, 3.2)])
 def test_a_stretch_has_at_least_one_step(span):
-    assert cut_stretch(torch.zeros(2, 10), span, 1.0).shape == (2, 1)
+    assert cut_stretch(torch.zeros(2, 10), *span, 1.0).shape == (2, 1)
 
 
 def test_stretches_are_for_training_only_and_never_in_the_fold_of_their_clip(toy, stretched, tmp_path):
