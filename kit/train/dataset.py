@@ -229,7 +229,7 @@ def load_dataset(
             waveforms[row] = cut_stretch(wave, begin_s, end_s, recipe.frontend.sample_rate)
         seconds[row] = max(0.0, min(end_s, loader.seconds[clip]) - begin_s)
         digests[row] = loader.digests[clip]
-    folds_per_content = pandas.Series(folds).groupby(digests).nunique()
+    folds_per_content = pandas.Series(folds).groupby(pandas.Series(digests)).nunique()
     copies = int((folds_per_content > 1).sum())
     if copies:
         warning = f"{copies} recordings are in several folds under several names: use a group_column."
