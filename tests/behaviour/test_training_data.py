@@ -13,7 +13,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.labels.boxes import read_boxes, recording_labels
 from kit.labels.metrics import lwlrap
-from kit.labels.soft import SoftLabels, write_soft_labels
+from kit.labels.soft import SoftLabels
 from kit.labels.table import clip_labels, label_targets, read_clip_table, stretches_of
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import box_table, cut_stretch, load_dataset, source_numbers
@@ -116,13 +116,6 @@ def test_soft_labels_of_clips_fill_what_is_unknown_and_nothing_else(toy, tmp_pat
     assert "02.wav" not in load_table(BCE, table, toy[1]).train_split(1).names
     windows = SoftLabels(("02.wav",), CLASSES, np.full((1, 3), 0.5), np.zeros(1), np.ones(1))
     assert "02.wav" in load_table(BCE, table, toy[1], soft=windows).train_split(1).names
-    path = tmp_path / "soft.csv"
-    write_soft_labels(path, soft)
-    run = train_quietly(BCE, table, toy[1], tmp_path / "run", soft=path)
-    assert np.isnan(run.oof.truth[2]).all() and np.isfinite(run.oof.probabilities[2]).all()
-    write_soft_labels(path, replace(soft, targets=soft.targets * 0.5))
-    with pytest.raises(KitError, match=r"labels\.json belongs to another run"):
-        train_quietly(BCE, table, toy[1], tmp_path / "run", soft=path)
 
 
 # Stretches
