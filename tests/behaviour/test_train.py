@@ -27,7 +27,6 @@ from tests.behaviour.training import (
     QUIET,
     TINY,
     Killed,
-    load_table,
     make_set,
     new_trainer,
     same_bits,
@@ -45,12 +44,6 @@ NAMES = [f"{i:02d}.wav" for i in range(14)]
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A table of fourteen clips, and their folder."""
-    return make_set(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
 def run(toy, tmp_path_factory):
     """A run of two folds on them. Tests that write into its folder take a copy."""
     return train_quietly(TINY, *toy, tmp_path_factory.mktemp("run") / "run")
@@ -60,12 +53,6 @@ def run(toy, tmp_path_factory):
 def run_copy(run, tmp_path):
     """A copy of the run's folder."""
     return shutil.copytree(run.folder, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def data(toy):
-    """The dataset of the run."""
-    return load_table(TINY, *toy)
 
 
 def folder_bytes(folder):
@@ -207,13 +194,6 @@ def test_a_finished_run_is_not_trained_again(run, run_copy, toy, capsys):
     assert "fold 1 was trained already up to epoch 4 of 4" in capsys.readouterr().out
 
 
-def test_folds_of_the_table_that_override_n_folds_are_noted(toy, tmp_path, capsys):
-    train_quietly(replace(TINY, epochs=1), *toy, tmp_path / "two", only_folds=[0])
-    assert "note" not in capsys.readouterr().out
-    train_quietly(replace(TINY, epochs=1, n_folds=3), *toy, tmp_path / "three", only_folds=[0])
-    assert "the table has 2 folds; n_folds=3 is not used" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_last_validation_is_not_repeated_unless_other_weights_are_kept(toy, tmp_path, keep, monkeypatch):
     predicted = []
@@ -271,11 +251,13 @@ def test_a_folder_of_another_run_is_refused_and_not_changed(run, toy, tmp_path):
     assert folder_bytes(run.folder) == before
 
 
-def test_a_call_that_failed_does_not_stand_in_the_way_of_its_correction(toy, tmp_path):
+def test_a_call_that_failed_does_not_stand_in_the_way_of_its_correction(toy, tmp_path, capsys):
     with pytest.raises(KitError, match="does not exist"):
         train_quietly(TINY, toy[0], tmp_path / "nowhere", tmp_path / "run")
-    recipe = replace(TINY, epochs=1, no_augment_epochs=0)
+    assert "note" not in capsys.readouterr().out
+    recipe = replace(TINY, epochs=1, no_augment_epochs=0, n_folds=3)
     assert train_quietly(recipe, *toy, tmp_path / "run").oof.lwlrap > 0
+    assert "the table has 2 folds; n_folds=3 is not used" in capsys.readouterr().out
 
 
 # Out-of-fold predictions
@@ -367,13 +349,10 @@ def test_a_clip_without_finite_logits_is_named_and_gets_the_prior(run_copy, toy)
 
 
 def test_the_hardest_classes_are_among_those_that_have_a_true_label(run):
-    names = tuple("abcdefgh")
     truth = np.zeros((4, 8))
     truth[:2, 6] = truth[2:, 7] = 1
     scores = np.tile(np.linspace(0, 1, 8), (4, 1))
-    oof = replace(
-        run.oof, names=names[:4], classes=names, folds=np.zeros(4), truth=truth, probabilities=scores
-    )
+    oof = replace(run.oof, classes=tuple("abcdefgh"), folds=np.zeros(4), truth=truth, probabilities=scores)
     assert "hardest classes: g 0.500, h 1.000" in str(oof)
 
 

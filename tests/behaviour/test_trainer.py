@@ -25,7 +25,6 @@ from tests.behaviour.training import (
     TINY,
     copy_weights,
     load_table,
-    make_set,
     new_trainer,
     planted_data,
     same_bits,
@@ -37,18 +36,6 @@ from tests.behaviour.training import (
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PLAIN = TINY.override(["mixup.p=0", "network.head.dropout=0", "no_augment_epochs=0"])
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A table of fourteen clips, and their folder."""
-    return make_set(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def data(toy):
-    """The dataset of the tiny recipe."""
-    return load_table(TINY, *toy)
 
 
 def first_batch(trainer, seed=0):

@@ -20,8 +20,6 @@ from tests.behaviour.training import (
     TINY,
     Killed,
     copy_weights,
-    load_table,
-    make_set,
     new_trainer,
     no_score,
     same_bits,
@@ -33,18 +31,6 @@ from tests.behaviour.training import (
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PLAIN = TINY.override(["mixup.p=0", "network.head.dropout=0", "no_augment_epochs=0"])
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A table of fourteen clips, and their folder."""
-    return make_set(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def data(toy):
-    """The dataset of the tiny recipe."""
-    return load_table(TINY, *toy)
 
 
 # Kills and states

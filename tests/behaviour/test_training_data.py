@@ -25,7 +25,6 @@ from tests.behaviour.training import (
     RUNTIME,
     TINY,
     load_table,
-    make_set,
     same_checkpoints,
     train_quietly,
     write_clip,
@@ -35,12 +34,6 @@ pytestmark = pytest.mark.usefixtures("one_core")
 
 BCE = replace(TINY, loss="bce", epochs=1, no_augment_epochs=0, validate_every=1)
 SOURCED = replace(BCE, sources={"noisy": {"scored": False}, "clean": {}, "also": {}})
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A table of fourteen clips, and their folder."""
-    return make_set(tmp_path_factory.mktemp("toy"))
 
 
 def toy_table(path, toy, **columns):
