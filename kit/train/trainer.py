@@ -126,10 +126,10 @@ class Trainer:
             yield row
             if is_last:
                 break
-        if self.kept_epoch != self.epoch or (self.best_weights and recipe.keep == "best"):
-            self.network.load_state_dict(self.best_weights)
-        else:
+        if self.kept_epoch == self.epoch:
             self.load_averaged_weights()
+        else:
+            self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
         """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
