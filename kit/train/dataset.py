@@ -191,7 +191,7 @@ def load_dataset(
     runtime: Runtime,
     boxes: Boxes | None = None,
     soft: SoftLabels | None = None,
-    backgrounds: Path | None = None,
+    backgrounds: str | Path | None = None,
 ) -> Dataset:
     """Decode every clip of a table once and keep its spectrogram.
 
@@ -274,7 +274,7 @@ def crop_steps(recipe: Recipe) -> tuple[int, float]:
     return recipe.crop_frames, recipe.frontend.frames_per_s
 
 
-def load_backgrounds(recipe: Recipe, folder: Path | None, runtime: Runtime) -> Tensor | None:
+def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime) -> Tensor | None:
     """Load sounds to mix under crops, looped or cut to a crop's length; None if the recipe uses none.
 
     Shape:  -> (n, T), n at most 64
@@ -287,6 +287,7 @@ def load_backgrounds(recipe: Recipe, folder: Path | None, runtime: Runtime) -> T
             "wave_augment.background_p wants a folder of sounds: "
             "--backgrounds DIR, or wave_augment.background_p=0."
         )
+    folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in list_audio(folder)[:MAX_BACKGROUNDS]]
     if not names:
         raise KitError(f"{folder} holds no audio to mix under crops.")

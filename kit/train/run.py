@@ -84,9 +84,7 @@ def train_run(
     label_files = [path for path in (*(boxes or ()), soft) if path is not None]
     files = run_files(recipe, frame, folds, label_files)
     check_run(folder, files)
-    background_folder = None if backgrounds is None else Path(backgrounds)
-    labels = box_labels, soft_labels, background_folder
-    data = load_dataset(recipe, frame, folds, Path(audio), runtime, *labels)
+    data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
     check_folds(data, trained_folds)
     # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
     for name, text in files.items():

@@ -18,7 +18,6 @@ from kit.train.run import new_tagger, train_run
 from tests.behaviour.training import (
     QUIET,
     TINY,
-    Killed,
     copy_weights,
     new_trainer,
     no_score,
@@ -36,28 +35,8 @@ PLAIN = TINY.override(["mixup.p=0", "network.head.dropout=0", "no_augment_epochs
 # Kills and states
 
 
-@pytest.mark.parametrize("keep, epochs", [("last", 1), ("best", 2), ("best", 4)])
-def test_a_killed_training_continues_to_the_same_bits(data, tmp_path, keep, epochs):
-    """Law 7."""
-    recipe = TINY.override([f"keep={keep}"])
-
-    def scored(trainer):
-        return lambda: {2: 0.9, 4: 0.1}[trainer.epoch]
-
-    whole, killed, resumed = (new_trainer(data, recipe) for _ in range(3))
-    train_all(whole, tmp_path / "whole.pt", scored(whole))
-    with pytest.raises(Killed):
-        train_all(killed, tmp_path / "killed.pt", scored(killed), killed_after=epochs)
-    resumed.restore(tmp_path / "killed.pt")
-    rows = train_all(resumed, tmp_path / "killed.pt", scored(resumed))
-    assert [row["epoch"] for row in rows] == list(range(epochs + 1, 5))
-    assert same_bits(resumed.network.state_dict(), whole.network.state_dict())
-    assert resumed.history == whole.history and resumed.prevalences == whole.prevalences
-    one, other = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
-    assert all(torch.equal(one[p][key], other[p][key]) for p in one for key in one[p])
-
-
 def test_a_kill_within_an_epoch_loses_only_that_epoch(data, tmp_path):
+    """Law 7. The tests of the optimiser kill between the epochs, under many settings."""
     whole, killed, resumed = (new_trainer(data) for _ in range(3))
     train_all(whole, tmp_path / "whole.pt")
     path = tmp_path / "killed.pt"
@@ -67,6 +46,7 @@ def test_a_kill_within_an_epoch_loses_only_that_epoch(data, tmp_path):
     resumed.restore(path)
     assert [row["epoch"] for row in train_all(resumed, path)] == [4]
     assert same_bits(resumed.network.state_dict(), whole.network.state_dict())
+    assert resumed.history == whole.history and resumed.prevalences == whole.prevalences
 
 
 def test_a_state_of_another_recipe_or_a_damaged_one_is_refused(data, tmp_path):
