@@ -100,10 +100,9 @@ def train_run(
             predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until)
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))
-    if all_data:
-        return Run(folder, recipe, None)
-    oof = join_folds(parts)
-    write_oof(folder, oof)
+    oof = join_folds(parts) if parts else None
+    if oof is not None:
+        write_oof(folder, oof)
     return Run(folder, recipe, oof)
 
 
