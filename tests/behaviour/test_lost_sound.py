@@ -353,3 +353,11 @@ def test_a_loader_prints_what_sound_its_clips_lost(lossy_folder, capsys):
     loader.print_failures([path.name for path in paths])
     assert capsys.readouterr().out.startswith("note: cut.flac: the file ends early: its last ")
     assert loader.audio_s == pytest.approx(sum(decode_file(path).seconds for path in paths))
+
+
+def test_an_ogg_file_whose_page_before_the_last_is_lost_notes_its_end(tmp_path):
+    raw = encoded(stairs(8), "OGG", "OPUS")
+    last = raw.rfind(b"OggS")
+    before = raw.rfind(b"OggS", 0, last)
+    sound = decode_bytes(tmp_path, raw[:before] + raw[last:])
+    assert isinstance(sound, Sound) and sound.seconds > 5 and len(sound.notes) == 1
