@@ -4,13 +4,11 @@ A fingerprint has one *code* of 32 bits per frame. Bit b is 1 if the step in lev
 8 frames. Gain, codecs and resampling change levels, but seldom the sign of such a difference of differences. So
 copies agree in most bits, and unrelated sounds agree in about half.
 
-Comparing every pair of clips at every shift would take too long. *Keys* select the pairs and shifts to compare: a key
-is a number that copies have exactly in common. A whole code is too strict, because one wrong bit of 32 spoils it. Half
-a code is too common, because it has only 65,536 values. So a key joins half of a frame's code and the same half of the
-code 8 frames later, when the code has changed. Each frame has two keys, one for each half.
+Comparing every pair of clips at every shift would take too long. *Keys*, numbers that copies have in common, select
+what is compared. One wrong bit of 32 spoils a whole code, and half a code has only 65,536 values. So a key joins half
+of a frame's code and the same half of the code 8 frames later. Each frame has two keys, one for each half.
 
-If k clips share a key, comparing all of them would take k * (k - 1) / 2 pairs. So each clip is paired with the next
-four clips that share the key, and with no others. Copies then form chains, and a group holds a whole chain.
+Each clip is paired only with the next four clips that share a key. Copies then form chains; a group is a whole chain.
 """
 
 from collections.abc import Sequence
@@ -33,10 +31,9 @@ MAX_WRONG_BITS = 0.25
 
 def fingerprint_frontend() -> Frontend:
     """Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second."""
-    config = FrontendConfig(
-        sample_rate=11025, n_fft=2048, hop_length=128, n_mels=33, f_min_hz=300.0, f_max_hz=3900.0
+    return Frontend(
+        FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300.0, f_max_hz=3900.0)
     )
-    return Frontend(config)
 
 
 def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
@@ -56,9 +53,8 @@ def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
 def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     """Return whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
 
-    A quarter of the bits may be wrong. Where clips overlap by less than 1.5 s, proportionally fewer may be: short
-    stretches of unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones
-    from 0.5 s.
+    A quarter of the bits may be wrong, and proportionally fewer where clips overlap by less than 1.5 s: short
+    unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones from 0.5 s.
     """
     first = max(0, shift)
     end = min(len(one), len(other) + shift)
@@ -70,15 +66,13 @@ def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     block = min(BLOCK_FRAMES, len(wrong_shares))
     total = np.cumsum(np.r_[0, wrong_shares])
     best = (total[block:] - total[: len(total) - block]).min()
-    allowed_share = MAX_WRONG_BITS * block / BLOCK_FRAMES
-    return bool(best < allowed_share * block)
+    return bool(best < MAX_WRONG_BITS * block / BLOCK_FRAMES * block)
 
 
 def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
-    """Find pairs of clips, and shifts, with at least two keys in common; those with most keys come first.
+    """Find clips and shifts with at least two keys in common, those with most keys first.
 
     Shape:  -> (P, 3) int64: clip, later clip, shift in frames
-    Errors: ValueError for no fingerprints
     """
     n = len(fingerprints)
     lengths = [len(codes) for codes in fingerprints]

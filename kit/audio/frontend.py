@@ -27,17 +27,14 @@ COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
 
 @dataclass(frozen=True)
 class FrontendConfig(SpectrumConfig):
-    """Settings of the whole front end: trim, transform, normalize, stack channels, resize.
-
-    Errors: KitError for settings that contradict each other
-    """
+    """Settings of the whole front end: trim, transform, normalize, stack channels, resize."""
 
     pcen: PcenConfig = setting(PcenConfig(), "settings of PCEN, used with log='pcen'")
     resolutions: tuple[tuple[int, ...], ...] = setting(
         (), "further (n_fft, hop_length) pairs; each adds channels of its own"
     )
     top_db: float | None = setting(
-        None, "values below the maximum minus so many dB are raised to it; None = never", low=1e-3
+        None, "raise values to the maximum minus so many dB; None = never", low=1e-3
     )
     channels: tuple[str, ...] = setting(
         ("log",),
@@ -54,12 +51,10 @@ class FrontendConfig(SpectrumConfig):
     reference: str = setting(
         "clip", "top_db and normalize look at the whole clip or at each window", choices=("clip", "window")
     )
-    extra_rows: tuple[str, ...] = setting(
-        (), "rows below the bins of every channel", choices=tuple(EXTRA_ROWS)
-    )
+    extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
     stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1)
     trim_db: float | None = setting(
-        None, "cut both ends where so many dB below the loudest frame; None = never", low=1e-3
+        None, "cut ends so many dB below the loudest frame; None = never", low=1e-3
     )
     trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0)
     image_size: tuple[int, ...] = setting((), "(bins, frames) to resize channels to; () = as they are")
@@ -79,11 +74,10 @@ class FrontendConfig(SpectrumConfig):
         self.resolution_configs()
 
     def resolution_configs(self) -> tuple[Self, ...]:
-        """Return the settings of every resolution, the first being these. Errors: KitError for a bad one"""
-        further = [
-            replace(self, n_fft=n_fft, hop_length=hop_length, win_length=None, resolutions=())
-            for n_fft, hop_length in self.resolutions
-        ]
+        """Return the settings of every resolution, the first being these."""
+        further = []
+        for n_fft, hop in self.resolutions:
+            further.append(replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=()))
         return (self, *further)
 
     @property
@@ -96,8 +90,7 @@ class FrontendConfig(SpectrumConfig):
         """The kind of each channel: one per resolution, but a coordinate only once."""
         names = []
         for name in self.channels:
-            copies = 1 if name in COORDINATES else 1 + len(self.resolutions)
-            names.extend([name] * copies)
+            names += [name] * (1 if name in COORDINATES else 1 + len(self.resolutions))
         return names
 
     @property
@@ -122,11 +115,10 @@ class FrontendConfig(SpectrumConfig):
 
 
 def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
-    """Raise KitError unless a size is () or (bins, frames); a size excludes extra rows."""
+    """Raise KitError unless a size is () or (bins, frames) without extra rows."""
     if size and (len(size) != 2 or min(size) < 1 or extra_rows):
-        raise KitError(
-            f"image_size is () or (bins, frames) without extra rows, got {tuple(size)} and {extra_rows}."
-        )
+        got = f"{tuple(size)} and {extra_rows}"
+        raise KitError(f"image_size is () or (bins, frames) without extra rows, got {got}.")
 
 
 def check_waves(waves: Sequence[Tensor]) -> None:
@@ -142,8 +134,8 @@ def check_waves(waves: Sequence[Tensor]) -> None:
 class Frontend(nn.Module):
     """Compute the network's input from waveforms, on their device, in float32 (float64 stays float64).
 
-    The work has two halves, with a cache between them. `spectrograms` computes (R, N) per clip: M rows
-    per resolution, then S extra rows. `network_input` normalizes it and stacks it to (C, M + S, N).
+    A cache lies between its two halves. `spectrograms` computes (R, N) per clip: M rows per resolution, then S extra
+    rows. `network_input` normalizes and stacks it.
     With reference="clip", normalize a whole clip and then cut windows; with "window", cut first.
 
     Shape:  wave (B, T) -> (B, C, M + S, N), N = T // hop_length + 1 after trimming
@@ -159,9 +151,7 @@ class Frontend(nn.Module):
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
         """Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
 
-        On CPU a clip's result is the same bit for bit, whatever the other clips are. Gradients flow back
-        to waves that require them.
-
+        On CPU a clip's result is the same bit for bit, whatever the other clips are.
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
         Errors: KitError for an empty clip, a wrong shape or integers
         """
@@ -176,8 +166,7 @@ class Frontend(nn.Module):
             spans = [nonsilent_span(wave, config.trim_db, min_samples) for wave in waves]
             waves = [wave[first:end] for wave, (first, end) in zip(waves, spans, strict=True)]
         with_grad = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
-        # Mel energies of a loud clip overflow float16, so autocast is off. Inference mode is off because
-        # cached spectrograms may be trained on later.
+        # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
         no_autocast = torch.autocast(device.type, enabled=False)
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad), no_autocast:
             by_resolution = []
@@ -187,33 +176,23 @@ class Frontend(nn.Module):
                 if config.log == "pcen":
                     specs = [pcen(spec, config.pcen, resolution.frames_per_s) for spec in specs]
                 by_resolution.append(specs)
-            return [
-                self.combine(wave.to(dtype), specs)
-                for wave, *specs in zip(waves, *by_resolution, strict=True)
-            ]
+            pairs = zip(waves, zip(*by_resolution, strict=True), strict=True)
+            return [self.combine(wave.to(dtype), specs) for wave, specs in pairs]
 
     def combine(self, wave: Tensor, specs: Sequence[Tensor]) -> Tensor:
-        """Put a clip's resolutions and extra rows below each other, at the frames of the first resolution.
-
-        Shape:  wave (T,), specs [(M, N_r)] -> (R, N)
-        """
+        """Put a clip's resolutions and extra rows below each other, at the frames of the first resolution."""
         config = self.config
         n_frames = specs[0].shape[-1]
         rows = []
         for spec, resolution in zip(specs, self.resolution_configs, strict=True):
             rows.append(match_frames(spec, resolution.hop_length, n_frames, config.hop_length))
         if config.extra_rows:
-            extra = compute_extra_rows(
-                wave, config.extra_rows, config.hop_length, config.stats_frames, config.sample_rate
-            )
-            rows.append(extra)
+            sizes = (config.hop_length, config.stats_frames, config.sample_rate)
+            rows.append(compute_extra_rows(wave, config.extra_rows, *sizes))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def split(self, spec: Tensor) -> tuple[Tensor, Tensor]:
-        """Separate the resolutions and the extra rows of a cached spectrogram.
-
-        Shape:  (..., R, N) -> (..., resolutions, M, N), (..., S, N)
-        """
+        """Separate resolutions and extra rows. Shape: (..., R, N) -> (..., resolutions, M, N), (..., S, N)"""
         n_spec_rows = self.config.n_spec_rows
         specs = torch.unflatten(spec[..., :n_spec_rows, :], -2, (len(self.resolution_configs), -1))
         return specs, spec[..., n_spec_rows:, :]
@@ -227,10 +206,7 @@ class Frontend(nn.Module):
         return torch.cat([rows, extra], dim=-2) if config.extra_rows else rows
 
     def floor(self, spec: Tensor) -> Tensor:
-        """Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value.
-
-        Shape:  (R, N) -> (R, 1)
-        """
+        """Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value."""
         specs, extra = self.split(spec)
         minimum = specs.amin((-2, -1), keepdim=True).expand(*specs.shape[:-1], 1)
         return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
@@ -239,13 +215,11 @@ class Frontend(nn.Module):
         """Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
-        Errors: KitError for a wrong size, or a size with extra rows
         """
         size = self.config.image_size if image_size is None else image_size
         check_image_size(size, self.config.extra_rows)
         specs, extra = self.split(spec)
-        channels = [make_channels(specs, name, size) for name in self.config.channels]
-        stacked = torch.cat(channels, dim=-3)
+        stacked = torch.cat([make_channels(specs, name, size) for name in self.config.channels], dim=-3)
         if not self.config.extra_rows:
             return stacked
         extra = extra.unsqueeze(-3).expand(*stacked.shape[:-2], *extra.shape[-2:])
@@ -256,10 +230,7 @@ class Frontend(nn.Module):
         return self.stack(self.normalize(raw))
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Compute the network's input of clips of one length. Shape: (B, T) -> (B, C, M + S, N)
-
-        Errors: KitError where trimming leaves several lengths
-        """
+        """Compute the network's input of clips of one length. Errors: KitError if trimming leaves several"""
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
             raise KitError(
@@ -269,7 +240,7 @@ class Frontend(nn.Module):
 
 
 def match_frames(spec: Tensor, hop_length: int, n_frames: int, target_hop: int) -> Tensor:
-    """Pick, for every frame of another hop, the frame nearest in time. Shape: (M, N) -> (M, n_frames)"""
+    """Pick, for every frame of another hop, the frame nearest in time."""
     if hop_length == target_hop:
         return spec
     # Integers: round(n * target_hop / hop_length), halves up.
@@ -279,10 +250,7 @@ def match_frames(spec: Tensor, hop_length: int, n_frames: int, target_hop: int) 
 
 
 def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    """Make the channels of one kind, resized where there is a size: one per resolution or one coordinate.
-
-    Shape:  (..., resolutions, M, N) -> (..., resolutions or 1, *size)
-    """
+    """Make the channels of one kind, resized where there is a size: one per resolution or one coordinate."""
     if name in COORDINATES:
         bins, frames = size or specs.shape[-2:]
         ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=specs.dtype, device=specs.device)
