@@ -39,7 +39,7 @@ class InputShape:
             )
         rows = np.flatnonzero((hz >= low_hz) & (hz <= high_hz))
         if not len(rows):
-            rows = np.abs(hz - (low_hz + high_hz) / 2).argmin(keepdims=True)
+            rows = np.argsort(np.abs(hz - (low_hz + high_hz) / 2), kind="stable")[:1]
         return int(rows[0]), int(rows[-1]) + 1
 
 
