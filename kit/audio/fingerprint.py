@@ -31,9 +31,8 @@ MAX_WRONG_BITS = 0.25
 
 def fingerprint_frontend() -> Frontend:
     """Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second."""
-    return Frontend(
-        FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300.0, f_max_hz=3900.0)
-    )
+    config = FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300, f_max_hz=3900)
+    return Frontend(config)
 
 
 def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
@@ -80,19 +79,18 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
     codes = np.concatenate(fingerprints)
     clips = np.repeat(np.arange(n), lengths)
     frames = np.concatenate([np.arange(length) for length in lengths])
-    now = codes[:-FINGERPRINT_LAG]
-    later = codes[FINGERPRINT_LAG:]
+    now, later = codes[:-FINGERPRINT_LAG], codes[FINGERPRINT_LAG:]
     same_clip = clips[:-FINGERPRINT_LAG] == clips[FINGERPRINT_LAG:]
-    usable_frames = np.flatnonzero((now != SILENT) & (later != SILENT) & same_clip)
-    clips = clips[usable_frames]
-    frames = frames[usable_frames]
+    usable = np.flatnonzero((now != SILENT) & (later != SILENT) & same_clip)
+    clips = clips[usable]
+    frames = frames[usable]
 
     shape = (n, n, 2 * longest + 1)
     matches = []
     for low_bit in (0, 16):
         keys = (now >> low_bit & 0xFFFF) << 16 | (later >> low_bit & 0xFFFF)
         # Sort by key, then by clip, and keep the first frame of each key in each clip.
-        unique, first = np.unique(keys[usable_frames] * n + clips, return_index=True)
+        unique, first = np.unique(keys[usable] * n + clips, return_index=True)
         key, clip = np.divmod(unique, n)
         frame = frames[first]
         for step in range(1, KEY_NEIGHBOURS + 1):
@@ -108,10 +106,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
-    """Return a group name for each clip, equal for clips that copies link, empty for a clip without copies.
-
-    Time and memory grow with the seconds of sound, and hardly with the number of pairs of clips.
-    """
+    """Return a group name for each clip, equal for clips that copies link, empty for a clip without copies."""
     if not fingerprints:
         return []
     groups = np.arange(len(fingerprints))

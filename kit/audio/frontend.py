@@ -31,10 +31,10 @@ class FrontendConfig(SpectrumConfig):
 
     pcen: PcenConfig = setting(PcenConfig(), "settings of PCEN, used with log='pcen'")
     resolutions: tuple[tuple[int, ...], ...] = setting(
-        (), "further (n_fft, hop_length) pairs; each adds channels of its own"
+        (), "more (n_fft, hop_length) pairs; each adds channels"
     )
     top_db: float | None = setting(
-        None, "raise values to the maximum minus so many dB; None = never", low=1e-3
+        None, "raise values to the maximum minus so many dB; None: never", low=1e-3
     )
     channels: tuple[str, ...] = setting(
         ("log",),
@@ -48,13 +48,11 @@ class FrontendConfig(SpectrumConfig):
     )
     mean: float = setting(0.0, "subtracted by normalize='constants'")
     std: float = setting(1.0, "divides in normalize='constants'", low=1e-6)
-    reference: str = setting(
-        "clip", "top_db and normalize look at the whole clip or at each window", choices=("clip", "window")
-    )
+    reference: str = setting("clip", "what top_db and normalize refer to", choices=("clip", "window"))
     extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
     stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1)
     trim_db: float | None = setting(
-        None, "cut ends so many dB below the loudest frame; None = never", low=1e-3
+        None, "cut ends so many dB below the loudest frame; None: never", low=1e-3
     )
     trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0)
     image_size: tuple[int, ...] = setting((), "(bins, frames) to resize channels to; () = as they are")
@@ -63,8 +61,8 @@ class FrontendConfig(SpectrumConfig):
         super().check()
         if self.top_db is not None and self.log != "db":
             raise KitError(f"top_db needs log='db', got {self.log!r}: use top_db=None.")
-        has_sound = any(name not in COORDINATES for name in self.channels)
-        if len(set(self.channels)) != len(self.channels) or not has_sound:
+        kinds = set(self.channels)
+        if len(kinds) != len(self.channels) or kinds <= set(COORDINATES):
             raise KitError(f"channels must differ and hold sound, as log, got {self.channels}.")
         if len(set(self.extra_rows)) != len(self.extra_rows):
             raise KitError(f"extra_rows must differ, got {self.extra_rows}.")
@@ -75,10 +73,10 @@ class FrontendConfig(SpectrumConfig):
 
     def resolution_configs(self) -> tuple[Self, ...]:
         """Return the settings of every resolution, the first being these."""
-        further = []
+        configs = [self]
         for n_fft, hop in self.resolutions:
-            further.append(replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=()))
-        return (self, *further)
+            configs.append(replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=()))
+        return tuple(configs)
 
     @property
     def n_bins(self) -> int:
@@ -88,10 +86,8 @@ class FrontendConfig(SpectrumConfig):
     @property
     def channel_names(self) -> list[str]:
         """The kind of each channel: one per resolution, but a coordinate only once."""
-        names = []
-        for name in self.channels:
-            names += [name] * (1 if name in COORDINATES else 1 + len(self.resolutions))
-        return names
+        copies = 1 + len(self.resolutions)
+        return [name for name in self.channels for _ in range(1 if name in COORDINATES else copies)]
 
     @property
     def n_channels(self) -> int:
@@ -100,17 +96,17 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def n_extra_rows(self) -> int:
-        """Extra rows S below the frequency bins of every channel."""
+        """Extra rows S below the frequency bins."""
         return sum(EXTRA_ROWS[kind] for kind in self.extra_rows)
 
     @property
     def n_spec_rows(self) -> int:
-        """Rows of a cached spectrogram that hold frequency bins, of all resolutions together."""
+        """Rows of a cached spectrogram that hold frequency bins."""
         return self.n_spec_bins * (1 + len(self.resolutions))
 
     @property
     def rows(self) -> int:
-        """Rows R of a cached spectrogram: bins of all resolutions, then extra rows."""
+        """Rows R of a cached spectrogram: bins, then extra rows."""
         return self.n_spec_rows + self.n_extra_rows
 
 
@@ -123,10 +119,9 @@ def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
 
 def check_waves(waves: Sequence[Tensor]) -> None:
     """Raise KitError unless waves are (T,), T >= 1, floats of one type and device."""
-    dtype, device = waves[0].dtype, waves[0].device
     for wave in waves:
         is_mono = wave.ndim == 1 and len(wave) > 0 and wave.is_floating_point()
-        if not is_mono or wave.dtype != dtype or wave.device != device:
+        if not is_mono or (wave.dtype, wave.device) != (waves[0].dtype, waves[0].device):
             got = f"{tuple(wave.shape)} of {wave.dtype} on {wave.device}"
             raise KitError(f"waves are (T,) floats, alike in type and device, got {got}: pass scaled mono.")
 
@@ -185,7 +180,13 @@ class Frontend(nn.Module):
         n_frames = specs[0].shape[-1]
         rows = []
         for spec, resolution in zip(specs, self.resolution_configs, strict=True):
-            rows.append(match_frames(spec, resolution.hop_length, n_frames, config.hop_length))
+            hop = resolution.hop_length
+            if hop != config.hop_length:
+                # The frame nearest in time, in integers: round(n * config.hop_length / hop), halves up.
+                frames = torch.arange(n_frames, device=spec.device)
+                nearest = (2 * config.hop_length * frames + hop) // (2 * hop)
+                spec = spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
+            rows.append(spec)
         if config.extra_rows:
             sizes = (config.hop_length, config.stats_frames, config.sample_rate)
             rows.append(compute_extra_rows(wave, config.extra_rows, *sizes))
@@ -237,16 +238,6 @@ class Frontend(nn.Module):
                 "trimming left several lengths: call spectrograms(), then network_input() clip by clip."
             )
         return self.network_input(torch.stack(specs))
-
-
-def match_frames(spec: Tensor, hop_length: int, n_frames: int, target_hop: int) -> Tensor:
-    """Pick, for every frame of another hop, the frame nearest in time."""
-    if hop_length == target_hop:
-        return spec
-    # Integers: round(n * target_hop / hop_length), halves up.
-    frames = torch.arange(n_frames, device=spec.device)
-    nearest = (2 * target_hop * frames + hop_length) // (2 * hop_length)
-    return spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
 
 
 def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kit.audio.frontend import Frontend
 from kit.audio.mixup import check_ranges, probability_of, scale_to_range
+from kit.audio.normalize import mean_by_rows
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
@@ -18,7 +19,7 @@ FILTER_POINTS = 5
 
 @dataclass(frozen=True)
 class SpecAugmentConfig(Config):
-    """How a clip's spectrograms are augmented, in this order. Extra rows stay as they are.
+    """How spectrograms are augmented, in this order. Extra rows stay as they are.
 
     Source: masks and warp: Park et al. 2019, SpecAugment, arXiv:1904.08779; filter: Nam et al. 2021, FilterAugment,
             arXiv:2110.03282, linear; crop: first place, Freesound Audio Tagging 2019, with aspects of 1.7 to 2.3
@@ -99,7 +100,7 @@ def draw_spec_augment(
     # Outside masks lie in the bins [0, first of the box) and [end of the box, rows).
     box = torch.full((clips, 2), -1) if boxes is None else boxes.cpu().long()
     box_first, box_end = box[:, :1], box[:, 1:]
-    area_first = torch.cat([torch.zeros_like(box_end), box_end], dim=1)
+    area_first = torch.cat([0 * box_end, box_end], dim=1)
     area_end = torch.cat([box_first, torch.full_like(box_first, rows)], dim=1)
     used = is_outside & (box_first >= 0)
     outside = place_masks(uniform(2, clips, 1), area_first, area_end, config.outside_share * rows, used)
@@ -144,12 +145,11 @@ def mask_specs(specs: Tensor, draw: SpecDraw, mask_fill: str) -> Tensor:
     bins, frames = specs.shape[-2:]
     masked_bins = under_masks(draw.freq, bins).to(specs.device)[:, None, :, None]
     masked_frames = under_masks(draw.time, frames).to(specs.device)[:, None, None, :]
+    value = specs.new_zeros(())
     if mask_fill == "min":
         value = specs.amin((-2, -1), keepdim=True)
     elif mask_fill == "mean":
-        value = specs.mean(-1, keepdim=True).mean(-2, keepdim=True)
-    else:
-        value = specs.new_zeros(())
+        value = mean_by_rows(specs)
     return value.where(masked_bins | masked_frames, specs)
 
 
@@ -195,7 +195,7 @@ def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor],
 def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, frontend: Frontend) -> Tensor:
     """Augment spectrograms as drawn. Clips without any effect stay bit for bit.
 
-    Shape:  normalized spectrograms (B, R, N) -> the same; inside, (B, S, M, N) are the clips' S resolutions
+    Shape:  normalized spectrograms (B, R, N) -> the same; effects get the S resolutions (B, S, M, N)
     Errors: KitError for another number of clips than drawn
     """
     if len(specs) != len(draw.warp):

@@ -6,6 +6,7 @@ processor's cache, copies each frame once, and skips the zeros of the mel filter
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,7 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
 # The Slaney scale is linear below 1 kHz and logarithmic above.
-SLANEY_HZ_PER_MEL = 66.66666666666667
+SLANEY_HZ_PER_MEL = 200 / 3
 SLANEY_KNEE_HZ = 1000.0
 SLANEY_KNEE_MEL = SLANEY_KNEE_HZ / SLANEY_HZ_PER_MEL
 SLANEY_LOG_STEP = 0.06875177742094912
@@ -52,12 +53,6 @@ def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
     return np.where(mel < SLANEY_KNEE_MEL, mel * SLANEY_HZ_PER_MEL, above)
 
 
-def mel_edges_hz(n_mels: int, low_hz: float, high_hz: float, scale: str) -> np.ndarray:
-    """Return filters' edges: m rises from edge m to m + 1 and falls to m + 2. Shape: -> (n_mels + 2,)"""
-    low, high = hz_to_mel(np.array([low_hz, high_hz]), scale)
-    return mel_to_hz(np.linspace(low, high, n_mels + 2), scale)
-
-
 def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> np.ndarray:
     """Return triangular filters of height 1, or of area 1 with norm "slaney".
 
@@ -78,13 +73,6 @@ def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> 
     if norm:
         filters *= 2.0 / (high - low)
     return filters
-
-
-def check_band(low_hz: float, high_hz: float, sample_rate: int) -> None:
-    """Raise KitError unless 0 <= low < high <= half the sample rate."""
-    if not 0 <= low_hz < high_hz <= sample_rate / 2:
-        rule = f"0 <= f_min_hz < f_max_hz <= {sample_rate / 2:g} Hz, half the sample rate"
-        raise KitError(f"{rule}, got {low_hz:g} and {high_hz:g}: lower them, or f_max_hz=None.")
 
 
 @dataclass(frozen=True)
@@ -119,6 +107,10 @@ class SpectrumConfig(Config):
         if list(sizes) != sorted(sizes):
             raise KitError(f"hop_length <= win_length <= n_fft, got {sizes}: lower the former.")
         self.check_pairs("bands_hz")
+        for low_hz, high_hz in self.mel_bands:
+            if not 0 <= low_hz < high_hz <= self.sample_rate / 2:
+                rule = f"0 <= f_min_hz < f_max_hz <= {self.sample_rate / 2:g} Hz, half the sample rate"
+                raise KitError(f"{rule}, got {low_hz:g} and {high_hz:g}: lower them, or f_max_hz=None.")
         if self.kind == "mel":
             self.filters()
         else:
@@ -132,16 +124,11 @@ class SpectrumConfig(Config):
 
     def filters(self) -> np.ndarray:
         """Return the mel filters of all bands. Shape: -> (n_fft // 2 + 1, M)"""
-        filters = []
-        for low_hz, high_hz in self.mel_bands:
-            check_band(low_hz, high_hz, self.sample_rate)
-            edges_hz = mel_edges_hz(self.n_mels, low_hz, high_hz, self.mel_scale)
-            filters.append(mel_filters(self.fft_bins_hz, edges_hz, self.mel_norm))
-        return np.hstack(filters)
+        bins_hz = self.fft_bins_hz
+        return np.hstack([mel_filters(bins_hz, edges_hz, self.mel_norm) for edges_hz in self.mel_edges_hz])
 
     def stft_band(self) -> tuple[int, int]:
         """Return the first and end FFT bin of kind stft."""
-        check_band(self.f_min_hz, self.high_hz, self.sample_rate)
         first = int((self.fft_bins_hz < self.f_min_hz).sum())
         end = int((self.fft_bins_hz <= self.high_hz).sum())
         if first >= end:
@@ -153,6 +140,12 @@ class SpectrumConfig(Config):
     def mel_bands(self) -> tuple[tuple[float, ...], ...]:
         """The (low, high) bands that are split into n_mels filters each."""
         return self.bands_hz or ((self.f_min_hz, self.high_hz),)
+
+    @property
+    def mel_edges_hz(self) -> list[np.ndarray]:
+        """Filters' edges by band: m rises from edge m to m + 1 and falls to m + 2. Shape: [(n_mels + 2,)]"""
+        ends = [hz_to_mel(np.array(band), self.mel_scale) for band in self.mel_bands]
+        return [mel_to_hz(np.linspace(low, high, self.n_mels + 2), self.mel_scale) for low, high in ends]
 
     @property
     def window_samples(self) -> int:
@@ -187,8 +180,7 @@ class SpectrumConfig(Config):
         """Centre frequency of each bin. Shape: -> (n_spec_bins,)"""
         if self.kind == "stft":
             return self.fft_bins_hz[slice(*self.stft_band())]
-        edges = [mel_edges_hz(self.n_mels, low, high, self.mel_scale) for low, high in self.mel_bands]
-        return np.concatenate([edges_hz[1:-1] for edges_hz in edges])
+        return np.concatenate([edges_hz[1:-1] for edges_hz in self.mel_edges_hz])
 
     @property
     def frames_per_s(self) -> float:
@@ -200,7 +192,7 @@ class SpectrumConfig(Config):
         return n_samples // self.hop_length + 1
 
 
-def group_bands(filters: np.ndarray, call_cost: int = 2000, min_width: int = 16) -> list[tuple[slice, slice]]:
+def group_bands(filters: np.ndarray) -> list[tuple[slice, slice]]:
     """Split filters into groups of neighbours that are cheapest to multiply, each over its own bins.
 
     A filter is nonzero at few bins: one product with all filters would mostly multiply zeros, and one product per
@@ -212,7 +204,7 @@ def group_bands(filters: np.ndarray, call_cost: int = 2000, min_width: int = 16)
     first_bin = nonzero.argmax(axis=0)
     end_bin = len(filters) - nonzero[::-1].argmax(axis=0)
     # Dynamic programming: the cheapest groups of filters 0..stop extend the cheapest of some 0..start.
-    # Costs are counted in multiplications; fewer than `min_width` filters take as long as that many.
+    # Costs are counted in multiplications: a call costs 2000, and fewer than 16 filters take as long as 16.
     cuts = [*range(0, n_mels, 8), n_mels]
     cheapest: dict[int, tuple[int, list[tuple[slice, slice]]]] = {0: (0, [])}
     for stop in cuts[1:]:
@@ -220,7 +212,7 @@ def group_bands(filters: np.ndarray, call_cost: int = 2000, min_width: int = 16)
         for start in (cut for cut in cuts if cut < stop):
             bins = slice(int(first_bin[start:stop].min()), int(end_bin[start:stop].max()))
             cost, groups = cheapest[start]
-            cost += (bins.stop - bins.start) * max(stop - start, min_width) + call_cost
+            cost += (bins.stop - bins.start) * max(stop - start, 16) + 2000
             options.append((cost, [*groups, (slice(start, stop), bins)]))
         cheapest[stop] = min(options, key=lambda option: option[0])
     return cheapest[n_mels][1]
@@ -246,13 +238,8 @@ def spectrum_tables(config: SpectrumConfig, device: torch.device, dtype: torch.d
     used = np.flatnonzero(filters.any(axis=1)).tolist()
     bins = slice(used[0], used[-1] + 1)
     weights = torch.tensor(filters[bins]).to(window)
-    groups = group_bands(filters[bins])
-    return SpectrumTables(
-        config,
-        window,
-        bins,
-        tuple((group, part, weights[part, group].contiguous()) for group, part in groups),
-    )
+    groups = [(rows, part, weights[part, rows].contiguous()) for rows, part in group_bands(filters[bins])]
+    return SpectrumTables(config, window, bins, tuple(groups))
 
 
 def plan_frame_chunks(n_frames: Sequence[int], limit: int, pack: bool) -> list[list[FrameRange]]:
@@ -265,8 +252,7 @@ def plan_frame_chunks(n_frames: Sequence[int], limit: int, pack: bool) -> list[l
     free = 0
     for clip, total in enumerate(n_frames):
         # Equal parts: a full chunk and a tiny rest would be slower.
-        n_parts = -(-total // limit)
-        size = -(-total // n_parts)
+        size = math.ceil(total / math.ceil(total / limit))
         for first in range(0, total, size):
             if not pack or size > free:
                 chunks.append([])
