@@ -51,13 +51,7 @@ class WaveAugmentConfig(Config):
     gain_db: tuple[float, ...] = setting((-6.0, 6.0), "range of the gain, dB")
 
     def check(self) -> None:
-        check_ranges(
-            overdrive_db=self.overdrive_db,
-            reverb_s=self.reverb_s,
-            background_snr_db=self.background_snr_db,
-            noise_snr_db=self.noise_snr_db,
-            gain_db=self.gain_db,
-        )
+        check_ranges(self, "overdrive_db", "reverb_s", "background_snr_db", "noise_snr_db", "gain_db")
         if not self.noise_colours:
             raise KitError("noise_colours is empty: name at least one exponent, as 0 for white noise.")
 
@@ -150,16 +144,14 @@ def time_shift(batch: WaveBatch) -> Tensor:
     samples = batch.waves.shape[-1]
     source = (torch.arange(samples) - batch.amount.long()[:, None]).to(batch.waves.device)
     shifted = batch.waves.gather(1, source % samples)
-    if not batch.config.shift_silence:
-        return shifted
-    return shifted.masked_fill((source < 0) | (source >= samples), 0)
+    is_gap = batch.config.shift_silence & ((source < 0) | (source >= samples))
+    return shifted.masked_fill(is_gap, 0)
 
 
 def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
     """Change speed (resample), tempo (vocode) or pitch (both); cut or repeat the result to the old length.
 
-    Resampling by 1.1 is 10 % faster and 165 cents higher. The vocoder changes the tempo at equal pitch, or gives
-    resampled clips their old tempo back. Clips of a rate of 1 stay bit for bit.
+    Clips of a rate of 1 stay bit for bit. Resampling by 1.1 is 10 % faster and 165 cents higher.
     """
     n_fft = 1 << max(4, round(math.log2(VOCODER_S * batch.sample_rate)))
     waves = batch.waves.clone()
@@ -179,9 +171,7 @@ def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
 def phase_vocoder(waves: Tensor, rate: float, n_fft: int) -> Tensor:
     """Play sounds `rate` times as fast at equal pitch and power.
 
-    The result is torchaudio's to 1 %, in 0.6 to 0.7 of its time: products of unit numbers replace angles, which
-    need a sine and a cosine for every bin.
-    Shape:  (b, T) -> (b, about T / rate)
+    The result is torchaudio's to 1 %, in two thirds of its time: products of unit numbers replace angles.
     Source: Flanagan and Golden 1966; Dolson 1986
     """
     length = max(1, round(waves.shape[-1] / rate))
@@ -240,9 +230,9 @@ def add_background(batch: WaveBatch) -> Tensor:
     if batch.backgrounds is None or not batch.backgrounds.numel():
         raise KitError("background_p is above 0, but there are no backgrounds: pass some, or set it to 0.")
     clips, samples = batch.backgrounds.shape
-    clip = batch.seeds[:, None] % clips
-    start = batch.seeds[:, None] // clips
-    place = (start + torch.arange(batch.waves.shape[-1])) % samples
+    seeds = batch.seeds[:, None]
+    clip = seeds % clips
+    place = (seeds // clips + torch.arange(batch.waves.shape[-1])) % samples
     return mix_at_snr(batch, batch.backgrounds[clip, place].to(batch.waves))
 
 
@@ -282,7 +272,7 @@ def augment_waves(
     """Augment clips as drawn. Clips without any effect stay bit for bit, and silence stays silence.
 
     Shape:  waves (B, T) float32 -> the same; backgrounds (n, T')
-    Errors: KitError for another number of clips than drawn, and for a background drawn without backgrounds
+    Errors: KitError for another number of clips than drawn, and where backgrounds are drawn but missing
     """
     if len(waves) != len(draw.seeds):
         raise KitError(f"{len(waves)} waves for a draw of {len(draw.seeds)} clips: draw for as many.")

@@ -39,7 +39,7 @@ def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
     """Compute a clip's codes, SILENT for frames that are far below the clip's peak.
 
     Shape:  spec (33, N) in dB -> (max(0, N - 8),) int64
-    Source: Haitsma and Kalker 2002, A Highly Robust Audio Fingerprinting System, with a lag of 8 frames, not 1
+    Source: Haitsma and Kalker 2002, A Highly Robust Audio Fingerprinting System, there with a lag of 1 frame
     """
     steps = spec[:-1] - spec[1:]
     bits = steps[:, FINGERPRINT_LAG:] > steps[:, :-FINGERPRINT_LAG]

@@ -129,9 +129,8 @@ def check_waves(waves: Sequence[Tensor]) -> None:
 class Frontend(nn.Module):
     """Compute the network's input from waveforms, on their device, in float32 (float64 stays float64).
 
-    A cache lies between its two halves. `spectrograms` computes (R, N) per clip: M rows per resolution, then S extra
-    rows. `network_input` normalizes and stacks it.
-    With reference="clip", normalize a whole clip and then cut windows; with "window", cut first.
+    A cache may lie between its halves: `spectrograms` computes (R, N) per clip, M rows per resolution and S extra rows;
+    `network_input` normalizes and stacks it. Windows are cut after `normalize` with reference="clip", else before.
 
     Shape:  wave (B, T) -> (B, C, M + S, N), N = T // hop_length + 1 after trimming
     Units:  wave in [-1, 1]; log channel in dB (log="db") or nepers (log="ln") before it is normalized
@@ -158,8 +157,7 @@ class Frontend(nn.Module):
         dtype = torch.float64 if waves[0].dtype == torch.float64 else torch.float32
         if config.trim_db is not None:
             min_samples = round(config.trim_least_s * config.sample_rate)
-            spans = [nonsilent_span(wave, config.trim_db, min_samples) for wave in waves]
-            waves = [wave[first:end] for wave, (first, end) in zip(waves, spans, strict=True)]
+            waves = [wave[slice(*nonsilent_span(wave, config.trim_db, min_samples))] for wave in waves]
         with_grad = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
         # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
         no_autocast = torch.autocast(device.type, enabled=False)

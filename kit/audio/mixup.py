@@ -19,9 +19,10 @@ def probability_of(event: str) -> Any:
     return setting(0.0, f"probability of {event}", low=0, high=1)
 
 
-def check_ranges(**ranges: tuple[float, ...]) -> None:
-    """Raise KitError unless each value is (low, high)."""
-    for name, ends in ranges.items():
+def check_ranges(config: Config, *names: str) -> None:
+    """Raise KitError unless each of these settings is (low, high)."""
+    for name in names:
+        ends = getattr(config, name)
         if len(ends) != 2 or ends[0] > ends[1]:
             raise KitError(f"{name} must be two numbers from low to high, got {ends}.")
 
@@ -63,14 +64,17 @@ class MixupConfig(Config):
     )
     partners: str = setting(
         "any",
-        "any: a random crop; sure-negatives: the one that shares most known-false classes",
+        "a random crop, or the one that shares most known-false classes",
         choices=("any", "sure-negatives"),
     )
 
     def check(self) -> None:
-        check_ranges(
-            low_high=(self.low, self.high), fade_steepness=self.fade_steepness, fade_centre=self.fade_centre
-        )
+        check_ranges(self, "low_high", "fade_steepness", "fade_centre")
+
+    @property
+    def low_high(self) -> tuple[float, float]:
+        """The range of the partner's share."""
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def draw_mixup(
         # Counts are whole numbers, so uniform numbers below 1 only choose among equal counts.
         partner = (shared + torch.rand(clips, clips, generator=generator)).argmax(dim=1)
         mixed &= shared.amax(dim=1) >= false.amax(dim=1)
-    share = scale_to_range(for_share, (config.low, config.high))
+    share = scale_to_range(for_share, config.low_high)
     if config.beta:
         # torch cannot draw from a Beta distribution with a generator; numpy can.
         seed = int(torch.randint(1 << 62, (1,), generator=generator))

@@ -48,7 +48,7 @@ class SpecAugmentConfig(Config):
     )
 
     def check(self) -> None:
-        check_ranges(crop_scale=self.crop_scale, crop_aspect=self.crop_aspect)
+        check_ranges(self, "crop_scale", "crop_aspect")
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ class TimeoutPool(Generic[Job, Result]):
 
     Python cannot stop a thread. A job that runs longer than `timeout_s` therefore keeps its thread, a new thread
     takes its place, and the job's result becomes `on_timeout(job)`. Each such job halves the limit, down to an
-    eighth of the first value, so that a folder full of hanging files does not use up all the time.
+    eighth, so that a folder full of hanging files does not use up all the time.
 
-    concurrent.futures does not fit: it joins its threads when Python exits, so one that hangs keeps Python alive.
+    concurrent.futures does not fit: it joins its threads at exit, so one that hangs keeps Python alive.
     """
 
     def __init__(

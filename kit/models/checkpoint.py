@@ -77,7 +77,7 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
-    """Return what a checkpoint holds: a format number, the card as JSON, the network's tensors."""
+    """Return what a checkpoint holds."""
     card = json.dumps(tagger.card.to_dict())
     return {"format": FORMAT, "card": card, "tensors": tensors_of(tagger.network)}
 
@@ -88,7 +88,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Read what a file of the kit holds, a checkpoint or a stack; its tensors stay mapped from disk."""
+    """Read a checkpoint or a stack; its tensors stay mapped from disk."""
     if not path.is_file():
         raise KitError(f"no checkpoint {path}: name .pt files that training wrote.")
     try:
@@ -116,7 +116,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One tagger's checkpoint, read and checked once; its network is not built yet."""
+    """One tagger's checkpoint, read and checked; its network is not built yet."""
 
     path: Path
     card: TaggerCard

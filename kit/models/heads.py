@@ -165,10 +165,8 @@ class Head(nn.Module):
         self.classifier: nn.Module
         if config.pool == "attention":
             hidden = features if config.hidden is None else config.hidden
-            layers: list[nn.Module] = [nn.Dropout(config.dropout)]
-            if hidden:
-                layers += [nn.Conv1d(features, hidden, 1), nn.ReLU()]
-            self.projection = nn.Sequential(*layers)
+            layers = [nn.Conv1d(features, hidden, 1), nn.ReLU()] if hidden else []
+            self.projection = nn.Sequential(nn.Dropout(config.dropout), *layers)
             self.classifier = FrameAttention(hidden or features, classes)
         else:
             self.pool = GeneralisedMean() if config.pool == "gem" else POOLS[config.pool]

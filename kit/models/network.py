@@ -120,8 +120,8 @@ def check_input(
 def receptive_field(backbone: Backbone, shape: InputShape) -> int | None:
     """Measure how many input frames one step of the deepest map reads; None if more than about 64 strides.
 
-    A NaN in the input spreads to every step that reads it. The input grows until its middle step reads neither its
-    first nor its last frame; bisection then finds the ends of the field.
+    A NaN spreads to every step that reads it. The input grows until its middle step reads neither its first nor its
+    last frame; bisection then finds the ends.
     """
     probe = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
 
@@ -134,9 +134,7 @@ def receptive_field(backbone: Backbone, shape: InputShape) -> int | None:
 
     for steps in (16, 32, 64, 128):
         frames = steps * backbone.strides[-1]
-        if reads(frames, slice(1)) or reads(frames, slice(frames - 1, None)):
-            continue
-        first = bisect_left(range(frames), True, key=lambda n: reads(frames, slice(n + 1)))
-        end = bisect_left(range(frames), True, key=lambda n: not reads(frames, slice(n, None)))
-        return end - first
+        if not reads(frames, slice(1)) and not reads(frames, slice(frames - 1, None)):
+            first = bisect_left(range(frames), True, key=lambda n: reads(frames, slice(n + 1)))
+            return bisect_left(range(frames), True, key=lambda n: not reads(frames, slice(n, None))) - first
     return None

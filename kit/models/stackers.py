@@ -44,8 +44,9 @@ class Stacker(nn.Module):
         """Raise KitError unless the shape is (B, m, K), or (B, m, K, W) with windows."""
         n_dims = 4 if with_windows else 3
         if x.ndim != n_dims or x.shape[1:3] != (self.models, self.classes) or x.shape[-1] == 0:
-            windows = ", windows" if with_windows else ""
-            wanted = f"(clips, {self.models} models, {self.classes} classes{windows})"
+            wanted = (
+                f"(clips, {self.models} models, {self.classes} classes{', windows' if with_windows else ''})"
+            )
             raise KitError(f"predictions have the shape {tuple(x.shape)}, wanted {wanted}.")
 
 
@@ -60,9 +61,8 @@ class GatedMlp(Stacker):
         super().__init__(models, classes)
         width = models * classes
         narrow = max(1, width // settings.squeeze)
-        self.gate = nn.Sequential(
-            nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid()
-        )
+        gate = (nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
+        self.gate = nn.Sequential(*gate)
         layers: list[nn.Module] = []
         for hidden in settings.widths:
             layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
@@ -79,7 +79,6 @@ class ClassMixer(Stacker):
     """A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
 
     Before training it is the plain mean of the models.
-
     Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
     Source: second place, Freesound Audio Tagging 2019
     """
@@ -107,7 +106,7 @@ class ImageStacker(Stacker):
     """A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
 
     Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
-    Source: window predictions stacked as an image, Freesound Audio Tagging 2019
+    Source: Freesound Audio Tagging 2019
     """
 
     def __init__(self, settings: ImageStackerConfig, models: int, classes: int) -> None:

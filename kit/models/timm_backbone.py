@@ -145,9 +145,9 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
     if unexpected or missing:
         filled = len(required) - len(missing)
         example = (unexpected + missing)[0]
+        total = len(required)
         raise KitError(
-            f"{path} is no file of {backbone.settings.name}: it fills {filled} of its {len(required)} tensors "
-            f"({filled / len(required):.0%}) and has {len(unexpected)} others, e.g. {example}: "
-            "set the name of its model."
+            f"{path} is no file of {backbone.settings.name}: it fills {filled} of its {total} tensors "
+            f"({filled / total:.0%}) and has {len(unexpected)} others, e.g. {example}: set the name of its model."
         )
     backbone.model.load_state_dict(tensors, strict=False)

@@ -118,6 +118,18 @@ def test_spatial_attention_agrees_with_its_definition():
     torch.testing.assert_close(attention(x), slow)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cells_cut_short_by_an_edge_average_what_they_hold(layout, dtype):
+    x = torch.randn(1, 2, 5, 11).to(dtype).contiguous(memory_format=layout)
+    pooled = build_small().backbone.skips[1][0](x)
+    assert pooled.shape == (1, 2, 2, 3)
+    for m in range(2):
+        for n in range(3):
+            cell = x[:, :, 4 * m : 4 * m + 4, 4 * n : 4 * n + 4].float().mean((2, 3))
+            torch.testing.assert_close(pooled[:, :, m, n].float(), cell, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("frames", [17, 31, 33, 41])
 def test_an_odd_last_frame_changes_every_map(frames):
     backbone, spec = build_small().backbone, noise(1, frames)
