@@ -39,7 +39,9 @@ class HeadConfig(Config):
         "how maps are pooled; attention: weighted mean over time",
         choices=(*POOLS, "gem", "attention"),
     )
-    recurrent: str | None = setting(None, "recurrence before pooling", choices=(None, *RECURRENCES))
+    recurrent: str | None = setting(
+        None, "bidirectional recurrence before pooling", choices=(None, *RECURRENCES)
+    )
     recurrent_width: int = setting(128, "units of the recurrence in each direction", low=1)
     embedding: int = setting(0, "width its output is projected to; 0: no projection", low=0)
     hidden: int | None = setting(0, "units of a hidden layer; 0: none; None: as many as its input", low=0)

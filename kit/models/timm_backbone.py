@@ -24,7 +24,9 @@ class TimmConfig(NetworkConfig):
 
     name: str = setting("tf_efficientnet_b0.ns_jft_in1k", "any convolutional model of timm")
     weights: str | None = setting(None, "local pretrained file to start training from")
-    stem_stride: int | None = setting(None, "1: the first layer keeps every row and frame", choices=(None, 1))
+    stem_stride: int | None = setting(
+        None, "1: the first layer keeps every row and frame; None: as in timm", choices=(None, 1)
+    )
     drop_path: float = setting(0.0, "stochastic depth: probability of dropping a branch", low=0, high=0.9)
 
 
