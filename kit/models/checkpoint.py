@@ -110,7 +110,8 @@ def read_content(path: Path) -> dict[str, Any]:
     if number == 2:
         raise KitError(f"{path}: checkpoint format 2 was never published: train again with this version.")
     if number != FORMAT:
-        raise KitError(f"{path} has checkpoint format {number}, not {FORMAT}: use the kit that wrote it.")
+        formats = f"checkpoint format {number}, this kit reads {FORMAT}"
+        raise KitError(f"{path} has {formats}: use the kit that wrote it.")
     return dict(content)
 
 
