@@ -54,10 +54,7 @@ class CompetitionData:
 
 
 def find_data(
-    kind: str,
-    out: str | Path,
-    toy: int = 0,
-    inputs: str | Path | Iterable[str | Path] = KAGGLE_INPUT,
+    kind: str, out: str | Path, toy: int = 0, inputs: str | Path | Iterable[str | Path] = KAGGLE_INPUT
 ) -> CompetitionData:
     """Find a competition's data, or for clips else ESC-10; where there are none, make toy data in `out`.
 

@@ -19,7 +19,7 @@ OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLI
 
 
 def device_problem(device: torch.device) -> str | None:
-    """Return why `device` cannot compute, found by a small product of matrices, or None where it can."""
+    """Return why `device` cannot compute, found by a small matrix product, or None where it can."""
     try:
         ones = torch.ones(8, 8, device=device)
         total = float((ones @ ones).sum())
@@ -31,8 +31,8 @@ def device_problem(device: torch.device) -> str | None:
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
     """Return the device to use, and a note for the user where it is not the first choice.
 
-    Without a wanted device it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU,
-    but today's torch has no kernels for it, so the first operation fails. Trying is the only test.
+    By default it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU, but today's torch
+    has no kernels for it. Trying is the only test.
     Errors: KitError where the wanted device cannot compute
     """
     if wanted is not None:
@@ -60,7 +60,7 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a job computes: its device, its number of decoding threads, whether it shows progress bars."""
+    """The device, the number of decoding threads, and whether progress bars are shown."""
 
     device: torch.device
     threads: int
@@ -68,7 +68,7 @@ class Runtime:
 
 
 def start_runtime(device: str | None = None, threads: int | None = None, progress: bool = True) -> Runtime:
-    """Set up the process, pick a device that computes, and print a note where it is not the first choice.
+    """Set up the process, pick a device, and print a note where it is not the first choice.
 
     Errors: KitError where the wanted device cannot compute
     """
@@ -105,10 +105,7 @@ def full_float32() -> contextlib.AbstractContextManager[None]:
     """Return a context in which cuDNN convolves float32 without TF32; its other flags stay."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     )
 
 
@@ -128,7 +125,7 @@ def cpu_count() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that is free for the system and for this container, or 4 GiB where neither says."""
+    """Return the memory free for the system and this container, or 4 GiB where neither says."""
     free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text()

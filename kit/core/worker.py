@@ -31,8 +31,7 @@ ERROR_MARK = "\x1e"
 def source_file() -> Path | None:
     """Return the single file that this code runs from, or None for the package kit/.
 
-    Code that was pasted into a notebook is in no file. Its text is read from Python's line cache, where IPython
-    stores it for tracebacks, and written to a new file.
+    Code that was pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
     """
     name = source_file.__code__.co_filename
     if source_file.__module__.startswith("kit."):
@@ -53,7 +52,7 @@ def source_root() -> Path:
 
 
 def self_command() -> tuple[list[str], dict[str, str]]:
-    """Return Python's arguments and the environment variables that run this kit's command line."""
+    """Return the arguments and the environment variables with which Python runs this kit's command line."""
     source = source_file()
     if source:
         return [str(source)], {}
@@ -80,10 +79,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """In a worker: end this process as soon as its supervisor ends, even if that was killed.
-
-    The supervisor holds the other end of stdin, which the system closes with the supervisor's process.
-    """
+    """In a worker: end this process as soon as its supervisor ends, which closes the other end of stdin."""
 
     def wait_for_end() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -95,11 +91,10 @@ def end_with_parent() -> None:
 
 
 def exit_after(seconds: float) -> Callable[[], object]:
-    """End this process with exit code 0 after so many seconds, and return a function that cancels this.
+    """End this process with exit code 0 after so many seconds; return a function that cancels this.
 
-    Python's own timers do not fire while a network of the user's holds the interpreter lock, in C code that hangs.
-    So this is a timer of the C library, which calls `_exit` in a thread of its own and needs no Python.
-    Without glibc there is no timer, and the process is not ended.
+    Python's own timers do not fire while C code that hangs holds the interpreter lock. So this is a timer of the C
+    library, which calls `_exit` in its own thread. Without glibc nothing ends the process.
     """
 
     def cannot_cancel() -> None:
@@ -129,7 +124,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
 
 
 def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], object]) -> int | None:
-    """Run this kit's command line in a child process; return its exit code, or None if it was killed at `stop_by`.
+    """Run this kit's command line in a child process; return its exit code, or None if killed at `stop_by`.
 
     Text that the child prints goes to `echo` as it comes.
     """
@@ -139,12 +134,7 @@ def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], ob
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            **environment,
-            WORKER_MARK: "1",
-            "PYTHONIOENCODING": "utf-8:backslashreplace",
-        },
+        env={**os.environ, **environment, WORKER_MARK: "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
         start_new_session=True,
     )
     assert child.stdout is not None

@@ -48,8 +48,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Compute `metric(truth, scores)` and its bootstrap interval over clips.
 
-    All clips of a group (a recording, for example) are drawn together; a clip with an empty group is a group
-    of its own. A draw on which the metric has no value is repeated.
+    All clips of a group (a recording, for example) are drawn together; a clip with an empty group is drawn alone.
+    A draw on which the metric has no value is repeated.
 
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
@@ -72,10 +72,9 @@ def bootstrap_difference(
 ) -> Interval:
     """Compute by how much `scores` are better than `others`, with its interval.
 
-    Both are evaluated on the same draws. The difference therefore varies less than either metric.
+    Both are evaluated on the same draws, so the difference varies less than either metric.
 
     Shape:  truth (n, K), scores and others (n, K), groups (n,) -> Interval
-    Source: as bootstrap_interval
     """
     value = metric_value(metric, truth, scores)
     other_value = metric_value(metric, truth, others)
@@ -131,7 +130,7 @@ def percentile_interval(
     level: float,
     seed: int,
 ) -> Interval:
-    """Draw groups with replacement and return the bounds of the middle share `level` of a statistic's values.
+    """Draw groups with replacement; return the bounds of the middle share `level` of a statistic's values.
 
     Shape:  group (n,) int64 from 0; statistic maps counts (n,) of the rows in a draw to a number
     """
@@ -162,10 +161,7 @@ def percentile_interval(
 
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
-    """Number the groups; rows of one group get one number, a row with an empty group its own.
-
-    Shape:  n texts or None (every row alone) -> (n,) int64
-    """
+    """Number the groups; a row with an empty group, or every row without groups, gets its own. Shape: -> (n,) int64"""
     if groups is None:
         return np.arange(n_rows)
     if len(groups) != n_rows:

@@ -22,7 +22,7 @@ class Calibration(Config):
     offset: float = setting(0.0, "constant added to the scaled score", low=-1e12, high=1e12)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Compute probabilities, in float32 or wider. Shape: any -> the same, in [0, 1]"""
+        """Compute probabilities in float32 or wider, of the same shape."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.sigmoid(self.scale * wide + self.offset)
 
@@ -109,7 +109,7 @@ def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> 
 def batch_by_windows(
     logits: Sequence[np.ndarray], targets: np.ndarray, centre: float, spread: float
 ) -> Iterator[CalibrationBatch]:
-    """Stack the clips with the same number of windows, about CALIBRATION_CHUNK scores at most in a batch."""
+    """Stack clips with equal numbers of windows, about CALIBRATION_CHUNK scores at most in a batch."""
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
@@ -127,7 +127,7 @@ def calibration_loss(
 ) -> float:
     """Compute the mean log loss at theta = (log scale, offset), and add its gradient to theta's.
 
-    Batches are backpropagated one by one, so that memory holds the graph of one batch.
+    Each batch is backpropagated on its own, so that memory holds one graph.
     """
     n_known = sum(int(batch.known.sum()) for batch in batches)
     total = 0.0
@@ -148,10 +148,7 @@ def calibration_loss(
 
 
 def pool_each(probabilities: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pool every clip: all at once where torch.vmap supports the pool, else one by one.
-
-    Shape:  (n, W, K) -> (n, K)
-    """
+    """Pool every clip: all at once where torch.vmap supports the pool. Shape: (n, W, K) -> (n, K)"""
     try:
         return torch.vmap(pool)(probabilities)
     except RuntimeError:

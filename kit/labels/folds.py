@@ -12,8 +12,7 @@ from kit.labels.table import class_names, label_targets
 def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> np.ndarray:
     """Assign a fold to every row of a clip table: classes are spread evenly, and no group is in two folds.
 
-    Rows with the same fname form one group. So do rows with the same text in `group_column`; an empty cell
-    there means no group.
+    Rows with the same fname, or the same text in `group_column` (if not empty), form one group.
 
     Shape:  n rows -> (n,) int64 in 0 .. n_folds - 1
     Source: Sechidis, Tsoumakas & Vlahavas 2011, On the Stratification of Multi-Label Data
@@ -38,10 +37,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows.
-
-    Shape:  n rows -> (n,) object
-    """
+    """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows."""
     clips = [f"clip {name}" for name in table.get("fname", range(len(table)))]
     groups = [""] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
@@ -75,9 +71,8 @@ def group_texts(groups: Sequence[Any]) -> list[str]:
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
     """Assign a fold to each group, so that every label and the clips are spread evenly.
 
-    This is iterative stratification. It takes the label with the fewest unassigned clips and assigns its
-    groups, the largest first, each to the fold that lacks most clips of this label. Then it takes the next
-    label. Groups without labels come last and even out the sizes.
+    Iterative stratification takes the label with the fewest unassigned clips and assigns its groups, the largest
+    first, each to the fold that lacks most clips of this label. Groups without labels come last and even out the sizes.
 
     Shape:  counts (G, K) clips of each label in each group, sizes (G,) clips -> folds (G,) int64
     Source: Sechidis, Tsoumakas & Vlahavas 2011, algorithm 1, with groups in place of clips

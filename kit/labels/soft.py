@@ -64,7 +64,7 @@ class SoftLabels:
 
 
 def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
-    """Write a CSV `fname[,begin_s,end_s],class...`, whole; an empty cell is an unknown label."""
+    """Write a CSV `fname[,begin_s,end_s],class...`; an empty cell is an unknown label."""
     time_columns = WINDOW_COLUMNS if soft.times else ()
     rows: list[list[Any]] = [["fname", *time_columns, *soft.classes]]
     for name, *span, probs in zip(soft.names, *soft.times, soft.targets.tolist(), strict=True):
@@ -98,7 +98,7 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
 
 
 def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """Replace unknown targets by soft labels; known targets stay. Shape: two of one shape -> the same"""
+    """Replace unknown targets by soft labels; known targets stay."""
     if targets.shape != soft.shape:
         raise KitError(f"targets {targets.shape}, soft labels {soft.shape}: align_soft_labels first.")
     return np.where(np.isnan(targets), soft, targets)
@@ -108,7 +108,6 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
     """Return the soft labels of these clips and classes, in this order; NaN where there are none.
 
     Shape:  -> (clips, classes) float32
-    Errors: KitError for soft labels of windows
     """
     if soft.times:
         raise KitError("these are soft labels of windows: read them with nearest_window.")
@@ -125,7 +124,6 @@ def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
 
     Shape:  centre_s: a number -> (K,); (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
-    Errors: KitError for a clip without windows
     """
     if not soft.times or name not in soft.rows:
         raise KitError(f"the soft labels hold no windows of {str(name)!r}: predict it in windows.")
