@@ -17,12 +17,7 @@ SETTINGS_HINT = "`recipes NAME` prints every setting of a recipe"
 
 
 def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[Any, ...] = (),
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Any = ()
 ) -> Any:
     """Return a dataclass field with a help text. Inclusive bounds and choices apply to each item of a tuple."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
@@ -108,8 +103,8 @@ def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def similar_settings(key: str, names: Sequence[str], n: int = 3) -> list[str]:
-    """Return up to n dotted names similar to `key`, the best first.
+def similar_settings(key: str, names: Sequence[str]) -> list[str]:
+    """Return up to three dotted names similar to `key`, the best first.
 
     Names are compared by their last parts, as users forget or misspell the group: "n_mels" finds "frontend.n_mels".
     A similar group only decides between similar last parts.
@@ -124,8 +119,8 @@ def similar_settings(key: str, names: Sequence[str], n: int = 3) -> list[str]:
         if score >= 0.7:
             scores[name] = score + 0.1 * difflib.SequenceMatcher(None, group, name_group).ratio()
     best = max(scores.values(), default=0.0)
-    near = [name for name, score in scores.items() if score > best - 0.2]
-    return sorted(near, key=lambda name: -scores[name])[:n]
+    near = [name for name in scores if scores[name] > best - 0.2]
+    return sorted(near, key=lambda name: -scores[name])[:3]
 
 
 def name_similarity(first: str, second: str) -> float:
@@ -164,15 +159,15 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
         if choices and item not in choices:
             raise KitError(f"{where} is {item!r}: {closest(str(item), map(str, choices))}.")
         # Written as "not above", so that NaN fails too.
+        wanted = ""
         if low is not None and not item >= low:
             wanted = f"at least {low}"
         elif high is not None and not item <= high:
             wanted = f"at most {high}"
         elif isinstance(item, float) and not math.isfinite(item):
             wanted = "a finite number"
-        else:
-            continue
-        raise KitError(f"{where} must be {wanted}, got {item}: {metadata.get('help')}.")
+        if wanted:
+            raise KitError(f"{where} must be {wanted}, got {item}: {metadata.get('help')}.")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
@@ -185,8 +180,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
-        inner = next(kind for kind in arguments if kind is not types.NoneType)
-        return coerce(value, inner, where)
+        return coerce(value, next(kind for kind in arguments if kind is not types.NoneType), where)
     if origin is tuple and hasattr(value, "tolist"):
         value = value.tolist()
     if origin is tuple and isinstance(value, list | tuple):
@@ -196,8 +190,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     # In Python, True is an int. As a number in settings it is a mistake.
-    is_bool_for_number = isinstance(value, bool) and hint in (int, float)
-    if hint is Any or (isinstance(value, origin or hint) and not is_bool_for_number):
+    is_flag = isinstance(value, bool) and hint in (int, float)
+    if hint is Any or (isinstance(value, origin or hint) and not is_flag):
         return value
     wanted = {tuple: "a list", dict: "a table of names and values"}.get(origin) or hint.__name__
     raise KitError(f"{where} wants {wanted}, got {value!r} ({type(value).__name__}).")

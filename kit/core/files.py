@@ -34,10 +34,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        reason = error.strerror or error
-        raise KitError(
-            f"cannot write {path}: {reason}. Choose a folder on a disk with free space where you may write."
-        ) from error
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise KitError(f"{message}. Choose a folder with free space where you may write.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,16 +104,14 @@ class TextTable:
         """
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
-            message = f"{self.at(row)}: {column} is {text!r}, wanted {wanted}."
-            # Python reads "1_0" as ten. In a table it is a typing error.
-            if "_" in text:
-                raise KitError(message)
             try:
                 value = kind(text)
+                # Python reads "1_0" as ten. In a table it is a typing error.
+                is_good = "_" not in text and fits(value)
             except ValueError:
-                raise KitError(message) from None
-            if not fits(value):
-                raise KitError(message)
+                is_good = False
+            if not is_good:
+                raise KitError(f"{self.at(row)}: {column} is {text!r}, wanted {wanted}.")
             values.append(value)
         return values
 
@@ -128,12 +124,10 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
     Errors: KitError for a file that is no CSV in UTF-8, a column missing or named twice, a row of another length
     """
     if not isinstance(path, str | Path):
-        kind = type(path).__name__
-        raise KitError(f"a table is the path of a CSV, got a {kind}: write it with to_csv first.")
+        raise KitError(f"a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.")
+    errors = "surrogateescape" if exact else "strict"
     try:
-        with open(
-            path, encoding="utf-8-sig", errors="surrogateescape" if exact else "strict", newline=""
-        ) as file:
+        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]
         # These are the first bytes of UTF-16, as surrogate escapes show them.

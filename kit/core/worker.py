@@ -1,7 +1,6 @@
 """Run this kit's command line in a child process, and stop it on time.
 
-Only a process can be stopped whatever its code does. A thread or a signal handler waits for the interpreter, and code
-in C that holds the interpreter lock never lets it run.
+A thread or a signal handler cannot stop code in C that holds the interpreter lock. Only a process can be stopped.
 """
 
 import codecs
@@ -97,30 +96,22 @@ def exit_after(seconds: float) -> Callable[[], object]:
     library, which calls `_exit` in its own thread. Without glibc nothing ends the process.
     """
 
-    def cannot_cancel() -> None:
-        pass
-
     try:
         libc = ctypes.CDLL("libc.so.6")
         timer_create = libc.timer_create
-        timer_settime = libc.timer_settime
-        timer_delete = libc.timer_delete
-        exit_now = libc._exit
     except (OSError, AttributeError):
-        return cannot_cancel
+        return lambda: None
     clock_monotonic, sigev_thread = 1, 2  # constants of time.h and signal.h
     # struct sigevent in 64 bytes: value (the exit code that _exit gets), signal number, kind, function, attributes
-    function = ctypes.cast(exit_now, ctypes.c_void_p).value
+    function = ctypes.cast(libc._exit, ctypes.c_void_p).value
     fields = struct.pack("PiiPP", 0, 0, sigev_thread, function, 0)
     event = ctypes.create_string_buffer(fields, 64)
     # struct itimerspec: no repetition, then seconds and nanoseconds; all zero would disarm the timer
-    whole_s = int(seconds)
-    nanoseconds = max(1, int(seconds % 1 * 1e9))
-    span = (ctypes.c_long * 4)(0, 0, whole_s, nanoseconds)
+    span = (ctypes.c_long * 4)(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))
     timer = ctypes.c_void_p()
-    if timer_create(clock_monotonic, event, ctypes.byref(timer)) or timer_settime(timer, 0, span, None):
-        return cannot_cancel
-    return lambda: timer_delete(timer)
+    if timer_create(clock_monotonic, event, ctypes.byref(timer)) or libc.timer_settime(timer, 0, span, None):
+        return lambda: None
+    return lambda: libc.timer_delete(timer)
 
 
 def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], object]) -> int | None:

@@ -53,20 +53,20 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
     true_columns = read_box_columns(true_path, n_classes)
     false_columns = read_box_columns(false_path, n_classes)
     columns = [true + false for true, false in zip(true_columns, false_columns, strict=True)]
-    recordings, species, begin_s, end_s, low_hz, high_hz = columns
+    recordings, species, *edges = columns
+    begin_s, end_s, low_hz, high_hz = np.array(edges, np.float64)
     if not species:
         raise KitError(f"{true_path} and {false_path} hold no boxes.")
     names = classes or [f"s{i}" for i in range(max(species) + 1)]
-    n_true = len(true_columns[0])
     return Boxes(
         classes=tuple(column_of_class(names)),
         recordings=np.array(recordings, str),
         species=np.array(species, np.int64),
-        is_true=np.arange(len(species)) < n_true,
-        begin_s=np.array(begin_s, np.float64),
-        end_s=np.array(end_s, np.float64),
-        low_hz=np.array(low_hz, np.float64),
-        high_hz=np.array(high_hz, np.float64),
+        is_true=np.arange(len(species)) < len(true_columns[0]),
+        begin_s=begin_s,
+        end_s=end_s,
+        low_hz=low_hz,
+        high_hz=high_hz,
     )
 
 
@@ -131,13 +131,8 @@ def recording_labels(boxes: Boxes) -> ClipLabels:
     is_true = boxes.is_true
     targets[row_of_box[~is_true], boxes.species[~is_true]] = 0
     targets[row_of_box[is_true], boxes.species[is_true]] = 1
-    return ClipLabels(
-        names=tuple(names.tolist()),
-        classes=boxes.classes,
-        targets=targets,
-        weights=np.ones(len(names), np.float32),
-        sources=np.full(len(names), ""),
-    )
+    weights = np.ones(len(names), np.float32)
+    return ClipLabels(tuple(names.tolist()), boxes.classes, targets, weights, np.full(len(names), ""))
 
 
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:

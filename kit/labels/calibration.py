@@ -93,9 +93,10 @@ def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> 
     """Raise KitError where scores and truth do not fit each other, or cannot be fitted to."""
     if truth.ndim != 2 or len(logits) != len(truth):
         raise KitError(f"{len(logits)} clips of scores for truth {truth.shape}, wanted (clips, classes).")
+    classes = truth.shape[1]
     for i, scores in enumerate(logits):
-        if scores.ndim != 2 or not len(scores) or scores.shape[1] != truth.shape[1]:
-            raise KitError(f"clip {i} has scores {scores.shape}, wanted (windows, {truth.shape[1]}).")
+        if scores.ndim != 2 or not len(scores) or scores.shape[1] != classes:
+            raise KitError(f"clip {i} has scores {scores.shape}, wanted (windows, {classes}).")
         if not np.isfinite(scores).all():
             raise KitError(f"clip {i} has scores that are not finite: leave it out.")
     labels = truth[~np.isnan(truth)]
@@ -113,13 +114,12 @@ def batch_by_windows(
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
-        n_scores = len(clips) * count * targets.shape[1]
-        n_batches = -(-n_scores // CALIBRATION_CHUNK)
+        n_batches = -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)
         for chosen in np.array_split(clips, n_batches):
             stacked = np.stack([np.asarray(logits[i], np.float64) for i in chosen])
+            labels = torch.from_numpy(targets[chosen])
             scores = torch.from_numpy((stacked - centre) / spread)
-            batch_targets = torch.from_numpy(targets[chosen])
-            yield CalibrationBatch(scores, batch_targets.nan_to_num(), ~batch_targets.isnan())
+            yield CalibrationBatch(scores, labels.nan_to_num(), ~labels.isnan())
 
 
 def calibration_loss(

@@ -3,6 +3,7 @@
 Truth is 1 (true), 0 (false) or NaN (unknown). Every metric masks the unknown labels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -105,15 +106,7 @@ def auc_per_class(truth: Any, scores: Any) -> np.ndarray:
     """
     from sklearn.metrics import roc_auc_score
 
-    true, known, scores = ranking_masks(truth, scores)
-    scores = finite_scores(scores)
-    areas = np.full(true.shape[1], np.nan)
-    for k in range(true.shape[1]):
-        rows = known[:, k]
-        labels = true[rows, k]
-        if labels.any() and not labels.all():
-            areas[k] = roc_auc_score(labels, scores[rows, k])
-    return areas
+    return score_classes(roc_auc_score, truth, scores, some_false=True)
 
 
 def average_precision_per_class(truth: Any, scores: Any) -> np.ndarray:
@@ -125,15 +118,22 @@ def average_precision_per_class(truth: Any, scores: Any) -> np.ndarray:
     """
     from sklearn.metrics import average_precision_score
 
+    return score_classes(average_precision_score, truth, scores)
+
+
+def score_classes(
+    metric: Callable[[Any, Any], float], truth: Any, scores: Any, some_false: bool = False
+) -> np.ndarray:
+    """Compute a metric on each class's known labels, NaN without a true one or, if `some_false`, a false one."""
     true, known, scores = ranking_masks(truth, scores)
     scores = finite_scores(scores)
-    precisions = np.full(true.shape[1], np.nan)
+    values = np.full(true.shape[1], np.nan)
     for k in range(true.shape[1]):
         rows = known[:, k]
         labels = true[rows, k]
-        if labels.any():
-            precisions[k] = average_precision_score(labels, scores[rows, k])
-    return precisions
+        if labels.any() and not (some_false and labels.all()):
+            values[k] = metric(labels, scores[rows, k])
+    return values
 
 
 def finite_scores(scores: np.ndarray) -> np.ndarray:
@@ -158,9 +158,7 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
         raise KitError(f"none of the labels of {len(truth)} clips is known: the log loss needs one or more.")
     labels = truth[known]
     probs = probabilities[known].astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
-    on_true = weighted_mean(-np.log(probs), labels)
-    on_false = weighted_mean(-np.log1p(-probs), 1 - labels)
-    return on_true, on_false
+    return weighted_mean(-np.log(probs), labels), weighted_mean(-np.log1p(-probs), 1 - labels)
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:

@@ -114,9 +114,8 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
     # A row and a column of NaN are added at the end. Clips and classes without soft labels get index -1.
     padded = np.pad(soft.targets, ((0, 1), (0, 1)), constant_values=np.nan)
     column = column_of_class(soft.classes)
-    rows = [soft.rows[name][0] if name in soft.rows else -1 for name in names]
-    columns = [column.get(name, -1) for name in classes]
-    return padded[np.ix_(rows, columns)]
+    rows = [soft.rows.get(name, [-1])[0] for name in names]
+    return padded[np.ix_(rows, [column.get(name, -1) for name in classes])]
 
 
 def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
@@ -128,6 +127,5 @@ def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
     if not soft.times or name not in soft.rows:
         raise KitError(f"the soft labels hold no windows of {str(name)!r}: predict it in windows.")
     rows = soft.rows[name]
-    centres = np.mean(soft.times, axis=0)[rows]
-    distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - centres)
+    distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - np.mean(soft.times, axis=0)[rows])
     return np.asarray(soft.targets[rows[distances.argmin(axis=-1)]])

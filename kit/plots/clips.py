@@ -96,7 +96,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
 
 
 def short_windows(inference: InferenceConfig, seconds: float, shortest_s: float) -> InferenceConfig:
-    """Return settings that predict windows of a quarter of the clip, 2 s at most, in place of the whole clip."""
+    """Return settings that predict windows of a quarter of the clip, 2 s at most."""
     window_s = max(0.02, shortest_s, min(2.0, seconds / 4))
     return replace(inference, mode="windows", window_s=window_s, hop_s=window_s / 4)
 
@@ -121,8 +121,7 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
 def padding_shares(seconds: Sequence[float], frontend: FrontendConfig) -> dict[str, float]:
     """Return the share of padding in all frames, for three ways to form batches.
 
-    The first two pad batches of 32 clips to their longest clip. The third rounds each clip's length up to a
-    bucket, as the kit does.
+    The first two pad 32 clips to their longest one. The third rounds lengths up to a bucket, as the kit does.
     """
     frames = np.array([frontend.frames_of(round(s * frontend.sample_rate)) for s in seconds])
     shares = {}
@@ -138,8 +137,6 @@ def padding_shares(seconds: Sequence[float], frontend: FrontendConfig) -> dict[s
 
 def draw_lengths(seconds: Sequence[float], frontend: FrontendConfig | None = None) -> Plot:
     """Clip lengths: their histogram, and the share of padding in batches.
-
-    The padding of batches in file order depends on the order of `seconds`.
 
     Errors: KitError without clips, or for a length that is not a number above 0
     """
@@ -187,10 +184,7 @@ MIX_PANELS = {
 def sheet_panels(
     waves: Tensor, frontend: Frontend, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the title and the spectrogram of each panel of a contact sheet.
-
-    Shape: waves (2, T), the clip and the clip that it is mixed with -> spectrograms (M, N)
-    """
+    """Yield the title and the spectrogram (M, N) of each panel. Shape: waves (2, T), a clip and its mixup partner"""
 
     def spectrograms(batch: Tensor) -> Tensor:
         return frontend.normalize(torch.stack(frontend.spectrograms(list(batch))))
