@@ -113,7 +113,7 @@ def write_single_file(path: Path) -> None:
     builder = source_root() / "build_single_file.py"
     if not builder.is_file():
         raise KitError(f"there is no {builder}: run the demo from the repository, or from the single file.")
-    command = [sys.executable, builder, "--out", path]
+    command = [sys.executable, str(builder), "--out", str(path)]
     build = subprocess.run(command, capture_output=True, text=True, check=False)
     if build.returncode:
         raise KitError(f"the single file cannot be built: {build.stderr}")

@@ -160,7 +160,10 @@ def reasons_by_name(reasons: Mapping[int, str], names: Sequence[str]) -> dict[st
 
 def rounded_spans(watch: Stopwatch) -> dict[str, list[list[float]]]:
     """Round a stopwatch's spans to milliseconds."""
-    return {name: np.round(spans, 3).tolist() for name, spans in watch.spans.items()}
+    rounded = {}
+    for name, spans in watch.spans.items():
+        rounded[name] = [[round(start, 3), round(end, 3)] for start, end in spans]
+    return rounded
 
 
 def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,12 @@ from kit.labels.bootstrap import group_numbers
 from kit.labels.table import rows_by_name
 
 
+NO_WINDOWS = (
+    "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
+    "whole clips, so leave them out."
+)
+
+
 @dataclass(frozen=True)
 class PostprocessConfig(Config):
     """What is done to rows after the models; nothing unless set.
@@ -49,10 +55,7 @@ def apply_postprocess(
     Errors: KitError for steps over windows where rows are not windows
     """
     if postprocess.needs_windows and recordings is None:
-        raise KitError(
-            "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these "
-            "rows are whole clips, so leave them out."
-        )
+        raise KitError(NO_WINDOWS)
     changed = np.asarray(scores, np.float64)
     if postprocess.prior_shift:
         changed = shift_priors(changed, trained)

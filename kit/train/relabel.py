@@ -93,9 +93,7 @@ def predict_pseudo_labels(
             spans_s = np.array(spans) / card.frontend.frames_per_s
             predictions.setdefault(held.names[clip], []).append((spans_s, probs[clip]))
     if not predictions:
-        raise KitError(
-            f"{[str(run) for run in runs]} predict no finite number for any clip: train them anew."
-        )
+        raise KitError(f"{[str(run) for run in runs]} predict no finite number for any clip: train them anew.")
     names: list[str] = []
     spans_of_rows: list[np.ndarray] = []
     means: list[np.ndarray] = []
