@@ -44,11 +44,11 @@ class CompetitionData:
         return classes_of_template(self.template)
 
     def __str__(self) -> str:
-        tables = [self.table] if self.table else []
         details = []
-        for path in [*tables, *(self.boxes or ())]:
-            rows = len(path.read_text("utf-8").splitlines()) - 1
-            details.append(f"{rows:,} rows in {path.name}")
+        for path in (self.table, *(self.boxes or ())):
+            if path:
+                rows = len(path.read_text("utf-8").splitlines()) - 1
+                details.append(f"{rows:,} rows in {path.name}")
         details.append(f"{len(self.classes)} classes")
         return f"{self.name}: {', '.join(details)}; audio in {self.audio}, test in {self.test}"
 

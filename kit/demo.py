@@ -126,6 +126,5 @@ def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
     scores = {name: [float(cell) for cell in cells] for name, *cells in rows}
     labels = table["true_labels"] if "true_labels" in table else table["labels"]
     truth = label_targets(list(labels), header[1:])
-    predictions = [scores[name] for name in table["fname"]]
     frequencies = np.tile(truth.mean(axis=0), (len(truth), 1))
-    return lwlrap(truth, predictions), lwlrap(truth, frequencies)
+    return lwlrap(truth, [scores[name] for name in table["fname"]]), lwlrap(truth, frequencies)

@@ -12,8 +12,8 @@ from kit.labels.table import class_names, read_clip_table, split_labels
 
 TOY_RATE = 22050
 TOY_CLASSES = ("chirp_down", "chirp_up", "clicks", "hiss", "pulses", "rumble", "tone", "warble")
-# The toy species of soundscapes: one sound and the lowest frequency of its band, in hertz, for each. Two species
-# share each sound, and the false boxes put a sound into another species' band. So a model needs both.
+# The toy species of soundscapes: a sound and the lowest frequency of its band. Two species share each sound, and the
+# false boxes put a sound into another species' band. So a model needs both.
 TOY_SONGS = ("pulses", "warble", "tone", "pulses", "warble", "tone")
 TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
 BOX_HEADER: tuple[Any, ...] = (
@@ -47,8 +47,7 @@ def toy_event(
         "pulses": carrier * (gates < 0.4),
         "rumble": np.convolve(rng.normal(0, 1.0, n), np.ones(64) / 16, mode="same"),
     }
-    fade = np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
-    wave = sounds[kind] * fade
+    wave = sounds[kind] * np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())))
 
 
@@ -59,17 +58,15 @@ def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.
     for label in labels:
         length = min(n, int(TOY_RATE * rng.uniform(0.25, 2.0)))
         start = int(rng.integers(0, n - length + 1))
-        event = toy_event(label, length, rng)
-        wave[start : start + length] += event * 10 ** rng.uniform(-1.0, -0.3)
+        wave[start : start + length] += toy_event(label, length, rng) * 10 ** rng.uniform(-1.0, -0.3)
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())), np.float32)
 
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
     """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; also noisy/, where labels are wrong."""
     rng = np.random.default_rng(seed)
-    train_rows = write_toy_clips(folder, "train", clips, rng)
+    write_rows(folder / "train.csv", write_toy_clips(folder, "train", clips, rng))
     test_rows = write_toy_clips(folder, "test", test, rng)
-    write_rows(folder / "train.csv", train_rows)
     write_rows(folder / "test_truth.csv", test_rows)
     write_zeros(folder, "fname", [name for name, _ in test_rows[1:]], TOY_CLASSES)
     if noisy:

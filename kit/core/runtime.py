@@ -54,8 +54,7 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
         if problem is None:
             return device, "; ".join(problems) or None
         problems.append(f"{device} is listed but cannot compute ({problem})")
-    note = "; ".join([*problems, "using the CPU"]) if problems else None
-    return torch.device("cpu"), note
+    return torch.device("cpu"), "; ".join([*problems, "using the CPU"]) if problems else None
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,7 @@ def full_float32() -> contextlib.AbstractContextManager[None]:
 def in_notebook() -> bool:
     """Return whether this is IPython, whose process must not be ended."""
     ipython = sys.modules.get("IPython")
-    if ipython is None or not hasattr(ipython, "get_ipython"):
-        return False
-    return ipython.get_ipython() is not None
+    return getattr(ipython, "get_ipython", lambda: None)() is not None
 
 
 def cpu_count() -> int:
@@ -128,8 +125,7 @@ def free_memory_bytes() -> int:
     """Return the memory free for the system and this container, or 4 GiB where neither says."""
     free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text()
-        free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+        free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError, IndexError):
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())

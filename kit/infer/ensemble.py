@@ -20,7 +20,10 @@ from kit.infer.predictor import Predictor, WindowLogits
 from kit.models.tagger import Tagger, TaggerCard
 
 NOT_FINITE = "the network's answer is no finite number"
-UNPOOLED = "ranking scores without a calibration cannot be pooled over windows: run `oof`, which fits one, or use mode full."
+UNPOOLED = (
+    "ranking scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or "
+    "use mode full."
+)
 
 
 @dataclass(eq=False)

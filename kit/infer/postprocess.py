@@ -13,7 +13,6 @@ from kit.infer.blend import TINY, check_strength
 from kit.labels.bootstrap import group_numbers
 from kit.labels.table import rows_by_name
 
-
 NO_WINDOWS = (
     "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
     "whole clips, so leave them out."
@@ -34,7 +33,7 @@ class PostprocessConfig(Config):
     @property
     def changes_scores(self) -> bool:
         """Whether anything is set."""
-        return self.prior_shift or self.smooth > 0 or self.top_mean > 0
+        return self.prior_shift or self.needs_windows
 
     @property
     def needs_windows(self) -> bool:

@@ -87,7 +87,9 @@ class Predictor:
     def predict(self, specs: Sequence[Tensor], budget: TimeBudget | None = None) -> list[WindowLogits | None]:
         """Compute the logits of every clip (M, N_i); None for a clip that the time budget did not reach."""
         budget = budget or TimeBudget()
-        frames_per_s = self.tagger.card.frontend.frames_per_s
+        frontend = self.tagger.frontend
+        pad_mode = self.inference.pad_mode
+        frames_per_s = frontend.config.frames_per_s
         spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
         windows = [(clip, span) for clip, spans in enumerate(spans_of_clip) for span in spans]
         lengths = [self.inference.input_frames(span, self.tagger.min_frames) for _, span in windows]
@@ -99,10 +101,7 @@ class Predictor:
                 inputs = []
                 for window in batch:
                     clip, span = windows[window]
-                    frames = lengths[window]
-                    inputs.append(
-                        cut_window(self.tagger.frontend, specs[clip], span, frames, self.inference.pad_mode)
-                    )
+                    inputs.append(cut_window(frontend, specs[clip], span, lengths[window], pad_mode))
                 for window, row in zip(batch, self.forward(torch.stack(inputs)), strict=True):
                     logits[window] = row
         outputs: list[WindowLogits | None] = []
@@ -141,8 +140,6 @@ class Predictor:
         expected = (len(spec), len(self.tagger.card.classes))
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != expected:
-            shapes = f"{tuple(spec.shape)} to {expected}, got {found}"
-            raise KitError(
-                f"a network maps (B, C, M, N) to (B, K), {shapes}: let it return clip logits alone."
-            )
+            shapes = f"(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {found}"
+            raise KitError(f"a network maps {shapes}: let it return clip logits alone.")
         return np.asarray(logits.float().cpu().numpy())

@@ -81,13 +81,11 @@ def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) ->
         # Labels with equal scores have equal precision. All labels from the first of a tie upwards have
         # at least its score, so the tie takes the counts found at its first position.
         tie_start = np.broadcast_to(np.arange(n_labels), sorted_scores.shape).copy()
-        tied = sorted_scores[:, 1:] == sorted_scores[:, :-1]
-        tie_start[:, 1:][tied] = 0
+        tie_start[:, 1:][sorted_scores[:, 1:] == sorted_scores[:, :-1]] = 0
         tie_start = np.maximum.accumulate(tie_start, axis=1)
         n_true = count_upwards(np.take_along_axis(true[rows], order, axis=1))
         n_known = count_upwards(np.take_along_axis(known[rows], order, axis=1))
-        share = n_true / np.maximum(n_known, 1)
-        share = np.take_along_axis(share, tie_start, axis=1)
+        share = np.take_along_axis(n_true / np.maximum(n_known, 1), tie_start, axis=1)
         np.put_along_axis(precisions[rows], order, share, axis=1)
     return np.where(true, precisions, 0.0)
 

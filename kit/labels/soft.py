@@ -65,8 +65,7 @@ class SoftLabels:
 
 def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
     """Write a CSV `fname[,begin_s,end_s],class...`; an empty cell is an unknown label."""
-    time_columns = WINDOW_COLUMNS if soft.times else ()
-    rows: list[list[Any]] = [["fname", *time_columns, *soft.classes]]
+    rows: list[list[Any]] = [["fname", *(WINDOW_COLUMNS if soft.times else ()), *soft.classes]]
     for name, *span, probs in zip(soft.names, *soft.times, soft.targets.tolist(), strict=True):
         # Nine digits are enough to read every float32 back exactly.
         cells = ["" if math.isnan(prob) else f"{prob:.9g}" for prob in probs]

@@ -39,9 +39,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     class_index = {name: k for k, name in enumerate(card.classes)}
     true = [choose("class", name, class_index) for name in truth]
     if not card.calibrated:
-        raise KitError(
-            "this tagger's scores are a ranking, not probabilities: run `oof`, which calibrates it."
-        )
+        raise KitError("this tagger's scores are a ranking, not probabilities: `oof` calibrates it.")
     device = next((part.device for part in tagger.parameters()), torch.device("cpu"))
     loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)
     specs = [spec for chunk in loader.walk("listen", progress=False) for spec in loader.specs(chunk, "")[1]]

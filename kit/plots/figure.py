@@ -42,8 +42,7 @@ class Plot:
 
     def save(self, path: str | Path) -> "Plot":
         """Write the figure as PNG, SVG or PDF, by the ending of the path."""
-        image_format = choose("ending of an image", Path(path).suffix, IMAGE_FORMATS)
-        image = self.to_bytes(image_format)
+        image = self.to_bytes(choose("ending of an image", Path(path).suffix, IMAGE_FORMATS))
         write_whole(Path(path), lambda handle: handle.write(image))
         return replace(self, path=Path(path))
 
@@ -154,10 +153,9 @@ def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
     """
     caption = escape((draw.__doc__ or "").partition("\n")[0])
     try:
-        image = draw(*arguments).to_bytes()
+        data = base64.b64encode(draw(*arguments).to_bytes()).decode()
     except KitError as error:
         return f"<p>{escape(str(error))}"
-    data = base64.b64encode(image).decode()
     image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     return f"<figure><figcaption>{caption}</figcaption>{image_tag}</figure>"
 

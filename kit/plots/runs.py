@@ -96,8 +96,7 @@ def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     is_true = (truth == 1).astype(float)
     is_false = (truth == 0).astype(float)
     with np.errstate(invalid="ignore"):
-        means = (is_true.T @ (scores * is_false)) / (is_true.T @ is_false)
-    return np.asarray(means)
+        return np.asarray((is_true.T @ (scores * is_false)) / (is_true.T @ is_false))
 
 
 def draw_confusion(run: SavedRun) -> Plot:
@@ -250,8 +249,7 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
 
     labels = []
     for name, lane in lanes:
-        busy_s = sum(end - begin for begin, end in lane)
-        labels.append(f"{shown_name(name)}  {busy_s:.1f} s")
+        labels.append(f"{shown_name(name)}  {sum(end - begin for begin, end in lane):.1f} s")
     figure, (axes,) = new_row_figure(labels, 10)
     # All models have one colour, and the last lane the next one.
     last = len(STAGES)

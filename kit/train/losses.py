@@ -58,9 +58,7 @@ def sum_by_source(
     """
     is_index = (sources >= 0) & (sources < len(parts))
     if not parts or sources.shape != logits.shape[:1] or not is_index.all():
-        raise KitError(
-            f"sources must hold an index of one of {len(parts)} parts for each of {len(logits)} clips."
-        )
+        raise KitError(f"sources must hold an index of {len(parts)} parts for each of {len(logits)} clips.")
     terms = []
     for index, (loss, source_weight) in enumerate(parts):
         rows = sources == index

@@ -50,9 +50,7 @@ class OptimConfig(Config):
         choices=("none", "ema", "swa"),
     )
     ema_decay: float = setting(0.998, "share of the old average kept at each step (ema)", low=0, high=0.99999)
-    swa_share: float = setting(
-        0.25, "share of the epochs, the last ones, that are averaged (swa)", low=0.01, high=1
-    )
+    swa_share: float = setting(0.25, "share of the last epochs that are averaged (swa)", low=0.01, high=1)
 
     def check(self) -> None:
         if not self.lr_end <= self.lr_start <= self.lr_peak:
