@@ -43,9 +43,8 @@ def process_start() -> float:
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
-        fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
-        start_s = float(fields[19]) / os.sysconf("SC_CLK_TCK")
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_s
+        ticks = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - float(ticks) / os.sysconf("SC_CLK_TCK")
     return time.time() - max(age_s, 0.0)
 
 

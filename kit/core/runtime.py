@@ -85,8 +85,7 @@ def tune_process() -> None:
         os.environ.setdefault(switch, "1")
 
     # oneDNN compiles a primitive for each convolution and length and caches 1,024 of them. With more lengths it
-    # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity. It is read at
-    # the first convolution.
+    # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 
     # glibc returns large freed blocks to the kernel. Each new tensor then costs page faults, and batches above

@@ -89,7 +89,7 @@ class Predictor:
         budget = budget or TimeBudget()
         frontend = self.tagger.frontend
         pad_mode = self.inference.pad_mode
-        frames_per_s = frontend.config.frames_per_s
+        frames_per_s = self.tagger.card.frontend.frames_per_s
         spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
         windows = [(clip, span) for clip, spans in enumerate(spans_of_clip) for span in spans]
         lengths = [self.inference.input_frames(span, self.tagger.min_frames) for _, span in windows]

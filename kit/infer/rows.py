@@ -171,4 +171,6 @@ def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -
                 raise KitError(f"{member.name}: {UNPOOLED}")
     trimmed = [member.name for member in members if member.card.frontend.trim_db is not None]
     if trimmed and any(end_s is not None for end_s in plan.ends_s):
-        raise KitError(f"{trimmed[0]} trims a clip's ends, so its windows shift in time: leave it out.")
+        raise KitError(
+            f"{trimmed[0]} trims a clip's ends, so windows are not at the times of rows: leave it out."
+        )

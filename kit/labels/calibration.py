@@ -53,8 +53,8 @@ def fit_calibration(
     known_scores = np.concatenate(
         [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
     ).astype(np.float64)
-    # Scores are standardised, so that the same start values fit networks of any scale. Percentiles do it, as a
-    # few extreme scores do not move them; in a normal distribution 3.3 deviations lie between these two.
+    # Scores are standardised, so that the same start values fit networks of any scale, by percentiles that few
+    # extreme scores do not move; in a normal distribution 3.3 deviations lie between these two.
     low_score, centre, high_score = np.percentile(known_scores, [5, 50, 95]).tolist()
     spread = (high_score - low_score) / 3.3 or float(known_scores.std()) or 1.0
     # Platt's targets: not 1 and 0 but the rates expected with one more label of each kind. Where the scores

@@ -39,7 +39,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     class_index = {name: k for k, name in enumerate(card.classes)}
     true = [choose("class", name, class_index) for name in truth]
     if not card.calibrated:
-        raise KitError("this tagger's scores are a ranking, not probabilities: `oof` calibrates it.")
+        raise KitError("this tagger gives a ranking, not probabilities: run `oof`, which calibrates it.")
     device = next((part.device for part in tagger.parameters()), torch.device("cpu"))
     loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)
     specs = [spec for chunk in loader.walk("listen", progress=False) for spec in loader.specs(chunk, "")[1]]
@@ -56,7 +56,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     windows = Predictor(tagger, device, inference=by_window).predict(specs)[0]
     assert outputs is not None and windows is not None  # nothing stops these predictions
     clip_probs = clip_probabilities(tagger, card.inference, outputs.logits)
-    ranked = [int(k) for k in np.argsort(-clip_probs, kind="stable")]
+    ranked = np.argsort(-clip_probs, kind="stable").tolist()
     others = [k for k in ranked if k not in true][: max(0, CLIP_CLASSES - len(true))]
     rows = sorted(true + others, key=lambda k: -clip_probs[k])
     window_probs = tagger.probabilities(torch.from_numpy(windows.logits)).numpy()[:, rows]
@@ -71,15 +71,11 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
 
     # Windows overlap, so each is drawn up to the middle between its centre and the next one's.
     centres = np.mean(windows.spans, axis=1)
-    borders = (centres[1:] + centres[:-1]) / 2
-    edges = np.concatenate([[0], borders, [frames]]) / frames_per_s
+    edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [frames]]) / frames_per_s
     row_edges = np.arange(len(rows) + 1) - 0.5
     mesh = bottom.pcolormesh(edges, row_edges, window_probs.T, cmap="viridis", vmin=0, vmax=1)
     bottom.grid(visible=False)
-    labels = []
-    for k in rows:
-        name = shown_name(card.classes[k])
-        labels.append(f"✓ {name}" if k in true else name)
+    labels = [("✓ " if k in true else "") + shown_name(card.classes[k]) for k in rows]
     bottom.set(yticks=range(len(rows)), yticklabels=labels, ylim=(row_edges[-1], row_edges[0]))
     title = f"windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s"
     bottom.set(xlabel="seconds", title=title)
@@ -108,9 +104,8 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
         raise KitError("kind='stft' has FFT bins, not mel filters: pass a front end of kind='mel'.")
     filters = frontend.filters()
     bin_hz = frontend.sample_rate / frontend.n_fft
-    khz = np.arange(len(filters)) * bin_hz / 1000
     figure, axes = new_figure(10, 3.6)
-    axes.plot(khz, filters, linewidth=0.8)
+    axes.plot(np.arange(len(filters)) * bin_hz / 1000, filters, linewidth=0.8)
     title = f"{filters.shape[1]} mel filters ({frontend.mel_scale} scale) on FFT bins of {bin_hz:.3g} Hz"
     axes.set(xlabel="kHz", ylabel="weight", title=title)
     return Plot(figure)

@@ -1,4 +1,4 @@
-"""Losses: functions of logits and targets that return one number per clip; unknown labels (NaN) are masked."""
+"""Losses of logits and targets, one number per clip; unknown labels (NaN) are masked."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
