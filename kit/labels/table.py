@@ -68,18 +68,15 @@ def read_stretches(table: TextTable) -> None:
     Errors: KitError for one column without the other, for an empty stretch, and for a repeated one
     """
     columns = table.columns
-    for name, whole_clip in (("begin_s", 0.0), ("end_s", math.inf)):
-        if name not in columns:
-            raise KitError(
-                f"{table.path} has begin_s or end_s, not both: add the other, empty for a whole clip."
-            )
-        columns[name] = [text or str(whole_clip) for text in columns[name]]
+    if not {"begin_s", "end_s"} <= columns.keys():
+        raise KitError(f"{table.path} has begin_s or end_s, not both: add the other, empty for a whole clip.")
+    for name, whole_clip in (("begin_s", "0"), ("end_s", "inf")):
+        columns[name] = [text or whole_clip for text in columns[name]]
         columns[name] = table.numbers(name, "seconds, or an empty cell", lambda seconds: seconds >= 0)
     rows_above = set()
     for row, stretch in enumerate(zip(columns["fname"], columns["begin_s"], columns["end_s"], strict=True)):
         _, begin_s, end_s = stretch
-        half_open = begin_s > 0 and end_s == math.inf
-        if begin_s >= end_s or half_open:
+        if begin_s >= end_s or 0 < begin_s < end_s == math.inf:
             raise KitError(f"{table.at(row)}: {stretch} is no stretch: begin_s must be below end_s.")
         if stretch in rows_above:
             raise KitError(f"{table.at(row)}: {stretch} stands above already: remove one of the lines.")
@@ -104,10 +101,7 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """Collect the classes that occur in label texts, sorted by code point."""
-    names: set[str] = set()
-    for text in labels:
-        names.update(split_labels(text))
-    return tuple(sorted(names))
+    return tuple(sorted({name for text in labels for name in split_labels(text)}))
 
 
 def classes_of_template(path: str | Path) -> tuple[str, ...]:
@@ -145,28 +139,26 @@ def label_targets(
     Errors: KitError for a label that is no class, a repeated class, and a label both true and false
     """
     column = column_of_class(classes)
-    targets = np.zeros((len(labels), len(classes)), np.float32)
-    unknown_names: set[str] = set()
+    texts_of_value = {1: labels}
     if false_labels is not None:
         check_one_state(labels, false_labels, [f"clip {i}" for i in range(len(labels))])
-        targets.fill(np.nan)
-        for row, text in enumerate(false_labels):
-            names = split_labels(text)
-            if ALL_OTHERS in names:
-                targets[row] = 0
-            columns = [column[name] for name in names if name in column]
-            targets[row, columns] = 0
-            unknown_names.update(name for name in names if name not in column and name != ALL_OTHERS)
-    for row, text in enumerate(labels):
-        names = split_labels(text)
-        columns = [column[name] for name in names if name in column]
-        targets[row, columns] = 1
-        unknown_names.update(name for name in names if name not in column)
-    if unknown_names:
-        first_ten = ", ".join(repr(name) for name in sorted(unknown_names)[:10])
+        texts_of_value = {0: false_labels, 1: labels}  # true comes last, because * sets all classes to false
+    targets = np.full((len(labels), len(classes)), 0 if false_labels is None else np.nan, np.float32)
+    no_classes: set[str] = set()
+    for value, texts in texts_of_value.items():
+        for row, text in enumerate(texts):
+            for name in split_labels(text):
+                if name in column:
+                    targets[row, column[name]] = value
+                elif name == ALL_OTHERS and value == 0:
+                    targets[row] = 0
+                else:
+                    no_classes.add(name)
+    if no_classes:
+        first_ten = ", ".join(repr(name) for name in sorted(no_classes)[:10])
         raise KitError(
-            f"{len(unknown_names)} labels are none of the {len(classes)} classes: {first_ten}. "
-            f"Correct or add them: {closest(min(unknown_names), classes)}."
+            f"{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}. "
+            f"Correct or add them: {closest(min(no_classes), classes)}."
         )
     return targets
 
@@ -179,8 +171,7 @@ def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
     labels = list(table["labels"])
     false_labels = list(table["false_labels"]) if "false_labels" in table else None
     if classes is None:
-        names = class_names(labels + (false_labels or []))
-        classes = [name for name in names if name != ALL_OTHERS]
+        classes = [name for name in class_names(labels + (false_labels or [])) if name != ALL_OTHERS]
     return ClipLabels(
         names=tuple(table["fname"]),
         classes=tuple(classes),
@@ -197,28 +188,22 @@ def scored_truth(labels: ClipLabels, recipe_sources: Mapping[str, Any]) -> np.nd
     return np.where(is_unscored[:, None], np.float32(np.nan), labels.targets)
 
 
-def stretches_of(frame: Any) -> np.ndarray | None:
-    """Begin and end of each row of a clip table, or None if all rows are whole clips.
-
-    Shape: -> (n, 2)
-    Units: seconds; a whole clip ends at infinity
-    """
-    if "begin_s" not in frame:
-        return None
-    return np.asarray(frame[["begin_s", "end_s"]])
+def stretches_of(table: Any) -> np.ndarray:
+    """Begin and end of each row of a clip table. A whole clip lasts from 0 to infinity. Shape: -> (n, 2), seconds"""
+    if "begin_s" not in table:
+        return np.tile([0.0, math.inf], (len(table), 1))
+    return np.asarray(table[["begin_s", "end_s"]])
 
 
 def known_prevalences(targets: np.ndarray) -> list[float]:
-    """The share of true labels among the known labels of each class.
+    """The share of true labels among each class's known ones, or among all known ones if a class has none.
 
-    A class without a known label gets the share over all classes.
     Shape:  (n, K) -> K numbers in [0, 1]
     """
     n_known = (~np.isnan(targets)).sum(axis=0)
     n_true: Any = np.nansum(targets, axis=0, dtype=np.float64)
     overall = n_true.sum() / max(1, n_known.sum())
-    per_class = np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall)
-    return list(per_class.tolist())
+    return list(np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall).tolist())
 
 
 def read_corrections(path: str | Path) -> dict[str, str | None]:
@@ -228,42 +213,32 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
     `drop` drops the clip.
     Source: first place, Freesound 2019 (dropped and corrected the clips that earlier models scored badly)
     """
-    is_json = Path(path).suffix.lower() == ".json"
-    pairs = read_json_corrections(path) if is_json else read_csv_corrections(path)
+    pairs: Any
+    if Path(path).suffix.lower() == ".json":
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+            # A dict would hide a repeated clip, so objects are read as lists of pairs.
+            pairs = json.loads(text, object_pairs_hook=list)
+        except (OSError, ValueError) as error:
+            raise KitError(f"cannot read the corrections {path}: {error}.") from error
+    else:
+        table = read_table(path, ("fname", "labels"))
+        names, labels = table.columns["fname"], table.columns["labels"]
+        drops = table.columns.get("drop", [""] * len(names))
+        for row, (text, drop) in enumerate(zip(labels, drops, strict=True)):
+            if drop not in ("", "0", "1") or (drop == "1" and text.strip()):
+                raise KitError(f"{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.")
+        new_labels = [None if drop == "1" else text for text, drop in zip(labels, drops, strict=True)]
+        pairs = list(zip(names, new_labels, strict=True))
     corrections: dict[str, str | None] = {}
-    for name, text in pairs:
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        name, text = pair if isinstance(pair, tuple) else ("", pair)
         if not name or name in corrections or not isinstance(text, str | None):
             raise KitError(
                 f"{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once."
             )
         corrections[name] = text
     return corrections
-
-
-def read_json_corrections(path: str | Path) -> list[tuple[str, Any]]:
-    """Read the names and values of a JSON object. What is no object comes back under an empty name."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        # A dict would hide a repeated clip: pairs keep both.
-        content = json.loads(text, object_pairs_hook=lambda pairs: pairs)
-    except (OSError, ValueError) as error:
-        raise KitError(f"cannot read the corrections {path}: {error}.") from error
-    items = content if isinstance(content, list) else [content]
-    return [item if isinstance(item, tuple) else ("", item) for item in items]
-
-
-def read_csv_corrections(path: str | Path) -> list[tuple[str, Any]]:
-    """Read the names and new labels of a CSV, None where `drop` is 1."""
-    table = read_table(path, ("fname", "labels"))
-    names = table.columns["fname"]
-    labels = table.columns["labels"]
-    drops = table.columns.get("drop", [""] * len(names))
-    pairs: list[tuple[str, Any]] = []
-    for row, (name, text, drop) in enumerate(zip(names, labels, drops, strict=True)):
-        if drop not in ("", "0", "1") or (drop == "1" and text.strip()):
-            raise KitError(f"{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.")
-        pairs.append((name, None if drop == "1" else text))
-    return pairs
 
 
 def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
@@ -280,12 +255,12 @@ def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
         for label in split_labels(text or ""):
             if label not in classes:
                 raise KitError(f"{name!r} is corrected to a new label {label!r}: {closest(label, classes)}.")
-    is_kept = [corrections.get(name, "") is not None for name in table["fname"]]
-    corrected = table[is_kept].reset_index(drop=True)
+    dropped = [name for name, text in corrections.items() if text is None]
+    corrected = table[~table["fname"].isin(dropped)].reset_index(drop=True)
     if not len(corrected):
         raise KitError("the corrections drop every clip of the table.")
-    for row in corrected.index[corrected["fname"].isin(list(corrections))]:
-        corrected.loc[row, "labels"] = corrections[corrected["fname"][row]]
-        if "false_labels" in corrected:
-            corrected.loc[row, "false_labels"] = ALL_OTHERS
+    is_corrected = corrected["fname"].isin(list(corrections))
+    corrected.loc[is_corrected, "labels"] = corrected["fname"].map(corrections)
+    if "false_labels" in corrected:
+        corrected.loc[is_corrected, "false_labels"] = ALL_OTHERS
     return corrected

@@ -199,8 +199,7 @@ def held_out_models(run: Path) -> dict[str, HeldOut]:
         raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
     table = read_clip_table(run / "folds.csv")
     folds = np.asarray(table["fold"])
-    spans = stretches_of(table)
-    is_whole = np.ones(len(table), bool) if spans is None else np.isinf(spans[:, 1])
+    is_whole = np.isinf(stretches_of(table)[:, 1])
     models = {}
     for path in sorted(run.glob("fold_*.pt")):
         tagger = load_tagger(path)

@@ -29,15 +29,13 @@ def prepare_batch(
     """
     crops = batch.crops.to(device)
     mixup = recipe.mixup
-    augment_factor = torch.zeros(len(batch.targets)) if plain else batch.augment_factor
-    mixup_factor = augment_factor if mixing else torch.zeros_like(augment_factor)
-    mix = draw_mixup(mixup, batch.targets, generator, mixup_factor)
+    factor = torch.zeros(len(crops)) if plain else batch.augment_factor
+    mix = draw_mixup(mixup, batch.targets, generator, factor if mixing else torch.zeros(len(crops)))
     if recipe.needs_waveforms:
+        config = recipe.wave_augment
         waves = crops[:, 0]
-        augment = draw_wave_augment(
-            recipe.wave_augment, len(waves), waves.shape[1], generator, augment_factor
-        )
-        waves = augment_waves(waves, augment, recipe.wave_augment, recipe.frontend.sample_rate, backgrounds)
+        augment = draw_wave_augment(config, len(waves), waves.shape[1], generator, factor)
+        waves = augment_waves(waves, augment, config, recipe.frontend.sample_rate, backgrounds)
         if mixup.domain == "wave":
             waves = mix_waves(waves, mix, mixup)
         crops = torch.stack(frontend.spectrograms(list(waves)))
@@ -47,14 +45,7 @@ def prepare_batch(
         crops = torch.stack([frontend.normalize(spec) for spec in crops])
     if mixup.domain == "spec":
         crops = mix_specs(crops, mix, mixup)
-    masks = draw_spec_augment(
-        recipe.spec_augment,
-        len(crops),
-        recipe.frontend.n_spec_bins,
-        crops.shape[-1],
-        generator,
-        batch.band_rows,
-        augment_factor,
-    )
+    size = len(crops), recipe.frontend.n_spec_bins, crops.shape[-1]
+    masks = draw_spec_augment(recipe.spec_augment, *size, generator, batch.band_rows, factor)
     specs = augment_specs(crops, masks, recipe.spec_augment, frontend)
     return specs, mix_labels(batch.targets, mix, mixup)

@@ -26,7 +26,7 @@ from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.oof import HeldOut, OofPredictions, join_folds, names_digest, score_held_out, write_oof
 from kit.train.recipe import Recipe, check_recipe
-from kit.train.trainer import ALL_FOLDS_SEED, Trainer, mixed_seed
+from kit.train.trainer import Trainer, network_seed
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,18 @@ def train_run(
     clock = Deadline() if deadline is None else set_deadline(deadline)
 
     box_labels = read_box_files(boxes)
-    recipe = recipe if box_labels is None else with_bands(recipe, box_labels)
+    if box_labels is not None:
+        recipe = with_bands(recipe, box_labels)
     frame = read_training_table(table, box_labels)
     soft_labels = None if soft is None else read_soft_labels(soft)
     folds = choose_folds(frame, recipe, group_column)
-    trained_folds: list[int | None] = [None]
-    if not all_data:
-        trained_folds = list(select_folds(folds, only_folds))
+    trained_folds: list[int | None] = [None] if all_data else [*select_folds(folds, only_folds)]
 
     folder = Path(out)
     label_files = [path for path in (*(boxes or ()), soft) if path is not None]
     files = run_files(recipe, frame, folds, label_files)
     check_run(folder, files)
-    background_folder = None if backgrounds is None else Path(backgrounds)
-    data = load_dataset(
-        recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, background_folder
-    )
+    data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
     check_folds(data, trained_folds)
     # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
     for name, text in files.items():
@@ -104,10 +100,9 @@ def train_run(
             predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until)
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))
-    if all_data:
-        return Run(folder, recipe, None)
-    oof = join_folds(parts)
-    write_oof(folder, oof)
+    oof = join_folds(parts) if parts else None
+    if oof is not None:
+        write_oof(folder, oof)
     return Run(folder, recipe, oof)
 
 
@@ -188,9 +183,8 @@ def run_files(
     table = frame.assign(fold=folds)
     if "end_s" in table:
         # A whole clip has empty cells, as in the table that was read.
-        is_whole = table["end_s"] == math.inf
-        for name in ("begin_s", "end_s"):
-            table[name] = table[name].astype(object).where(~is_whole, "")
+        times = table[["begin_s", "end_s"]].astype(object)
+        table[["begin_s", "end_s"]] = times.where(table["end_s"] < math.inf, "")
     files = {
         "recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n",
         "folds.csv": table.to_csv(index=False, lineterminator="\n"),
@@ -203,29 +197,24 @@ def run_files(
 
 def check_run(folder: Path, files: Mapping[str, str]) -> None:
     """Raise KitError if a folder holds another run, with the differences."""
-    has_run = (folder / "state").is_dir() or any(folder.glob("fold_*.pt"))
-    if not has_run:
+    if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
         return
     for name, text in files.items():
         path = folder / name
-        if not path.is_file():
-            continue
-        old_text = path.read_text(encoding="utf-8")
+        old_text = path.read_text(encoding="utf-8") if path.is_file() else text
         if old_text == text:
             continue
-        differences = ["its clips or folds differ from the table's"]
+        differences = "its clips or folds differ from the table's"
         if path.suffix == ".json":
             old = flat_settings(json.loads(old_text))
             new = flat_settings(json.loads(text))
             if old == new:
                 continue
-            differences = [
-                f"{key} is {old.get(key)!r} there and {value!r} here"
-                for key, value in new.items()
-                if old.get(key) != value
-            ]
-        shown = ", ".join(differences[:4])
-        raise KitError(f"{path} belongs to another run ({shown}): choose another --out.")
+            changed = [key for key, value in new.items() if old.get(key) != value]
+            differences = ", ".join(
+                f"{key} is {old.get(key)!r} there and {new[key]!r} here" for key in changed[:4]
+            )
+        raise KitError(f"{path} belongs to another run ({differences}): choose another --out.")
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -256,50 +245,27 @@ def new_tagger(
         seed=recipe.seed + replica,
         recipe=recipe.to_dict(),
     )
-    seeds = [recipe.seed, ALL_FOLDS_SEED if fold is None else fold]
-    if replica:
-        seeds.append(replica)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed_seed(*seeds, 2**20))  # 2**20 is above every epoch
+        torch.manual_seed(network_seed(recipe, fold, replica, 2**20))  # 2**20 is above every epoch
         return build_tagger(card, start)
 
 
-class FoldValidator:
-    """Scores the held-out clips of a fold during its training, and keeps the last predictions."""
+def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset, epoch: int) -> OofPredictions:
+    """Predict and score a fold's held-out clips with the network's weights, which are those of an epoch.
 
-    def __init__(self, trainer: Trainer, predictor: Predictor, data: Dataset) -> None:
-        rows = data.held_out(trainer.fold)
-        names = [data.names[row] for row in rows]
-        fold_data = data.select(rows.tolist())
-        self.trainer = trainer
-        self.predictor = predictor
-        self.held = HeldOut(trainer.tagger, rows, names, data.truth[rows])
-        self.spectrograms = fold_data.spectrograms
-        self.failures = fold_data.failures
-        self.audio_s = sum(fold_data.seconds[row] for row in fold_data.spectrograms)
-        self.predictions: OofPredictions | None = None
-        self.epoch: int | None = None
-
-    def validate(self, epoch: int | None = None) -> float:
-        """Predict and score the held-out clips with the weights of an epoch, the current one unless given.
-
-        Also writes output, calibration, score and cost into the tagger's card. Without a fold there is no score.
-        """
-        epoch = epoch or self.trainer.epoch
-        tagger = self.trainer.tagger
-        output = self.trainer.recipe.output_at(epoch)
-        tagger.card = replace(tagger.card, output=output, calibration=None)
-        if self.trainer.fold is None:
-            return math.nan
-        start = time.perf_counter()
-        logits = self.predictor.predict(list(self.spectrograms.values()))
-        cost = (time.perf_counter() - start) / self.audio_s
-        device = self.trainer.device.type
-        tagger.card = replace(tagger.card, cost=round(cost, 6), cost_device=device)
-        logits_by_row = dict(zip(self.spectrograms, logits, strict=True))
-        self.predictions = score_held_out(self.held, self.predictor, logits_by_row, self.failures)
-        self.epoch = epoch
-        return self.predictions.lwlrap
+    Writes output, calibration, score and cost into the tagger's card.
+    """
+    tagger = trainer.tagger
+    rows = data.held_out(trainer.fold)
+    clips = data.select(rows)
+    tagger.card = replace(tagger.card, output=trainer.recipe.output_at(epoch), calibration=None)
+    start = time.perf_counter()
+    logits = predictor.predict(list(clips.spectrograms.values()))
+    cost = (time.perf_counter() - start) / sum(clips.seconds.values())
+    tagger.card = replace(tagger.card, cost=round(cost, 6), cost_device=trainer.device.type)
+    held = HeldOut(tagger, rows, clips.names, clips.truth)
+    logits_by_clip = dict(zip(clips.spectrograms, logits, strict=True))
+    return score_held_out(held, predictor, logits_by_clip, clips.failures)
 
 
 def train_fold(
@@ -324,44 +290,48 @@ def train_fold(
     tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
     predictor = Predictor(tagger, runtime.device)
     trainer = Trainer(recipe, tagger, data.train_split(fold), fold, runtime.device, replica)
-    validator = FoldValidator(trainer, predictor, data)
+    predictions: dict[int, OofPredictions] = {}  # those of the last validation, by its epoch
+
+    def validate() -> float:
+        if fold is None:
+            return math.nan
+        predictions.clear()
+        predictions[trainer.epoch] = validate_fold(trainer, predictor, data, trainer.epoch)
+        return predictions[trainer.epoch].lwlrap
 
     trainer.restore(state_path)
     if trainer.epoch:
         bar.update(trainer.epoch)
-        done = f"was trained already up to epoch {trainer.epoch} of {recipe.epochs}"
-        bar.write(f"note: {trainer.name} {done}.")
-    for _ in trainer.train(state_path, validator.validate, deadline):
+        epochs = f"{trainer.epoch} of {recipe.epochs}"
+        bar.write(f"note: {trainer.name} was trained already up to epoch {epochs}.")
+    score = ""
+    for row in trainer.train(state_path, validate, deadline):
+        if fold is not None and "lwlrap" in row:
+            score = f"lwlrap {row['lwlrap']:.4f}, "
         bar.update(1)
-        bar.set_postfix_str(training_status(trainer))
+        bar.set_postfix_str(f"{trainer.name}, epoch {row['epoch']:.0f}, {score}loss {row['loss']:.4f}")
     if trainer.epoch < recipe.epochs:
         bar.write(f"note: the deadline cut {trainer.name} after epoch {trainer.epoch} of {recipe.epochs}.")
     write_history(folder / "history.csv", trainer)
 
+    kept_epoch = trainer.kept_epoch
     tagger.card = replace(tagger.card, drawn=tuple(trainer.prevalences))
     if fold is None:
-        tagger.card = replace(tagger.card, calibration=mean_calibration(folder, tagger))
-    elif validator.epoch != trainer.kept_epoch:
-        validator.validate(trainer.kept_epoch)
+        output = recipe.output_at(kept_epoch)
+        tagger.card = replace(tagger.card, output=output, calibration=mean_calibration(folder, output))
+    else:
+        if kept_epoch not in predictions:
+            predictions[kept_epoch] = validate_fold(trainer, predictor, data, kept_epoch)
+        score = f"lwlrap {predictions[kept_epoch].lwlrap:.4f}, "
     save_tagger(folder / f"{name}.pt", tagger)
     if runtime.progress:
-        score = "" if fold is None else f"lwlrap {tagger.card.oof_score:.4f}, "
-        minutes = (time.perf_counter() - start) / 60
-        bar.write(f"{trainer.name}: {score}{minutes:.1f} min")
-    return validator.predictions
+        bar.write(f"{trainer.name}: {score}{(time.perf_counter() - start) / 60:.1f} min")
+    return predictions.get(kept_epoch)
 
 
-def training_status(trainer: Trainer) -> str:
-    """Fold, epoch, loss and the last score of a training, for the progress bar."""
-    row = trainer.history[-1]
-    status = f"{trainer.name}, epoch {row['epoch']:.0f}, loss {row['loss']:.4f}"
-    scores = [row["lwlrap"] for row in trainer.history if math.isfinite(row.get("lwlrap", math.nan))]
-    return f"{status}, lwlrap {scores[-1]:.4f}" if scores else status
-
-
-def mean_calibration(folder: Path, tagger: Tagger) -> Calibration | None:
-    """The mean calibration of the folds in a run's folder; None, with a note, if there is none."""
-    if tagger.card.output == "probability":
+def mean_calibration(folder: Path, output: str) -> Calibration | None:
+    """The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none."""
+    if output == "probability":
         return None
     cards = [read_checkpoint(path)[0] for path in sorted(folder.glob("fold_*.pt"))]
     calibrations = [card.calibration for card in cards if card.calibration is not None]
@@ -370,9 +340,8 @@ def mean_calibration(folder: Path, tagger: Tagger) -> Calibration | None:
             "note: a rank score without folds in its folder has no calibration: only --blend rank takes it."
         )
         return None
-    scale = float(np.mean([calibration.scale for calibration in calibrations]))
-    offset = float(np.mean([calibration.offset for calibration in calibrations]))
-    return Calibration(scale, offset)
+    pairs = [(calibration.scale, calibration.offset) for calibration in calibrations]
+    return Calibration(*np.mean(pairs, axis=0).tolist())
 
 
 def write_history(path: Path, trainer: Trainer) -> None:
@@ -384,11 +353,6 @@ def write_history(path: Path, trainer: Trainer) -> None:
     for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
         lwlrap = row.get("lwlrap", "")
         lines.append(f"{network}{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{lwlrap},{seconds:.3f}")
-    lines.sort(key=history_order)
-    header = "fold,seed,epoch,loss,lr,lwlrap,seconds"
-    write_text(path, "\n".join([header, *lines, ""]))
-
-
-def history_order(line: str) -> list[tuple[int, str]]:
-    """Sort key of a history line: fold, then seed, as numbers, and "all" last."""
-    return [(len(cell), cell) for cell in line.split(",")[:2]]
+    # By fold, then seed, as numbers, and "all" last: a longer number is greater, and "all" is longer than a fold.
+    lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(",")[:2]])
+    write_text(path, "\n".join(["fold,seed,epoch,loss,lr,lwlrap,seconds", *lines, ""]))

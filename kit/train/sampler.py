@@ -1,17 +1,16 @@
 """Draw crops and batches from a dataset."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kit.audio.frontend import Frontend
-from kit.audio.windows import pad_frames
 from kit.core.errors import KitError
 from kit.infer.predictor import cut_window
-from kit.train.dataset import Dataset, source_numbers
+from kit.train.dataset import Dataset, RawWaveforms, crop_steps, source_numbers
 from kit.train.recipe import Recipe, SamplingConfig
 
 NO_BOX = (-1, -1)
@@ -35,13 +34,6 @@ class Batch(NamedTuple):
     rows: Sequence[int]
 
 
-def draw_crop(spec: Tensor, frames: int, generator: torch.Generator) -> tuple[int, int]:
-    """Draw where a crop begins and ends: anywhere in a clip, or all of a shorter one. Units: frames"""
-    n_starts = spec.shape[-1] - frames + 1
-    start = int(torch.randint(n_starts, (1,), generator=generator)) if n_starts > 1 else 0
-    return start, start + frames
-
-
 def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.Generator) -> int | None:
     """Draw a box of a recording, or None for a crop that need not hold one.
 
@@ -54,8 +46,7 @@ def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.
     uniform_box, uniform_true, uniform_which = torch.rand(3, generator=generator).tolist()
     if clips.has_windows(name) and uniform_box >= config.box_p:
         return None
-    is_true = uniform_true < config.true_p
-    of_this_kind = boxes[clips.boxes.is_true[boxes] == is_true]
+    of_this_kind = boxes[clips.boxes.is_true[boxes] == (uniform_true < config.true_p)]
     candidates = of_this_kind if len(of_this_kind) else boxes
     return int(candidates[int(uniform_which * len(candidates))])
 
@@ -69,57 +60,44 @@ def crop_at_box(
     return max(0.0, min(start, seconds - crop_s))
 
 
-def draw_span(
-    clips: Dataset,
-    row: int,
-    box: int | None,
-    length: int,
-    steps_per_s: float,
-    config: SamplingConfig,
-    generator: torch.Generator,
-) -> tuple[int, int]:
-    """Draw where a crop begins and ends: at its box, else anywhere in the clip.
+def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, generator: torch.Generator) -> int:
+    """Draw where a crop begins: at its box, else anywhere in the clip. Units: frames or samples
 
     With sample_by_probs, it is centred on a window with soft labels, drawn in proportion to their sum.
-    Units:  frames or samples
     Source: BirdCLEF 2024 and 2025 (crops of pseudo-labelled windows, drawn by that sum)
     """
-    audio = clips.audio[row]
+    length, steps_per_s = crop_steps(recipe)
+    n_steps = clips.audio[row].shape[-1]
+    n_starts = max(1, n_steps - length + 1)
     crop_s = length / steps_per_s
     name = clips.names[row]
     soft = clips.soft_labels
     if box is not None and clips.boxes is not None:
-        clip_s = audio.shape[-1] / steps_per_s
-        box_begin_s, box_end_s = clips.boxes.begin_s[box], clips.boxes.end_s[box]
-        begin_s = crop_at_box(box_begin_s, box_end_s, clip_s, crop_s, generator)
-    elif config.sample_by_probs and soft is not None and clips.has_windows(name):
+        box_s = clips.boxes.begin_s[box], clips.boxes.end_s[box]
+        begin_s = crop_at_box(*box_s, n_steps / steps_per_s, crop_s, generator)
+    elif recipe.sampling.sample_by_probs and soft is not None and clips.has_windows(name):
         windows = soft.rows[name]
         # The small constant lets clips whose soft labels are all zero be drawn, too.
-        sums = np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6
-        cumulative = sums.cumsum()
+        cumulative = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6).cumsum()
         uniform = float(torch.rand(1, generator=generator)) * cumulative[-1]
         window = windows[np.searchsorted(cumulative, uniform)]
         begin_times, end_times = soft.times
         begin_s = (begin_times[window] + end_times[window] - crop_s) / 2
     else:
-        return draw_crop(audio, length, generator)
-    begin = max(0, min(round(begin_s * steps_per_s), audio.shape[-1] - length))
-    return begin, begin + length
-
-
-def class_amounts(targets: np.ndarray, seconds: np.ndarray | None) -> np.ndarray:
-    """Count the clips, or the seconds of audio, of each class. Shape: (n, K), (n,) -> (K,)"""
-    amounts = np.ones(len(targets)) if seconds is None else seconds
-    return np.asarray((np.nan_to_num(targets) * amounts[:, None]).sum(axis=0))
+        return int(torch.randint(n_starts, (1,), generator=generator)) if n_starts > 1 else 0
+    return max(0, min(round(begin_s * steps_per_s), n_starts - 1))
 
 
 def rarity(targets: np.ndarray, amounts: np.ndarray) -> np.ndarray:
     """How many times rarer each clip's rarest class is than the commonest class; 1 for a clip without a class.
 
-    Shape:  targets (n, K), amounts (K,) -> (n,)
+    `amounts` is what each clip adds to its classes: 1, or its seconds.
+    Shape:  targets (n, K), amounts (n,) -> (n,)
     """
-    times_rarer = amounts.max() / np.maximum(amounts, 1e-9)
-    rarest = np.where(np.nan_to_num(targets) >= 0.5, times_rarer, 0.0).max(axis=1)
+    targets = np.nan_to_num(targets)
+    class_amounts = (targets * amounts[:, None]).sum(axis=0)
+    times_rarer = class_amounts.max() / np.maximum(class_amounts, 1e-9)
+    rarest = np.where(targets >= 0.5, times_rarer, 0.0).max(axis=1)
     return np.where(rarest > 0, rarest, 1.0)
 
 
@@ -138,31 +116,24 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     config = recipe.sampling
     shares = [source["share"] for source in recipe.sources.values()]
     sources = source_numbers(clips.sources, recipe)
-    several_sources = len(np.unique(sources)) > 1
-    by_source = several_sources and any(share is not None for share in shares)
+    by_source = len(np.unique(sources)) > 1 and any(share is not None for share in shares)
     if config.steps is None and config.balance == "none" and not config.sample_by_weight and not by_source:
         return None
     chances = np.ones(len(clips))
-    if config.balance == "clips":
-        chances = rarity(clips.targets, class_amounts(clips.targets, None))
-    if config.balance == "seconds":
-        seconds = seconds_by_row(clips)
-        chances = rarity(clips.targets, class_amounts(clips.targets, seconds)) * seconds
+    if config.balance != "none":
+        amounts = seconds_by_row(clips) if config.balance == "seconds" else np.ones(len(clips))
+        chances = rarity(clips.targets, amounts) * amounts
     if config.sample_by_weight:
         chances = chances * clips.weights
     if by_source:
-        chances = chances * source_factors(chances, sources, shares)[sources]
+        # Each source's chances are scaled to a total of its share, or of its share of the rows.
+        totals = np.bincount(sources, chances, len(shares))
+        row_shares = np.bincount(sources, minlength=len(shares)) / len(sources)
+        wanted = [row_shares[k] if share is None else share for k, share in enumerate(shares)]
+        chances = chances * (np.array(wanted) / np.where(totals > 0, totals, 1.0))[sources]
     if not chances.sum() > 0:
         raise KitError("no clip has a chance to be drawn: set a share above 0 for a source in the table.")
     return np.asarray(chances / chances.sum())
-
-
-def source_factors(chances: np.ndarray, sources: np.ndarray, shares: Sequence[float | None]) -> np.ndarray:
-    """Factors on the chances that make each source's total its share. Shape: -> (number of sources,)"""
-    totals = np.bincount(sources, chances, len(shares))
-    row_shares = np.bincount(sources, minlength=len(shares)) / len(sources)
-    wanted = [row_shares[k] if share is None else share for k, share in enumerate(shares)]
-    return np.array(wanted) / np.where(totals > 0, totals, 1.0)
 
 
 def batches_per_epoch(clips: Dataset, recipe: Recipe) -> int:
@@ -181,8 +152,8 @@ def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> li
     size = recipe.batch_size if recipe.sampling.steps else min(recipe.batch_size, n)
     chances = draw_chances(clips, recipe)
     if chances is None:
-        order = torch.randperm(n, generator=generator).tolist()
-        return [order[first : first + size] for first in range(0, steps * size, size)]
+        order = torch.randperm(n, generator=generator)[: steps * size]
+        return order.view(steps, size).tolist()
     sources = torch.from_numpy(source_numbers(clips.sources, recipe))
     batches = []
     for _ in range(steps):
@@ -203,23 +174,19 @@ def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int,
 
     Returns (-1, -1) for a band above all bins, and for a frontend with a band per class, whose rows overlap.
     """
-    if len(frontend.config.mel_bands) > 1:
-        return NO_BOX
     bin_hz = frontend.config.bin_hz
     first, end = np.searchsorted(bin_hz, [low_hz, high_hz]).tolist()
-    if first >= len(bin_hz):
+    if len(frontend.config.mel_bands) > 1 or first >= len(bin_hz):
         return NO_BOX
     return first, max(end, first + 1)
 
 
 def augment_factors(clips: Dataset, rare_boost: float) -> np.ndarray:
     """Factors on augmentation chances: 1 + rare_boost for the rarest class, 1 for the commonest. Shape: -> (n,)"""
-    factors = np.ones(len(clips))
-    if rare_boost:
-        times_rarer = rarity(clips.targets, class_amounts(clips.targets, seconds_by_row(clips)))
-        log_rarity = np.log(times_rarer)
-        factors += rare_boost * log_rarity / max(1e-9, float(log_rarity.max()))
-    return factors
+    if not rare_boost:
+        return np.ones(len(clips))
+    log_rarity = np.log(rarity(clips.targets, seconds_by_row(clips)))
+    return np.asarray(1 + rare_boost * log_rarity / max(1e-9, float(log_rarity.max())))
 
 
 def draw_batches(
@@ -227,43 +194,30 @@ def draw_batches(
 ) -> Iterator[Batch]:
     """Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn."""
     config = recipe.sampling
-    front = recipe.frontend
-    pad_mode = recipe.inference.pad_mode
-    if recipe.needs_waveforms:
-        steps_per_s: float = front.sample_rate
-        length = max(1, (recipe.crop_frames - 1) * front.hop_length)
-    else:
-        steps_per_s = front.frames_per_s
-        length = recipe.crop_frames
+    length, steps_per_s = crop_steps(recipe)
+    cutter: Any = RawWaveforms(recipe.frontend) if recipe.needs_waveforms else frontend
     sources = source_numbers(clips.sources, recipe)
     factors = augment_factors(clips, config.rare_boost)
+    # With sample_by_weight, the weights are used already, as chances.
+    weights = np.ones_like(clips.weights) if config.sample_by_weight else clips.weights
     for rows in draw_order(clips, recipe, generator):
         crops, targets, band_rows = [], [], []
         for row in rows:
             audio = clips.audio[row]
             box = draw_box(clips, row, config, generator)
-            begin, end = draw_span(clips, row, box, length, steps_per_s, config, generator)
-            end_inside = min(end, audio.shape[-1])
-            if recipe.needs_waveforms:
-                wave = audio[:, begin:end_inside]
-                silence = wave.new_zeros(1, 1) if pad_mode == "min" else None
-                crops.append(pad_frames(wave, length, pad_mode, silence))
-            else:
-                crops.append(cut_window(frontend, audio, (begin, end), length, pad_mode))
-            crop_span_s = begin / steps_per_s, end_inside / steps_per_s
-            targets.append(clips.crop_targets(row, *crop_span_s, config.box_share))
+            begin = draw_begin(clips, row, box, recipe, generator)
+            end = min(begin + length, audio.shape[-1])
+            crops.append(cut_window(cutter, audio, (begin, end), length, recipe.inference.pad_mode))
+            crop_s = begin / steps_per_s, end / steps_per_s
+            targets.append(clips.crop_targets(row, *crop_s, config.box_share))
+            band = NO_BOX
             if box is not None and clips.boxes is not None:
-                low_hz, high_hz = clips.boxes.low_hz[box], clips.boxes.high_hz[box]
-                band_rows.append(rows_of_box(frontend, low_hz, high_hz))
-            else:
-                band_rows.append(NO_BOX)
-        weights = clips.weights[rows]
-        if config.sample_by_weight:  # their chances are used already
-            weights = np.ones(len(rows), np.float32)
+                band = rows_of_box(frontend, clips.boxes.low_hz[box], clips.boxes.high_hz[box])
+            band_rows.append(band)
         yield Batch(
             crops=torch.stack(crops),
             targets=torch.from_numpy(np.stack(targets)),
-            weights=torch.from_numpy(weights),
+            weights=torch.from_numpy(weights[rows]),
             sources=torch.from_numpy(sources[rows]),
             augment_factor=torch.from_numpy(factors[rows]).float(),
             band_rows=torch.tensor(band_rows),

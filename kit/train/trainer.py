@@ -1,6 +1,7 @@
 """Train the network of one fold."""
 
 import contextlib
+import copy
 import itertools
 import math
 import time
@@ -32,11 +33,20 @@ from kit.train.sampler import Batch, batches_per_epoch, draw_batches
 NORM_BATCHES = 40
 # Takes the place of the fold's number in seeds where a network is trained on all folds.
 ALL_FOLDS_SEED = 2**21
+# The parts of a Trainer with a state dict.
+STATEFUL_PARTS = ("network", "optimizer", "schedule", "scaler", "averaged")
 
 
 def mixed_seed(*numbers: int) -> int:
     """Combine several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def network_seed(recipe: Recipe, fold: int | None, replica: int, *more: int) -> int:
+    """The seed of one network of a run, and of a part of its training."""
+    fold_number = ALL_FOLDS_SEED if fold is None else fold
+    replicas = [replica] if replica else []
+    return mixed_seed(recipe.seed, fold_number, *replicas, *more)
 
 
 class Trainer:
@@ -65,13 +75,14 @@ class Trainer:
         self.network: nn.Module = tagger.network.to(device)
         self.layout = memory_format_of(self.network)
         self.steps = batches_per_epoch(clips, recipe)
+        self.optimizer_steps = math.ceil(self.steps / recipe.optim.accumulate)
         self.amp = recipe.amp and device.type == "cuda"
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
-        self.is_finetuning = False
+        self.frozen_backbone: nn.Module | None = None
         self.losses = source_losses(recipe, finetune=False)
         self.uses_noisy_head = [source["head"] == "noisy" for source in recipe.sources.values()]
-        self.optimizer = build_optimizer(recipe.optim, self.network, 1.0)
+        self.optimizer = build_optimizer(recipe.optim, self.network)
         n_epochs = recipe.epochs - recipe.finetune_epochs
         self.schedule = build_schedule(recipe.optim, self.optimizer, n_epochs * self.optimizer_steps)
         self.epoch = 0
@@ -101,10 +112,13 @@ class Trainer:
             stops = clock.left_s() < 2.0 * (trained_at - start + validation_s)
             is_last = stops or self.epoch == recipe.epochs
             if is_last or self.epoch % recipe.validate_every == 0:
-                with self.averaged_weights():
-                    row["lwlrap"] = validate()
-                    if keeps_best and self.best_epoch == self.epoch:
-                        self.best_weights = cpu_copy(self.network)
+                weights = copy.deepcopy(self.network.state_dict())
+                self.load_averaged_weights()
+                row["lwlrap"] = validate()
+                if keeps_best and self.best_epoch == self.epoch:
+                    state = self.network.state_dict()
+                    self.best_weights = {name: value.cpu().clone() for name, value in state.items()}
+                self.network.load_state_dict(weights)
                 validation_s = max(validation_s, clock.now() - trained_at)
                 if recipe.optim.schedule == "plateau":
                     self.schedule.step(-row["loss"] if self.fold is None else row["lwlrap"])
@@ -112,7 +126,10 @@ class Trainer:
             yield row
             if is_last:
                 break
-        self.load_kept_weights()
+        if self.kept_epoch == self.epoch:
+            self.load_averaged_weights()
+        else:
+            self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
         """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
@@ -121,12 +138,11 @@ class Trainer:
         if recipe.finetune_epochs and self.epoch == recipe.epochs - recipe.finetune_epochs:
             self.start_finetuning()
         self.network.train()
-        if self.has_frozen_backbone:
-            self.network.backbone.eval()  # type: ignore[union-attr]
+        if self.frozen_backbone is not None:
+            self.frozen_backbone.eval()
         accumulate = recipe.optim.accumulate
         total_loss = 0.0
-        with self.seeded_torch():
-            generator = self.generator()
+        with self.seeded() as generator:
             self.optimizer.zero_grad(set_to_none=True)
             batches = draw_batches(self.clips, recipe, self.tagger.frontend, generator)
             for step, batch in enumerate(batches):
@@ -136,7 +152,11 @@ class Trainer:
                 is_last = step == first + n_batches - 1
                 loss = self.train_step(batch, generator, is_last, n_batches)
                 if not math.isfinite(loss):
-                    raise KitError(self.loss_error(loss, step, batch))
+                    names = ", ".join(self.clips.names[row] for row in batch.rows[:8])
+                    raise KitError(
+                        f"the loss of {self.name}, epoch {self.epoch}, step {step} is {loss} (clips {names}): "
+                        "lower optim.lr_peak or optim.clip_norm."
+                    )
                 total_loss += loss
         lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.epoch += 1
@@ -150,17 +170,24 @@ class Trainer:
         self, batch: Batch, generator: torch.Generator, is_last: bool = True, n_batches: int = 1
     ) -> float:
         """Add the gradient of one of `n_batches`, and step the optimiser at the last. Returns the batch's loss."""
+        optim = self.recipe.optim
         plain = self.epoch >= self.recipe.epochs - self.recipe.no_augment_epochs
         inputs, targets = self.make_inputs(batch, generator, plain)
-        n_true = targets.nansum(0)
-        n_known = (~targets.isnan()).sum(0)
-        self.label_counts = self.label_counts + torch.stack([n_true, n_known])
+        self.label_counts = self.label_counts + torch.stack([targets.nansum(0), (~targets.isnan()).sum(0)])
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             output = self.forward(inputs)
         loss = self.loss(output, targets, batch)
         torch.autograd.backward(self.scaler.scale(loss / n_batches))
         if is_last:
-            self.step_optimizer()
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if optim.schedule != "plateau":
+                self.schedule.step()
+            if self.averaged and optim.average == "ema":
+                self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
     def make_inputs(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor]:
@@ -198,99 +225,55 @@ class Trainer:
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
-        logits = output.clip
+        main = output.clip
         if any(self.uses_noisy_head) and output.noisy is not None:
             is_noisy = torch.tensor(self.uses_noisy_head, device=self.device)[sources]
-            logits = torch.where(is_noisy[:, None], output.noisy, logits)
+            main = torch.where(is_noisy[:, None], output.noisy, main)
         reduction = recipe.average_over, recipe.weight_by_share
-        weighted = [(1.0, logits), *zip(recipe.auxiliary, output.auxiliary, strict=False)]
         losses = []
-        for weight, logits in weighted:
+        for weight, logits in [(1.0, main), *zip(recipe.auxiliary, output.auxiliary, strict=False)]:
             loss = sum_by_source(logits, targets, sources, self.losses, weights, *reduction)
             losses.append(weight * loss)
         return torch.stack(losses).sum()
 
-    def step_optimizer(self) -> None:
-        """Clip the gradient, move the weights, and move the learning rate and the moving average on."""
-        optim = self.recipe.optim
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if optim.schedule != "plateau":
-            self.schedule.step()
-        if self.averaged and optim.average == "ema":
-            self.averaged.update_parameters(self.network)
-
     def start_finetuning(self) -> None:
         """Begin the fine-tuning epochs: their own loss, optimiser and schedule, the backbone frozen if asked."""
         recipe = self.recipe
-        self.is_finetuning = True
-        if self.has_frozen_backbone:
-            self.network.backbone.requires_grad_(False)
+        if recipe.finetune_freeze and isinstance(self.network, Network):
+            self.frozen_backbone = self.network.backbone.requires_grad_(False)
         self.losses = source_losses(recipe, finetune=True)
         self.optimizer = build_optimizer(recipe.optim, self.network, recipe.finetune_lr)
         n_steps = recipe.finetune_epochs * self.optimizer_steps
         self.schedule = build_schedule(recipe.optim, self.optimizer, n_steps)
 
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Within the block, the network has its averaged weights, if there are any yet."""
-        if self.averaged is None or not int(self.averaged.n_averaged):
-            yield
-            return
-        weights = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self.load_averaged_weights()
-        yield
-        self.network.load_state_dict(weights)
-
     def load_averaged_weights(self) -> None:
-        """Copy the averaged weights into the network."""
-        assert self.averaged is not None
-        self.network.load_state_dict(self.averaged.module.state_dict())
-        self.estimate_norms()
+        """Copy the averaged weights, if there are any yet, into the network.
 
-    def estimate_norms(self) -> None:
-        """Compute the batch norms' statistics on some training batches: averages of statistics would be wrong."""
-        generator = self.generator(1)
-        batches = draw_batches(self.clips, self.recipe, self.tagger.frontend, generator)
-        first_batches = itertools.islice(batches, NORM_BATCHES)
-        inputs = (self.make_inputs(batch, generator, plain=True)[0] for batch in first_batches)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(mixed_seed(*self.seeds, self.epoch, 1))
+        The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
+        """
+        if self.averaged is None or not int(self.averaged.n_averaged):
+            return
+        self.network.load_state_dict(self.averaged.module.state_dict())
+        with self.seeded(1) as generator, torch.no_grad():
+            batches = draw_batches(self.clips, self.recipe, self.tagger.frontend, generator)
+            first_batches = itertools.islice(batches, NORM_BATCHES)
+            inputs = (self.make_inputs(batch, generator, plain=True)[0] for batch in first_batches)
             update_bn(inputs, self.network)
 
-    def load_kept_weights(self) -> None:
-        """Load the weights to keep: of the best validation, averaged, or as they are."""
-        if self.kept_epoch != self.epoch or (self.best_weights and self.recipe.keep == "best"):
-            self.network.load_state_dict(self.best_weights)
-        elif self.averaged and int(self.averaged.n_averaged):
-            self.load_averaged_weights()
+    @contextlib.contextmanager
+    def seeded(self, *more: int) -> Iterator[torch.Generator]:
+        """Yield a generator for the draws of this epoch, with torch's own seeded alike, e.g. for dropout."""
+        seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield torch.Generator().manual_seed(seed)
 
     @property
     def name(self) -> str:
         """The fold and the number of the network, for messages."""
         fold = "all clips" if self.fold is None else f"fold {self.fold}"
         return f"{fold}, seed {self.replica}" if self.replica else fold
-
-    @property
-    def seeds(self) -> list[int]:
-        """The numbers that all random numbers of this training depend on."""
-        fold = ALL_FOLDS_SEED if self.fold is None else self.fold
-        replica = [self.replica] if self.replica else []
-        return [self.recipe.seed, fold, *replica]
-
-    @property
-    def has_frozen_backbone(self) -> bool:
-        """Whether only the heads are trained now."""
-        freezes = self.is_finetuning and self.recipe.finetune_freeze
-        return freezes and isinstance(self.network, Network)
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimiser steps of an epoch."""
-        return math.ceil(self.steps / self.recipe.optim.accumulate)
 
     @property
     def prevalences(self) -> list[float]:
@@ -313,39 +296,6 @@ class Trainer:
         keeps_last = self.recipe.keep == "last" and self.epoch == self.recipe.epochs
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 
-    def generator(self, *more: int) -> torch.Generator:
-        """A generator for the draws of this epoch."""
-        return torch.Generator().manual_seed(mixed_seed(*self.seeds, self.epoch, *more))
-
-    @contextlib.contextmanager
-    def seeded_torch(self) -> Iterator[None]:
-        """Within the block, torch's own generators are seeded for this epoch, e.g. for dropout."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(mixed_seed(*self.seeds, self.epoch))
-            yield
-
-    def loss_error(self, loss: float, step: int, batch: Batch) -> str:
-        """The message for a loss that is not finite, with the clips of the batch."""
-        names = ", ".join(self.clips.names[row] for row in batch.rows[:8])
-        return (
-            f"the loss of {self.name}, epoch {self.epoch}, step {step} is {loss} (clips {names}): "
-            "lower optim.lr_peak or optim.clip_norm."
-        )
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """Everything with a state dict."""
-        parts: dict[str, Any] = {
-            "network": self.network,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "scaler": self.scaler,
-        }
-        if self.averaged:
-            parts["averaged"] = self.averaged
-        return parts
-
     def save(self, path: Path) -> None:
         """Write all that a resumed training needs, as one whole file."""
         state = {
@@ -356,8 +306,9 @@ class Trainer:
             "best": self.best_weights,
             "drawn": self.label_counts,
         }
-        for name, part in self.parts.items():
-            state[name] = part.state_dict()
+        for name in STATEFUL_PARTS:
+            part = getattr(self, name)
+            state[name] = {} if part is None else part.state_dict()
         write_whole(path, lambda handle: torch.save(state, handle))
 
     def restore(self, path: Path) -> None:
@@ -378,21 +329,16 @@ class Trainer:
             raise KitError(f"{path} belongs to another recipe: choose another --out, or remove it.")
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a saved state of the same recipe."""
+        """Replace this training's state by a saved one of the same recipe."""
         recipe = self.recipe
         if recipe.finetune_epochs and state["epoch"] > recipe.epochs - recipe.finetune_epochs:
             self.start_finetuning()
-        for name, part in self.parts.items():
+        for name in STATEFUL_PARTS:
             # The scaler's state is empty if the training began on a device without AMP.
-            if state[name]:
-                part.load_state_dict(state[name])
+            if state.get(name):
+                getattr(self, name).load_state_dict(state[name])
         self.epoch = state["epoch"]
         self.history = state["history"]
         self.seconds = state["seconds"]
         self.best_weights = state["best"]
         self.label_counts = state["drawn"].to(self.device)
-
-
-def cpu_copy(network: nn.Module) -> dict[str, Tensor]:
-    """Copy a network's weights to the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

@@ -78,6 +78,22 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A table of fourteen clips for the tiny recipe of training, and their folder."""
+    from tests.behaviour.training import make_set
+
+    return make_set(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def data(toy: tuple[Path, Path]) -> Any:
+    """Their dataset."""
+    from tests.behaviour.training import TINY, load_table
+
+    return load_table(TINY, *toy)
+
+
 @pytest.fixture
 def calls_out(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every attempt to reach the network: noted, and refused."""

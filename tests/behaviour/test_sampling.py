@@ -6,71 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from kit.audio.frontend import Frontend, FrontendConfig
-from kit.audio.mixup import MixupConfig
+from kit.audio.frontend import Frontend
 from kit.core.errors import KitError
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels
-from kit.train.dataset import Dataset
-from kit.train.recipe import Recipe, SamplingConfig
+from kit.train.recipe import SamplingConfig
 from kit.train.sampler import (
     batches_per_epoch,
     crop_at_box,
     draw_batches,
+    draw_begin,
     draw_box,
     draw_chances,
     draw_order,
     rows_of_box,
 )
+from tests.behaviour import training
+from tests.behaviour.training import CLASSES, clips_of, one_hot, seeded
 
-CLASSES = ("a", "b", "c")
-TINY = Recipe(
-    frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
-    network={"family": "max-pyramid", "blocks": 2, "width": 4},
-    crop_s=0.4,
-    mixup=MixupConfig(p=0.0),
-    epochs=4,
-    no_augment_epochs=0,
-    batch_size=8,
-)
+TINY = training.TINY.override(["mixup.p=0", "no_augment_epochs=0", "batch_size=8"])
 FRAMES_PER_S = TINY.frontend.frames_per_s
 FRONTEND = Frontend(TINY.frontend)
-
-
-def seeded(seed=0):
-    """A generator with a seed."""
-    return torch.Generator().manual_seed(seed)
 
 
 def recipe_with(shares=None, **sampling):
     """The tiny recipe with these shares by source, and other sampling settings."""
     sources = {name: {"share": share} for name, share in (shares or {}).items()}
     return replace(TINY, sampling=SamplingConfig(**sampling), sources=sources)
-
-
-def one_hot(classes):
-    """Targets of clips with one class each. Shape: (n,) -> (n, 3)"""
-    return np.eye(3, dtype=np.float32)[np.asarray(classes)]
-
-
-def clips_of(targets, sources=None, seconds=None, weights=None, names=None, **more):
-    """Clips whose spectrogram is their row number everywhere, 60 frames long unless `seconds` are given."""
-    targets = np.array(targets, np.float32)
-    n = len(targets)
-    frames = [60] * n if seconds is None else [max(1, round(s * FRAMES_PER_S)) for s in seconds]
-    fields = {
-        "names": tuple(names or [f"{i}.wav" for i in range(n)]),
-        "classes": CLASSES,
-        "targets": targets,
-        "weights": np.ones(n, np.float32) if weights is None else np.array(weights, np.float32),
-        "sources": np.full(n, "") if sources is None else np.array(sources),
-        "truth": targets,
-        "folds": np.zeros(n, np.int64),
-        "spectrograms": {i: torch.full((16, length), float(i)) for i, length in enumerate(frames)},
-        "seconds": dict(enumerate(np.ones(n) if seconds is None else seconds)),
-        "failures": {},
-    }
-    return Dataset(**fields | more)
 
 
 def ramp_clips(seconds, soft_labels):
@@ -130,16 +92,15 @@ def test_without_chances_every_clip_comes_once_an_epoch_but_for_a_rest_below_a_b
     assert len(order) == batches_per_epoch(clips, recipe) and counts_of(order, n).max() == 1
 
 
-def test_a_table_of_one_source_is_drawn_whole_whatever_its_share():
-    clips = clips_of(one_hot(np.arange(16) % 3), sources=["y"] * 16)
-    order = draw_order(clips, recipe_with(shares={"x": 0.9, "y": 0.1}), seeded())
+def test_a_table_of_one_source_is_drawn_whole_and_sources_without_any_share_are_refused():
+    targets = one_hot(np.arange(16) % 3)
+    recipe = recipe_with(shares={"x": 0.9, "y": 0.0})
+    order = draw_order(clips_of(targets, sources=["y"] * 16), recipe, seeded())
     assert counts_of(order, 16).tolist() == [1] * 16
-
-
-def test_sources_without_any_share_are_refused():
-    clips = clips_of(one_hot(np.arange(16) % 3), sources=["x", "y"] * 8)
     with pytest.raises(KitError, match="share above 0"):
-        draw_order(clips, recipe_with(shares={"x": 0.0, "y": 0.0}), seeded())
+        draw_order(
+            clips_of(targets, sources=["x", "y"] * 8), recipe_with(shares={"x": 0.0, "y": 0.0}), seeded()
+        )
 
 
 def test_an_epoch_has_as_many_steps_as_asked_and_few_clips_come_equally_often():
@@ -166,13 +127,10 @@ def test_a_source_has_its_share_of_every_batch_to_the_crop(shares):
     np.testing.assert_allclose(by_batch.mean(axis=0), expected, atol=0.06)
 
 
-def test_a_share_of_none_is_the_source_s_share_of_the_rows():
+def test_a_share_of_none_is_that_of_the_rows_a_share_without_rows_goes_to_the_others_and_0_is_never_drawn():
     clips = clips_of(one_hot(np.arange(40) % 3), np.repeat(["x", "y"], [10, 30]))
     chances = draw_chances(clips, recipe_with(shares={"x": None, "y": 0.25}))
     np.testing.assert_allclose(chances, np.repeat([0.5 / 10, 0.5 / 30], [10, 30]))
-
-
-def test_the_share_of_a_source_without_rows_goes_to_the_others_and_a_share_of_0_is_never_drawn():
     clips = clips_of(one_hot(np.arange(24) % 3), np.repeat(["x", "y", "silent"], 8))
     recipe = recipe_with(shares={"x": 0.2, "none": 0.5, "y": 0.3, "silent": 0.0}, steps=50)
     np.testing.assert_allclose(draw_chances(clips, recipe), np.repeat([0.4 / 8, 0.6 / 8, 0], 8), rtol=1e-12)
@@ -335,6 +293,15 @@ def test_the_rows_of_a_box_are_those_whose_bins_lie_in_its_band():
 
 
 # Crops elsewhere
+
+
+def test_crops_lie_anywhere_in_a_clip_and_never_beyond_it():
+    frames = TINY.crop_frames
+    specs = {i: torch.zeros(16, n) for i, n in enumerate((frames + 10, frames, frames - 10))}
+    clips = clips_of(one_hot([0, 1, 2]), spectrograms=specs)
+    generator = seeded()
+    begins = [{draw_begin(clips, row, None, TINY, generator) for _ in range(300)} for row in range(3)]
+    assert begins == [set(range(11)), {0}, {0}]
 
 
 def test_a_crop_s_labels_are_those_of_the_part_that_was_cut():

@@ -82,22 +82,36 @@ def load_table(recipe, table, audio, **options):
     return load_dataset(recipe, frame, np.asarray(frame["fold"]), audio, RUNTIME, **options)
 
 
+def one_hot(classes):
+    """Targets of clips with one class each. Shape: (n,) -> (n, 3)"""
+    return np.eye(3, dtype=np.float32)[np.asarray(classes)]
+
+
+def clips_of(targets, sources=None, seconds=None, **fields):
+    """Clips whose spectrogram is their row number everywhere, 60 frames long unless `seconds` are given."""
+    targets = np.array(targets, np.float32)
+    n = len(targets)
+    frames = [60] * n if seconds is None else [max(1, round(s * TINY.frontend.frames_per_s)) for s in seconds]
+    defaults = {
+        "names": tuple(f"{i}.wav" for i in range(n)),
+        "classes": CLASSES,
+        "targets": targets,
+        "weights": np.ones(n, np.float32),
+        "sources": np.full(n, "") if sources is None else np.array(sources),
+        "truth": targets,
+        "folds": np.zeros(n, np.int64),
+        "spectrograms": {i: torch.full((16, length), float(i)) for i, length in enumerate(frames)},
+        "seconds": dict(enumerate(np.ones(n) if seconds is None else seconds)),
+        "failures": {},
+    }
+    return Dataset(**defaults | fields)
+
+
 def planted_data(folds, failed=()):
-    """A dataset whose clip i is the number i everywhere, so that it can be recognised in a batch."""
-    n = len(folds)
-    targets = np.eye(3, dtype=np.float32)[np.arange(n) % 3]
-    return Dataset(
-        names=tuple(f"{i}.wav" for i in range(n)),
-        classes=CLASSES,
-        targets=targets,
-        weights=np.ones(n, np.float32),
-        sources=np.full(n, ""),
-        truth=targets,
-        folds=np.array(folds),
-        spectrograms={i: torch.full((16, 5 + i % 7), float(i)) for i in range(n) if i not in failed},
-        seconds={},
-        failures={},
-    )
+    """Clips of these folds; clip i is the number i everywhere, so that it can be recognised in a batch."""
+    specs = {i: torch.full((16, 5 + i % 7), float(i)) for i in range(len(folds)) if i not in failed}
+    targets = one_hot(np.arange(len(folds)) % 3)
+    return clips_of(targets, folds=np.array(folds), spectrograms=specs)
 
 
 def new_trainer(data, recipe=TINY, fold=0):
@@ -105,6 +119,11 @@ def new_trainer(data, recipe=TINY, fold=0):
     tagger = new_tagger(recipe, data, fold)
     Predictor(tagger, CPU)
     return Trainer(recipe, tagger, data.train_split(fold), fold, CPU)
+
+
+def seeded(seed=0):
+    """A generator with a seed."""
+    return torch.Generator().manual_seed(seed)
 
 
 def no_score():
