@@ -70,7 +70,7 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
         parser.add_argument(name, nargs="+", metavar="RUN", type=list_parser(str), help=help_text)
         return
 
-    is_overrides = name in ("overrides", "set")
+    is_overrides = name == "overrides"
     flag = "--set" if is_overrides else "--" + name.replace("_", "-")
     if parameter.annotation is bool:
         if default:

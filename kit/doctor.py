@@ -113,7 +113,7 @@ def describe_model(model: ModelSpec) -> str:
     family = str(card.network.get("family"))
     if not family.startswith("custom:"):
         model.build()
-    tensors = {} if isinstance(model.holds, Tagger) else model.holds["tensors"]
+    tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
     score = "no oof score" if card.oof_score is None else f"oof lwlrap {card.oof_score:.4f}"
     scores = f"{card.output} scores"

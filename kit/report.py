@@ -64,21 +64,22 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
 
 def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     """Return the named details of a run: its scores, alone and compared with the first run's, and its costs."""
-    truth = run.truth
-    scores = run.scores
+    oof = run.oof
+    truth = oof.truth
+    scores = oof.probabilities
     details = {"lwlrap": "no oof.csv yet"}
-    if run.names:
+    if oof.names:
         details["lwlrap"] = format_metric(bootstrap_interval, lwlrap, truth, scores)
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
             details["top-1"] = format_metric(top1_accuracy, truth, scores)
-    if run is not first and run.names:
+    if run is not first and oof.names:
         details["gain over the first run"] = "not comparable: other clips or labels"
-        same_columns = run.names == first.names and run.classes == first.classes
-        if same_columns and np.array_equal(truth, first.truth, equal_nan=True):
-            gain = format_metric(bootstrap_difference, lwlrap, truth, scores, first.scores)
+        same_columns = oof.names == first.oof.names and oof.classes == first.oof.classes
+        if same_columns and np.array_equal(truth, first.oof.truth, equal_nan=True):
+            gain = format_metric(bootstrap_difference, lwlrap, truth, scores, first.oof.probabilities)
             details["gain over the first run"] = gain
-    details["clips"] = str(len(run.names))
+    details["clips"] = str(len(oof.names))
     if run.history:
         last_epochs = " ".join(str(epochs["epoch"].iloc[-1]) for epochs in run.history)
         seconds = sum(epochs["seconds"].sum() for epochs in run.history if "seconds" in epochs)
@@ -95,13 +96,13 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         details["output"] = card.output
         if card.oof_score is not None:
             details[f"fold {card.fold}"] = f"{card.oof_score:.4f}"
-    for fold in np.unique(run.folds):
-        in_fold = run.folds == fold
+    for fold in np.unique(oof.folds):
+        in_fold = oof.folds == fold
         details[f"fold {fold}"] = format_metric(lwlrap, truth[in_fold], scores[in_fold])
     if (truth == 1).any():
         precision, weight = lwlrap_per_class(truth, scores)
         for k in np.flatnonzero(weight):
-            details[f"class {run.classes[k]}"] = f"{precision[k]:.4f}"
+            details[f"class {oof.classes[k]}"] = f"{precision[k]:.4f}"
     return details
 
 

@@ -125,20 +125,12 @@ class SubmitJob:
 
 
 class SubmissionWriter:
-    """Writes the CSV and the report, and measures how long that takes."""
+    """Writes the CSV and the report, and measures how long the CSV takes, blending included."""
 
     def __init__(self, job: SubmitJob, template: Template) -> None:
         self.job = job
         self.template = template
         self.written_at = job.deadline.now()
-
-    def write_priors(self, priors: np.ndarray) -> None:
-        """Write a CSV whose rows all hold the class prevalences. Shape: priors (K,)"""
-        began = self.job.deadline.now()
-        with self.job.watch.measure("write"):
-            scores = np.tile(priors, (len(self.template.ids), 1))
-            write_submission(self.job.options.out, self.template, scores)
-        self.note_time(began)
 
     def write(self, rows: RowScores) -> None:
         """Blend the rows and write the CSV, unless the caller has stopped waiting."""
@@ -147,17 +139,13 @@ class SubmissionWriter:
         began = self.job.deadline.now()
         with self.job.watch.measure("write"):
             write_submission(self.job.options.out, self.template, rows.result())
-        self.note_time(began)
+        self.written_at = self.job.deadline.now()
+        self.job.budget.write_s = self.written_at - began
 
     def write_if_due(self, rows: RowScores) -> None:
         """Write the CSV every five seconds, or less often so that it takes a twentieth of the time at most."""
         if self.job.deadline.now() - self.written_at > max(5.0, 20 * self.job.budget.write_s):
             self.write(rows)
-
-    def note_time(self, began: float) -> None:
-        """Note when the CSV was written, and how long that took, blending included."""
-        self.written_at = self.job.deadline.now()
-        self.job.budget.write_s = self.written_at - began
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write the report, unless the caller has stopped waiting."""
@@ -180,11 +168,6 @@ class SubmitInputs:
     plan: RowPlan
     key: str
 
-    @property
-    def weights(self) -> list[float]:
-        """Each model's weight."""
-        return [model.weight for model in self.models]
-
 
 def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
     """Do a whole submission in this process; return its report."""
@@ -197,8 +180,13 @@ def start_submission(job: SubmitJob) -> SubmitInputs:
     inputs = read_inputs(job)
     out = job.options.out
     if not holds_job(out, inputs):
-        priors = blend_priors([m.card for m in inputs.models], inputs.weights, inputs.template.classes)
-        SubmissionWriter(job, inputs.template).write_priors(priors)
+        cards = [model.card for model in inputs.models]
+        weights = [model.weight for model in inputs.models]
+        priors = blend_priors(cards, weights, inputs.template.classes)
+        began = job.deadline.now()
+        with job.watch.measure("write"):
+            write_submission(out, inputs.template, np.tile(priors, (len(inputs.template.ids), 1)))
+        job.budget.write_s = job.deadline.now() - began
         write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
     return inputs
 
@@ -216,7 +204,11 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     else:
         template = Template("fname", tuple(names), common_classes(cards))
     plan = plan_rows(template.ids, names)
-    check_postprocess(options, stack, plan)
+    blend = stack.card.kind if stack else options.blend
+    if options.postprocess.needs_windows and plan.form != "window":
+        raise KitError(NO_WINDOWS)
+    if options.prior_shift and (stack is not None or BLENDS[options.blend].new_scale):
+        raise KitError(f"prior_shift needs probabilities, which {blend} does not give: use --blend mean.")
     n_rows = len(template.ids)
     without_file = plan.rows_without_file(template.ids)
     job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
@@ -225,19 +217,9 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
     job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
     weights = [model.weight for model in models]
-    blend = stack.card.kind if stack else options.blend
     settings = (blend, options.overrides, options.postprocess, weights, template)
     key = text_digest(str(settings), *names, "", *(card.digest_text() for card in cards))
     return SubmitInputs(files, names, models, stack, template, plan, key)
-
-
-def check_postprocess(options: SubmitOptions, stack: Stack | None, plan: RowPlan) -> None:
-    """Raise KitError for postprocessing that does not fit the rows or the blend."""
-    if options.postprocess.needs_windows and plan.form != "window":
-        raise KitError(NO_WINDOWS)
-    if options.prior_shift and (stack is not None or BLENDS[options.blend].new_scale):
-        blend = stack.card.kind if stack else options.blend
-        raise KitError(f"prior_shift needs probabilities, which {blend} does not give: use --blend mean.")
 
 
 def holds_job(out: Path, inputs: SubmitInputs) -> bool:
@@ -295,14 +277,23 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
                 writer.write_report(build_report(job, inputs, members, rows, loader, "at work"))
             else:
                 writer.write_if_due(rows)
-    note_failures(job, ordered)
+    for member in ordered:
+        name = Path(member.name).name
+        if member.cache.problem:
+            job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
+        if member.failure:
+            job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
     state = "stopped by the deadline" if job.budget.stopped else "finished"
     writer.write(rows)
     report = build_report(job, inputs, members, rows, loader, state)
     writer.write_report(report)
-    check_any_model(job, report)
+    failures = [member.failure for member in members]
+    # With a deadline, the CSV that exists is the result.
+    if all(failures) and job.deadline.at == math.inf:
+        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
+        raise KitError(f"every model failed, {options.out} holds {holds}: {failures[0]}")
     return report
 
 
@@ -321,20 +312,15 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> lis
             cache_path = folder / f"{model.path.stem}_{digest}.npz"
         tagger = model.build(options.networks)
         predictor = Predictor(tagger, runtime.device, options.batch_frames, options.precision, inference)
-        member = EnsembleMember(
-            name=model.name,
-            predictor=predictor,
-            cache=PredictionCache.open(cache_path, job.deadline.now),
-            weight=model.weight,
-            run=model.run,
-            watch=Stopwatch(job.watch.began),
-        )
+        cache = PredictionCache.open(cache_path, job.deadline.now)
+        watch = Stopwatch(job.watch.began)
+        member = EnsembleMember(model.name, predictor, cache, weight=model.weight, run=model.run, watch=watch)
         members.append(member)
     return members
 
 
 def inference_of(job: SubmitJob, plan: RowPlan, name: str, own: InferenceConfig) -> InferenceConfig:
-    """Choose a model's inference settings: its own, except for what the options or window rows change."""
+    """Return a model's inference settings, with what the options or window rows change."""
     changes = job.options.overrides
     if plan.form == "window" and own.mode == "full" and "mode" not in changes:
         period_s = float(plan.period_s or own.window_s)
@@ -343,24 +329,6 @@ def inference_of(job: SubmitJob, plan: RowPlan, name: str, own: InferenceConfig)
     if inference != own:
         job.note(f"{Path(name).name} predicts in another way than it was scored: {changes}")
     return inference
-
-
-def note_failures(job: SubmitJob, members: Sequence[EnsembleMember]) -> None:
-    """Note which models failed, and which caches could not be written."""
-    for member in members:
-        name = Path(member.name).name
-        if member.cache.problem:
-            job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
-        if member.failure:
-            job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
-
-
-def check_any_model(job: SubmitJob, report: Mapping[str, Any]) -> None:
-    """Raise KitError where all models failed without a deadline; with one, the CSV that exists is the result."""
-    failures = [model["failure"] for model in report["models"]]
-    if all(failures) and job.deadline.at == math.inf:
-        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
-        raise KitError(f"every model failed, {job.options.out} holds {holds}: {failures[0]}")
 
 
 def build_report(

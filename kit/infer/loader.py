@@ -86,6 +86,8 @@ class SpectrogramLoader:
 
     Call `read_headers` first. On a GPU the next chunk is decoded while the device computes. On the CPU all cores
     decode, then all cores compute. A clip is identified by its position in `sources`.
+
+    Units: durations in seconds; the headers' `durations_s`, and `seconds` as decoded
     """
 
     def __init__(

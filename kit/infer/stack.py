@@ -19,7 +19,7 @@ from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights
 from kit.infer.template import RowPlan, Template
-from kit.models.checkpoint import NetworkBuilder, find_models, load_tagger, read_checkpoint, read_content
+from kit.models.checkpoint import Checkpoint, NetworkBuilder, find_models, open_checkpoint, read_content
 from kit.models.stackers import STACKERS, Stacker, prediction_image
 from kit.models.tagger import Tagger, TaggerCard
 
@@ -56,9 +56,8 @@ class Stack:
     def answer(self, inputs: Sequence[Tensor]) -> np.ndarray:
         """Compute probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)"""
         probs = np.empty((len(inputs), len(self.card.classes)))
-        widths = [x.shape[-1] for x in inputs]
         with torch.inference_mode():
-            for batch in batches_by_length(widths, 1 << 20):
+            for batch in batches_by_length([x.shape[-1] for x in inputs], 1 << 20):
                 x = torch.stack([inputs[i] for i in batch])
                 of_networks = [network(x).sigmoid() for network in self.networks]
                 probs[batch] = torch.stack(of_networks).mean(dim=0).numpy()
@@ -67,24 +66,26 @@ class Stack:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model before it is built: a tagger, or the content of a checkpoint.
+    """A tagger, or a checkpoint whose network is not built yet.
 
     `place` is its position in a stack, `run` the run of the stack that it belongs to.
     """
 
     name: str
-    card: TaggerCard
-    holds: Tagger | Mapping[str, Any]
+    source: Tagger | Checkpoint
     weight: float = 1.0
     path: Path | None = None
     place: int = 0
     run: int = 0
 
+    @property
+    def card(self) -> TaggerCard:
+        """The description of the tagger."""
+        return self.source.card
+
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
         """Return the tagger, built if necessary. Errors: as load_tagger"""
-        if isinstance(self.holds, Tagger):
-            return self.holds
-        return load_tagger(self.name, networks, self.holds)
+        return self.source if isinstance(self.source, Tagger) else self.source.build(networks)
 
 
 def open_models(
@@ -92,20 +93,19 @@ def open_models(
     blend: str = "mean",
     weights: Sequence[float] | None = None,
 ) -> tuple[list[ModelSpec], Stack | None]:
-    """Read the description of every model named, or of a stack's taggers, and the stack.
+    """Open the models that paths and patterns name, or a stack with its taggers.
 
-    Errors: KitError as find_models and read_checkpoint; for a stack beside other models, or with a blend or weights
+    Errors: KitError as find_models and open_checkpoint; for a stack beside other models, or with a blend or weights
     """
     found = find_models(items)
     models = []
     for (name, model), weight in zip(found, check_weights(weights, len(found)), strict=True):
         if isinstance(model, Tagger):
-            models.append(ModelSpec(name, model.card, model, weight))
+            models.append(ModelSpec(name, model, weight))
             continue
         content = read_content(model)
         if "members" not in content:
-            card, _ = read_checkpoint(model, content)
-            models.append(ModelSpec(name, card, content, weight, model))
+            models.append(ModelSpec(name, open_checkpoint(model, content), weight, model))
         elif len(found) == 1 and blend == "mean" and weights is None:
             return open_stack(model, content)
         else:
@@ -114,7 +114,7 @@ def open_models(
 
 
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
-    """Read a stack and its taggers. The taggers of one run share a weight of 1."""
+    """Open a stack and its taggers. The taggers of one run share a weight of 1."""
     try:
         card = StackCard.from_dict(json.loads(content["card"]))
         networks = [card.new_network().eval() for _ in content["networks"]]
@@ -122,17 +122,17 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
             network.load_state_dict(tensors)
         models = []
         for place, (run, member) in enumerate(zip(card.run_of, content["members"], strict=True)):
-            tagger_card, _ = read_checkpoint(path, member)
-            name = f"{path} [{place} {card.runs[run]}, fold {tagger_card.fold}]"
-            weight = 1 / card.run_of.count(run)
-            models.append(ModelSpec(name, tagger_card, member, weight, path, place, run))
+            checkpoint = open_checkpoint(path, member)
+            name = f"{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]"
+            checkpoint = replace(checkpoint, path=Path(name))
+            models.append(ModelSpec(name, checkpoint, 1 / card.run_of.count(run), path, place, run))
         return models, Stack(card, networks)
     except (KitError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise KitError(f"{path} is damaged: {one_line(error)[:160]}: make it again.") from error
 
 
 def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
-    """Average models' probabilities at given times, each by its nearest window. Shape: times (W,) -> (W, K)"""
+    """Average the probabilities of models' windows nearest to some times. Shape: times (W,) -> (W, K)"""
     at_times = []
     for centres, probs in models:
         nearest = np.abs(times[:, None] - centres).argmin(axis=1)
@@ -161,9 +161,8 @@ class StackRows(RowScores):
         members: Sequence[EnsembleMember],
         postprocess: PostprocessConfig | None = None,
     ) -> None:
-        super().__init__(
-            replace(template, classes=stack.card.classes), plan, members, postprocess=postprocess
-        )
+        template_of_stack = replace(template, classes=stack.card.classes)
+        super().__init__(template_of_stack, plan, members, postprocess=postprocess)
         self.stack = stack
         self.template_columns = [stack.card.classes.index(name) for name in template.classes]
         self.window_probs: dict[tuple[int | None, int], list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -189,16 +188,14 @@ class StackRows(RowScores):
         blended = super().blend()
         counts = self.sum_by_run(self.done)
         rows = np.flatnonzero(counts.all(axis=1))
-        columns = self.stack.card.columns
-        if columns:
+        means = self.sum_by_run(self.scores)[rows] / counts[rows, :, None]
+        inputs = list(torch.from_numpy(means).float())
+        if self.stack.card.columns:
             inputs = []
             for row in rows:
                 clip = self.plan.files[row]
-                runs = [self.window_probs[clip, run] for run in range(len(self.stack.card.runs))]
-                inputs.append(clip_image(runs, columns))
-        else:
-            means = self.sum_by_run(self.scores)[rows] / counts[rows, :, None]
-            inputs = list(torch.from_numpy(means).float())
+                runs = [self.window_probs[clip, run] for run in range(counts.shape[1])]
+                inputs.append(clip_image(runs, self.stack.card.columns))
         blended[rows] = self.stack.answer(inputs)
         return blended[:, self.template_columns]
 

@@ -171,19 +171,21 @@ def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submissio
     errors: list[str] = []
 
     def echo(text: str) -> None:
-        shown, mark, error = ("", "", text) if errors else text.partition(ERROR_MARK)
-        if errors or mark:
+        if errors:
+            errors.append(text)
+            return
+        output, mark, error = text.partition(ERROR_MARK)
+        print(output, end="", flush=True)
+        if mark:
             errors.append(error)
-        print(shown, end="", flush=True)
 
     code = run_supervised(words, kill_at, echo)
     if errors:
         raise KitError("".join(errors).strip())
     if code == 0:
         return Submission(out, read_report(out))
-    ending = "was stopped at the deadline"
-    if code is not None:
-        ending = f"ended with code {code} (below 0: signal)"
+    killed = "was stopped at the deadline"
+    ending = killed if code is None else f"ended with code {code} (below 0: signal)"
     report = warn_of_cut(out, ending).report
     if report:
         report["state"] = ending

@@ -34,17 +34,17 @@ STAGES = {
 
 def require_predictions(run: SavedRun) -> None:
     """Raise KitError unless a run has out-of-fold predictions and a true label to compare them with."""
-    if not run.names:
+    if not run.oof.names:
         raise KitError(f"{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.")
-    if not (run.truth == 1).any():
-        clips = f"{len(run.names)} clips of {run.folder}"
+    if not (run.oof.truth == 1).any():
+        clips = f"{len(run.oof.names)} clips of {run.folder}"
         raise KitError(f"none of the {clips} has a true label: label some of them.")
 
 
 def hardest_classes(run: SavedRun) -> list[int]:
     """Return the classes with the lowest out-of-fold lwlrap, hardest first, 40 at most."""
     require_predictions(run)
-    precisions, is_true = true_precisions(run.truth, run.scores)
+    precisions, is_true = true_precisions(run.oof.truth, run.oof.probabilities)
     clips = is_true.sum(axis=0)
     order = np.argsort(precisions.sum(axis=0) / clips.clip(1), kind="stable")
     return [int(k) for k in order if clips[k]][:MAX_ROWS]
@@ -53,7 +53,7 @@ def hardest_classes(run: SavedRun) -> list[int]:
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
     """Return the title of a plot of some classes."""
     name = shown_name(run.folder.resolve().name)
-    return f"{name}: {len(shown)} of {len(run.classes)} classes, hardest first"
+    return f"{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first"
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def draw_classes(run: SavedRun) -> Plot:
     The predictions are out of fold. The number beside a class counts the clips that have it.
     """
     shown = hardest_classes(run)
-    precisions, is_true = true_precisions(run.truth, run.scores)
+    precisions, is_true = true_precisions(run.oof.truth, run.oof.probabilities)
     intervals = []
     for k in shown:
         value = precisions[is_true[:, k], k].mean()
@@ -80,7 +80,7 @@ def draw_classes(run: SavedRun) -> Plot:
         intervals.append(percentile_interval(value, statistic, clips_alone, draws=1000, level=0.95, seed=0))
     values, lengths = error_bars(intervals)
     clips = is_true.sum(axis=0)
-    labels = [f"{shown_name(run.classes[k])}  {clips[k]}" for k in shown]
+    labels = [f"{shown_name(run.oof.classes[k])}  {clips[k]}" for k in shown]
     figure, (axes,) = new_row_figure(labels, 8)
     axes.errorbar(values, range(len(shown)), xerr=lengths, fmt="o", capsize=3)
     axes.set(xlim=(0, 1.02), xlabel="lwlrap and its 95 % interval", title=classes_title(run, shown))
@@ -102,9 +102,9 @@ def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def draw_confusion(run: SavedRun) -> Plot:
     """Label confusion: mean probability of the column's class where it is false and the row's class is true."""
     shown = hardest_classes(run)
-    labels = [shown_name(run.classes[k]) for k in shown]
+    labels = [shown_name(run.oof.classes[k]) for k in shown]
     figure, (axes,) = new_row_figure(labels, 4.5 + 0.15 * len(shown))
-    draw_matrix(axes, mean_confusion(run.truth, run.scores)[np.ix_(shown, shown)], labels)
+    draw_matrix(axes, mean_confusion(run.oof.truth, run.oof.probabilities)[np.ix_(shown, shown)], labels)
     axes.set(title=classes_title(run, shown), ylabel="true class")
     axes.set(xlabel="false class, coloured by its mean probability")
     return Plot(figure)
@@ -145,7 +145,7 @@ def draw_calibration(run: SavedRun) -> Plot:
     Bars are 95 % intervals. On the dashed line both are equal. The title is the mean distance from it.
     """
     require_predictions(run)
-    bins = calibration_bins(run.truth, run.scores)
+    bins = calibration_bins(run.oof.truth, run.oof.probabilities)
     gap = float(bins.n_labels @ np.abs(bins.observed - bins.predicted) / bins.n_labels.sum())
     lengths = np.array([bins.observed - bins.low, bins.high - bins.observed]).clip(0)
     figure, (top, bottom) = new_figure(6.5, 6, 2, 1, sharex=True, height_ratios=(3, 1))
@@ -214,7 +214,7 @@ def draw_self_training(run: str | Path) -> Plot:
     intervals = []
     for number in scored:
         saved = load_run(folders[number], rounds / "folds.csv")
-        intervals.append(bootstrap_interval(lwlrap, saved.truth, saved.scores))
+        intervals.append(bootstrap_interval(lwlrap, saved.oof.truth, saved.oof.probabilities))
     values, lengths = error_bars(intervals)
     figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
     left.errorbar(scored, values, lengths, fmt="o-", capsize=3)

@@ -44,10 +44,9 @@ class ProbeReport:
         width = max(len(row.name) for row in self.rows)
         lines = [f"{self.clips} held-out clips, {self.failed} more without predictions"]
         lines.append(f"{'':{width}}  positive  negative  lwlrap  change")
-        for row in self.rows:
-            losses = f"{row.positive_loss:8.4f}  {row.negative_loss:8.4f}"
-            change = row.lwlrap - self.rows[0].lwlrap
-            lines.append(f"{row.name:{width}}  {losses}  {row.lwlrap:6.4f}  {change:+.4f}")
+        for name, positive, negative, score in self.rows:
+            change = score - self.rows[0].lwlrap
+            lines.append(f"{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:6.4f}  {change:+.4f}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -102,16 +101,15 @@ def probe_alterations(
     for name in sorted(set(COORDINATES) & set(config.channels)):
         alterations.append((f"{name} zeroed", replace_coordinate(name)))
         alterations.append((f"{name} noise", replace_coordinate(name, seed)))
-    bins = config.n_spec_bins
-    hz = config.bin_hz
     heights = [config.n_spec_rows, *(EXTRA_ROWS[kind] for kind in config.extra_rows)]
     kind_of_row = np.repeat(["spectrogram", *config.extra_rows], heights)
     for kind in config.extra_rows:
         alterations.append((f"{kind} zeroed", silence(np.flatnonzero(kind_of_row == kind))))
+    bins = config.n_spec_bins
+    hz = config.bin_hz
     # Sorted, because with bands_hz the rows rise again from the lowest frequency in every band.
     order = np.argsort(hz, kind="stable")
-    groups = np.array_split(order, min(bands, bins)) if bands else []
-    for group in groups:
+    for group in np.array_split(order, min(bands, bins)) if bands else []:
         rows = np.concatenate([group + first for first in range(0, config.n_spec_rows, bins)])
         alterations.append((f"without {hz[group[0]]:.0f}-{hz[group[-1]]:.0f} Hz", silence(rows)))
     rows = np.flatnonzero(kind_of_row != "clip_length")
@@ -138,8 +136,8 @@ def probe(
         bands: groups of neighbouring frequency bins to silence
         stretches: parts of each input in time to silence
         seed: of the noise that replaces coordinates
-        device: cpu or cuda; else one that computes
-        threads: that decode; else one per core
+        device: cpu or cuda; without it, the first that computes
+        threads: threads that decode; without it, one per core
         progress: show a bar
 
     Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
@@ -148,8 +146,8 @@ def probe(
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        found = f"{len(configs)} frontends, {bands} and {stretches}"
-        raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {found}.")
+        values = f"{len(configs)} frontends, {bands} and {stretches}"
+        raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {values}.")
     alterations = probe_alterations(configs.pop(), bands, stretches, seed)
     truths = []
     probs_of_models = []
@@ -158,10 +156,11 @@ def probe(
             raise KitError(f"{path} gives rank scores without a calibration: run `oof`.")
         predictors = [AlteredPredictor(held.tagger, runtime.device, alter) for _, alter in alterations]
         outputs, _ = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
+        inference = predictors[0].inference
         probs = np.full((len(predictors), *held.truth.shape), np.nan)
-        for number, predictor in enumerate(predictors):
-            for clip, output in outputs[number].items():
-                probs[number, clip] = clip_probabilities(held.tagger, predictor.inference, output.logits)
+        for number, of_change in enumerate(outputs):
+            for clip, output in of_change.items():
+                probs[number, clip] = clip_probabilities(held.tagger, inference, output.logits)
         # Only clips that have a prediction under every change are compared.
         is_complete = np.isfinite(probs).all(axis=(0, 2))
         truths.append(held.truth[is_complete])
@@ -169,7 +168,6 @@ def probe(
     truth = np.concatenate(truths)
     rows = []
     for (name, _), probs in zip(alterations, np.concatenate(probs_of_models, axis=1), strict=True):
-        positive_loss, negative_loss = log_losses(truth, probs)
-        rows.append(ProbeRow(name, positive_loss, negative_loss, lwlrap(truth, probs)))
+        rows.append(ProbeRow(name, *log_losses(truth, probs), lwlrap(truth, probs)))
     clips = sum(len(held.names) for held in models.values())
     return ProbeReport(len(truth), clips - len(truth), tuple(rows))

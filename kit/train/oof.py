@@ -11,15 +11,10 @@ import numpy as np
 
 from kit.audio.windows import pool_windows
 from kit.core.clock import advance, progress_bar
-from kit.core.errors import KitError
+from kit.core.errors import KitError, choose
 from kit.core.files import read_table, text_digest, write_text
 from kit.core.runtime import Runtime, start_runtime
-from kit.infer.ensemble import (
-    NOT_FINITE,
-    EnsembleMember,
-    collect_frontends,
-    predict_ensemble,
-)
+from kit.infer.ensemble import NOT_FINITE, EnsembleMember, collect_frontends, predict_ensemble
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.postprocess import shift_priors
 from kit.infer.predictor import Predictor, WindowLogits
@@ -64,6 +59,11 @@ class OofPredictions:
         """The score of all clips together."""
         return lwlrap(self.truth, self.probabilities)
 
+    @property
+    def fold_of_clip(self) -> dict[str, int]:
+        """The fold of each clip."""
+        return dict(zip(self.names, self.folds.tolist(), strict=True))
+
     def reordered(self, rows: np.ndarray) -> "OofPredictions":
         """Return the clips in another order. Shape: rows (n,)"""
         return replace(
@@ -74,27 +74,41 @@ class OofPredictions:
             probabilities=self.probabilities[rows],
         )
 
-    def probabilities_like(self, other: "OofPredictions", place: str | Path) -> np.ndarray:
-        """Return the probabilities in another run's order. Errors: KitError for other clips, classes or folds"""
+    def probabilities_like(self, first: "OofPredictions", place: Path, first_place: Path) -> np.ndarray:
+        """Return the probabilities in the order of another run's clips and classes.
+
+        Errors: KitError that names the first clip in another fold, or the first other class
+        """
+        check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
+        different = sorted(set(first.classes) ^ set(self.classes))
+        if different:
+            raise KitError(f"{place} has other classes than {first_place}, e.g. {different[0]!r}.")
         row = {name: i for i, name in enumerate(self.names)}
-        column = {name: i for i, name in enumerate(self.classes)}
-        if row.keys() != set(other.names) or column.keys() != set(other.classes):
-            raise KitError(f"{place} has other clips or classes: blend runs on one table.")
-        rows = [row[name] for name in other.names]
-        if not np.array_equal(self.folds[rows], other.folds):
-            raise KitError(f"{place} has other folds: blend runs of one split.")
-        return self.probabilities[np.ix_(rows, [column[name] for name in other.classes])]
+        rows = [row[name] for name in first.names]
+        columns = [self.classes.index(name) for name in first.classes]
+        return self.probabilities[np.ix_(rows, columns)]
 
     def __str__(self) -> str:
         lines = summarize_scores(self.truth, self.probabilities, self.folds, self.classes)
         lines += [f"  {variant}" for variant in self.variants]
         if self.failures:
             lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
-        for name, reason in list(self.failures.items())[:5]:
-            lines.append(f"  {name}: {reason}")
+        lines += [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def check_same_folds(
+    folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path
+) -> None:
+    """Raise KitError that names the first clip whose fold differs between two places."""
+    for name in sorted({*folds, *other_folds}):
+        fold = folds.get(name, "none")
+        other = other_folds.get(name, "none")
+        if fold != other:
+            where = f"{fold} in {place}, but {other} in {other_place}"
+            raise KitError(f"{name!r} has fold {where}: use runs of one split.")
 
 
 class HeldOut(NamedTuple):
@@ -119,10 +133,10 @@ def predict_held_out(
     Returns each predictor's logits, and why clips have none; both by the clips' positions in the fold.
     Errors: KitError where no clip can be read, or a predictor fails
     """
-    device = predictors[0].device
     members = [EnsembleMember(name, predictor) for predictor in predictors]
-    frontends = collect_frontends(members, device)
-    loader = SpectrogramLoader(locate_clips(held.names, audio), frontends, device, threads=runtime.threads)
+    frontends = collect_frontends(members, runtime.device)
+    files = locate_clips(held.names, audio)
+    loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
     outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
     loader.read_headers()
     bar = progress_bar(len(members) * loader.total_s, name, "s of audio", runtime.progress)
@@ -161,17 +175,13 @@ def score_held_out(
         pool = partial(pool_windows, inference=predictor.inference)
         calibration = fit_calibration(logits, held.truth[list(finite)], pool)
         tagger.card = replace(tagger.card, calibration=calibration)
-    probs = pooled_probabilities(tagger, predictor.inference, finite, len(held.truth))
+    clips = len(held.names)
+    probs = pooled_probabilities(tagger, predictor.inference, finite, clips)
     tagger.card = replace(tagger.card, oof_score=round(lwlrap(held.truth, probs), 6))
-    missing = [clip for clip in range(len(held.truth)) if clip not in finite]
-    return OofPredictions(
-        names=tuple(held.names),
-        classes=tagger.card.classes,
-        folds=np.full(len(held.truth), tagger.card.fold),
-        truth=held.truth,
-        probabilities=probs,
-        failures={held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing},
-    )
+    missing = [clip for clip in range(clips) if clip not in finite]
+    reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing}
+    folds = np.full(clips, tagger.card.fold)
+    return OofPredictions(tuple(held.names), tagger.card.classes, folds, held.truth, probs, reasons)
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
@@ -233,14 +243,14 @@ def predict_oof(
 ) -> OofPredictions:
     """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
 
-    The options of `submit` from mode to top_mean are compared with the run's own way: a line for each tells its lwlrap
+    The options of `submit` from mode to top_mean are compared with the run's own way: a line for each has its lwlrap
     and the gain with its 95 % interval. oof.csv holds the run's own way.
 
     Options:
         run: the folder that `train` wrote
         audio: the folder that holds the clips
-        device: cpu or cuda; else one that computes
-        threads: that decode; else one per core
+        device: cpu or cuda; without it, the first that computes
+        threads: threads that decode; without it, one per core
         progress: show a bar
         mode: full or windows, to compare
         window_s: seconds of a window, to compare
@@ -256,34 +266,34 @@ def predict_oof(
     others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
     if smooth or top_mean:  # other names are refused before the long work
         windows_of_names([name for held in models.values() for name in held.names])
-    parts: list[tuple[np.ndarray, OofPredictions]] = []
-    variant_parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
+    # Each way to predict, by its name, has a part for each model; the run's own way has no name.
+    parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
     for path, held in models.items():
-        predictor = Predictor(held.tagger, runtime.device)
-        variants = {}
-        for name, inference in inference_variants(predictor.inference, mode, window_s, hop_s, pool).items():
-            variants[name] = Predictor(held.tagger, runtime.device, inference=inference)
-        predictors = [predictor, *variants.values()]
+        tagger = held.tagger
+        own = Predictor(tagger, runtime.device)
+        variants = inference_variants(own.inference, mode, window_s, hop_s, pool)
+        predictors = [own]
+        predictors += [Predictor(tagger, runtime.device, inference=other) for other in variants.values()]
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
-        part = score_held_out(held, predictor, outputs[0], failures)
-        parts.append((held.rows, part))
-        changed = {}
-        for (name, other), logits in zip(variants.items(), outputs[1:], strict=True):
-            changed[name] = pooled_probabilities(held.tagger, other.inference, logits, len(held.rows))
+        part = score_held_out(held, own, outputs[0], failures)
+        probs = {"": part.probabilities}
+        for (name, inference), logits in zip(variants.items(), outputs[1:], strict=True):
+            probs[name] = pooled_probabilities(tagger, inference, logits, len(held.rows))
         if prior_shift:
-            changed["prior_shift"] = shift_priors(part.probabilities, fitted_prevalences(held.tagger.card))
-        for name, probs in changed.items():
-            variant_parts.setdefault(name, []).append((held.rows, replace(part, probabilities=probs)))
-    result = join_folds(parts)
+            probs["prior_shift"] = shift_priors(part.probabilities, fitted_prevalences(tagger.card))
+        for name, of_fold in probs.items():
+            parts.setdefault(name, []).append((held.rows, replace(part, probabilities=of_fold)))
+    joined = {name: join_folds(of_folds) for name, of_folds in parts.items()}
+    result = joined.pop("")
     compared = []
-    for name, of_folds in variant_parts.items():
-        probs = join_folds(of_folds).probabilities
-        compared.append(compare(name, result.truth, probs, result.probabilities))
+    for name, other in joined.items():
+        compared.append(compare(name, result.truth, other.probabilities, result.probabilities))
     if smooth or top_mean:
         compared += compare_steps(result.names, result.truth, result.probabilities, smooth, top_mean)
     if others:
         scores = {Path(run): result.probabilities}
-        scores |= {folder: other.probabilities_like(result, folder) for folder, other in others.items()}
+        for folder, predictions in others.items():
+            scores[folder] = predictions.probabilities_like(result, folder, Path(run))
         compared.append(compare_fitted_weights(scores, result.truth, result.folds))
     for path, held in models.items():
         save_tagger(path, held.tagger)
@@ -312,37 +322,15 @@ def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run or stack as its folder holds it. `history` has a table of epochs per training."""
+    """A run or stack as its folder holds it.
+
+    `history` has a table of epochs per training. `oof` is sorted by clip, and empty before there are predictions.
+    """
 
     folder: Path
     recipe: dict[str, Any]
     history: list[Any]
     oof: OofPredictions
-
-    @property
-    def names(self) -> list[str]:
-        """The clips, sorted; none before there are predictions."""
-        return list(self.oof.names)
-
-    @property
-    def classes(self) -> list[str]:
-        """The classes."""
-        return list(self.oof.classes)
-
-    @property
-    def folds(self) -> np.ndarray:
-        """Each clip's fold. Shape: (n,)"""
-        return self.oof.folds
-
-    @property
-    def truth(self) -> np.ndarray:
-        """The labels that count. Shape: (n, K)"""
-        return self.oof.truth
-
-    @property
-    def scores(self) -> np.ndarray:
-        """The out-of-fold probabilities. Shape: (n, K)"""
-        return self.oof.probabilities
 
 
 def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
@@ -357,27 +345,19 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     table = read_clip_table(labels or folder / "folds.csv")
     if "end_s" in table:  # stretches have no predictions of their own
         table = table[np.isinf(table["end_s"])]
-    oof = read_table(folder / "oof.csv", exact=True)
-    name_column, fold_column, *classes = oof.columns
-    names = oof.columns[name_column]
     row = {name: i for i, name in enumerate(table["fname"])}
+    oof = read_table(folder / "oof.csv", ("fname", "fold"), exact=True)
+    names = oof.columns["fname"]
+    rows = [choose(f"clip of {folder}/folds.csv", name, row) for name in names]
+    classes = [name for name in oof.columns if name not in ("fname", "fold")]
     truth = scored_truth(clip_labels(table, classes), read_recipe(folder).get("sources", {}))
     columns = [oof.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
-    return OofPredictions(
-        names=tuple(names),
-        classes=tuple(classes),
-        folds=np.array(oof.numbers(fold_column)).astype(int),
-        truth=truth[[row[name] for name in names]],
-        probabilities=np.array(columns).T,
-        failures={},
-    )
+    folds = np.array(oof.numbers("fold", kind=int))
+    return OofPredictions(tuple(names), tuple(classes), folds, truth[rows], np.array(columns).T, {})
 
 
 def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
-    """Read what the folder of a run or stack holds so far; the clips are sorted by name.
-
-    Errors: KitError for a folder that is neither
-    """
+    """Read what the folder of a run or stack holds so far. Errors: KitError for a folder that is neither"""
     import pandas
 
     folder = Path(folder)
@@ -388,10 +368,9 @@ def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
         epochs = pandas.read_csv(folder / "history.csv", dtype={"fold": str})
         by = [name for name in ("fold", "seed") if name in epochs]  # older files lack seed and seconds
         history = [rows for _, rows in epochs.groupby(by, sort=False)]
+    empty = np.zeros((0, 0))
+    oof = OofPredictions((), (), np.zeros(0, int), empty, empty, {})
     if (folder / "oof.csv").is_file():
         oof = load_oof(folder, labels)
         oof = oof.reordered(np.argsort(oof.names))
-    else:
-        empty = np.zeros((0, 0))
-        oof = OofPredictions((), (), np.zeros(0, int), empty, empty, {})
     return SavedRun(folder, read_recipe(folder), history, oof)

@@ -30,9 +30,8 @@ class OofVariant:
     advice: str = ""
 
     def __str__(self) -> str:
-        gain = self.gain
-        bounds = f"95 % within {gain.low:+.4f} to {gain.high:+.4f}"
-        line = f"{self.name}: lwlrap {self.score:.4f}, gain {gain.value:+.4f} ({bounds})"
+        gain = f"{self.gain.value:+.4f} (95 % within {self.gain.low:+.4f} to {self.gain.high:+.4f})"
+        line = f"{self.name}: lwlrap {self.score:.4f}, gain {gain}"
         return f"{line}\n    {self.advice}" if self.advice else line
 
     __repr__ = __str__
@@ -57,8 +56,7 @@ def pooled_probabilities(
     tagger: Tagger, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], clips: int
 ) -> np.ndarray:
     """Calibrate and pool the logits of clips; clips without logits get the prior. Shape: -> (clips, K) float32"""
-    prior = np.array(tagger.card.prevalences, np.float32)
-    probs = np.tile(prior, (clips, 1))
+    probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
     for clip, output in outputs.items():
         probs[clip] = clip_probabilities(tagger, inference, output.logits)
     return probs
@@ -75,8 +73,7 @@ def summarize_scores(
         rows = is_scored & (folds == fold)
         lines.append(f"  fold {fold}: {lwlrap(truth[rows], probs[rows]):.4f} on {rows.sum()} clips")
     hardest = [k for k in np.argsort(precision) if weight[k] > 0][:5]
-    listed = ", ".join(f"{classes[k]} {precision[k]:.3f}" for k in hardest)
-    lines.append(f"  hardest classes: {listed}")
+    lines.append("  hardest classes: " + ", ".join(f"{classes[k]} {precision[k]:.3f}" for k in hardest))
     return lines
 
 
@@ -105,8 +102,7 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[str], list[float]]:
     recordings = []
     times_s = []
     for name in names:
-        path = PurePosixPath(name)
-        recording, end_s = split_window(path.with_suffix("").as_posix())
+        recording, end_s = split_window(PurePosixPath(name).with_suffix("").as_posix())
         if end_s is None:
             raise KitError(f"{NO_WINDOWS} One of them is {name!r}.")
         recordings.append(recording)
@@ -142,6 +138,7 @@ def compare_steps(
     Errors: KitError where the clips' names do not make them windows of recordings
     """
     recordings, times_s = windows_of_names(names)
+    unused_prevalences = np.zeros(truth.shape[1])
     steps = {}
     if smooth:
         steps[f"smooth={smooth:g}"] = PostprocessConfig(smooth=smooth)
@@ -149,8 +146,7 @@ def compare_steps(
         steps[f"top_mean={top_mean}"] = PostprocessConfig(top_mean=top_mean)
     compared = []
     for name, step in steps.items():
-        unused = np.zeros(truth.shape[1])
-        changed = apply_postprocess(step, probs, recordings, times_s, unused)
+        changed = apply_postprocess(step, probs, recordings, times_s, unused_prevalences)
         compared.append(compare(name, truth, changed, probs, recordings))
     return compared
 
@@ -165,19 +161,16 @@ def compare_fitted_weights(
     Shape:  probabilities (n, K) of each run's folder, truth (n, K), folds (n,)
     """
     scores = np.stack(list(runs.values())).astype(np.float64)
-    variant = compare(
-        "fitted weights, against the plain mean of the runs",
-        truth,
-        cross_fit_weights(scores, truth, folds),
-        scores.mean(axis=0),
-    )
+    blended = cross_fit_weights(scores, truth, folds)
+    name = "fitted weights, against the plain mean of the runs"
+    variant = compare(name, truth, blended, scores.mean(axis=0))
     weights = []
     for folder, weight in zip(runs, fit_weights(scores, truth), strict=True):
         checkpoints = len(list(folder.glob("fold_*.pt")))
         weights += [f"{weight / max(1, checkpoints):.4g}"] * checkpoints
     patterns = " ".join(f"'{folder}/fold_*.pt'" for folder in runs)
-    advice = f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
-    return replace(variant, advice=advice)
+    options = f"--checkpoints {patterns} --weights {' '.join(weights)}"
+    return replace(variant, advice=f"to use them: submit {options}")
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

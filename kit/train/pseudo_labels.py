@@ -31,55 +31,6 @@ class RelabeledTable(NamedTuple):
     counts: dict[str, int]
 
 
-@dataclass(frozen=True)
-class SelfTrainingConfig(Config):
-    """How out-of-fold predictions become the labels of the next iteration."""
-
-    iterations: int = setting(
-        0, "trainings after the first, each with pseudo-labels from the one before", low=0
-    )
-    methods: tuple[str, ...] = setting(
-        ("plain",),
-        "relabelling method of each iteration; the last one also serves all later iterations",
-        choices=("plain", "windows", "agreement", "snr", "curate"),
-    )
-    purity: str = setting(
-        "plain",
-        "strict: for each fold, train teachers of its own that never use a clip of the fold",
-        choices=tuple(PURITY),
-    )
-    noisy_sources: tuple[str, ...] = setting(
-        ("noisy",), "sources whose labels may be replaced; [] or a table without sources: all clips"
-    )
-    top_k: tuple[float, ...] = setting(
-        (), "best clips or windows in each iteration, as a share (up to 1) or a number", low=0
-    )
-    snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
-    hop_s: float = setting(0.5, "seconds between the starts of predicted windows", low=0.01)
-    power: float = setting(
-        1.0, "exponent of the soft labels; above 1 lowers the unsure ones", low=0.01, high=100
-    )
-    teachers: int = setting(1, "average the predictions of the last so many iterations", low=1)
-    prior_shift: bool = setting(
-        False, "scale the predictions from the training prevalences to those estimated on the predicted clips"
-    )
-    weigh: bool = setting(False, "weight clips that have only soft labels by the sum of these")
-
-    def method(self, number: int) -> str:
-        """The method of an iteration, counted from 1."""
-        if not self.methods:
-            return "plain"
-        return self.methods[min(number, len(self.methods)) - 1]
-
-    def best_count(self, number: int, n: int) -> int:
-        """How many of n clips or windows count as the best in an iteration."""
-        if not self.top_k:
-            return 0
-        k = self.top_k[min(number, len(self.top_k)) - 1]
-        count = round(k * n) if k <= 1 else int(k)
-        return min(n, count)
-
-
 def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
     """Set soft labels of windows to 1 or 0 where boxes prove them. Source: second place, RFCX"""
     if boxes.classes != soft.classes:
@@ -102,7 +53,6 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
     Shape:  targets (n, K), probs (n, K), NaN without a prediction -> rows (n,)
     Source: third place, Freesound 2019, for ranking by agreement; the measure is ours
     """
-    has_no_probs = np.isnan(probs).any(axis=1)
     is_known = ~np.isnan(targets)
     is_true = targets == 1
     p = np.nan_to_num(probs.astype(np.float64)).clip(1e-7, 1 - 1e-7)
@@ -111,7 +61,7 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
     precision = label_precisions(is_true, is_known, p).sum(1) / is_true.sum(1).clip(1)
     precision = np.where(is_true.any(1), precision, 1)
     # lexsort sorts by its last key first.
-    return np.lexsort((loss, -precision, has_no_probs))
+    return np.lexsort((loss, -precision, np.isnan(probs).any(axis=1)))
 
 
 def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
@@ -130,12 +80,11 @@ def pick_soft(soft: SoftLabels, rows: Any) -> SoftLabels:
     """Select some of the soft labels. Shape: rows (m,) int, or a mask (n,) bool"""
     rows = np.arange(len(soft.names))[rows]
     names = tuple(soft.names[row] for row in rows)
-    times = [of_all[rows] for of_all in soft.times]
-    return SoftLabels(names, soft.classes, soft.targets[rows], *times)
+    return SoftLabels(names, soft.classes, soft.targets[rows], *(times[rows] for times in soft.times))
 
 
-def noisy_rows(frame: Any, plan: SelfTrainingConfig) -> np.ndarray:
-    """The rows whose labels may be replaced. Shape: -> (m,)
+def noisy_rows(frame: Any, plan: "SelfTrainingConfig") -> np.ndarray:
+    """Find the rows whose labels may be replaced. Shape: -> (m,)
 
     Errors: KitError if there is none, or if one is in fold -1, which no model holds out
     """
@@ -158,8 +107,8 @@ def forget_labels(frame: Any, rows: np.ndarray) -> Any:
     return frame
 
 
-def noisy_windows(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig) -> tuple[SoftLabels, np.ndarray]:
-    """The soft labels of windows of noisy clips, and the table row of each window's clip."""
+def noisy_windows(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig") -> tuple[SoftLabels, np.ndarray]:
+    """Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip."""
     row_of_clip = {frame["fname"][row]: row for row in noisy_rows(frame, plan)}
     windows = pick_soft(soft, [name in row_of_clip for name in soft.names])
     clip_rows = np.array([row_of_clip[name] for name in windows.names], np.int64)
@@ -175,7 +124,7 @@ def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **column
     return pandas.concat([frame, rows], ignore_index=True)
 
 
-def fill_plain(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number: int) -> RelabeledTable:
+def fill_plain(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
     """Keep the table, and fill its unknown labels with predictions of clips or windows."""
     has_unknown = np.isnan(clip_labels(frame, soft.classes).targets).any(axis=1)
     if soft.times:
@@ -186,7 +135,7 @@ def fill_plain(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number: i
     return RelabeledTable(frame, filled, {"filled": len(filled.rows)})
 
 
-def keep_agreeing(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number: int) -> RelabeledTable:
+def keep_agreeing(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
     """Keep the labels of the noisy clips that agree best with the predictions.
 
     The labels of the others are unknown. In iterations after the last of top_k, they get the predictions.
@@ -198,17 +147,13 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number
     n_kept = plan.best_count(number, len(rows))
     others = rows[agreement_order(targets, probs)[n_kept:]]
     uses_predictions = number > len(plan.top_k)
-    is_predicted = np.isin(soft.names, frame["fname"][others]) & uses_predictions
-    predicted = pick_soft(soft, is_predicted)
-    counts = {
-        "kept": n_kept,
-        "predicted": len(predicted.names),
-        "left_out": len(others) - len(predicted.names),
-    }
+    predicted = pick_soft(soft, np.isin(soft.names, frame["fname"][others]) & uses_predictions)
+    n_predicted = len(predicted.names)
+    counts = {"kept": n_kept, "predicted": n_predicted, "left_out": len(others) - n_predicted}
     return RelabeledTable(forget_labels(frame, others), predicted, counts)
 
 
-def make_snr_sets(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number: int) -> RelabeledTable:
+def make_snr_sets(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
     """Turn the noisy clips into two sources.
 
     set1: the windows with the highest ratio, labelled with their most confident classes; all others are false.
@@ -229,15 +174,11 @@ def make_snr_sets(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number
     frame = add_windows(frame, set1_rows, best, source="set1", labels=labels, false_labels=ALL_OTHERS)
     frame.loc[set2_rows, "source"] = "set2"
     means = np.stack([best.targets[rows].mean(axis=0) for rows in best.rows.values()])
-    counts = {
-        "set1": len(chosen),
-        "set2": len(set2_rows),
-        "left_out": len(all_rows) - len(set2_rows),
-    }
+    counts = {"set1": len(chosen), "set2": len(set2_rows), "left_out": len(all_rows) - len(set2_rows)}
     return RelabeledTable(frame, SoftLabels(tuple(best.rows), soft.classes, means), counts)
 
 
-def curate_windows(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, number: int) -> RelabeledTable:
+def curate_windows(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
     """Add the windows of noisy clips whose most probable known class is a true label of their clip.
 
     They are rows with their clip's labels. The clips move to the source `whole`, which a share of 0 keeps out
@@ -246,8 +187,7 @@ def curate_windows(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, numbe
     """
     windows, clip_rows = noisy_windows(frame, soft, plan)
     targets = clip_labels(frame, soft.classes).targets[clip_rows]
-    probs = np.where(np.isnan(targets), -1, windows.targets)
-    best_class = probs.argmax(axis=1)
+    best_class = np.where(np.isnan(targets), -1, windows.targets).argmax(axis=1)
     is_match = targets[np.arange(len(targets)), best_class] == 1
     frame = add_windows(frame, clip_rows[is_match], pick_soft(windows, is_match))
     frame.loc[np.unique(clip_rows), "source"] = "whole"
@@ -255,14 +195,51 @@ def curate_windows(frame: Any, soft: SoftLabels, plan: SelfTrainingConfig, numbe
     return RelabeledTable(frame, pick_soft(soft, []), counts)
 
 
-RelabelMethod = Callable[[Any, SoftLabels, SelfTrainingConfig, int], RelabeledTable]
-RELABEL_METHODS: dict[str, RelabelMethod] = {
+RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, "SelfTrainingConfig", int], RelabeledTable]] = {
     "plain": fill_plain,
     "windows": fill_plain,
     "agreement": keep_agreeing,
     "snr": make_snr_sets,
     "curate": curate_windows,
 }
+
+
+@dataclass(frozen=True)
+class SelfTrainingConfig(Config):
+    """How out-of-fold predictions become the labels of the next iteration."""
+
+    iterations: int = setting(0, "trainings after the first, on pseudo-labels of the one before", low=0)
+    methods: tuple[str, ...] = setting(
+        ("plain",),
+        "relabelling method of each iteration; the last one serves all later ones too",
+        choices=tuple(RELABEL_METHODS),
+    )
+    purity: str = setting(
+        "plain", "strict: each fold has teachers of its own, trained without it", choices=tuple(PURITY)
+    )
+    noisy_sources: tuple[str, ...] = setting(
+        ("noisy",), "sources whose labels may be replaced; [] or a table without sources: all clips"
+    )
+    top_k: tuple[float, ...] = setting(
+        (), "best clips or windows in each iteration, as a share (up to 1) or a number", low=0
+    )
+    snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
+    hop_s: float = setting(0.5, "seconds between the starts of predicted windows", low=0.01)
+    power: float = setting(1.0, "exponent of the soft labels; above 1 lowers unsure ones", low=0.01, high=100)
+    teachers: int = setting(1, "average the predictions of the last so many iterations", low=1)
+    prior_shift: bool = setting(False, "scale predictions from training prevalences to estimated ones")
+    weigh: bool = setting(False, "weight clips that have only soft labels by the sum of these")
+
+    def method(self, number: int) -> str:
+        """The method of an iteration, counted from 1."""
+        return self.methods[min(number, len(self.methods)) - 1] if self.methods else "plain"
+
+    def best_count(self, number: int, n: int) -> int:
+        """How many of n clips or windows count as the best in an iteration."""
+        if not self.top_k:
+            return 0
+        k = self.top_k[min(number, len(self.top_k)) - 1]
+        return min(n, round(k * n) if k <= 1 else int(k))
 
 
 def weigh_by_confidence(frame: Any, soft: SoftLabels) -> Any:
@@ -272,8 +249,7 @@ def weigh_by_confidence(frame: Any, soft: SoftLabels) -> Any:
     """
     sum_of_clip = {}
     for name, rows in soft.rows.items():
-        greatest = np.nan_to_num(soft.targets[rows]).max(0)
-        sum_of_clip[name] = float(greatest.sum())
+        sum_of_clip[name] = float(np.nan_to_num(soft.targets[rows]).max(0).sum())
     has_no_label = np.isnan(clip_labels(frame, soft.classes).targets).all(axis=1)
     sums = frame["fname"].map(sum_of_clip).where(has_no_label)
     weights = (sums / sums.mean()).clip(lower=1e-3)

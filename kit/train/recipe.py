@@ -26,17 +26,11 @@ CLIP_STATISTICS = ("clip", "peak", "minmax")
 class SourceConfig(Config):
     """How clips of one source are used. The table's column `source` names each clip's source."""
 
-    share: float | None = setting(
-        None, "share of the drawn crops; None: proportional to the number of clips", low=0
-    )
+    share: float | None = setting(None, "share of the drawn crops; None: its share of the clips", low=0)
     weight: float = setting(1.0, "factor of the loss", low=0)
     loss: str | None = setting(None, "loss of these clips; None: the recipe's loss", choices=(None, *LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of that loss")
-    head: str = setting(
-        "clip",
-        "which head is trained by these clips; noisy needs network.noisy_head",
-        choices=("clip", "noisy"),
-    )
+    head: str = setting("clip", "head to train; noisy needs network.noisy_head", choices=("clip", "noisy"))
     scored: bool = setting(True, "whether validation counts the labels of these clips")
 
 
@@ -46,34 +40,18 @@ class SamplingConfig(Config):
 
     steps: int | None = setting(None, "batches per epoch; None: enough to draw every clip once", low=1)
     balance: str = setting(
-        "none",
-        "draw all classes equally often, by number of clips or by seconds of audio",
-        choices=("none", "clips", "seconds"),
+        "none", "draw all classes equally often, by clips or by seconds", choices=("none", "clips", "seconds")
     )
-    sample_by_weight: bool = setting(
-        False, "use the clips' weights as chances to be drawn, not as factors of the loss"
-    )
+    sample_by_weight: bool = setting(False, "clips' weights are chances to be drawn, not factors of the loss")
     box_p: float = setting(
-        0.5,
-        "chance to cut a crop at a box, in recordings that also have soft labels; others: always",
-        low=0,
-        high=1,
+        0.5, "chance to cut a crop at a box, if the recording has soft labels; else always", low=0, high=1
     )
-    true_p: float = setting(
-        0.5, "chance to choose a true box, in recordings with true and false boxes", low=0, high=1
-    )
+    true_p: float = setting(0.5, "chance of a true box, if the recording has both kinds", low=0, high=1)
     box_share: float = setting(
-        0.5,
-        "a crop has the label of a box if it overlaps this share of the shorter of the two",
-        low=0.01,
-        high=1,
+        0.5, "overlap with a box that labels a crop, as a share of the shorter of the two", low=0.01, high=1
     )
-    sample_by_probs: bool = setting(
-        False, "away from boxes, draw a window in proportion to the sum of its soft labels"
-    )
-    rare_boost: float = setting(
-        0.0, "how much more often clips of the rarest class are augmented (1: twice as often)", low=0
-    )
+    sample_by_probs: bool = setting(False, "away from boxes, draw windows by the sum of their soft labels")
+    rare_boost: float = setting(0.0, "extra augmentation of the rarest class (1: twice as often)", low=0)
 
 
 @dataclass(frozen=True)
@@ -97,9 +75,7 @@ class Recipe(System):
     loss: str = setting("lsep", "loss on the logits", choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of the loss")
     average_over: str = setting(
-        "clips",
-        "whether a batch's loss is the mean over clips or over known labels",
-        choices=("clips", "labels"),
+        "clips", "what a batch's loss is the mean over: clips or known labels", choices=("clips", "labels")
     )
     auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0)
     sources: dict[str, Any] = setting({}, "settings for each source in the table")
@@ -107,9 +83,7 @@ class Recipe(System):
     finetune_loss: str | None = setting(
         None, "loss of the fine-tuning epochs; None: as before", choices=(None, *LOSSES)
     )
-    finetune_epochs: int = setting(
-        0, "last epochs that fine-tune, with a learning-rate schedule of their own", low=0
-    )
+    finetune_epochs: int = setting(0, "last epochs that fine-tune, with their own lr schedule", low=0)
     finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6)
     finetune_freeze: bool = setting(False, "fine-tune the heads only")
     crop_s: float = setting(10.0, "seconds of a training crop", low=0.05)
@@ -120,16 +94,14 @@ class Recipe(System):
     no_augment_epochs: int = setting(10, "last epochs without mixup and augmentation", low=0)
     sampling: SamplingConfig = setting(SamplingConfig(), "which crops are drawn")
     image_sizes: tuple[tuple[int, ...], ...] = setting(
-        (), "growing image sizes, each for an equal part of the epochs; the last is frontend.image_size"
+        (), "growing sizes, each for an equal part of the epochs; the last is frontend.image_size"
     )
     epochs: int = setting(100, "passes over the clips, or over sampling.steps batches", low=1)
     batch_size: int = setting(32, "crops per batch", low=2)
     optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
     amp: bool = setting(True, "train in float16 autocast on a GPU")
     validate_every: int = setting(10, "epochs between validations; the last epoch is always validated", low=1)
-    keep: str = setting(
-        "last", "whether the checkpoint holds the last or the best weights", choices=("last", "best")
-    )
+    keep: str = setting("last", "which weights the checkpoint holds", choices=("last", "best"))
     n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2)
     seeds: int = setting(1, "networks per fold", low=1)
     seed: int = setting(0, "seed of all random numbers", low=0)
@@ -137,17 +109,21 @@ class Recipe(System):
 
     def check(self) -> None:
         super().check()
-        sources = {name: SourceConfig.from_dict(given).to_dict() for name, given in self.sources.items()}
+        sources = {name: SourceConfig.from_dict(values).to_dict() for name, values in self.sources.items()}
         object.__setattr__(self, "sources", sources)
-        self.check_noisy_head()
-        self.check_augmentation()
-        self.check_epochs()
-
-    def check_noisy_head(self) -> None:
-        """Raise KitError if a source trains a head that the network does not have."""
-        uses_noisy_head = any(source["head"] == "noisy" for source in self.sources.values())
+        uses_noisy_head = any(source["head"] == "noisy" for source in sources.values())
         if uses_noisy_head and not self.network.get("noisy_head"):
             raise KitError("a source with head=noisy wants network.noisy_head=true.")
+        self.check_augmentation()
+        if self.finetune_epochs >= self.epochs:
+            raise KitError(
+                f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
+            )
+        if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
+            raise KitError(
+                f"image_sizes end at {self.image_sizes[-1]}, "
+                f"frontend.image_size is {self.frontend.image_size}: make them equal."
+            )
 
     def check_augmentation(self) -> None:
         """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""
@@ -169,18 +145,6 @@ class Recipe(System):
                 "frontend.reference=window and trim_db=None, or no wave_augment."
             )
 
-    def check_epochs(self) -> None:
-        """Raise KitError if fine-tuning or growing images do not fit the other settings."""
-        if self.finetune_epochs and not 0 < self.finetune_epochs < self.epochs:
-            raise KitError(
-                f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
-            )
-        if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
-            raise KitError(
-                f"image_sizes end at {self.image_sizes[-1]}, "
-                f"frontend.image_size is {self.frontend.image_size}: make them equal."
-            )
-
     @property
     def system(self) -> System:
         """The tagger alone. Its overrides need not fit the training."""
@@ -190,8 +154,7 @@ class Recipe(System):
     def needs_waveforms(self) -> bool:
         """Whether crops are cut from waveforms, to augment or mix them, and not from spectrograms."""
         chances = [value for name, value in vars(self.wave_augment).items() if name.endswith("_p")]
-        mixes_waves = self.mixup.p > 0 and self.mixup.domain == "wave"
-        return any(chances) or mixes_waves
+        return any(chances) or (self.mixup.p > 0 and self.mixup.domain == "wave")
 
     @property
     def output(self) -> str:

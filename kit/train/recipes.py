@@ -11,11 +11,19 @@ from kit.train.pseudo_labels import SelfTrainingConfig
 from kit.train.recipe import Recipe, SamplingConfig
 
 # Each recipe has the settings that were published, as far as they fit the kit. The comment above it names the
-# differences. What a write-up leaves open is our choice. Its small form lists the overrides that make it fast on
-# two CPU cores: a narrower network, coarser spectrograms, fewer epochs, and no slow waveform augmentation.
+# differences. What a write-up leaves open is our choice; settings that are not listed have their defaults.
+# Its small form lists the overrides that make it fast on two CPU cores: a narrower network, coarser spectrograms,
+# fewer epochs, and no slow waveform augmentation.
 
 FREESOUND = "Freesound Audio Tagging 2019"
 RFCX = "RFCX Species Audio Detection 2021"
+
+# Settings that several recipes share.
+CURATED_AND_NOISY = {"curated": {}, "noisy": {"scored": False}}
+BOOTSTRAP = {"weight": 0.5, "loss": "bootstrap", "loss_settings": {"trust": 0.7}, "scored": False}
+WAVE_EFFECTS = WaveAugmentConfig(reverb_p=0.25, pitch_p=0.5, tempo_p=0.5, overdrive_p=0.75)
+RFCX_OPTIM = OptimConfig(schedule="cosine", lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2)
+AGREEMENT = SelfTrainingConfig(methods=("agreement",), top_k=(0.05, 0.1, 0.15, 0.2, 0.25))
 
 
 # Differs: AdamW in place of Adam, batches of 32 in place of 128, short clips always looped, no early stopping.
@@ -25,8 +33,6 @@ SKIP_ATTENTION = Recipe(
     frontend=FrontendConfig(
         n_fft=2560,
         hop_length=690,
-        n_mels=128,
-        f_min_hz=20.0,
         f_max_hz=22050.0,
         top_db=80.0,
         trim_db=60.0,
@@ -41,50 +47,23 @@ SKIP_ATTENTION = Recipe(
     loss="bce",
     auxiliary=(0.4, 0.2, 0.1),
     sources={
-        "noisy": {
-            "share": 0.01,
-            "weight": 0.5,
-            "loss": "bootstrap",
-            "loss_settings": {"trust": 0.7},
-            "scored": False,
-        },
-        "corrected": {
-            "share": 0.42,
-            "weight": 0.5,
-            "loss": "bootstrap",
-            "loss_settings": {"trust": 0.7},
-            "scored": False,
-        },
+        "noisy": {"share": 0.01, **BOOTSTRAP},
+        "corrected": {"share": 0.42, **BOOTSTRAP},
         "curated": {"share": 0.57, "weight": 0.5},
     },
     crop_s=256 * 690 / 44100,
-    spec_augment=SpecAugmentConfig(
-        crop_p=0.33,
-        mask_p=0.5,
-        time_masks=2,
-        freq_masks=2,
-        time_share=0.2,
-        freq_share=0.15,
-        mask_fill="min",
-    ),
+    spec_augment=SpecAugmentConfig(crop_p=0.33, mask_p=0.5),
     mixup=MixupConfig(p=0.8, low=0.0, high=0.5, fade_p=0.6, domain="spec", convex=True, labels="weighted"),
     no_augment_epochs=0,
     epochs=150,
-    optim=OptimConfig(lr_start=9e-4, lr_peak=9e-4, schedule="plateau", patience=6, factor=0.6),
+    optim=OptimConfig(lr_start=9e-4, lr_peak=9e-4, schedule="plateau", factor=0.6),
     validate_every=1,
     keep="best",
 )
-SKIP_ATTENTION_SMALL = [
-    "frontend.n_mels=64",
-    "network.width=8",
-    "network.ratio=8",
-    "network.head.hidden=32",
-    "inference.hop_s=2.0",
-    "epochs=30",
-    "batch_size=16",
-    "optim.patience=2",
-    "validate_every=2",
-]
+SKIP_ATTENTION_SMALL = """
+    frontend.n_mels=64 network.width=8 network.ratio=8 network.head.hidden=32 inference.hop_s=2.0
+    epochs=30 batch_size=16 optim.patience=2 validate_every=2
+"""
 
 
 # Differs: mixup of spectrograms in place of waveforms, and in half of the epochs; the last weights in place of the
@@ -93,28 +72,21 @@ AXIS_POOL = Recipe(
     name="axis-pool",
     source=f"second place, {FREESOUND}",
     frontend=FrontendConfig(
-        n_fft=1024,
-        hop_length=512,
-        n_mels=64,
-        normalize="peak",
-        top_db=80.0,
-        extra_rows=("wave_stats", "clip_length"),
+        n_fft=1024, n_mels=64, normalize="peak", top_db=80.0, extra_rows=("wave_stats", "clip_length")
     ),
     network={"family": "axis-pool"},
     inference=InferenceConfig(mode="windows", window_s=5.0, hop_s=2.5, pool="mean"),
     loss="bce",
     loss_settings={"smoothing": 0.01},
-    sources={"curated": {}, "noisy": {"scored": False}},
+    sources=CURATED_AND_NOISY,
     crop_s=5.0,
     mixup=MixupConfig(p=0.6, low=0.3, high=0.3, domain="spec", convex=True, labels="weighted"),
     mixup_until=0.5,
     no_augment_epochs=0,
     epochs=40,
-    optim=OptimConfig(
-        kind="nadam", lr_start=5e-4, lr_peak=5e-4, schedule="steps", milestones=(14 / 40, 21 / 40, 28 / 40)
-    ),
+    optim=OptimConfig(kind="nadam", lr_start=5e-4, lr_peak=5e-4, schedule="steps"),
 )
-AXIS_POOL_SMALL = ["network.width=8", "epochs=15", "batch_size=16", "validate_every=15"]
+AXIS_POOL_SMALL = "network.width=8 epochs=15 batch_size=16 validate_every=15"
 
 
 # Differs: a cosine in place of a linear cycle, the last weights in place of the best, energies mixed in place of
@@ -124,34 +96,20 @@ MAX_PYRAMID_MEL = Recipe(
     name="max-pyramid-mel",
     source=f"third place, {FREESOUND}",
     frontend=FrontendConfig(
-        n_fft=2048,
-        hop_length=1024,
-        n_mels=128,
-        f_min_hz=5.0,
-        power=1,
-        log="ln",
-        log_offset=1e-4,
-        pad_mode="reflect",
-        channels=("log", "coordinate"),
+        hop_length=1024, f_min_hz=5.0, power=1, log="ln", pad_mode="reflect", channels=("log", "coordinate")
     ),
     network={"family": "max-pyramid", "dims": 2, "blocks": 5, "width": 100, "growth": 1.5},
-    inference=InferenceConfig(mode="full"),
     loss="lsep",
-    sources={"curated": {}, "noisy": {"scored": False}},
-    wave_augment=WaveAugmentConfig(reverb_p=0.25, pitch_p=0.5, tempo_p=0.5, overdrive_p=0.75),
+    sources=CURATED_AND_NOISY,
+    wave_augment=WAVE_EFFECTS,
     mixup=MixupConfig(p=0.5),
     epochs=120,
-    self_training=SelfTrainingConfig(methods=("agreement",), top_k=(0.05, 0.1, 0.15, 0.2, 0.25)),
+    self_training=AGREEMENT,
 )
-MAX_PYRAMID_MEL_SMALL = [
-    "network.width=16",
-    "crop_s=4.0",
-    "network.head.dropout=0.2",
-    "epochs=30",
-    "no_augment_epochs=5",
-    "batch_size=16",
-    "wave_augment={}",
-]
+MAX_PYRAMID_MEL_SMALL = """
+    network.width=16 network.head.dropout=0.2 crop_s=4.0 epochs=30 no_augment_epochs=5 batch_size=16
+    wave_augment={}
+"""
 
 
 # The same training on a short-time spectrum, with frequencies as channels of a one-dimensional network.
@@ -159,34 +117,21 @@ MAX_PYRAMID_STFT = Recipe(
     name="max-pyramid-stft",
     source=f"third place, {FREESOUND}",
     frontend=FrontendConfig(
-        kind="stft",
-        n_fft=256,
-        hop_length=128,
-        f_min_hz=0.0,
-        power=1,
-        log="ln",
-        log_offset=1e-4,
-        pad_mode="reflect",
+        kind="stft", n_fft=256, hop_length=128, f_min_hz=0.0, power=1, log="ln", pad_mode="reflect"
     ),
     network={"family": "max-pyramid", "dims": 1, "blocks": 7, "width": 128, "growth": 1.5},
-    inference=InferenceConfig(mode="full", max_frames=65536),
+    inference=InferenceConfig(max_frames=65536),
     loss="lsep",
-    sources={"curated": {}, "noisy": {"scored": False}},
-    wave_augment=WaveAugmentConfig(reverb_p=0.25, pitch_p=0.5, tempo_p=0.5, overdrive_p=0.75),
+    sources=CURATED_AND_NOISY,
+    wave_augment=WAVE_EFFECTS,
     mixup=MixupConfig(p=0.5),
     epochs=120,
-    self_training=SelfTrainingConfig(methods=("agreement",), top_k=(0.05, 0.1, 0.15, 0.2, 0.25)),
+    self_training=AGREEMENT,
 )
-MAX_PYRAMID_STFT_SMALL = [
-    "network.blocks=6",
-    "network.width=32",
-    "crop_s=3.0",
-    "network.head.dropout=0.2",
-    "epochs=30",
-    "no_augment_epochs=5",
-    "batch_size=16",
-    "wave_augment={}",
-]
+MAX_PYRAMID_STFT_SMALL = """
+    network.blocks=6 network.width=32 network.head.dropout=0.2 crop_s=3.0 epochs=30 no_augment_epochs=5
+    batch_size=16 wave_augment={}
+"""
 
 
 # The write-up leaves network and optimiser open. Self-training makes the sources set1 and set2 from noisy clips.
@@ -205,13 +150,13 @@ WINDOW_SNR = Recipe(
     },
     weight_by_share=False,
     crop_s=2.0,
-    spec_augment=SpecAugmentConfig(mask_p=0.5, time_share=0.2, freq_share=0.15),
+    spec_augment=SpecAugmentConfig(mask_p=0.5),
     mixup=MixupConfig(p=0.5, beta=0.4, domain="spec", convex=True, labels="weighted"),
     no_augment_epochs=0,
     epochs=60,
     self_training=SelfTrainingConfig(methods=("snr",), top_k=(0.1,)),
 )
-WINDOW_SNR_SMALL = ["frontend.n_mels=64", "network.width=12", "epochs=30", "batch_size=16"]
+WINDOW_SNR_SMALL = "frontend.n_mels=64 network.width=12 epochs=30 batch_size=16"
 
 
 # Differs: learning rates that are lowest in the first layers. The second stage is `stack --kind image-stacker`.
@@ -221,7 +166,6 @@ TWO_STAGE = Recipe(
     source=f"windows, then an image of their predictions, {FREESOUND}",
     frontend=FrontendConfig(
         n_fft=1024,
-        hop_length=512,
         n_mels=64,
         top_db=80.0,
         normalize="minmax",
@@ -239,7 +183,6 @@ TWO_STAGE = Recipe(
     },
     crop_s=2.0,
     spec_augment=SpecAugmentConfig(mask_p=0.3),
-    mixup=MixupConfig(p=0.0),
     no_augment_epochs=0,
     sampling=SamplingConfig(balance="seconds", rare_boost=1.0),
     image_sizes=((64, 64), (128, 128), (224, 224)),
@@ -247,13 +190,9 @@ TWO_STAGE = Recipe(
     optim=OptimConfig(lr_start=1e-5, lr_peak=1e-3, layer_decay=0.1, weight_decay=1e-2),
     self_training=SelfTrainingConfig(methods=("curate",)),
 )
-TWO_STAGE_SMALL = [
-    "frontend.image_size=[64,64]",
-    "image_sizes=[[32,32],[48,48],[64,64]]",
-    "epochs=15",
-    "batch_size=16",
-    "validate_every=15",
-]
+TWO_STAGE_SMALL = """
+    frontend.image_size=[64,64] image_sizes=[[32,32],[48,48],[64,64]] epochs=15 batch_size=16 validate_every=15
+"""
 
 
 # Differs: one EfficientNet-B3 on crops of 4 s, in place of an ensemble of four networks on 4 s and 8 s.
@@ -263,7 +202,6 @@ FREQ_COORD = Recipe(
     frontend=FrontendConfig(
         sample_rate=48000,
         n_fft=4096,
-        hop_length=512,
         n_mels=256,
         top_db=80.0,
         normalize="clip",
@@ -271,7 +209,7 @@ FREQ_COORD = Recipe(
         channels=("log", "coordinate01"),
     ),
     network={"family": "timm", "name": "tf_efficientnet_b3.ns_jft_in1k"},
-    inference=InferenceConfig(mode="windows", window_s=4.0, hop_s=0.5, pool="max"),
+    inference=InferenceConfig(mode="windows", window_s=4.0, hop_s=0.5),
     loss="bce",
     average_over="labels",
     crop_s=4.0,
@@ -281,30 +219,18 @@ FREQ_COORD = Recipe(
     no_augment_epochs=0,
     sampling=SamplingConfig(steps=200),
     epochs=60,
-    optim=OptimConfig(schedule="cosine", lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2),
+    optim=RFCX_OPTIM,
     n_folds=4,
     self_training=SelfTrainingConfig(iterations=4, methods=("windows",)),
 )
-# The last four settings were better than the published ones in this small form.
-FREQ_COORD_SMALL = [
-    "frontend.sample_rate=22050",
-    "frontend.n_fft=2048",
-    "frontend.hop_length=1024",
-    "frontend.n_mels=64",
-    'network={"family":"max-pyramid","width":12}',
-    "wave_augment={}",
-    "batch_size=16",
-    "sampling.steps=50",
-    "epochs=12",
-    "validate_every=12",
-    "optim.lr_start=3e-3",
-    "optim.lr_peak=3e-3",
-    "self_training.iterations=2",
-    "mixup.labels=union",
-    "self_training.prior_shift=true",
-    "self_training.teachers=3",
-    "sampling.sample_by_probs=true",
-]
+# The settings of the last two lines were better than the published ones in this small form.
+FREQ_COORD_SMALL = """
+    frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=1024 frontend.n_mels=64
+    network={"family":"max-pyramid","width":12} wave_augment={} batch_size=16 sampling.steps=50 epochs=12
+    validate_every=12 optim.lr_start=3e-3 optim.lr_peak=3e-3 self_training.iterations=2
+    mixup.labels=union self_training.prior_shift=true self_training.teachers=3
+    sampling.sample_by_probs=true
+"""
 
 
 # Hertz: the true boxes of RFCX's 24 species, 100 Hz wider on both sides. A run with boxes computes its own.
@@ -331,7 +257,6 @@ FREQ_CROP = Recipe(
         "family": "freq-crop",
         "backbone": {"family": "timm", "name": "tf_efficientnet_b0.ns_jft_in1k"},
     },
-    inference=InferenceConfig(mode="full"),
     loss="bootstrap",
     loss_settings={"on": "unknown", "trust": 0.1, "detach": False},
     average_over="labels",
@@ -342,27 +267,16 @@ FREQ_CROP = Recipe(
     mixup=MixupConfig(p=0.5, domain="wave", partners="sure-negatives"),
     no_augment_epochs=5,
     epochs=60,
-    optim=OptimConfig(schedule="cosine", lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2),
+    optim=RFCX_OPTIM,
     self_training=SelfTrainingConfig(iterations=2, methods=("windows",)),
 )
-FREQ_CROP_SMALL = [
-    "frontend.sample_rate=32000",
-    "frontend.n_fft=2048",
-    "frontend.hop_length=1024",
-    'network={"family":"freq-crop","backbone":{"family":"max-pyramid","width":8,"blocks":4}}',
-    "wave_augment.pitch_p=0",
-    "wave_augment.tempo_p=0",
-    "crop_s=3.0",
-    "batch_size=16",
-    "sampling.steps=25",
-    "epochs=16",
-    "finetune_epochs=3",
-    "no_augment_epochs=2",
-    "validate_every=12",
-    "optim.lr_start=3e-3",
-    "optim.lr_peak=3e-3",
-    "self_training.iterations=1",
-]
+FREQ_CROP_SMALL = """
+    frontend.sample_rate=32000 frontend.n_fft=2048 frontend.hop_length=1024
+    network={"family":"freq-crop","backbone":{"family":"max-pyramid","width":8,"blocks":4}}
+    wave_augment.pitch_p=0 wave_augment.tempo_p=0 crop_s=3.0 batch_size=16 sampling.steps=25 epochs=16
+    finetune_epochs=3 no_augment_epochs=2 validate_every=12 optim.lr_start=3e-3 optim.lr_peak=3e-3
+    self_training.iterations=1
+"""
 
 
 RECIPES = {
@@ -396,5 +310,5 @@ def find_recipe(name: str, small: bool = False, overrides: list[str] | None = No
     """
     recipe = choose("recipe", name, RECIPES)
     if small:
-        recipe = recipe.override(SMALL[name])
+        recipe = recipe.override(SMALL[name].split())
     return recipe.override(overrides or [])

@@ -34,9 +34,10 @@ from kit.train.pseudo_labels import (
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
     """Choose windows as long as the tagger's own, or as the crops of its training."""
-    own = card.inference
-    length_s = own.window_s if own.mode == "windows" else card.recipe.get("crop_s", own.window_s)
-    return replace(own, mode="windows", window_s=length_s, hop_s=min(hop_s, length_s))
+    length_s = card.inference.window_s
+    if card.inference.mode != "windows":
+        length_s = card.recipe.get("crop_s", length_s)
+    return replace(card.inference, mode="windows", window_s=length_s, hop_s=min(hop_s, length_s))
 
 
 def predict_pseudo_labels(
@@ -50,10 +51,9 @@ def predict_pseudo_labels(
 ) -> tuple[SoftLabels, dict[str, int]]:
     """Predict soft labels of clips: the mean over all models, folds and seeds, that never trained on the clip.
 
-    Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips. With it
-    they are of windows that far apart, or, where it is 0, of the windows that each model uses; the windows nearest in
-    time are averaged. With `prior_shift` each model's probabilities are scaled from the prevalences of its training to
-    those estimated from the clips.
+    Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips, with it of
+    windows that far apart, with 0 of the windows that each model uses; windows nearest in time are averaged. With
+    `prior_shift`, probabilities are scaled from the prevalences of the training to those estimated from the clips.
 
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
     Errors: KitError for runs of different classes, and for ranking scores without a calibration
@@ -68,51 +68,46 @@ def predict_pseudo_labels(
         tagger = held.tagger
         card = tagger.card
         classes = classes or card.classes
-        if not card.calibrated:
-            raise KitError(
-                f"{path} gives ranks, which are no labels before `oof`: use calibrated runs of one set of classes."
-            )
-        if card.classes != classes:
-            raise KitError(f"{path} gives other classes: use calibrated runs of one set of classes.")
-        inference = window_inference(card, hop_s) if hop_s else None
+        if not card.calibrated or card.classes != classes:
+            reason = "other classes" if card.calibrated else "ranks, which are no labels before `oof`"
+            raise KitError(f"{path} gives {reason}: use calibrated runs of one set of classes.")
+        inference = window_inference(card, hop_s) if hop_s else card.inference
         predictor = Predictor(tagger, runtime.device, inference=inference)
-        outputs, _ = predict_held_out(held, [predictor], Path(path).name, Path(audio), runtime)
-        counts[path] = len(outputs[0])
+        (outputs,), _ = predict_held_out(held, [predictor], Path(path).name, Path(audio), runtime)
+        counts[path] = len(outputs)
         probs = {}
-        for clip, output in outputs[0].items():
+        for clip, output in outputs.items():
+            probs[clip] = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
             if hop_s is None:
-                probs[clip] = clip_probabilities(tagger, predictor.inference, output.logits)[None]
-            else:
-                probs[clip] = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
+                probs[clip] = clip_probabilities(tagger, inference, output.logits)[None]
         if prior_shift and probs:
             trained = fitted_prevalences(card)
             estimated = estimate_prevalences(np.concatenate(list(probs.values())), trained)
             probs = {clip: scale_odds(of_clip, trained, estimated) for clip, of_clip in probs.items()}
-        for clip, output in outputs[0].items():
-            spans = output.spans[: len(probs[clip])]
-            spans_s = np.array(spans) / card.frontend.frames_per_s
-            predictions.setdefault(held.names[clip], []).append((spans_s, probs[clip]))
+        for clip, of_clip in probs.items():
+            # A whole clip has one row of probabilities; its span is not used.
+            spans_s = np.array(outputs[clip].spans[: len(of_clip)]) / card.frontend.frames_per_s
+            predictions.setdefault(held.names[clip], []).append((spans_s, of_clip))
     if not predictions:
-        raise KitError(f"{[str(run) for run in runs]} predict no finite number for any clip: train them anew.")
+        folders = ", ".join(map(str, runs))
+        raise KitError(f"{folders} predict no finite number for any clip: train them anew.")
     names: list[str] = []
-    spans_of_rows: list[np.ndarray] = []
+    spans: list[np.ndarray] = []
     means: list[np.ndarray] = []
     for name, of_models in sorted(predictions.items()):
         first_spans, _ = of_models[0]
         centred = [(spans_s.mean(axis=1), of_clip) for spans_s, of_clip in of_models]
         names += [name] * len(first_spans)
-        spans_of_rows += [*first_spans]
-        means += [*average_windows(centred, first_spans.mean(axis=1))]
-    targets = np.clip(means, 0, 1)
-    if hop_s is None:
-        return SoftLabels(tuple(names), classes, targets), counts
-    begin_s, end_s = np.stack(spans_of_rows, axis=1)
-    return SoftLabels(tuple(names), classes, targets, begin_s, end_s), counts
+        spans.append(first_spans)
+        means.append(average_windows(centred, first_spans.mean(axis=1)))
+    targets = np.concatenate(means).clip(0, 1)
+    times = () if hop_s is None else np.concatenate(spans).T
+    return SoftLabels(tuple(names), classes, targets, *times), counts
 
 
 @dataclass(frozen=True)
 class RelabelResult:
-    """New labels on disk, and the report on them."""
+    """The paths of new labels, and the report on them."""
 
     table: Path
     soft: Path
@@ -152,8 +147,8 @@ def relabel(
         table: the CSV to relabel; the first run's unless given
         boxes: CSVs of true and of false boxes, which correct windows
         overrides: further settings, e.g. power=2 hop_s=1 noisy_sources=[]
-        device: cpu or cuda; else one that computes
-        threads: that decode; else one per core
+        device: cpu or cuda; without it, the first that computes
+        threads: threads that decode; without it, one per core
         progress: show a bar
     """
     plan = (plan or SelfTrainingConfig()).override(list(overrides or ()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 from kit.core.clock import Deadline, process_start, set_deadline
 from kit.core.errors import KitError
 from kit.core.files import read_table, write_rows, write_text
-from kit.labels.boxes import Boxes
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import ALL_OTHERS, apply_corrections, clip_labels, read_clip_table, read_corrections
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -30,7 +30,7 @@ from kit.train.run import (
     with_bands,
 )
 
-BoxFiles = list[Path] | None
+BoxFiles = Sequence[str | Path] | None
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,11 @@ class SelfTraining:
         self, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
     ) -> Run:
         """Train one run, with an equal share of the time for each of the `n_left` trainings to come."""
-        deadline = None
+        options |= {"soft": soft, "boxes": boxes, "deadline": None, **self.options}
         if self.clock is not None:
-            share_s = self.clock.left_s() / n_left
             # train_run counts its deadline from the start of the process.
-            deadline = self.clock.now() + share_s - process_start()
-        return self.train(
-            self.recipe,
-            table,
-            self.audio,
-            out,
-            soft=soft,
-            boxes=boxes,
-            deadline=deadline,
-            **options,
-            **self.options,
-        )
+            options["deadline"] = self.clock.now() + self.clock.left_s() / n_left - process_start()
+        return self.train(self.recipe, table, self.audio, out, **options)
 
     def train_teachers(
         self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles
@@ -72,9 +61,8 @@ class SelfTraining:
         Returns the table and the soft labels for the last run.
         """
         plan = self.recipe.self_training
-        runtime_options = {
-            name: value for name, value in self.options.items() if name in ("device", "threads", "progress")
-        }
+        shared = self.options.keys() & {"device", "threads", "progress"}
+        runtime_options = {name: self.options[name] for name in shared}
         current_table = self.first_table(table, folder)
         current_soft = soft
         for number in range(1, plan.iterations + 1):
@@ -82,8 +70,7 @@ class SelfTraining:
             labels = folder / str(number) / "labels"
             # A training writes oof.csv last, and relabel writes relabel.json last.
             if not (teachers[-1] / "oof.csv").is_file():
-                n_trainings = n_left + 1 - number
-                self.train_one(current_table, current_soft, teachers[-1], n_trainings, boxes)
+                self.train_one(current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
             if not (labels / "relabel.json").is_file():
                 result = relabel(
                     teachers[-plan.teachers :],
@@ -101,9 +88,9 @@ class SelfTraining:
         return current_table, current_soft
 
     def first_table(self, table: Path, folder: Path) -> Path:
-        """The table of the first training.
+        """Return the table of the first training.
 
-        If the method `agreement` ranks noisy clips, it is curated.csv, without their labels: a model that was
+        Before the method `agreement` it is curated.csv, without the labels of noisy clips: a model that was
         trained on a wrong label would agree with it. If all clips are noisy, their labels are all there is.
         """
         plan = self.recipe.self_training
@@ -118,7 +105,7 @@ class SelfTraining:
         return curated
 
     def table_text(self, frame: Any) -> str:
-        """A table with its folds, as the CSV of a run."""
+        """Return a table with its folds, as the CSV of a run."""
         return run_files(self.recipe, frame, np.asarray(frame["fold"]))["folds.csv"]
 
 
@@ -139,29 +126,17 @@ def self_train(
 ) -> Run:
     """Train a recipe with the iterations of its self_training. The last run is in `out`.
 
-    Takes train_run's parameters, and `corrections`, a JSON or CSV with new labels. Without iterations and
-    corrections it is train_run. Iteration k trains in rounds/k, from scratch, on rounds/k/labels: the corrected
-    table, relabelled by the runs before it. Each training gets an equal share of the time to the deadline.
-    With purity=strict, each fold's last run has teachers of its own, in strict/fold_f, trained without the fold.
-    Errors: as train_run and relabel; KitError for a folder of another self-training, and for strict purity
-            with less than 3 folds
+    `corrections` is a JSON or CSV with new labels; the other parameters are train_run's. Iteration k trains in
+    rounds/k, from scratch, on rounds/k/labels: the corrected table, relabelled by the runs before it. Each training
+    gets an equal share of the time to the deadline. With purity=strict, each fold's last run has teachers of its
+    own, in strict/fold_f, trained without the fold.
+    Errors: as train_run and relabel; KitError for a folder of another self-training
     """
     check_recipe(recipe)
     plan = recipe.self_training
     if not plan.iterations and corrections is None:
-        return train(
-            recipe,
-            table,
-            audio,
-            out,
-            only_folds,
-            group_column,
-            boxes=boxes,
-            soft=soft,
-            all_data=all_data,
-            deadline=deadline,
-            **options,
-        )
+        chosen = {"boxes": boxes, "soft": soft, "all_data": all_data, "deadline": deadline}
+        return train(recipe, table, audio, out, only_folds, group_column, **chosen, **options)
     folder = Path(out)
     rounds = folder / "rounds"
     box_labels = read_box_files(boxes)
@@ -169,25 +144,25 @@ def self_train(
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
-    is_strict = plan.iterations > 0 and plan.purity == "strict" and not all_data
-
     label_files = [path for path in (*(boxes or ()), soft) if path is not None]
     write_rounds(rounds, run_files(recipe, frame, np.asarray(frame["fold"]), label_files))
-    if not is_strict:
-        check_last_run(folder, recipe, frame, box_labels)
-    box_files = [Path(path) for path in boxes] if boxes else None
-    soft_file = write_no_soft_labels(rounds, frame, box_labels) if soft is None else Path(soft)
-
+    soft_file = rounds / "soft.csv" if soft is None else Path(soft)
+    if soft is None:
+        # Soft labels of no clip, which name all classes: a relabelled table may lack some of them.
+        classes = clip_labels(frame).classes if box_labels is None else box_labels.classes
+        write_soft_labels(soft_file, SoftLabels((), classes, np.zeros((0, len(classes)))))
     clock = None if deadline is None else set_deadline(deadline)
     job = SelfTraining(recipe, audio, clock, train, options)
-    if is_strict:
-        return self_train_strict(job, frame, folder, only_folds, box_files, soft_file)
-    first_table = rounds / "folds.csv"
-    n_trainings = plan.iterations + 1
-    last_table, last_soft = job.train_teachers(first_table, soft_file, rounds, n_trainings, box_files)
-    return job.train_one(
-        last_table, last_soft, folder, 1, box_files, only_folds=only_folds, all_data=all_data
+    if plan.iterations and plan.purity == "strict" and not all_data:
+        return self_train_strict(job, frame, folder, only_folds, boxes, soft_file)
+
+    # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
+    last = recipe if box_labels is None else with_bands(recipe, box_labels)
+    check_run(folder, {"recipe.json": run_files(last, frame, np.asarray(frame["fold"]))["recipe.json"]})
+    last_table, last_soft = job.train_teachers(
+        rounds / "folds.csv", soft_file, rounds, plan.iterations + 1, boxes
     )
+    return job.train_one(last_table, last_soft, folder, 1, boxes, only_folds=only_folds, all_data=all_data)
 
 
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
@@ -200,41 +175,33 @@ def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
         write_text(path, text)
 
 
-def check_last_run(folder: Path, recipe: Recipe, frame: Any, boxes: Boxes | None) -> None:
-    """Raise KitError now if the last training would find a run of another recipe in its folder."""
-    last = recipe if boxes is None else with_bands(recipe, boxes)
-    files = run_files(last, frame, np.asarray(frame["fold"]))
-    check_run(folder, {"recipe.json": files["recipe.json"]})
-
-
-def write_no_soft_labels(rounds: Path, frame: Any, boxes: Boxes | None) -> Path:
-    """Write soft labels of no clip, which name all classes: a relabelled table may lack some of them."""
-    classes = clip_labels(frame).classes if boxes is None else boxes.classes
-    path = rounds / "soft.csv"
-    write_soft_labels(path, SoftLabels((), classes, np.zeros((0, len(classes)))))
-    return path
-
-
 def self_train_strict(
-    job: SelfTraining,
-    frame: Any,
-    folder: Path,
-    only_folds: Sequence[int] | None,
-    boxes: BoxFiles,
-    soft: Path,
+    job: SelfTraining, frame: Any, folder: Path, only_folds: Sequence[int] | None, boxes: BoxFiles, soft: Path
 ) -> Run:
     """Train each fold with teachers that never used a clip of it, and join the folds to one run."""
+    import pandas
+
     folds = np.asarray(frame["fold"])
     n_folds = len(np.unique(folds[folds >= 0]))
     selected = select_folds(folds, only_folds)
     if n_folds < 3:
         raise KitError(f"strict purity needs 3 folds or more, the table has {n_folds}.")
-    n_trainings = job.recipe.self_training.iterations + 1
+    # Columns that relabelling added are filled for the held-out clips with what a missing column means.
+    defaults = {"false_labels": ALL_OTHERS, "weight": 1.0, "source": "", "begin_s": 0.0, "end_s": np.inf}
+    iterations = job.recipe.self_training.iterations
     parts: list[tuple[np.ndarray, OofPredictions]] = []
     for done, fold in enumerate(selected):
+        home = folder / "strict" / f"fold_{fold}"
         rows = np.flatnonzero(folds == fold)
-        n_left = (len(selected) - done) * n_trainings
-        run = train_strict_fold(job, frame, rows, fold, folder, n_left, boxes, soft)
+        held_out = frame.iloc[rows]
+        write_text(home / "table.csv", job.table_text(frame.drop(index=frame.index[rows])))
+        other_boxes = boxes_without(boxes, set(held_out["fname"]), home) if boxes else None
+        n_left = (len(selected) - done) * (iterations + 1)
+        table, labels = job.train_teachers(home / "table.csv", soft, home, n_left, other_boxes)
+        both = pandas.concat([read_clip_table(table), held_out], ignore_index=True).fillna(defaults)
+        student = home / "student.csv"
+        write_text(student, job.table_text(both))
+        run = job.train_one(student, labels, home / "student", n_left - iterations, boxes, only_folds=[fold])
         if run.oof is not None:
             parts.append((rows, run.oof))
         for path in sorted(run.folder.glob("fold_*.pt")):
@@ -246,41 +213,12 @@ def self_train_strict(
     return Run(folder, job.recipe, oof)
 
 
-def train_strict_fold(
-    job: SelfTraining,
-    frame: Any,
-    rows: np.ndarray,
-    fold: int,
-    folder: Path,
-    n_left: int,
-    boxes: BoxFiles,
-    soft: Path,
-) -> Run:
-    """Train the teachers of a fold without its rows, then its last run, which needs them for validation only."""
-    import pandas
-
-    home = folder / "strict" / f"fold_{fold}"
-    held_out = frame.iloc[rows]
-    others = frame.drop(index=frame.index[rows])
-    write_text(home / "table.csv", job.table_text(others))
-    other_boxes = None if boxes is None else boxes_without(boxes, set(held_out["fname"]), home)
-    table, soft = job.train_teachers(home / "table.csv", soft, home, n_left, other_boxes)
-    # Columns that relabelling added are filled for the held-out clips with what a missing column means.
-    defaults = {"false_labels": ALL_OTHERS, "weight": 1.0, "source": "", "begin_s": 0.0, "end_s": np.inf}
-    both = pandas.concat([read_clip_table(table), held_out], ignore_index=True).fillna(defaults)
-    write_text(home / "student.csv", job.table_text(both))
-    n_left -= job.recipe.self_training.iterations
-    return job.train_one(home / "student.csv", soft, home / "student", n_left, boxes, only_folds=[fold])
-
-
-def boxes_without(boxes: Sequence[Path], recordings: Collection[str], folder: Path) -> list[Path]:
+def boxes_without(boxes: Sequence[str | Path], recordings: Collection[str], folder: Path) -> list[Path]:
     """Write the two box files without those of some recordings."""
     paths = [folder / "true_boxes.csv", folder / "false_boxes.csv"]
     for path, source in zip(paths, boxes, strict=True):
         table = read_table(source, ("recording_id",))
-        header = list(table.columns)
-        rows = zip(*table.columns.values(), strict=True)
-        names = table.columns["recording_id"]
-        kept = [row for row, name in zip(rows, names, strict=True) if name not in recordings]
-        write_rows(path, [header, *kept])
+        is_kept = [name not in recordings for name in table.columns["recording_id"]]
+        rows = compress(zip(*table.columns.values(), strict=True), is_kept)
+        write_rows(path, [list(table.columns), *rows])
     return paths

@@ -1,7 +1,7 @@
 """Train a stack: a second-level model on the out-of-fold predictions of several runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
-from kit.core.files import TextTable, read_table, write_json, write_text, write_whole
+from kit.core.files import write_json, write_text, write_whole
 from kit.infer.stack import Stack, StackCard, WindowProbs, clip_image
 from kit.labels.bootstrap import Interval, bootstrap_difference
 from kit.labels.metrics import lwlrap
@@ -21,7 +21,7 @@ from kit.models.checkpoint import FORMAT, checkpoint_content, tensors_of
 from kit.models.stackers import STACKERS, LogisticStacker, Stacker
 from kit.models.tagger import Tagger
 from kit.train.losses import average_loss, bce_loss
-from kit.train.oof import HeldOut, OofPredictions, held_out_models, write_oof
+from kit.train.oof import OofPredictions, check_same_folds, held_out_models, load_oof, write_oof
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.trainer import mixed_seed
 
@@ -35,9 +35,7 @@ class StackConfig(Config):
     epochs: int = setting(30, "passes over the rows of the other folds (not for logistic)", low=1)
     batch_size: int = setting(32, "least rows per step (not for logistic)", low=2)
     lr: float = setting(1e-3, "highest learning rate of one cycle (not for logistic)", low=0)
-    columns: int = setting(
-        40, "least windows of a prediction image, and most in training (image-stacker)", low=1
-    )
+    columns: int = setting(40, "least windows of an image, and most in training (image-stacker)", low=1)
     seed: int = setting(0, "seed of weights, order of rows, and dropout", low=0)
 
     def check(self) -> None:
@@ -69,15 +67,6 @@ class StackResult:
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-@dataclass(frozen=True)
-class StackedRun:
-    """One run of a stack: its folder, its out-of-fold predictions, and its taggers with their held-out clips."""
-
-    folder: Path
-    oof: OofPredictions
-    models: list[HeldOut]
 
 
 def stack(
@@ -113,175 +102,83 @@ def stack(
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
     check_folders(folders, folder)
     with torch.random.fork_rng(devices=[]):  # building a network draws weights
-        stacked = load_runs(folders)
-        first = stacked[0].oof
-        predictions = np.stack([run.oof.probabilities for run in stacked], axis=1)
+        oofs = [load_oof(path) for path in folders]
+        taggers = [load_taggers(path, oof) for path, oof in zip(folders, oofs, strict=True)]
+        first = oofs[0]
+        of_runs = []
+        for path, oof in zip(folders, oofs, strict=True):
+            of_runs.append(oof.probabilities_like(first, path, folders[0]))
+        predictions = np.stack(of_runs, axis=1)
         columns = 0
+        inputs = list(torch.from_numpy(predictions).float())
         if config.kind == "image-stacker":
-            check_image_inputs(stacked[0], audio)
             columns = config.columns
-            windows = [
-                predict_pseudo_labels(
-                    [path], audio or "", 0, device=device, threads=threads, progress=progress
-                )[0]
-                for path in folders
-            ]
+            if audio is None:
+                raise KitError("an image-stacker predicts the windows of the clips: give audio.")
+            if taggers[0][0].card.inference.mode != "windows":
+                hint = "begin with a run of inference.mode=windows"
+                raise KitError(f"{folders[0]} predicts whole clips: {hint}.")
+            windows = []
+            for path in folders:
+                soft, _ = predict_pseudo_labels([path], audio, 0, device, threads, progress)
+                windows.append(soft)
             inputs = prediction_images(first, predictions, windows, columns)
-        else:
-            inputs = list(torch.from_numpy(predictions).float())
-        card = new_card(config, stacked, columns)
-        networks, answers = cross_fit(config, card, inputs, first)
+        card = StackCard(
+            kind=config.kind,
+            network=config.network,
+            runs=tuple(path.resolve().name for path in folders),
+            run_of=tuple(run for run, of_run in enumerate(taggers) for _ in of_run),
+            classes=first.classes,
+            columns=columns,
+        )
+        networks, probs = cross_fit(config, card, inputs, first)
 
-    oof = replace(first, probabilities=answers)
+    oof = replace(first, probabilities=probs)
     mean = predictions.mean(axis=1)
     result = StackResult(
         folder=folder,
         kind=config.kind,
         clips=len(mean),
-        runs={str(run.folder): run.oof.lwlrap for run in stacked},
+        runs={str(path): lwlrap(first.truth, predictions[:, run]) for run, path in enumerate(folders)},
         mean=lwlrap(first.truth, mean),
         score=oof.lwlrap,
-        gain=bootstrap_difference(lwlrap, first.truth, answers, mean),
+        gain=bootstrap_difference(lwlrap, first.truth, probs, mean),
     )
     write_text(folder / "folds.csv", (folders[0] / "folds.csv").read_text(encoding="utf-8"))
     write_oof(folder, oof)
     facts = asdict(result) | {"folder": str(folder), "settings": config.to_dict()}
     write_json(folder / "stack.json", facts)
-    scored_card = replace(card, oof_score=round(oof.lwlrap, 6))
-    taggers = [model.tagger for run in stacked for model in run.models]
-    save_stack(folder / "stack.pt", Stack(scored_card, networks), taggers)
+    made = Stack(replace(card, oof_score=round(oof.lwlrap, 6)), networks)
+    save_stack(folder / "stack.pt", made, [tagger for of_run in taggers for tagger in of_run])
     return result
 
 
 def check_folders(folders: Sequence[Path], out: Path) -> None:
-    """Raise KitError unless each run is given once, and `out` is no run."""
+    """Raise KitError unless each run is given once, none is a stack, and `out` is no run."""
     distinct = {path.resolve() for path in [*folders, out]}
     if not folders or len(distinct) < len(folders) + 1:
         raise KitError("stack wants folders of runs, each once, and another as out.")
     if (out / "recipe.json").exists():
         raise KitError(f"{out} holds a run: choose another --out.")
+    for path in folders:
+        if (path / "stack.pt").exists():
+            raise KitError(f"{path} is a stack itself: give the runs that it reads.")
 
 
-def check_image_inputs(first: StackedRun, audio: str | Path | None) -> None:
-    """Raise KitError if no windows can be predicted for an image-stacker."""
-    if audio is None:
-        raise KitError("an image-stacker predicts the windows of the clips: give audio.")
-    if first.models[0].tagger.card.inference.mode != "windows":
-        raise KitError(f"{first.folder} predicts whole clips: begin with a run of inference.mode=windows.")
-
-
-def new_card(config: StackConfig, runs: Sequence[StackedRun], columns: int) -> StackCard:
-    """The card of a stack: its model, and which run each tagger belongs to."""
-    run_of = [number for number, run in enumerate(runs) for _ in run.models]
-    return StackCard(
-        kind=config.kind,
-        network=config.network,
-        runs=tuple(run.folder.resolve().name for run in runs),
-        run_of=tuple(run_of),
-        classes=runs[0].oof.classes,
-        columns=columns,
-    )
-
-
-def load_runs(folders: Sequence[Path]) -> list[StackedRun]:
-    """Load runs, with clips and classes in the order of the first one's.
-
-    Errors: KitError for a stack, a run without oof.csv or calibrations, and runs of other clips, folds or classes
-    """
-    first = load_stacked_run(folders[0])
-    runs = [first]
-    for folder in folders[1:]:
-        run = load_stacked_run(folder)
-        check_same_folds(folds_by_name(first.oof), first.folder, folds_by_name(run.oof), folder)
-        check_same_classes(first.oof.classes, run.oof.classes, folder)
-        runs.append(replace(run, oof=in_order_of(run.oof, first.oof)))
-    return runs
-
-
-def load_stacked_run(folder: Path) -> StackedRun:
-    """Load a run's oof.csv and taggers."""
-    if (folder / "stack.pt").exists():
-        raise KitError(f"{folder} is a stack itself: give the runs that it reads.")
-    models = list(held_out_models(folder).values())
-    path = folder / "oof.csv"
-    if not path.is_file() or not all(model.tagger.card.calibrated for model in models):
-        raise KitError(f"{folder} lacks its calibrations or oof.csv: run `oof` on it.")
-    table = read_table(path, ("fname", "fold"), exact=True)
-    names = tuple(table.columns["fname"])
-    folds = table.numbers("fold", kind=int)
-    fold_of_clip = {name: model.tagger.card.fold for model in models for name in model.names}
-    check_same_folds(fold_of_clip, folder, dict(zip(names, folds, strict=True)), path)
-    classes = models[0].tagger.card.classes
-    check_same_classes(classes, [name for name in table.columns if name not in ("fname", "fold")], folder)
-    truth_of_clip = {
-        name: truth for model in models for name, truth in zip(model.names, model.truth, strict=True)
-    }
-    oof = OofPredictions(
-        names=names,
-        classes=classes,
-        folds=np.array(folds),
-        truth=np.array([truth_of_clip[name] for name in names]),
-        probabilities=probability_columns(table, classes),
-        failures={},
-    )
-    return StackedRun(folder, oof, models)
-
-
-def probability_columns(table: TextTable, classes: Sequence[str]) -> np.ndarray:
-    """The columns of a table of probabilities. Shape: -> (n, K)"""
-    columns = [table.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
-    return np.array(columns).T
-
-
-def folds_by_name(oof: OofPredictions) -> dict[str, int]:
-    """The fold of each clip."""
-    return dict(zip(oof.names, oof.folds.tolist(), strict=True))
-
-
-def in_order_of(oof: OofPredictions, first: OofPredictions) -> OofPredictions:
-    """Reorder clips and classes as those of `first`, which are the same."""
-    row_of = {name: row for row, name in enumerate(oof.names)}
-    column_of = {name: column for column, name in enumerate(oof.classes)}
-    rows = [row_of[name] for name in first.names]
-    columns = [column_of[name] for name in first.classes]
-    cells = np.ix_(rows, columns)
-    return replace(
-        oof,
-        names=first.names,
-        classes=first.classes,
-        folds=oof.folds[rows],
-        truth=oof.truth[cells],
-        probabilities=oof.probabilities[cells],
-    )
-
-
-def check_same_classes(first: Sequence[str], other: Sequence[str], folder: Path) -> None:
-    """Raise KitError that names the first class that is not in both."""
-    different = sorted(set(first) ^ set(other))
-    if different:
-        raise KitError(
-            f"{folder} has other classes than its taggers or the first run, e.g. {different[0]!r}."
-        )
-
-
-def check_same_folds(
-    folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path
-) -> None:
-    """Raise KitError that names the first clip whose fold differs between two places."""
-    different = sorted(name for name in {*folds, *other_folds} if folds.get(name) != other_folds.get(name))
-    if different:
-        name = different[0]
-        fold = f"fold {folds[name]}" if name in folds else "no fold"
-        other_fold = f"fold {other_folds[name]}" if name in other_folds else "no fold"
-        raise KitError(
-            f"{name!r} is in {fold} of {place} and in {other_fold} of {other_place}: stack runs of one split."
-        )
+def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
+    """Load a run's taggers. Errors: KitError without calibrations, and for an oof.csv without their held-out clips"""
+    models = held_out_models(folder).values()
+    if not all(model.tagger.card.calibrated for model in models):
+        raise KitError(f"{folder} lacks its calibrations: run `oof` on it.")
+    held_out = {name: model.tagger.card.fold for model in models for name in model.names}
+    check_same_folds(held_out, folder, oof.fold_of_clip, folder / "oof.csv")
+    return [model.tagger for model in models]
 
 
 def prediction_images(
     first: OofPredictions, predictions: np.ndarray, windows: Sequence[SoftLabels], columns: int
 ) -> list[Tensor]:
-    """The prediction image of each clip. A run without windows of a clip gives one, its prediction of the clip.
+    """Make the prediction image of each clip. A run without windows of a clip has one, its prediction of the clip.
 
     Shape:  predictions (n, m, K), m runs -> n images (m, K, W_i)
     """
@@ -289,13 +186,14 @@ def prediction_images(
     for row, name in enumerate(first.names):
         of_clip: list[WindowProbs] = []
         for run, soft in enumerate(windows):
+            centres_s = np.zeros(1)
+            probs = predictions[row, [run]]
             if name in soft.rows:
                 rows = soft.rows[name]
-                class_order = [soft.classes.index(class_name) for class_name in first.classes]
                 centres_s = np.mean([times[rows] for times in soft.times], axis=0)
-                of_clip.append([(centres_s, soft.targets[rows][:, class_order])])
-            else:
-                of_clip.append([(np.zeros(1), predictions[row, [run]])])
+                class_order = [soft.classes.index(class_name) for class_name in first.classes]
+                probs = soft.targets[rows][:, class_order]
+            of_clip.append([(centres_s, probs)])
         images.append(clip_image(of_clip, columns))
     return images
 

@@ -1,12 +1,12 @@
 """Steps after the models: `submit` applies them to rows, `oof` measures out of fold by how much they help."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.blend import fit_weights
 from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
@@ -20,7 +20,6 @@ from kit.train.oof_report import cross_fit_weights
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (
-    LoudBands,
     loud_tagger,
     nine_digits,
     noise,
@@ -31,12 +30,11 @@ from tests.behaviour.trained import (
 )
 
 QUIET: dict[str, Any] = {"device": "cpu", "threads": 1, "progress": False}
-TINY = find_recipe(
-    "max-pyramid-mel", True,
-    ["epochs=1", "n_folds=2", "crop_s=0.4", "frontend.sample_rate=8000", "frontend.n_fft=256",
-     "frontend.hop_length=160", "frontend.n_mels=16", "network.width=4", "network.blocks=3", "validate_every=1",
-     "no_augment_epochs=0"],
-)  # fmt: skip
+SETTINGS = """
+    epochs=1 n_folds=2 crop_s=0.4 frontend.sample_rate=8000 frontend.n_fft=256 frontend.hop_length=160
+    frontend.n_mels=16 network.width=4 network.blocks=3 validate_every=1 no_augment_epochs=0
+"""
+TINY = find_recipe("max-pyramid-mel", True, SETTINGS.split())
 
 
 def write_windows(folder: Path) -> tuple[Path, list[str]]:
@@ -100,7 +98,7 @@ def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything
 def test_with_steps_rows_without_any_prediction_keep_their_prior(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["a.wav", "b.wav"])
     (tmp_path / "in" / "bad.wav").write_bytes(b"no audio")
-    submit(loud_tagger(LoudBands()), tmp_path / "in", tmp_path / "out.csv", prior_shift=True, **QUIET)
+    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", prior_shift=True, **QUIET)
     assert read_scores(tmp_path / "out.csv")[1]["bad.wav"].tolist() == nine_digits([0.1, 0.2, 0.3])
 
 
@@ -135,9 +133,8 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
     data: tuple[Path, Path], runs: list[Path]
 ) -> None:
     before = (runs[0] / "oof.csv").read_bytes()
-    result = predict_oof(
-        runs[0], data[1], mode="windows", window_s=0.3, hop_s=0.15, pool=["mean", "max"], **QUIET
-    )
+    ways: dict[str, Any] = {"mode": "windows", "window_s": 0.3, "hop_s": 0.15, "pool": ["mean", "max"]}
+    result = predict_oof(runs[0], data[1], **ways, **QUIET)
     assert (runs[0] / "oof.csv").read_bytes() == before, "oof.csv holds the run's own way"
     assert len(result.variants) == 2
     for variant, pool in zip(result.variants, ("mean", "max"), strict=True):
@@ -145,10 +142,7 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
         for fold in (0, 1):
             rows = np.flatnonzero(result.folds == fold)
             tagger = load_tagger(runs[0] / f"fold_{fold}.pt")
-            inference = InferenceConfig.from_dict(
-                tagger.card.inference.to_dict()
-                | {"mode": "windows", "window_s": 0.3, "hop_s": 0.15, "pool": pool}
-            )
+            inference = replace(tagger.card.inference, mode="windows", window_s=0.3, hop_s=0.15, pool=pool)
             paths = [data[1] / result.names[row] for row in rows]
             probs[rows] = predict_clips(tagger, paths, inference=inference, device="cpu").probabilities
         gain = bootstrap_difference(lwlrap, result.truth, probs, result.probabilities)
@@ -235,9 +229,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_predicted(
 def test_a_run_read_back_holds_its_predictions_sorted_by_name(runs: list[Path]) -> None:
     run = load_run(runs[0])
     oof = load_oof(runs[0])
-    assert run.names == sorted(oof.names) and run.classes == list(oof.classes)
+    assert run.oof.names == tuple(sorted(oof.names)) and run.oof.classes == oof.classes
     order = np.argsort(oof.names)
-    for found, expected in (
-        (run.scores, oof.probabilities), (run.truth, oof.truth), (run.folds, oof.folds)
-    ):  # fmt: skip
-        np.testing.assert_array_equal(found, expected[order])
+    for part in ("probabilities", "truth", "folds"):
+        np.testing.assert_array_equal(getattr(run.oof, part), getattr(oof, part)[order])

@@ -1,5 +1,6 @@
 """The command line: every wrong input is one line with the cure and exit code 2, never a traceback."""
 
+import functools
 import os
 import re
 import subprocess
@@ -132,11 +133,31 @@ def test_the_help_of_a_command_lists_every_documented_option(command_line: Comma
     documented = re.findall(r"^ +(\w+): ", section, re.MULTILINE)
     assert code == 0 and "usage:" in out and documented
     for option in documented:
-        if option in ("overrides", "set"):
+        if option == "overrides":
             text = " ".join(out.split())
             assert "--set KEY=VALUE" in text and "`recipes NAME` prints every setting" in text
         elif option not in ("name", "runs"):
             assert re.search(rf"--(no-)?{option.replace('_', '-')}\b", out), option
+
+
+@pytest.mark.parametrize("name", ["train", "relabel", "stack"])
+def test_set_passes_settings_as_overrides(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    calls: list[dict[str, object]] = []
+    command = COMMANDS[name]
+
+    @functools.wraps(command.run)
+    def record(**options: object) -> None:
+        calls.append(options)
+
+    monkeypatch.setitem(COMMANDS, name, replace(command, run=record))
+    words = {
+        "train": ["--recipe=axis-pool", "--audio=clips", "--out=run"],
+        "relabel": ["--run=run", "--audio=clips", "--out=labels"],
+        "stack": ["one", "two", "--out=stack"],
+    }
+    code = run_command(COMMANDS, [name, *words[name], "--set", "power=2", "hop_s=1", "--set", "seed=3"])
+    assert code == 0 and calls[0]["overrides"] == ["power=2", "hop_s=1", "seed=3"]
+    assert "set" not in calls[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)

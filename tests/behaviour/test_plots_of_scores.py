@@ -195,7 +195,7 @@ def test_of_many_classes_forty_are_shown_and_the_title_says_so():
         assert len(axes.get_yticklabels()) == 40 and "40 of 80 classes" in axes.get_title()
         assert min(label.get_fontsize() for label in axes.get_yticklabels()) >= 8
         assert figure.get_figwidth() <= 11
-    figure = draw_labels(make_table(truth, run.classes)).figure
+    figure = draw_labels(make_table(truth, run.oof.classes)).figure
     assert "40 of 80 classes" in figure.get_suptitle() and figure.get_figwidth() <= 11
 
 
@@ -221,7 +221,7 @@ def test_few_clips_and_few_classes_are_drawn_without_a_warning(n, k):
                     draw(run)
             else:
                 assert draw(run).to_bytes().startswith(b"\x89PNG")
-        assert draw_labels(make_table(run.truth, run.classes)).to_bytes().startswith(b"\x89PNG")
+        assert draw_labels(make_table(run.oof.truth, run.oof.classes)).to_bytes().startswith(b"\x89PNG")
         assert draw_history([run]).to_bytes().startswith(b"\x89PNG")
 
 
@@ -244,7 +244,7 @@ def test_plots_need_no_pyplot_and_change_no_setting(monkeypatch):
     run = make_run(*make_labels())
     for draw in DRAW:
         draw(run).to_bytes()
-    draw_labels(make_table(run.truth, run.classes)).to_bytes()
+    draw_labels(make_table(run.oof.truth, run.oof.classes)).to_bytes()
     assert draw_history([run])._repr_png_().startswith(b"\x89PNG")
     assert matplotlib.rcParams.copy() == before
 

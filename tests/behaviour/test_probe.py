@@ -1,6 +1,5 @@
 """What a tagger uses: each change against a slow definition, on clips that the tagger never trained on."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from kit.audio.decode import decode_file
 from kit.audio.frontend import Frontend, FrontendConfig
-from kit.audio.resample import resample, small_ratio
-from kit.audio.windows import InferenceConfig, LengthBuckets, pad_frames
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.labels.metrics import log_losses, lwlrap
-from kit.labels.table import label_targets, read_clip_table
-from kit.models.checkpoint import load_tagger, save_tagger
 from kit.train.ablation import probe, probe_alterations
-from kit.train.oof import HeldOut
+from kit.train.oof import HeldOut, load_oof
 from tests.behaviour.trained import Trained, loud_tagger, noise, write_folder, write_wav
 
 
@@ -29,68 +24,19 @@ def places(trained: Trained) -> tuple[Path, Path]:
     return run, run.parent / "data" / "train"
 
 
-def changed(spec: torch.Tensor, what: str) -> torch.Tensor:
-    """The slow definition of three changes, on a normalized and padded spectrogram. Shape: (M, N) -> (2, M, N)"""
-    bins, frames = spec.shape
-    spec, ramp = spec.clone(), torch.linspace(-1, 1, bins)[:, None].repeat(1, frames)
-    if what == "coordinate zeroed":
-        ramp = torch.zeros_like(spec)
-    if what == "band 1 of 4":
-        spec[bins // 4 : bins // 2] = spec.min()
-    if what == "time 3/3":
-        spec[:, 2 * frames // 3 :] = spec.min()
-    return torch.stack([spec, ramp])
-
-
-def scores_by_hand(run: Path, audio: Path, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and probabilities of every clip by its own fold, one clip at a time."""
-    table = read_clip_table(run / "folds.csv")
-    truths, scores = [], []
-    for fold in (0, 1):
-        tagger = load_tagger(run / f"fold_{fold}.pt")
-        rows = table[table["fold"] == fold]
-        truths.append(label_targets(list(rows["labels"]), tagger.card.classes))
-        for name in rows["fname"]:
-            sound, rate = decode_file(audio / name), tagger.card.frontend.sample_rate
-            wave = resample(torch.from_numpy(sound.wave), *small_ratio(sound.sample_rate, rate))
-            raw = tagger.frontend.spectrograms([wave])[0]
-            spec = tagger.frontend.normalize(raw)
-            length = LengthBuckets(tagger.min_frames, 1.05).round_up(spec.shape[-1])
-            picture = changed(pad_frames(spec, length, "wrap"), what)
-            with torch.inference_mode():
-                scores.append(tagger.probabilities(tagger.network(picture[None]))[0].numpy())
-    return np.concatenate(truths), np.stack(scores)
-
-
-def test_each_change_costs_what_its_slow_definition_costs(places: tuple[Path, Path]) -> None:
-    report = probe(*places, bands=4, stretches=3, device="cpu", progress=False)
-    names = {"everything": 0, "coordinate zeroed": 1, "band 1 of 4": 4, "time 3/3": 9}
-    assert len(report.rows) == 1 + 2 + 4 + 3
-    for what, at in names.items():
-        truth, scores = scores_by_hand(*places, what)
-        row = report.rows[at]
-        expected = (*log_losses(truth, scores), lwlrap(truth, scores))
-        assert np.allclose((row.positive_loss, row.negative_loss, row.lwlrap), expected, atol=2e-4), what
-    assert [report.rows[at].name for at in (0, 1, 9)] == [
-        "everything",
-        "coordinate zeroed",
-        "without time 3/3",
-    ]
-    assert report.rows[4].name.endswith("Hz") and report.clips == 64
-
-
-def test_without_a_change_a_probe_scores_what_the_run_scored(places: tuple[Path, Path]) -> None:
-    import pandas
-
-    run, _ = places
-    report = probe(*places, bands=1, stretches=1, device="cpu", progress=False)
-    oof, table = pandas.read_csv(run / "oof.csv"), read_clip_table(run / "folds.csv")
-    classes = list(oof.columns[2:])
-    truth = label_targets(list(table["labels"]), classes)
-    assert list(oof["fname"]) == list(table["fname"])
-    assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth, oof[classes].to_numpy()), abs=1e-6)
-    without_band = next(row for row in report.rows if row.name.endswith("Hz"))
-    assert without_band.lwlrap < report.rows[0].lwlrap
+def test_without_a_change_a_probe_scores_what_the_run_scored_and_a_band_less_costs(
+    places: tuple[Path, Path],
+) -> None:
+    report = probe(*places, bands=1, stretches=3, device="cpu", progress=False)
+    names = [row.name for row in report.rows]
+    assert names[:3] == ["everything", "coordinate zeroed", "coordinate noise"]
+    assert names[3].endswith("Hz") and names[4:] == [f"without time {part}/3" for part in (1, 2, 3)]
+    oof = load_oof(places[0])
+    everything, _, _, without_band, *_ = report.rows
+    assert report.clips == 64 and everything.lwlrap == pytest.approx(oof.lwlrap, abs=1e-6)
+    losses = (everything.positive_loss, everything.negative_loss)
+    assert losses == pytest.approx(log_losses(oof.truth, oof.probabilities), abs=1e-5)
+    assert without_band.lwlrap < everything.lwlrap
 
 
 def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
@@ -99,17 +45,6 @@ def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
     )
     assert once == again and str(once) == str(again)
     assert once.rows[2].name == "coordinate noise" and once.rows[2] != other.rows[2]
-
-
-def test_rank_scores_without_a_calibration_are_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
-    run, audio = places
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("state"))
-    path = tmp_path / "run" / "fold_0.pt"
-    tagger = load_tagger(path)
-    tagger.card = replace(tagger.card, calibration=None)
-    save_tagger(path, tagger)
-    with pytest.raises(KitError, match="calibration"):
-        probe(tmp_path / "run", audio, device="cpu", progress=False)
 
 
 PLAIN = {
@@ -153,10 +88,8 @@ def test_a_change_removes_what_it_names_and_nothing_else(what: str) -> None:
     assert torch.equal(shown["everything"], plain)
     assert len(found) == len(shown) == 1 + 2 * len(coordinates) + len(config.extra_rows) + bands + stretches
     for name in coordinates:
-        at = sum(
-            1 if c in coordinates else 1 + len(config.resolutions)
-            for c in config.channels[: config.channels.index(name)]
-        )
+        before = config.channels[: config.channels.index(name)]
+        at = sum(1 if c in coordinates else 1 + len(config.resolutions) for c in before)
         for fill in ("zeroed", "noise"):
             got, expected = shown[f"{name} {fill}"], plain.clone()
             filled = got[:, at, : config.n_bins]
@@ -211,12 +144,14 @@ def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) ->
     write_wav(tmp_path / "in" / "a.wav", noise(4000))
     tagger, truth = loud_tagger(), np.eye(3)[:1]
     good = HeldOut(tagger, np.arange(1), ["a.wav"], truth)
-    other = loud_tagger()
+    other, ranking = loud_tagger(), loud_tagger()
     other.card = replace(other.card, frontend=replace(other.card.frontend, n_mels=21))
+    ranking.card = replace(ranking.card, output="ranking", calibration=None)
     for models, options, words in (
         ({"a": good, "b": good._replace(tagger=other)}, {}, "2 frontends"),
         ({}, {}, "0 frontends"),
         ({"a": good}, {"bands": -1}, "-1 and 4"),
+        ({"a": good._replace(tagger=ranking)}, {}, "rank scores without a calibration: run `oof`"),
         ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be read"),
         ({"a": good._replace(truth=np.full((1, 3), np.nan))}, {}, "none of the labels"),
     ):

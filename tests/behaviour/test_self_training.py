@@ -8,31 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.audio.frontend import FrontendConfig
 from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.oof import held_out_models, predict_oof
 from kit.train.pseudo_labels import SelfTrainingConfig
-from kit.train.recipe import Recipe
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import train_run
-from kit.train.self_training import SelfTraining, boxes_without, self_train
-from tests.behaviour.training import CLASSES, QUIET, Killed, same_checkpoints
+from kit.train.self_training import SelfTraining, self_train
+from tests.behaviour.training import CLASSES, QUIET, TINY, Killed, make_set, same_checkpoints, write_clip
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-TINY = Recipe(
-    frontend=FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0),
-    network={"family": "max-pyramid", "blocks": 2, "width": 4},
-    loss="bce",
-    crop_s=0.2,
-    epochs=1,
-    no_augment_epochs=0,
-    batch_size=4,
-    n_folds=3,
-)
+TINY = TINY.override(["loss=bce", "mixup.p=0", "crop_s=0.2", "epochs=1", "no_augment_epochs=0", "n_folds=3"])
 NAMES = [f"{i:02d}.wav" for i in range(12)]
 
 
@@ -42,31 +31,12 @@ def with_iterations(iterations, methods=("agreement",), **settings):
     return replace(TINY, self_training=plan)
 
 
-def write_tone(path, kind, seed):
-    """Write a clip of one kind of sound."""
-    soundfile = pytest.importorskip("soundfile")
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(8000 * rng.uniform(0.4, 0.9))) / 8000
-    waves = {
-        "high": np.sin(2 * np.pi * 2500 * t),
-        "low": np.sin(2 * np.pi * 300 * t),
-        "noisy": rng.normal(size=len(t)),
-    }
-    soundfile.write(path, 0.2 * waves[kind], 8000, subtype="PCM_16")
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A table of twelve clips in three folds, of which the last six are noisy, and their folder."""
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "clips").mkdir()
-    kinds = [CLASSES[(i // 3) % 3] for i in range(12)]
-    for i, kind in enumerate(kinds):
-        write_tone(folder / "clips" / NAMES[i], kind, i)
-    sources = ["curated"] * 6 + ["noisy"] * 6
-    frame = pd.DataFrame({"fname": NAMES, "labels": kinds, "fold": [0, 1, 2] * 4, "source": sources})
-    frame.to_csv(folder / "table.csv", index=False)
-    return folder / "table.csv", folder / "clips"
+    columns = {"fold": [0, 1, 2] * 4, "source": ["curated"] * 6 + ["noisy"] * 6}
+    columns["labels"] = [CLASSES[(i // 3) % 3] for i in range(12)]
+    return make_set(tmp_path_factory.mktemp("toy"), 12, **columns)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +46,8 @@ def planted(toy, tmp_path_factory):
     shutil.copytree(toy[1], folder / "clips")
     frame = pd.read_csv(toy[0])
     for i in range(0, 12, 3):
-        kind = CLASSES[(i // 3 + 1) % 3]
-        frame.loc[i, "labels"] = kind
-        write_tone(folder / "clips" / NAMES[i], kind, 100 + i)
+        frame.loc[i, "labels"] = CLASSES[(i // 3 + 1) % 3]
+        write_clip(folder / "clips" / NAMES[i], [frame.loc[i, "labels"]], 0.6, np.random.default_rng(100 + i))
     frame.to_csv(folder / "table.csv", index=False)
     return folder / "table.csv", folder / "clips"
 
@@ -145,13 +114,12 @@ def test_the_last_iterations_are_averaged_as_teachers(toy, tmp_path):
 
 
 def test_the_last_student_is_the_run(two, toy, tmp_path):
-    assert pd.read_csv(two.folder / "oof.csv")["fname"].tolist() == NAMES
-    assert sorted(path.name for path in two.folder.glob("fold_*.pt")) == [f"fold_{k}.pt" for k in range(3)]
-    assert not same_checkpoints(two.folder / "fold_0.pt", two.folder / "rounds" / "1" / "fold_0.pt")
     labels = two.folder / "rounds" / "2" / "labels"
-    table, soft = labels / "table.csv", labels / "soft.csv"
-    alone = train_run(two.recipe, table, toy[1], tmp_path / "alone", [0], soft=soft, **QUIET)
+    alone = train_run(
+        two.recipe, labels / "table.csv", toy[1], tmp_path, [0], soft=labels / "soft.csv", **QUIET
+    )
     assert same_checkpoints(alone.folder / "fold_0.pt", two.folder / "fold_0.pt")
+    assert not same_checkpoints(two.folder / "fold_0.pt", two.folder / "rounds" / "1" / "fold_0.pt")
 
 
 def test_a_killed_self_training_continues_to_the_same_end(two, toy, tmp_path):
@@ -292,14 +260,6 @@ def test_trainings_have_equal_shares_of_the_time(toy, tmp_path):
     assert deadlines[2] == pytest.approx(3.6e6, abs=900)
 
 
-def test_boxes_of_some_recordings_are_left_out(tmp_path):
-    header = "recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max\n"
-    for name, rows in (("a.csv", "x,0,1,0,1,1,2\ny,0,1,0,1,1,2\n"), ("b.csv", "y,1,1,0,1,1,2\n")):
-        (tmp_path / name).write_text(header + rows)
-    paths = boxes_without([tmp_path / "a.csv", tmp_path / "b.csv"], {"y"}, tmp_path)
-    assert [path.read_text() for path in paths] == [header + "x,0,1,0,1,1,2\n", header]
-
-
 @pytest.mark.parametrize("purity", ["plain", "strict"])
 def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_path, purity):
     soundfile = pytest.importorskip("soundfile")
@@ -326,4 +286,7 @@ def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_pat
     rows = soft.rows["r1"]
     begin_s, end_s = (times[rows] for times in soft.times)
     overlaps_box = np.minimum(end_s, 0.4) - np.maximum(begin_s, 0.1) >= 0.12
+    if purity == "strict":
+        for path in (run.folder / "strict" / "fold_0").glob("*_boxes.csv"):
+            assert sorted(set(pd.read_csv(path)["recording_id"])) == ["r1", "r2", "r4", "r5"]
     assert overlaps_box.any() and (soft.targets[rows][overlaps_box, 1] == 1).all()

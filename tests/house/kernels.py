@@ -1,4 +1,4 @@
-"""Notebooks in, what their cells gave in a fresh kernel of this interpreter out."""
+"""Run notebooks and cells in fresh Jupyter kernels of this interpreter."""
 
 import json
 import sys
@@ -13,37 +13,43 @@ KERNEL = "under-test"
 
 
 def offer_kernel(home: Path, patch: pytest.MonkeyPatch) -> None:
-    """This interpreter as a kernel; Jupyter's files all lie in `home`."""
+    """Install this interpreter as a kernel, and keep all of Jupyter's files in `home`."""
     spec = home / "kernels" / KERNEL / "kernel.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": words, "display_name": "under test", "language": "python"}))
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": command, "display_name": "under test", "language": "python"}))
     for name in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         patch.setenv(name, str(home))
 
 
 def run_notebook(notebook: Any, folder: Path) -> list[Any]:
-    """Its cells, run in `folder` by an offered kernel; failures are outputs."""
-    where = {"metadata": {"path": str(folder)}}
+    """Run a notebook in a folder, and return its cells with their outputs. An error is an output, too."""
     client = nbclient.NotebookClient(
-        notebook, timeout=120, startup_timeout=120, kernel_name=KERNEL, allow_errors=True, resources=where
+        notebook,
+        timeout=120,
+        startup_timeout=120,
+        kernel_name=KERNEL,
+        allow_errors=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
     return list(notebook.cells)
 
 
 def run_cells(folder: Path, cells: list[str], patch: pytest.MonkeyPatch) -> list[Any]:
-    """The cells of a notebook in `folder`, run by a fresh kernel."""
+    """Run code cells in a folder in a fresh kernel, and return them with their outputs."""
     offer_kernel(folder / "jupyter", patch)
-    cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    return run_notebook(nbformat.v4.new_notebook(cells=cells), folder)
+    code_cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    return run_notebook(nbformat.v4.new_notebook(cells=code_cells), folder)
 
 
 def printed(cell: Any, stream: str = "stdout") -> str:
-    """What a cell wrote to one stream."""
-    return "".join(out["text"] for out in cell.outputs if out.output_type == "stream" and out.name == stream)
+    """Return what a cell wrote to one stream."""
+    outputs = [output for output in cell.outputs if output.output_type == "stream"]
+    return "".join(output["text"] for output in outputs if output.name == stream)
 
 
 def failure(cell: Any) -> str:
-    """The name and value of the error that a cell ended with, empty where it went well."""
-    return "".join(f"{out.ename}: {out.evalue}" for out in cell.outputs if out.output_type == "error")
+    """Return the error that ended a cell, or an empty text."""
+    errors = [output for output in cell.outputs if output.output_type == "error"]
+    return "".join(f"{output.ename}: {output.evalue}" for output in errors)

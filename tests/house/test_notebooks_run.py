@@ -1,4 +1,4 @@
-"""Every notebook: how it lies in git, and what it does beside nothing but the bundle, in seconds, on toy data."""
+"""Notebooks: their form in git, and a quick run of each on toy data, beside nothing but the bundle."""
 
 import ast
 import csv
@@ -17,71 +17,110 @@ from build_single_file import build
 from tests.house.kernels import failure, offer_kernel, printed, run_notebook
 from tests.house.minikit import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*/*.ipynb"))
 COMPETITIONS = ("freesound-audio-tagging-2019", "rfcx-species-audio-detection")
 EVERY_NOTEBOOK = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 Runs = dict[Path, "Future[list[Any]]"]
 
 
 def read(path: Path) -> Any:
-    """A notebook."""
+    """Read a notebook."""
     return nbformat.read(path, as_version=nbformat.NO_CONVERT)
 
 
-def code_of(notebook: Any) -> list[str]:
-    """The text of its code cells, without magics."""
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return [re.sub("^%.*$", "", text, flags=re.MULTILINE) for text in texts]
+def code_cells(notebook: Any) -> list[str]:
+    """Return the text of each code cell."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def settings_in(code: str) -> set[str]:
-    """The names in capitals that a cell gives a value."""
-    names = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+    """Return the names in capitals to which a cell assigns."""
+    tree = ast.parse(re.sub("^%.*$", "", code, flags=re.MULTILINE))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     return {node.id for node in names if isinstance(node.ctx, ast.Store) and node.id.isupper()}
 
 
 @EVERY_NOTEBOOK
-def test_a_notebook_lies_in_git_without_outputs(path: Path) -> None:
+def test_a_notebook_is_in_git_without_outputs(path: Path) -> None:
     notebook = read(path)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
     for cell in notebook.cells:
-        assert cell.metadata == {} and re.fullmatch("[a-z-]+", cell.id), cell.id
-        assert cell.cell_type == "markdown" or (cell.outputs, cell.execution_count) == ([], None), cell.id
+        assert cell.metadata == {}, cell.id
+        assert re.fullmatch("[a-z-]+", cell.id), cell.id
+        if cell.cell_type == "code":
+            assert cell.outputs == [], cell.id
+            assert cell.execution_count is None, cell.id
 
 
 @EVERY_NOTEBOOK
-def test_a_notebook_is_short_starts_with_the_bundle_and_keeps_its_settings_in_one_cell(path: Path) -> None:
+def test_a_notebook_is_short_starts_with_the_bundle_and_has_its_settings_in_one_cell(path: Path) -> None:
     notebook = read(path)
-    assert 8 <= len(notebook.cells) <= 14 and notebook.cells[0].cell_type == "markdown"
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert re.search("^%run", code[0], re.MULTILINE) and not any("%run" in text for text in code[1:])
-    with_settings = [text for text in code_of(notebook) if settings_in(text)]
-    assert len(with_settings) == 1 and {"QUICK", "OUT"} <= settings_in(with_settings[0])
-    assert "minutes on two" in notebook.cells[0].source and "not yet measured" in notebook.cells[0].source
+    title = notebook.cells[0]
+    assert 8 <= len(notebook.cells) <= 14
+    assert title.cell_type == "markdown"
+    assert "minutes on two" in title.source
+    assert "not yet measured" in title.source
+    first, *others = code_cells(notebook)
+    assert re.search("^%run", first, re.MULTILINE)
+    assert not any("%run" in code for code in others)
+    (settings,) = [names for names in map(settings_in, [first, *others]) if names]
+    assert settings >= {"QUICK", "OUT"}
+
+
+@EVERY_NOTEBOOK
+def test_a_notebook_searches_all_of_kaggles_input_only_through_find_data(path: Path) -> None:
+    code = "\n".join(code_cells(read(path)))
+    assert "DATA = os.environ.get('AUDIOTAG_KIT_DATA', '/kaggle/input')" in code
+    assert code.count("'/kaggle/input'") == 1
+    assert re.search(r"find_data\(.*, inputs=DATA\)$", code, re.MULTILINE)
+    assert len(re.findall(r"\bDATA\b", code)) == 2
+    assert not re.search(r"rglob|os\.walk|\*\*/", code)
 
 
 @EVERY_NOTEBOOK
 def test_a_notebook_can_be_pushed_to_kaggle_offline(path: Path) -> None:
-    facts = json.loads((path.parent / "kernel-metadata.json").read_text(encoding="utf-8"))
-    owner, _, slug = facts["id"].partition("/")
-    assert (owner, slug) == ("OWNER", f"audiotag-kit-{path.stem}") and path.parent.name == path.stem
-    assert re.sub("[^a-z0-9]+", "-", facts["title"].lower()) == slug  # else Kaggle makes another kernel
-    assert (facts["code_file"], facts["language"], facts["kernel_type"]) == (path.name, "python", "notebook")
-    assert facts["enable_internet"] is False and facts["is_private"] is True
-    assert facts["enable_gpu"] is path.stem.startswith("train-")
-    assert facts["dataset_sources"] == ["OWNER/audiotag-kit"] and facts["kernel_sources"] == []
-    assert len(facts["competition_sources"]) == 1 and facts["competition_sources"][0] in COMPETITIONS
+    metadata = json.loads((path.parent / "kernel-metadata.json").read_text(encoding="utf-8"))
+    slug = f"audiotag-kit-{path.stem}"
+    assert path.parent.name == path.stem
+    assert metadata["id"] == f"OWNER/{slug}"
+    # Kaggle makes another kernel if the title does not lead to the slug.
+    assert re.sub("[^a-z0-9]+", "-", metadata["title"].lower()) == slug
+    assert metadata["code_file"] == path.name
+    assert metadata["language"] == "python"
+    assert metadata["kernel_type"] == "notebook"
+    assert metadata["enable_internet"] is False
+    assert metadata["is_private"] is True
+    assert metadata["enable_gpu"] is path.stem.startswith("train-")
+    assert metadata["dataset_sources"] == ["OWNER/audiotag-kit"]
+    assert metadata["kernel_sources"] == []
+    (competition,) = metadata["competition_sources"]
+    assert competition in COMPETITIONS
+
+
+def test_pictures_are_small_and_shown_in_the_readme() -> None:
+    pictures = sorted((FOLDER / "images").glob("*"))
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert {f"images/{path.name}" for path in pictures} == set(re.findall(r"images/[\w.-]+", readme))
+    sizes = {path.name: path.stat().st_size for path in pictures}
+    assert [name for name, size in sizes.items() if size > 60_000] == []
+    assert sum(sizes.values()) < 400_000
 
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The notebooks that tests ask for, each in a folder with nothing but the bundle; two kernels at a time."""
-    home, bundle = tmp_path_factory.mktemp("notebooks"), build(ROOT)
-    ours = [item for item in request.session.items if item.path == request.path]
-    asked = [item for item in ours if "runs" in getattr(item, "fixturenames", ())]
-    paths = dict.fromkeys(item.callspec.params["path"] for item in asked)  # type: ignore[attr-defined]
+    """Run the selected notebooks, two at a time, each in a folder with nothing but the bundle.
+
+    The folder where notebooks search for data is empty, so that toy data are made on every machine.
+    """
+    home = tmp_path_factory.mktemp("notebooks")
+    no_data = tmp_path_factory.mktemp("no-data")
+    bundle = build(ROOT)
+    items = [item for item in request.session.items if item.path == request.path]
+    users = [item for item in items if "runs" in getattr(item, "fixturenames", ())]
+    paths = dict.fromkeys(item.callspec.params["path"] for item in users)  # type: ignore[attr-defined]
 
     def run(path: Path) -> list[Any]:
         folder = home / path.stem
@@ -92,6 +131,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         offer_kernel(home / "jupyter", patch)
         patch.setenv("AUDIOTAG_KIT_QUICK", "1")
+        patch.setenv("AUDIOTAG_KIT_DATA", str(no_data))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield {path: pool.submit(run, path) for path in paths}
 
@@ -102,21 +142,26 @@ def test_a_notebook_runs_beside_nothing_but_the_bundle(path: Path, runs: Runs) -
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert [f"{cell.id}: {failure(cell)}" for cell in code if failure(cell)] == []
     for cell in code:
-        shown = [out for out in cell.outputs if "image/png" in out.get("data", {})]
-        assert len(shown) == len(re.findall(r"\bdraw_\w+\(", cell.source)), cell.id
-    saved = re.findall("^saved (.+)$", printed(code[-1]), re.MULTILINE)
-    assert saved and [name for name in saved if not (folder / name).exists()] == []
-    assert "submission" in printed(code[-1]) or path.stem == "look-at-data"
-    assert ("submission.csv" in saved) is (path.stem != "look-at-data")
-    if "submission.csv" in saved:
+        images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        assert len(images) == len(re.findall(r"\bdraw_\w+\(", cell.source)), cell.id
+    end = printed(code[-1])
+    saved = re.findall("^saved (.+)$", end, re.MULTILINE)
+    assert saved
+    assert [name for name in saved if not (folder / name).exists()] == []
+    if path.stem == "look-at-data":
+        assert "submission.csv" not in saved
+    else:
+        assert "submission.csv" in saved
+        assert "The submission needs audiotag_kit.py and" in end
         check_submission(folder)
 
 
 def check_submission(folder: Path) -> None:
-    """The CSV has the template's rows and columns, and a probability in each."""
-    (template,) = folder.glob("data/toy_*/sample_submission.csv")
-    wanted, came = (
-        list(csv.reader(path.open(encoding="utf-8"))) for path in (template, folder / "submission.csv")
-    )
-    assert came[0] == wanted[0] and [row[0] for row in came] == [row[0] for row in wanted]
-    assert all(math.isfinite(float(cell)) and 0 <= float(cell) <= 1 for row in came[1:] for cell in row[1:])
+    """Assert that the CSV has the template's rows and columns, and a probability in each cell."""
+    (template_path,) = folder.glob("data/toy_*/sample_submission.csv")
+    template = list(csv.reader(template_path.open(encoding="utf-8")))
+    rows = list(csv.reader((folder / "submission.csv").open(encoding="utf-8")))
+    assert rows[0] == template[0]
+    assert [row[0] for row in rows] == [row[0] for row in template]
+    probabilities = [float(cell) for row in rows[1:] for cell in row[1:]]
+    assert all(math.isfinite(p) and 0 <= p <= 1 for p in probabilities)
