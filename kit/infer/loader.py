@@ -42,8 +42,7 @@ DecodeResult = tuple[str, Sound | Undecodable | None]
 class Chunk:
     """Clips that are decoded together.
 
-    `clips` are positions in the loader's sources. `tasks` are being decoded; None before they were submitted.
-    Units: seconds of audio, as far as the headers state them
+    `clips` are positions in the loader's sources. `tasks` is None before the clips were submitted for decoding.
     """
 
     clips: list[int]
@@ -52,10 +51,7 @@ class Chunk:
 
 
 def plan_chunks(durations_s: Mapping[int, float | None]) -> list[Chunk]:
-    """Group clips into chunks: short clips first, those of unknown length last and alone.
-
-    A chunk has at most 24 clips and 600 s of audio, or one clip.
-    """
+    """Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone."""
     chunks: list[Chunk] = []
     left_s = 0.0
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
