@@ -218,7 +218,7 @@ class SpectrogramLoader:
                 self.failures[clip] = f"{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers"
         return waves
 
-    def walk(self, task: str, progress: bool) -> Iterator[Chunk]:
+    def load_chunks(self, task: str, progress: bool) -> Iterator[Chunk]:
         """Read the headers, then yield every chunk under a progress bar; stop the threads at the end."""
         self.read_headers()
         with contextlib.closing(self), progress_bar(self.total_s, task, "s of audio", progress) as bar:
