@@ -167,7 +167,7 @@ def compute_fingerprints(
         torch.device("cpu"),
         threads=threads,
     )
-    for chunk in loader.walk("fingerprint", progress):
+    for chunk in loader.load_chunks("fingerprint", progress):
         clips, specs = loader.specs(chunk, "")
         for clip, spec in zip(clips, specs, strict=True):
             fingerprints[clip] = fingerprint_of_spec(spec)

@@ -1,9 +1,11 @@
 """Find a competition's data where Kaggle attaches them, or make toy data of the same form."""
 
+import fnmatch
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kit.core.errors import choose
 from kit.core.files import write_text
@@ -22,8 +24,8 @@ AUDIO_FOLDERS = {"train", "test", "audio", "train_audio", "train_curated", "trai
 class CompetitionData:
     """The paths that self_train and submit need, and the `truth` of the test where it is available.
 
-    Data of clips have a `table`, whose column `source` is curated or noisy, and `curated`, the table without the
-    noisy clips. Data of boxes have two files of `boxes`, true and false ones.
+    Data of clips have a `table`, whose column `source` is curated or noisy, and `curated`, without the noisy clips.
+    Data of boxes have two files of `boxes`, true and false ones.
     """
 
     name: str
@@ -42,11 +44,11 @@ class CompetitionData:
         return classes_of_template(self.template)
 
     def __str__(self) -> str:
-        tables = [self.table] if self.table else []
         details = []
-        for path in [*tables, *(self.boxes or ())]:
-            rows = len(path.read_text("utf-8").splitlines()) - 1
-            details.append(f"{rows:,} rows in {path.name}")
+        for path in (self.table, *(self.boxes or ())):
+            if path:
+                rows = len(path.read_text("utf-8").splitlines()) - 1
+                details.append(f"{rows:,} rows in {path.name}")
         details.append(f"{len(self.classes)} classes")
         return f"{self.name}: {', '.join(details)}; audio in {self.audio}, test in {self.test}"
 
@@ -54,10 +56,7 @@ class CompetitionData:
 
 
 def find_data(
-    kind: str,
-    out: str | Path,
-    toy: int = 0,
-    inputs: str | Path | Iterable[str | Path] = KAGGLE_INPUT,
+    kind: str, out: str | Path, toy: int = 0, inputs: str | Path | Iterable[str | Path] = KAGGLE_INPUT
 ) -> CompetitionData:
     """Find a competition's data, or for clips else ESC-10; where there are none, make toy data in `out`.
 
@@ -91,61 +90,53 @@ def find_data(
 
 
 def data_folders(places: Iterable[Path]) -> list[Path]:
-    """Return some folders and those in them, down to two levels, in a fixed order.
+    """Return some folders and those down to two levels in them: Kaggle mounts input/NAME or input/competitions/NAME.
 
-    Kaggle mounts a competition at input/NAME or input/competitions/NAME. A deeper search would list every audio
-    file, which takes over a minute in a large competition.
+    A deeper search would list every audio file, over a minute in a large competition.
     """
     folders = []
     for place in places:
-        folders.append(place)
-        for pattern in ("*/", "*/*/"):
-            folders += sorted(place.glob(pattern))
+        folders += [place, *sorted(place.glob("*/")), *sorted(place.glob("*/*/"))]
     return folders
 
 
 def read_layout(kind: str, root: Path, out: Path) -> CompetitionData:
-    """Return the data of a folder that is laid out as Freesound 2019, as RFCX, or as toy data."""
+    """Return the data of a folder laid out as Freesound 2019, as RFCX, or as toy data."""
     import pandas
 
     truth = root / "test_truth.csv"
-    if kind == "boxes":
-        return CompetitionData(
-            name=root.name,
-            audio=root / "train",
-            test=root / "test",
-            template=root / "sample_submission.csv",
-            boxes=(root / "train_tp.csv", root / "train_fp.csv"),
-            truth=truth if truth.is_file() else None,
-        )
-    is_toy = (root / "train.csv").is_file()
-    curated_folder, noisy_folder = ("train", "noisy") if is_toy else ("train_curated", "train_noisy")
-    curated = read_clip_table(root / f"{curated_folder}.csv")
-    curated = curated.assign(fname=f"{curated_folder}/" + curated["fname"], source="curated")
-    noisy = read_clip_table(root / f"{noisy_folder}.csv")
-    noisy = noisy.assign(fname=f"{noisy_folder}/" + noisy["fname"], source="noisy")
-    both = pandas.concat([curated, noisy]).fillna("")
-    write_text(out / "train.csv", both.to_csv(index=False, lineterminator="\n"))
-    write_text(out / "curated.csv", curated.to_csv(index=False, lineterminator="\n"))
-    return CompetitionData(
+    data = CompetitionData(
         name=root.name,
-        audio=root,
+        audio=root / "train" if kind == "boxes" else root,
         test=root / "test",
         template=root / "sample_submission.csv",
-        table=out / "train.csv",
-        curated=out / "curated.csv",
         truth=truth if truth.is_file() else None,
     )
+    if kind == "boxes":
+        return replace(data, boxes=(root / "train_tp.csv", root / "train_fp.csv"))
+    is_toy = (root / "train.csv").is_file()
+    folders = ("train", "noisy") if is_toy else ("train_curated", "train_noisy")
+    tables = []
+    for folder, source in zip(folders, ("curated", "noisy"), strict=True):
+        table = read_clip_table(root / f"{folder}.csv")
+        tables.append(table.assign(fname=f"{folder}/" + table["fname"], source=source))
+    write_frame(out / "train.csv", pandas.concat(tables).fillna(""))
+    write_frame(out / "curated.csv", tables[0])
+    return replace(data, table=out / "train.csv", curated=out / "curated.csv")
+
+
+def write_frame(path: Path, frame: Any) -> None:
+    """Write a pandas DataFrame as a whole CSV file."""
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def split_esc10(root: Path, out: Path) -> CompetitionData:
     """Return ESC-10 with folds 1 to 4 as training data, none of them noisy, and fold 5 as the test."""
     frame = read_clip_table(root / "labels.csv")
     is_test = frame["fold"] == 5
-    train = frame[~is_test].drop(columns="fold").assign(source="curated")
     test = frame[is_test]
-    write_text(out / "train.csv", train.to_csv(index=False, lineterminator="\n"))
-    write_text(out / "test_truth.csv", test.to_csv(index=False, lineterminator="\n"))
+    write_frame(out / "train.csv", frame[~is_test].drop(columns="fold").assign(source="curated"))
+    write_frame(out / "test_truth.csv", test)
     write_zeros(out, "fname", test["fname"], class_names(frame["labels"]))
     return CompetitionData(
         name="ESC-10",
@@ -174,7 +165,5 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
         for folder, subfolders, names in os.walk(place):
             # os.walk skips what is taken out of this list. Folders of audio may hold 100,000 files.
             subfolders[:] = [name for name in subfolders if name not in TEACHER_FOLDERS | AUDIO_FOLDERS]
-            found |= {
-                Path(folder, name) for name in names if name.startswith("fold_") and name.endswith(".pt")
-            }
+            found |= {Path(folder, name) for name in fnmatch.filter(names, "fold_*.pt")}
     return [path for path in sorted(found) if set(read_checkpoint(path)[0].classes) == wanted]

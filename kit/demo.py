@@ -50,10 +50,8 @@ def run_demo(out: str = "demo", clips: int = 120, epochs: int | None = None) -> 
     start = time.perf_counter()
     folder = Path(out)
     data = find_data("clips", folder / "data", clips)
-    settings = list(DEMO_SETTINGS)
-    if epochs is not None:
-        settings.append(f"epochs={epochs}")
-    recipe = find_recipe("max-pyramid-mel", small=True, overrides=settings)
+    more = [] if epochs is None else [f"epochs={epochs}"]
+    recipe = find_recipe("max-pyramid-mel", small=True, overrides=DEMO_SETTINGS + more)
     print(self_train(recipe, data.table, data.audio, folder / "run"), flush=True)
     teacher = load_run(folder / "run" / "rounds" / "0")
     student = load_run(folder / "run")
@@ -73,7 +71,7 @@ def run_demo(out: str = "demo", clips: int = 120, epochs: int | None = None) -> 
 
 
 def report_demo(folder: Path) -> str:
-    """Write an HTML page about the run and one about the submission, and return a sentence that names them."""
+    """Write a page about the run and one about the submission; return a sentence that names them."""
     pages = {folder / "run": folder / "report.html", folder / "submission.csv": folder / "submission.html"}
     for path, page in pages.items():
         show(path, page)
@@ -84,17 +82,16 @@ def report_demo(folder: Path) -> str:
 
 
 def submit_from_single_file(folder: Path, data: CompetitionData) -> float:
-    """Submit with the single file in a new process, as Kaggle would, and return the seconds that this took."""
+    """Submit with the single file in a new process, as on Kaggle; return the seconds that this took."""
     with tempfile.TemporaryDirectory(prefix="audiotag_kit_") as work_folder:
         write_single_file(Path(work_folder) / "audiotag_kit.py")
         for path in sorted((folder / "run").glob("fold_*.pt")):
             shutil.copy(path, work_folder)
-        submission = (folder / "submission.csv").resolve()
         arguments = [
             "--checkpoints=fold_*.pt",
             f"--audio={data.test.resolve()}",
             f"--template={data.template.resolve()}",
-            f"--out={submission}",
+            f"--out={(folder / 'submission.csv').resolve()}",
             "--deadline=5m",
             "--no-progress",
         ]
@@ -123,15 +120,11 @@ def write_single_file(path: Path) -> None:
 
 
 def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
-    """Return the lwlrap of a submission, and that of predicting the class frequencies for every clip.
-
-    The truth is the column `true_labels`, where there is one, or else `labels`.
-    """
+    """Return the lwlrap of a submission, and that of predicting the class frequencies for every clip."""
     table = read_clip_table(truth_path)
     header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
     scores = {name: [float(cell) for cell in cells] for name, *cells in rows}
     labels = table["true_labels"] if "true_labels" in table else table["labels"]
     truth = label_targets(list(labels), header[1:])
-    predictions = [scores[name] for name in table["fname"]]
     frequencies = np.tile(truth.mean(axis=0), (len(truth), 1))
-    return lwlrap(truth, predictions), lwlrap(truth, frequencies)
+    return lwlrap(truth, [scores[name] for name in table["fname"]]), lwlrap(truth, frequencies)

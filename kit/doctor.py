@@ -113,11 +113,7 @@ def package_version(name: str) -> str:
 
 
 def describe_model(model: ModelSpec) -> str:
-    """Return a line on a model, and build its network once to see whether its tensors fit.
-
-    A custom network is not built, as only its user has the code.
-    Errors: as load_tagger
-    """
+    """Return a line on a model; build its network to see whether its tensors fit, if its code is there."""
     card = model.card
     family = str(card.network.get("family"))
     if not family.startswith("custom:"):

@@ -12,20 +12,25 @@ from kit.labels.table import class_names, read_clip_table, split_labels
 
 TOY_RATE = 22050
 TOY_CLASSES = ("chirp_down", "chirp_up", "clicks", "hiss", "pulses", "rumble", "tone", "warble")
-# The toy species of soundscapes: one sound and the lowest frequency of its band, in hertz, for each. Two species
-# share each sound, and the false boxes put a sound into another species' band. So a model needs both.
+# The toy species of soundscapes: a sound and the lowest frequency of its band. Two species share each sound, and the
+# false boxes put a sound into another species' band. So a model needs both.
 TOY_SONGS = ("pulses", "warble", "tone", "pulses", "warble", "tone")
 TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
-BOX_HEADER = ("recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max")
+BOX_HEADER: tuple[Any, ...] = (
+    "recording_id",
+    "species_id",
+    "songtype_id",
+    "t_min",
+    "f_min",
+    "t_max",
+    "f_max",
+)
 
 
 def toy_event(
     kind: str, n: int, rng: np.random.Generator, low_hz: float = 400.0, high_hz: float = 3000.0
 ) -> np.ndarray:
-    """Return a sound of n samples, at most 1 in magnitude, with a pitch between two frequencies.
-
-    Shape: -> (n,)
-    """
+    """Return a sound of n samples, at most 1 in magnitude, with a pitch between two frequencies."""
     t = np.arange(n) / TOY_RATE
     hz = float(np.exp(rng.uniform(math.log(low_hz), math.log(high_hz))))
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
@@ -42,35 +47,26 @@ def toy_event(
         "pulses": carrier * (gates < 0.4),
         "rumble": np.convolve(rng.normal(0, 1.0, n), np.ones(64) / 16, mode="same"),
     }
-    fade = np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
-    wave = sounds[kind] * fade
+    wave = sounds[kind] * np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())))
 
 
 def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.ndarray:
-    """Return a clip with one sound for each label at a random time, over faint noise.
-
-    Shape: -> (T,)
-    """
+    """Return a clip with one sound for each label at a random time, over faint noise."""
     n = max(16, int(seconds * TOY_RATE))
     wave = rng.normal(0, 10 ** rng.uniform(-3.0, -2.0), n)
     for label in labels:
         length = min(n, int(TOY_RATE * rng.uniform(0.25, 2.0)))
         start = int(rng.integers(0, n - length + 1))
-        event = toy_event(label, length, rng)
-        wave[start : start + length] += event * 10 ** rng.uniform(-1.0, -0.3)
+        wave[start : start + length] += toy_event(label, length, rng) * 10 ** rng.uniform(-1.0, -0.3)
     return np.asarray(wave / max(1.0, float(np.abs(wave).max())), np.float32)
 
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
-    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; with `noisy`, also noisy/ with wrong labels.
-
-    Units: WAV, 22,050 Hz, 16 bit, mono
-    """
+    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; also noisy/, where labels are wrong."""
     rng = np.random.default_rng(seed)
-    train_rows = write_toy_clips(folder, "train", clips, rng)
+    write_rows(folder / "train.csv", write_toy_clips(folder, "train", clips, rng))
     test_rows = write_toy_clips(folder, "test", test, rng)
-    write_rows(folder / "train.csv", train_rows)
     write_rows(folder / "test_truth.csv", test_rows)
     write_zeros(folder, "fname", [name for name, _ in test_rows[1:]], TOY_CLASSES)
     if noisy:
@@ -102,19 +98,15 @@ def write_zeros(folder: Path, id_column: str, ids: Iterable[str], classes: Seque
 
 
 def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
-    """Return a clip table where a share of the rows has as many labels as before, but all of them wrong.
-
-    The column `true_labels` keeps the true ones.
-    """
+    """Return a clip table where some rows have as many labels, all wrong; `true_labels` keeps the true ones."""
     rng = np.random.default_rng(seed)
     classes = class_names(table["labels"])
     labels = []
     for text in table["labels"]:
-        true = split_labels(text)
-        names: Sequence[str] = true
+        names = list(split_labels(text))
         if rng.random() < share:
-            others = [name for name in classes if name not in true]
-            names = rng.permutation(others)[: len(true)].tolist()
+            others = [name for name in classes if name not in names]
+            names = rng.permutation(others)[: len(names)].tolist()
         labels.append(",".join(sorted(names)))
     return table.assign(labels=labels, true_labels=table["labels"])
 
@@ -122,12 +114,7 @@ def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
 def toy_recording(
     singers: Sequence[tuple[str, float]], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Return 8 s of faint noise in which each singer sings once, and the start and end of each song.
-
-    A singer is a sound and the lowest frequency of its band in hertz.
-    Shape: -> (T,)
-    Units: seconds
-    """
+    """Return 8 s with one song per singer (sound, its band's lowest hertz), and each song's start and end."""
     wave = rng.normal(0, 0.01, 8 * TOY_RATE)
     spans = []
     for song, low_hz in singers:
@@ -143,13 +130,12 @@ def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, see
     """Write recordings and tables as RFCX has them: 1 to 3 species each, with one true box and two false ones.
 
     A false box holds another species' sound in the band of a species that is not in the recording.
-    Units: FLAC, 22,050 Hz, 16 bit, mono
     """
     import soundfile
 
     rng = np.random.default_rng(seed)
-    true_boxes: list[tuple[Any, ...]] = [BOX_HEADER]
-    false_boxes: list[tuple[Any, ...]] = [BOX_HEADER]
+    true_boxes = [BOX_HEADER]
+    false_boxes = [BOX_HEADER]
     truth = [("fname", "labels")]
     for part, count in (("train", recordings), ("test", test)):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -177,6 +163,5 @@ def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, see
 
 def box_row(name: str, species: int, span: tuple[float, float]) -> tuple[Any, ...]:
     """Return a box around a song in its species' band, as a row under BOX_HEADER."""
-    begin, end = span
     low_hz = TOY_LOW_HZ[species]
-    return (name, species, 1, begin, 0.9 * low_hz, end, 1.3 * low_hz)
+    return (name, species, 1, span[0], 0.9 * low_hz, span[1], 1.3 * low_hz)

@@ -4,13 +4,11 @@ A fingerprint has one *code* of 32 bits per frame. Bit b is 1 if the step in lev
 8 frames. Gain, codecs and resampling change levels, but seldom the sign of such a difference of differences. So
 copies agree in most bits, and unrelated sounds agree in about half.
 
-Comparing every pair of clips at every shift would take too long. *Keys* select the pairs and shifts to compare: a key
-is a number that copies have exactly in common. A whole code is too strict, because one wrong bit of 32 spoils it. Half
-a code is too common, because it has only 65,536 values. So a key joins half of a frame's code and the same half of the
-code 8 frames later, when the code has changed. Each frame has two keys, one for each half.
+Comparing every pair of clips at every shift would take too long. *Keys*, numbers that copies have in common, select
+what is compared. One wrong bit of 32 spoils a whole code, and half a code has only 65,536 values. So a key joins half
+of a frame's code and the same half of the code 8 frames later. Each frame has two keys, one for each half.
 
-If k clips share a key, comparing all of them would take k * (k - 1) / 2 pairs. So each clip is paired with the next
-four clips that share the key, and with no others. Copies then form chains, and a group holds a whole chain.
+Each clip is paired only with the next four clips that share a key. Copies then form chains; a group is a whole chain.
 """
 
 from collections.abc import Sequence
@@ -33,9 +31,7 @@ MAX_WRONG_BITS = 0.25
 
 def fingerprint_frontend() -> Frontend:
     """Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second."""
-    config = FrontendConfig(
-        sample_rate=11025, n_fft=2048, hop_length=128, n_mels=33, f_min_hz=300.0, f_max_hz=3900.0
-    )
+    config = FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300, f_max_hz=3900)
     return Frontend(config)
 
 
@@ -43,7 +39,7 @@ def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
     """Compute a clip's codes, SILENT for frames that are far below the clip's peak.
 
     Shape:  spec (33, N) in dB -> (max(0, N - 8),) int64
-    Source: Haitsma and Kalker 2002, A Highly Robust Audio Fingerprinting System, with a lag of 8 frames, not 1
+    Source: Haitsma and Kalker 2002, A Highly Robust Audio Fingerprinting System, there with a lag of 1 frame
     """
     steps = spec[:-1] - spec[1:]
     bits = steps[:, FINGERPRINT_LAG:] > steps[:, :-FINGERPRINT_LAG]
@@ -56,9 +52,8 @@ def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
 def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     """Return whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
 
-    A quarter of the bits may be wrong. Where clips overlap by less than 1.5 s, proportionally fewer may be: short
-    stretches of unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones
-    from 0.5 s.
+    A quarter of the bits may be wrong, and proportionally fewer where clips overlap by less than 1.5 s: short
+    unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones from 0.5 s.
     """
     first = max(0, shift)
     end = min(len(one), len(other) + shift)
@@ -70,15 +65,13 @@ def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     block = min(BLOCK_FRAMES, len(wrong_shares))
     total = np.cumsum(np.r_[0, wrong_shares])
     best = (total[block:] - total[: len(total) - block]).min()
-    allowed_share = MAX_WRONG_BITS * block / BLOCK_FRAMES
-    return bool(best < allowed_share * block)
+    return bool(best < MAX_WRONG_BITS * block / BLOCK_FRAMES * block)
 
 
 def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
-    """Find pairs of clips, and shifts, with at least two keys in common; those with most keys come first.
+    """Find clips and shifts with at least two keys in common, those with most keys first.
 
     Shape:  -> (P, 3) int64: clip, later clip, shift in frames
-    Errors: ValueError for no fingerprints
     """
     n = len(fingerprints)
     lengths = [len(codes) for codes in fingerprints]
@@ -86,19 +79,18 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
     codes = np.concatenate(fingerprints)
     clips = np.repeat(np.arange(n), lengths)
     frames = np.concatenate([np.arange(length) for length in lengths])
-    now = codes[:-FINGERPRINT_LAG]
-    later = codes[FINGERPRINT_LAG:]
+    now, later = codes[:-FINGERPRINT_LAG], codes[FINGERPRINT_LAG:]
     same_clip = clips[:-FINGERPRINT_LAG] == clips[FINGERPRINT_LAG:]
-    usable_frames = np.flatnonzero((now != SILENT) & (later != SILENT) & same_clip)
-    clips = clips[usable_frames]
-    frames = frames[usable_frames]
+    usable = np.flatnonzero((now != SILENT) & (later != SILENT) & same_clip)
+    clips = clips[usable]
+    frames = frames[usable]
 
     shape = (n, n, 2 * longest + 1)
     matches = []
     for low_bit in (0, 16):
         keys = (now >> low_bit & 0xFFFF) << 16 | (later >> low_bit & 0xFFFF)
         # Sort by key, then by clip, and keep the first frame of each key in each clip.
-        unique, first = np.unique(keys[usable_frames] * n + clips, return_index=True)
+        unique, first = np.unique(keys[usable] * n + clips, return_index=True)
         key, clip = np.divmod(unique, n)
         frame = frames[first]
         for step in range(1, KEY_NEIGHBOURS + 1):
@@ -114,10 +106,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
-    """Return a group name for each clip, equal for clips that copies link, empty for a clip without copies.
-
-    Time and memory grow with the seconds of sound, and hardly with the number of pairs of clips.
-    """
+    """Return a group name for each clip, equal for clips that copies link, empty for a clip without copies."""
     if not fingerprints:
         return []
     groups = np.arange(len(fingerprints))

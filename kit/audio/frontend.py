@@ -27,17 +27,14 @@ COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
 
 @dataclass(frozen=True)
 class FrontendConfig(SpectrumConfig):
-    """Settings of the whole front end: trim, transform, normalize, stack channels, resize.
-
-    Errors: KitError for settings that contradict each other
-    """
+    """Settings of the whole front end: trim, transform, normalize, stack channels, resize."""
 
     pcen: PcenConfig = setting(PcenConfig(), "settings of PCEN, used with log='pcen'")
     resolutions: tuple[tuple[int, ...], ...] = setting(
-        (), "further (n_fft, hop_length) pairs; each adds channels of its own"
+        (), "more (n_fft, hop_length) pairs; each adds channels"
     )
     top_db: float | None = setting(
-        None, "values below the maximum minus so many dB are raised to it; None = never", low=1e-3
+        None, "raise values to the maximum minus so many dB; None: never", low=1e-3
     )
     channels: tuple[str, ...] = setting(
         ("log",),
@@ -51,15 +48,11 @@ class FrontendConfig(SpectrumConfig):
     )
     mean: float = setting(0.0, "subtracted by normalize='constants'")
     std: float = setting(1.0, "divides in normalize='constants'", low=1e-6)
-    reference: str = setting(
-        "clip", "top_db and normalize look at the whole clip or at each window", choices=("clip", "window")
-    )
-    extra_rows: tuple[str, ...] = setting(
-        (), "rows below the bins of every channel", choices=tuple(EXTRA_ROWS)
-    )
+    reference: str = setting("clip", "what top_db and normalize refer to", choices=("clip", "window"))
+    extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
     stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1)
     trim_db: float | None = setting(
-        None, "cut both ends where so many dB below the loudest frame; None = never", low=1e-3
+        None, "cut ends so many dB below the loudest frame; None: never", low=1e-3
     )
     trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0)
     image_size: tuple[int, ...] = setting((), "(bins, frames) to resize channels to; () = as they are")
@@ -68,8 +61,8 @@ class FrontendConfig(SpectrumConfig):
         super().check()
         if self.top_db is not None and self.log != "db":
             raise KitError(f"top_db needs log='db', got {self.log!r}: use top_db=None.")
-        has_sound = any(name not in COORDINATES for name in self.channels)
-        if len(set(self.channels)) != len(self.channels) or not has_sound:
+        kinds = set(self.channels)
+        if len(kinds) != len(self.channels) or kinds <= set(COORDINATES):
             raise KitError(f"channels must differ and hold sound, as log, got {self.channels}.")
         if len(set(self.extra_rows)) != len(self.extra_rows):
             raise KitError(f"extra_rows must differ, got {self.extra_rows}.")
@@ -79,12 +72,11 @@ class FrontendConfig(SpectrumConfig):
         self.resolution_configs()
 
     def resolution_configs(self) -> tuple[Self, ...]:
-        """Return the settings of every resolution, the first being these. Errors: KitError for a bad one"""
-        further = [
-            replace(self, n_fft=n_fft, hop_length=hop_length, win_length=None, resolutions=())
-            for n_fft, hop_length in self.resolutions
-        ]
-        return (self, *further)
+        """Return the settings of every resolution, the first being these."""
+        configs = [self]
+        for n_fft, hop in self.resolutions:
+            configs.append(replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=()))
+        return tuple(configs)
 
     @property
     def n_bins(self) -> int:
@@ -94,11 +86,8 @@ class FrontendConfig(SpectrumConfig):
     @property
     def channel_names(self) -> list[str]:
         """The kind of each channel: one per resolution, but a coordinate only once."""
-        names = []
-        for name in self.channels:
-            copies = 1 if name in COORDINATES else 1 + len(self.resolutions)
-            names.extend([name] * copies)
-        return names
+        copies = 1 + len(self.resolutions)
+        return [name for name in self.channels for _ in range(1 if name in COORDINATES else copies)]
 
     @property
     def n_channels(self) -> int:
@@ -107,34 +96,32 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def n_extra_rows(self) -> int:
-        """Extra rows S below the frequency bins of every channel."""
+        """Extra rows S below the frequency bins."""
         return sum(EXTRA_ROWS[kind] for kind in self.extra_rows)
 
     @property
     def n_spec_rows(self) -> int:
-        """Rows of a cached spectrogram that hold frequency bins, of all resolutions together."""
+        """Rows of a cached spectrogram that hold frequency bins."""
         return self.n_spec_bins * (1 + len(self.resolutions))
 
     @property
     def rows(self) -> int:
-        """Rows R of a cached spectrogram: bins of all resolutions, then extra rows."""
+        """Rows R of a cached spectrogram: bins, then extra rows."""
         return self.n_spec_rows + self.n_extra_rows
 
 
 def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
-    """Raise KitError unless a size is () or (bins, frames); a size excludes extra rows."""
+    """Raise KitError unless a size is () or (bins, frames) without extra rows."""
     if size and (len(size) != 2 or min(size) < 1 or extra_rows):
-        raise KitError(
-            f"image_size is () or (bins, frames) without extra rows, got {tuple(size)} and {extra_rows}."
-        )
+        got = f"{tuple(size)} and {extra_rows}"
+        raise KitError(f"image_size is () or (bins, frames) without extra rows, got {got}.")
 
 
 def check_waves(waves: Sequence[Tensor]) -> None:
     """Raise KitError unless waves are (T,), T >= 1, floats of one type and device."""
-    dtype, device = waves[0].dtype, waves[0].device
     for wave in waves:
         is_mono = wave.ndim == 1 and len(wave) > 0 and wave.is_floating_point()
-        if not is_mono or wave.dtype != dtype or wave.device != device:
+        if not is_mono or (wave.dtype, wave.device) != (waves[0].dtype, waves[0].device):
             got = f"{tuple(wave.shape)} of {wave.dtype} on {wave.device}"
             raise KitError(f"waves are (T,) floats, alike in type and device, got {got}: pass scaled mono.")
 
@@ -142,9 +129,8 @@ def check_waves(waves: Sequence[Tensor]) -> None:
 class Frontend(nn.Module):
     """Compute the network's input from waveforms, on their device, in float32 (float64 stays float64).
 
-    The work has two halves, with a cache between them. `spectrograms` computes (R, N) per clip: M rows
-    per resolution, then S extra rows. `network_input` normalizes it and stacks it to (C, M + S, N).
-    With reference="clip", normalize a whole clip and then cut windows; with "window", cut first.
+    A cache may lie between its halves: `spectrograms` computes (R, N) per clip, M rows per resolution and S extra rows;
+    `network_input` normalizes and stacks it. Windows are cut after `normalize` with reference="clip", else before.
 
     Shape:  wave (B, T) -> (B, C, M + S, N), N = T // hop_length + 1 after trimming
     Units:  wave in [-1, 1]; log channel in dB (log="db") or nepers (log="ln") before it is normalized
@@ -159,9 +145,7 @@ class Frontend(nn.Module):
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
         """Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
 
-        On CPU a clip's result is the same bit for bit, whatever the other clips are. Gradients flow back
-        to waves that require them.
-
+        On CPU a clip's result is the same bit for bit, whatever the other clips are.
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
         Errors: KitError for an empty clip, a wrong shape or integers
         """
@@ -173,11 +157,9 @@ class Frontend(nn.Module):
         dtype = torch.float64 if waves[0].dtype == torch.float64 else torch.float32
         if config.trim_db is not None:
             min_samples = round(config.trim_least_s * config.sample_rate)
-            spans = [nonsilent_span(wave, config.trim_db, min_samples) for wave in waves]
-            waves = [wave[first:end] for wave, (first, end) in zip(waves, spans, strict=True)]
+            waves = [wave[slice(*nonsilent_span(wave, config.trim_db, min_samples))] for wave in waves]
         with_grad = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
-        # Mel energies of a loud clip overflow float16, so autocast is off. Inference mode is off because
-        # cached spectrograms may be trained on later.
+        # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
         no_autocast = torch.autocast(device.type, enabled=False)
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad), no_autocast:
             by_resolution = []
@@ -187,33 +169,29 @@ class Frontend(nn.Module):
                 if config.log == "pcen":
                     specs = [pcen(spec, config.pcen, resolution.frames_per_s) for spec in specs]
                 by_resolution.append(specs)
-            return [
-                self.combine(wave.to(dtype), specs)
-                for wave, *specs in zip(waves, *by_resolution, strict=True)
-            ]
+            pairs = zip(waves, zip(*by_resolution, strict=True), strict=True)
+            return [self.combine(wave.to(dtype), specs) for wave, specs in pairs]
 
     def combine(self, wave: Tensor, specs: Sequence[Tensor]) -> Tensor:
-        """Put a clip's resolutions and extra rows below each other, at the frames of the first resolution.
-
-        Shape:  wave (T,), specs [(M, N_r)] -> (R, N)
-        """
+        """Put a clip's resolutions and extra rows below each other, at the frames of the first resolution."""
         config = self.config
         n_frames = specs[0].shape[-1]
         rows = []
         for spec, resolution in zip(specs, self.resolution_configs, strict=True):
-            rows.append(match_frames(spec, resolution.hop_length, n_frames, config.hop_length))
+            hop = resolution.hop_length
+            if hop != config.hop_length:
+                # The frame nearest in time, in integers: round(n * config.hop_length / hop), halves up.
+                frames = torch.arange(n_frames, device=spec.device)
+                nearest = (2 * config.hop_length * frames + hop) // (2 * hop)
+                spec = spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
+            rows.append(spec)
         if config.extra_rows:
-            extra = compute_extra_rows(
-                wave, config.extra_rows, config.hop_length, config.stats_frames, config.sample_rate
-            )
-            rows.append(extra)
+            sizes = (config.hop_length, config.stats_frames, config.sample_rate)
+            rows.append(compute_extra_rows(wave, config.extra_rows, *sizes))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def split(self, spec: Tensor) -> tuple[Tensor, Tensor]:
-        """Separate the resolutions and the extra rows of a cached spectrogram.
-
-        Shape:  (..., R, N) -> (..., resolutions, M, N), (..., S, N)
-        """
+        """Separate resolutions and extra rows. Shape: (..., R, N) -> (..., resolutions, M, N), (..., S, N)"""
         n_spec_rows = self.config.n_spec_rows
         specs = torch.unflatten(spec[..., :n_spec_rows, :], -2, (len(self.resolution_configs), -1))
         return specs, spec[..., n_spec_rows:, :]
@@ -227,10 +205,7 @@ class Frontend(nn.Module):
         return torch.cat([rows, extra], dim=-2) if config.extra_rows else rows
 
     def floor(self, spec: Tensor) -> Tensor:
-        """Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value.
-
-        Shape:  (R, N) -> (R, 1)
-        """
+        """Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value."""
         specs, extra = self.split(spec)
         minimum = specs.amin((-2, -1), keepdim=True).expand(*specs.shape[:-1], 1)
         return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
@@ -239,13 +214,11 @@ class Frontend(nn.Module):
         """Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
-        Errors: KitError for a wrong size, or a size with extra rows
         """
         size = self.config.image_size if image_size is None else image_size
         check_image_size(size, self.config.extra_rows)
         specs, extra = self.split(spec)
-        channels = [make_channels(specs, name, size) for name in self.config.channels]
-        stacked = torch.cat(channels, dim=-3)
+        stacked = torch.cat([make_channels(specs, name, size) for name in self.config.channels], dim=-3)
         if not self.config.extra_rows:
             return stacked
         extra = extra.unsqueeze(-3).expand(*stacked.shape[:-2], *extra.shape[-2:])
@@ -256,10 +229,7 @@ class Frontend(nn.Module):
         return self.stack(self.normalize(raw))
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Compute the network's input of clips of one length. Shape: (B, T) -> (B, C, M + S, N)
-
-        Errors: KitError where trimming leaves several lengths
-        """
+        """Compute the network's input of clips of one length. Errors: KitError if trimming leaves several"""
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
             raise KitError(
@@ -268,21 +238,8 @@ class Frontend(nn.Module):
         return self.network_input(torch.stack(specs))
 
 
-def match_frames(spec: Tensor, hop_length: int, n_frames: int, target_hop: int) -> Tensor:
-    """Pick, for every frame of another hop, the frame nearest in time. Shape: (M, N) -> (M, n_frames)"""
-    if hop_length == target_hop:
-        return spec
-    # Integers: round(n * target_hop / hop_length), halves up.
-    frames = torch.arange(n_frames, device=spec.device)
-    nearest = (2 * target_hop * frames + hop_length) // (2 * hop_length)
-    return spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
-
-
 def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    """Make the channels of one kind, resized where there is a size: one per resolution or one coordinate.
-
-    Shape:  (..., resolutions, M, N) -> (..., resolutions or 1, *size)
-    """
+    """Make the channels of one kind, resized where there is a size: one per resolution or one coordinate."""
     if name in COORDINATES:
         bins, frames = size or specs.shape[-2:]
         ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=specs.dtype, device=specs.device)

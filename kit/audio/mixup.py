@@ -19,9 +19,10 @@ def probability_of(event: str) -> Any:
     return setting(0.0, f"probability of {event}", low=0, high=1)
 
 
-def check_ranges(**ranges: tuple[float, ...]) -> None:
-    """Raise KitError unless each value is (low, high)."""
-    for name, ends in ranges.items():
+def check_ranges(config: Config, *names: str) -> None:
+    """Raise KitError unless each of these settings is (low, high)."""
+    for name in names:
+        ends = getattr(config, name)
         if len(ends) != 2 or ends[0] > ends[1]:
             raise KitError(f"{name} must be two numbers from low to high, got {ends}.")
 
@@ -39,7 +40,7 @@ class MixupConfig(Config):
     p: float = probability_of("mixing a crop with a partner")
     domain: str = setting(
         "energy",
-        "what is added: energies of the spectrograms, normalized spectrograms, or waveforms",
+        "what is added: energies, normalized spectrograms, or waves",
         choices=("energy", "spec", "wave"),
     )
     convex: bool = setting(False, "weight the crop itself by 1 - the partner's share, not by 1")
@@ -48,10 +49,10 @@ class MixupConfig(Config):
     beta: float = setting(0.0, "above 0: draw the share from Beta(beta, beta), not from low to high", low=0)
     fade_p: float = probability_of("a mixed crop fading into its partner instead")
     fade_steepness: tuple[float, ...] = setting(
-        (3.0, 12.0), "range of s; a fade follows the sigmoid of -s to s", low=0
+        (3.0, 12.0), "range of s: a fade is the sigmoid of -s to s", low=0
     )
     fade_centre: tuple[float, ...] = setting(
-        (0.25, 0.75), "range of a fade's middle, in crop lengths", low=0, high=1
+        (0.25, 0.75), "range of its middle, in crop lengths", low=0, high=1
     )
     labels: str = setting(
         "union",
@@ -59,20 +60,21 @@ class MixupConfig(Config):
         choices=("union", "weighted", "sum"),
     )
     masks: str = setting(
-        "known",
-        "a class unknown in one crop; known: mask it, either: count it as false",
-        choices=("known", "either"),
+        "known", "a class unknown in one crop: mask it, or count it as false", choices=("known", "either")
     )
     partners: str = setting(
         "any",
-        "any: a random crop; sure-negatives: the one that shares most known-false classes",
+        "a random crop, or the one that shares most known-false classes",
         choices=("any", "sure-negatives"),
     )
 
     def check(self) -> None:
-        check_ranges(
-            low_high=(self.low, self.high), fade_steepness=self.fade_steepness, fade_centre=self.fade_centre
-        )
+        check_ranges(self, "low_high", "fade_steepness", "fade_centre")
+
+    @property
+    def low_high(self) -> tuple[float, float]:
+        """The range of the partner's share."""
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,12 @@ class MixupDraw:
 
 
 def draw_mixup(
-    config: MixupConfig,
-    targets: Tensor | int,
-    generator: torch.Generator,
-    chance: Tensor | float = 1.0,
+    config: MixupConfig, targets: Tensor | int, generator: torch.Generator, chance: Tensor | float = 1.0
 ) -> MixupDraw:
     """Draw which clips of a batch are mixed, and how.
 
     With partners="any" each clip is the partner of exactly one other clip, never of itself. With "sure-negatives"
-    the partner is the clip that shares most known-false classes; a clip that shares none with any partner, so that
-    all its known-false labels would be lost, is not mixed.
+    a clip is not mixed where it shares no known-false class with any partner: all these labels would be lost.
     Shape:  targets (B, K), or the number of clips; chance (B,) multiplies the probability p of each clip
     Errors: KitError for "sure-negatives" without targets
     """
@@ -109,8 +107,7 @@ def draw_mixup(
     # In a random order, each clip's partner is the one before it.
     order = torch.randperm(clips, generator=generator)
     partner = order.roll(-1)[order.argsort()]
-    uniform = torch.rand(5, clips, generator=generator)
-    for_mixed, for_share, for_fade, for_centre, for_steepness = uniform
+    for_mixed, for_share, for_fade, for_centre, for_steepness = torch.rand(5, clips, generator=generator)
     mixed = (for_mixed < config.p * chance) & (clips > 1)
     if config.partners == "sure-negatives" and clips:
         if isinstance(targets, int):
@@ -119,28 +116,20 @@ def draw_mixup(
         shared = (false @ false.T).fill_diagonal_(-2.0)
         # Counts are whole numbers, so uniform numbers below 1 only choose among equal counts.
         partner = (shared + torch.rand(clips, clips, generator=generator)).argmax(dim=1)
-        has_false = false.amax(dim=1)
-        mixed &= shared.amax(dim=1) >= has_false
-    share = scale_to_range(for_share, (config.low, config.high))
+        mixed &= shared.amax(dim=1) >= false.amax(dim=1)
+    share = scale_to_range(for_share, config.low_high)
     if config.beta:
         # torch cannot draw from a Beta distribution with a generator; numpy can.
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
         share = torch.from_numpy(np.random.default_rng(seed).beta(config.beta, config.beta, clips)).float()
-    return MixupDraw(
-        mixed=mixed,
-        partner=partner,
-        share=share,
-        fade=mixed & (for_fade < config.fade_p),
-        centre=scale_to_range(for_centre, config.fade_centre),
-        steepness=scale_to_range(for_steepness, config.fade_steepness),
-    )
+    fade = mixed & (for_fade < config.fade_p)
+    centre = scale_to_range(for_centre, config.fade_centre)
+    steepness = scale_to_range(for_steepness, config.fade_steepness)
+    return MixupDraw(mixed, partner, share, fade, centre, steepness)
 
 
 def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of each clip and of its partner at every frame.
-
-    Shape:  like (B, R, N) -> (B, 1, N) each, with the dtype and on the device of `like`
-    """
+    """Return the weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each"""
     parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
     mixed, share, fade, centre, steepness = (part[:, None, None].to(like) for part in parts)
     frames = like.shape[-1]
@@ -153,7 +142,7 @@ def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[
 
 
 def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """Return the weighted sum of each clip and its partner, value by value. Shape: (B, R, N) -> the same"""
+    """Return the weighted sum of each clip and its partner. Shape: (B, R, N) -> the same"""
     own_share, partner_share = shares_in_time(draw, config, specs)
     return specs * own_share + specs[draw.partner] * partner_share
 
@@ -164,10 +153,7 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
 
 
 def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
-    """Undo the logarithm of a raw log spectrogram.
-
-    Errors: KitError for PCEN, which cannot be undone
-    """
+    """Undo the logarithm of a raw log spectrogram."""
     if config.log == "pcen":
         raise KitError(
             "log='pcen' cannot be undone to energies: mix waves or specs (mixup.domain=wave or spec)."
@@ -180,31 +166,26 @@ def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
     """Mix raw log spectrograms by the weighted sum of their energies.
 
-    This is what mixing the waveforms gives on average over random phases. Clips that are not mixed stay bit for bit.
-    Shape:  raw spectrograms (B, R, N) -> the same
-    Errors: KitError for PCEN
+    Mixing the waveforms gives the same on average over random phases. Clips that are not mixed stay bit for bit.
+    Shape:  (B, R, N) -> the same
+    Errors: KitError for PCEN, which cannot be undone
     """
     n_spec_rows = frontend.n_spec_rows
     energies = mix_specs(log_to_energy(specs[:, :n_spec_rows], frontend), draw, config)
     # With power=1 the bands are magnitudes, the square roots of energies.
     mixed = log_scaled(frontend, energies.pow(frontend.power / 2))
-    if frontend.extra_rows:
-        extra = mix_weighted_extra_rows(specs[:, n_spec_rows:], draw, config, frontend.extra_rows)
-        mixed = torch.cat([mixed, extra], dim=1)
+    kinds = frontend.extra_rows
+    if kinds:
+        rows = specs[:, n_spec_rows:]
+        own_share, partner_share = shares_in_time(draw, config, rows)
+        # Shares weight energies; statistics of samples are amplitudes, so the square roots weight them.
+        own = rows * own_share.sqrt()
+        partner = rows[draw.partner] * partner_share.sqrt()
+        # Each clip keeps its own length.
+        is_length = [kind == "clip_length" for kind in kinds for _ in range(EXTRA_ROWS[kind])]
+        own = rows.where(torch.tensor(is_length, device=rows.device)[:, None], own)
+        mixed = torch.cat([mixed, mix_extra_rows(own, partner, kinds)], dim=1)
     return mixed.where(draw.mixed.to(specs.device)[:, None, None], specs)
-
-
-def mix_weighted_extra_rows(
-    rows: Tensor, draw: MixupDraw, config: MixupConfig, kinds: tuple[str, ...]
-) -> Tensor:
-    """Mix the extra rows below the spectrograms; each clip keeps its own length. Shape: (B, rows, N) -> the same"""
-    own_share, partner_share = shares_in_time(draw, config, rows)
-    # Shares weight energies; statistics of samples are amplitudes, so the square roots weight them.
-    own = rows * own_share.sqrt()
-    partner = rows[draw.partner] * partner_share.sqrt()
-    is_length = [kind == "clip_length" for kind in kinds for _ in range(EXTRA_ROWS[kind])]
-    own = rows.where(torch.tensor(is_length, device=rows.device)[:, None], own)
-    return mix_extra_rows(own, partner, kinds)
 
 
 def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
@@ -217,7 +198,9 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     first = targets
     second = targets[draw.partner]
     if config.masks == "either":
-        first, second = known_beside(first, second), known_beside(second, first)
+        # An unknown label counts as 0 where the other clip's label is known.
+        first = targets.where(~targets.isnan() | second.isnan(), 0.0)
+        second = second.where(~second.isnan() | targets.isnan(), 0.0)
     # fmax ignores NaN and maximum returns it: NaN beside 1 gives 1, and NaN beside anything less gives NaN.
     greater = torch.fmax(first, second)
     united = torch.maximum(first, second).where(greater < 1, greater)
@@ -230,8 +213,3 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     fades = draw.fade.to(targets.device)[:, None]
     is_mixed = draw.mixed.to(targets.device)[:, None]
     return united.where(fades, mixed).where(is_mixed, targets)
-
-
-def known_beside(labels: Tensor, others: Tensor) -> Tensor:
-    """Replace unknown labels by 0 where the other clip's label is known. Shape: (B, K) each -> (B, K)"""
-    return labels.where(~labels.isnan() | others.isnan(), 0.0)

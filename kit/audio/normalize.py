@@ -24,7 +24,7 @@ NEGLIGIBLE = 1e-30
 
 @dataclass(frozen=True)
 class PcenConfig(Config):
-    """Settings of per-channel energy normalization: each row is divided by its recent mean, then compressed."""
+    """Per-channel energy normalization: each row is divided by its recent mean, then compressed."""
 
     gain: float = setting(0.98, "power of the recent mean that divides a row", low=0, high=1)
     bias: float = setting(2.0, "added before the root is taken", low=1e-9)
@@ -35,12 +35,9 @@ class PcenConfig(Config):
 
 
 def one_pole_mean(rows: Tensor, keep: float) -> Tensor:
-    """Smooth rows by y[n] = keep * y[n - 1] + (1 - keep) * x[n], with y[0] = x[0].
-
-    Shape:  (..., N) -> the same, 0 <= keep < 1
-    """
-    # A loop over frames would be slow. This scan doubles its reach at each step: after d steps every
-    # frame holds the weighted sum of the last 2 ** d frames. It stops when older weights vanish.
+    """Smooth rows by y[n] = keep * y[n - 1] + (1 - keep) * x[n], with y[0] = x[0]."""
+    # A loop over frames would be slow. After d steps of this scan every frame holds the weighted sum of the last
+    # 2 ** d frames. It stops when older weights vanish.
     sums = torch.cat([rows[..., :1], rows[..., 1:] * (1 - keep)], dim=-1)
     reach = 1
     while reach < rows.shape[-1] and keep**reach > NEGLIGIBLE:
@@ -68,18 +65,17 @@ def pcen(energies: Tensor, config: PcenConfig, frames_per_s: float) -> Tensor:
 def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: float, std: float) -> Tensor:
     """Raise values to at least `top_db` below the maximum, then normalize, each spectrogram by itself.
 
-    "clip" gives mean 0 and deviation 1, "constants" uses `mean` and `std`, "peak" subtracts the maximum,
-    "minmax" maps to [0, 1], "none" changes nothing more. A constant spectrogram becomes zeros by "clip",
-    "peak" and "minmax".
-
-    Shape:  (..., M, N) -> the same
+    A constant spectrogram becomes zeros by "clip", "peak" and "minmax". Shape: (..., M, N) -> the same
     """
     peak = spec.amax((-2, -1), keepdim=True)
     if top_db is not None:
         spec = torch.maximum(spec, peak - top_db)
     if normalize == "clip":
         # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
-        return standardize_spec(spec - peak)
+        spec = spec - peak
+        centred = spec - mean_by_rows(spec)
+        variance = mean_by_rows(centred.square())
+        return centred / variance.clamp(min=1e-6).sqrt()
     if normalize == "constants":
         return (spec - mean) / std
     if normalize == "peak":
@@ -90,28 +86,17 @@ def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: flo
     return spec
 
 
-def standardize_spec(spec: Tensor) -> Tensor:
-    """Shift and scale each spectrogram to mean 0 and standard deviation 1. Shape: (..., M, N) -> the same"""
-    centred = spec - mean_by_rows(spec)
-    variance = mean_by_rows(centred.square())
-    return centred / variance.clamp(min=1e-6).sqrt()
-
-
 def mean_by_rows(spec: Tensor) -> Tensor:
     """Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)"""
-    # Rows are averaged first. torch splits one large mean over threads by the size of the whole batch,
-    # so its rounding would depend on the clips beside; the mean of a row never does.
+    # torch splits one large mean over threads by the size of the whole batch, so its rounding would depend on the
+    # other clips; the mean of a row never does.
     return spec.mean(-1, keepdim=True).mean(-2, keepdim=True)
 
 
 def savgol_delta(spec: Tensor, which: str) -> Tensor:
     """Compute the first ("delta") or second ("delta2") derivative of a local polynomial over nine frames.
 
-    The four frames at each end repeat the value of the nearest full window. Below nine frames, the first
-    and the last frame are repeated instead.
-
     Shape:  (..., M, N) -> the same
-    Units:  the input's, per frame or per frame squared
     Source: Savitzky and Golay 1964; as librosa.feature.delta, mode "interp", below nine frames "nearest"
     """
     is_short = spec.shape[-1] < 9
@@ -125,15 +110,13 @@ def savgol_delta(spec: Tensor, which: str) -> Tensor:
 
 
 def extend_edges(spec: Tensor, frames: int) -> Tensor:
-    """Repeat the first and the last frame `frames` times. Shape: (..., N) -> (..., N + 2 * frames)"""
+    """Repeat the first and the last frame `frames` times."""
     shape = (*spec.shape[:-1], frames)
-    first = spec[..., :1].expand(shape)
-    last = spec[..., -1:].expand(shape)
-    return torch.cat([first, spec, last], dim=-1)
+    return torch.cat([spec[..., :1].expand(shape), spec, spec[..., -1:].expand(shape)], dim=-1)
 
 
 def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize spectrograms bilinearly, with antialiasing where they shrink. Shape: (..., M, N) -> (..., *size)"""
+    """Resize spectrograms bilinearly, antialiased where they shrink. Shape: (..., M, N) -> (..., *size)"""
     flat = spec.reshape(-1, 1, *spec.shape[-2:])
     resized = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False, antialias=True)
     return resized.reshape(*spec.shape[:-2], *size)
@@ -141,5 +124,4 @@ def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
 
 def image_size_at(sizes: Sequence[Sequence[int]], progress: float) -> tuple[int, ...]:
     """Return the image size at `progress` in [0, 1] of a training that gives each size an equal share."""
-    index = min(int(progress * len(sizes)), len(sizes) - 1)
-    return tuple(sizes[index])
+    return tuple(sizes[min(int(progress * len(sizes)), len(sizes) - 1)])

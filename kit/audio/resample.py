@@ -15,10 +15,9 @@ RESAMPLE_CHUNK_SAMPLES = 1 << 22
 
 
 def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
-    """Return (down, up) with up / down nearest to to_hz / from_hz, or None if none is within 0.01 %.
+    """Return (down, up), at most 1000 each, with up / down nearest to to_hz / from_hz, or None beyond 0.01 %.
 
-    Both terms are at most 1000. The filter grows with their product, so a ratio that does not reduce
-    would need gigabytes.
+    The filter grows with down * up: a ratio that does not reduce would need gigabytes.
     """
     low, high = sorted((Fraction(float(from_hz)), Fraction(float(to_hz))))
     exact = low / high
@@ -32,23 +31,19 @@ def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=32)
 def resampler(down: int, up: int, device: str) -> Any:
-    """Return torchaudio's resampler for one ratio; its filter is computed once."""
+    """Return torchaudio's resampler for one ratio."""
     from torchaudio.transforms import Resample
 
     return Resample(down, up, lowpass_filter_width=FILTER_WIDTH).to(device)
 
 
 def resample(wave: Tensor, down: int, up: int) -> Tensor:
-    """Resample a waveform to up / down times its rate, in chunks that bound the memory.
-
-    Shape:  wave (T,) -> (ceil(T * up / down),)
-    Source: windowed sinc interpolation, Smith, Digital Audio Resampling; torchaudio's implementation
-    """
+    """Resample a waveform by up / down, in chunks that bound the memory. Shape: (T,) -> (ceil(T * up / down),)"""
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))
-    # Chunks and margins are multiples of `down` samples, so that they become whole output samples.
-    # The margin is wider than the filter, so the samples that are kept do not depend on the cut.
+    # Chunks and margins are multiples of `down` samples, which become whole output samples. The margin is wider
+    # than the filter, so the samples that are kept do not depend on the cut.
     chunk = RESAMPLE_CHUNK_SAMPLES // down * down
     margin = -(-4 * FILTER_WIDTH * max(down, up) // (up * down)) * down + down
     parts = []

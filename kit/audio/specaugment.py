@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kit.audio.frontend import Frontend
 from kit.audio.mixup import check_ranges, probability_of, scale_to_range
+from kit.audio.normalize import mean_by_rows
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
@@ -18,11 +19,10 @@ FILTER_POINTS = 5
 
 @dataclass(frozen=True)
 class SpecAugmentConfig(Config):
-    """How a clip's spectrograms are augmented, in this order. Extra rows stay as they are.
+    """How spectrograms are augmented, in this order. Extra rows stay as they are.
 
-    Source: masks and warp: Park et al. 2019, SpecAugment, arXiv:1904.08779; the filter: Nam et al. 2021, FilterAugment,
-            arXiv:2110.03282, its linear form; the crop: first place of Freesound Audio Tagging 2019, there with aspects
-            of 1.7 to 2.3
+    Source: masks and warp: Park et al. 2019, SpecAugment, arXiv:1904.08779; filter: Nam et al. 2021, FilterAugment,
+            arXiv:2110.03282, linear; crop: first place, Freesound Audio Tagging 2019, with aspects of 1.7 to 2.3
     """
 
     filter_p: float = probability_of("a filter: gains at five frequencies, linear between them")
@@ -33,9 +33,7 @@ class SpecAugmentConfig(Config):
     freq_masks: int = setting(2, "highest number of masks over frequency, at least one is drawn", low=0)
     freq_share: float = setting(0.15, "widest frequency mask, as a share of the bins", low=0, high=1)
     mask_fill: str = setting(
-        "min",
-        "value under masks: the spectrogram's minimum, its mean, or zero",
-        choices=("min", "mean", "zero"),
+        "min", "value under masks: minimum, mean, or zero", choices=("min", "mean", "zero")
     )
     outside_p: float = probability_of("one frequency mask below and one above the clip's box")
     outside_share: float = setting(0.3, "widest of these masks, as a share of the bins", low=0, high=1)
@@ -50,7 +48,7 @@ class SpecAugmentConfig(Config):
     )
 
     def check(self) -> None:
-        check_ranges(crop_scale=self.crop_scale, crop_aspect=self.crop_aspect)
+        check_ranges(self, "crop_scale", "crop_aspect")
 
 
 @dataclass(frozen=True)
@@ -80,30 +78,29 @@ def draw_spec_augment(
 ) -> SpecDraw:
     """Draw what happens to each clip.
 
-    All numbers are drawn, also for effects that are off, so that changing one probability changes no other draw.
     Shape:  boxes (B, 2): first and end bin of what outside masks must not cover, -1 for no box;
             chance (B,) multiplies every probability of each clip
     """
+    # All numbers are drawn, also for effects that are off: changing one probability changes no other draw.
     uniform = partial(torch.rand, generator=generator, dtype=torch.float64)
     probabilities = [config.mask_p, config.outside_p, config.warp_p, config.crop_p, config.filter_p]
     happens = torch.outer(torch.tensor(probabilities), chance * torch.ones(clips)) > uniform(5, clips)
     is_masked, is_outside, is_warped, is_cropped, is_filtered = happens[..., None]
 
     # Mask k is used if k <= most * u: any number from 1 to `most` is equally likely.
-    start = torch.tensor(0)
-    most = config.time_masks
-    used = is_masked & (torch.arange(most) <= most * uniform(clips, 1))
-    widest = config.time_share * frames
-    time = place_masks(uniform(2, clips, most), start, torch.tensor(frames), widest, used)
-    most = config.freq_masks
-    used = is_masked & (torch.arange(most) <= most * uniform(clips, 1))
-    widest = config.freq_share * rows
-    freq = place_masks(uniform(2, clips, most), start, torch.tensor(rows), widest, used)
+    masks = []
+    time_limits = (config.time_masks, frames, config.time_share)
+    freq_limits = (config.freq_masks, rows, config.freq_share)
+    for most, size, share in (time_limits, freq_limits):
+        used = is_masked & (torch.arange(most) <= most * uniform(clips, 1))
+        start, end = torch.tensor([0, size])
+        masks.append(place_masks(uniform(2, clips, most), start, end, share * size, used))
+    time, freq = masks
 
     # Outside masks lie in the bins [0, first of the box) and [end of the box, rows).
     box = torch.full((clips, 2), -1) if boxes is None else boxes.cpu().long()
     box_first, box_end = box[:, :1], box[:, 1:]
-    area_first = torch.cat([torch.zeros_like(box_end), box_end], dim=1)
+    area_first = torch.cat([0 * box_end, box_end], dim=1)
     area_end = torch.cat([box_first, torch.full_like(box_first, rows)], dim=1)
     used = is_outside & (box_first >= 0)
     outside = place_masks(uniform(2, clips, 1), area_first, area_end, config.outside_share * rows, used)
@@ -119,19 +116,16 @@ def draw_spec_augment(
     crop = torch.cat([top * (1 - height), left * (1 - width), height, width], dim=1)
     gains = config.filter_share * (2 * uniform(clips, FILTER_POINTS) - 1)
     return SpecDraw(
-        time=time,
-        freq=torch.cat([freq, outside], dim=1),
-        warp=warp.where(is_warped, torch.nan),
-        crop=crop.where(is_cropped, torch.nan),
-        gains=gains.where(is_filtered, torch.nan),
+        time,
+        torch.cat([freq, outside], dim=1),
+        warp.where(is_warped, torch.nan),
+        crop.where(is_cropped, torch.nan),
+        gains.where(is_filtered, torch.nan),
     )
 
 
 def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used: Tensor) -> Tensor:
-    """Turn uniform random numbers into masks between `first` and `end`, 0 to 0 where not used.
-
-    Shape:  uniform (2, B, masks), used (B, masks) -> (B, masks, 2): first and end of each mask
-    """
+    """Turn uniform random numbers (2, B, masks) into masks between `first` and `end`, 0 to 0 where not used."""
     for_width, for_start = uniform
     length = end - first
     width = (for_width * (length.clamp(max=int(widest)) + 1)).floor()
@@ -140,40 +134,33 @@ def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used
 
 
 def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
-    """Add gains over frequency, linear between evenly spaced points.
-
-    Shape:  specs (b, S, M, N), gains (b, points) -> as specs
-    """
+    """Add gains over frequency, linear between evenly spaced points."""
     curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode="linear", align_corners=True)
     deviation = specs.std((-2, -1), correction=0, keepdim=True)
     return specs + curve[..., None] * deviation
 
 
 def mask_specs(specs: Tensor, draw: SpecDraw, mask_fill: str) -> Tensor:
-    """Mask all spectrograms of a clip alike, each with its own value. Shape: (B, S, M, N) -> the same"""
+    """Mask all spectrograms of a clip alike, each with its own value."""
     bins, frames = specs.shape[-2:]
     masked_bins = under_masks(draw.freq, bins).to(specs.device)[:, None, :, None]
     masked_frames = under_masks(draw.time, frames).to(specs.device)[:, None, None, :]
+    value = specs.new_zeros(())
     if mask_fill == "min":
         value = specs.amin((-2, -1), keepdim=True)
     elif mask_fill == "mean":
-        value = specs.mean(-1, keepdim=True).mean(-2, keepdim=True)
-    else:
-        value = specs.new_zeros(())
+        value = mean_by_rows(specs)
     return value.where(masked_bins | masked_frames, specs)
 
 
 def under_masks(masks: Tensor, size: int) -> Tensor:
-    """Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size) bool"""
+    """Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)"""
     place = torch.arange(size)
     return ((place >= masks[..., :1]) & (place < masks[..., 1:])).any(1)
 
 
 def time_warp(specs: Tensor, warp: Tensor) -> Tensor:
-    """Move one point in time from `source` to `target` and stretch both sides, linear between frames.
-
-    Shape:  specs (b, S, M, N), warp (b, 2) -> as specs
-    """
+    """Move one point in time from `source` to `target` and stretch both sides, linear between frames."""
     frames = specs.shape[-1]
     source, target = warp.to(specs)[..., None].unbind(1)
     time = torch.arange(frames).to(specs)
@@ -186,16 +173,13 @@ def time_warp(specs: Tensor, warp: Tensor) -> Tensor:
 
 
 def crop_and_resize(specs: Tensor, crop: Tensor) -> Tensor:
-    """Crop each spectrogram and resize the crop to the size before, bilinear.
-
-    Shape:  specs (b, S, M, N), crop (b, 4) -> as specs
-    """
+    """Crop each spectrogram and resize the crop to the size before, bilinear."""
     top, left, height, width = crop.to(specs).unbind(1)
     zero = torch.zeros_like(top)
     # affine_grid counts from -1 to 1: the place x of the result comes from width * x + the crop's middle.
-    middle_x = 2 * left + width - 1
-    middle_y = 2 * top + height - 1
-    affine = torch.stack([width, zero, middle_x, zero, height, middle_y], dim=1).view(-1, 2, 3)
+    to_x = [width, zero, 2 * left + width - 1]
+    to_y = [zero, height, 2 * top + height - 1]
+    affine = torch.stack(to_x + to_y, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(affine, list(specs.shape), align_corners=False)
     return F.grid_sample(specs, grid, padding_mode="border", align_corners=False)
 
@@ -211,7 +195,7 @@ def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor],
 def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, frontend: Frontend) -> Tensor:
     """Augment spectrograms as drawn. Clips without any effect stay bit for bit.
 
-    Shape:  normalized spectrograms (B, R, N) -> the same; inside, (B, S, M, N) are the clips' S resolutions
+    Shape:  normalized spectrograms (B, R, N) -> the same; effects get the S resolutions (B, S, M, N)
     Errors: KitError for another number of clips than drawn
     """
     if len(specs) != len(draw.warp):

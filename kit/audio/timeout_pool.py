@@ -16,10 +16,7 @@ POLL_S = 0.1
 
 @dataclass
 class Task(Generic[Job, Result]):
-    """A submitted job. `result` or `error` is valid once `done` is set.
-
-    Units:  `started_at` in seconds of the pool's clock; None while the job is queued
-    """
+    """A submitted job, queued while `started_at` is None. `result` or `error` is valid once `done` is set."""
 
     job: Job
     done: threading.Event = field(default_factory=threading.Event)
@@ -33,12 +30,9 @@ class TimeoutPool(Generic[Job, Result]):
 
     Python cannot stop a thread. A job that runs longer than `timeout_s` therefore keeps its thread, a new thread
     takes its place, and the job's result becomes `on_timeout(job)`. Each such job halves the limit, down to an
-    eighth of the first value, so that a folder full of hanging files does not use up all the time.
+    eighth, so that a folder full of hanging files does not use up all the time.
 
-    concurrent.futures.ThreadPoolExecutor does not fit: it joins its threads when Python exits, so one that hangs
-    keeps the process alive.
-
-    Units:  seconds of `now`, a monotonic clock
+    concurrent.futures does not fit: it joins its threads at exit, so one that hangs keeps Python alive.
     """
 
     def __init__(
@@ -64,7 +58,7 @@ class TimeoutPool(Generic[Job, Result]):
         threading.Thread(target=self.run_tasks, daemon=True).start()
 
     def run_tasks(self) -> None:
-        """Run tasks from the queue until it returns None. Every thread of the pool runs this."""
+        """Run tasks from the queue until it returns None."""
         for task in iter(self.queue.get, None):
             task.started_at = self.now()
             try:
@@ -74,7 +68,7 @@ class TimeoutPool(Generic[Job, Result]):
             task.done.set()
 
     def submit(self, job: Job) -> Task[Job, Result]:
-        """Queue a job. The queue has no limit: the caller decides how many jobs are pending."""
+        """Queue a job; the queue has no limit."""
         task = Task[Job, Result](job)
         self.queue.put(task)
         if self.threads < self.max_threads:
@@ -82,11 +76,7 @@ class TimeoutPool(Generic[Job, Result]):
         return task
 
     def result(self, task: Task[Job, Result]) -> Result:
-        """Wait for a task and return its result.
-
-        The time limit counts from the start of the job, not from `submit`: a job may be queued for long.
-        Errors: the exception that the job raised
-        """
+        """Wait for a task; return its result, or raise its exception. The time limit counts from the job's start."""
         while not task.done.wait(timeout=min(POLL_S, self.timeout_s)):
             if task.started_at is None or self.now() - task.started_at <= self.timeout_s:
                 continue
@@ -99,6 +89,6 @@ class TimeoutPool(Generic[Job, Result]):
         return cast(Result, task.result)
 
     def shutdown(self) -> None:
-        """Let every thread end when the queue is empty. Returns at once."""
+        """Let every thread end when the queue is empty."""
         for _ in range(self.threads):
             self.queue.put(None)

@@ -21,18 +21,13 @@ EXTRA_ROWS = {"wave_stats": 3 + len(STATS_PERCENTILES), "clip_length": 1}
 def nonsilent_span(wave: Tensor, top_db: float, min_samples: int = 1) -> tuple[int, int]:
     """Find the first and end sample of what lies within `top_db` of the loudest frame.
 
-    A span shorter than `min_samples` samples is widened around its middle, inside the clip. A silent clip
-    is kept whole.
-
-    Shape:  wave (T,) -> first < end <= T
-    Units:  samples; an RMS below 1e-5 counts as 1e-5
-    Source: librosa.effects.trim with frames of 2048 samples every 512
+    A span shorter than `min_samples` is widened around its middle, inside the clip. A silent clip is kept whole.
+    Source: librosa.effects.trim with frames of 2048 samples every 512, and an RMS of at least 1e-5
     """
     n_samples = len(wave)
     padded = F.pad(wave.detach().float(), (TRIM_FRAME // 2, TRIM_FRAME // 2))
     frames = padded.unfold(0, TRIM_FRAME, TRIM_HOP)
-    rms = torch.linalg.vector_norm(frames, dim=-1) / math.sqrt(TRIM_FRAME)
-    rms = rms.clamp(min=1e-5)
+    rms = (torch.linalg.vector_norm(frames, dim=-1) / math.sqrt(TRIM_FRAME)).clamp(min=1e-5)
     loud = torch.nonzero(rms > rms.amax() * 10 ** (-top_db / 20))[:, 0]
     first = int(loud[0]) * TRIM_HOP
     end = min((int(loud[-1]) + 1) * TRIM_HOP, n_samples)
@@ -45,18 +40,13 @@ def nonsilent_span(wave: Tensor, top_db: float, min_samples: int = 1) -> tuple[i
 def wave_stats(wave: Tensor, samples: int) -> Tensor:
     """Compute mean, standard deviation, range and nine percentiles of every `samples` samples.
 
-    The last segment is aligned to the clip's end, so that every sample counts.
-
-    Shape:  wave (T,) -> (12, ceil(T / samples))
-    Units:  those of the wave
+    The last segment is aligned to the clip's end. Shape: wave (T,) -> (12, ceil(T / samples))
     """
     width = min(samples, len(wave))
     starts = torch.arange(0, len(wave), samples, device=wave.device).clamp(max=len(wave) - width)
     # A percentile lies between two sorted samples, as in numpy.percentile's method "linear".
     position = torch.tensor(STATS_PERCENTILES, dtype=torch.float64) / 100 * (width - 1)
-    low = position.floor().long()
-    high = position.ceil().long()
-    fraction = position.frac().to(wave)
+    low, high, fraction = position.floor().long(), position.ceil().long(), position.frac().to(wave)
     segments = wave.unfold(0, width, 1)
     parts = []
     for chunk in torch.split(starts, max(1, STATS_CHUNK_SAMPLES // width)):
@@ -72,9 +62,7 @@ def wave_stats(wave: Tensor, samples: int) -> Tensor:
 def compute_extra_rows(
     wave: Tensor, kinds: tuple[str, ...], hop: int, stats_frames: int, sample_rate: int
 ) -> Tensor:
-    """Compute a clip's extra rows, one value per row and frame.
-
-    Every `stats_frames` frames share the statistics of the samples from the first of them on.
+    """Compute a clip's extra rows; every `stats_frames` frames share the statistics of their samples.
 
     Shape:  wave (T,) -> (sum of EXTRA_ROWS over `kinds`, N), N = T // hop + 1
     Units:  those of the wave; "clip_length" in ln(seconds)
@@ -92,12 +80,10 @@ def compute_extra_rows(
 
 
 def mix_extra_rows(rows: Tensor, other_rows: Tensor, kinds: tuple[str, ...]) -> Tensor:
-    """Estimate the extra rows of the sum of two waveforms from the extra rows of each.
+    """Estimate the extra rows of the sum of two waveforms. Shape: (..., S, N) each -> the same
 
-    Means add. Deviations, ranges and percentiles add as squares and get the sign of their sum, which is
-    exact for independent Gaussian samples. A clip keeps its own length.
-
-    Shape:  (..., S, N) each -> the same
+    Means add, and a clip keeps its own length. The others add as squares and get the sign of their sum, which is
+    exact for independent Gaussian samples.
     """
     sums = rows + other_rows
     mixed = torch.sign(sums) * torch.hypot(rows, other_rows)

@@ -24,11 +24,8 @@ Span = tuple[int, int]
 class LengthBuckets:
     """Bucket lengths, each at most `ratio` times the one before, starting at `shortest`.
 
-    A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without
-    padding each other, and no prediction depends on the other clips.
-
-    Units:  frames
-    Errors: KitError for `shortest` below 1 or a `ratio` outside 1 to 2
+    A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without padding each other,
+    and no prediction depends on the other clips. Units: frames
     """
 
     shortest: int = 1
@@ -48,25 +45,17 @@ class LengthBuckets:
 
 
 def reflect_index(index: Tensor, length: int) -> Tensor:
-    """Map positions outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect" does.
-
-    Any distance beyond the ends is allowed, unlike in torch's own reflection padding.
-
-    Shape:  integers of any shape -> the same shape
-    """
+    """Map positions at any distance outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect"."""
     period = max(1, 2 * length - 2)
     index = index % period
     return torch.minimum(index, period - index)
 
 
 def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None) -> Tensor:
-    """Lengthen a spectrogram to `frames` frames with its own content.
+    """Lengthen a spectrogram: "wrap" repeats it, "reflect" mirrors it, "min" appends `floor` or its minimum.
 
-    "wrap" repeats the spectrogram, "reflect" mirrors it at its ends, "min" appends `floor`, or the
-    spectrogram's minimum where there is no `floor`.
-
-    Shape:  spec (..., N), floor (..., 1) -> (..., frames), N <= frames
-    Errors: KitError for an empty spectrogram, one longer than `frames`, or an unknown mode
+    Shape:  spec (..., N), floor (..., 1) -> (..., frames), 1 <= N <= frames
+    Errors: KitError for another N or an unknown mode
     """
     n_frames = spec.shape[-1]
     if not 0 < n_frames <= frames:
@@ -76,26 +65,22 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
         return spec
     if mode == "min":
         value = spec.amin() if floor is None else floor
-        padding = value.expand(*spec.shape[:-1], frames - n_frames)
-        return torch.cat([spec, padding], dim=-1)
+        return torch.cat([spec, value.expand(*spec.shape[:-1], frames - n_frames)], dim=-1)
     index = torch.arange(frames, device=spec.device)
     index = index % n_frames if mode == "wrap" else reflect_index(index, n_frames)
     return spec[..., index]
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
-    """Group clips into batches of one length, shortest first.
+    """Group the indices of clips into batches of one length, shortest first.
 
     A batch holds at most `batch_frames` frames and `batch_clips` clips, and at least one clip.
-
-    Shape:  a length per clip -> lists of indices into `lengths`
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
         limit = min(batch_clips, max(1, batch_frames // length))
-        fits = bool(batches) and lengths[batches[-1][0]] == length and len(batches[-1]) < limit
-        if fits:
+        if batches and lengths[batches[-1][0]] == length and len(batches[-1]) < limit:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -106,83 +91,58 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
     """Return the windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
 
     A clip shorter than one window gets the one span (0, length); the caller pads it.
-
     Units:  frames; `hop` may be a fraction
     Errors: KitError for a hop outside (0, length]
     """
     if not 0 < hop <= length:
         raise KitError(f"hop must be in (0, {length}] frames, got {hop}: a longer hop skips audio.")
     last = max(0, frames - length)
-    # Each start is rounded from its own multiple of hop: adding rounded hops would drift.
-    # A hop below one frame gives equal starts, which the set removes.
+    # Adding rounded hops would drift. A hop below one frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
     return [(start, start + length) for start in sorted(starts)]
 
 
 @dataclass(frozen=True)
 class InferenceConfig(Config):
-    """How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it.
+    """How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it."""
 
-    Errors: KitError for a hop_s above window_s, which would skip audio
-    """
-
-    mode: str = setting(
-        "full",
-        "full: the network reads whole clips; windows: it reads windows of window_s",
-        choices=("full", "windows"),
-    )
+    mode: str = setting("full", "read whole clips, or windows of window_s", choices=("full", "windows"))
     window_s: float = setting(5.0, "mode windows: seconds per window", low=0.01, high=86400)
     hop_s: float = setting(2.5, "mode windows: seconds between window starts, at most window_s", low=0.001)
     pool: str = setting(
-        "max",
-        "both modes: how the scores of several windows (mode full: pieces) become one per class",
-        choices=WINDOW_POOLS,
+        "max", "how the scores of several windows or pieces become one per class", choices=WINDOW_POOLS
     )
     pool_k: int = setting(
-        3,
-        "both modes: pool top_k averages so many windows per class, pool snr weighs by so many classes",
-        low=1,
+        3, "pool top_k averages so many windows per class, pool snr weighs by so many classes", low=1
     )
-    pool_power: float = setting(2.0, "both modes: exponent of pool power", low=1e-3, high=1e3)
+    pool_power: float = setting(2.0, "exponent of pool power", low=1e-3, high=1e3)
     pad_mode: str = setting(
-        "wrap",
-        "both modes: how short inputs are padded: wrap repeats, reflect mirrors, min appends the minimum",
-        choices=PAD_MODES,
+        "wrap", "pad short inputs: wrap repeats, reflect mirrors, min appends the minimum", choices=PAD_MODES
     )
     bucket_ratio: float = setting(
-        1.05,
-        "mode full: ratio of neighbouring bucket lengths, to which clips are padded",
-        low=1,
-        high=1.25,
+        1.05, "mode full: ratio of neighbouring bucket lengths, to which clips are padded", low=1, high=1.25
     )
     max_frames: int = setting(
-        8192,
-        "mode full: longest input in frames; longer clips are cut into pieces that overlap by half",
-        low=64,
+        8192, "mode full: frames above which clips are cut into pieces that overlap by half", low=64
     )
 
     def check(self) -> None:
         if self.hop_s > self.window_s:
-            raise KitError(
-                f"hop_s must be in (0, {self.window_s:g}], got {self.hop_s:g}: a longer hop skips audio."
-            )
+            limit = f"(0, {self.window_s:g}]"
+            raise KitError(f"hop_s must be in {limit}, got {self.hop_s:g}: a longer hop skips audio.")
 
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
         """Return the parts of a clip that the network reads, one input each. Units: frames"""
         if self.mode == "windows":
             # Without 1e-6, an error of the last digit would add a frame to a whole number.
             length = math.ceil(self.window_s * frames_per_s - 1e-6)
-            hop = min(length, self.hop_s * frames_per_s)
-            return window_spans(frames, length, max(1.0, hop))
+            return window_spans(frames, length, max(1.0, min(length, self.hop_s * frames_per_s)))
         if frames <= self.max_frames:
             return [(0, frames)]
         return window_spans(frames, self.max_frames, self.max_frames // 2)
 
     def input_frames(self, span: Span, shortest: int) -> int:
-        """Return the length a span is padded to: its bucket (mode full) or the window's length.
-
-        `shortest` is the fewest frames that the network accepts.
-        """
+        """Return the length a span is padded to; `shortest` is the fewest frames that the network accepts."""
         frames = span[1] - span[0]
         if self.mode == "windows" or frames >= self.max_frames:
             return max(frames, shortest)
@@ -190,10 +150,7 @@ class InferenceConfig(Config):
 
 
 def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
-    """Pool the scores of a clip's windows into one score per class.
-
-    Shape:  scores (W, K) in [0, 1] -> (K,)
-    """
+    """Pool the scores of a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)"""
     pool = inference.pool
     if pool == "max":
         return scores.amax(dim=0)
@@ -203,31 +160,14 @@ def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
         k = min(inference.pool_k, len(scores))
         return scores.topk(k, dim=0).values.mean(dim=0)
     if pool == "power":
-        return power_mean(scores, inference.pool_power)
+        # The mean at power 1, the maximum at infinity. Scores relative to the peak neither underflow nor overflow.
+        power = inference.pool_power
+        peak = scores.amax(dim=0).clamp_min(MIN_SCORE)
+        return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
     if pool == "geometric":
         return scores.clamp_min(MIN_SCORE).log().mean(dim=0).exp()
-    return mean_by_snr(scores, inference.pool_k)
-
-
-def power_mean(scores: Tensor, power: float) -> Tensor:
-    """Average windows as (mean of s ** power) ** (1 / power): the mean at 1, the maximum at infinity.
-
-    Shape:  (W, K) -> (K,)
-    """
-    # Scores relative to the peak neither underflow nor overflow at powers up to 1000.
-    peak = scores.amax(dim=0).clamp_min(MIN_SCORE)
-    return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
-
-
-def mean_by_snr(scores: Tensor, k: int) -> Tensor:
-    """Average windows, weighted by the share of a window's k highest scores in the sum of its scores.
-
-    A window with few clear classes counts more than one with many weak ones.
-
-    Shape:  (W, K) -> (K,)
-    Source: Freesound Audio Tagging 2019, averaging by signal-to-noise ratio
-    """
-    k = min(k, scores.shape[1])
+    # "snr": a window with few clear classes counts more than one with many weak ones. Its weight is the share of its
+    # k highest scores in their sum (Freesound Audio Tagging 2019, averaging by signal-to-noise ratio).
+    k = min(inference.pool_k, scores.shape[1])
     weights = scores.topk(k).values.sum(1) / scores.sum(1).clamp_min(MIN_SCORE)
-    weighted = (scores * weights[:, None]).sum(dim=0)
-    return weighted / weights.sum().clamp_min(MIN_SCORE)
+    return (scores * weights[:, None]).sum(dim=0) / weights.sum().clamp_min(MIN_SCORE)

@@ -39,16 +39,12 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    """Return when this process started, or now where the system does not say.
-
-    Units: Unix seconds
-    """
+    """Return when this process started, in Unix seconds, or now where the system does not say."""
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
-        fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
-        start_s = float(fields[19]) / os.sysconf("SC_CLK_TCK")
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_s
+        ticks = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - float(ticks) / os.sysconf("SC_CLK_TCK")
     return time.time() - max(age_s, 0.0)
 
 
@@ -70,8 +66,7 @@ class Deadline:
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
     """Return the deadline `duration` after `started_at`, or after the start of this process.
 
-    Errors: KitError where `started_at` is more than 60 days from now: it is not in Unix seconds then, but was
-    read on another clock, such as time.perf_counter()
+    Errors: KitError where `started_at` is more than 60 days from now, as times of another clock than time.time() are
     """
     start = process_start() if started_at is None else started_at
     # Written as "not below", so that NaN is refused too.
@@ -81,11 +76,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
-    """Return a tqdm bar, as a widget in a notebook and as text elsewhere.
-
-    It shows the time that has passed, the time left, and the text that `set_postfix_str` sets.
-    Units: `total` in `unit`
-    """
+    """Return a tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
@@ -101,15 +92,15 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
 
 
 def advance(bar: Any, amount: float) -> None:
-    """Move a bar forward, but not past its end: rounded amounts may add up to slightly more than the total."""
+    """Move a bar forward, but not past its end: rounded amounts may exceed the total."""
     bar.update(max(0.0, min(amount, bar.total - bar.n)))
 
 
 class Stopwatch:
     """Add up the seconds spent under each name, and record when, as spans counted from `began`.
 
-    A span that starts soon after the last one of its name (within 2 % of all the time so far) extends it. This
-    keeps the number of spans small, however often something is measured.
+    A span that starts soon after the last one of its name (within 2 % of all the time so far) extends it, which
+    keeps the spans few.
     """
 
     def __init__(self, began: float | None = None) -> None:

@@ -17,17 +17,9 @@ SETTINGS_HINT = "`recipes NAME` prints every setting of a recipe"
 
 
 def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[Any, ...] = (),
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Any = ()
 ) -> Any:
-    """Return a dataclass field with a help text, inclusive bounds and valid choices.
-
-    Bounds and choices apply to each item of a tuple. A dict as default is copied for each instance.
-    """
+    """Return a dataclass field with a help text. Inclusive bounds and choices apply to each item of a tuple."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
@@ -36,7 +28,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Config:
-    """Base class of all settings. Values are converted and checked when an instance is created.
+    """Base class of all settings, converted and checked when an instance is created.
 
     Errors: KitError for a wrong type, or a value out of bounds
     """
@@ -64,10 +56,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Create settings from nested JSON types.
-
-        Errors: KitError for an unknown name or a wrong value
-        """
+        """Create settings from nested JSON types. Errors: KitError for an unknown name or a wrong value"""
         hints = typing.get_type_hints(cls)
         for name in values:
             if name not in hints:
@@ -75,9 +64,8 @@ class Config:
         return cls(**values)
 
     def override(self, assignments: Sequence[str]) -> Self:
-        """Return a copy with `key=value` texts applied, such as "frontend.n_mels=64".
+        """Return a copy with `key=value` texts applied, such as "frontend.n_mels=64". A value is JSON, or else text.
 
-        A key names a nested setting with dots. A value is JSON, or else text.
         Errors: KitError for an unknown key, with the most similar ones, or a wrong value
         """
         values = self.to_dict()
@@ -99,7 +87,7 @@ class Config:
 
 
 def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
-    """Return an error message that names the settings most similar to `key`, or else those of its group."""
+    """Return an error message with the settings most similar to `key`, or else those of its group."""
     near = similar_settings(key, setting_names(values))
     hint = f"did you mean {', '.join(near)}?" if near else f"the choices are: {', '.join(sorted(group))}."
     return f"no setting {key!r}: {hint} {SETTINGS_HINT}."
@@ -115,11 +103,11 @@ def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def similar_settings(key: str, names: Sequence[str], n: int = 3) -> list[str]:
-    """Return up to n dotted names similar to `key`, the best first.
+def similar_settings(key: str, names: Sequence[str]) -> list[str]:
+    """Return up to three dotted names similar to `key`, the best first.
 
-    Names are compared by their last parts, since the group is what a user forgets or misspells: "n_mels" finds
-    "frontend.n_mels". A similar group only decides between similar last parts.
+    Names are compared by their last parts, as users forget or misspell the group: "n_mels" finds "frontend.n_mels".
+    A similar group only decides between similar last parts.
     """
     group, _, last = key.rpartition(".")
     scores = {}
@@ -131,14 +119,14 @@ def similar_settings(key: str, names: Sequence[str], n: int = 3) -> list[str]:
         if score >= 0.7:
             scores[name] = score + 0.1 * difflib.SequenceMatcher(None, group, name_group).ratio()
     best = max(scores.values(), default=0.0)
-    near = [name for name, score in scores.items() if score > best - 0.2]
-    return sorted(near, key=lambda name: -scores[name])[:n]
+    near = [name for name in scores if scores[name] > best - 0.2]
+    return sorted(near, key=lambda name: -scores[name])[:3]
 
 
 def name_similarity(first: str, second: str) -> float:
     """Return how similar two names without dots are, from 0 to 1.
 
-    Names that start with the same words, such as "crop_length" and "crop_s", count as 0.9.
+    Names that start with the same two words or more count as 0.9.
     """
     equal = takewhile(lambda pair: pair[0] == pair[1], zip(first.split("_"), second.split("_"), strict=False))
     same_start = sum(len(word) for word, _ in equal) >= 2
@@ -171,29 +159,28 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
         if choices and item not in choices:
             raise KitError(f"{where} is {item!r}: {closest(str(item), map(str, choices))}.")
         # Written as "not above", so that NaN fails too.
+        wanted = ""
         if low is not None and not item >= low:
             wanted = f"at least {low}"
         elif high is not None and not item <= high:
             wanted = f"at most {high}"
         elif isinstance(item, float) and not math.isfinite(item):
             wanted = "a finite number"
-        else:
-            continue
-        raise KitError(f"{where} must be {wanted}, got {item}: {metadata.get('help')}.")
+        if wanted:
+            raise KitError(f"{where} must be {wanted}, got {item}: {metadata.get('help')}.")
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """Convert a value to its annotation: lists and arrays to tuples, dicts to settings, integers to floats.
+    """Convert lists and arrays to tuples, dicts to settings, integers to floats.
 
-    Errors: KitError for a value of another type
+    Errors: KitError for a value of another type than `hint`
     """
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
-        inner = next(kind for kind in arguments if kind is not types.NoneType)
-        return coerce(value, inner, where)
+        return coerce(value, next(kind for kind in arguments if kind is not types.NoneType), where)
     if origin is tuple and hasattr(value, "tolist"):
         value = value.tolist()
     if origin is tuple and isinstance(value, list | tuple):
@@ -203,8 +190,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     # In Python, True is an int. As a number in settings it is a mistake.
-    is_bool_for_number = isinstance(value, bool) and hint in (int, float)
-    if hint is Any or (isinstance(value, origin or hint) and not is_bool_for_number):
+    is_flag = isinstance(value, bool) and hint in (int, float)
+    if hint is Any or (isinstance(value, origin or hint) and not is_flag):
         return value
     wanted = {tuple: "a list", dict: "a table of names and values"}.get(origin) or hint.__name__
     raise KitError(f"{where} wants {wanted}, got {value!r} ({type(value).__name__}).")

@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 class KitError(Exception):
     """An error that the caller can cure; the message says how.
 
-    The command line prints it as one line and exits with code 2. A notebook shows one line, not a traceback.
+    The command line and notebooks show it as one line, without a traceback.
     """
 
     def _render_traceback_(self) -> list[str]:
@@ -27,10 +27,7 @@ def closest(name: str, options: Iterable[str]) -> str:
 
 
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
-    """Return the option called `name`.
-
-    Errors: KitError that lists the valid names
-    """
+    """Return the option called `name`. Errors: KitError that lists the valid names"""
     if name not in options:
         raise KitError(f"unknown {what} {name!r}: {closest(name, options)}.")
     return options[name]

@@ -19,7 +19,7 @@ from kit.core.errors import KitError, closest
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    A process that is killed at any moment leaves the old file or the new one, never a part of it.
+    A killed process leaves the old file or the new one, never a part of it.
     Errors: KitError where the file cannot be written
     """
     part = path.with_name(f".{path.name}.part")
@@ -34,17 +34,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        reason = error.strerror or error
-        raise KitError(
-            f"cannot write {path}: {reason}. Choose a folder on a disk with free space where you may write."
-        ) from error
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise KitError(f"{message}. Choose a folder with free space where you may write.") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8 as a whole file.
-
-    A file name that is not valid UTF-8 reaches Python with surrogate escapes; its bytes are written unchanged.
-    """
+    """Write a whole file in UTF-8; surrogate escapes, as in file names that are not UTF-8, become their bytes."""
     content = text.encode("utf-8", "surrogateescape")
     write_whole(path, lambda handle: handle.write(content))
 
@@ -55,21 +50,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def bytes_digest(content: bytes) -> str:
-    """Return the SHA-256 of some bytes in hexadecimal."""
+    """Return the SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def text_digest(*texts: str) -> str:
-    """Return one SHA-256 for several texts.
-
-    Each text is preceded by its length, so ("ab", "c") and ("a", "bc") have different digests.
-    """
+    """Return one SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart."""
     joined = "".join(f"{len(text)}:{text}" for text in texts)
     return bytes_digest(joined.encode("utf-8", "surrogateescape"))
 
@@ -106,22 +98,20 @@ class TextTable:
         fits: Callable[[Any], bool] = lambda value: 0 <= value < math.inf,
         kind: Callable[[str], Any] = float,
     ) -> list[Any]:
-        """Convert a column to numbers with `kind` and check each with `fits`.
+        """Convert a column with `kind`.
 
-        Errors: KitError at the first cell that is not a number or does not fit; the message says what is `wanted`
+        Errors: KitError at the first cell that cannot be converted or does not fit; the message says what is `wanted`
         """
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
-            message = f"{self.at(row)}: {column} is {text!r}, wanted {wanted}."
-            # Python reads "1_0" as ten. In a table it is a typing error.
-            if "_" in text:
-                raise KitError(message)
             try:
                 value = kind(text)
+                # Python reads "1_0" as ten. In a table it is a typing error.
+                is_good = "_" not in text and fits(value)
             except ValueError:
-                raise KitError(message) from None
-            if not fits(value):
-                raise KitError(message)
+                is_good = False
+            if not is_good:
+                raise KitError(f"{self.at(row)}: {column} is {text!r}, wanted {wanted}.")
             values.append(value)
         return values
 
@@ -129,18 +119,15 @@ class TextTable:
 def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False) -> TextTable:
     """Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
-    With `exact`, column names keep their spaces, and bytes that are not UTF-8 stay as surrogate escapes, which
-    write_text turns back into the same bytes. A template's ids and class names need this.
-    Errors: KitError where the file is not a CSV in UTF-8, a column is missing or named twice, or a row has too
-    few or too many cells
+    With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 stay as
+    surrogate escapes, which write_text turns back.
+    Errors: KitError for a file that is no CSV in UTF-8, a column missing or named twice, a row of another length
     """
     if not isinstance(path, str | Path):
-        kind = type(path).__name__
-        raise KitError(f"a table is the path of a CSV, got a {kind}: write it with to_csv first.")
+        raise KitError(f"a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.")
+    errors = "surrogateescape" if exact else "strict"
     try:
-        with open(
-            path, encoding="utf-8-sig", errors="surrogateescape" if exact else "strict", newline=""
-        ) as file:
+        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]
         # These are the first bytes of UTF-16, as surrogate escapes show them.
@@ -170,7 +157,7 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows as a whole CSV file with LF line ends."""
+    """Write a whole CSV file with LF line ends."""
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerows(rows)
     write_text(path, out.getvalue())

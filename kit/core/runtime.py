@@ -19,7 +19,7 @@ OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLI
 
 
 def device_problem(device: torch.device) -> str | None:
-    """Return why `device` cannot compute, found by a small product of matrices, or None where it can."""
+    """Return why `device` cannot compute, found by a small matrix product, or None where it can."""
     try:
         ones = torch.ones(8, 8, device=device)
         total = float((ones @ ones).sum())
@@ -31,8 +31,8 @@ def device_problem(device: torch.device) -> str | None:
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
     """Return the device to use, and a note for the user where it is not the first choice.
 
-    Without a wanted device it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU,
-    but today's torch has no kernels for it, so the first operation fails. Trying is the only test.
+    By default it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU, but today's torch
+    has no kernels for it. Trying is the only test.
     Errors: KitError where the wanted device cannot compute
     """
     if wanted is not None:
@@ -54,13 +54,12 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
         if problem is None:
             return device, "; ".join(problems) or None
         problems.append(f"{device} is listed but cannot compute ({problem})")
-    note = "; ".join([*problems, "using the CPU"]) if problems else None
-    return torch.device("cpu"), note
+    return torch.device("cpu"), "; ".join([*problems, "using the CPU"]) if problems else None
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a job computes: its device, its number of decoding threads, whether it shows progress bars."""
+    """The device, the number of decoding threads, and whether progress bars are shown."""
 
     device: torch.device
     threads: int
@@ -68,7 +67,7 @@ class Runtime:
 
 
 def start_runtime(device: str | None = None, threads: int | None = None, progress: bool = True) -> Runtime:
-    """Set up the process, pick a device that computes, and print a note where it is not the first choice.
+    """Set up the process, pick a device, and print a note where it is not the first choice.
 
     Errors: KitError where the wanted device cannot compute
     """
@@ -86,8 +85,7 @@ def tune_process() -> None:
         os.environ.setdefault(switch, "1")
 
     # oneDNN compiles a primitive for each convolution and length and caches 1,024 of them. With more lengths it
-    # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity. It is read at
-    # the first convolution.
+    # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 
     # glibc returns large freed blocks to the kernel. Each new tensor then costs page faults, and batches above
@@ -105,19 +103,14 @@ def full_float32() -> contextlib.AbstractContextManager[None]:
     """Return a context in which cuDNN convolves float32 without TF32; its other flags stay."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     )
 
 
 def in_notebook() -> bool:
     """Return whether this is IPython, whose process must not be ended."""
     ipython = sys.modules.get("IPython")
-    if ipython is None or not hasattr(ipython, "get_ipython"):
-        return False
-    return ipython.get_ipython() is not None
+    return getattr(ipython, "get_ipython", lambda: None)() is not None
 
 
 def cpu_count() -> int:
@@ -128,11 +121,10 @@ def cpu_count() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that is free for the system and for this container, or 4 GiB where neither says."""
+    """Return the memory free for the system and this container, or 4 GiB where neither says."""
     free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text()
-        free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+        free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError, IndexError):
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())

@@ -1,7 +1,6 @@
 """Run this kit's command line in a child process, and stop it on time.
 
-Only a process can be stopped whatever its code does. A thread or a signal handler waits for the interpreter, and code
-in C that holds the interpreter lock never lets it run.
+A thread or a signal handler cannot stop code in C that holds the interpreter lock. Only a process can be stopped.
 """
 
 import codecs
@@ -31,8 +30,7 @@ ERROR_MARK = "\x1e"
 def source_file() -> Path | None:
     """Return the single file that this code runs from, or None for the package kit/.
 
-    Code that was pasted into a notebook is in no file. Its text is read from Python's line cache, where IPython
-    stores it for tracebacks, and written to a new file.
+    Code that was pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
     """
     name = source_file.__code__.co_filename
     if source_file.__module__.startswith("kit."):
@@ -53,7 +51,7 @@ def source_root() -> Path:
 
 
 def self_command() -> tuple[list[str], dict[str, str]]:
-    """Return Python's arguments and the environment variables that run this kit's command line."""
+    """Return the arguments and the environment variables with which Python runs this kit's command line."""
     source = source_file()
     if source:
         return [str(source)], {}
@@ -80,10 +78,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """In a worker: end this process as soon as its supervisor ends, even if that was killed.
-
-    The supervisor holds the other end of stdin, which the system closes with the supervisor's process.
-    """
+    """In a worker: end this process as soon as its supervisor ends, which closes the other end of stdin."""
 
     def wait_for_end() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -95,41 +90,32 @@ def end_with_parent() -> None:
 
 
 def exit_after(seconds: float) -> Callable[[], object]:
-    """End this process with exit code 0 after so many seconds, and return a function that cancels this.
+    """End this process with exit code 0 after so many seconds; return a function that cancels this.
 
-    Python's own timers do not fire while a network of the user's holds the interpreter lock, in C code that hangs.
-    So this is a timer of the C library, which calls `_exit` in a thread of its own and needs no Python.
-    Without glibc there is no timer, and the process is not ended.
+    Python's own timers do not fire while C code that hangs holds the interpreter lock. So this is a timer of the C
+    library, which calls `_exit` in its own thread. Without glibc nothing ends the process.
     """
-
-    def cannot_cancel() -> None:
-        pass
 
     try:
         libc = ctypes.CDLL("libc.so.6")
         timer_create = libc.timer_create
-        timer_settime = libc.timer_settime
-        timer_delete = libc.timer_delete
-        exit_now = libc._exit
     except (OSError, AttributeError):
-        return cannot_cancel
+        return lambda: None
     clock_monotonic, sigev_thread = 1, 2  # constants of time.h and signal.h
     # struct sigevent in 64 bytes: value (the exit code that _exit gets), signal number, kind, function, attributes
-    function = ctypes.cast(exit_now, ctypes.c_void_p).value
+    function = ctypes.cast(libc._exit, ctypes.c_void_p).value
     fields = struct.pack("PiiPP", 0, 0, sigev_thread, function, 0)
     event = ctypes.create_string_buffer(fields, 64)
     # struct itimerspec: no repetition, then seconds and nanoseconds; all zero would disarm the timer
-    whole_s = int(seconds)
-    nanoseconds = max(1, int(seconds % 1 * 1e9))
-    span = (ctypes.c_long * 4)(0, 0, whole_s, nanoseconds)
+    span = (ctypes.c_long * 4)(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))
     timer = ctypes.c_void_p()
-    if timer_create(clock_monotonic, event, ctypes.byref(timer)) or timer_settime(timer, 0, span, None):
-        return cannot_cancel
-    return lambda: timer_delete(timer)
+    if timer_create(clock_monotonic, event, ctypes.byref(timer)) or libc.timer_settime(timer, 0, span, None):
+        return lambda: None
+    return lambda: libc.timer_delete(timer)
 
 
 def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], object]) -> int | None:
-    """Run this kit's command line in a child process; return its exit code, or None if it was killed at `stop_by`.
+    """Run this kit's command line in a child process; return its exit code, or None if killed at `stop_by`.
 
     Text that the child prints goes to `echo` as it comes.
     """
@@ -139,12 +125,7 @@ def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], ob
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            **environment,
-            WORKER_MARK: "1",
-            "PYTHONIOENCODING": "utf-8:backslashreplace",
-        },
+        env={**os.environ, **environment, WORKER_MARK: "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
         start_new_session=True,
     )
     assert child.stdout is not None

@@ -13,7 +13,7 @@ TINY = 1e-12
 
 
 def row_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank each row's scores in (0, 1]; ties share their mean rank. Shape: (R, K) -> (R, K)"""
+    """Rank each row's scores in (0, 1]; ties share their mean rank."""
     # A stable sort counts ties from the left. Sorting the mirrored row counts them from the right.
     from_left = np.argsort(scores, 1, "stable").argsort(1)
     from_right = np.argsort(scores[:, ::-1], 1, "stable").argsort(1)[:, ::-1]
@@ -21,19 +21,19 @@ def row_ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def column_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank each class's scores among all rows: mid-ranks in (0, 1), 0.5 on average. Shape: (R, K) -> (R, K)"""
+    """Rank each class's scores among all rows: mid-ranks in (0, 1), 0.5 on average."""
     return row_ranks(scores.T).T - 0.5 / max(1, len(scores))
 
 
 def scale_rows(scores: np.ndarray) -> np.ndarray:
-    """Stretch each row to run from 0 to 1; a constant row becomes 0.5. Shape: (R, K) -> (R, K)"""
+    """Stretch each row to run from 0 to 1; a constant row becomes 0.5."""
     low = scores.min(axis=1, keepdims=True)
     reach = scores.max(axis=1, keepdims=True) - low
     return np.where(reach > 0, (scores - low) / np.where(reach > 0, reach, 1.0), 0.5)
 
 
 def mean_differences(scores: np.ndarray) -> np.ndarray:
-    """Subtract from each score the mean of the row's other scores. Shape: (R, K) -> (R, K) in [-1, 1]"""
+    """Subtract from each score the mean of the row's other scores."""
     centred = scores - scores.mean(axis=1, keepdims=True)
     return np.asarray(centred * (scores.shape[1] / max(1, scores.shape[1] - 1)))
 
@@ -103,7 +103,7 @@ def blend_scores(
 
 
 def check_blend_weights(weights: Any, models: int) -> np.ndarray:
-    """Return a weight from 0 up per model, 1 unless given. Errors: KitError for other weights"""
+    """Return a weight from 0 up per model, 1 by default. Errors: KitError for other weights"""
     checked = np.ones(models) if weights is None else np.asarray(weights, np.float64)
     if checked.shape != (models,) or not ((checked >= 0) & np.isfinite(checked)).all():
         raise KitError(f"weights of shape {np.shape(weights)}, wanted one from 0 up per model ({models},).")
@@ -115,7 +115,7 @@ def keep_whole_columns(
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Keep the models that scored every row which any model scored, or all models where there is none.
 
-    Rows that no model scored get the priors, so that every column is complete.
+    Rows that no model scored get the priors.
     """
     no_score = ~np.any(done, axis=0)
     masks = [mask | no_score for mask in done]
@@ -143,7 +143,7 @@ def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
 
 
 def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute each model's probability of each label, 1 where the label is unknown; which are true, which known.
+    """Compute each model's probability of each label, 1 where unknown; which labels are true, which known.
 
     Shape:  scores (m, n, K), truth (n, K) -> (m, n, K) in (0, 1], (n, K), (n, K)
     """

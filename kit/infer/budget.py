@@ -6,10 +6,7 @@ from kit.core.clock import Deadline
 class TimeBudget:
     """Decides before each step whether one more step and writing the CSV still fit before the deadline.
 
-    A step is one batch of a network. Without a deadline the budget never runs out. Once it ran out it stays so,
-    even if the clock is set back.
-
-    Units: seconds
+    A step is one batch of a network. Once the budget ran out it stays so, even if the clock is set back.
     """
 
     def __init__(self, deadline: Deadline | None = None) -> None:

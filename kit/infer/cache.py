@@ -18,8 +18,8 @@ from kit.infer.predictor import WindowLogits
 class PredictionCache:
     """One model's logits of each file, by the file's sha256; without a path nothing is written.
 
-    The path's name carries the hash of the checkpoint and of its inference settings, so that no other model reads
-    it. At most a twentieth of the time goes into writing.
+    The path's name carries the hash of the checkpoint and its inference settings. At most a twentieth of the time
+    goes into writing.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PredictionCache:
     def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
         """Add the logits of some files; write now and then.
 
-        Files of equal content share one entry, and the first one stays, so that all get the same prediction.
+        The first of files of equal content stays, so that all get the same prediction.
         """
         before = len(self.entries)
         for digest, logits in outputs:
@@ -70,12 +70,16 @@ class PredictionCache:
         self.flush_every_s = max(self.flush_every_s, 20 * (self.flushed_at - began))
 
     def write_entries(self, file: IO[bytes]) -> None:
-        """Write the arrays of all entries, one after the other."""
-        digests, outputs = zip(*sorted(self.entries.items()), strict=True)
-        counts = [len(output.spans) for output in outputs]
-        logits = np.concatenate([output.logits for output in outputs])
-        spans = [span for output in outputs for span in output.spans]
-        np.savez(file, digests=digests, counts=counts, logits=logits, spans=spans)
+        """Write the joined arrays of all entries."""
+        digests = sorted(self.entries)
+        outputs = [self.entries[digest] for digest in digests]
+        np.savez(
+            file,
+            digests=digests,
+            counts=[len(output.spans) for output in outputs],
+            logits=np.concatenate([output.logits for output in outputs]),
+            spans=[span for output in outputs for span in output.spans],
+        )
 
 
 def read_entries(path: Path) -> dict[str, WindowLogits]:
@@ -83,14 +87,13 @@ def read_entries(path: Path) -> dict[str, WindowLogits]:
     entries: dict[str, WindowLogits] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            digests = arrays["digests"].tolist()
-            counts = arrays["counts"].tolist()
             logits = arrays["logits"]
-            spans = arrays["spans"].tolist()
+            spans = [(start, end) for start, end in arrays["spans"].tolist()]
+            counts = dict(zip(arrays["digests"].tolist(), arrays["counts"].tolist(), strict=True))
         first = 0
-        for digest, count in zip(digests, counts, strict=True):
+        for digest, count in counts.items():
             rows = slice(first, first + count)
-            entries[digest] = WindowLogits(logits[rows], tuple((start, end) for start, end in spans[rows]))
+            entries[digest] = WindowLogits(logits[rows], tuple(spans[rows]))
             first += count
     except Exception:  # a damaged archive makes zipfile and numpy raise many kinds of errors
         return {}
@@ -126,7 +129,7 @@ class SpectrogramCache:
         self.kept[key] = spec
 
     def get(self, key: Hashable) -> Tensor:
-        """Return the spectrogram of a key. Errors: KeyError where there is none"""
+        """Return a key's spectrogram."""
         return self.kept[key]
 
     def __contains__(self, key: Hashable) -> bool:

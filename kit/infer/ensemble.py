@@ -30,8 +30,8 @@ UNPOOLED = (
 class EnsembleMember:
     """One model of an ensemble, and how far it has come.
 
-    `cache` holds its logits by the files' hashes. `failure` says why the model stopped, `failed_clips` why single
-    clips have no prediction. `finished` is true from its last clip on.
+    `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
+    its last clip on.
     """
 
     name: str
@@ -77,11 +77,8 @@ def order_members(members: Sequence[EnsembleMember]) -> list[EnsembleMember]:
     A stack scores a row once all its runs have predicted it, so the first models of all runs come before any second.
     """
     cheap_first = sorted(members, key=lambda m: (m.card.cost or 0.0, -(m.card.oof_score or 0.0)))
-    count: dict[int, int] = {}
-    turns = []
-    for member in cheap_first:
-        turns.append(count.get(member.run, 0))
-        count[member.run] = turns[-1] + 1
+    runs = [member.run for member in cheap_first]
+    turns = [runs[:i].count(run) for i, run in enumerate(runs)]
     return [cheap_first[i] for i in np.argsort(turns, kind="stable")]
 
 
@@ -90,10 +87,8 @@ def predict_ensemble(
 ) -> Iterator[tuple[EnsembleMember, int, WindowLogits]]:
     """Run every model over every clip, and yield each clip's logits as (member, clip, logits).
 
-    Models run one after the other, each over all chunks. The time budget is checked between batches. Failures are
-    values: a model that raises is noted in `member.failure` and the others continue; a clip whose logits are not
-    finite is noted in `member.failed_clips`, a file that cannot be read in `loader.failures`.
-    Spectrograms are deleted after the last model that needs them.
+    Models run one after the other; the time budget is checked between batches. Failures are values: of a model in
+    `member.failure`, of logits that are not finite in `member.failed_clips`, of a file in `loader.failures`.
     """
     budget = budget or TimeBudget()
     for position, member in enumerate(members):
@@ -125,8 +120,7 @@ def predict_chunk(
 ) -> list[tuple[int, WindowLogits]]:
     """Return the logits of a chunk's clips, from the model's cache if all are there, else from the network.
 
-    A chunk that is only partly cached is predicted whole, so that a resumed job forms the same batches and gets the
-    same digits.
+    A chunk that is partly cached is predicted whole: a resumed job forms the same batches and gets the same digits.
     """
     clips = loader.load(chunk)
     if not all(loader.digests[clip] in member.cache for clip in clips):
@@ -150,7 +144,7 @@ def predict_chunk(
 def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.ndarray) -> np.ndarray:
     """Turn the logits of a clip's windows into one score per class: calibrate, convert to probabilities, pool.
 
-    Ranking scores without a calibration are returned as they are; only rank blends take them.
+    Ranking scores without a calibration stay as they are; only rank blends take them.
 
     Shape:  logits (W, K) -> (K,)
     Errors: KitError where ranking scores without a calibration would have to be pooled over windows

@@ -42,8 +42,7 @@ DecodeResult = tuple[str, Sound | Undecodable | None]
 class Chunk:
     """Clips that are decoded together.
 
-    `clips` are positions in the loader's sources. `tasks` are being decoded; None before they were submitted.
-    Units: seconds of audio, as far as the headers state them
+    `clips` are positions in the loader's sources. `tasks` is None before the clips were submitted for decoding.
     """
 
     clips: list[int]
@@ -52,10 +51,7 @@ class Chunk:
 
 
 def plan_chunks(durations_s: Mapping[int, float | None]) -> list[Chunk]:
-    """Group clips into chunks: short clips first, those of unknown length last and alone.
-
-    A chunk has at most 24 clips and 600 s of audio, or one clip.
-    """
+    """Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone."""
     chunks: list[Chunk] = []
     left_s = 0.0
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
@@ -231,7 +227,7 @@ class SpectrogramLoader:
                 self.failures[clip] = f"{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers"
         return waves
 
-    def walk(self, task: str, progress: bool) -> Iterator[Chunk]:
+    def load_chunks(self, task: str, progress: bool) -> Iterator[Chunk]:
         """Read the headers, then yield every chunk under a progress bar; stop the threads at the end."""
         self.read_headers()
         with contextlib.closing(self), progress_bar(self.total_s, task, "s of audio", progress) as bar:

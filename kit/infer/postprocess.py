@@ -13,6 +13,11 @@ from kit.infer.blend import TINY, check_strength
 from kit.labels.bootstrap import group_numbers
 from kit.labels.table import rows_by_name
 
+NO_WINDOWS = (
+    "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
+    "whole clips, so leave them out."
+)
+
 
 @dataclass(frozen=True)
 class PostprocessConfig(Config):
@@ -28,7 +33,7 @@ class PostprocessConfig(Config):
     @property
     def changes_scores(self) -> bool:
         """Whether anything is set."""
-        return self.prior_shift or self.smooth > 0 or self.top_mean > 0
+        return self.prior_shift or self.needs_windows
 
     @property
     def needs_windows(self) -> bool:
@@ -48,7 +53,7 @@ def apply_postprocess(
     Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
     Errors: KitError for steps over windows where rows are not windows
     """
-    if postprocess.needs_windows and (recordings is None or times_s is None):
+    if postprocess.needs_windows and recordings is None:
         raise KitError(NO_WINDOWS)
     changed = np.asarray(scores, np.float64)
     if postprocess.prior_shift:
@@ -60,14 +65,8 @@ def apply_postprocess(
     return changed
 
 
-NO_WINDOWS = (
-    "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
-    "whole clips, so leave them out."
-)
-
-
 def shift_priors(scores: Any, trained: np.ndarray) -> np.ndarray:
-    """Scale odds from the training prevalences to those estimated from these rows. Shape: (n, K), (K,) -> (n, K)"""
+    """Scale odds from the training prevalences to those estimated from these rows."""
     return scale_odds(scores, trained, estimate_prevalences(scores, trained))
 
 
@@ -88,12 +87,11 @@ def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:
 
 
 def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np.ndarray:
-    """Estimate how frequent each class is in the set of these rows, from its probabilities alone.
+    """Estimate how frequent each class is in these rows, from its calibrated probabilities alone.
 
     It is the maximum of the likelihood with a prior that counts as `strength` rows at the training prevalences.
-    A row's score then depends on the other rows.
 
-    Shape:  scores (n, K) calibrated, in [0, 1], trained (K,) -> (K,)
+    Shape:  scores (n, K) in [0, 1], trained (K,) -> (K,)
     Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier
     """
     check_strength(strength, "rows")
@@ -118,8 +116,6 @@ def smooth_neighbours(
     scores: Any, recordings: Sequence[Any], times_s: Any, kernel: Sequence[float] = (0.5,)
 ) -> np.ndarray:
     """Average each row with its neighbours in time, which weigh kernel[0], kernel[1], ... on either side, itself 1.
-
-    At a recording's edges only the rows that exist count. Rows of other recordings never do.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,), times_s (n,) -> (n, K)
     Source: BirdCLEF 2023-2025, neighbour smoothing
@@ -169,7 +165,7 @@ def row_probabilities(scores: Any) -> np.ndarray:
 
 
 def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    """Return one prevalence per class, clipped off 0 and 1. Shape: -> (K,). Errors: KitError for another shape"""
+    """Return one prevalence per class, clipped off 0 and 1. Errors: KitError for another shape"""
     checked = np.asarray(prevalences, np.float64)
     if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
         raise KitError(f"prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).")

@@ -24,9 +24,8 @@ from kit.models.tagger import Tagger
 
 @dataclass(frozen=True)
 class Predictions:
-    """An ensemble's predictions of clips.
+    """An ensemble's predictions; `failures` says, by name, why a clip has the prior or lacks a model.
 
-    `failures` holds, by name, why a clip has the prior or lacks the predictions of a model.
     Shape:  probabilities (n, K), in the order of `names` and `classes`
     """
 
@@ -74,7 +73,6 @@ def predict_clips(
     """Predict the probabilities of every clip with an ensemble of checkpoints or taggers.
 
     `clips` is a folder, or files and decoded sounds; `inference` overrides every model's own settings.
-    Shape:  -> probabilities (n, K)
     Errors: KitError for what cannot be loaded, and for a model that fails; clips that cannot be read are in `failures`
     """
     runtime = start_runtime(device, threads, progress)

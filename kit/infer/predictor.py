@@ -21,18 +21,14 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """The logits of one clip's windows.
-
-    Shape:  logits (W, K) float32
-    Units:  spans are (first frame, frame after the last) of each window
-    """
+    """The logits of one clip's windows (W, K), and each one's span: first frame, frame after the last."""
 
     logits: np.ndarray
     spans: tuple[Span, ...]
 
 
 def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Tensor]:
-    """Compute the spectrograms that are cached: normalized already where normalization refers to the whole clip.
+    """Compute the spectrograms to cache, normalized if normalization refers to the whole clip.
 
     Shape:  waves (T_i,) -> list of (M, N_i)
     """
@@ -43,10 +39,7 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
 
 
 def cut_window(frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mode: str) -> Tensor:
-    """Cut a window from a cached spectrogram, normalize it and pad it to `frames`.
-
-    Shape:  spec (M, N) -> (M, frames)
-    """
+    """Cut a window from a cached spectrogram, normalize it and pad it. Shape: (M, N) -> (M, frames)"""
     piece = spec[:, span[0] : span[1]]
     if frontend.config.reference == "window":
         piece = frontend.normalize(piece)
@@ -57,8 +50,8 @@ def cut_window(frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mo
 class Predictor:
     """Runs a tagger on a device.
 
-    It moves the tagger to the device when it is created, because the training that shares the tagger continues in
-    the memory format chosen here.
+    It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
+    chosen here.
     """
 
     def __init__(
@@ -92,11 +85,10 @@ class Predictor:
                 module.training = training
 
     def predict(self, specs: Sequence[Tensor], budget: TimeBudget | None = None) -> list[WindowLogits | None]:
-        """Compute the logits of every clip; None for a clip that the time budget did not reach.
-
-        Shape:  specs (M, N_i), one per clip -> one WindowLogits per clip
-        """
+        """Compute the logits of every clip (M, N_i); None for a clip that the time budget did not reach."""
         budget = budget or TimeBudget()
+        frontend = self.tagger.frontend
+        pad_mode = self.inference.pad_mode
         frames_per_s = self.tagger.card.frontend.frames_per_s
         spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
         windows = [(clip, span) for clip, spans in enumerate(spans_of_clip) for span in spans]
@@ -109,10 +101,7 @@ class Predictor:
                 inputs = []
                 for window in batch:
                     clip, span = windows[window]
-                    frames = lengths[window]
-                    inputs.append(
-                        cut_window(self.tagger.frontend, specs[clip], span, frames, self.inference.pad_mode)
-                    )
+                    inputs.append(cut_window(frontend, specs[clip], span, lengths[window], pad_mode))
                 for window, row in zip(batch, self.forward(torch.stack(inputs)), strict=True):
                     logits[window] = row
         outputs: list[WindowLogits | None] = []
@@ -125,10 +114,7 @@ class Predictor:
         return outputs
 
     def forward(self, batch: Tensor) -> np.ndarray:
-        """Compute the logits of a batch; where memory is short, halve it and all later ones.
-
-        Shape:  (B, M, N) -> (B, K)
-        """
+        """Compute a batch's logits; where memory is short, halve it and all later ones. Shape: (B, M, N) -> (B, K)"""
         if len(batch) == 1 or batch.shape[0] * batch.shape[-1] <= self.batch_frames:
             try:
                 return self.forward_batch(batch)
@@ -147,7 +133,6 @@ class Predictor:
     def forward_batch(self, batch: Tensor) -> np.ndarray:
         """Compute the logits of a batch that fits the device.
 
-        Shape:  (B, M, N) -> (B, K) float32
         Errors: KitError for a network whose output is not (B, K)
         """
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
@@ -155,8 +140,6 @@ class Predictor:
         expected = (len(spec), len(self.tagger.card.classes))
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != expected:
-            shapes = f"{tuple(spec.shape)} to {expected}, got {found}"
-            raise KitError(
-                f"a network maps (B, C, M, N) to (B, K), {shapes}: let it return clip logits alone."
-            )
+            shapes = f"(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {found}"
+            raise KitError(f"a network maps {shapes}: let it return clip logits alone.")
         return np.asarray(logits.float().cpu().numpy())

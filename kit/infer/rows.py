@@ -33,7 +33,7 @@ def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
 
 
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
-    """Average the models' prevalences: the score of a row without any prediction. Shape: -> (K,)"""
+    """Average the models' prevalences: the score of a row without any prediction."""
     prevalences = [np.array(card.prevalences)[class_columns(card, classes)] for card in cards]
     return np.asarray(np.average(prevalences, axis=0, weights=weights))
 
@@ -54,7 +54,7 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
 class RowScores:
     """The scores of all rows by every model, filled clip by clip.
 
-    Create it after `check_members`. `split_clips` were too long for one input of mode full.
+    `split_clips` were too long for one input of mode full.
     Shape:  scores (R, K) and done (R,) of each model
     """
 
@@ -80,7 +80,7 @@ class RowScores:
         self.split_clips: set[int] = set()
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
-        """Fill the rows of one clip from the logits of one model. A clip that cannot be pooled is noted as failed."""
+        """Fill a clip's rows from one model's logits; a clip that cannot be pooled is noted as failed."""
         number = self.members.index(member)
         if member.predictor.inference.mode == "full" and len(output.spans) > 1:
             self.split_clips.add(clip)
@@ -121,12 +121,14 @@ class RowScores:
         if not self.postprocess.changes_scores or not done.any():
             return scores
         rows = np.flatnonzero(done)
-        recordings = None
-        times_s = None
-        if self.plan.form == "window":
-            recordings = [str(self.plan.files[row]) for row in rows]
-            times_s = [self.plan.ends_s[row] for row in rows]
-        trained = average_fitted_prevalences(self.members, self.template.classes)
+        is_window = self.plan.form == "window"
+        recordings = [str(self.plan.files[row]) for row in rows] if is_window else None
+        times_s = [self.plan.ends_s[row] for row in rows]
+        fitted = [
+            fitted_prevalences(member.card)[columns]
+            for member, columns in zip(self.members, self.columns, strict=True)
+        ]
+        trained = np.average(fitted, axis=0, weights=self.weights)
         scores[rows] = apply_postprocess(self.postprocess, scores[rows], recordings, times_s, trained)
         if self.postprocess.top_mean > 0:
             # A row without predictions is a recording of its own: its best mean is its prior itself.
@@ -134,24 +136,17 @@ class RowScores:
         return scores
 
 
-def average_fitted_prevalences(members: Sequence[EnsembleMember], classes: Sequence[str]) -> np.ndarray:
-    """Average the prevalences at which the models' probabilities were fitted. Shape: -> (K,)"""
-    prevalences = [fitted_prevalences(member.card)[class_columns(member.card, classes)] for member in members]
-    return np.asarray(np.average(prevalences, axis=0, weights=[member.weight for member in members]))
-
-
 def fitted_prevalences(card: TaggerCard) -> np.ndarray:
-    """Return the class prevalences that a model's probabilities assume.
+    """Return the class prevalences that a model's probabilities assume: those of the batches that training drew.
 
-    A probability model assumes the prevalences in the batches that training drew. A ranking model was calibrated on
-    out-of-fold clips, whose prevalences are those of the table. Shape: -> (K,)
+    A ranking model was calibrated on out-of-fold clips, whose prevalences are those of the table.
     """
     is_drawn = card.output == "probability" and len(card.drawn) > 0
     return np.array(card.drawn if is_drawn else card.prevalences)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    """Return one positive weight per model, 1 unless given. Errors: KitError for other weights"""
+    """Return one positive weight per model, 1 by default. Errors: KitError for other weights"""
     checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
     if len(checked) != models or not all(0 < weight < float("inf") for weight in checked):
         raise KitError(f"weights: one positive number per model, {models} of them, got {checked}.")
@@ -161,8 +156,8 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
 def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
     """Refuse to average scores that share no scale, and rows that a model cannot locate in time.
 
-    Errors: KitError for an unknown blend; for ranking scores without a calibration in a mean over models or windows;
-    for a frontend that trims silence where the rows are windows of a clip
+    Errors: KitError for an unknown blend, ranking scores without a calibration in a mean over models or windows, and
+    window rows with a frontend that trims silence
     """
     blend = choose("blend", kind, BLENDS)
     for member in members:
@@ -176,5 +171,6 @@ def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -
                 raise KitError(f"{member.name}: {UNPOOLED}")
     trimmed = [member.name for member in members if member.card.frontend.trim_db is not None]
     if trimmed and any(end_s is not None for end_s in plan.ends_s):
-        reason = "its windows are not at the times of the rows"
-        raise KitError(f"{trimmed[0]} trims a clip's ends, so {reason}: leave it out.")
+        raise KitError(
+            f"{trimmed[0]} trims a clip's ends, so windows are not at the times of rows: leave it out."
+        )

@@ -159,11 +159,7 @@ def format_score(value: float) -> str:
 
 
 def write_submission(path: Path, template: Template, scores: np.ndarray) -> None:
-    """Write the template's CSV, whole.
-
-    Shape:  scores (rows, classes)
-    Errors: KitError where a score is not finite, or the shape is not the template's
-    """
+    """Write the template's CSV. Errors: KitError where a score is not finite, or the shape is not the template's"""
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
         raise KitError(f"scores {scores.shape} do not fit the template or are not all finite.")
     rows: list[Sequence[str]] = [(template.id_column, *template.classes)]

@@ -48,15 +48,14 @@ def bootstrap_interval(
 ) -> Interval:
     """Compute `metric(truth, scores)` and its bootstrap interval over clips.
 
-    All clips of a group (a recording, for example) are drawn together; a clip with an empty group is a group
-    of its own. A draw on which the metric has no value is repeated.
+    All clips of a group (a recording, for example) are drawn together; a clip with an empty group is drawn alone.
+    A draw on which the metric has no value is repeated.
 
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
     Errors: KitError where the metric is no finite number, or has no value on more than `draws` draws
     """
-    value = metric_value(metric, truth, scores)
-    statistic = metric_of_counts(metric, truth, scores)
+    value, statistic = metric_of_counts(metric, truth, scores)
     return percentile_interval(value, statistic, group_numbers(groups, len(truth)), draws, level, seed)
 
 
@@ -72,15 +71,12 @@ def bootstrap_difference(
 ) -> Interval:
     """Compute by how much `scores` are better than `others`, with its interval.
 
-    Both are evaluated on the same draws. The difference therefore varies less than either metric.
+    Both are evaluated on the same draws, so the difference varies less than either metric.
 
     Shape:  truth (n, K), scores and others (n, K), groups (n,) -> Interval
-    Source: as bootstrap_interval
     """
-    value = metric_value(metric, truth, scores)
-    other_value = metric_value(metric, truth, others)
-    statistic = metric_of_counts(metric, truth, scores)
-    other_statistic = metric_of_counts(metric, truth, others)
+    value, statistic = metric_of_counts(metric, truth, scores)
+    other_value, other_statistic = metric_of_counts(metric, truth, others)
 
     def difference(counts: np.ndarray) -> float:
         return statistic(counts) - other_statistic(counts)
@@ -89,27 +85,16 @@ def bootstrap_difference(
     return percentile_interval(value - other_value, difference, group, draws, level, seed)
 
 
-def metric_value(metric: Metric, truth: Any, scores: Any) -> float:
-    """Compute a metric on all clips. Errors: KitError unless it is one finite number"""
+def metric_of_counts(metric: Metric, truth: Any, scores: Any) -> tuple[float, Callable[[np.ndarray], float]]:
+    """Return a metric on all clips, and the function that computes it from how often a draw holds each clip.
+
+    Errors: KitError unless the metric on all clips is one finite number
+    """
     value = metric(truth, scores)
     if np.ndim(value) or not np.isfinite(value):
         raise KitError(f"the metric gave {value!r}, wanted one number.")
-    return float(value)
-
-
-def metric_of_counts(metric: Metric, truth: Any, scores: Any) -> Callable[[np.ndarray], float]:
-    """Return the function that computes the metric of a draw from how often it holds each clip.
-
-    Shape:  truth (n, K), scores (n, K) -> a function from counts (n,) to a number, NaN where there is none
-    """
     if metric in CLIP_SUMS:
-        numerators, denominators = CLIP_SUMS[metric](truth, scores)
-
-        def ratio(counts: np.ndarray) -> float:
-            denominator = counts @ denominators
-            return float(counts @ numerators / denominator) if denominator else np.nan
-
-        return ratio
+        return float(value), ratio_of_counts(*CLIP_SUMS[metric](truth, scores))
     truth = np.asarray(truth)
     scores = np.asarray(scores)
 
@@ -120,7 +105,17 @@ def metric_of_counts(metric: Metric, truth: Any, scores: Any) -> Callable[[np.nd
         except KitError:
             return np.nan
 
-    return computed
+    return float(value), computed
+
+
+def ratio_of_counts(numerators: np.ndarray, denominators: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the function that maps the counts of the clips to a ratio of sums, NaN where there is none."""
+
+    def ratio(counts: np.ndarray) -> float:
+        denominator = counts @ denominators
+        return float(counts @ numerators / denominator) if denominator else np.nan
+
+    return ratio
 
 
 def percentile_interval(
@@ -131,7 +126,7 @@ def percentile_interval(
     level: float,
     seed: int,
 ) -> Interval:
-    """Draw groups with replacement and return the bounds of the middle share `level` of a statistic's values.
+    """Draw groups with replacement; return the bounds of the middle share `level` of a statistic's values.
 
     Shape:  group (n,) int64 from 0; statistic maps counts (n,) of the rows in a draw to a number
     """
@@ -153,19 +148,14 @@ def percentile_interval(
         else:
             redrawn += 1
         if redrawn > draws:
-            n_tried = redrawn + len(values)
-            message = f"the metric has no value in {redrawn} of {n_tried} draws of {n_groups} groups"
-            raise KitError(f"{message}: leave out rare classes.")
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, (1 + level) / 2]).tolist()
+            share = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
+            raise KitError(f"the metric has no value in {share}: leave out rare classes.")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(value, low, high, level, redrawn)
 
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
-    """Number the groups; rows of one group get one number, a row with an empty group its own.
-
-    Shape:  n texts or None (every row alone) -> (n,) int64
-    """
+    """Number the groups; a row without a group gets its own number. Shape: -> (n,) int64"""
     if groups is None:
         return np.arange(n_rows)
     if len(groups) != n_rows:

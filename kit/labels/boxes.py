@@ -45,8 +45,7 @@ class Boxes:
 def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[str] | None = None) -> Boxes:
     """Read two CSVs of boxes, `recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max`: true and false ones.
 
-    Species i becomes class i of `classes`. Without `classes` it becomes `s{i}`, up to the highest id of the
-    files. One of the files may be empty.
+    Species i becomes class i of `classes`, or `s{i}` up to the highest id of the files. One file may be empty.
 
     Errors: KitError with the line of a wrong value, or where both files are empty
     """
@@ -54,25 +53,25 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
     true_columns = read_box_columns(true_path, n_classes)
     false_columns = read_box_columns(false_path, n_classes)
     columns = [true + false for true, false in zip(true_columns, false_columns, strict=True)]
-    recordings, species, begin_s, end_s, low_hz, high_hz = columns
+    recordings, species, *edges = columns
+    begin_s, end_s, low_hz, high_hz = np.array(edges, np.float64)
     if not species:
         raise KitError(f"{true_path} and {false_path} hold no boxes.")
     names = classes or [f"s{i}" for i in range(max(species) + 1)]
-    n_true = len(true_columns[0])
     return Boxes(
         classes=tuple(column_of_class(names)),
         recordings=np.array(recordings, str),
         species=np.array(species, np.int64),
-        is_true=np.arange(len(species)) < n_true,
-        begin_s=np.array(begin_s, np.float64),
-        end_s=np.array(end_s, np.float64),
-        low_hz=np.array(low_hz, np.float64),
-        high_hz=np.array(high_hz, np.float64),
+        is_true=np.arange(len(species)) < len(true_columns[0]),
+        begin_s=begin_s,
+        end_s=end_s,
+        low_hz=low_hz,
+        high_hz=high_hz,
     )
 
 
 def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
-    """Read one file's recordings (text), species (int), begins, ends, low and high edges (float), checked."""
+    """Read one file's recordings, species, begins, ends, low and high edges, checked."""
     table = read_table(path, ("recording_id", "species_id", *BOX_EDGES))
     table.check_names("recording_id", once=False)
     expected = f"the index of a class, from 0 to {n_classes - 1}"
@@ -90,9 +89,8 @@ def window_targets(
 ) -> np.ndarray:
     """Label windows of one recording from its boxes: 1, 0 or NaN (unknown) for each class.
 
-    A window covers a box where their overlap is at least `min_share` of the shorter of the two. A class is
-    true where the window covers one of its true boxes. It is false where the window covers a false box and
-    overlaps no true one. Otherwise it is unknown.
+    A window covers a box where they overlap by at least `min_share` of the shorter of the two. A class is true where
+    the window covers one of its true boxes, false where it covers a false box and overlaps no true one, else unknown.
 
     Shape:  begin_s, end_s: numbers -> (K,) float32; both (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
@@ -133,19 +131,12 @@ def recording_labels(boxes: Boxes) -> ClipLabels:
     is_true = boxes.is_true
     targets[row_of_box[~is_true], boxes.species[~is_true]] = 0
     targets[row_of_box[is_true], boxes.species[is_true]] = 1
-    return ClipLabels(
-        names=tuple(names.tolist()),
-        classes=boxes.classes,
-        targets=targets,
-        weights=np.ones(len(names), np.float32),
-        sources=np.full(len(names), ""),
-    )
+    weights = np.ones(len(names), np.float32)
+    return ClipLabels(tuple(names.tolist()), boxes.classes, targets, weights, np.full(len(names), ""))
 
 
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
-    """Find the frequency band that holds all true boxes of each class, widened by a margin down to 0 Hz.
-
-    A class without a true box gets the band of its false boxes.
+    """Find the band that holds all true boxes (or else the false ones) of each class, widened by a margin.
 
     Shape:  -> (K, 2) float64, low and high
     Source: 32nd place, RFCX Species Audio Detection

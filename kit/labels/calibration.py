@@ -22,7 +22,7 @@ class Calibration(Config):
     offset: float = setting(0.0, "constant added to the scaled score", low=-1e12, high=1e12)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Compute probabilities, in float32 or wider. Shape: any -> the same, in [0, 1]"""
+        """Compute probabilities in float32 or wider, of the same shape."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.sigmoid(self.scale * wide + self.offset)
 
@@ -53,8 +53,8 @@ def fit_calibration(
     known_scores = np.concatenate(
         [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
     ).astype(np.float64)
-    # Scores are standardised, so that the same start values fit networks of any scale. Percentiles do it, as a
-    # few extreme scores do not move them; in a normal distribution 3.3 deviations lie between these two.
+    # Scores are standardised, so that the same start values fit networks of any scale, by percentiles that few
+    # extreme scores do not move; in a normal distribution 3.3 deviations lie between these two.
     low_score, centre, high_score = np.percentile(known_scores, [5, 50, 95]).tolist()
     spread = (high_score - low_score) / 3.3 or float(known_scores.std()) or 1.0
     # Platt's targets: not 1 and 0 but the rates expected with one more label of each kind. Where the scores
@@ -93,9 +93,10 @@ def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> 
     """Raise KitError where scores and truth do not fit each other, or cannot be fitted to."""
     if truth.ndim != 2 or len(logits) != len(truth):
         raise KitError(f"{len(logits)} clips of scores for truth {truth.shape}, wanted (clips, classes).")
+    classes = truth.shape[1]
     for i, scores in enumerate(logits):
-        if scores.ndim != 2 or not len(scores) or scores.shape[1] != truth.shape[1]:
-            raise KitError(f"clip {i} has scores {scores.shape}, wanted (windows, {truth.shape[1]}).")
+        if scores.ndim != 2 or not len(scores) or scores.shape[1] != classes:
+            raise KitError(f"clip {i} has scores {scores.shape}, wanted (windows, {classes}).")
         if not np.isfinite(scores).all():
             raise KitError(f"clip {i} has scores that are not finite: leave it out.")
     labels = truth[~np.isnan(truth)]
@@ -109,17 +110,16 @@ def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> 
 def batch_by_windows(
     logits: Sequence[np.ndarray], targets: np.ndarray, centre: float, spread: float
 ) -> Iterator[CalibrationBatch]:
-    """Stack the clips with the same number of windows, about CALIBRATION_CHUNK scores at most in a batch."""
+    """Stack clips with equal numbers of windows, about CALIBRATION_CHUNK scores at most in a batch."""
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
-        n_scores = len(clips) * count * targets.shape[1]
-        n_batches = -(-n_scores // CALIBRATION_CHUNK)
+        n_batches = -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)
         for chosen in np.array_split(clips, n_batches):
             stacked = np.stack([np.asarray(logits[i], np.float64) for i in chosen])
+            labels = torch.from_numpy(targets[chosen])
             scores = torch.from_numpy((stacked - centre) / spread)
-            batch_targets = torch.from_numpy(targets[chosen])
-            yield CalibrationBatch(scores, batch_targets.nan_to_num(), ~batch_targets.isnan())
+            yield CalibrationBatch(scores, labels.nan_to_num(), ~labels.isnan())
 
 
 def calibration_loss(
@@ -127,7 +127,7 @@ def calibration_loss(
 ) -> float:
     """Compute the mean log loss at theta = (log scale, offset), and add its gradient to theta's.
 
-    Batches are backpropagated one by one, so that memory holds the graph of one batch.
+    Each batch is backpropagated on its own, so that memory holds one graph.
     """
     n_known = sum(int(batch.known.sum()) for batch in batches)
     total = 0.0
@@ -148,10 +148,7 @@ def calibration_loss(
 
 
 def pool_each(probabilities: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pool every clip: all at once where torch.vmap supports the pool, else one by one.
-
-    Shape:  (n, W, K) -> (n, K)
-    """
+    """Pool every clip: all at once where torch.vmap supports the pool. Shape: (n, W, K) -> (n, K)"""
     try:
         return torch.vmap(pool)(probabilities)
     except RuntimeError:

@@ -12,8 +12,7 @@ from kit.labels.table import class_names, label_targets
 def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> np.ndarray:
     """Assign a fold to every row of a clip table: classes are spread evenly, and no group is in two folds.
 
-    Rows with the same fname form one group. So do rows with the same text in `group_column`; an empty cell
-    there means no group.
+    Rows with the same fname, or the same text in `group_column` (if not empty), form one group.
 
     Shape:  n rows -> (n,) int64 in 0 .. n_folds - 1
     Source: Sechidis, Tsoumakas & Vlahavas 2011, On the Stratification of Multi-Label Data
@@ -23,9 +22,8 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
         raise KitError(f"n_folds must be at least 2, got {n_folds}.")
     if not hasattr(table, "columns"):
         raise KitError(f"make_folds needs a table, got {type(table).__name__}: pass read_clip_table(path).")
-    choose("column", "labels", table)
-    if group_column:
-        choose("column", group_column, table)
+    for column in ("labels", group_column or "labels"):
+        choose("column", column, table)
     groups, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
     if len(groups) < n_folds:
         raise KitError(f"{n_folds} folds need as many groups, got {len(groups)} in {len(table)} rows.")
@@ -38,10 +36,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows.
-
-    Shape:  n rows -> (n,) object
-    """
+    """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows."""
     clips = [f"clip {name}" for name in table.get("fname", range(len(table)))]
     groups = [""] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
@@ -64,20 +59,16 @@ def group_texts(groups: Sequence[Any]) -> list[str]:
     """Convert every group to text; missing and blank ones become empty."""
     import pandas
 
-    texts = []
-    is_missing = pandas.Series(list(groups), dtype=object).isna()
-    for group, missing in zip(groups, is_missing, strict=True):
-        text = "" if missing else str(group)
-        texts.append(text if text.strip() else "")
-    return texts
+    column = pandas.Series(list(groups), dtype=object)
+    texts = [str(group) for group in column.where(column.notna(), "")]
+    return [text if text.strip() else "" for text in texts]
 
 
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
     """Assign a fold to each group, so that every label and the clips are spread evenly.
 
-    This is iterative stratification. It takes the label with the fewest unassigned clips and assigns its
-    groups, the largest first, each to the fold that lacks most clips of this label. Then it takes the next
-    label. Groups without labels come last and even out the sizes.
+    Iterative stratification takes the label with the fewest unassigned clips and assigns its groups, the largest
+    first, each to the fold that lacks most clips of this label. Groups without labels come last.
 
     Shape:  counts (G, K) clips of each label in each group, sizes (G,) clips -> folds (G,) int64
     Source: Sechidis, Tsoumakas & Vlahavas 2011, algorithm 1, with groups in place of clips
@@ -102,8 +93,7 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
 
     while unassigned.any():
         # The rarest label goes first: later on, no group would be left to correct its spread with.
-        remaining = np.where(unassigned > 0, unassigned, np.iinfo(np.int64).max)
-        label = int(np.argmin(remaining))
+        label = int(np.where(unassigned > 0, unassigned, np.iinfo(np.int64).max).argmin())
         candidates = shuffled[(folds[shuffled] < 0) & (counts[shuffled, label] > 0)]
         largest_first = np.argsort(-counts[candidates, label], kind="stable")
         for group in candidates[largest_first]:
@@ -126,6 +116,5 @@ def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> N
     leaking = [group for group, its_folds in folds_of_group.items() if len(its_folds) > 1]
     if leaking:
         first, second, *_ = sorted(folds_of_group[leaking[0]])
-        share = f"{len(leaking)} of {len(folds_of_group)} do so"
-        message = f"group {leaking[0]!r} lies in fold {first} and in fold {second} ({share})"
-        raise KitError(f"{message}: use group_column.")
+        message = f"group {leaking[0]!r} lies in fold {first} and in fold {second}"
+        raise KitError(f"{message} ({len(leaking)} of {len(folds_of_group)} do so): use group_column.")

@@ -3,6 +3,7 @@
 Truth is 1 (true), 0 (false) or NaN (unknown). Every metric masks the unknown labels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,9 @@ def lwlrap(truth: Any, scores: Any) -> float:
 
 
 def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute each class's mean precision and its share of the true labels; their dot product is lwlrap.
+    """Compute each class's mean precision and its share of the true labels, 0 and 0 for a class without one.
 
-    A class without a true label has precision 0 and weight 0.
-
+    Their dot product is lwlrap.
     Shape:  truth (n, K), scores (n, K) -> precision (K,), weight (K,)
     """
     precisions, true = true_precisions(truth, scores)
@@ -39,9 +39,7 @@ def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lwlrap_flat(truth: Any, scores: Any) -> float:
-    """Compute lwlrap over one list of all known labels of all clips: the micro average precision.
-
-    lwlrap compares the classes of one clip; this metric also compares clips with each other.
+    """Compute lwlrap over one list of all known labels, the micro average precision: it compares clips too.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
     Source: 32nd place, RFCX Species Audio Detection (its validation metric)
@@ -53,9 +51,7 @@ def lwlrap_flat(truth: Any, scores: Any) -> float:
 
 
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, the sum of its true labels' precisions and their number.
-
-    lwlrap is the ratio of the two totals, so a bootstrap draw only has to weight the clips.
+    """Compute, per clip, the sum of its true labels' precisions and their number; lwlrap is the ratio of totals.
 
     Shape:  truth (n, K), scores (n, K) -> (n,), (n,)
     """
@@ -64,21 +60,16 @@ def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def true_precisions(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the precision of every true label, as lwlrap defines it, and the mask of true labels.
+    """Compute each true label's precision, as lwlrap defines it, 0 elsewhere, and the mask of true labels.
 
-    Shape:  truth (n, K), scores (n, K) -> precisions (n, K), 0 where not true; mask (n, K)
+    Shape:  truth (n, K), scores (n, K) -> two of (n, K)
     """
     true, known, scores = ranking_masks(truth, scores, some_true=True)
     return label_precisions(true, known, scores), true
 
 
 def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Compute the precision of each true label in its row, 0 for the other labels.
-
-    It is the number of true labels with at least its score, divided by the number of known ones.
-
-    Shape:  three of (n, K) -> (n, K)
-    """
+    """Divide, for each true label, the true labels with at least its score by the known ones. Shape: -> (n, K)"""
     n_rows, n_labels = true.shape
     precisions = np.empty(true.shape)
     # Chunks of rows bound the memory of the sorted copies.
@@ -90,68 +81,61 @@ def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) ->
         # Labels with equal scores have equal precision. All labels from the first of a tie upwards have
         # at least its score, so the tie takes the counts found at its first position.
         tie_start = np.broadcast_to(np.arange(n_labels), sorted_scores.shape).copy()
-        tied = sorted_scores[:, 1:] == sorted_scores[:, :-1]
-        tie_start[:, 1:][tied] = 0
+        tie_start[:, 1:][sorted_scores[:, 1:] == sorted_scores[:, :-1]] = 0
         tie_start = np.maximum.accumulate(tie_start, axis=1)
         n_true = count_upwards(np.take_along_axis(true[rows], order, axis=1))
         n_known = count_upwards(np.take_along_axis(known[rows], order, axis=1))
-        share = n_true / np.maximum(n_known, 1)
-        share = np.take_along_axis(share, tie_start, axis=1)
+        share = np.take_along_axis(n_true / np.maximum(n_known, 1), tie_start, axis=1)
         np.put_along_axis(precisions[rows], order, share, axis=1)
     return np.where(true, precisions, 0.0)
 
 
 def count_upwards(mask: np.ndarray) -> np.ndarray:
-    """Count, for each column, the True values from it to the last column. Shape: (n, K) bool -> (n, K)"""
+    """Count the True values from each column to the last one. Shape: (n, K) bool -> (n, K)"""
     return np.asarray(mask[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
 def auc_per_class(truth: Any, scores: Any) -> np.ndarray:
-    """Compute the area under each class's ROC curve.
+    """Compute the area under each class's ROC curve: how probably a true clip scores above a false one.
 
-    It is the probability that a true clip scores higher than a false one; a tie counts one half. It is NaN
-    for a class whose known labels are all true or all false. np.nanmean of the result is the macro AUC.
+    It is NaN for a class whose known labels are all true or all false. np.nanmean of the result is the macro AUC.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,) in [0, 1] or NaN
-    Source: scikit-learn's roc_auc_score
     """
     from sklearn.metrics import roc_auc_score
 
-    true, known, scores = ranking_masks(truth, scores)
-    scores = finite_scores(scores)
-    areas = np.full(true.shape[1], np.nan)
-    for k in range(true.shape[1]):
-        rows = known[:, k]
-        labels = true[rows, k]
-        if labels.any() and not labels.all():
-            areas[k] = roc_auc_score(labels, scores[rows, k])
-    return areas
+    return score_classes(roc_auc_score, truth, scores, some_false=True)
 
 
 def average_precision_per_class(truth: Any, scores: Any) -> np.ndarray:
-    """Compute each class's average precision.
+    """Compute each class's average precision, NaN for a class without a true label.
 
-    It is the mean, over the class's true clips, of the share of true clips among those that score at least
-    as high. It is NaN for a class without a true label. np.nanmean of the result is the macro average (cmAP).
+    np.nanmean of the result is the macro average (cmAP).
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,) in (0, 1] or NaN
-    Source: scikit-learn's average_precision_score
     """
     from sklearn.metrics import average_precision_score
 
+    return score_classes(average_precision_score, truth, scores)
+
+
+def score_classes(
+    metric: Callable[[Any, Any], float], truth: Any, scores: Any, some_false: bool = False
+) -> np.ndarray:
+    """Compute a metric on each class's known labels, NaN without a true one or, if `some_false`, a false one."""
     true, known, scores = ranking_masks(truth, scores)
     scores = finite_scores(scores)
-    precisions = np.full(true.shape[1], np.nan)
+    values = np.full(true.shape[1], np.nan)
     for k in range(true.shape[1]):
         rows = known[:, k]
         labels = true[rows, k]
-        if labels.any():
-            precisions[k] = average_precision_score(labels, scores[rows, k])
-    return precisions
+        if labels.any() and not (some_false and labels.all()):
+            values[k] = metric(labels, scores[rows, k])
+    return values
 
 
 def finite_scores(scores: np.ndarray) -> np.ndarray:
-    """Convert scores to float64 with infinities clipped: scikit-learn rejects them, the clip keeps their rank."""
+    """Convert to float64 with infinities clipped, which scikit-learn rejects; the ranks stay."""
     return scores.astype(np.float64).clip(-1e300, 1e300)
 
 
@@ -162,7 +146,6 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
     to [1e-7, 1 - 1e-7], so that one certain mistake costs a finite loss.
 
     Shape:  truth (n, K) in [0, 1] or NaN, probabilities (n, K) -> (of true labels, of false labels)
-    Units:  nats
     Source: second place, RFCX Species Audio Detection (its check of pseudo-labels)
     """
     truth, probabilities = check_aligned(truth, probabilities)
@@ -173,13 +156,11 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
         raise KitError(f"none of the labels of {len(truth)} clips is known: the log loss needs one or more.")
     labels = truth[known]
     probs = probabilities[known].astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
-    on_true = weighted_mean(-np.log(probs), labels)
-    on_false = weighted_mean(-np.log1p(-probs), 1 - labels)
-    return on_true, on_false
+    return weighted_mean(-np.log(probs), labels), weighted_mean(-np.log1p(-probs), 1 - labels)
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """Compute the weighted mean, NaN where all weights are 0. Shape: two of (n,) -> a number"""
+    """Compute the weighted mean, NaN where all weights are 0."""
     return float(np.average(values, weights=weights)) if weights.any() else float("nan")
 
 
@@ -187,18 +168,13 @@ def top1_accuracy(truth: Any, scores: Any) -> float:
     """Compute the share of clips whose highest-scoring class is true, among clips with a true label.
 
     Where several known classes share the highest score, the clip counts by the share of true ones among them.
-
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in [0, 1]
     """
     correct, counted = top1_clip_sums(truth, scores)
     return float(correct.sum() / counted.sum())
 
 
 def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, how correct its highest-scoring class is (0 to 1) and whether the clip counts.
-
-    Shape:  truth (n, K), scores (n, K) -> (n,), (n,) bool
-    """
+    """Compute, per clip, how correct its highest-scoring class is (0 to 1) and whether the clip counts."""
     true, known, scores = ranking_masks(truth, scores, some_true=True)
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
@@ -245,6 +221,6 @@ def check_unit_range(what: str, values: np.ndarray, allowed: Any = False) -> Non
 
 
 def describe_first(mask: np.ndarray) -> str:
-    """Describe the position of the first True value of a mask. Shape: (n, K) bool"""
+    """Name the position of a mask's first True value."""
     row, column = np.argwhere(mask)[0]
     return f"row {row}, column {column}"

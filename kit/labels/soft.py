@@ -64,9 +64,8 @@ class SoftLabels:
 
 
 def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
-    """Write a CSV `fname[,begin_s,end_s],class...`, whole; an empty cell is an unknown label."""
-    time_columns = WINDOW_COLUMNS if soft.times else ()
-    rows: list[list[Any]] = [["fname", *time_columns, *soft.classes]]
+    """Write a CSV `fname[,begin_s,end_s],class...`; an empty cell is an unknown label."""
+    rows: list[list[Any]] = [["fname", *(WINDOW_COLUMNS if soft.times else ()), *soft.classes]]
     for name, *span, probs in zip(soft.names, *soft.times, soft.targets.tolist(), strict=True):
         # Nine digits are enough to read every float32 back exactly.
         cells = ["" if math.isnan(prob) else f"{prob:.9g}" for prob in probs]
@@ -98,7 +97,7 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
 
 
 def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """Replace unknown targets by soft labels; known targets stay. Shape: two of one shape -> the same"""
+    """Replace unknown targets by soft labels; known targets stay."""
     if targets.shape != soft.shape:
         raise KitError(f"targets {targets.shape}, soft labels {soft.shape}: align_soft_labels first.")
     return np.where(np.isnan(targets), soft, targets)
@@ -108,16 +107,14 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
     """Return the soft labels of these clips and classes, in this order; NaN where there are none.
 
     Shape:  -> (clips, classes) float32
-    Errors: KitError for soft labels of windows
     """
     if soft.times:
         raise KitError("these are soft labels of windows: read them with nearest_window.")
     # A row and a column of NaN are added at the end. Clips and classes without soft labels get index -1.
     padded = np.pad(soft.targets, ((0, 1), (0, 1)), constant_values=np.nan)
     column = column_of_class(soft.classes)
-    rows = [soft.rows[name][0] if name in soft.rows else -1 for name in names]
-    columns = [column.get(name, -1) for name in classes]
-    return padded[np.ix_(rows, columns)]
+    rows = [soft.rows.get(name, [-1])[0] for name in names]
+    return padded[np.ix_(rows, [column.get(name, -1) for name in classes])]
 
 
 def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
@@ -125,11 +122,9 @@ def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
 
     Shape:  centre_s: a number -> (K,); (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
-    Errors: KitError for a clip without windows
     """
     if not soft.times or name not in soft.rows:
         raise KitError(f"the soft labels hold no windows of {str(name)!r}: predict it in windows.")
     rows = soft.rows[name]
-    centres = np.mean(soft.times, axis=0)[rows]
-    distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - centres)
+    distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - np.mean(soft.times, axis=0)[rows])
     return np.asarray(soft.targets[rows[distances.argmin(axis=-1)]])

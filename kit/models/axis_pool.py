@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core.config import setting
-from kit.models.heads import HeadConfig, run_recurrence
+from kit.models.heads import HEAD_HELP, HeadConfig, run_recurrence
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
 from kit.models.skip_attention import conv_layers
 
@@ -21,18 +21,17 @@ class AxisPoolConfig(NetworkConfig):
     width: int = setting(64, "channels of the first of four blocks; each block doubles them", low=4)
     stat_steps: int = setting(128, "time steps that the wave statistics are averaged to", low=1)
     stat_width: int = setting(64, "units of their recurrence in each direction", low=1)
-    head: HeadConfig = setting(HeadConfig(pool="time-max", dropout=0.2), "how feature maps become logits")
+    head: HeadConfig = setting(HeadConfig("time-max"), HEAD_HELP)
 
 
 class AxisPool(Backbone):
     """Nine layers that pool by the mean over frequency, then the maximum over time, as the head does.
 
-    The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. A bidirectional
-    recurrence reads the statistics. They become two further maps without time (stride 0).
+    The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. They become two further
+    maps without time (stride 0). A bidirectional recurrence reads the statistics.
 
     Shape:  spec (B, C, M [+ 13], N) -> [statistics (B, 2 stat_width, 1, stat_steps), length (B, 1, 1, 1),]
             (B, 8 width, M / 8, N / 8), rounded up, for any N >= 1
-    Units:  extra rows as in the first channel; length in ln(s)
     Source: second place, Freesound Audio Tagging 2019
     """
 

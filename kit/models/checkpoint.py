@@ -37,11 +37,9 @@ def wrap_network(
 ) -> Tagger:
     """Make a tagger of any network that returns logits (not probabilities).
 
-    A checkpoint holds the network's tensors, never its code, so whoever loads it needs one thing more:
-
-    - for one of the kit's families, `settings` with its `family`. The checkpoint stores them, and `network`
-      may be a plain state dict.
-    - for any other network, a function that builds it: `load_tagger(path, networks={name: build})`.
+    A checkpoint holds the network's tensors, never its code. For one of the kit's families pass `settings` with its
+    `family`: the checkpoint stores them, and `network` may be a plain state dict. Any other network needs a function
+    that builds it: `load_tagger(path, networks={name: build})`.
 
     Shape:  network (B, C, M, N) -> logits (B, K); prevalences (K,), by default 1 / K each: the prediction for
             a clip that cannot be read
@@ -69,18 +67,17 @@ def fill_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], source: str) -> T
     try:
         tagger.network.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = one_line(error)[:300]
-        raise KitError(f"{source}: its tensors do not fit its network: {reason}") from error
+        raise KitError(f"{source}: its tensors do not fit its network: {one_line(error)[:300]}") from error
     return tagger.eval()
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return a network's tensors as files hold them: on the CPU and contiguous."""
+    """Return a network's tensors on the CPU and contiguous."""
     return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 
 def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
-    """Return what a checkpoint holds: a format number, the card as JSON, the network's tensors."""
+    """Return what a checkpoint holds."""
     card = json.dumps(tagger.card.to_dict())
     return {"format": FORMAT, "card": card, "tensors": tensors_of(tagger.network)}
 
@@ -91,10 +88,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Read what a file of the kit holds, a checkpoint or a stack; its tensors stay mapped from disk.
-
-    Errors: KitError for a file that is missing, holds code, comes from elsewhere or has another format
-    """
+    """Read a checkpoint or a stack; its tensors stay mapped from disk."""
     if not path.is_file():
         raise KitError(f"no checkpoint {path}: name .pt files that training wrote.")
     try:
@@ -107,9 +101,7 @@ def read_content(path: Path) -> dict[str, Any]:
             "executable: save the network's state_dict where it was made, and that with save_tagger."
         ) from error
     parts = list(map(str, content)) if isinstance(content, dict) else [type(content).__name__]
-    is_checkpoint = {"format", "card", "tensors"} <= set(parts)
-    is_stack = {"format", "card", "members"} <= set(parts)
-    if not is_checkpoint and not is_stack:
+    if not {"format", "card"} <= set(parts) or not {"tensors", "members"} & set(parts):
         raise KitError(
             f"{path} is no checkpoint of this kit (it holds: {', '.join(parts[:4])}). For a network of your "
             "own: save_tagger(path, wrap_network(network, frontend, classes)), where it returns logits."
@@ -118,46 +110,41 @@ def read_content(path: Path) -> dict[str, Any]:
     if number == 2:
         raise KitError(f"{path}: checkpoint format 2 was never published: train again with this version.")
     if number != FORMAT:
-        raise KitError(
-            f"{path} has checkpoint format {number}, this kit reads {FORMAT}: use the kit that wrote it."
-        )
+        formats = f"checkpoint format {number}, this kit reads {FORMAT}"
+        raise KitError(f"{path} has {formats}: use the kit that wrote it.")
     return dict(content)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One tagger's checkpoint, read and checked once; its network is not built yet."""
+    """One tagger's checkpoint, read and checked; its network is not built yet."""
 
     path: Path
     card: TaggerCard
     tensors: dict[str, Tensor]
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-        """Build the tagger; `networks` builds networks that are not of the kit's families, by name.
-
-        Errors: KitError for a network without a builder, and for tensors that do not fit
-        """
+        """Build the tagger; `networks` builds networks that are not of the kit's families, by name."""
         builders = {} if networks is None else networks
         if not isinstance(builders, Mapping):
             raise KitError(f"networks must map names to functions, {{'mine': build}}, got {networks!r}.")
         family = str(self.card.network.get("family"))
-        if not family.startswith("custom:"):
-            return fill_tagger(build_tagger(self.card), self.tensors, str(self.path))
         name = family.removeprefix("custom:")
-        if name not in builders:
+        if name == family:
+            tagger = build_tagger(self.card)
+        elif name in builders:
+            tagger = Tagger(self.card, builders[name]())
+        else:
             names = ", ".join(builders) or "none"
             raise KitError(
                 f"{self.path} holds the tensors of a network of your own, not its code: pass "
                 f"networks={{{name!r}: build}}, where build() returns the network (passed: {names})."
             )
-        return fill_tagger(Tagger(self.card, builders[name]()), self.tensors, str(self.path))
+        return fill_tagger(tagger, self.tensors, str(self.path))
 
 
 def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Read a checkpoint, or parse its content where that was read before.
-
-    Errors: as read_content, and KitError for a stack and for a card that is damaged or wrong
-    """
+    """Read a checkpoint, or parse its content where that was read before."""
     if content is None:
         content = read_content(path)
     if "members" in content:
@@ -175,7 +162,7 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
 def read_checkpoint(
     path: Path, content: Mapping[str, Any] | None = None
 ) -> tuple[TaggerCard, dict[str, Tensor]]:
-    """Read a checkpoint's card and tensors. Errors: as open_checkpoint"""
+    """Read a checkpoint's card and tensors."""
     checkpoint = open_checkpoint(path, content)
     return checkpoint.card, checkpoint.tensors
 
@@ -187,24 +174,20 @@ def load_tagger(
 ) -> Tagger:
     """Load the tagger of a checkpoint, in evaluation mode.
 
-    A network that is not of the kit's families needs `networks={name: build}`, with the name it was saved
-    under and a function that builds it. Errors: as open_checkpoint and Checkpoint.build
+    A network that is not of the kit's families needs `networks={name: build}`, with the name it was saved under.
     """
     return open_checkpoint(Path(path), content).build(networks)
 
 
 def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
-    """Find the checkpoint files that paths and glob patterns name. Errors: as find_models"""
+    """Find the checkpoint files that paths and glob patterns name."""
     return [Path(name) for name, _ in find_models(patterns)]
 
 
 def find_models(
     items: str | Path | Tagger | Sequence[str | Path | Tagger],
 ) -> list[tuple[str, Path | Tagger]]:
-    """List taggers and the checkpoints that paths and glob patterns name, each once, with their names.
-
-    Errors: KitError for a pattern without a file, for a network that is no tagger, and for an empty list
-    """
+    """List taggers and the checkpoints that paths and glob patterns name, each once, with their names."""
     if isinstance(items, str | Path | nn.Module):
         items = [items]
     found: dict[Hashable, tuple[str, Path | Tagger]] = {}

@@ -34,10 +34,7 @@ def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[s
 
 
 def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
-    """Check a network's settings and return its family and config.
-
-    Errors: KitError for an unknown family, setting or value
-    """
+    """Check a network's settings and return its family and config."""
     family = str(settings.get("family", "none given"))
     config_class = choose("network family", family, FAMILIES)
     changes = {name: value for name, value in settings.items() if name != "family"}
@@ -50,30 +47,25 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
 
 
 def complete_network(settings: dict[str, Any]) -> dict[str, Any]:
-    """Fill in every default of a network's settings. Errors: as read_network"""
+    """Fill in every default of a network's settings."""
     family, config = read_network(settings)
     return {"family": family, **config.to_dict()}
 
 
 def build_backbone(family: str, config: NetworkConfig, shape: InputShape, start: bool) -> Backbone:
     """Build a family's backbone with random weights; with `start`, load its pretrained file if it has one."""
-    _, backbone_class = BACKBONES[family]
-    backbone = backbone_class(config, shape)
+    backbone = BACKBONES[family][1](config, shape)
     if start and isinstance(backbone, TimmBackbone) and backbone.settings.weights is not None:
         load_pretrained(backbone, backbone.settings.weights)
     return backbone
 
 
 def build_network(settings: dict[str, Any], shape: InputShape, classes: int, start: bool = False) -> Network:
-    """Build a network with random weights; with `start`, load the pretrained file of its settings.
-
-    Errors: as read_network, and KitError for an input that the family cannot read
-    """
+    """Build a network with random weights; with `start`, load the pretrained file of its settings."""
     family, config = read_network(settings)
     if isinstance(config, FreqCropConfig):
-        inner_family, inner_config = read_network(config.backbone)
         inner_shape = freq_crop_backbone_shape(config, shape, classes)
-        inner = build_backbone(inner_family, inner_config, inner_shape, start)
+        inner = build_backbone(*read_network(config.backbone), inner_shape, start)
         return build_freq_crop(config, shape, classes, inner)
     backbone = build_backbone(family, config, shape, start)
     head = Head(config.head, backbone.widths, classes)

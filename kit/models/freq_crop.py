@@ -21,17 +21,12 @@ class FreqCropConfig(NetworkConfig):
 
     form: str = setting(
         "crops",
-        "crops: the network reads each band of frontend.bands_hz by itself; "
-        "pooled: it reads all bins once, and each class pools its own rows of the map",
+        "crops: read each band of frontend.bands_hz by itself; pooled: read all bins, each class pools its rows",
         choices=("crops", "pooled"),
     )
-    bands_hz: tuple[tuple[float, ...], ...] = setting(
-        (), "low and high edge of each class's band, for form=pooled"
-    )
+    bands_hz: tuple[tuple[float, ...], ...] = setting((), "(low, high) of each class's band, for form=pooled")
     backbone: dict[str, Any] = setting({"family": "timm"}, "settings of another family, without its heads")
-    head: HeadConfig = setting(
-        HeadConfig(pool="positive-mean"), "how each class pools and classifies its rows"
-    )
+    head: HeadConfig = setting(HeadConfig(pool="positive-mean"), "how each class reads its rows")
 
     def check(self) -> None:
         if self.form == "crops" and self.bands_hz:
@@ -70,7 +65,6 @@ class BandCrops(Backbone):
 class BandHead(Head):
     """Pool, for each class, the rows of the deepest map that overlap its band, and classify them.
 
-    Shape:  maps, the last (B, D, M', N') -> clip (B, K)
     Units:  bands, first and end row of each class in the input of `bins` rows
     """
 
@@ -84,9 +78,8 @@ class BandHead(Head):
         rows = deepest.shape[2]
         pooled = []
         for first, end in self.bands:
-            map_first = first * rows // self.bins
-            map_end = -(-end * rows // self.bins)
-            pooled.append(self.features([deepest[:, :, map_first:map_end]]))
+            overlap = slice(first * rows // self.bins, -(-end * rows // self.bins))
+            pooled.append(self.features([deepest[:, :, overlap]]))
         features = F.dropout(torch.stack(pooled, dim=1), self.config.dropout, self.training)
         # Class k has row k of one linear layer (B, K, F) -> (B, K), applied to its own features.
         weight, bias = self.classifier.parameters()
@@ -94,30 +87,22 @@ class BandHead(Head):
 
 
 def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes: int) -> InputShape:
-    """Find the input shape of the inner backbone: one band, or all bins.
-
-    Errors: KitError for bands that are not one per class
-    """
+    """Find the input shape of the inner backbone: one band, or all bins."""
     check_input("freq-crop", shape)
-    if config.form == "crops":
-        if shape.bands != classes:
-            raise KitError(
-                "form=crops needs frontend.bands_hz with a band for each of "
-                f"{classes} classes, got {shape.bands}."
-            )
-        return InputShape(shape.channels, shape.bins // classes)
-    if len(config.bands_hz) != classes:
+    is_crops = config.form == "crops"
+    bands = shape.bands if is_crops else len(config.bands_hz)
+    if bands != classes:
+        name = "frontend.bands_hz" if is_crops else "bands_hz"
         raise KitError(
-            f"form=pooled needs bands_hz with a band for each of {classes} classes, got {len(config.bands_hz)}."
+            f"form={config.form} needs {name} with a band for each of {classes} classes, got {bands}."
         )
-    return shape
+    return InputShape(shape.channels, shape.bins // classes) if is_crops else shape
 
 
 def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inner: Backbone) -> Network:
     """Put the inner backbone, which reads `freq_crop_backbone_shape`, under a layer per class.
 
     Source: 32nd place, RFCX Species Audio Detection
-    Errors: KitError for bins without frequencies and for a backbone whose map has no rows of frequency
     """
     if config.form == "crops":
         backbone: Backbone = BandCrops(inner, classes)
@@ -130,7 +115,7 @@ def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inn
         spec = torch.empty(1, shape.channels, shape.bins, inner.min_frames, device="meta")
         if probe(spec).main[-1].ndim != 4:
             raise KitError("form=pooled needs a backbone whose map has rows of frequency.")
-    width = backbone.widths[-1]
-    head = BandHead(config.head, width, shape.bins, bands)
-    noisy_head = BandHead(config.head, width, shape.bins, bands) if config.noisy_head else None
-    return Network(backbone, head, noisy_head, [])
+    heads = [
+        BandHead(config.head, backbone.widths[-1], shape.bins, bands) for _ in range(1 + config.noisy_head)
+    ]
+    return Network(backbone, heads[0], heads[1] if config.noisy_head else None, [])

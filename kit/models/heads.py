@@ -14,9 +14,7 @@ from kit.core.errors import KitError
 
 def positive_mean(x: Tensor) -> Tensor:
     """Average the positive activations; 0 where there are none. Shape: (B, D, M, N) -> (B, D)"""
-    total = x.float().relu().sum((2, 3))
-    count = (x > 0).sum((2, 3))
-    return total / count.clamp(min=1)
+    return x.float().relu().sum((2, 3)) / (x > 0).sum((2, 3)).clamp(min=1)
 
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,20 +27,23 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
 RECURRENCES = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
+HEAD_HELP = "how feature maps become logits"
+
+
 @dataclass(frozen=True)
 class HeadConfig(Config):
     """How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer."""
 
     pool: str = setting(
         "mean",
-        "how maps are pooled; attention: a weighted mean over time",
+        "how maps are pooled; attention: weighted mean over time",
         choices=(*POOLS, "gem", "attention"),
     )
     recurrent: str | None = setting(
         None, "bidirectional recurrence before pooling", choices=(None, *RECURRENCES)
     )
     recurrent_width: int = setting(128, "units of the recurrence in each direction", low=1)
-    embedding: int = setting(0, "width the recurrence's output is projected to; 0: no projection", low=0)
+    embedding: int = setting(0, "width its output is projected to; 0: no projection", low=0)
     hidden: int | None = setting(0, "units of a hidden layer; 0: none; None: as many as its input", low=0)
     norm_first: bool = setting(False, "batch norm before and after the hidden layer, then dropout")
     dropout: float = setting(0.2, "dropout before the output layer", low=0, high=0.95)
@@ -55,11 +56,9 @@ class HeadConfig(Config):
 
 
 class NetworkOutput(NamedTuple):
-    """Logits of a batch: of a head (clip and frames) or of a whole network (all four).
+    """Logits of a batch.
 
-    Shape:  clip (B, K)
-            frames (B, N', K), only from attention over time
-            auxiliary, (B, K) for each auxiliary map
+    Shape:  clip (B, K); frames (B, N', K), only from attention over time; auxiliary, (B, K) for each auxiliary map;
             noisy (B, K), only with a second head for noisy labels
     """
 
@@ -70,24 +69,21 @@ class NetworkOutput(NamedTuple):
 
 
 def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Sequential:
-    """Build the layers from pooled features to logits. Shape: (B, features) -> (B, classes)"""
+    """Build the layers from pooled features to logits."""
     hidden = features if config.hidden is None else config.hidden
     dropout = nn.Dropout(config.dropout)
     if not hidden:
         return nn.Sequential(dropout, nn.Linear(features, classes))
-    first = nn.Linear(features, hidden)
-    last = nn.Linear(hidden, classes)
-    norm = nn.BatchNorm1d(hidden)
-    activation = nn.PReLU()
+    first, last = nn.Linear(features, hidden), nn.Linear(hidden, classes)
+    norm, activation = nn.BatchNorm1d(hidden), nn.PReLU()
     if config.norm_first:
         return nn.Sequential(nn.BatchNorm1d(features), first, norm, activation, dropout, last)
     return nn.Sequential(dropout, first, activation, norm, nn.Dropout(config.dropout / 2), last)
 
 
 class GeneralisedMean(nn.Module):
-    """Pool with a generalised mean (GeM): the p-th root of the mean p-th power; p is learnt and starts at 3.
+    """Pool with a generalised mean: the p-th root of the mean p-th power; p is learnt and starts at 3.
 
-    Shape:  (B, D, M, N) -> (B, D); activations below 1e-6 count as 1e-6
     Source: Radenovic, Tolias & Chum 2018, arXiv:1711.02512
     """
 
@@ -119,8 +115,7 @@ class FrameAttention(nn.Module):
     def forward(self, x: Tensor) -> NetworkOutput:
         frames = self.classifier(x).float()
         log_weights = F.log_softmax(self.attention(x).float(), dim=2)
-        # logit(p) = log(p) - log(1 - p). Both logarithms come from logsumexp, because a mean
-        # probability that rounds to 0 or 1 would have an infinite logit.
+        # logit(p) = log(p) - log(1 - p), both by logsumexp: a p that rounds to 0 or 1 would have an infinite logit.
         log_true = torch.logsumexp(log_weights + F.logsigmoid(frames), dim=2)
         log_false = torch.logsumexp(log_weights + F.logsigmoid(-frames), dim=2)
         return NetworkOutput(log_true - log_false, frames.transpose(1, 2))
@@ -137,16 +132,14 @@ def aligned_sequence(maps: Sequence[Tensor]) -> Tensor:
     Shape:  (B, D_i, [M_i,] N_i) -> (B, sum of D_i, N of the last)
     """
     steps = maps[-1].shape[-1]
-    sequences = [F.adaptive_avg_pool1d(with_frequency(x).mean(2), steps) for x in maps]
-    return torch.cat(sequences, dim=1)
+    return torch.cat([F.adaptive_avg_pool1d(with_frequency(x).mean(2), steps) for x in maps], dim=1)
 
 
 def run_recurrence(recurrence: nn.Module, x: Tensor) -> Tensor:
     """Run a recurrence over time in its own precision, without autocast. Shape: (B, D, N') -> (B, 2 units, N')"""
     with torch.autocast(x.device.type, enabled=False):
         sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
-        output = recurrence(sequence)[0]
-        return torch.as_tensor(output.transpose(1, 2))
+        return torch.as_tensor(recurrence(sequence)[0].transpose(1, 2))
 
 
 class Head(nn.Module):
@@ -163,8 +156,8 @@ class Head(nn.Module):
         features = sum(widths)
         self.recurrence: nn.Module | None = None
         if config.recurrent:
-            units = config.recurrent_width
             recurrence_class = RECURRENCES[config.recurrent]
+            units = config.recurrent_width
             self.recurrence = recurrence_class(features, units, batch_first=True, bidirectional=True)
             features = 2 * units
         self.embedding: nn.Module = nn.Identity()
@@ -174,10 +167,8 @@ class Head(nn.Module):
         self.classifier: nn.Module
         if config.pool == "attention":
             hidden = features if config.hidden is None else config.hidden
-            layers: list[nn.Module] = [nn.Dropout(config.dropout)]
-            if hidden:
-                layers += [nn.Conv1d(features, hidden, 1), nn.ReLU()]
-            self.projection = nn.Sequential(*layers)
+            layers = [nn.Conv1d(features, hidden, 1), nn.ReLU()] if hidden else []
+            self.projection = nn.Sequential(nn.Dropout(config.dropout), *layers)
             self.classifier = FrameAttention(hidden or features, classes)
         else:
             self.pool = GeneralisedMean() if config.pool == "gem" else POOLS[config.pool]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
-from kit.models.heads import Head, HeadConfig, NetworkOutput
+from kit.models.heads import HEAD_HELP, Head, HeadConfig, NetworkOutput
 
 
 @dataclass(frozen=True)
@@ -30,36 +30,29 @@ class InputShape:
     bands: int = 1
 
     def rows_of_band(self, low_hz: float, high_hz: float) -> tuple[int, int]:
-        """Find the first row inside a band and the row after the last.
-
-        A band without a row gets the row nearest to its centre. Errors: KitError where bin_hz is unknown
-        """
+        """Find the first and end row of a band; a band without a row gets the row nearest to its centre."""
         hz = np.array(self.bin_hz)
         if len(hz) != self.bins or (np.diff(hz) <= 0).any():
             raise KitError(
                 "a band in hertz needs a rising frequency for every row: "
                 "use no frontend.bands_hz and no frontend.image_size."
             )
-        inside = np.flatnonzero((hz >= low_hz) & (hz <= high_hz))
-        if not len(inside):
-            nearest = int(np.abs(hz - (low_hz + high_hz) / 2).argmin())
-            return nearest, nearest + 1
-        return int(inside[0]), int(inside[-1]) + 1
+        rows = np.flatnonzero((hz >= low_hz) & (hz <= high_hz))
+        if not len(rows):
+            rows = np.argsort(np.abs(hz - (low_hz + high_hz) / 2), kind="stable")[:1]
+        return int(rows[0]), int(rows[-1]) + 1
 
 
 @dataclass(frozen=True)
 class NetworkConfig(Config):
     """Settings that every family has."""
 
-    head: HeadConfig = setting(HeadConfig(), "how feature maps become logits")
+    head: HeadConfig = setting(HeadConfig(), HEAD_HELP)
     noisy_head: bool = setting(False, "add a second head, trained on noisy labels only")
 
 
 class Maps(NamedTuple):
-    """A backbone's feature maps.
-
-    Shape:  main (B, D_i, [M_i,] N_i), the deepest last; auxiliary likewise
-    """
+    """A backbone's feature maps. Shape: main (B, D_i, [M_i,] N_i), the deepest last; auxiliary likewise"""
 
     main: Sequence[Tensor]
     auxiliary: Sequence[Tensor] = ()
@@ -81,10 +74,7 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    """A backbone with its heads.
-
-    The head reads the main maps. The noisy head reads the same maps, for labels that are noisy.
-    Each auxiliary head reads one auxiliary map.
+    """A backbone with its heads. Each auxiliary head reads one auxiliary map, the others read the main maps.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
     Units:  stride, input frames per step of the deepest map
@@ -106,7 +96,7 @@ class Network(nn.Module):
         return torch.as_tensor(self.head(self.backbone(spec).main).clip)
 
     def outputs(self, spec: Tensor) -> NetworkOutput:
-        """Compute every output that a loss may need. Shape: spec (B, C, M, N)"""
+        """Compute every output that a loss may need."""
         maps = self.backbone(spec)
         output: NetworkOutput = self.head(maps.main)
         pairs = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
@@ -118,24 +108,20 @@ class Network(nn.Module):
 def check_input(
     family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)
 ) -> None:
-    """Check that a family can read an input. Errors: KitError for too few bins or other extra rows"""
+    """Raise KitError unless a family can read an input."""
     if shape.bins < min_bins:
-        raise KitError(
-            f"{family} needs at least {min_bins} frequency bins with these settings, "
-            f"got {shape.bins}: raise n_mels."
-        )
-    if shape.n_extra_rows not in n_extra_rows:
+        raise KitError(f"{family} needs at least {min_bins} frequency bins, got {shape.bins}: raise n_mels.")
+    rows = shape.n_extra_rows
+    if rows not in n_extra_rows:
         counts = " or ".join(map(str, n_extra_rows))
-        raise KitError(
-            f"{family} reads {counts} extra rows, got {shape.n_extra_rows}: set frontend.extra_rows to []."
-        )
+        raise KitError(f"{family} reads {counts} extra rows, got {rows}: set frontend.extra_rows to [].")
 
 
 def receptive_field(backbone: Backbone, shape: InputShape) -> int | None:
     """Measure how many input frames one step of the deepest map reads; None if more than about 64 strides.
 
-    A NaN in the input spreads to every step that reads it. The input grows until its middle step reads
-    neither its first nor its last frame; bisection then finds the ends of the field.
+    A NaN spreads to every step that reads it. The input grows until its middle step reads neither its first nor its
+    last frame; bisection then finds the ends.
     """
     probe = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
 
@@ -144,14 +130,11 @@ def receptive_field(backbone: Backbone, shape: InputShape) -> int | None:
         spec[..., part] = torch.nan
         with torch.no_grad():
             deepest = probe(spec).main[-1]
-        middle = deepest.shape[-1] // 2
-        return bool(deepest[..., middle].isnan().any())
+        return bool(deepest[..., deepest.shape[-1] // 2].isnan().any())
 
     for steps in (16, 32, 64, 128):
         frames = steps * backbone.strides[-1]
-        if reads(frames, slice(1)) or reads(frames, slice(frames - 1, None)):
-            continue
-        first = bisect_left(range(frames), True, key=lambda n: reads(frames, slice(n + 1)))
-        end = bisect_left(range(frames), True, key=lambda n: not reads(frames, slice(n, None)))
-        return end - first
+        if not reads(frames, slice(1)) and not reads(frames, slice(frames - 1, None)):
+            first = bisect_left(range(frames), True, key=lambda n: reads(frames, slice(n + 1)))
+            return bisect_left(range(frames), True, key=lambda n: not reads(frames, slice(n, None))) - first
     return None

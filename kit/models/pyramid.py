@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kit.core.config import setting
 from kit.core.errors import KitError
-from kit.models.heads import HeadConfig
+from kit.models.heads import HEAD_HELP, HeadConfig
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
 
 
@@ -16,42 +16,30 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 class PyramidConfig(NetworkConfig):
     """Size of a max-pyramid; the defaults are the published network of 9.25 M weights."""
 
-    dims: int = setting(
-        2, "2: convolve over frequency and time; 1: over time, bins as channels", choices=(1, 2)
-    )
+    dims: int = setting(2, "2: convolve frequency and time; 1: time, bins are channels", choices=(1, 2))
     blocks: int = setting(5, "number of blocks; each halves its map", low=1, high=8)
     width: int = setting(100, "channels of the first block", low=4)
     growth: float = setting(1.5, "factor on the channels from block to block", low=1, high=4)
     pooled_from: int = setting(1, "first block, counted from 0, whose map the head reads", low=0)
-    head: HeadConfig = setting(
-        HeadConfig(pool="max", hidden=None, norm_first=True, dropout=0.5), "how feature maps become logits"
-    )
+    head: HeadConfig = setting(HeadConfig("max", hidden=None, norm_first=True, dropout=0.5), HEAD_HELP)
 
     def check(self) -> None:
         if self.pooled_from >= self.blocks:
             raise KitError(f"pooled_from must be below blocks ({self.blocks}), got {self.pooled_from}.")
 
 
-LAYERS_OF_DIMS = {
-    1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d),
-    2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
-}
+LAYERS_OF_DIMS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d), 2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)}
 
 
 class FastPReLU(nn.PReLU):
-    """PReLU whose gradient takes half the time on CPUs.
-
-    In training it interpolates between relu(x) and x, which is the same function.
-    """
+    """PReLU as an interpolation of relu(x) and x in training, whose gradient takes half the time on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return x.relu().lerp(x, self.weight)
-        return super().forward(x)
+        return x.relu().lerp(x, self.weight) if self.training else super().forward(x)
 
 
 class BottleneckResidual(nn.Module):
-    """Add to the input three convolutions of it (1x1, 3x3, 1x1), each with batch norm. Shape: (B, D, ...) -> same"""
+    """Add to the input three convolutions of it (1x1, 3x3, 1x1), each with batch norm."""
 
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
@@ -69,7 +57,7 @@ class BottleneckResidual(nn.Module):
 
 
 def pyramid_block(dims: int, width_in: int, width: int) -> nn.Sequential:
-    """Build one block: norm, convolution, max-pooling by two, norm, activation, residual."""
+    """Build one block."""
     conv_class, norm_class, pool_class = LAYERS_OF_DIMS[dims]
     return nn.Sequential(
         norm_class(width_in),
@@ -92,19 +80,15 @@ class MaxPyramid(Backbone):
         super().__init__()
         self.settings = settings
         self.channels_last = settings.dims == 2
-        if settings.dims == 2:
-            check_input("max-pyramid", shape, min_bins=2**settings.blocks)
-            width_in = shape.channels
-        else:
-            check_input("max-pyramid", shape)
-            width_in = shape.channels * shape.bins
+        self.min_frames = 2**settings.blocks
+        check_input("max-pyramid", shape, min_bins=self.min_frames if settings.dims == 2 else 1)
+        width_in = shape.channels if settings.dims == 2 else shape.channels * shape.bins
         widths = [round(settings.width * settings.growth**k) for k in range(settings.blocks)]
         self.blocks = nn.ModuleList(
             pyramid_block(settings.dims, before, width) for before, width in pairwise([width_in, *widths])
         )
         self.widths = widths[settings.pooled_from :]
         self.strides = [2 ** (k + 1) for k in range(settings.pooled_from, settings.blocks)]
-        self.min_frames = 2**settings.blocks
 
     def forward(self, spec: Tensor) -> Maps:
         # Batch norm over one or two channels is many times faster in the contiguous layout.

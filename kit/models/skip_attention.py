@@ -7,22 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from kit.core.config import setting
-from kit.models.heads import HeadConfig
+from kit.models.heads import HEAD_HELP, HeadConfig
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
 
 
 @dataclass(frozen=True)
 class SkipAttentionConfig(NetworkConfig):
-    """Size of a skip-attention network.
-
-    With three channels and 80 classes it has 17.02 M weights, and 17.33 M with head.hidden=256.
-    """
+    """Size of a skip-attention network: with three channels and 80 classes it has 17.02 M weights."""
 
     width: int = setting(64, "channels of the first of four blocks; each block doubles them", low=4)
     ratio: int = setting(16, "channels per hidden unit of channel attention", low=1)
-    head: HeadConfig = setting(
-        HeadConfig(pool="mean", hidden=128, dropout=0.2), "how feature maps become logits"
-    )
+    head: HeadConfig = setting(HeadConfig(hidden=128), HEAD_HELP)
 
 
 def conv_layers(width_in: int, width: int) -> list[nn.Module]:
@@ -32,13 +27,8 @@ def conv_layers(width_in: int, width: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(width), nn.ReLU()]
 
 
-def mean_pool(size: int) -> nn.AvgPool2d:
-    """Build average pooling over size x size cells; a cell cut short by an edge averages what it holds."""
-    return nn.AvgPool2d(size, ceil_mode=True)
-
-
 class ChannelAttention(nn.Module):
-    """Weight each channel, from the mean and maximum of all channels. Shape: (B, D, M, N) -> same"""
+    """Weight each channel, from the mean and maximum of all channels."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -53,7 +43,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weight each cell, from the channels' mean and maximum around it. Shape: (B, D, M, N) -> same"""
+    """Weight each cell, from the channels' mean and maximum around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,16 +51,14 @@ class SpatialAttention(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        summary = torch.stack([x.mean(1), x.amax(1)], dim=1)
-        return x * torch.sigmoid(self.conv(summary))
+        return x * torch.sigmoid(self.conv(torch.stack([x.mean(1), x.amax(1)], dim=1)))
 
 
 class SkipAttention(Backbone):
     """Four blocks that halve their map; the first three also skip to the end, where attention weights all four.
 
-    The auxiliary maps are the skips of blocks 3, 2 and 1. The published loss weights the clip and these
-    1, .4, .2 and .1. The published recurrent variant has a head of recurrent=lstm, recurrent_width=512
-    and embedding=512.
+    The auxiliary maps are the skips of blocks 3, 2 and 1. The published loss weights the clip and these 1, .4, .2 and
+    .1. The published recurrent variant has head.recurrent=lstm, recurrent_width=512 and embedding=512.
 
     Shape:  spec (B, C, M, N) -> main and each auxiliary (B, 8 width, M / 16, N / 16), rounded up, for any N >= 1
     Source: first place, Freesound Audio Tagging 2019; attention: Woo et al. 2018, CBAM, arXiv:1807.06521
@@ -84,12 +72,14 @@ class SkipAttention(Backbone):
         widths = [settings.width * 2**k for k in range(4)]
         deep = widths[-1]
         self.blocks = nn.ModuleList(
-            nn.Sequential(*conv_layers(before, width), *conv_layers(width, width), mean_pool(2))
+            nn.Sequential(
+                *conv_layers(before, width), *conv_layers(width, width), nn.AvgPool2d(2, ceil_mode=True)
+            )
             for before, width in pairwise([shape.channels, *widths])
         )
         # Blocks 1, 2 and 3 have strides 2, 4 and 8: these sizes bring their maps to stride 16.
         self.skips = nn.ModuleList(
-            nn.Sequential(mean_pool(size), *conv_layers(width, deep))
+            nn.Sequential(nn.AvgPool2d(size, ceil_mode=True), *conv_layers(width, deep))
             for size, width in zip((8, 4, 2), widths[:3], strict=True)
         )
         self.merge = nn.Sequential(
@@ -105,6 +95,5 @@ class SkipAttention(Backbone):
         for k, skip in enumerate(self.skips):
             x = self.blocks[k](x)
             skips.append(skip(x))
-        x = self.blocks[3](x)
-        merged = self.merge(torch.cat([x, *skips], dim=1))
+        merged = self.merge(torch.cat([self.blocks[3](x), *skips], dim=1))
         return Maps([merged], skips[::-1])

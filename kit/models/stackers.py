@@ -41,18 +41,19 @@ class Stacker(nn.Module):
         self.classes = classes
 
     def check_predictions(self, x: Tensor, with_windows: bool = False) -> None:
-        """Check the shape (B, m, K), or (B, m, K, W) with windows. Errors: KitError for another shape"""
+        """Raise KitError unless the shape is (B, m, K), or (B, m, K, W) with windows."""
         n_dims = 4 if with_windows else 3
         if x.ndim != n_dims or x.shape[1:3] != (self.models, self.classes) or x.shape[-1] == 0:
-            windows = ", windows" if with_windows else ""
-            wanted = f"(clips, {self.models} models, {self.classes} classes{windows})"
+            wanted = (
+                f"(clips, {self.models} models, {self.classes} classes{', windows' if with_windows else ''})"
+            )
             raise KitError(f"predictions have the shape {tuple(x.shape)}, wanted {wanted}.")
 
 
 class GatedMlp(Stacker):
     """An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
 
-    Shape:  predictions (B, m, K), probabilities or any finite scores -> logits (B, K)
+    Shape:  probabilities or any finite scores (B, m, K) -> logits (B, K)
     Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
     """
 
@@ -60,9 +61,8 @@ class GatedMlp(Stacker):
         super().__init__(models, classes)
         width = models * classes
         narrow = max(1, width // settings.squeeze)
-        self.gate = nn.Sequential(
-            nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid()
-        )
+        gate = (nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
+        self.gate = nn.Sequential(*gate)
         layers: list[nn.Module] = []
         for hidden in settings.widths:
             layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
@@ -79,7 +79,6 @@ class ClassMixer(Stacker):
     """A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
 
     Before training it is the plain mean of the models.
-
     Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
     Source: second place, Freesound Audio Tagging 2019
     """
@@ -93,26 +92,21 @@ class ClassMixer(Stacker):
 
     def forward(self, predictions: Tensor) -> Tensor:
         self.check_predictions(predictions)
-        # The float32 weights widen half-precision predictions. In half precision 1 - eps would be 1,
-        # and its logit infinite.
+        # The float32 weights widen half precision, in which 1 - eps would be 1 and its logit infinite.
         mean = (predictions * self.model_weights.softmax(dim=0)).sum(dim=1)
         return torch.as_tensor(self.mix(torch.logit(mean, eps=1e-7)))
 
 
 def prediction_image(scores: Tensor, windows: int = 1) -> Tensor:
-    """Turn a clip's window predictions into an image, padded with zeros to `windows` columns, never cut.
-
-    Shape:  scores (..., W, K) -> (..., K, max(W, windows))
-    """
-    missing = max(0, windows - scores.shape[-2])
-    return F.pad(scores.transpose(-1, -2), (0, missing))
+    """Pad a clip's windows with zeros to an image. Shape: scores (..., W, K) -> (..., K, max(W, windows))"""
+    return F.pad(scores.transpose(-1, -2), (0, max(0, windows - scores.shape[-2])))
 
 
 class ImageStacker(Stacker):
     """A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
 
     Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
-    Source: window predictions stacked as an image, Freesound Audio Tagging 2019
+    Source: Freesound Audio Tagging 2019
     """
 
     def __init__(self, settings: ImageStackerConfig, models: int, classes: int) -> None:
@@ -121,12 +115,8 @@ class ImageStacker(Stacker):
         width = models
         rows = classes
         for channels in settings.widths:
-            layers += [
-                nn.Conv2d(width, channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.PReLU(),
-                nn.MaxPool2d(2, ceil_mode=True),
-            ]
+            conv = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(channels), nn.PReLU(), nn.MaxPool2d(2, ceil_mode=True)]
             width = channels
             rows = -(-rows // 2)
         self.blocks = nn.Sequential(*layers)
@@ -161,7 +151,7 @@ class LogisticStacker(Stacker):
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def run_logits(self, predictions: Tensor) -> Tensor:
-        """Logits of the models' probabilities, finite for 0 and 1. Shape: (B, m, K) -> the same"""
+        """Logits of the models' probabilities, finite for 0 and 1."""
         self.check_predictions(predictions)
         return torch.logit(predictions.to(self.weight.dtype), eps=1e-6)
 

@@ -18,13 +18,8 @@ from kit.models.network import InputShape
 
 def input_shape(config: FrontendConfig) -> InputShape:
     """Describe what a frontend gives to its network; bins resized to an image have no frequencies."""
-    return InputShape(
-        channels=config.n_channels,
-        bins=config.n_bins,
-        n_extra_rows=config.n_extra_rows,
-        bin_hz=() if config.image_size else tuple(config.bin_hz.tolist()),
-        bands=len(config.mel_bands),
-    )
+    bin_hz = () if config.image_size else tuple(config.bin_hz.tolist())
+    return InputShape(config.n_channels, config.n_bins, config.n_extra_rows, bin_hz, len(config.mel_bands))
 
 
 @dataclass(frozen=True)
@@ -33,20 +28,15 @@ class TaggerCard(Config):
 
     classes: tuple[str, ...] = setting((), "class names, in the order of the logits")
     prevalences: tuple[float, ...] = setting(
-        (),
-        "share of training clips with each class: the prediction for a clip that cannot be read",
-        low=0,
-        high=1,
+        (), "shares of the classes in training: the prediction for an unreadable clip", low=0, high=1
     )
     frontend: FrontendConfig = setting(FrontendConfig(), "how waveforms become spectrograms")
     inference: InferenceConfig = setting(InferenceConfig(), "how a clip is predicted")
     network: dict[str, Any] = setting({}, "the network's family and settings")
-    min_frames: int = setting(
-        1, "shortest input of the network, in frames; shorter clips are padded to it", low=1
-    )
+    min_frames: int = setting(1, "frames to which shorter clips are padded", low=1)
     output: str = setting(
         "probability",
-        "what sigmoid(logits) is: probability, or ranking, where only the order of scores means something",
+        "what sigmoid(logits) is; ranking: only their order counts",
         choices=("probability", "ranking"),
     )
     calibration: Calibration | None = setting(None, "scale and offset of the logits, fitted out of fold")
@@ -57,9 +47,7 @@ class TaggerCard(Config):
     cost: float | None = setting(None, "measured seconds of network time per second of audio")
     cost_device: str = setting("", "the device where the cost was measured")
     recipe: dict[str, Any] = setting({}, "the recipe of its training")
-    drawn: tuple[float, ...] = setting(
-        (), "share of true labels among the known labels drawn in training, by class"
-    )
+    drawn: tuple[float, ...] = setting((), "share of true labels among those drawn in training, by class")
     version: str = setting(VERSION, "version of the kit that wrote it")
 
     def check(self) -> None:
@@ -78,35 +66,26 @@ class TaggerCard(Config):
 
 
 class Tagger(nn.Module):
-    """A frontend and a network in one module, with the card that describes them.
-
-    Shape:  wave (B, T) at the card's sample rate -> logits (B, K)
-    Errors: KitError for images of fewer frames than the network needs
-    """
+    """A frontend and a network. Shape: wave (B, T) at the card's sample rate -> logits (B, K)"""
 
     def __init__(self, card: TaggerCard, network: nn.Module) -> None:
         super().__init__()
         self.card = card
         self.frontend = Frontend(card.frontend)
         self.network = network
-        network_min_frames = int(getattr(network, "min_frames", 1))
+        least = int(getattr(network, "min_frames", 1))
         image = card.frontend.image_size
-        if not image:
-            self.min_frames = max(card.min_frames, network_min_frames)
-        elif image[1] >= network_min_frames:
-            self.min_frames = card.min_frames  # a clip of any length is resized to the image
-        else:
-            raise KitError(
-                f"image_size {image} has {image[1]} frames, the network needs {network_min_frames} or more."
-            )
+        if image and image[1] < least:
+            raise KitError(f"image_size {image} has {image[1]} frames, the network needs {least} or more.")
+        # A clip of any length is resized to the image.
+        self.min_frames = card.min_frames if image else max(card.min_frames, least)
 
     def forward(self, wave: Tensor) -> Tensor:
         return torch.as_tensor(self.network(self.frontend(wave)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits into probabilities, calibrated where the card has a calibration. Shape: (..., K) -> same"""
-        calibration = self.card.calibration or Calibration()
-        return calibration.probabilities(logits)
+        """Turn logits into probabilities, calibrated where the card has a calibration."""
+        return (self.card.calibration or Calibration()).probabilities(logits)
 
 
 def build_tagger(card: TaggerCard, start: bool = False) -> Tagger:

@@ -25,7 +25,7 @@ class TimmConfig(NetworkConfig):
     name: str = setting("tf_efficientnet_b0.ns_jft_in1k", "any convolutional model of timm")
     weights: str | None = setting(None, "local pretrained file to start training from")
     stem_stride: int | None = setting(
-        None, "1: the first convolution keeps every row and frame; None: as timm has it", choices=(None, 1)
+        None, "1: the first layer keeps every row and frame; None: as in timm", choices=(None, 1)
     )
     drop_path: float = setting(0.0, "stochastic depth: probability of dropping a branch", low=0, high=0.9)
 
@@ -33,11 +33,8 @@ class TimmConfig(NetworkConfig):
 class TimmBackbone(Backbone):
     """A timm model without its pooling and classifier, randomly initialised.
 
-    Its width, stride and shortest input are measured.
-
     Shape:  spec (B, C, M, N) -> one map (B, D, M', N')
     Source: Wightman, PyTorch Image Models, doi:10.5281/zenodo.4414861
-    Errors: KitError for an unknown model, and for one whose map does not grow with N
     """
 
     def __init__(self, settings: TimmConfig, shape: InputShape) -> None:
@@ -54,10 +51,7 @@ class TimmBackbone(Backbone):
 
 
 def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
-    """Build a timm model without its classifier, randomly initialised.
-
-    Errors: KitError without timm, for a name that timm does not have, and for settings it does not accept
-    """
+    """Build a timm model without its classifier, randomly initialised."""
     try:
         import timm
     except ImportError as error:
@@ -67,9 +61,7 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]
         near = ", ".join(difflib.get_close_matches(settings.name, names, 5, 0.4)) or "none"
         raise KitError(f"timm has no model {settings.name!r}; near are: {near}.")
-    options: dict[str, Any] = {}
-    if settings.drop_path:
-        options["drop_path_rate"] = settings.drop_path
+    options: dict[str, Any] = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
     try:
         model: nn.Module = timm.create_model(settings.name, in_chans=channels, num_classes=0, **options)
     except Exception as error:
@@ -82,25 +74,21 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     if settings.stem_stride == 1:
         stems = [model.get_submodule(name) for name in layer_names(model, "first_conv")]
         if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
-            raise KitError(
-                f"stem_stride=1 needs a single first convolution of stride 2, "
-                f"which {settings.name} does not have: set stem_stride=None."
-            )
+            problem = f"a single first convolution of stride 2, which {settings.name} does not have"
+            raise KitError(f"stem_stride=1 needs {problem}: set stem_stride=None.")
         stems[0].stride = (1, 1)
     return model
 
 
 def layer_names(model: Any, role: str) -> tuple[str, ...]:
-    """Look up the names of a timm model's layers in the role `first_conv` or `classifier`."""
+    """Return the names of a timm model's layers in the role `first_conv` or `classifier`."""
     names = model.pretrained_cfg.get(role) or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, ...]:
-    """Compute the shape of a timm model's map of one clip; () where the model refuses the input.
-
-    The model is on the meta device, where tensors have shapes but no numbers.
-    """
+    """Compute the shape of a timm model's map of one clip; () where the model refuses the input."""
+    # On the meta device tensors have shapes but no numbers.
     spec = torch.empty(1, shape.channels, shape.bins, frames, device="meta")
     try:
         with torch.no_grad():
@@ -113,10 +101,7 @@ def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, 
 def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int, int]:
     """Measure the channels, the stride in frames and the shortest input of a timm model's map.
 
-    The passes take several times as long as building the model, and every fold needs the same numbers:
-    they are measured once per process, on a model that is dropped afterwards.
-
-    Errors: KitError for a model whose output is not a map that grows with the frames
+    That takes several times as long as building the model, so it is done once per process.
     """
     # Building a model draws random numbers, which must not change the caller's next ones.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -130,17 +115,13 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
             "(1, D, M', N') is needed: choose a convolutional model, or more bins."
         )
     stride = round((PROBE_FRAMES[1] - PROBE_FRAMES[0]) / (long[3] - short[3]))
-    for frames in range(stride, PROBE_FRAMES[0], stride):
-        if feature_map_shape(model, shape, frames):
-            return long[1], stride, frames
-    return long[1], stride, PROBE_FRAMES[0]
+    lengths = range(stride, PROBE_FRAMES[0], stride)
+    accepted = (frames for frames in lengths if feature_map_shape(model, shape, frames))
+    return long[1], stride, next(accepted, PROBE_FRAMES[0])
 
 
 def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    """Fill a backbone from a local file of its timm model; the first convolution adapts to the channels.
-
-    Errors: KitError for a file that is missing, cannot be read as tensors, or belongs to another model
-    """
+    """Fill a backbone from a local file of its timm model; the first convolution adapts to the channels."""
     from timm.models import adapt_input_conv, load_state_dict
 
     if not Path(path).is_file():
@@ -166,10 +147,9 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
     if unexpected or missing:
         filled = len(required) - len(missing)
         example = (unexpected + missing)[0]
+        total = len(required)
         raise KitError(
-            f"{path} is no file of {backbone.settings.name}: it fills {filled} of its {len(required)} tensors "
-            f"({filled / len(required):.0%}) and has {len(unexpected)} others, e.g. {example}: "
-            "set the name of its model."
+            f"{path} is no file of {backbone.settings.name}: it fills {filled} of its {total} tensors "
+            f"({filled / total:.0%}) and has {len(unexpected)} others, e.g. {example}: set the name of its model."
         )
-    matching = {name: tensors[name] for name in target if name in tensors}
-    backbone.model.load_state_dict(matching, strict=False)
+    backbone.model.load_state_dict(tensors, strict=False)

@@ -39,12 +39,10 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     class_index = {name: k for k, name in enumerate(card.classes)}
     true = [choose("class", name, class_index) for name in truth]
     if not card.calibrated:
-        raise KitError(
-            "this tagger's scores are a ranking, not probabilities: run `oof`, which calibrates it."
-        )
+        raise KitError("this tagger gives a ranking, not probabilities: run `oof`, which calibrates it.")
     device = next((part.device for part in tagger.parameters()), torch.device("cpu"))
     loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)
-    specs = [spec for chunk in loader.walk("load", progress=False) for spec in loader.specs(chunk, "")[1]]
+    specs = [spec for chunk in loader.load_chunks("load", progress=False) for spec in loader.specs(chunk, "")[1]]
     if not specs:
         raise KitError(f"{clip} {loader.failures[0]}: pass another clip.")
 
@@ -58,7 +56,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     windows = Predictor(tagger, device, inference=by_window).predict(specs)[0]
     assert outputs is not None and windows is not None  # nothing stops these predictions
     clip_probs = clip_probabilities(tagger, card.inference, outputs.logits)
-    ranked = [int(k) for k in np.argsort(-clip_probs, kind="stable")]
+    ranked = np.argsort(-clip_probs, kind="stable").tolist()
     others = [k for k in ranked if k not in true][: max(0, CLIP_CLASSES - len(true))]
     rows = sorted(true + others, key=lambda k: -clip_probs[k])
     window_probs = tagger.probabilities(torch.from_numpy(windows.logits)).numpy()[:, rows]
@@ -73,15 +71,11 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
 
     # Windows overlap, so each is drawn up to the middle between its centre and the next one's.
     centres = np.mean(windows.spans, axis=1)
-    borders = (centres[1:] + centres[:-1]) / 2
-    edges = np.concatenate([[0], borders, [frames]]) / frames_per_s
+    edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [frames]]) / frames_per_s
     row_edges = np.arange(len(rows) + 1) - 0.5
     mesh = bottom.pcolormesh(edges, row_edges, window_probs.T, cmap="viridis", vmin=0, vmax=1)
     bottom.grid(visible=False)
-    labels = []
-    for k in rows:
-        name = shown_name(card.classes[k])
-        labels.append(f"✓ {name}" if k in true else name)
+    labels = [("✓ " if k in true else "") + shown_name(card.classes[k]) for k in rows]
     bottom.set(yticks=range(len(rows)), yticklabels=labels, ylim=(row_edges[-1], row_edges[0]))
     title = f"windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s"
     bottom.set(xlabel="seconds", title=title)
@@ -96,7 +90,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
 
 
 def short_windows(inference: InferenceConfig, seconds: float, shortest_s: float) -> InferenceConfig:
-    """Return settings that predict windows of a quarter of the clip, 2 s at most, in place of the whole clip."""
+    """Return settings that predict windows of a quarter of the clip, 2 s at most."""
     window_s = max(0.02, shortest_s, min(2.0, seconds / 4))
     return replace(inference, mode="windows", window_s=window_s, hop_s=window_s / 4)
 
@@ -110,9 +104,8 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
         raise KitError("kind='stft' has FFT bins, not mel filters: pass a front end of kind='mel'.")
     filters = frontend.filters()
     bin_hz = frontend.sample_rate / frontend.n_fft
-    khz = np.arange(len(filters)) * bin_hz / 1000
     figure, axes = new_figure(10, 3.6)
-    axes.plot(khz, filters, linewidth=0.8)
+    axes.plot(np.arange(len(filters)) * bin_hz / 1000, filters, linewidth=0.8)
     title = f"{filters.shape[1]} mel filters ({frontend.mel_scale} scale) on FFT bins of {bin_hz:.3g} Hz"
     axes.set(xlabel="kHz", ylabel="weight", title=title)
     return Plot(figure)
@@ -121,8 +114,7 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
 def padding_shares(seconds: Sequence[float], frontend: FrontendConfig) -> dict[str, float]:
     """Return the share of padding in all frames, for three ways to form batches.
 
-    The first two pad batches of 32 clips to their longest clip. The third rounds each clip's length up to a
-    bucket, as the kit does.
+    The first two pad 32 clips to their longest one. The third rounds lengths up to a bucket, as the kit does.
     """
     frames = np.array([frontend.frames_of(round(s * frontend.sample_rate)) for s in seconds])
     shares = {}
@@ -138,8 +130,6 @@ def padding_shares(seconds: Sequence[float], frontend: FrontendConfig) -> dict[s
 
 def draw_lengths(seconds: Sequence[float], frontend: FrontendConfig | None = None) -> Plot:
     """Clip lengths: their histogram, and the share of padding in batches.
-
-    The padding of batches in file order depends on the order of `seconds`.
 
     Errors: KitError without clips, or for a length that is not a number above 0
     """
@@ -187,10 +177,7 @@ MIX_PANELS = {
 def sheet_panels(
     waves: Tensor, frontend: Frontend, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the title and the spectrogram of each panel of a contact sheet.
-
-    Shape: waves (2, T), the clip and the clip that it is mixed with -> spectrograms (M, N)
-    """
+    """Yield the title and the spectrogram (M, N) of each panel. Shape: waves (2, T), a clip and its mixup partner"""
 
     def spectrograms(batch: Tensor) -> Tensor:
         return frontend.normalize(torch.stack(frontend.spectrograms(list(batch))))

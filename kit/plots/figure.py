@@ -42,13 +42,12 @@ class Plot:
 
     def save(self, path: str | Path) -> "Plot":
         """Write the figure as PNG, SVG or PDF, by the ending of the path."""
-        image_format = choose("ending of an image", Path(path).suffix, IMAGE_FORMATS)
-        image = self.to_bytes(image_format)
+        image = self.to_bytes(choose("ending of an image", Path(path).suffix, IMAGE_FORMATS))
         write_whole(Path(path), lambda handle: handle.write(image))
         return replace(self, path=Path(path))
 
     def to_bytes(self, image_format: str = "png") -> bytes:
-        """Render the figure and return the bytes of the image file."""
+        """Return the bytes of the image file."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=image_format, dpi=100)
         return buffer.getvalue()
@@ -82,7 +81,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
 
 
 def shown_name(name: str) -> str:
-    """Make a name safe for matplotlib: its middle is cut if it is long, and `$` starts no formula."""
+    """Make a name safe for matplotlib: long ones lose their middle, and `$` starts no formula."""
     name = name.encode(errors="replace").decode()  # file names can hold bytes that are no text
     if len(name) > MAX_NAME_LENGTH:
         # The end stays, because names often differ only there: fold_0.pt, fold_1.pt.
@@ -91,12 +90,9 @@ def shown_name(name: str) -> str:
 
 
 def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    """Create an empty figure with one labelled row per item, the first on top.
+    """Create an empty figure with one labelled row per item, the first on top, and its axes (columns,).
 
     Labels are shown as they are: names must have passed `shown_name`.
-
-    Shape: -> the figure, and its axes (columns,)
-    Units: width in inches
     """
     height = 3.2 + 0.15 * len(labels)
     figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
@@ -106,10 +102,7 @@ def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid
 
 
 def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
-    """Draw a square matrix as colours; NaN is grey. Labels must have passed `shown_name`.
-
-    Shape: matrix (K, K), K labels
-    """
+    """Draw a square matrix as colours; NaN is grey. Labels must have passed `shown_name`."""
     image = axes.imshow(matrix, cmap="viridis", vmin=0, aspect="auto")
     axes.set(facecolor="0.88", xticks=range(len(labels)))
     axes.set_xticklabels(labels, rotation=90)
@@ -120,11 +113,7 @@ def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
 def draw_spectrogram(
     axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float
 ) -> None:
-    """Draw a spectrogram over seconds, with frequency ticks in kHz.
-
-    Shape: spec (M, N), bin_hz (M,)
-    Units: low and high, the values of the darkest and the brightest colour, as spec
-    """
+    """Draw a spectrogram (M, N) over seconds, with frequency ticks in kHz; colours run from `low` to `high`."""
     khz = bin_hz / 1000
     bins = np.arange(len(khz))
     if (np.diff(khz) > 0).all():
@@ -134,15 +123,8 @@ def draw_spectrogram(
         # Bands that are stacked have no common scale: label about twelve bins with their own frequency.
         positions = bins[:: -(-len(khz) // 12)]
         ticks = khz[positions].round(1)
-    axes.imshow(
-        spec,
-        cmap="magma",
-        vmin=low,
-        vmax=high,
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, -0.5, len(khz) - 0.5),
-    )
+    extent = (0, seconds, -0.5, len(khz) - 0.5)
+    axes.imshow(spec, cmap="magma", vmin=low, vmax=high, origin="lower", aspect="auto", extent=extent)
     axes.set_yticks(positions, [f"{tick:g}" for tick in ticks])
     axes.grid(visible=False)
 
@@ -154,14 +136,8 @@ figure{margin:1rem 0}img{max-width:100%}figcaption{opacity:.7}
 
 
 def page_table(rows: Iterable[Sequence[object]], summary: str = "") -> str:
-    """Return an HTML table, or nothing if there are no rows.
-
-    With a summary only that line shows, and a click on it opens the table.
-    """
-    lines = []
-    for row in rows:
-        cells = "".join(f"<td>{escape(str(cell))}" for cell in row)
-        lines.append(f"<tr>{cells}")
+    """Return an HTML table, or nothing without rows. With a summary, a click on that line opens the table."""
+    lines = ["<tr>" + "".join(f"<td>{escape(str(cell))}" for cell in row) for row in rows]
     if not lines:
         return ""
     table = "<div><table>" + "\n".join(lines) + "</table></div>"
@@ -173,14 +149,13 @@ def page_table(rows: Iterable[Sequence[object]], summary: str = "") -> str:
 def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
     """Return HTML with a plot and its caption, or with the reason why it cannot be drawn.
 
-    The caption is the first sentence of the drawing function's docstring. The image is part of the page.
+    The caption is the first line of the drawing function's docstring.
     """
     caption = escape((draw.__doc__ or "").partition("\n")[0])
     try:
-        image = draw(*arguments).to_bytes()
+        data = base64.b64encode(draw(*arguments).to_bytes()).decode()
     except KitError as error:
         return f"<p>{escape(str(error))}"
-    data = base64.b64encode(image).decode()
     image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     return f"<figure><figcaption>{caption}</figcaption>{image_tag}</figure>"
 
@@ -189,5 +164,4 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
     """Write an HTML page that needs no other file."""
     name = escape(title)
     head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
-    style = f"<style>{PAGE_STYLE}</style>"
-    write_text(path, "\n".join([head + style, f"<h1>{name}</h1>", *sections, ""]))
+    write_text(path, "\n".join([f"{head}<style>{PAGE_STYLE}</style>", f"<h1>{name}</h1>", *sections, ""]))

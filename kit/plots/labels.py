@@ -30,8 +30,7 @@ def draw_labels(table: Any, seconds: Sequence[float] | None = None) -> Plot:
 
     measures = {"clips": is_true.sum(axis=0)}
     if seconds is not None:
-        clip_seconds = np.array([seconds[rows[0]] for rows in clip_rows])
-        measures["seconds"] = clip_seconds @ is_true
+        measures["seconds"] = np.array([seconds[rows[0]] for rows in clip_rows]) @ is_true
     shown = np.argsort(-measures["clips"], kind="stable")[:MAX_ROWS]
     with np.errstate(invalid="ignore"):  # 0 / 0: no clip of the row's class knows the column's
         shares = (is_true.T @ is_true) / (is_true.T @ is_known)

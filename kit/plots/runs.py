@@ -9,7 +9,7 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.infer.job import read_report
-from kit.labels.bootstrap import Interval, bootstrap_interval, percentile_interval
+from kit.labels.bootstrap import Interval, bootstrap_interval, percentile_interval, ratio_of_counts
 from kit.labels.metrics import lwlrap, true_precisions
 from kit.plots.figure import (
     CURVE_COLOURS,
@@ -37,15 +37,12 @@ def require_predictions(run: SavedRun) -> None:
     if not run.oof.names:
         raise KitError(f"{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.")
     if not (run.oof.truth == 1).any():
-        clips = len(run.oof.names)
-        raise KitError(f"none of the {clips} clips of {run.folder} has a true label: label some of them.")
+        clips = f"{len(run.oof.names)} clips of {run.folder}"
+        raise KitError(f"none of the {clips} has a true label: label some of them.")
 
 
 def hardest_classes(run: SavedRun) -> list[int]:
-    """Return the classes with the lowest out-of-fold lwlrap, hardest first, 40 at most.
-
-    Errors: KitError without predictions, or without a true label
-    """
+    """Return the classes with the lowest out-of-fold lwlrap, hardest first, 40 at most."""
     require_predictions(run)
     precisions, is_true = true_precisions(run.oof.truth, run.oof.probabilities)
     clips = is_true.sum(axis=0)
@@ -54,24 +51,9 @@ def hardest_classes(run: SavedRun) -> list[int]:
 
 
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
-    """Return the title of a plot that shows some of a run's classes."""
+    """Return the title of a plot of some classes."""
     name = shown_name(run.folder.resolve().name)
     return f"{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first"
-
-
-def class_interval(precisions: np.ndarray, is_true: np.ndarray) -> Interval:
-    """Return one class's lwlrap with its 95 % interval over resampled clips.
-
-    Shape:  precisions (n,), each clip's precision for the class, 0 where it is not true; is_true (n,) bool
-    Errors: KitError for one clip
-    """
-
-    def statistic(counts: np.ndarray) -> float:
-        labels = counts @ is_true
-        return float(counts @ precisions / labels) if labels else np.nan
-
-    value = precisions[is_true].mean()
-    return percentile_interval(value, statistic, np.arange(len(is_true)), draws=1000, level=0.95, seed=0)
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,32 +72,31 @@ def draw_classes(run: SavedRun) -> Plot:
     """
     shown = hardest_classes(run)
     precisions, is_true = true_precisions(run.oof.truth, run.oof.probabilities)
-    values, lengths = error_bars([class_interval(precisions[:, k], is_true[:, k]) for k in shown])
+    intervals = []
+    for k in shown:
+        value = precisions[is_true[:, k], k].mean()
+        statistic = ratio_of_counts(precisions[:, k], is_true[:, k])
+        clips_alone = np.arange(len(is_true))
+        intervals.append(percentile_interval(value, statistic, clips_alone, draws=1000, level=0.95, seed=0))
+    values, lengths = error_bars(intervals)
     clips = is_true.sum(axis=0)
     labels = [f"{shown_name(run.oof.classes[k])}  {clips[k]}" for k in shown]
     figure, (axes,) = new_row_figure(labels, 8)
     axes.errorbar(values, range(len(shown)), xerr=lengths, fmt="o", capsize=3)
-    axes.set(
-        xlim=(0, 1.02),
-        xlabel="lwlrap and its 95 % interval",
-        ylabel="class and its number of clips",
-        title=classes_title(run, shown),
-    )
+    axes.set(xlim=(0, 1.02), xlabel="lwlrap and its 95 % interval", title=classes_title(run, shown))
+    axes.set(ylabel="class and its number of clips")
     return Plot(figure)
 
 
 def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the mean score of the column's class where it is false and the row's class is true.
-
-    Unknown labels do not count. A pair of classes without such a clip has NaN.
+    """Return the mean score of the column's class where it is false and the row's class is true, or NaN.
 
     Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K, K)
     """
     is_true = (truth == 1).astype(float)
     is_false = (truth == 0).astype(float)
     with np.errstate(invalid="ignore"):
-        means = (is_true.T @ (scores * is_false)) / (is_true.T @ is_false)
-    return np.asarray(means)
+        return np.asarray((is_true.T @ (scores * is_false)) / (is_true.T @ is_false))
 
 
 def draw_confusion(run: SavedRun) -> Plot:
@@ -124,19 +105,13 @@ def draw_confusion(run: SavedRun) -> Plot:
     labels = [shown_name(run.oof.classes[k]) for k in shown]
     figure, (axes,) = new_row_figure(labels, 4.5 + 0.15 * len(shown))
     draw_matrix(axes, mean_confusion(run.oof.truth, run.oof.probabilities)[np.ix_(shown, shown)], labels)
-    axes.set(
-        title=classes_title(run, shown),
-        ylabel="true class",
-        xlabel="false class, coloured by its mean probability",
-    )
+    axes.set(title=classes_title(run, shown), ylabel="true class")
+    axes.set(xlabel="false class, coloured by its mean probability")
     return Plot(figure)
 
 
 class CalibrationBins(NamedTuple):
-    """Known labels, grouped by their predicted probability; bins without a label are left out.
-
-    Shape: (bins,) each; low and high bound the 95 % interval of the observed frequency
-    """
+    """Known labels by predicted probability; low and high bound the observed frequency's 95 % interval."""
 
     predicted: np.ndarray
     observed: np.ndarray
@@ -146,9 +121,8 @@ class CalibrationBins(NamedTuple):
 
 
 def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
-    """Compare predicted probabilities with observed frequencies in ten bins of equal width.
+    """Compare predicted probabilities with observed frequencies in ten bins of equal width, without empty ones.
 
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K)
     Source: intervals by Wilson 1927, as if all labels were independent
     """
     is_known = ~np.isnan(truth)
@@ -162,13 +136,7 @@ def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
     centre = observed + z * z / (2 * count)
     spread = z * np.sqrt(observed * (1 - observed) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count
-    return CalibrationBins(
-        predicted=predicted,
-        observed=observed,
-        low=(centre - spread) / scale,
-        high=(centre + spread) / scale,
-        n_labels=count,
-    )
+    return CalibrationBins(predicted, observed, (centre - spread) / scale, (centre + spread) / scale, count)
 
 
 def draw_calibration(run: SavedRun) -> Plot:
@@ -205,15 +173,12 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
             name = str(run.folder) if len(runs) > 1 else f"fold {epochs['fold'].iloc[0]}"
             number = list(lines).index(name) if name in lines else len(lines)
             repeats, colour = divmod(number, len(CURVE_COLOURS))
-            style = {
-                "color": CURVE_COLOURS[colour],
-                "linestyle": LINE_STYLES[repeats % len(LINE_STYLES)],
-                "marker": ".",
-                "alpha": 0.8,
-            }
+            style = {"color": CURVE_COLOURS[colour], "linestyle": LINE_STYLES[repeats % len(LINE_STYLES)]}
             for axes, column in zip(panels, ("loss", "lwlrap"), strict=True):
                 measured = epochs.dropna(subset=column)
-                (lines[name],) = axes.plot(measured["epoch"], measured[column], **style)
+                (lines[name],) = axes.plot(
+                    measured["epoch"], measured[column], marker=".", alpha=0.8, **style
+                )
     for axes, measure in zip(panels, ("training loss", "validation lwlrap"), strict=True):
         axes.set(xlabel="epoch", ylabel=measure)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -271,7 +236,6 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
     `report` is the submission's CSV, the JSON file beside it, or the report that `submit` returns.
     A dashed line is the deadline, if the submission came near it.
 
-    Units:  seconds since the submission began
     Errors: KitError for a report without times
     """
     details = report if isinstance(report, Mapping) else read_report(Path(report))
@@ -285,12 +249,11 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
 
     labels = []
     for name, lane in lanes:
-        busy_s = sum(end - begin for begin, end in lane)
-        labels.append(f"{shown_name(name)}  {busy_s:.1f} s")
+        labels.append(f"{shown_name(name)}  {sum(end - begin for begin, end in lane):.1f} s")
     figure, (axes,) = new_row_figure(labels, 10)
-    colours = [*CURVE_COLOURS[: len(STAGES)]]
-    colours += [CURVE_COLOURS[len(STAGES)]] * len(models)
-    colours.append(CURVE_COLOURS[len(STAGES) + 1])
+    # All models have one colour, and the last lane the next one.
+    last = len(STAGES)
+    colours = [*CURVE_COLOURS[:last], *[CURVE_COLOURS[last]] * len(models), CURVE_COLOURS[last + 1]]
     for row, (_, lane) in enumerate(lanes):
         bars = [(begin, end - begin) for begin, end in lane]
         axes.broken_barh(bars, (row - 0.4, 0.8), color=colours[row])

@@ -174,7 +174,7 @@ def load_clips(
     """
     loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
-    for chunk in loader.walk("load", runtime.progress):
+    for chunk in loader.load_chunks("load", runtime.progress):
         for key, by_clip in spectrograms.items():
             by_clip.update(zip(*loader.specs(chunk, key), strict=True))
     loader.print_failures(names)

@@ -1,4 +1,4 @@
-"""Losses: functions of logits and targets that return one number per clip; unknown labels (NaN) are masked."""
+"""Losses of logits and targets, one number per clip; unknown labels (NaN) are masked."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -58,9 +58,7 @@ def sum_by_source(
     """
     is_index = (sources >= 0) & (sources < len(parts))
     if not parts or sources.shape != logits.shape[:1] or not is_index.all():
-        raise KitError(
-            f"sources must hold an index of one of {len(parts)} parts for each of {len(logits)} clips."
-        )
+        raise KitError(f"sources must hold an index of {len(parts)} parts for each of {len(logits)} clips.")
     terms = []
     for index, (loss, source_weight) in enumerate(parts):
         rows = sources == index
@@ -79,9 +77,7 @@ def bce_of_labels(logits: Tensor, targets: Tensor, positive_weight: Tensor | Non
 def bce_loss(
     logits: Tensor, targets: Tensor, smoothing: float = 0.0, positive_weight: Tensor | float | None = None
 ) -> RowLoss:
-    """Compute binary cross-entropy, with label smoothing and a weight of true labels.
-
-    Smoothing moves the targets 0 and 1 to `smoothing` and 1 - `smoothing`.
+    """Compute binary cross-entropy. Smoothing moves the targets 0 and 1 to `smoothing` and 1 - `smoothing`.
 
     Shape:  logits and targets (B, K), positive_weight () or (K,) -> RowLoss
     Source: smoothing .01: second place, Freesound 2019
@@ -121,8 +117,8 @@ def soft_bootstrap_loss(
 ) -> RowLoss:
     """Compute cross-entropy on trust * label + (1 - trust) * the network's own prediction.
 
-    This is for noisy or missing labels. `on` selects the labels that are changed so: "known", "unknown" or
-    "all". Unknown labels that are selected count as false before the change, and are part of the mean.
+    `on` selects the labels that are changed so: "known", "unknown" or "all". Selected unknown labels count as false
+    before the change, and are part of the mean.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Reed et al. 2014, arXiv:1412.6596; known, .7, detached: first place, Freesound 2019;
@@ -147,8 +143,7 @@ def mse_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     """Compute log-sum-exp pairwise loss: log(1 + sum over known i, j of max(0, t_i - t_j) exp(s_j - s_i)).
 
-    It compares the scores s of one clip's classes with each other. So it trains a ranking: the scores have no
-    absolute level, and are no log odds.
+    It compares the scores s of one clip's classes, so it trains a ranking: the scores are no log odds.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Li, Song & Luo 2017, arXiv:1704.03135, for hard labels; soft labels weigh pairs by t_i - t_j
@@ -174,7 +169,7 @@ def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 
 
 def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
-    """Average each clip's losses over the labels that take part. Shape: losses and mask (B, K) -> RowLoss"""
+    """Average each clip's losses over the labels that take part. Shape: losses and mask (B, K)"""
     n_known = known.sum(dim=1)
     loss = losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1)
     return RowLoss(loss, n_known.to(losses.dtype))
@@ -183,7 +178,6 @@ def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
 def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check both, convert them to float32 or wider, set unknown targets to 0, and return the mask of known ones.
 
-    Shape:  logits (B, K), targets (B, K) in [0, 1], NaN where unknown -> three of (B, K)
     Errors: KitError for shapes that differ, or a target outside [0, 1]
     """
     if logits.ndim != 2 or logits.shape != targets.shape:

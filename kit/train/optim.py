@@ -50,9 +50,7 @@ class OptimConfig(Config):
         choices=("none", "ema", "swa"),
     )
     ema_decay: float = setting(0.998, "share of the old average kept at each step (ema)", low=0, high=0.99999)
-    swa_share: float = setting(
-        0.25, "share of the epochs, the last ones, that are averaged (swa)", low=0.01, high=1
-    )
+    swa_share: float = setting(0.25, "share of the last epochs that are averaged (swa)", low=0.01, high=1)
 
     def check(self) -> None:
         if not self.lr_end <= self.lr_start <= self.lr_peak:
@@ -62,10 +60,9 @@ class OptimConfig(Config):
 def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict[str, Any]]:
     """Divide the trainable parameters into groups by depth, the last with learning rate `lr`.
 
-    The parameters, in the order of the layers, form eight groups of nearly equal number (fewer for fewer
-    parameters). Group by group, the learning rate falls geometrically from `lr` in the last layers towards
-    `lr * layer_decay` in the first ones: early layers of a pretrained network hold general features that
-    should change least. With layer_decay 1 there is one group.
+    The parameters, in the order of the layers, form up to eight groups of nearly equal number. The rate falls
+    geometrically towards `lr * layer_decay` in the first ones, as early layers of a pretrained network hold general
+    features that should change least.
 
     Source: discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146
     """
@@ -118,9 +115,9 @@ def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps:
 
 
 def averaged_model(config: OptimConfig, network: nn.Module) -> AveragedModel | None:
-    """Copy a network into a model that averages its parameters, or return None where nothing is averaged.
+    """Copy a network into a model that averages its parameters; None where nothing is averaged.
 
-    Only parameters are averaged. The batch norms' statistics must be estimated anew with the average.
+    The batch norms' statistics must be estimated anew with the average.
 
     Source: EMA, Tarvainen & Valpola 2017, arXiv:1703.01780; SWA, Izmailov et al. 2018, arXiv:1803.05407
     """

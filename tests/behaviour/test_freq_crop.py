@@ -176,7 +176,7 @@ def test_settings_that_contradict_each_other_are_refused_with_the_cure(settings,
     ("form", "shape", "message"),
     [
         ("crops", InputShape(1, 40), r"frontend\.bands_hz with a band for each of 5 classes, got 1"),
-        ("crops", InputShape(1, 20, bands=5), "max-pyramid needs at least 8 frequency bins .* got 4"),
+        ("crops", InputShape(1, 20, bands=5), "max-pyramid needs at least 8 frequency bins, got 4"),
         ("crops", InputShape(1, 40, n_extra_rows=13), "freq-crop reads 0 extra rows, got 13"),
         ("pooled", InputShape(1, 40), r"rising frequency for every row: use no frontend\.bands_hz"),
         ("pooled", InputShape(1, 40, bin_hz=HZ[:39]), "rising frequency for every row"),

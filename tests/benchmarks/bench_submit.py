@@ -84,7 +84,7 @@ def network_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
     loader = SpectrogramLoader(files, {"": tagger.frontend}, torch.device("cpu"))
     inference = tagger.card.inference
     inputs = []
-    for chunk in loader.walk("inputs", progress=False):
+    for chunk in loader.load_chunks("inputs", progress=False):
         _, specs = loader.specs(chunk, "")
         lengths = []
         for spec in specs:

@@ -30,7 +30,7 @@ SKIPPED = {
     "make test": "this check is a part of it",
     "make docs-check": "this is that check",
     **dict.fromkeys(("make bench", "make esc10", "make recipes", "make study"), "takes minutes or hours"),
-    "python -m tests.benchmarks": "takes minutes",
+    "python -m tests.benchmarks ": "takes minutes",
     "python ../shared/": "wants data beside the repository; the workspace holds toy data in their place",
 }
 # What is added behind a verb, before the page's own words, so that it takes seconds.
