@@ -1,4 +1,4 @@
-"""The command line and the public names: `python audiotag_kit.py VERB`, `python -m kit VERB`, `%run audiotag_kit.py`."""
+"""The command line and the public names: a script, `python -m kit`, or `%run audiotag_kit.py`."""
 
 from kit.audio.decode import header_duration_s, list_audio
 from kit.audio.frontend import FrontendConfig

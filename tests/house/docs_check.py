@@ -1,4 +1,4 @@
-"""Run every command, notebook cell and code block of the documentation pages, in order, and stop at the first that fails.
+"""Run every command, notebook cell and code block of the documentation, and stop at the first that fails.
 
 They run in a temporary folder that holds a copy of the repository, and toy data under the names that the pages use.
 Python commands run in forks of this process, which has imported torch once; all others run in bash.
@@ -35,8 +35,8 @@ SKIPPED = {
 }
 # What is added behind a verb, before the page's own words, so that it takes seconds.
 QUICK = {
-    "train": "--set epochs=1 no_augment_epochs=0 finetune_epochs=0 validate_every=1 n_folds=2 batch_size=8 sampling.steps=2 "
-    "frontend.sample_rate=16000 self_training.hop_s=2.0",
+    "train": "--set epochs=1 no_augment_epochs=0 finetune_epochs=0 validate_every=1 n_folds=2 batch_size=8 "
+    "sampling.steps=2 frontend.sample_rate=16000 self_training.hop_s=2.0",
     "folds": "--n-folds 2",
     "stack": "--set=epochs=2",
 }
@@ -105,7 +105,7 @@ def run_cell(text: str) -> None:
 
 
 def run_in_fork(job: Callable[[], object], workspace: Path) -> tuple[int, str]:
-    """Do something in a fork of this process, in the workspace, by the workspace's own kit; its exit code and its output."""
+    """Run a job in a fork, in the workspace and by its kit; return the exit code and the output."""
     with tempfile.TemporaryFile() as output:
         sys.stdout.flush()
         child = os.fork()
