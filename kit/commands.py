@@ -238,7 +238,9 @@ def group_copies(
     column = groups.transform("first").where(groups.transform("size") > 1, "")
 
     sizes = Counter(copy for copy in copies if copy)
-    details = f"{len(sizes)} groups of {sizes.total()} near-duplicates"
+    details = (
+        f"{len(sizes)} groups of {sizes.total()} near-duplicates" if sizes else "no near-duplicates found"
+    )
     if sizes:
         first = next(iter(sizes))
         members = names[np.array(copies) == first]

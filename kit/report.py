@@ -208,6 +208,8 @@ def show(
         table = compare_runs(source, hardest)
         sections = (section for run in source for section in run_sections(run))
 
+    if target:
+        print(f"note: writing {target}", flush=True)
     if target and target.suffix == ".html":
         title = ", ".join(path.resolve().name for path in paths)
         overview = page_table([("", *table.runs), *table.rows])

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -251,9 +250,9 @@ def add_coloured_noise(batch: WaveBatch) -> Tensor:
 
 WAVE_AUGMENTS: dict[str, Callable[[WaveBatch], Tensor]] = {
     "shift": time_shift,
-    "speed": partial(change_rate, resample=True, vocode=False),
-    "pitch": partial(change_rate, resample=True, vocode=True),
-    "tempo": partial(change_rate, resample=False, vocode=True),
+    "speed": lambda batch: change_rate(batch, resample=True, vocode=False),
+    "pitch": lambda batch: change_rate(batch, resample=True, vocode=True),
+    "tempo": lambda batch: change_rate(batch, resample=False, vocode=True),
     "overdrive": overdrive,
     "reverb": reverb,
     "background": add_background,

@@ -33,6 +33,14 @@ class Config:
     Errors: KitError for a wrong type, or a value out of bounds
     """
 
+    def __new__(cls, *values: Any, **settings: Any) -> Self:
+        """Refuse unknown names with the nearest right one, where a dataclass raises a TypeError."""
+        names = [item.name for item in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise KitError(f"{cls.__name__} has no setting {name!r}: {closest(name, names)}.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
@@ -57,10 +65,6 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Create settings from nested JSON types. Errors: KitError for an unknown name or a wrong value"""
-        hints = typing.get_type_hints(cls)
-        for name in values:
-            if name not in hints:
-                raise KitError(f"{cls.__name__} has no setting {name!r}: {closest(name, hints)}.")
         return cls(**values)
 
     def override(self, assignments: Sequence[str]) -> Self:

@@ -133,7 +133,9 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
         # These are the first bytes of UTF-16, as surrogate escapes show them.
         if rows and rows[0][1][0].startswith(("\udcff", "\udcfe")):
             raise UnicodeError("it is in UTF-16")
-    except (OSError, UnicodeError, csv.Error) as error:
+    except OSError as error:
+        raise KitError(f"cannot read {path}: {error.strerror or error}: check the path.") from error
+    except (UnicodeError, csv.Error) as error:
         raise KitError(f"cannot read {path}: {error}. It must be a CSV in UTF-8.") from error
     if not rows:
         raise KitError(f"{path} has no header: its first line must name the columns.")

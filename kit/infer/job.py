@@ -216,6 +216,10 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
     job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
     job.note_names([path.name for path in others], "files are passed over, as they are no audio")
+    if plan.ids_hold_beginnings:
+        job.note(
+            f"the ids' seconds are read as BEGINNINGS of windows of {plan.period_s:g} s: one begins at second 0"
+        )
     weights = [model.weight for model in models]
     settings = (blend, options.overrides, options.postprocess, weights, template)
     key = text_digest(str(settings), *names, "", *(model.card.digest_text() for model in models))
@@ -283,6 +287,10 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
         if member.failure:
             job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
+    late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
+    job.note_names(late_rows, "rows are windows after the end of their file and get the prior")
+    for name in members_with_probabilities(ordered):
+        job.note(f"{name}: all outputs lie in [0, 1], as probabilities do: a network must return logits")
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
     state = "stopped by the deadline" if job.budget.stopped else "finished"
@@ -303,8 +311,14 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> lis
     digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
     folder = options.out.with_name(options.out.name + ".state")
     members = []
+    changed: dict[str, list[str]] = {}
     for model in inputs.models:
-        inference = inference_of(job, inputs.plan, model.name, model.card.inference)
+        own = model.card.inference
+        inference = inference_of(job, inputs.plan, own)
+        if inference != own:
+            scored = own.to_dict()
+            changes = {key: value for key, value in inference.to_dict().items() if value != scored[key]}
+            changed.setdefault(str(changes), []).append(Path(model.name).name)
         cache_path = None
         if model.path:
             settings = (inference.digest_text(), options.precision, runtime.device.type, str(model.place))
@@ -316,19 +330,30 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> lis
         watch = Stopwatch(job.watch.began)
         member = EnsembleMember(model.name, predictor, cache, weight=model.weight, run=model.run, watch=watch)
         members.append(member)
+    for changes_text, names in changed.items():
+        which = names[0] if len(names) == 1 else f"{len(names)} models, e.g. {names[0]},"
+        job.note(f"{which} use other inference settings than they were scored with: {changes_text}")
     return members
 
 
-def inference_of(job: SubmitJob, plan: RowPlan, name: str, own: InferenceConfig) -> InferenceConfig:
+def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
+    """Name the users' networks whose outputs all lie in [0, 1], as those of a network that ends in a sigmoid do."""
+    names = []
+    for member in members:
+        outputs = [output.logits for output in member.cache.entries.values()]
+        is_custom = str(member.card.network.get("family")).startswith("custom:")
+        if is_custom and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
+            names.append(Path(member.name).name)
+    return names
+
+
+def inference_of(job: SubmitJob, plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
     """Return a model's inference settings, with what the options or window rows change."""
     changes = job.options.overrides
     if plan.form == "window" and own.mode == "full" and "mode" not in changes:
         period_s = float(plan.period_s or own.window_s)
         changes = {"mode": "windows", "window_s": period_s, "hop_s": period_s} | changes
-    inference = dataclasses.replace(own, **changes)
-    if inference != own:
-        job.note(f"{Path(name).name} predicts in another way than it was scored: {changes}")
-    return inference
+    return dataclasses.replace(own, **changes)
 
 
 def build_report(
@@ -354,6 +379,7 @@ def build_report(
         "audio_notes": loader.notes_by_name(inputs.names, earlier),
         "files_split": [inputs.names[clip] for clip in sorted(rows.split_clips)],
         "files_without_row": [inputs.names[i] for i in inputs.plan.idle_files],
+        "rows_after_end": [inputs.template.ids[row] for row in sorted(rows.rows_after_end)],
         "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
         "audio_s": round(loader.audio_s, 3),
         "device": str(loader.device),

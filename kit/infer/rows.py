@@ -54,7 +54,8 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
 class RowScores:
     """The scores of all rows by every model, filled clip by clip.
 
-    `split_clips` were too long for one input of mode full.
+    `split_clips` were too long for one input of mode full. `rows_after_end` are windows that begin after the end of
+    their file: they keep the prior.
     Shape:  scores (R, K) and done (R,) of each model
     """
 
@@ -78,6 +79,7 @@ class RowScores:
         self.scores = [np.zeros(shape, np.float32) for _ in members]
         self.done = [np.zeros(len(template.ids), bool) for _ in members]
         self.split_clips: set[int] = set()
+        self.rows_after_end: set[int] = set()
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
         """Fill a clip's rows from one model's logits; a clip that cannot be pooled is noted as failed."""
@@ -90,6 +92,9 @@ class RowScores:
             if end_s is not None:
                 begin_s = end_s - (self.plan.period_s or end_s)
                 frames_per_s = member.card.frontend.frames_per_s
+                if begin_s > (output.spans[-1][1] - 1.5) / frames_per_s:
+                    self.rows_after_end.add(row)
+                    continue
                 logits = logits[windows_of_row(output, frames_per_s, begin_s, end_s)]
             try:
                 scores = clip_probabilities(member.tagger, member.predictor.inference, logits)

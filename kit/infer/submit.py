@@ -55,6 +55,8 @@ class Submission:
             lines.append(
                 f"sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {'; '.join(notes)}"
             )
+        if report["rows_with_prior"] == report["rows"]:
+            lines.append("NOTHING WAS PREDICTED: every row has the class frequencies; see the notes above.")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -107,8 +109,8 @@ def submit(
         prior_shift: scale odds to the class prevalences estimated from all rows
         smooth: weight of both neighbours in a window row's mean, e.g. 0.5
         top_mean: multiply window rows by the mean of their recording's best rows, e.g. 2
-        device: cpu or cuda:0; else one that computes
-        threads: that decode; else one per core
+        device: cpu or cuda:0; by default the first GPU that works, else the CPU
+        threads: decoding threads; by default one per core
         batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
         precision: float32, bfloat16 or float16
         progress: show a bar

@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,13 +28,15 @@ class RowPlan:
     """The file of each row, and the second at which its window ends.
 
     `form` is how the ids name files: "name" (with extension), "stem" or "window" (<stem>_<end second>).
-    `files` and `idle_files` are positions in the list of files.
+    `files` and `idle_files` are positions in the list of files. `ids_hold_beginnings`: the ids' seconds are where
+    windows begin, not where they end.
     """
 
     form: str
     files: tuple[int | None, ...]
     ends_s: tuple[float | None, ...]
     idle_files: tuple[int, ...]
+    ids_hold_beginnings: bool = False
 
     def rows_without_file(self, ids: Sequence[str]) -> list[str]:
         """Return the ids of rows without a file."""
@@ -149,7 +151,17 @@ def plan_rows(
     ends_s = tuple(end_s if form == "window" else None for _, end_s in windows)
     used = {identities[file] for file in found if file is not None}
     idle = tuple(i for i, identity in enumerate(identities) if identity not in used)
-    return RowPlan(form, tuple(found), ends_s, idle)
+    plan = RowPlan(form, tuple(found), ends_s, idle)
+    # No window ends at second 0, so such ids hold the beginnings of windows.
+    if any(end_s == 0 and file is not None for end_s, file in zip(ends_s, found, strict=True)):
+        period_s = plan.period_s
+        if not period_s:
+            raise KitError(
+                f"the id {ids[ends_s.index(0)]!r} names a window that ends at second 0: give its end."
+            )
+        ends_s = tuple(None if end_s is None else end_s + period_s for end_s in ends_s)
+        return replace(plan, ends_s=ends_s, ids_hold_beginnings=True)
+    return plan
 
 
 def format_score(value: float) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from kit.audio.decode import one_line
 from kit.audio.frontend import FrontendConfig
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.core.files import write_whole
-from kit.models.families import complete_network
+from kit.models.families import FAMILIES, complete_network
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 
 FORMAT = 3
@@ -45,6 +46,10 @@ def wrap_network(
             a clip that cannot be read
     Units:  min_frames, the network's shortest input: shorter clips are padded to it
     """
+    if isinstance(classes, str):
+        raise KitError(f"classes is a list of names, got the text {classes!r}: pass [{classes!r}].")
+    if callable(network) and not isinstance(network, nn.Module):
+        raise KitError("network is a function that builds one: call it, wrap_network(build(), ...).")
     card = TaggerCard(
         classes=tuple(classes),
         prevalences=() if prevalences is None else tuple(map(float, prevalences)),
@@ -56,10 +61,34 @@ def wrap_network(
     )
     if settings is None:
         if not isinstance(network, nn.Module):
-            raise KitError("a plain state dict needs settings={'family': ...}, which build its network.")
-        return Tagger(card, network)
-    tensors = network.state_dict() if isinstance(network, nn.Module) else network
-    return fill_tagger(build_tagger(card), tensors, "the state dict")
+            families = ", ".join(FAMILIES)
+            raise KitError(
+                f"a plain state dict needs settings={{'family': ...}}, which build its network ({families}). For "
+                "another network, load the state dict into your module and pass the module."
+            )
+        return Tagger(card, unwrap_network(network))
+    tensors = unwrap_network(network).state_dict() if isinstance(network, nn.Module) else network
+    tagger = build_tagger(card)
+    fits = tensors.keys() == tagger.network.state_dict().keys()
+    return fill_tagger(tagger, tensors if fits else strip_prefixes(tensors), "the state dict")
+
+
+def unwrap_network(network: nn.Module) -> nn.Module:
+    """Return the network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    while isinstance(network, wrappers) or hasattr(network, "_orig_mod"):
+        network = getattr(network, "module" if isinstance(network, wrappers) else "_orig_mod")
+    return network
+
+
+def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove what wrappers put before every name of a state dict: module., _orig_mod. or model."""
+    names = dict(tensors)
+    names.pop("n_averaged", None)  # the counter of AveragedModel is no weight
+    for prefix in ("module.", "_orig_mod.", "model.") * 2:
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
+    return names
 
 
 def fill_tagger(tagger: Tagger, tensors: Mapping[str, Tensor], source: str) -> Tagger:
@@ -84,6 +113,12 @@ def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
 
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
     """Write a checkpoint. A failure or a kill leaves the file as it was."""
+    arguments: tuple[Any, Any] = (path, tagger)
+    if not isinstance(arguments[0], str | Path) or not isinstance(arguments[1], Tagger):
+        types = " and ".join(type(argument).__name__ for argument in arguments)
+        raise KitError(
+            f"save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...)."
+        )
     write_whole(Path(path), lambda handle: torch.save(checkpoint_content(tagger), handle))
 
 
@@ -133,14 +168,33 @@ class Checkpoint:
         if name == family:
             tagger = build_tagger(self.card)
         elif name in builders:
-            tagger = Tagger(self.card, builders[name]())
+            tagger = Tagger(self.card, build_custom(name, builders[name]))
         else:
             names = ", ".join(builders) or "none"
             raise KitError(
                 f"{self.path} holds the tensors of a network of your own, not its code: pass "
-                f"networks={{{name!r}: build}}, where build() returns the network (passed: {names})."
+                f"networks={{{name!r}: build}} in Python, where build() returns the network (passed: {names}). The "
+                "command line cannot build it."
             )
         return fill_tagger(tagger, self.tensors, str(self.path))
+
+
+def build_custom(name: str, builder: NetworkBuilder) -> nn.Module:
+    """Build a network of the user's. Errors: KitError for a module in place of a builder, and for what it raises"""
+    if isinstance(builder, nn.Module):
+        came = type(builder).__name__
+        raise KitError(
+            f"networks[{name!r}] is a {came}: pass the function that builds it, build, not build()."
+        )
+    try:
+        network = builder()
+    except Exception as error:
+        raise KitError(
+            f"networks[{name!r}]() failed: {one_line(error)[:200]}. It is called without arguments."
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise KitError(f"networks[{name!r}]() returned a {type(network).__name__}, not a torch.nn.Module.")
+    return unwrap_network(network)
 
 
 def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -135,7 +135,7 @@ def probe(
         audio: the folder that holds the clips
         bands: groups of neighbouring frequency bins to silence
         stretches: parts of each input in time to silence
-        seed: of the noise that replaces coordinates
+        seed: seed of the noise that replaces the coordinate channel
         device: cpu or cuda; without it, the first that computes
         threads: threads that decode; without it, one per core
         progress: show a bar

@@ -25,7 +25,7 @@ from kit.models.checkpoint import read_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.oof import HeldOut, OofPredictions, join_folds, names_digest, score_held_out, write_oof
-from kit.train.recipe import Recipe, check_recipe
+from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
 from kit.train.trainer import Trainer, network_seed
 
 
@@ -85,6 +85,7 @@ def train_run(
     files = run_files(recipe, frame, folds, label_files)
     check_run(folder, files)
     data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
+    check_labels(recipe, data)
     check_folds(data, trained_folds)
     # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
     for name, text in files.items():
@@ -161,6 +162,19 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
     if not selected or not set(selected) <= set(in_table):
         raise KitError(f"folds {selected} were asked for, the table has {in_table}.")
     return selected
+
+
+def check_labels(recipe: Recipe, data: Dataset) -> None:
+    """Raise KitError for labels that leave nothing to learn: no known false label, or one class to rank."""
+    if not (data.targets == 0).any():
+        classes = ", ".join(data.classes[:5])
+        raise KitError(
+            f"all known labels are true ({classes}): add clips without these classes, or a column false_labels."
+        )
+    if len(data.classes) == 1 and recipe.loss in RANKING_LOSSES:
+        raise KitError(
+            f"loss={recipe.loss} ranks classes, and {data.classes[0]!r} is the only one: use --set loss=bce."
+        )
 
 
 def check_folds(data: Dataset, folds: Sequence[int | None]) -> None:

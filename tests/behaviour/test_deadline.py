@@ -82,7 +82,7 @@ from {place} import wrap_network, submit, {config}
 class Stuck(nn.Module):
     def forward(self, spec):
         {deed}
-tagger = wrap_network(Stuck(), FrontendConfig(sample_rate=8000, n_fft=400, hop_length=200, n_mels=30), "abc")
+tagger = wrap_network(Stuck(), FrontendConfig(sample_rate=8000, n_fft=400, hop_length=200, n_mels=30), list("abc"))
 done = submit(tagger, {audio!r}, {out!r}, deadline="{seconds}s", progress=False)
 print("RETURNED", time.time(), flush=True)
 """

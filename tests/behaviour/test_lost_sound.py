@@ -348,7 +348,7 @@ def test_a_file_with_two_paths_is_found_by_each_and_by_its_name(tmp_path):
 def test_a_loader_prints_what_sound_its_clips_lost(lossy_folder, capsys):
     paths = sorted(lossy_folder.glob("*.*a*"))
     loader = SpectrogramLoader(paths, {"": loud_tagger().frontend}, torch.device("cpu"))
-    for chunk in loader.walk("load", progress=False):
+    for chunk in loader.load_chunks("load", progress=False):
         loader.specs(chunk, "")
     loader.print_failures([path.name for path in paths])
     assert capsys.readouterr().out.startswith("note: cut.flac: the file ends early: its last ")

@@ -211,11 +211,11 @@ def test_a_wrapped_network_predicts_the_same_from_memory_from_its_file_and_in_a_
     torch.manual_seed(0)
     write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
     frontend = plain_frontend(channels=("log", "coordinate"))
-    tagger = wrap_network(Tuned(), frontend, "wxyz", name="tuned")
+    tagger = wrap_network(Tuned(), frontend, list("wxyz"), name="tuned")
     networks = {"tuned": Tuned}
     save_tagger(tmp_path / "own.pt", tagger)
     expected = predict_clips(tagger, tmp_path / "in")
-    assert expected.classes == tuple("wxyz") and np.ptp(expected.probabilities, axis=0).max() > 1e-3
+    assert expected.classes == tuple(list("wxyz")) and np.ptp(expected.probabilities, axis=0).max() > 1e-3
     loaded = load_tagger(tmp_path / "own.pt", networks=networks)
     for checkpoint, builders in ((loaded, None), (tmp_path / "own.pt", networks)):
         predictions = predict_clips(checkpoint, tmp_path / "in", networks=builders)
@@ -243,7 +243,7 @@ def test_other_inference_settings_than_the_checkpoints_are_reported(
     windows = InferenceConfig(mode="windows", window_s=1.0, hop_s=0.5)
     options: dict[str, Any] = {"mode": "windows", "window_s": 1.0, "hop_s": 0.5, "progress": False}
     report = submit(trained.mel[0], clips, tmp_path / "out.csv", **options).report
-    assert any("another way" in note and "fold_0.pt" in note for note in report["notes"])
+    assert any("other inference settings" in note and "fold_0.pt" in note for note in report["notes"])
     assert report["models"][0]["inference"] == windows.to_dict()
     _, rows = read_scores(tmp_path / "out.csv")
     predictions = predict_clips(trained.mel[0], clips, inference=windows).probabilities

@@ -231,12 +231,14 @@ def test_two_rows_of_one_end_leave_the_other_rows_their_own_windows(tmp_path: Pa
     np.testing.assert_allclose([rows["s_10"], rows["s_15"]], cut, rtol=0, atol=1e-5)
 
 
-def test_rows_beyond_the_end_and_between_the_windows_still_get_an_answer(tmp_path: Path) -> None:
+def test_rows_between_the_windows_are_predicted_and_those_far_beyond_the_end_get_the_prior(
+    tmp_path: Path,
+) -> None:
     write_folder(tmp_path / "in", ["s.wav"], samples=3 * RATE)
-    template = write_template(tmp_path / "t.csv", ["s_0", "s_5", "s_10", "s_9999999"], ["a", "b", "c"])
+    template = write_template(tmp_path / "t.csv", ["s_1.5", "s_5", "s_9999999"], ["a", "b", "c"])
     report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["rows_all_models"] == 4
-    assert HOP == 200 and len(read_scores(tmp_path / "out.csv")[1]) == 4
+    assert report["rows_all_models"] == 2 and report["rows_after_end"] == ["s_9999999"]
+    assert HOP == 200 and len(read_scores(tmp_path / "out.csv")[1]) == 3
 
 
 def test_an_end_second_beyond_all_numbers_is_no_window(tmp_path: Path) -> None:

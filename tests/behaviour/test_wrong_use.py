@@ -1,0 +1,170 @@
+"""Mistakes that new users make get one sentence with the cure, and never a wrong answer without a word."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from kit.core.errors import KitError
+from kit.infer.submit import submit
+from kit.infer.template import plan_rows
+from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.train.recipes import find_recipe
+from kit.train.run import train_run
+from tests.behaviour.trained import (
+    LoudBands,
+    loud_tagger,
+    noise,
+    plain_frontend,
+    read_scores,
+    write_folder,
+    write_template,
+    write_wav,
+)
+
+CLASSES = ["bark", "meow", "rain"]
+PYRAMID = {"family": "max-pyramid", "blocks": 2, "width": 4}
+
+
+class Sigmoid(LoudBands):
+    """A network that returns probabilities."""
+
+    def forward(self, spec: Tensor) -> Tensor:
+        return super().forward(spec).sigmoid()
+
+
+WRONG_WRAPS = {
+    "a text as classes": (LoudBands(), "bark", r"pass \['bark'\]"),
+    "a builder as network": (LoudBands, CLASSES, r"call it, wrap_network\(build\(\), ...\)"),
+    "a state dict alone": (
+        LoudBands().state_dict(),
+        CLASSES,
+        "max-pyramid.*load the state dict into your module",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WRAPS)
+def test_a_network_in_the_wrong_form_is_refused_with_the_right_one(case: str) -> None:
+    network, classes, words = WRONG_WRAPS[case]
+    with pytest.raises(KitError, match=words):
+        wrap_network(network, plain_frontend(), classes)  # type: ignore[arg-type]
+
+
+def failing_builder() -> nn.Module:
+    """A builder that raises."""
+    raise ValueError("no weights here")
+
+
+WRONG_BUILDERS = {
+    "a module": (LoudBands(), "pass the function that builds it, build, not build"),
+    "what raises": (failing_builder, "failed: no weights here"),
+    "what returns no module": (dict, "returned a dict, not a torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_BUILDERS)
+def test_a_wrong_builder_is_named_with_its_cure(case: str, tmp_path: Path) -> None:
+    builder, words = WRONG_BUILDERS[case]
+    save_tagger(tmp_path / "own.pt", loud_tagger(name="mine"))
+    with pytest.raises(KitError, match=words):
+        load_tagger(tmp_path / "own.pt", networks={"mine": builder})  # type: ignore[dict-item]
+
+
+def test_saving_takes_a_path_and_a_tagger(tmp_path: Path) -> None:
+    for wrong in ((loud_tagger(), "x.pt"), (tmp_path / "x.pt", LoudBands())):
+        with pytest.raises(KitError, match="make a tagger with wrap_network"):
+            save_tagger(*wrong)
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_wrapped_networks_are_unwrapped_and_prefixes_stripped(tmp_path: Path) -> None:
+    network = LoudBands()
+    for wrapper in (
+        nn.DataParallel(network),
+        AveragedModel(network),
+        AveragedModel(nn.DataParallel(network)),
+    ):
+        save_tagger(tmp_path / "own.pt", wrap_network(wrapper, plain_frontend(), CLASSES, name="mine"))
+        assert load_tagger(tmp_path / "own.pt", networks={"mine": LoudBands}).network.state_dict().keys() == {
+            "scale"
+        }
+    tagger = wrap_network(find_tagger().network, plain_frontend(), CLASSES, settings=PYRAMID)
+    tensors = tagger.network.state_dict()
+    for prefix in ("module.", "_orig_mod.", "model.", "module._orig_mod."):
+        renamed = {prefix + name: tensor for name, tensor in tensors.items()}
+        again = wrap_network(
+            {**renamed, "n_averaged": torch.tensor(3)}, plain_frontend(), CLASSES, settings=PYRAMID
+        )
+        assert all(torch.equal(tensors[name], value) for name, value in again.network.state_dict().items())
+
+
+def find_tagger() -> nn.Module:
+    """A small pyramid as its own state dict loads it."""
+    from kit.models.tagger import TaggerCard, build_tagger
+
+    return build_tagger(TaggerCard(classes=tuple(CLASSES), frontend=plain_frontend(), network=PYRAMID))
+
+
+def test_outputs_that_look_like_probabilities_get_a_note(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
+    for network, is_noted in ((Sigmoid(), True), (LoudBands(), False)):
+        report = submit(loud_tagger(network), folder, tmp_path / "out.csv", progress=False).report
+        assert any("must return logits" in note for note in report["notes"]) is is_noted
+
+
+def test_rows_after_the_end_of_their_file_get_the_prior_and_are_named(tmp_path: Path) -> None:
+    write_wav(tmp_path / "in" / "half.wav", noise(15 * 8000))
+    write_wav(tmp_path / "in" / "short.wav", noise(8000))
+    ids = [f"half_{end}" for end in (5, 10, 15, 20, 25, 30)] + ["short_5", "short_10"]
+    template = write_template(tmp_path / "template.csv", ids, ["a", "b", "c"])
+    out = tmp_path / "out.csv"
+    report = submit(loud_tagger(), tmp_path / "in", out, template, progress=False).report
+    late = ["half_20", "half_25", "half_30", "short_10"]
+    assert report["rows_after_end"] == late and report["rows_with_prior"] == 4
+    assert any("4 rows are windows after the end" in note for note in report["notes"])
+    _, scores = read_scores(out)
+    for name, row in scores.items():
+        assert np.allclose(row, [0.1, 0.2, 0.3]) == (name in late)
+
+
+def test_ids_that_hold_beginnings_are_read_as_such_and_noted(tmp_path: Path) -> None:
+    assert plan_rows(["rec_0", "rec_5"], ["rec.wav"]).ends_s == (5, 10)
+    assert plan_rows(["rec_5", "rec_10"], ["rec.wav"]).ends_s == (5, 10)
+    assert plan_rows(["clip_0"], ["clip_0.wav"]).form == "stem"
+    with pytest.raises(KitError, match="'rec_0' names a window that ends at second 0"):
+        plan_rows(["rec_0"], ["rec.wav"])
+    write_wav(tmp_path / "in" / "rec.wav", noise(10 * 8000))
+    template = write_template(tmp_path / "template.csv", ["rec_0", "rec_5"], ["a", "b", "c"])
+    report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
+    assert report["rows_all_models"] == 2 and any("BEGINNINGS" in note for note in report["notes"])
+
+
+def test_a_submission_without_any_prediction_says_so_in_its_last_line(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", ["a.wav"])
+    template = write_template(tmp_path / "template.csv", ["x", "y"], ["a", "b", "c"])
+    result = submit(loud_tagger(), folder, tmp_path / "out.csv", template, progress=False)
+    assert str(result).splitlines()[-1].startswith("NOTHING WAS PREDICTED")
+
+
+LABELS = {
+    "one class in every clip": (["x", "x"], "lsep", r"all known labels are true \(x\)"),
+    "one class to rank": (["x", ""], "lsep", "'x' is the only one: use --set loss=bce"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_that_leave_nothing_to_learn_are_refused_before_training(case: str, tmp_path: Path) -> None:
+    pattern, loss, words = LABELS[case]
+    names = [f"{i}.wav" for i in range(8)]
+    folder = write_folder(tmp_path / "in", names)
+    rows = [f"{name},{pattern[i % 2]}" for i, name in enumerate(names)]
+    (tmp_path / "table.csv").write_text("fname,labels\n" + "\n".join(rows) + "\n")
+    settings = ["frontend.sample_rate=8000", "n_folds=2", "epochs=1", "no_augment_epochs=0", f"loss={loss}"]
+    recipe = find_recipe("max-pyramid-mel", small=True, overrides=settings)
+    with pytest.raises(KitError, match=words):
+        train_run(recipe, tmp_path / "table.csv", folder, tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run").glob("*.pt"))
