@@ -146,6 +146,13 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     assert named and named <= {name for line in targets for name in line.split()}
 
 
+def test_the_layout_names_every_file_of_kit() -> None:
+    layout = TEXTS[1].partition("    kit/\n")[2].partition("\n\n")[0]
+    files = {path.stem for path in (ROOT / "kit").rglob("*.py")} - {"__init__"}
+    folders = {path.name for path in (ROOT / "kit").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert {*layout.replace("/", "").split()} == files | folders
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 220
 
