@@ -27,12 +27,12 @@ from kit.models.families import build_network
 from kit.models.heads import HeadConfig
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.plots.clips import draw_clip, draw_contact_sheet, draw_filters, draw_lengths
-from kit.plots.labels import draw_labels
 from kit.plots.runs import (
     draw_calibration,
     draw_classes,
     draw_confusion,
     draw_history,
+    draw_labels,
     draw_self_training,
     draw_timeline,
 )

@@ -16,12 +16,12 @@ from kit.labels.metrics import lwlrap, lwlrap_per_class, top1_accuracy
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import read_checkpoint
 from kit.plots.figure import IMAGE_FORMATS, Plot, page_plot, page_table, write_page
-from kit.plots.labels import draw_labels
 from kit.plots.runs import (
     draw_calibration,
     draw_classes,
     draw_confusion,
     draw_history,
+    draw_labels,
     draw_self_training,
     draw_timeline,
 )

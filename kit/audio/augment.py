@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kit.audio.mixup import check_ranges, probability_of, scale_to_range
-from kit.audio.resample import resampler
+from kit.audio.waveform import resampler
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.core.runtime import full_float32

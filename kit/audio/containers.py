@@ -1,13 +1,14 @@
-"""Find the sound in files whose headers are wrong or damaged: formats by first bytes, unclosed WAV, Ogg pages.
+"""Find the sound in files with wrong or damaged headers: formats by first bytes, unclosed WAV, Ogg pages, MP3 frames.
 
 Nothing is decoded. The functions return bytes that a decoder reads as if the file were whole.
 """
 
+import functools
+import re
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-
-from kit.audio.mp3 import mp3_frame, skip_id3
 
 # The first bytes of formats.
 AUDIO_MAGIC = {
@@ -134,3 +135,150 @@ def ogg_crc(page: bytes) -> bytes:
     without = page[:22] + bytes(4) + page[26:]
     crc = zlib.crc32(without.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, "big").translate(REVERSED_BITS)
+
+
+MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+# Samples that libsndfile takes off the beginning of a stream with a table.
+DECODER_DELAY = 529
+MP3_TAGS = (b"TAG", b"ID3", b"APE", b"LYR")
+
+
+@functools.lru_cache(maxsize=4096)
+def mp3_frame(header: int) -> tuple[int, int]:
+    """Return a layer III frame's length in bytes and its stream's kind, by its first 4 bytes; (0, 0) for others.
+
+    All frames of a stream have the same kind: its version, layer and sample rate, and whether it is mono.
+    Source: ISO/IEC 11172-3 and 13818-3
+    """
+    version = header >> 19 & 3
+    layer = header >> 17 & 3
+    kbps_index = header >> 12 & 15
+    rate_index = header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or layer != 1 or kbps_index in (0, 15) or rate_index == 3:
+        return 0, 0
+    kbps = (MPEG1_KBPS if version == 3 else MPEG2_KBPS)[kbps_index]
+    length = (144 if version == 3 else 72) * 1000 * kbps // MP3_RATES[version][rate_index] + (header >> 9 & 1)
+    is_mono = header >> 6 & 3 == 3
+    return length, header & 0xFFFE0C00 | is_mono
+
+
+@dataclass(frozen=True)
+class Mp3Scan:
+    """The frames of an MP3 file. `runs` are stretches of whole ones: first byte, end and number of frames.
+
+    `stated` is the number of frames by a table (Xing or Info) in the first frame, which holds no sound and is in no
+    run; 0 without one.
+    """
+
+    runs: list[tuple[int, int, int]]
+    frames: int
+    frame_samples: int
+    sample_rate: int
+    stated: int
+    notes: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """How long the whole frames last."""
+        return self.frames * self.frame_samples / self.sample_rate
+
+
+def scan_mp3(raw: bytes) -> Mp3Scan | None:
+    """Find all frames of an MP3 file, also behind damaged bytes. None where there are none.
+
+    A frame counts if another one, a tag or the end of the file follows it: else its end is damaged.
+    """
+
+    def frame_at(place: int) -> tuple[int, int]:
+        return mp3_frame(int.from_bytes(raw[place : place + 4], "big"))
+
+    begin = place = skip_id3(raw)
+    runs: list[tuple[int, int, int]] = []
+    kind = 0
+    while 0 <= place < len(raw):
+        length, this_kind = frame_at(place)
+        end = place + length
+        is_alike = length > 0 and kind in (0, this_kind)
+        if is_alike and (frame_at(end)[1] == this_kind or end == len(raw) or raw[end : end + 3] in MP3_TAGS):
+            kind = this_kind
+            is_next = runs and runs[-1][1] == place
+            start, _, count = runs.pop() if is_next else (place, place, 0)
+            runs.append((start, end, count + 1))
+            place = end
+        else:
+            place = raw.find(b"\xff", place + 1)
+    if not runs:
+        return None
+    notes = []
+    first, first_end, count = runs[0]
+    # Tags are often padded with zeros.
+    skipped = len(raw[begin:first].lstrip(b"\0"))
+    if skipped:
+        notes.append(f"{skipped} bytes before the first frame are damaged, or no sound")
+    # The table states its number of frames if the lowest bit of its flags is set.
+    table = re.search(
+        rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)", raw[first : first + 64], re.DOTALL
+    )
+    if table and count > 1:
+        runs[0] = (first + frame_at(first)[0], first_end, count - 1)
+    last_end = runs[-1][1]
+    length, last_kind = frame_at(last_end)
+    if not table and last_kind == kind and last_end + length > len(raw):
+        notes.append("the file ends early, within a frame; how much is lost is not known")
+    version = kind >> 19 & 3
+    return Mp3Scan(
+        runs=runs,
+        frames=sum(count for _, _, count in runs),
+        frame_samples=1152 if version == 3 else 576,
+        sample_rate=MP3_RATES[version][kind >> 10 & 3],
+        stated=int.from_bytes(table[1], "big") if table else 0,
+        notes=notes,
+    )
+
+
+def skip_id3(raw: bytes) -> int:
+    """Return where the ID3 tags at a file's beginning end."""
+    place = 0
+    while raw[place : place + 3] == b"ID3" and place + 10 <= len(raw):
+        # Seven bits of each byte count.
+        high, second, third, low = raw[place + 6 : place + 10]
+        place += 10 + (high << 21 | second << 14 | third << 7 | low)
+    return place
+
+
+def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
+    """Return each run as a stream of its own, with the sample at its end; and no bytes with the end by the table.
+
+    Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
+    """
+    frame_bytes = sum(end - start for start, end, _ in scan.runs) / scan.frames
+    missing = scan.stated - scan.frames
+    parts = []
+    frames = 0
+    last_end = scan.runs[0][0]
+    for start, end, count in scan.runs:
+        lost = round((start - last_end) / frame_bytes)
+        if lost and len(scan.runs) == 2 and abs(missing - lost) <= max(2, lost // 2):
+            lost = missing
+        frames += lost + count
+        last_end = end
+        parts.append((mp3_stream(raw[start:end], count), frames * scan.frame_samples - DECODER_DELAY))
+    # A table may count its own frame.
+    if scan.stated > frames + 1:
+        parts.append((b"", scan.stated * scan.frame_samples))
+    return parts
+
+
+def mp3_stream(frames: bytes, count: int) -> bytes:
+    """Return frames behind a first one whose table states their number."""
+    # No checksum, and the highest bit rate: it leaves room for the table at every sample rate.
+    header = bytes([frames[0], frames[1] | 1, frames[2] & 0x0D | 0xE0, frames[3]])
+    is_mono = header[3] >> 6 == 3
+    is_mpeg1 = header[1] >> 3 & 3 == 3
+    # The table stands behind the side information.
+    side_bytes = (9, 17, 32)[is_mpeg1 + (not is_mono)]
+    table = header + bytes(side_bytes) + b"Info" + struct.pack(">II", 1, count)
+    length, _ = mp3_frame(int.from_bytes(header, "big"))
+    return table.ljust(length, b"\0") + frames

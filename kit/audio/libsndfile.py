@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import audio_kind, close_recording, scan_ogg
-from kit.audio.mp3 import Mp3Scan, mp3_parts, scan_mp3
+from kit.audio.containers import Mp3Scan, audio_kind, close_recording, mp3_parts, scan_mp3, scan_ogg
 
 MAX_HOURS = 6
 BLOCK_SAMPLES = 1 << 20

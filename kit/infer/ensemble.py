@@ -11,9 +11,8 @@ import torch
 from kit.audio.decode import one_line
 from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, pool_windows
-from kit.core.clock import Stopwatch
+from kit.core.clock import Stopwatch, TimeBudget
 from kit.core.errors import KitError
-from kit.infer.budget import TimeBudget
 from kit.infer.cache import PredictionCache
 from kit.infer.loader import Chunk, SpectrogramLoader
 from kit.infer.predictor import Predictor, WindowLogits

@@ -14,12 +14,11 @@ import numpy as np
 
 from kit.audio.decode import Decoder, scan_folder
 from kit.audio.windows import InferenceConfig
-from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
+from kit.core.clock import Deadline, Stopwatch, TimeBudget, advance, progress_bar
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, text_digest, write_json
 from kit.core.runtime import VERSION, Runtime, cpu_count, in_worker, pick_device, tune_process
 from kit.infer.blend import BLENDS
-from kit.infer.budget import TimeBudget
 from kit.infer.cache import PredictionCache
 from kit.infer.ensemble import (
     EnsembleMember,

@@ -22,8 +22,8 @@ from kit.audio.decode import (
     usable,
 )
 from kit.audio.frontend import Frontend
-from kit.audio.resample import resample, small_ratio
 from kit.audio.timeout_pool import Task, TimeoutPool
+from kit.audio.waveform import resample, small_ratio
 from kit.core.clock import Stopwatch, advance, progress_bar
 from kit.core.files import bytes_digest, file_digest
 from kit.core.runtime import cpu_count, free_memory_bytes

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, Span, batches_by_length, pad_frames
+from kit.core.clock import TimeBudget
 from kit.core.errors import KitError, choose
 from kit.core.runtime import full_float32
-from kit.infer.budget import TimeBudget
 from kit.models.families import memory_format_of
 from kit.models.tagger import Tagger
 

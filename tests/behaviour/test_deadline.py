@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from kit.audio.decode import DECODERS, Decoder, Sound
-from kit.core.clock import Deadline, set_deadline
+from kit.core.clock import Deadline, TimeBudget, set_deadline
 from kit.core.errors import KitError
-from kit.infer.budget import TimeBudget
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, read_inputs, run_submission
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips

@@ -16,7 +16,7 @@ from kit.audio.fingerprint import (
     likely_shifts,
     near_duplicates,
 )
-from kit.audio.resample import resample, small_ratio
+from kit.audio.waveform import resample, small_ratio
 from kit.cli import run_command
 from kit.commands import COMMANDS
 from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip

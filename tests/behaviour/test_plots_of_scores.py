@@ -12,13 +12,13 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.labels.metrics import lwlrap_per_class
-from kit.plots.labels import draw_labels
 from kit.plots.runs import (
     calibration_bins,
     draw_calibration,
     draw_classes,
     draw_confusion,
     draw_history,
+    draw_labels,
     mean_confusion,
 )
 from kit.train.oof import OofPredictions, SavedRun

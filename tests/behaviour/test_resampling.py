@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchaudio.transforms import Resample
 
-from kit.audio.resample import resample, small_ratio
+from kit.audio.waveform import resample, small_ratio
 
 STANDARD_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
 

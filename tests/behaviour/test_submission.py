@@ -215,7 +215,7 @@ def test_a_wrapped_network_predicts_the_same_from_memory_from_its_file_and_in_a_
     networks = {"tuned": Tuned}
     save_tagger(tmp_path / "own.pt", tagger)
     expected = predict_clips(tagger, tmp_path / "in")
-    assert expected.classes == tuple(list("wxyz")) and np.ptp(expected.probabilities, axis=0).max() > 1e-3
+    assert expected.classes == tuple("wxyz") and np.ptp(expected.probabilities, axis=0).max() > 1e-3
     loaded = load_tagger(tmp_path / "own.pt", networks=networks)
     for checkpoint, builders in ((loaded, None), (tmp_path / "own.pt", networks)):
         predictions = predict_clips(checkpoint, tmp_path / "in", networks=builders)
