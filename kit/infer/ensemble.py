@@ -185,3 +185,14 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
         "spans": rounded_spans(member.watch).get("network", []),
         "failure": member.failure,
     }
+
+
+def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
+    """Name the users' networks whose outputs all lie in [0, 1], as those of a network that ends in a sigmoid do."""
+    names = []
+    for member in members:
+        outputs = [output.logits for output in member.cache.entries.values()]
+        is_custom = str(member.card.network.get("family")).startswith("custom:")
+        if is_custom and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
+            names.append(Path(member.name).name)
+    return names

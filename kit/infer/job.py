@@ -24,6 +24,7 @@ from kit.infer.ensemble import (
     EnsembleMember,
     collect_frontends,
     member_report,
+    members_with_probabilities,
     order_members,
     predict_ensemble,
     reasons_by_name,
@@ -33,7 +34,7 @@ from kit.infer.loader import SpectrogramLoader
 from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
-from kit.infer.stack import ModelSpec, Stack, make_rows, open_models
+from kit.infer.stack import ModelSpec, Stack, make_rows, models_with_classes, open_models
 from kit.infer.template import RowPlan, Template, file_identities, plan_rows, read_template, write_submission
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
@@ -196,11 +197,16 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     choose("blend", options.blend, BLENDS)
     files, others = scan_folder(options.audio)
     names = [path.relative_to(options.audio).as_posix() for path in files]
-    models, stack = open_models(options.checkpoints, options.blend, options.weights)
+    skipped: dict[str, str] = {}
+    models, stack = open_models(options.checkpoints, options.blend, options.weights, skipped)
     if options.template:
         template = read_template(options.template)
     else:
         template = Template("fname", tuple(names), common_classes([model.card for model in models]))
+    if stack is None:
+        models = models_with_classes(models, template, skipped)
+    for name, reason in skipped.items():
+        job.note(f"{name} IS LEFT OUT: {reason}")
     plan = plan_rows(template.ids, names, file_identities(files))
     blend = stack.card.kind if stack else options.blend
     if options.postprocess.needs_windows and plan.form != "window":
@@ -310,6 +316,7 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> lis
     digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
     folder = options.out.with_name(options.out.name + ".state")
     members = []
+    failures: list[str] = []
     changed: dict[str, list[str]] = {}
     for model in inputs.models:
         own = model.card.inference
@@ -323,27 +330,25 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> lis
             settings = (inference.digest_text(), options.precision, runtime.device.type, str(model.place))
             digest = text_digest(digests[model.path], *settings)[:16]
             cache_path = folder / f"{model.path.stem}_{digest}.npz"
-        tagger = model.build(options.networks)
+        try:
+            tagger = model.build(options.networks)
+        except KitError as error:
+            if inputs.stack or len(inputs.models) == 1:
+                raise
+            failures.append(str(error))
+            job.note(f"{model.name} IS LEFT OUT: {error}")
+            continue
         predictor = Predictor(tagger, runtime.device, options.batch_frames, options.precision, inference)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
         member = EnsembleMember(model.name, predictor, cache, weight=model.weight, run=model.run, watch=watch)
         members.append(member)
+    if not members:
+        raise KitError(failures[0])
     for changes_text, names in changed.items():
         which = names[0] if len(names) == 1 else f"{len(names)} models, e.g. {names[0]},"
         job.note(f"{which} use other inference settings than they were scored with: {changes_text}")
     return members
-
-
-def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
-    """Name the users' networks whose outputs all lie in [0, 1], as those of a network that ends in a sigmoid do."""
-    names = []
-    for member in members:
-        outputs = [output.logits for output in member.cache.entries.values()]
-        is_custom = str(member.card.network.get("family")).startswith("custom:")
-        if is_custom and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
-            names.append(Path(member.name).name)
-    return names
 
 
 def inference_of(job: SubmitJob, plan: RowPlan, own: InferenceConfig) -> InferenceConfig:

@@ -17,7 +17,7 @@ from kit.core.errors import KitError
 from kit.infer.ensemble import EnsembleMember
 from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
-from kit.infer.rows import RowScores, check_weights
+from kit.infer.rows import RowScores, check_weights, class_columns
 from kit.infer.template import RowPlan, Template
 from kit.models.checkpoint import Checkpoint, NetworkBuilder, find_models, open_checkpoint, read_content
 from kit.models.stackers import STACKERS, Stacker, prediction_image
@@ -92,8 +92,11 @@ def open_models(
     items: str | Path | Tagger | Sequence[str | Path | Tagger],
     blend: str = "mean",
     weights: Sequence[float] | None = None,
+    skipped: dict[str, str] | None = None,
 ) -> tuple[list[ModelSpec], Stack | None]:
     """Open the models that paths and patterns name, or a stack with its taggers.
+
+    With `skipped`, a checkpoint that cannot be used is left out and its reason noted there, if others can be used.
 
     Errors: KitError as find_models and open_checkpoint; for a stack beside other models, or with a blend or weights
     """
@@ -103,14 +106,41 @@ def open_models(
         if isinstance(model, Tagger):
             models.append(ModelSpec(name, model, weight))
             continue
-        content = read_content(model)
-        if "members" not in content:
-            models.append(ModelSpec(name, open_checkpoint(model, content), weight, model))
-        elif len(found) == 1 and blend == "mean" and weights is None:
+        try:
+            content = read_content(model)
+            is_stack = "members" in content
+            if not is_stack:
+                models.append(ModelSpec(name, open_checkpoint(model, content), weight, model))
+        except KitError as error:
+            if skipped is None or len(found) == 1:
+                raise
+            skipped[name] = str(error)
+            continue
+        if is_stack and len(found) == 1 and blend == "mean" and weights is None:
             return open_stack(model, content)
-        else:
+        if is_stack:
             raise KitError(f"{name} is a stack, which blends by itself: submit it alone, unweighted.")
+    if skipped and not models:
+        raise KitError(f"none of {len(found)} checkpoints can be used: {next(iter(skipped.values()))}")
     return models, None
+
+
+def models_with_classes(
+    models: list[ModelSpec], template: Template, skipped: dict[str, str]
+) -> list[ModelSpec]:
+    """Return the models that know the template's classes. Errors: KitError where none does"""
+    usable = []
+    for model in models:
+        try:
+            class_columns(model.card, template.classes)
+            usable.append(model)
+        except KitError as error:
+            if len(models) == 1:
+                raise
+            skipped[model.name] = str(error)
+    if not usable:
+        raise KitError(next(iter(skipped.values())))
+    return usable
 
 
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:

@@ -1,6 +1,7 @@
 """Checkpoints: save taggers as tensors and JSON, find them, and load them without running any code."""
 
 import glob
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -108,7 +109,17 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
     """Return what a checkpoint holds."""
     card = json.dumps(tagger.card.to_dict())
-    return {"format": FORMAT, "card": card, "tensors": tensors_of(tagger.network)}
+    tensors = tensors_of(tagger.network)
+    return {"format": FORMAT, "card": card, "tensors": tensors, "digest": content_digest(card, tensors)}
+
+
+def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hash a card and its tensors, so that a flipped bit is noticed."""
+    digest = hashlib.sha256(card.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
@@ -129,6 +140,11 @@ def read_content(path: Path) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no file of torch.save")
+        # torch.load does not check the archive's checksums.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged: copy the file again")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise KitError(
@@ -206,10 +222,13 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
     try:
         card = TaggerCard.from_dict(dict(json.loads(content["card"])))
         tensors = dict(content["tensors"])
+        is_whole = content.get("digest") == content_digest(content["card"], tensors)
     except KitError as error:
         raise KitError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise KitError(f"{path} is damaged: train it again.") from error
+    if not is_whole:
+        raise KitError(f"{path} is damaged: its tensors differ from what was saved. Copy or train it again.")
     return Checkpoint(path, card, tensors)
 
 

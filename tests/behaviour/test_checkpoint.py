@@ -1,5 +1,6 @@
 """A checkpoint is tensors and JSON: it comes back whole, and a file from elsewhere runs nothing."""
 
+import contextlib
 import json
 import pickle
 import zipfile
@@ -14,6 +15,7 @@ from kit.core.errors import KitError
 from kit.labels.calibration import Calibration
 from kit.models.checkpoint import (
     FORMAT,
+    content_digest,
     find_checkpoints,
     load_tagger,
     open_checkpoint,
@@ -67,9 +69,12 @@ def waves():
 
 
 def content_of(tagger, **changes):
-    """What a checkpoint file holds, with parts replaced."""
+    """What a checkpoint file holds, with parts replaced and the digest of what it then holds."""
     card = json.dumps(tagger.card.to_dict())
-    return {"format": FORMAT, "card": card, "tensors": tagger.network.state_dict()} | changes
+    content = {"format": FORMAT, "card": card, "tensors": tagger.network.state_dict()} | changes
+    with contextlib.suppress(AttributeError):  # what holds no tensors has no digest
+        content["digest"] = content_digest(content["card"], content["tensors"])
+    return content
 
 
 def error_of(path, networks=None):
@@ -132,7 +137,7 @@ def test_saving_twice_gives_the_same_card_and_tensors_and_leaves_no_other_file(t
 def test_a_checkpoint_holds_tensors_and_json_and_nothing_else(tmp_path):
     save_tagger(tmp_path / "a.pt", small_tagger())
     content = torch.load(tmp_path / "a.pt", weights_only=True)
-    assert set(content) == {"format", "card", "tensors"} and content["format"] == FORMAT
+    assert set(content) == {"format", "card", "tensors", "digest"} and content["format"] == FORMAT
     card = json.loads(content["card"])
     assert card["classes"] == list(CLASSES) and card["version"] and card["frontend"]["n_fft"] == 256
     assert all(isinstance(tensor, torch.Tensor) for tensor in content["tensors"].values())

@@ -1,5 +1,6 @@
 """Mistakes that new users make get one sentence with the cure, and never a wrong answer without a word."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from kit.core.errors import KitError
 from kit.infer.submit import submit
 from kit.infer.template import plan_rows
 from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (
@@ -92,7 +94,7 @@ def test_wrapped_networks_are_unwrapped_and_prefixes_stripped(tmp_path: Path) ->
         assert load_tagger(tmp_path / "own.pt", networks={"mine": LoudBands}).network.state_dict().keys() == {
             "scale"
         }
-    tagger = wrap_network(find_tagger().network, plain_frontend(), CLASSES, settings=PYRAMID)
+    tagger = wrap_network(pyramid().network, plain_frontend(), CLASSES, settings=PYRAMID)
     tensors = tagger.network.state_dict()
     for prefix in ("module.", "_orig_mod.", "model.", "module._orig_mod."):
         renamed = {prefix + name: tensor for name, tensor in tensors.items()}
@@ -102,11 +104,9 @@ def test_wrapped_networks_are_unwrapped_and_prefixes_stripped(tmp_path: Path) ->
         assert all(torch.equal(tensors[name], value) for name, value in again.network.state_dict().items())
 
 
-def find_tagger() -> nn.Module:
-    """A small pyramid as its own state dict loads it."""
-    from kit.models.tagger import TaggerCard, build_tagger
-
-    return build_tagger(TaggerCard(classes=tuple(CLASSES), frontend=plain_frontend(), network=PYRAMID))
+def pyramid(classes: Sequence[str] = CLASSES) -> Tagger:
+    """A tagger of a small network of the kit's own."""
+    return build_tagger(TaggerCard(classes=tuple(classes), frontend=plain_frontend(), network=PYRAMID))
 
 
 def test_outputs_that_look_like_probabilities_get_a_note(tmp_path: Path) -> None:
@@ -148,6 +148,48 @@ def test_a_submission_without_any_prediction_says_so_in_its_last_line(tmp_path: 
     template = write_template(tmp_path / "template.csv", ["x", "y"], ["a", "b", "c"])
     result = submit(loud_tagger(), folder, tmp_path / "out.csv", template, progress=False)
     assert str(result).splitlines()[-1].startswith("NOTHING WAS PREDICTED")
+
+
+def test_one_bad_checkpoint_is_named_and_the_others_predict(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", ["a.wav", "b.wav"])
+    template = write_template(tmp_path / "template.csv", ["a.wav", "b.wav"], CLASSES)
+    for name in ("good_0.pt", "good_1.pt"):
+        save_tagger(tmp_path / name, pyramid())
+    content = (tmp_path / "good_0.pt").read_bytes()
+    (tmp_path / "bad_cut.pt").write_bytes(content[: len(content) // 2])
+    (tmp_path / "bad_empty.pt").write_bytes(b"")
+    save_tagger(tmp_path / "bad_classes.pt", pyramid(("x", "y", "z")))
+    save_tagger(
+        tmp_path / "bad_builder.pt", wrap_network(LoudBands(), plain_frontend(), CLASSES, name="mine")
+    )
+    report = submit(str(tmp_path / "*.pt"), folder, tmp_path / "out.csv", template, progress=False).report
+    assert report["rows_all_models"] == 2 and len(report["models"]) == 2
+    for name in ("bad_cut", "bad_empty", "bad_classes", "bad_builder"):
+        assert any(f"{name}.pt IS LEFT OUT" in note for note in report["notes"]), name
+    with pytest.raises(KitError, match="none of 2 checkpoints can be used"):
+        submit(f"{tmp_path}/bad_[ce][um]*.pt", folder, tmp_path / "none.csv", template, progress=False)
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    save_tagger(tmp_path / "good.pt", pyramid())
+    content = (tmp_path / "good.pt").read_bytes()
+    expected = pyramid_tensors(tmp_path / "good.pt")
+    refused = 0
+    for place in np.random.default_rng(0).integers(len(content), size=60).tolist():
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        (tmp_path / "flipped.pt").write_bytes(flipped)
+        try:
+            tensors = pyramid_tensors(tmp_path / "flipped.pt")
+            assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+        except KitError:
+            refused += 1
+    assert refused > 40
+
+
+def pyramid_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's network."""
+    return load_tagger(path).network.state_dict()
 
 
 LABELS = {
