@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
-from kit.infer.job import read_report
+from kit.infer.template import read_report
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from kit.labels.metrics import lwlrap, lwlrap_per_class, top1_accuracy
 from kit.labels.table import read_clip_table

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,17 @@ from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
 from kit.infer.stack import ModelSpec, Stack, make_rows, models_with_classes, open_models
-from kit.infer.template import RowPlan, Template, file_identities, plan_rows, read_template, write_submission
+from kit.infer.template import (
+    RowPlan,
+    Template,
+    file_identities,
+    plan_notes,
+    plan_rows,
+    read_report,
+    read_template,
+    report_path,
+    write_submission,
+)
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
 
@@ -75,18 +84,6 @@ class SubmitOptions:
     def postprocess(self) -> PostprocessConfig:
         """What is done to the blended rows."""
         return PostprocessConfig(self.prior_shift, self.smooth or 0.0, self.top_mean or 0)
-
-
-def report_path(out: Path) -> Path:
-    """Return the path of a submission's report: submission.json beside submission.csv."""
-    return out.with_suffix(".json")
-
-
-def read_report(out: Path) -> dict[str, Any]:
-    """Read a submission's last report; empty where none can be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(report_path(out).read_bytes()))
-    return {}
 
 
 class SubmitJob:
@@ -221,10 +218,8 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
     job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
     job.note_names([path.name for path in others], "files are passed over, as they are no audio")
-    if plan.ids_hold_beginnings:
-        job.note(
-            f"the ids' seconds are read as BEGINNINGS of windows of {plan.period_s:g} s: one begins at second 0"
-        )
+    for text in plan_notes(plan):
+        job.note(text)
     weights = [model.weight for model in models]
     settings = (blend, options.overrides, options.postprocess, weights, template)
     key = text_digest(str(settings), *names, "", *(model.card.digest_text() for model in models))
@@ -357,7 +352,11 @@ def inference_of(job: SubmitJob, plan: RowPlan, own: InferenceConfig) -> Inferen
     if plan.form == "window" and own.mode == "full" and "mode" not in changes:
         period_s = float(plan.period_s or own.window_s)
         changes = {"mode": "windows", "window_s": period_s, "hop_s": period_s} | changes
-    return dataclasses.replace(own, **changes)
+    inference = dataclasses.replace(own, **changes)
+    idle = {"window_s", "hop_s"} & changes.keys()
+    if inference.mode == "full" and idle:
+        raise KitError(f"{min(idle)} has no effect on whole clips: add --mode windows, or leave it out.")
+    return inference
 
 
 def build_report(

@@ -21,11 +21,10 @@ from kit.infer.job import (
     SubmitJob,
     SubmitOptions,
     finish_submission,
-    read_report,
-    report_path,
     run_submission,
     start_submission,
 )
+from kit.infer.template import read_report, report_path
 from kit.models.checkpoint import NetworkBuilder
 from kit.models.tagger import Tagger
 

@@ -1,11 +1,15 @@
 """Read a sample submission, find each row's file, and write the CSV."""
 
+import contextlib
 import functools
+import json
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +33,8 @@ class RowPlan:
 
     `form` is how the ids name files: "name" (with extension), "stem" or "window" (<stem>_<end second>).
     `files` and `idle_files` are positions in the list of files. `ids_hold_beginnings`: the ids' seconds are where
-    windows begin, not where they end.
+    windows begin, not where they end. `near_names` are ids whose file differs in case, extension, folder, slashes or
+    the form of Unicode.
     """
 
     form: str
@@ -37,6 +42,7 @@ class RowPlan:
     ends_s: tuple[float | None, ...]
     idle_files: tuple[int, ...]
     ids_hold_beginnings: bool = False
+    near_names: tuple[str, ...] = ()
 
     def rows_without_file(self, ids: Sequence[str]) -> list[str]:
         """Return the ids of rows without a file."""
@@ -95,15 +101,41 @@ def file_identities(paths: Sequence[Path]) -> list[Hashable]:
     return identities
 
 
+def near_name(name: str) -> str:
+    """Reduce a file's name to what is left without folder, extension, case and the form of Unicode."""
+    base = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].lower()
+    stem, _, extension = base.rpartition(".")
+    return stem if stem and len(extension) < 6 else base
+
+
+def unique_positions(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
+    """Find the position of each name that means one file."""
+    count = Counter(name for name, _ in set(zip(names, identities, strict=True)))
+    positions: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if count[name] == 1:
+            positions.setdefault(name, i)
+    return positions
+
+
 def positions_by_name(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
     """Find each name's position by its whole path, or by its last part where that means one file."""
     bases = [name.rpartition("/")[2] for name in names]
-    count = Counter(base for base, _ in set(zip(bases, identities, strict=True)))
-    positions: dict[str, int] = {}
-    for i, base in enumerate(bases):
-        if count[base] == 1:
-            positions.setdefault(base, i)
-    return positions | {name: i for i, name in enumerate(names)}
+    return unique_positions(bases, identities) | {name: i for i, name in enumerate(names)}
+
+
+def plan_notes(plan: RowPlan) -> list[str]:
+    """Say what was assumed to find the rows' files and times."""
+    notes = []
+    if plan.near_names:
+        n, example = len(plan.near_names), plan.near_names[0]
+        notes.append(f"{n} names differ from their file's in case, extension or folder, e.g. {example!r}")
+    if plan.ids_hold_beginnings:
+        period = f"{plan.period_s:g} s"
+        notes.append(
+            f"the ids' seconds are read as BEGINNINGS of windows of {period}: one begins at second 0"
+        )
+    return notes
 
 
 def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
@@ -114,6 +146,8 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     paths = list_audio(folder)
     files = [path.relative_to(folder).as_posix() for path in paths]
     plan = plan_rows(names, files, file_identities(paths))
+    if plan.near_names and plan.form != "window":
+        print(f"note: {plan_notes(plan)[0]}", flush=True)
     located = []
     for name, file in zip(names, plan.files, strict=True):
         is_found = file is not None and plan.form != "window"
@@ -143,6 +177,15 @@ def plan_rows(
     }
     form = min(candidates, key=lambda kind: candidates[kind].count(None))
     found = candidates[form]
+    near_names = []
+    if None in found:
+        near_files = unique_positions([near_name(name) for name in files], identities)
+        for row, (name, (stem, end_s)) in enumerate(zip(ids, windows, strict=True)):
+            target = stem if form == "window" and end_s is not None else name
+            file = near_files.get(near_name(target))
+            if found[row] is None and file is not None:
+                found[row] = file
+                near_names.append(name)
     count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))
     for file in found:
         if form != "name" and file is not None and count[stems[file]] > 1:
@@ -151,7 +194,7 @@ def plan_rows(
     ends_s = tuple(end_s if form == "window" else None for _, end_s in windows)
     used = {identities[file] for file in found if file is not None}
     idle = tuple(i for i, identity in enumerate(identities) if identity not in used)
-    plan = RowPlan(form, tuple(found), ends_s, idle)
+    plan = RowPlan(form, tuple(found), ends_s, idle, near_names=tuple(near_names))
     # No window ends at second 0, so such ids hold the beginnings of windows.
     if any(end_s == 0 and file is not None for end_s, file in zip(ends_s, found, strict=True)):
         period_s = plan.period_s
@@ -178,3 +221,15 @@ def write_submission(path: Path, template: Template, scores: np.ndarray) -> None
     for name, row in zip(template.ids, scores.tolist(), strict=True):
         rows.append([name, *map(format_score, row)])
     write_rows(path, rows)
+
+
+def report_path(out: Path) -> Path:
+    """Return the path of a submission's report: submission.json beside submission.csv."""
+    return out.with_suffix(".json")
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    """Read a submission's last report; empty where none can be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(report_path(out).read_bytes()))
+    return {}

@@ -1,5 +1,9 @@
 """Clip tables, corrections to them, and target matrices."""
 
+import ast
+import contextlib
+import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +18,8 @@ from kit.core.files import TextTable, read_table
 
 # In a table's `false_labels`, this stands for every class that is not listed in `labels`.
 ALL_OTHERS = "*"
+# Columns of the tables that the kit writes beside one column per class.
+OWN_COLUMNS = ("fname", "fold", "begin_s", "end_s")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ def read_clip_table(path: str | Path) -> Any:
 
     The columns are `fname,labels[,false_labels][,fold][,weight][,source][,begin_s,end_s]`, and any others.
     Every cell stays text (`000316`, `1e5` and `NA` too), but folds become integers, weights and times floats.
-    Empty labels mean that the clip has none of the classes. Without `false_labels`, all other classes are
+    Labels are separated by commas; see split_labels. Empty labels mean that the clip has none of the classes.
+    Without `false_labels`, all other classes are
     false. With `false_labels`, only the classes listed there are false (`*` lists all others), and classes
     in neither column are unknown.
     With `begin_s` and `end_s`, a row is that stretch of its clip. If both cells are empty, it is the whole
@@ -50,6 +57,8 @@ def read_clip_table(path: str | Path) -> Any:
     if not table.lines:
         raise KitError(f"{path} holds no clips: add a line per clip.")
     table.check_names("fname", once="begin_s" not in columns)
+    for column in {"labels", "false_labels"} & columns.keys():
+        check_label_cells(table, column)
     if "begin_s" in columns or "end_s" in columns:
         read_stretches(table)
     if "false_labels" in columns:
@@ -92,11 +101,46 @@ def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def split_labels(text: str) -> tuple[str, ...]:
-    """Split the labels of one clip at commas, without blanks and empty parts."""
+    """Split the labels of one clip at commas, without blanks and empty parts.
+
+    A name with a comma is quoted, as in `"Speech, male",Rain`. Python and JSON lists are read too.
+    """
     if not isinstance(text, str):
         raise KitError(f"labels must be text, got {text!r}: read the table with read_clip_table.")
-    parts = [part.strip() for part in text.split(",")]
-    return tuple(part for part in parts if part)
+    parts = text.split(",")
+    if text.strip().startswith("["):
+        with contextlib.suppress(ValueError, SyntaxError):
+            names = ast.literal_eval(text.strip())
+            if all(isinstance(name, str) for name in names):
+                parts = names
+    elif '"' in text:
+        parts = next(csv.reader([text], skipinitialspace=True))
+    stripped = [part.strip() for part in parts]
+    return tuple(part for part in stripped if part)
+
+
+def join_labels(names: Iterable[str]) -> str:
+    """Join labels so that split_labels reads them back."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
+
+
+def check_label_cells(table: TextTable, column: str) -> None:
+    """Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files."""
+    for row, text in enumerate(table.columns[column]):
+        for name in split_labels(text):
+            if name in OWN_COLUMNS:
+                raise KitError(
+                    f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is."
+                )
+            is_quoted = len(name) > 1 and name[0] == name[-1] == "'"
+            is_cut = name[0] in '["' or (name[-1] in ']"' and "[" not in name)
+            if is_quoted or is_cut or "\r" in name or "\n" in name:
+                cure = "separate names by commas, and put a name that holds a comma in double quotes"
+                raise KitError(
+                    f"{table.at(row)}: {column} is {text!r}, which gives the class {name!r}: {cure}."
+                )
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kit.core.errors import KitError
-from kit.infer.job import read_report
+from kit.infer.template import read_report
 from kit.labels.bootstrap import Interval, bootstrap_interval, percentile_interval, ratio_of_counts
 from kit.labels.metrics import lwlrap, true_precisions
 from kit.labels.table import clip_labels, rows_by_name

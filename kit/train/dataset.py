@@ -19,7 +19,7 @@ from kit.infer.loader import SpectrogramLoader
 from kit.infer.template import locate_clips
 from kit.labels.boxes import Boxes, recording_labels, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
-from kit.labels.table import ClipLabels, clip_labels, scored_truth, stretches_of
+from kit.labels.table import ClipLabels, clip_labels, join_labels, scored_truth, stretches_of
 from kit.train.recipe import Recipe
 
 MAX_BACKGROUNDS = 64
@@ -127,7 +127,7 @@ def box_table(boxes: Boxes, folds: str | Path | None) -> Any:
     labels = recording_labels(boxes)
     columns = {}
     for name, value in (("labels", 1), ("false_labels", 0)):
-        columns[name] = [",".join(np.array(labels.classes)[of_row == value]) for of_row in labels.targets]
+        columns[name] = [join_labels(np.array(labels.classes)[of_row == value]) for of_row in labels.targets]
     frame = pandas.DataFrame(columns, index=pandas.Index(labels.names, name="fname"))
     if folds is None:
         return frame.reset_index()

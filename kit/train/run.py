@@ -166,6 +166,9 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 
 def check_labels(recipe: Recipe, data: Dataset) -> None:
     """Raise KitError for labels that leave nothing to learn: no known false label, or one class to rank."""
+    for name in data.classes:
+        if any(mark in name for mark in ";|"):
+            print(f"note: {name!r} is one class: names are separated by commas alone.", flush=True)
     if not (data.targets == 0).any():
         classes = ", ".join(data.classes[:5])
         raise KitError(

@@ -9,10 +9,12 @@ from kit.labels.table import (
     class_names,
     classes_of_template,
     clip_labels,
+    join_labels,
     known_prevalences,
     label_targets,
     read_clip_table,
     rows_by_name,
+    split_labels,
 )
 
 
@@ -20,6 +22,40 @@ def write(folder, text, encoding="utf-8"):
     path = folder / "clips.csv"
     path.write_bytes(text.encode(encoding))
     return path
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Rain, Dog bark", ("Rain", "Dog bark")),
+        ('"Speech, male",Rain', ("Speech, male", "Rain")),
+        ("['Rain', 'Speech, male']", ("Rain", "Speech, male")),
+        ('["Rain"]', ("Rain",)),
+        ("[]", ()),
+        ("Fire (crackling),O'Hara", ("Fire (crackling)", "O'Hara")),
+    ],
+)
+def test_labels_are_names_between_commas_quoted_names_or_lists(text, names):
+    assert split_labels(text) == names
+    assert split_labels(join_labels(names)) == names
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("['Rain", r"gives the class \"\['Rain\": separate names by commas"),
+        ("'Rain'", "gives the class"),
+        ("Rain,fold", "cannot be named 'fold'"),
+        ("fname", "cannot be named 'fname'"),
+    ],
+)
+def test_labels_that_look_wrongly_separated_or_named_as_a_column_are_refused_with_their_line(
+    tmp_path, cell, words
+):
+    path = tmp_path / "table.csv"
+    path.write_text(f'fname,labels\na.wav,Rain\nb.wav,"{cell}"\n')
+    with pytest.raises(KitError, match=f"line 3: .*{words}"):
+        read_clip_table(path)
 
 
 def test_names_and_labels_stay_the_text_they_are(tmp_path):

@@ -143,6 +143,14 @@ def test_ids_that_hold_beginnings_are_read_as_such_and_noted(tmp_path: Path) -> 
     assert report["rows_all_models"] == 2 and any("BEGINNINGS" in note for note in report["notes"])
 
 
+def test_a_window_option_without_windows_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", ["a.wav"])
+    for options in ({"window_s": 2.0, "hop_s": 1.0}, {"hop_s": 1.0}):
+        with pytest.raises(KitError, match="hop_s has no effect on whole clips: add --mode windows"):
+            submit(loud_tagger(), folder, tmp_path / "out.csv", progress=False, **options)
+        submit(loud_tagger(), folder, tmp_path / "out.csv", progress=False, mode="windows", **options)
+
+
 def test_a_submission_without_any_prediction_says_so_in_its_last_line(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", ["a.wav"])
     template = write_template(tmp_path / "template.csv", ["x", "y"], ["a", "b", "c"])
@@ -210,3 +218,25 @@ def test_labels_that_leave_nothing_to_learn_are_refused_before_training(case: st
     with pytest.raises(KitError, match=words):
         train_run(recipe, tmp_path / "table.csv", folder, tmp_path / "run", progress=False)
     assert not list((tmp_path / "run").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("A.WAV", "a.wav"),
+        ("a.mp3", "a.wav"),
+        ("audio/a.wav", "a.wav"),
+        ("./a.wav", "a.wav"),
+        ("audio\\a.wav", "a.wav"),
+        ("cafe\u0301.wav", "caf\u00e9.wav"),
+        ("caf\u00e9.wav", "cafe\u0301.wav"),
+    ],
+)
+def test_a_near_name_finds_the_one_file_that_fits_and_is_noted(written: str, file: str) -> None:
+    plan = plan_rows([written, "other.wav"], [file, "other.wav"])
+    assert plan.files == (0, 1) and plan.near_names == (written,)
+    assert plan_rows([file, "other.wav"], [file, "other.wav"]).near_names == ()
+
+
+def test_a_near_name_that_fits_two_files_finds_none() -> None:
+    assert plan_rows(["A.WAV", "b.wav"], ["a.wav", "x/a.flac", "b.wav"]).files == (None, 2)
