@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from kit.audio.decode import one_line
 from kit.core.config import SETTINGS_HINT
-from kit.core.errors import KitError, choose, closest
+from kit.core.errors import KitError, choose, suggest
 from kit.core.runtime import VERSION, in_notebook, in_worker
 from kit.core.worker import ERROR_MARK
 
@@ -153,7 +153,7 @@ def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
     for word in words[1:]:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in flags:
-            raise KitError(f"{words[0]} has no option {flag!r}: {closest(flag, flags)}.")
+            raise KitError(f"{words[0]} has no option {flag!r}: {suggest(flag, flags)}.")
     options = vars(parser.parse_args(words[1:]))
     for name, value in options.items():
         if isinstance(value, list):  # each argument was parsed as a list of its own

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Self
 
-from kit.core.errors import KitError, closest
+from kit.core.errors import KitError, suggest
 
 SETTINGS_HINT = "`recipes NAME` prints every setting of a recipe"
 
@@ -38,7 +38,7 @@ class Config:
         names = [item.name for item in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
-                raise KitError(f"{cls.__name__} has no setting {name!r}: {closest(name, names)}.")
+                raise KitError(f"{cls.__name__} has no setting {name!r}: {suggest(name, names)}.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Config:
         """Return the settings as nested JSON types."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
-    def digest_text(self) -> str:
+    def canonical_json(self) -> str:
         """Return one line of text that is equal for equal settings."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
@@ -161,7 +161,7 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
         if item is None:
             continue
         if choices and item not in choices:
-            raise KitError(f"{where} is {item!r}: {closest(str(item), map(str, choices))}.")
+            raise KitError(f"{where} is {item!r}: {suggest(str(item), map(str, choices))}.")
         # Written as "not above", so that NaN fails too.
         wanted = ""
         if low is not None and not item >= low:

@@ -18,7 +18,7 @@ class KitError(Exception):
         return [f"KitError: {self}"]
 
 
-def closest(name: str, options: Iterable[str]) -> str:
+def suggest(name: str, options: Iterable[str]) -> str:
     """Return the valid names as a phrase for an error message, the most similar one first."""
     names = sorted(options)
     near = difflib.get_close_matches(name, names, n=1)
@@ -29,5 +29,5 @@ def closest(name: str, options: Iterable[str]) -> str:
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
     """Return the option called `name`. Errors: KitError that lists the valid names"""
     if name not in options:
-        raise KitError(f"unknown {what} {name!r}: {closest(name, options)}.")
+        raise KitError(f"unknown {what} {name!r}: {suggest(name, options)}.")
     return options[name]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kit.core.errors import KitError, closest
+from kit.core.errors import KitError, suggest
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -147,7 +147,7 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
         raise KitError(f"{path} names the column {name!r} twice: rename one of them.")
     for name in wanted:
         if name not in names:
-            raise KitError(f"{path} has no column {name!r}: {closest(name, names)}.")
+            raise KitError(f"{path} has no column {name!r}: {suggest(name, names)}.")
     for line, row in body:
         if len(row) != len(names):
             raise KitError(

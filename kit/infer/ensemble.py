@@ -57,7 +57,7 @@ class EnsembleMember:
     @property
     def frontend_key(self) -> str:
         """A text that is equal for members that share spectrograms."""
-        return self.card.frontend.digest_text()
+        return self.card.frontend.canonical_json()
 
     def fail_clip(self, clip: int, reason: str) -> None:
         """Note why a clip has no prediction by this model."""
@@ -148,7 +148,7 @@ def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.nd
     Shape:  logits (W, K) -> (K,)
     Errors: KitError where ranking scores without a calibration would have to be pooled over windows
     """
-    if tagger.card.calibrated:
+    if tagger.card.is_calibrated:
         return pool_windows(tagger.probabilities(torch.from_numpy(logits)), inference).numpy()
     if len(logits) > 1:
         raise KitError(UNPOOLED)
@@ -176,7 +176,7 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
         "weight": member.weight,
         "family": card.network.get("family"),
         "output": card.output,
-        "calibrated": card.calibrated,
+        "calibrated": card.is_calibrated,
         "oof_lwlrap": card.oof_score,
         "inference": member.predictor.inference.to_dict(),
         "clips_predicted": len(member.predicted),

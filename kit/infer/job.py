@@ -222,7 +222,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         job.note(text)
     weights = [model.weight for model in models]
     settings = (blend, options.overrides, options.postprocess, weights, template)
-    key = text_digest(str(settings), *names, "", *(model.card.digest_text() for model in models))
+    key = text_digest(str(settings), *names, "", *(model.card.canonical_json() for model in models))
     return SubmitInputs(files, names, models, stack, template, plan, key)
 
 
@@ -322,7 +322,7 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime) -> lis
             changed.setdefault(str(changes), []).append(Path(model.name).name)
         cache_path = None
         if model.path:
-            settings = (inference.digest_text(), options.precision, runtime.device.type, str(model.place))
+            settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
             digest = text_digest(digests[model.path], *settings)[:16]
             cache_path = folder / f"{model.path.stem}_{digest}.npz"
         try:

@@ -146,8 +146,8 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
 
     A ranking model was calibrated on out-of-fold clips, whose prevalences are those of the table.
     """
-    is_drawn = card.output == "probability" and len(card.drawn) > 0
-    return np.array(card.drawn if is_drawn else card.prevalences)
+    is_drawn = card.output == "probability" and len(card.train_prevalences) > 0
+    return np.array(card.train_prevalences if is_drawn else card.prevalences)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
@@ -166,7 +166,7 @@ def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -
     """
     blend = choose("blend", kind, BLENDS)
     for member in members:
-        if not member.card.calibrated:
+        if not member.card.is_calibrated:
             if not blend.any_scale:
                 raise KitError(
                     f"{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError, closest
+from kit.core.errors import KitError, suggest
 from kit.core.files import TextTable, read_table
 
 # In a table's `false_labels`, this stands for every class that is not listed in `labels`.
@@ -202,7 +202,7 @@ def label_targets(
         first_ten = ", ".join(repr(name) for name in sorted(no_classes)[:10])
         raise KitError(
             f"{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}. "
-            f"Correct or add them: {closest(min(no_classes), classes)}."
+            f"Correct or add them: {suggest(min(no_classes), classes)}."
         )
     return targets
 
@@ -298,7 +298,7 @@ def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
             raise KitError(f"the corrected clip {name!r} is not in the table of {len(clips)} clips.")
         for label in split_labels(text or ""):
             if label not in classes:
-                raise KitError(f"{name!r} is corrected to a new label {label!r}: {closest(label, classes)}.")
+                raise KitError(f"{name!r} is corrected to a new label {label!r}: {suggest(label, classes)}.")
     dropped = [name for name, text in corrections.items() if text is None]
     corrected = table[~table["fname"].isin(dropped)].reset_index(drop=True)
     if not len(corrected):

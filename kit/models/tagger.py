@@ -47,7 +47,9 @@ class TaggerCard(Config):
     cost: float | None = setting(None, "measured seconds of network time per second of audio")
     cost_device: str = setting("", "the device where the cost was measured")
     recipe: dict[str, Any] = setting({}, "the recipe of its training")
-    drawn: tuple[float, ...] = setting((), "share of true labels among those drawn in training, by class")
+    train_prevalences: tuple[float, ...] = setting(
+        (), "share of true labels among those drawn in training, by class"
+    )
     version: str = setting(VERSION, "version of the kit that wrote it")
 
     def check(self) -> None:
@@ -60,7 +62,7 @@ class TaggerCard(Config):
             raise KitError(f"{n} classes need as many prevalences, got {len(self.prevalences)}.")
 
     @property
-    def calibrated(self) -> bool:
+    def is_calibrated(self) -> bool:
         """Whether its scores are probabilities, by training or by calibration."""
         return self.output == "probability" or self.calibration is not None
 

@@ -38,7 +38,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     card = tagger.card
     class_index = {name: k for k, name in enumerate(card.classes)}
     true = [choose("class", name, class_index) for name in truth]
-    if not card.calibrated:
+    if not card.is_calibrated:
         raise KitError("this tagger gives a ranking, not probabilities: run `oof`, which calibrates it.")
     device = next((part.device for part in tagger.parameters()), torch.device("cpu"))
     loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)

@@ -152,7 +152,7 @@ def probe(
     truths = []
     probs_of_models = []
     for path, held in models.items():
-        if not held.tagger.card.calibrated:
+        if not held.tagger.card.is_calibrated:
             raise KitError(f"{path} gives rank scores without a calibration: run `oof`.")
         predictors = [AlteredPredictor(held.tagger, runtime.device, alter) for _, alter in alterations]
         outputs, _ = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kit.audio.decode import list_audio
 from kit.audio.frontend import Frontend, FrontendConfig
 from kit.audio.windows import pad_frames
-from kit.core.errors import KitError, choose, closest
+from kit.core.errors import KitError, choose, suggest
 from kit.core.files import read_table
 from kit.core.runtime import Runtime
 from kit.infer.loader import SpectrogramLoader
@@ -160,7 +160,7 @@ def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
     number_of.setdefault("", scored[0] if scored else 0)
     unknown = sorted(set(sources.tolist()) - set(number_of))
     if unknown:
-        raise KitError(f"the table has a source {unknown[0]!r}: {closest(unknown[0], recipe.sources)}.")
+        raise KitError(f"the table has a source {unknown[0]!r}: {suggest(unknown[0], recipe.sources)}.")
     return np.array([number_of[name] for name in sources.tolist()], np.int64)
 
 

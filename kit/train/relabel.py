@@ -68,8 +68,8 @@ def predict_pseudo_labels(
         tagger = held.tagger
         card = tagger.card
         classes = classes or card.classes
-        if not card.calibrated or card.classes != classes:
-            reason = "other classes" if card.calibrated else "ranks, which are no labels before `oof`"
+        if not card.is_calibrated or card.classes != classes:
+            reason = "other classes" if card.is_calibrated else "ranks, which are no labels before `oof`"
             raise KitError(f"{path} gives {reason}: use calibrated runs of one set of classes.")
         inference = window_inference(card, hop_s) if hop_s else card.inference
         predictor = Predictor(tagger, runtime.device, inference=inference)

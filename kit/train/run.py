@@ -332,7 +332,7 @@ def train_fold(
     write_history(folder / "history.csv", trainer)
 
     kept_epoch = trainer.kept_epoch
-    tagger.card = replace(tagger.card, drawn=tuple(trainer.prevalences))
+    tagger.card = replace(tagger.card, train_prevalences=tuple(trainer.prevalences))
     if fold is None:
         output = recipe.output_at(kept_epoch)
         tagger.card = replace(tagger.card, output=output, calibration=mean_calibration(folder, output))

@@ -302,7 +302,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write all that a resumed training needs, as one whole file."""
         state = {
-            "recipe": self.recipe.digest_text(),
+            "recipe": self.recipe.canonical_json(),
             "epoch": self.epoch,
             "history": self.history,
             "seconds": self.seconds,
@@ -323,7 +323,7 @@ class Trainer:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            is_of_recipe = state["recipe"] == self.recipe.digest_text()
+            is_of_recipe = state["recipe"] == self.recipe.canonical_json()
             if is_of_recipe:
                 self.load_state(state)
         except Exception as error:

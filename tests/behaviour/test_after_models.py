@@ -170,7 +170,7 @@ def test_steps_are_measured_out_of_fold_and_recordings_are_drawn_whole(
     shifted = np.empty_like(result.probabilities)
     for fold in (0, 1):
         rows = result.folds == fold
-        trained = np.array(load_tagger(runs[0] / f"fold_{fold}.pt").card.drawn)
+        trained = np.array(load_tagger(runs[0] / f"fold_{fold}.pt").card.train_prevalences)
         probs = result.probabilities[rows]
         shifted[rows] = scale_odds(probs, trained, estimate_prevalences(probs, trained))
     assert found["prior_shift"].score == pytest.approx(lwlrap(result.truth, shifted))

@@ -307,9 +307,9 @@ def test_a_custom_network_is_loaded_with_the_function_that_builds_it(tmp_path):
 
 def test_a_wrapped_network_has_equal_prevalences_and_probabilities_unless_it_ranks():
     tagger = wrap_network(CustomNetwork(), FRONTEND, CLASSES)
-    assert tagger.card.prevalences == (1 / 3,) * 3 and tagger.card.calibrated
+    assert tagger.card.prevalences == (1 / 3,) * 3 and tagger.card.is_calibrated
     assert tagger.card.network == {"family": "custom:own"} and tagger.min_frames == 1
-    assert not wrap_network(CustomNetwork(), FRONTEND, CLASSES, output="ranking").card.calibrated
+    assert not wrap_network(CustomNetwork(), FRONTEND, CLASSES, output="ranking").card.is_calibrated
 
 
 @pytest.mark.parametrize("convert", [torch.tensor, lambda x: torch.tensor(x).numpy(), list])

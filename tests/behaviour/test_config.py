@@ -10,7 +10,7 @@ import pytest
 
 from kit.audio.frontend import FrontendConfig
 from kit.core.config import Config, read_value, setting
-from kit.core.errors import KitError, choose, closest
+from kit.core.errors import KitError, choose, suggest
 from kit.train.recipes import RECIPES, SMALL, find_recipe
 
 
@@ -49,12 +49,14 @@ EXAMPLES = [
 @pytest.mark.parametrize("config", [*EXAMPLES, *RECIPES.values()], ids=lambda config: type(config).__name__)
 def test_settings_survive_json(config):
     again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
-    assert again == config and again.digest_text() == config.digest_text()
+    assert again == config and again.canonical_json() == config.canonical_json()
 
 
 def test_equal_settings_have_equal_digests_and_others_differ():
-    assert Outer(rate=1).digest_text() == Outer(rate=1.0).digest_text()
-    digests = {config.digest_text() for config in (*EXAMPLES, Outer(rate=0.25), Outer(inner=Inner(depth=4)))}
+    assert Outer(rate=1).canonical_json() == Outer(rate=1.0).canonical_json()
+    digests = {
+        config.canonical_json() for config in (*EXAMPLES, Outer(rate=0.25), Outer(inner=Inner(depth=4)))
+    }
     assert len(digests) == len(EXAMPLES) + 2
 
 
@@ -155,9 +157,9 @@ def test_a_value_is_json_where_it_can_be_and_else_text():
 
 
 def test_the_most_similar_choice_comes_first_and_none_is_a_word():
-    assert closest("lsepp", ["bce", "lsep"]) == "did you mean 'lsep'? the choices are: bce, lsep"
-    assert closest("zzz", ["b", "a"]) == "the choices are: a, b"
-    assert closest("x", []) == "the choices are: none"
+    assert suggest("lsepp", ["bce", "lsep"]) == "did you mean 'lsep'? the choices are: bce, lsep"
+    assert suggest("zzz", ["b", "a"]) == "the choices are: a, b"
+    assert suggest("x", []) == "the choices are: none"
     assert choose("loss", "bce", {"bce": 1}) == 1
     with pytest.raises(KitError, match=r"unknown loss 'bec': did you mean 'bce'\? the choices are: bce\."):
         choose("loss", "bec", {"bce": 1})

@@ -125,7 +125,7 @@ def check_run_and_submission(run, header, rows, name):
     assert np.ptp(run.oof.probabilities, axis=0).min() > 0 and not run.oof.failures
     for path in sorted(run.folder.glob("fold_*.pt")):
         card = load_tagger(path).card
-        assert card.calibrated and card.output == run.recipe.output and card.recipe["name"] == name
+        assert card.is_calibrated and card.output == run.recipe.output and card.recipe["name"] == name
         assert tuple(header[1:]) == card.classes
     scores = np.stack(list(rows.values()))
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1

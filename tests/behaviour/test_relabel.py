@@ -220,7 +220,7 @@ def test_soft_labels_are_scaled_from_the_prevalences_of_the_crops_that_were_draw
     shifted = read_soft_labels(made.soft)
     for fold in (0, 1):
         learnt = table[table["fold"] != fold]
-        drawn = np.array(load_tagger(run / f"fold_{fold}.pt").card.drawn)
+        drawn = np.array(load_tagger(run / f"fold_{fold}.pt").card.train_prevalences)
         true = np.array([learnt["labels"].str.contains(name).sum() for name in CLASSES])
         np.testing.assert_allclose(drawn, (true + 0.5) / (len(learnt) + 1))
         rows = [i for i, name in enumerate(plain.names) if int(name[:2]) % 2 == fold]

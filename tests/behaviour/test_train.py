@@ -285,7 +285,7 @@ def test_windows_are_validated_and_scored_as_they_are_submitted(toy, tmp_path):
     card = load_tagger(run.folder / "fold_0.pt").card
     last = pd.read_csv(run.folder / "history.csv")["lwlrap"].iloc[-1]
     assert last == pytest.approx(card.oof_score, abs=1e-6)
-    assert card.output == "probability" and card.calibration is None and card.calibrated
+    assert card.output == "probability" and card.calibration is None and card.is_calibrated
 
 
 def test_ranking_scores_become_probabilities_by_the_card_s_scale_and_offset(run, data):
