@@ -10,7 +10,7 @@ from typing import Any
 from kit.core.errors import choose
 from kit.core.files import write_text
 from kit.labels.table import class_names, classes_of_template, read_clip_table
-from kit.models.checkpoint import read_checkpoint
+from kit.models.checkpoint import open_checkpoint
 from kit.toydata import make_toy_set, make_toy_soundscapes, write_zeros
 
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -166,4 +166,4 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
             # os.walk skips what is taken out of this list. Folders of audio may hold 100,000 files.
             subfolders[:] = [name for name in subfolders if name not in TEACHER_FOLDERS | AUDIO_FOLDERS]
             found |= {Path(folder, name) for name in fnmatch.filter(names, "fold_*.pt")}
-    return [path for path in sorted(found) if set(read_checkpoint(path)[0].classes) == wanted]
+    return [path for path in sorted(found) if set(open_checkpoint(path).card.classes) == wanted]

@@ -14,7 +14,7 @@ from kit.infer.template import read_report
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
 from kit.labels.metrics import lwlrap, lwlrap_per_class, top1_accuracy
 from kit.labels.table import read_clip_table
-from kit.models.checkpoint import read_checkpoint
+from kit.models.checkpoint import open_checkpoint
 from kit.plots.figure import IMAGE_FORMATS, Plot, page_plot, page_table, write_page
 from kit.plots.runs import (
     draw_calibration,
@@ -93,7 +93,8 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         details["epochs"] = f"{last_epochs} of {run.recipe.get('epochs', '?')}"
         details["minutes"] = f"{seconds / 60:.1f}" if seconds else "not recorded"
     for path in sorted(run.folder.glob("fold_*.pt")):
-        card, tensors = read_checkpoint(path)
+        checkpoint = open_checkpoint(path)
+        card, tensors = checkpoint.card, checkpoint.tensors
         parameters = 0
         for name, tensor in tensors.items():
             # Batch norm's running statistics are saved too, but they are no parameters.

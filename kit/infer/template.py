@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.decode import list_audio
+from kit.audio.decode import AUDIO_SUFFIXES, list_audio
 from kit.core.errors import KitError
 from kit.core.files import read_table, write_rows
 
@@ -104,8 +104,8 @@ def file_identities(paths: Sequence[Path]) -> list[Hashable]:
 def near_name(name: str) -> str:
     """Reduce a file's name to what is left without folder, extension, case and the form of Unicode."""
     base = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].lower()
-    stem, _, extension = base.rpartition(".")
-    return stem if stem and len(extension) < 6 else base
+    stem, dot, extension = base.rpartition(".")
+    return stem if stem and dot + extension in AUDIO_SUFFIXES.split() else base
 
 
 def unique_positions(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:

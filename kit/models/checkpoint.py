@@ -232,14 +232,6 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
     return Checkpoint(path, card, tensors)
 
 
-def read_checkpoint(
-    path: Path, content: Mapping[str, Any] | None = None
-) -> tuple[TaggerCard, dict[str, Tensor]]:
-    """Read a checkpoint's card and tensors."""
-    checkpoint = open_checkpoint(path, content)
-    return checkpoint.card, checkpoint.tensors
-
-
 def load_tagger(
     path: str | Path,
     networks: Mapping[str, NetworkBuilder] | None = None,

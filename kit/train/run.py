@@ -21,7 +21,7 @@ from kit.labels.calibration import Calibration
 from kit.labels.folds import check_no_leak, make_folds
 from kit.labels.soft import read_soft_labels
 from kit.labels.table import known_prevalences, read_clip_table
-from kit.models.checkpoint import read_checkpoint, save_tagger
+from kit.models.checkpoint import open_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.oof import HeldOut, OofPredictions, join_folds, names_digest, score_held_out, write_oof
@@ -350,7 +350,7 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
     """The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none."""
     if output == "probability":
         return None
-    cards = [read_checkpoint(path)[0] for path in sorted(folder.glob("fold_*.pt"))]
+    cards = [open_checkpoint(path).card for path in sorted(folder.glob("fold_*.pt"))]
     calibrations = [card.calibration for card in cards if card.calibration is not None]
     if not calibrations:
         print(

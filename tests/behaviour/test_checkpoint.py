@@ -19,7 +19,6 @@ from kit.models.checkpoint import (
     find_checkpoints,
     load_tagger,
     open_checkpoint,
-    read_checkpoint,
     save_tagger,
     wrap_network,
 )
@@ -128,8 +127,10 @@ def test_saving_twice_gives_the_same_card_and_tensors_and_leaves_no_other_file(t
         save_tagger(tmp_path / "deep" / "a.pt", small_tagger())
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.pt"]
     save_tagger(tmp_path / "b.pt", load_tagger(tmp_path / "deep" / "a.pt"))
-    card, tensors = read_checkpoint(tmp_path / "deep" / "a.pt")
-    other_card, other_tensors = read_checkpoint(tmp_path / "b.pt")
+    one = open_checkpoint(tmp_path / "deep" / "a.pt")
+    card, tensors = one.card, one.tensors
+    other = open_checkpoint(tmp_path / "b.pt")
+    other_card, other_tensors = other.card, other.tensors
     assert card == other_card
     assert all(torch.equal(tensors[name], other_tensors[name]) for name in tensors)
 
@@ -150,7 +151,7 @@ def test_a_tagger_in_channels_last_is_saved_contiguous(tmp_path):
     tagger = small_tagger()
     tagger.network.to(memory_format=torch.channels_last)
     save_tagger(tmp_path / "a.pt", tagger)
-    _, tensors = read_checkpoint(tmp_path / "a.pt")
+    tensors = open_checkpoint(tmp_path / "a.pt").tensors
     state = tagger.network.state_dict()
     assert all(torch.equal(state[name], x) and x.is_contiguous() for name, x in tensors.items())
 

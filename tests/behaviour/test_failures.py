@@ -15,7 +15,7 @@ from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
-from kit.models.checkpoint import read_checkpoint
+from kit.models.checkpoint import open_checkpoint
 from tests.behaviour.trained import (
     RATE,
     LoudBands,
@@ -77,7 +77,7 @@ def test_files_that_cannot_be_read_get_the_prior_exactly_and_the_others_are_not_
     out = tmp_path / "out" / "sub.csv"
     report = submit(trained.all, tmp_path / "in", out, template, weights=weights, progress=False).report
     _, rows = read_scores(out)
-    cards = [read_checkpoint(Path(name))[0] for name in trained.all]
+    cards = [open_checkpoint(Path(name)).card for name in trained.all]
     columns = [[card.classes.index(c) for c in trained.classes] for card in cards]
     priors = [np.array(card.prevalences)[c] for card, c in zip(cards, columns, strict=True)]
     prior = nine_digits(sum(w * p for w, p in zip(weights, priors, strict=True)) / sum(weights))

@@ -15,7 +15,7 @@ from kit.core.errors import KitError
 from kit.core.worker import as_arguments
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
-from kit.models.checkpoint import load_tagger, read_checkpoint, save_tagger, wrap_network
+from kit.models.checkpoint import load_tagger, open_checkpoint, save_tagger, wrap_network
 from tests.behaviour.trained import (
     LoudBands,
     Trained,
@@ -69,7 +69,7 @@ def test_an_empty_folder_makes_a_csv_of_priors_and_a_loud_warning(
     report = submit(trained.all, tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
     assert "NO AUDIO FILES" in capsys.readouterr().out and "NO AUDIO" in json.dumps(report["notes"])
     _, rows = read_scores(tmp_path / "out.csv")
-    cards = [read_checkpoint(Path(name))[0] for name in trained.all]
+    cards = [open_checkpoint(Path(name)).card for name in trained.all]
     prior = nine_digits(np.mean([card.prevalences for card in cards], axis=0))
     assert [row.tolist() for row in rows.values()] == [prior, prior]
     submit(trained.all, tmp_path / "in", tmp_path / "none.csv", progress=False)

@@ -240,3 +240,7 @@ def test_a_near_name_finds_the_one_file_that_fits_and_is_noted(written: str, fil
 
 def test_a_near_name_that_fits_two_files_finds_none() -> None:
     assert plan_rows(["A.WAV", "b.wav"], ["a.wav", "x/a.flac", "b.wav"]).files == (None, 2)
+
+
+def test_a_dot_in_an_id_is_no_extension_unless_it_names_audio() -> None:
+    assert plan_rows(["rec.1", "rec"], ["rec.wav"]).files == (None, 0)
