@@ -81,8 +81,7 @@ def train_run(
     trained_folds: list[int | None] = [None] if all_data else [*select_folds(folds, only_folds)]
 
     folder = Path(out)
-    label_files = [path for path in (*(boxes or ()), soft) if path is not None]
-    files = run_files(recipe, frame, folds, label_files)
+    files = run_files(recipe, frame, folds, boxes, soft)
     check_run(folder, files)
     data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
     check_labels(recipe, data)
@@ -194,9 +193,13 @@ def check_folds(data: Dataset, folds: Sequence[int | None]) -> None:
 
 
 def run_files(
-    recipe: Recipe, frame: Any, folds: np.ndarray, label_files: Sequence[str | Path] = ()
+    recipe: Recipe,
+    frame: Any,
+    folds: np.ndarray,
+    boxes: Sequence[str | Path] | None = None,
+    soft: str | Path | None = None,
 ) -> dict[str, str]:
-    """The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of other label files."""
+    """The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of `boxes` and `soft`."""
     table = frame.assign(fold=folds)
     if "end_s" in table:
         # A whole clip has empty cells, as in the table that was read.
@@ -206,6 +209,7 @@ def run_files(
         "recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n",
         "folds.csv": table.to_csv(index=False, lineterminator="\n"),
     }
+    label_files = [path for path in (*(boxes or ()), soft) if path is not None]
     if label_files:
         digests = {Path(path).name: file_digest(Path(path)) for path in label_files}
         files["labels.json"] = json.dumps(digests, indent=1) + "\n"

@@ -144,8 +144,7 @@ def self_train(
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
-    label_files = [path for path in (*(boxes or ()), soft) if path is not None]
-    write_rounds(rounds, run_files(recipe, frame, np.asarray(frame["fold"]), label_files))
+    write_rounds(rounds, run_files(recipe, frame, np.asarray(frame["fold"]), boxes, soft))
     soft_file = rounds / "soft.csv" if soft is None else Path(soft)
     if soft is None:
         # Soft labels of no clip, which name all classes: a relabelled table may lack some of them.
