@@ -11,13 +11,14 @@ ABREAST := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --dist loadfile --ign
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bundle docs-check bench esc10 recipes study clean
+.PHONY: help demo test lint bundle docs-check torture bench esc10 recipes study clean
 
 help:
 	@echo "make demo     the whole job on toy data, in about a minute"
 	@echo "make test     lint, types, bundle, the README, and every test on kit/ and on the bundle"
 	@echo "make bundle   kit/ -> audiotag_kit.py"
 	@echo "make docs-check   the commands and code of the README, run in an empty room"
+	@echo "make torture  damaged files, kills, deadlines, hostile checkpoints, full disks: an hour; \`make test\` has the short form"
 	@echo "make bench    the README's figures, measured here"
 	@echo "make esc10    ESC-10's own five folds from scratch, three systems and their ensemble"
 	@echo "make recipes  every recipe in its small form, on the task it was made for"
@@ -55,7 +56,11 @@ test: lint bundle
 	KIT_UNDER_TEST=bundle $(ABREAST) tests/behaviour
 	$(PYTEST) $(RACES)
 	KIT_UNDER_TEST=bundle $(PYTEST) $(RACES)
+	$(BIN)/python -m tests.torture --short
 	$(MAKE) --no-print-directory docs-check
+
+torture: $(VENV)/test.stamp
+	$(BIN)/python -m tests.torture
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m tests.benchmarks

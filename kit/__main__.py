@@ -22,9 +22,10 @@ from kit.labels.folds import make_folds
 from kit.labels.metrics import auc_per_class, average_precision_per_class, lwlrap, lwlrap_per_class
 from kit.labels.soft import read_soft_labels, write_soft_labels
 from kit.labels.table import classes_of_template, clip_labels, read_clip_table, split_labels
-from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import build_network
 from kit.models.heads import HeadConfig
+from kit.models.own_network import wrap_ensemble, wrap_network
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.plots.clips import draw_clip, draw_contact_sheet, draw_filters, draw_lengths
 from kit.plots.runs import (
@@ -124,6 +125,7 @@ __all__ = [
     "train_by_name",
     "train_run",
     "with_bands",
+    "wrap_ensemble",
     "wrap_network",
     "write_soft_labels",
 ]

@@ -27,8 +27,9 @@ from kit.infer.template import locate_clips
 from kit.labels.boxes import read_boxes
 from kit.labels.folds import group_keys, make_folds
 from kit.labels.table import read_clip_table
-from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES
+from kit.models.own_network import wrap_ensemble, wrap_network
 from kit.plots.clips import draw_contact_sheet
 from kit.report import show
 from kit.train.ablation import probe
@@ -310,6 +311,6 @@ COMMANDS = {
         submit,
         "predict a folder of audio and write a valid CSV before the deadline",
         group="Submit",
-        also=(predict_clips, wrap_network, save_tagger, load_tagger),
+        also=(predict_clips, wrap_network, wrap_ensemble, save_tagger, load_tagger),
     ),
 }

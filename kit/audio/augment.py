@@ -35,19 +35,27 @@ class WaveAugmentConfig(Config):
     tempo_p: float = probability_of("another tempo at the same pitch")
     tempo: float = setting(1.1, "largest factor; the smallest is its inverse", low=1, high=2)
     overdrive_p: float = probability_of("overdrive: soft clipping at the same power")
-    overdrive_db: tuple[float, ...] = setting((5.0, 25.0), "range of the peak's level above the knee, dB")
+    overdrive_db: tuple[float, ...] = setting(
+        (5.0, 25.0), "range of the peak's level above the knee, dB", low=-200, high=200
+    )
     reverb_p: float = probability_of("reverberation")
     reverb_s: tuple[float, ...] = setting((0.1, 0.8), "range of its decay time (60 dB), s", low=0.01, high=10)
-    reverb_db: float = setting(0.0, "its energy for a decay of one second, dB above the direct sound's")
+    reverb_db: float = setting(
+        0.0, "its energy for a decay of one second, dB above the direct sound's", low=-200, high=200
+    )
     background_p: float = probability_of("a background clip mixed in")
-    background_snr_db: tuple[float, ...] = setting((5.0, 30.0), "range of the signal-to-noise ratio, dB")
+    background_snr_db: tuple[float, ...] = setting(
+        (5.0, 30.0), "range of the signal-to-noise ratio, dB", low=-200, high=200
+    )
     noise_p: float = probability_of("noise mixed in")
-    noise_snr_db: tuple[float, ...] = setting((5.0, 30.0), "range of the signal-to-noise ratio, dB")
+    noise_snr_db: tuple[float, ...] = setting(
+        (5.0, 30.0), "range of the signal-to-noise ratio, dB", low=-200, high=200
+    )
     noise_colours: tuple[float, ...] = setting(
         (0.0, -1.0, -2.0), "exponents of Hz in its power: 0 white, -1 pink, -2 brown", low=-4, high=4
     )
     gain_p: float = probability_of("a gain")
-    gain_db: tuple[float, ...] = setting((-6.0, 6.0), "range of the gain, dB")
+    gain_db: tuple[float, ...] = setting((-6.0, 6.0), "range of the gain, dB", low=-200, high=200)
 
     def check(self) -> None:
         check_ranges(self, "overdrive_db", "reverb_s", "background_snr_db", "noise_snr_db", "gain_db")

@@ -31,10 +31,10 @@ class FrontendConfig(SpectrumConfig):
 
     pcen: PcenConfig = setting(PcenConfig(), "settings of PCEN, used with log='pcen'")
     resolutions: tuple[tuple[int, ...], ...] = setting(
-        (), "more (n_fft, hop_length) pairs; each adds channels"
+        (), "more (n_fft, hop_length) pairs; each adds channels", low=1, high=2**17, longest=16
     )
     top_db: float | None = setting(
-        None, "raise values to the maximum minus so many dB; None: never", low=1e-3
+        None, "raise values to the maximum minus so many dB; None: never", low=1e-3, high=1e4
     )
     channels: tuple[str, ...] = setting(
         ("log",),
@@ -46,16 +46,18 @@ class FrontendConfig(SpectrumConfig):
         "clip: mean 0 and std 1; constants: (x - mean) / std; peak: maximum 0; minmax: 0 to 1",
         choices=NORMALIZATIONS,
     )
-    mean: float = setting(0.0, "subtracted by normalize='constants'")
-    std: float = setting(1.0, "divides in normalize='constants'", low=1e-6)
+    mean: float = setting(0.0, "subtracted by normalize='constants'", low=-1e9, high=1e9)
+    std: float = setting(1.0, "divides in normalize='constants'", low=1e-6, high=1e9)
     reference: str = setting("clip", "what top_db and normalize refer to", choices=("clip", "window"))
     extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
-    stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1)
+    stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1, high=1_000_000)
     trim_db: float | None = setting(
-        None, "cut ends so many dB below the loudest frame; None: never", low=1e-3
+        None, "cut ends so many dB below the loudest frame; None: never", low=1e-3, high=1e4
     )
-    trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0)
-    image_size: tuple[int, ...] = setting((), "(bins, frames) to resize channels to; () = as they are")
+    trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0, high=86400)
+    image_size: tuple[int, ...] = setting(
+        (), "(bins, frames) to resize channels to; () = as they are", low=1, high=2**16
+    )
 
     def check(self) -> None:
         super().check()

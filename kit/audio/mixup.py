@@ -46,10 +46,12 @@ class MixupConfig(Config):
     convex: bool = setting(False, "weight the crop itself by 1 - the partner's share, not by 1")
     low: float = setting(1.0, "lowest share of the partner", low=0, high=1)
     high: float = setting(1.0, "highest share of the partner", low=0, high=1)
-    beta: float = setting(0.0, "above 0: draw the share from Beta(beta, beta), not from low to high", low=0)
+    beta: float = setting(
+        0.0, "above 0: draw the share from Beta(beta, beta), not from low to high", low=0, high=1e6
+    )
     fade_p: float = probability_of("a mixed crop fading into its partner instead")
     fade_steepness: tuple[float, ...] = setting(
-        (3.0, 12.0), "range of s: a fade is the sigmoid of -s to s", low=0
+        (3.0, 12.0), "range of s: a fade is the sigmoid of -s to s", low=0, high=1e3
     )
     fade_centre: tuple[float, ...] = setting(
         (0.25, 0.75), "range of its middle, in crop lengths", low=0, high=1

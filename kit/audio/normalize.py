@@ -27,11 +27,15 @@ class PcenConfig(Config):
     """Per-channel energy normalization: each row is divided by its recent mean, then compressed."""
 
     gain: float = setting(0.98, "power of the recent mean that divides a row", low=0, high=1)
-    bias: float = setting(2.0, "added before the root is taken", low=1e-9)
-    power: float = setting(0.5, "exponent of the root, 0.5 for a square root", low=1e-9)
-    time_constant_s: float = setting(0.4, "seconds that the recent mean looks back", low=1e-6)
-    eps: float = setting(1e-6, "added to the recent mean, so that silence does not divide by zero", low=1e-30)
-    scale: float = setting(2.0**31, "multiplies energies first, to the range of 32-bit samples", low=0)
+    bias: float = setting(2.0, "added before the root is taken", low=1e-9, high=1e9)
+    power: float = setting(0.5, "exponent of the root, 0.5 for a square root", low=1e-9, high=100)
+    time_constant_s: float = setting(0.4, "seconds that the recent mean looks back", low=1e-6, high=1e6)
+    eps: float = setting(
+        1e-6, "added to the recent mean, so that silence does not divide by zero", low=1e-30, high=1e9
+    )
+    scale: float = setting(
+        2.0**31, "multiplies energies first, to the range of 32-bit samples", low=0, high=1e20
+    )
 
 
 def one_pole_mean(rows: Tensor, keep: float) -> Tensor:

@@ -26,11 +26,15 @@ class SpecAugmentConfig(Config):
     """
 
     filter_p: float = probability_of("a filter: gains at five frequencies, linear between them")
-    filter_share: float = setting(0.5, "largest gain, in standard deviations of the spectrogram", low=0)
+    filter_share: float = setting(
+        0.5, "largest gain, in standard deviations of the spectrogram", low=0, high=1e3
+    )
     mask_p: float = probability_of("masks over time and frequency")
-    time_masks: int = setting(2, "highest number of masks over time, at least one is drawn", low=0)
+    time_masks: int = setting(2, "highest number of masks over time, at least one is drawn", low=0, high=1000)
     time_share: float = setting(0.2, "widest time mask, as a share of the frames", low=0, high=1)
-    freq_masks: int = setting(2, "highest number of masks over frequency, at least one is drawn", low=0)
+    freq_masks: int = setting(
+        2, "highest number of masks over frequency, at least one is drawn", low=0, high=1000
+    )
     freq_share: float = setting(0.15, "widest frequency mask, as a share of the bins", low=0, high=1)
     mask_fill: str = setting(
         "min", "value under masks: minimum, mean, or zero", choices=("min", "mean", "zero")
@@ -44,7 +48,7 @@ class SpecAugmentConfig(Config):
         (0.8, 1.0), "range of the crop's area, as a share of the whole", low=0.01, high=1
     )
     crop_aspect: tuple[float, ...] = setting(
-        (0.85, 1.15), "range of the crop's width / height, 1 for the whole spectrogram", low=0.1
+        (0.85, 1.15), "range of the crop's width / height, 1 for the whole spectrogram", low=0.1, high=10
     )
 
     def check(self) -> None:

@@ -32,6 +32,9 @@ SLANEY_LOG_STEP = 0.06875177742094912
 CPU_CHUNK_SAMPLES = 524288
 GPU_CHUNK_SAMPLES = 16777216
 
+# Half a gigabyte in float64: 1024 mel bands of n_fft 2^17.
+MAX_FILTER_WEIGHTS = 1 << 26
+
 # A part of a clip: its index, its first frame, and the frame after its last.
 FrameRange = tuple[int, int, int]
 
@@ -53,6 +56,15 @@ def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
     return np.where(mel < SLANEY_KNEE_MEL, mel * SLANEY_HZ_PER_MEL, above)
 
 
+def check_mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray) -> None:
+    """Raise KitError where no bin lies within a filter."""
+    low, high = edges_hz[:-2], edges_hz[2:]
+    empty = np.flatnonzero(np.searchsorted(bins_hz, low, "right") >= np.searchsorted(bins_hz, high, "left"))
+    if len(empty):
+        span = f"{low[empty[0]]:.1f} to {high[empty[0]]:.1f} Hz"
+        raise KitError(f"{len(empty)} mel filters are empty, one at {span}: lower n_mels or raise n_fft.")
+
+
 def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> np.ndarray:
     """Return triangular filters of height 1, or of area 1 with norm "slaney".
 
@@ -65,10 +77,6 @@ def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> 
     rising = (bins_hz[:, None] - low) / (peak - low)
     falling = (high - bins_hz[:, None]) / (high - peak)
     filters = np.asarray(np.minimum(rising, falling).clip(0.0))
-    empty = np.flatnonzero(filters.max(axis=0) <= 0.0)
-    if len(empty):
-        span = f"{low[empty[0]]:.1f} to {high[empty[0]]:.1f} Hz"
-        raise KitError(f"{len(empty)} mel filters are empty, one at {span}: lower n_mels or raise n_fft.")
     if norm:
         filters *= 2.0 / (high - low)
     return filters
@@ -79,15 +87,21 @@ class SpectrumConfig(Config):
     """Settings of a log spectrogram. Frame n is centred on sample n * hop_length."""
 
     kind: str = setting("mel", "mel: mel bands; stft: bins of the Fourier transform", choices=("mel", "stft"))
-    sample_rate: int = setting(44100, "samples per second; other clips are resampled", low=1)
-    n_fft: int = setting(2048, "samples per Fourier transform", low=16)
-    win_length: int | None = setting(None, "samples of the Hann window; None = n_fft", low=2)
-    hop_length: int = setting(512, "samples between frames", low=1)
-    n_mels: int = setting(128, "number of mel bands; with bands_hz, in each of its bands", low=1)
-    f_min_hz: float = setting(20.0, "lowest frequency in hertz", low=0)
-    f_max_hz: float | None = setting(None, "highest frequency in hertz; None = half the sample rate")
+    sample_rate: int = setting(44100, "samples per second; other clips are resampled", low=1, high=4_000_000)
+    n_fft: int = setting(2048, "samples per Fourier transform", low=16, high=2**17)
+    win_length: int | None = setting(None, "samples of the Hann window; None = n_fft", low=2, high=2**17)
+    hop_length: int = setting(512, "samples between frames", low=1, high=2**17)
+    n_mels: int = setting(128, "number of mel bands; with bands_hz, in each of its bands", low=1, high=8192)
+    f_min_hz: float = setting(20.0, "lowest frequency in hertz", low=0, high=2e6)
+    f_max_hz: float | None = setting(
+        None, "highest frequency in hertz; None = half the sample rate", low=0, high=2e6
+    )
     bands_hz: tuple[tuple[float, ...], ...] = setting(
-        (), "(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz"
+        (),
+        "(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz",
+        low=0,
+        high=2e6,
+        longest=4096,
     )
     mel_scale: str = setting("slaney", "mel scale of kind='mel'", choices=("htk", "slaney"))
     mel_norm: str | None = setting("slaney", "mel filters have height 1 or area 1", choices=(None, "slaney"))
@@ -95,8 +109,8 @@ class SpectrumConfig(Config):
     log: str = setting(
         "db", "natural log, decibels, or per-channel normalization", choices=("ln", "db", "pcen")
     )
-    log_offset: float = setting(1e-4, "log='ln' takes ln(x + log_offset)", low=1e-30)
-    amin: float = setting(1e-10, "log='db' takes the decibels of max(x, amin)", low=1e-30)
+    log_offset: float = setting(1e-4, "log='ln' takes ln(x + log_offset)", low=1e-30, high=1e9)
+    amin: float = setting(1e-10, "log='db' takes the decibels of max(x, amin)", low=1e-30, high=1e9)
     pad_mode: str = setting(
         "constant", "beyond a clip's ends: zeros or mirrored samples", choices=("constant", "reflect")
     )
@@ -111,7 +125,13 @@ class SpectrumConfig(Config):
                 rule = f"0 <= f_min_hz < f_max_hz <= {self.sample_rate / 2:g} Hz, half the sample rate"
                 raise KitError(f"{rule}, got {low_hz:g} and {high_hz:g}: lower them, or f_max_hz=None.")
         if self.kind == "mel":
-            self.filters()
+            weights = (self.n_fft // 2 + 1) * self.n_spec_bins
+            if weights > MAX_FILTER_WEIGHTS:
+                limit = f"at most {MAX_FILTER_WEIGHTS} weights"
+                raise KitError(f"mel filters may have {limit}, got {weights}: lower n_fft or n_mels.")
+            bins_hz = self.fft_bins_hz
+            for edges_hz in self.mel_edges_hz:
+                check_mel_filters(bins_hz, edges_hz)
         else:
             self.stft_band()
 

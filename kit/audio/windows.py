@@ -108,12 +108,17 @@ class InferenceConfig(Config):
 
     mode: str = setting("full", "read whole clips, or windows of window_s", choices=("full", "windows"))
     window_s: float = setting(5.0, "mode windows: seconds per window", low=0.01, high=86400)
-    hop_s: float = setting(2.5, "mode windows: seconds between window starts, at most window_s", low=0.001)
+    hop_s: float = setting(
+        2.5, "mode windows: seconds between window starts, at most window_s", low=0.001, high=86400
+    )
     pool: str = setting(
         "max", "how the scores of several windows or pieces become one per class", choices=WINDOW_POOLS
     )
     pool_k: int = setting(
-        3, "pool top_k averages so many windows per class, pool snr weighs by so many classes", low=1
+        3,
+        "pool top_k averages so many windows per class, pool snr weighs by so many classes",
+        low=1,
+        high=1_000_000,
     )
     pool_power: float = setting(2.0, "exponent of pool power", low=1e-3, high=1e3)
     pad_mode: str = setting(
@@ -123,7 +128,10 @@ class InferenceConfig(Config):
         1.05, "mode full: ratio of neighbouring bucket lengths, to which clips are padded", low=1, high=1.25
     )
     max_frames: int = setting(
-        8192, "mode full: frames above which clips are cut into pieces that overlap by half", low=64
+        8192,
+        "mode full: frames above which clips are cut into pieces that overlap by half",
+        low=64,
+        high=100_000_000,
     )
 
     def check(self) -> None:

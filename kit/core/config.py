@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -13,14 +14,25 @@ from typing import Any, Self
 
 from kit.core.errors import KitError, suggest
 
+MAX_ITEMS = 100_000  # of a list, unless its setting has another limit
+MAX_TEXT = 10_000
 SETTINGS_HINT = "`recipes NAME` prints every setting of a recipe"
 
 
 def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Any = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Any = (),
+    longest: int = MAX_ITEMS,
 ) -> Any:
-    """Return a dataclass field with a help text. Inclusive bounds and choices apply to each item of a tuple."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    """Return a dataclass field with a help text.
+
+    Inclusive bounds and choices apply to each item of a tuple, of which there are `longest` at most.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "longest": longest}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -33,7 +45,7 @@ class Config:
     Errors: KitError for a wrong type, or a value out of bounds
     """
 
-    def __new__(cls, *values: Any, **settings: Any) -> Self:
+    def __new__(cls, /, *values: Any, **settings: Any) -> Self:
         """Refuse unknown names with the nearest right one, where a dataclass raises a TypeError."""
         names = [item.name for item in dataclasses.fields(cls)]
         for name in settings:
@@ -45,7 +57,8 @@ class Config:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
             where = f"{type(self).__name__}.{item.name}"
-            value = coerce(getattr(self, item.name), hints[item.name], where)
+            longest = item.metadata.get("longest", MAX_ITEMS)
+            value = coerce(getattr(self, item.name), hints[item.name], where, longest)
             check_bounds(value, item.metadata, where)
             # A frozen dataclass has no other way to store the converted value.
             object.__setattr__(self, item.name, value)
@@ -160,8 +173,11 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue
+        if isinstance(item, tuple):
+            check_bounds(item, metadata, where)
+            continue
         if choices and item not in choices:
-            raise KitError(f"{where} is {item!r}: {suggest(str(item), map(str, choices))}.")
+            raise KitError(f"{where} is {brief(item)}: {suggest(str(item), map(str, choices))}.")
         # Written as "not above", so that NaN fails too.
         wanted = ""
         if low is not None and not item >= low:
@@ -171,31 +187,44 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
         elif isinstance(item, float) and not math.isfinite(item):
             wanted = "a finite number"
         if wanted:
-            raise KitError(f"{where} must be {wanted}, got {item}: {metadata.get('help')}.")
+            raise KitError(f"{where} must be {wanted}, got {brief(item)}: {metadata.get('help')}.")
 
 
-def coerce(value: Any, hint: Any, where: str) -> Any:
+def brief(value: Any) -> str:
+    """Return a value's text, cut short."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return "a huge integer"  # Python writes no integer of more than 4300 digits
+    return repr(value) if isinstance(value, str) and len(value) < 200 else reprlib.repr(value)
+
+
+def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
     """Convert lists and arrays to tuples, dicts to settings, integers to floats.
 
-    Errors: KitError for a value of another type than `hint`
+    Errors: KitError for a value of another type than `hint`, or with too many items
     """
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return None
-        return coerce(value, next(kind for kind in arguments if kind is not types.NoneType), where)
+        return coerce(value, next(kind for kind in arguments if kind is not types.NoneType), where, longest)
     if origin is tuple and hasattr(value, "tolist"):
         value = value.tolist()
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(coerce(item, arguments[0], where) for item in value)
+        if len(value) > longest:
+            raise KitError(f"{where} must have at most {longest} items, got {len(value)}.")
+        # The items of an inner list are a pair, or a few.
+        return tuple(coerce(item, arguments[0], where, 16) for item in value)
     if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, dict):
         return hint.from_dict(value)
     if hint is float and type(value) is int:
-        return float(value)
+        # A longer integer is no float.
+        return float(value) if value.bit_length() < 1024 else math.inf
+    if hint is str and isinstance(value, str) and len(value) > MAX_TEXT:
+        raise KitError(f"{where} must have at most {MAX_TEXT} characters, got {len(value)}.")
     # In Python, True is an int. As a number in settings it is a mistake.
     is_flag = isinstance(value, bool) and hint in (int, float)
     if hint is Any or (isinstance(value, origin or hint) and not is_flag):
         return value
     wanted = {tuple: "a list", dict: "a table of names and values"}.get(origin) or hint.__name__
-    raise KitError(f"{where} wants {wanted}, got {value!r} ({type(value).__name__}).")
+    raise KitError(f"{where} wants {wanted}, got {brief(value)} ({type(value).__name__}).")

@@ -21,7 +21,7 @@ class KitError(Exception):
 def suggest(name: str, options: Iterable[str]) -> str:
     """Return the valid names as a phrase for an error message, the most similar one first."""
     names = sorted(options)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name[:100], names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}the choices are: {', '.join(names) or 'none'}"
 

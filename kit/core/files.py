@@ -2,13 +2,17 @@
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
 import math
 import os
+import platform
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +23,11 @@ from kit.core.errors import KitError, suggest
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    A killed process leaves the old file or the new one, never a part of it.
+    A killed process leaves the old file or the new one, never a part of it. Its own temporary file stays until
+    `locked` removes it.
     Errors: KitError where the file cannot be written
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as handle:
@@ -47,6 +52,63 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON as a whole file."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def file_identity(path: Path) -> str:
+    """Return a text that changes when a file is replaced or written: its inode, size and times; empty for no file."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    return ""
+
+
+@contextmanager
+def locked(folder: Path, output: Path) -> Iterator[None]:
+    """Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
+
+    The system opens the lock when the process ends, however it ends. Temporary files that killed processes left in
+    the folders of both are removed.
+    Errors: KitError, with the other process, where the lock is taken
+    """
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a+", encoding="utf-8")
+    except (ImportError, OSError):  # Windows, or a folder where nothing can be written: what follows says so
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise KitError(
+                f"{owner} writes to {output} now: wait until it has ended, or choose another --out."
+            ) from error
+        except OSError:  # some network file systems have no locks
+            yield
+            return
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}, since {time.ctime()},")
+        lock.flush()
+        for place in {folder, output if output.is_dir() else output.parent}:
+            for part in place.glob(".*.*.part"):
+                if not is_running(part.suffixes[-2].removeprefix(".")):
+                    part.unlink(missing_ok=True)
+        yield
+
+
+def is_running(process: str) -> bool:
+    """Return whether a process of this number runs here; true where this cannot be known."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    return True
 
 
 def file_digest(path: Path) -> str:
@@ -116,22 +178,32 @@ class TextTable:
         return values
 
 
-def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False) -> TextTable:
+def read_table(
+    path: str | Path, wanted: Sequence[str] = (), exact: bool = False, first_column: bool = False
+) -> TextTable:
     """Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
     With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 stay as
-    surrogate escapes, which write_text turns back.
+    surrogate escapes, which write_text turns back. With `first_column`, the other columns are left empty: a template
+    may have a million rows of zeros.
     Errors: KitError for a file that is no CSV in UTF-8, a column missing or named twice, a row of another length
     """
     if not isinstance(path, str | Path):
         raise KitError(f"a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.")
     errors = "surrogateescape" if exact else "strict"
+    rows: list[Any] = []  # lists of cells, or first cells after the header
+    lines: list[int] = []
+    lengths: list[int] = []
     try:
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if row]
+            for row in reader:
+                if row:
+                    lengths.append(len(row))
+                    lines.append(reader.line_num)
+                    rows.append(row[0] if first_column and rows else row)
         # These are the first bytes of UTF-16, as surrogate escapes show them.
-        if rows and rows[0][1][0].startswith(("\udcff", "\udcfe")):
+        if rows and rows[0][0].startswith(("\udcff", "\udcfe")):
             raise UnicodeError("it is in UTF-16")
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror or error}: check the path.") from error
@@ -140,7 +212,7 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
     if not rows:
         raise KitError(f"{path} has no header: its first line must name the columns.")
 
-    (_, header), *body = rows
+    header, *body = rows
     names = header if exact else [name.strip() for name in header]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
@@ -148,14 +220,25 @@ def read_table(path: str | Path, wanted: Sequence[str] = (), exact: bool = False
     for name in wanted:
         if name not in names:
             raise KitError(f"{path} has no column {name!r}: {suggest(name, names)}.")
-    for line, row in body:
-        if len(row) != len(names):
+    for line, length in zip(lines, lengths, strict=True):
+        if length != len(names):
             raise KitError(
-                f"{path}, line {line}: {len(row)} fields under {len(names)} columns: "
+                f"{path}, line {line}: {length} fields under {len(names)} columns: "
                 "a field with commas must be quoted."
             )
-    columns = {name: [row[i] for _, row in body] for i, name in enumerate(names)}
-    return TextTable(path, columns, [line for line, _ in body])
+    if first_column:
+        columns = {name: [] for name in names} | {names[0]: body}
+    else:
+        columns = {name: [row[i] for row in body] for i, name in enumerate(names)}
+    return TextTable(path, columns, lines[1:])
+
+
+def join_cells(cells: Iterable[str]) -> str:
+    """Join cells to a line of CSV without its end; cells with commas, quotes or line ends are quoted."""
+    text = io.StringIO(newline="")
+    # The characters of the line's end are quoted too.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
@@ -163,3 +246,13 @@ def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerows(rows)
     write_text(path, out.getvalue())
+
+
+def expand_pattern(pattern: str | Path) -> list[Path]:
+    """Find the files that a path or a glob pattern names. Brackets of a file or folder that exists are its name's."""
+    path = Path(pattern)
+    if os.path.isfile(path):
+        return [path]
+    folder = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
+    names = glob.glob(str(path.relative_to(folder)), root_dir=folder, recursive=True)
+    return [folder / name for name in sorted(names) if os.path.isfile(folder / name)]

@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 
 VERSION = "0.1.0"
 
-# Set to "1" in the environment of a child process that a supervisor may stop.
+# Set in the environment of a child process that a supervisor may stop, to the seconds by which it must end earlier.
 WORKER_MARK = "AUDIOTAG_KIT_WORKER"
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -137,4 +137,9 @@ def free_memory_bytes() -> int:
 
 def in_worker() -> bool:
     """Return whether this process is the child of a supervisor."""
-    return os.environ.get(WORKER_MARK) == "1"
+    return bool(os.environ.get(WORKER_MARK))
+
+
+def worker_margin_s() -> float:
+    """Return the seconds before the deadline at which the supervisor kills this worker."""
+    return float(os.environ[WORKER_MARK])

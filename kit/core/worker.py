@@ -1,4 +1,4 @@
-"""Run this kit's command line in a child process, and stop it on time.
+"""Run work in a child process, stop it on time, and learn what it had open when it died.
 
 A thread or a signal handler cannot stop code in C that holds the interpreter lock. Only a process can be stopped.
 """
@@ -6,25 +6,41 @@ A thread or a signal handler cannot stop code in C that holds the interpreter lo
 import codecs
 import contextlib
 import ctypes
+import json
 import linecache
 import os
 import queue
+import re
+import select
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
-from kit.core.runtime import WORKER_MARK
+from kit.core.runtime import WORKER_MARK, cpu_count, in_notebook, in_worker
 
 # A worker prints this before the text of its error, and its supervisor raises the error.
 ERROR_MARK = "\x1e"
+# A worker prints this before a line of JSON, [is_open, kind, names]; see `opened`.
+OPENED_MARK = "\x1d"
+READY = b"\x06"
+# What a started interpreter runs first: the kernel then ends it together with its parent. 1 is PR_SET_PDEATHSIG.
+FOLLOW_PARENT = (
+    "import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)"
+)
 
 
 def source_file() -> Path | None:
@@ -53,12 +69,19 @@ def source_root() -> Path:
 def self_command() -> tuple[list[str], dict[str, str]]:
     """Return the arguments and the environment variables with which Python runs this kit's command line."""
     source = source_file()
-    if source:
-        return [str(source)], {}
-    paths = [str(source_root())]
-    if os.environ.get("PYTHONPATH"):
-        paths.append(os.environ["PYTHONPATH"])
-    return ["-m", "kit"], {"PYTHONPATH": os.pathsep.join(paths)}
+    run = f"runpy.run_path({str(source)!r}, run_name='__main__')"
+    environment = {}
+    if source is None:
+        run = "runpy.run_module('kit', run_name='__main__', alter_sys=True)"
+        environment = {"PYTHONPATH": os.pathsep.join([str(source_root()), *other_paths()])}
+    if not sys.platform.startswith("linux"):
+        return [str(source)] if source else ["-m", "kit"], environment
+    return ["-c", f"{FOLLOW_PARENT.format(os.getpid())}; {run}"], environment
+
+
+def other_paths() -> list[str]:
+    """Return the folders of PYTHONPATH."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -77,8 +100,27 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
+@contextmanager
+def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
+    """In a worker, tell the supervisor what is read or computed meanwhile: it knows then what was open at a death."""
+
+    def send(is_open: bool) -> None:
+        line = f"{OPENED_MARK}{json.dumps([is_open, kind, names])}\n"
+        with contextlib.suppress(OSError):
+            os.write(1, line.encode())  # one write, so that lines of several threads do not mix
+
+    if not in_worker():
+        yield
+        return
+    send(True)
+    try:
+        yield
+    finally:
+        send(False)
+
+
 def end_with_parent() -> None:
-    """In a worker: end this process as soon as its supervisor ends, which closes the other end of stdin."""
+    """In a worker that was started anew: end it as soon as its supervisor ends, which closes the other end of stdin."""
 
     def wait_for_end() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -114,51 +156,179 @@ def exit_after(seconds: float) -> Callable[[], object]:
     return lambda: libc.timer_delete(timer)
 
 
-def run_supervised(words: list[str], stop_by: Deadline, echo: Callable[[str], object]) -> int | None:
-    """Run this kit's command line in a child process; return its exit code, or None if killed at `stop_by`.
+@dataclass(eq=False)
+class Worker:
+    """A child process: the pipe of what it prints, and `poll`, which returns its exit code once it has ended."""
 
-    Text that the child prints goes to `echo` as it comes.
+    pid: int
+    pipe: int
+    poll: Callable[[], int | None]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a worker ended: its exit code, or None if it was killed; and what was `opened` by then, [kind, names]."""
+
+    code: int | None
+    opened: list[tuple[str, list[str]]]
+
+
+def can_fork() -> bool:
+    """Return whether a forked child of this process can compute: no other thread runs here, no device is in use.
+
+    Computing on several cores starts a thread of OpenMP per further core, and a forked child would wait for their
+    locks. The BLAS of numpy, which has no such trouble, starts as many at its import.
     """
+    uses_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if in_notebook() or threading.active_count() > 1 or uses_gpu:
+        return False
+    try:
+        return len(os.listdir("/proc/self/task")) <= cpu_count()
+    except OSError:  # no Linux; elsewhere libraries of the system forbid it
+        return False
+
+
+def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
+    """Start `work` in a forked child, which has everything imported already.
+
+    Returns None, and no child, where the child could not compute within `patience_s`.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    read_end, write_end = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of threads; can_fork has looked at them
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setsid()
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+            os.dup2(write_end, 1)
+            os.dup2(write_end, 2)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.environ[WORKER_MARK] = "1"
+            # The streams may be those of a test or of another program.
+            sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+            sys.stderr = sys.stdout
+            torch.ones(2**20).exp_()  # on all cores
+            os.write(1, READY)
+            if os.getppid() == parent:
+                code = worker_exit_code(work)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+    os.close(write_end)
+
+    codes: list[int] = []
+
+    def poll() -> int | None:
+        if not codes:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                codes.append(os.waitstatus_to_exitcode(status))
+        return codes[0] if codes else None
+
+    worker = Worker(pid, read_end, poll)
+    if select.select([read_end], [], [], patience_s)[0] and os.read(read_end, 1) == READY:
+        return worker
+    kill_worker(worker)
+    os.close(read_end)
+    return None
+
+
+def worker_exit_code(work: Callable[[], object]) -> int:
+    """Do a worker's work. An error of the user's is printed for the supervisor, which raises it."""
+    try:
+        work()
+        return 0
+    except KitError as error:
+        print(f"{ERROR_MARK}{' '.join(str(error).split())}", flush=True)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def spawn_worker(words: Sequence[str], mark: str) -> Worker:
+    """Run this kit's command line in a new interpreter. `mark` is the value of the variable that marks a worker."""
     command, environment = self_command()
     child = subprocess.Popen(
         [sys.executable, "-u", *command, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **environment, WORKER_MARK: "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        env={**os.environ, **environment, WORKER_MARK: mark, "PYTHONIOENCODING": "utf-8:backslashreplace"},
         start_new_session=True,
     )
     assert child.stdout is not None
-    pipe = child.stdout.fileno()
+    return Worker(child.pid, os.dup(child.stdout.fileno()), child.poll)
+
+
+def kill_worker(worker: Worker) -> None:
+    """Kill a worker and the processes that it started, and wait a moment until it is gone."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(worker.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.kill(worker.pid, signal.SIGKILL)
+    wait_for_exit(worker, 0.2)
+
+
+def wait_for_exit(worker: Worker, seconds: float) -> int | None:
+    """Return a worker's exit code, or None if it has not ended after so many seconds."""
+    ended = threading.Event()
+    while (code := worker.poll()) is None and seconds > 0:
+        ended.wait(0.01)
+        seconds -= 0.01
+    return code
+
+
+def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) -> Ending:
+    """Wait for a worker, and kill it at `stop_by`. Text that it prints goes to `echo` as it comes."""
     printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_pipe() -> None:
         # A read may end inside a character of several bytes; the decoder keeps its first bytes for the next read.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        while chunk := os.read(pipe, 65536):
-            printed.put(decoder.decode(chunk))
+        with contextlib.suppress(OSError):
+            while chunk := os.read(worker.pipe, 65536):
+                printed.put(decoder.decode(chunk))
+        os.close(worker.pipe)
         printed.put(None)
+
+    still_open: list[tuple[str, list[str]]] = []
+    rest = ""
+
+    def show(text: str, is_end: bool) -> str:
+        """Echo all but the lines on what is opened. Return the beginning of such a line, for the next text."""
+        whole, mark, last = text.rpartition(OPENED_MARK)
+        begun = "" if is_end or "\n" in last else mark + last
+        if not mark or not begun:
+            whole, begun = text, ""
+        for line in re.findall(f"{OPENED_MARK}(.*)\n", whole):
+            is_open, kind, names = json.loads(line)
+            if is_open:
+                still_open.append((kind, names))
+            elif (kind, names) in still_open:
+                still_open.remove((kind, names))
+        visible = re.sub(f"{OPENED_MARK}.*\n", "", whole)
+        if visible:
+            echo(visible)
+        return begun
 
     threading.Thread(target=read_pipe, daemon=True).start()
     try:
-        while True:
-            left_s = stop_by.left_s()
-            if left_s <= 0:
-                return None
+        while stop_by.left_s() > 0:
             try:
-                text = printed.get(timeout=min(0.2, left_s))
+                text = printed.get(timeout=min(0.2, stop_by.left_s()))
             except queue.Empty:
                 continue
+            rest = show(rest + (text or ""), is_end=text is None)
             if text is None:
-                return child.wait(timeout=max(0.1, min(stop_by.left_s(), 3600.0)))
-            echo(text)
-    except subprocess.TimeoutExpired:
-        return None
+                code = wait_for_exit(worker, max(0.1, min(stop_by.left_s(), 3600.0)))
+                return Ending(code, still_open)
+        return Ending(None, still_open)
     finally:
-        # The whole group, as the child may have started processes of its own.
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if hasattr(os, "killpg"):
-                os.killpg(child.pid, signal.SIGKILL)
-            else:
-                child.kill()
-            child.wait(timeout=0.2)
+        kill_worker(worker)

@@ -1,5 +1,6 @@
 """Caches of predictions and of spectrograms."""
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -19,7 +20,7 @@ class PredictionCache:
     """One model's logits of each file, by the file's sha256; without a path nothing is written.
 
     The path's name carries the hash of the checkpoint and its inference settings. At most a twentieth of the time
-    goes into writing.
+    goes into writing. `digests` finds the sha256 of a file by its identity, without reading the file.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class PredictionCache:
         self.now = now
         self.flush_every_s = flush_every_s
         self.entries: dict[str, WindowLogits] = {}
+        self.digests: dict[str, str] = {}
         self.flushed_at = now()
         self.unsaved = 0
         self.problem: str | None = None
@@ -38,11 +40,15 @@ class PredictionCache:
         """Create a cache with what an earlier job wrote to its path."""
         cache = cls(path, now)
         if path is not None and path.is_file():
-            cache.entries = read_entries(path)
+            cache.entries, cache.digests = read_entries(path)
         return cache
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.entries
+
+    def find(self, identity: str) -> WindowLogits | None:
+        """Return the logits of a file by its identity, where they are cached and the file is the same."""
+        return self.entries.get(self.digests.get(identity, ""))
 
     def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
         """Add the logits of some files; write now and then.
@@ -63,11 +69,18 @@ class PredictionCache:
             try:
                 write_whole(self.path, self.write_entries)
             except KitError as error:
-                self.path = None
-                self.problem = str(error)
+                self.stop(str(error))
         self.unsaved = 0
         self.flushed_at = self.now()
         self.flush_every_s = max(self.flush_every_s, 20 * (self.flushed_at - began))
+
+    def stop(self, problem: str) -> None:
+        """Write no more, and delete what was written: the CSV needs the space of a full disk more."""
+        if self.path:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+            self.path = None
+            self.problem = problem
 
     def write_entries(self, file: IO[bytes]) -> None:
         """Write the joined arrays of all entries."""
@@ -76,19 +89,21 @@ class PredictionCache:
         np.savez(
             file,
             digests=digests,
+            files=list(self.digests.items()),
             counts=[len(output.spans) for output in outputs],
             logits=np.concatenate([output.logits for output in outputs]),
             spans=[span for output in outputs for span in output.spans],
         )
 
 
-def read_entries(path: Path) -> dict[str, WindowLogits]:
-    """Read the entries of a prediction cache; a damaged file holds none."""
+def read_entries(path: Path) -> tuple[dict[str, WindowLogits], dict[str, str]]:
+    """Read the entries of a prediction cache, and the digests of its files; a damaged one holds none."""
     entries: dict[str, WindowLogits] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
             logits = arrays["logits"]
             spans = [(start, end) for start, end in arrays["spans"].tolist()]
+            files = dict(arrays["files"].tolist())
             counts = dict(zip(arrays["digests"].tolist(), arrays["counts"].tolist(), strict=True))
         first = 0
         for digest, count in counts.items():
@@ -96,8 +111,8 @@ def read_entries(path: Path) -> dict[str, WindowLogits]:
             entries[digest] = WindowLogits(logits[rows], tuple(spans[rows]))
             first += count
     except Exception:  # a damaged archive makes zipfile and numpy raise many kinds of errors
-        return {}
-    return entries
+        return {}, {}
+    return entries, files
 
 
 def map_to_disk(tensor: Tensor) -> Tensor:
@@ -109,13 +124,17 @@ def map_to_disk(tensor: Tensor) -> Tensor:
 
 
 class SpectrogramCache:
-    """Keeps spectrograms for the models that follow; past `budget_bytes` they are mapped to disk."""
+    """Keeps spectrograms for the models that follow; past `budget_bytes` they are mapped to disk.
+
+    Where the disk is full, they stay in memory until `drop_unmapped`, and must be computed again for the next model.
+    """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self.kept: dict[Hashable, Tensor] = {}
         self.spilled: set[Hashable] = set()
+        self.unmapped: set[Hashable] = set()
 
     def put(self, key: Hashable, spec: Tensor) -> None:
         """Keep a spectrogram as float32 in host memory or on disk."""
@@ -123,7 +142,10 @@ class SpectrogramCache:
         spec = spec.detach().to("cpu", torch.float32).contiguous()
         if self.used_bytes + spec.nbytes > self.budget_bytes:
             self.spilled.add(key)
-            spec = map_to_disk(spec)
+            try:
+                spec = map_to_disk(spec)
+            except OSError:
+                self.unmapped.add(key)
         else:
             self.used_bytes += spec.nbytes
         self.kept[key] = spec
@@ -135,9 +157,15 @@ class SpectrogramCache:
     def __contains__(self, key: Hashable) -> bool:
         return key in self.kept
 
+    def drop_unmapped(self) -> None:
+        """Delete what is in memory only because the disk is full."""
+        for key in list(self.unmapped):
+            self.drop(key)
+
     def drop(self, key: Hashable) -> None:
         """Delete a key's spectrogram, if there is one."""
         spec = self.kept.pop(key, None)
         if spec is not None and key not in self.spilled:
             self.used_bytes -= spec.nbytes
         self.spilled.discard(key)
+        self.unmapped.discard(key)

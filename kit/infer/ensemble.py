@@ -13,6 +13,7 @@ from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.clock import Stopwatch, TimeBudget
 from kit.core.errors import KitError
+from kit.core.worker import opened
 from kit.infer.cache import PredictionCache
 from kit.infer.loader import Chunk, SpectrogramLoader
 from kit.infer.predictor import Predictor, WindowLogits
@@ -125,7 +126,8 @@ def predict_chunk(
     if not all(loader.digests[clip] in member.cache for clip in clips):
         clips, specs = loader.specs(chunk, member.frontend_key)
         budget.start_step()
-        with member.watch.measure("network"), loader.watch.measure("network"):
+        names = [member.name, *loader.paths(clips)]
+        with member.watch.measure("network"), loader.watch.measure("network"), opened("model", names):
             outputs = member.predictor.predict(specs, budget)
         finite = []
         for clip, output in zip(clips, outputs, strict=True):
@@ -135,6 +137,8 @@ def predict_chunk(
                 finite.append((loader.digests[clip], output))
             else:
                 member.fail_clip(clip, NOT_FINITE)
+        files = {loader.identities[clip]: loader.digests[clip] for clip in clips if clip in loader.identities}
+        member.cache.digests |= files
         member.cache.add(finite)
     entries = member.cache.entries
     return [(clip, entries[loader.digests[clip]]) for clip in clips if loader.digests[clip] in entries]

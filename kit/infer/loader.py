@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from kit.audio.frontend import Frontend
 from kit.audio.timeout_pool import Task, TimeoutPool
 from kit.audio.waveform import resample, small_ratio
 from kit.core.clock import Stopwatch, advance, progress_bar
-from kit.core.files import bytes_digest, file_digest
+from kit.core.files import bytes_digest, file_digest, file_identity
 from kit.core.runtime import cpu_count, free_memory_bytes
+from kit.core.worker import opened
 from kit.infer.cache import SpectrogramCache
 from kit.infer.predictor import compute_spectrograms
 
@@ -50,11 +51,15 @@ class Chunk:
     tasks: list[Task[Any, DecodeResult]] | None = field(default=None, repr=False)
 
 
-def plan_chunks(durations_s: Mapping[int, float | None]) -> list[Chunk]:
-    """Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone."""
+def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[int] = ()) -> list[Chunk]:
+    """Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone.
+
+    Isolated clips come after those, alone too.
+    """
     chunks: list[Chunk] = []
     left_s = 0.0
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
+    ordered.sort(key=lambda pair: pair[1] in isolated)
     for seconds, clip in ordered:
         if not chunks or len(chunks[-1].clips) >= CHUNK_CLIPS or seconds > left_s:
             chunks.append(Chunk([]))
@@ -116,11 +121,23 @@ class SpectrogramLoader:
         self.cache = SpectrogramCache(free_memory_bytes() // 2)
         self.durations_s: dict[int, float | None] = {}
         self.chunks: list[Chunk] = []
-        self.pool: TimeoutPool[tuple[Source, IsCached], DecodeResult] | None = None
+        self.pool: TimeoutPool[tuple[int, IsCached], DecodeResult] | None = None
         self.digests: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
         self.failures: dict[int, str] = {}
         self.notes: dict[int, tuple[str, ...]] = {}
+        self.identities: dict[int, str] = {}
+        self.isolated: Collection[int] = ()
+
+    def isolate(self, clips: Collection[int], reasons: Mapping[int, str]) -> None:
+        """Load some clips last and one by one, and others, which have ended a process, not at all."""
+        self.isolated = clips
+        self.failures |= reasons
+
+    def paths(self, clips: Iterable[int]) -> list[str]:
+        """Return the paths of those clips that are files."""
+        sources = [self.sources[clip] for clip in clips]
+        return [str(source) for source in sources if not isinstance(source, Sound)]
 
     @property
     def audio_s(self) -> float:
@@ -134,33 +151,50 @@ class SpectrogramLoader:
 
     def read_headers(self) -> None:
         """Read every clip's duration, plan the chunks, and start the decoding threads."""
-        pool: TimeoutPool[Source, float | Undecodable | None] = TimeoutPool(
-            lambda source: header_duration_s(source, self.decoders),
+        pool: TimeoutPool[int, float | Undecodable | None] = TimeoutPool(
+            self.read_header,
             lambda _: TIMED_OUT,
             self.threads,
             self.timeout_s,
         )
         with self.watch.measure("headers"):
-            tasks = [pool.submit(self.sources[clip]) for clip in self.clips]
+            clips = [clip for clip in self.clips if clip not in self.failures]
+            tasks = [pool.submit(clip) for clip in clips]
             headers = [pool.result(task) for task in tasks]
         pool.shutdown()
-        for clip, header in zip(self.clips, headers, strict=True):
+        for clip, header in zip(clips, headers, strict=True):
             if isinstance(header, Undecodable):
                 self.failures[clip] = header.reason
             else:
                 self.durations_s[clip] = header
-        self.chunks = plan_chunks(self.durations_s)
+        self.chunks = plan_chunks(self.durations_s, self.isolated)
         self.pool = TimeoutPool(
-            lambda job: decode_source(job[0], self.decoders, job[1]),
+            self.decode_clip,
             lambda _: ("", TIMED_OUT),
             self.threads,
             self.timeout_s,
         )
 
+    def read_header(self, clip: int) -> float | Undecodable | None:
+        """Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone."""
+        if clip in self.isolated:
+            return None
+        with opened("file", self.paths([clip])):
+            return header_duration_s(self.sources[clip], self.decoders)
+
+    def decode_clip(self, job: tuple[int, IsCached]) -> DecodeResult:
+        """Hash a clip, and decode it where it is not cached."""
+        clip, is_cached = job
+        source = self.sources[clip]
+        if not isinstance(source, Sound):
+            self.identities[clip] = file_identity(source)
+        with opened("file", self.paths([clip])):
+            return decode_source(source, self.decoders, is_cached)
+
     def submit_clips(self, clips: Sequence[int], is_cached: IsCached) -> list[Task[Any, DecodeResult]]:
         """Queue clips for decoding."""
         assert self.pool is not None, "call read_headers() first"
-        return [self.pool.submit((self.sources[clip], is_cached)) for clip in clips]
+        return [self.pool.submit((clip, is_cached)) for clip in clips]
 
     def prefetch(self, chunk: Chunk) -> None:
         """Queue a chunk for decoding, once."""
@@ -175,7 +209,9 @@ class SpectrogramLoader:
             chunk.tasks = []
             following = self.chunks.index(chunk) + 1
             if self.device.type != "cpu" and following < len(self.chunks):
-                self.prefetch(self.chunks[following])
+                next_chunk = self.chunks[following]
+                if next_chunk.clips[0] not in self.isolated:
+                    self.prefetch(next_chunk)
             self.compute(chunk.clips, tasks)
         return [clip for clip in chunk.clips if clip not in self.failures]
 
@@ -194,6 +230,7 @@ class SpectrogramLoader:
     def compute(self, clips: Sequence[int], tasks: Sequence[Task[Any, DecodeResult]]) -> None:
         """Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed."""
         assert self.pool is not None
+        self.cache.drop_unmapped()
         with self.watch.measure("decode"):
             results = [self.pool.result(task) for task in tasks]
         sounds: dict[int, Sound] = {}
@@ -206,7 +243,7 @@ class SpectrogramLoader:
                 self.seconds[clip] = sound.seconds
                 if sound.notes:
                     self.notes[clip] = sound.notes
-        with self.watch.measure("frontend"):
+        with self.watch.measure("frontend"), opened("file", self.paths(sounds)):
             rates = sorted({frontend.config.sample_rate for frontend in self.frontends.values()})
             waves_at = {rate: self.resampled(sounds, rate) for rate in rates}
             for key, frontend in self.frontends.items():

@@ -18,7 +18,7 @@ from kit.infer.predictor import Predictor
 from kit.infer.rows import check_members, common_classes
 from kit.infer.stack import make_rows, open_models
 from kit.infer.template import RowPlan, Template
-from kit.models.checkpoint import NetworkBuilder
+from kit.models.own_network import NetworkBuilder
 from kit.models.tagger import Tagger
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,7 +56,8 @@ class RowScores:
     """The scores of all rows by every model, filled clip by clip.
 
     `split_clips` were too long for one input of mode full. `rows_after_end` are windows that begin after the end of
-    their file: they keep the prior.
+    their file: they keep the prior. `rows_alike` share a window of a model with a row of another time: its
+    windows are too long, or too far apart, to tell them apart.
     Shape:  scores (R, K) and done (R,) of each model
     """
 
@@ -80,12 +82,14 @@ class RowScores:
         self.done = [np.zeros(len(template.ids), bool) for _ in members]
         self.split_clips: set[int] = set()
         self.rows_after_end: set[int] = set()
+        self.rows_alike: set[int] = set()
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
         """Fill a clip's rows from one model's logits; a clip that cannot be pooled is noted as failed."""
         number = self.members.index(member)
         if member.predictor.inference.mode == "full" and len(output.spans) > 1:
             self.split_clips.add(clip)
+        rows_of_window: dict[int, list[int]] = {}
         for row in self.plan.rows_of.get(clip, []):
             logits = output.logits
             end_s = self.plan.ends_s[row]
@@ -95,7 +99,10 @@ class RowScores:
                 if begin_s > (output.spans[-1][1] - 1.5) / frames_per_s:
                     self.rows_after_end.add(row)
                     continue
-                logits = logits[windows_of_row(output, frames_per_s, begin_s, end_s)]
+                windows = windows_of_row(output, frames_per_s, begin_s, end_s)
+                for window in windows:
+                    rows_of_window.setdefault(window, []).append(row)
+                logits = logits[windows]
             try:
                 scores = clip_probabilities(member.tagger, member.predictor.inference, logits)
             except KitError as error:
@@ -103,6 +110,9 @@ class RowScores:
                 return
             self.scores[number][row] = scores[self.columns[number]]
             self.done[number][row] = True
+        for rows in rows_of_window.values():
+            if len({self.plan.ends_s[row] for row in rows}) > 1:
+                self.rows_alike.update(rows)
 
     def counts(self) -> dict[str, int]:
         """Count the rows, and those with predictions of all models, of some, of none."""
@@ -125,19 +135,27 @@ class RowScores:
         done = np.any(self.done, axis=0)
         if not self.postprocess.changes_scores or not done.any():
             return scores
-        rows = np.flatnonzero(done)
-        is_window = self.plan.form == "window"
-        recordings = [str(self.plan.files[row]) for row in rows] if is_window else None
-        times_s = [self.plan.ends_s[row] for row in rows]
         fitted = [
             fitted_prevalences(member.card)[columns]
             for member, columns in zip(self.members, self.columns, strict=True)
         ]
         trained = np.average(fitted, axis=0, weights=self.weights)
-        scores[rows] = apply_postprocess(self.postprocess, scores[rows], recordings, times_s, trained)
+        is_window = np.array([end_s is not None for end_s in self.plan.ends_s])
+        windows = np.flatnonzero(done & is_window)
+        whole = np.flatnonzero(done & ~is_window)
+        if len(windows):
+            recordings = [str(self.plan.files[row]) for row in windows]
+            times_s = [self.plan.ends_s[row] for row in windows]
+            scores[windows] = apply_postprocess(
+                self.postprocess, scores[windows], recordings, times_s, trained
+            )
+        if len(whole):
+            # Whole files have prevalences of their own, and no neighbours.
+            steps = replace(self.postprocess, smooth=0.0, top_mean=0) if is_window.any() else self.postprocess
+            scores[whole] = apply_postprocess(steps, scores[whole], None, None, trained)
         if self.postprocess.top_mean > 0:
-            # A row without predictions is a recording of its own: its best mean is its prior itself.
-            scores[~done] **= 2
+            # A window without predictions is a recording of its own: its best mean is its prior itself.
+            scores[~done & is_window] **= 2
         return scores
 
 

@@ -1,6 +1,5 @@
 """Open checkpoints and stacks: models, and a second-level network over their predictions."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.audio.decode import one_line
 from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
@@ -19,7 +17,10 @@ from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights, class_columns
 from kit.infer.template import RowPlan, Template
-from kit.models.checkpoint import Checkpoint, NetworkBuilder, find_models, open_checkpoint, read_content
+from kit.models.archive import damaged_file, parse_card, read_content
+from kit.models.checkpoint import Checkpoint, find_models, open_checkpoint
+from kit.models.network import meta_device
+from kit.models.own_network import NetworkBuilder, fill_network
 from kit.models.stackers import STACKERS, Stacker, prediction_image
 from kit.models.tagger import Tagger, TaggerCard
 
@@ -33,11 +34,11 @@ class StackCard(Config):
 
     kind: str = setting("class-mixer", "the second-level network", choices=tuple(STACKERS))
     network: dict[str, Any] = field(default_factory=dict)
-    runs: tuple[str, ...] = ()
-    run_of: tuple[int, ...] = setting((), "each tagger's run")
+    runs: tuple[str, ...] = setting((), "names of the runs", longest=1000)
+    run_of: tuple[int, ...] = setting((), "each tagger's run", low=0, high=1000, longest=4096)
     classes: tuple[str, ...] = ()
-    columns: int = setting(0, "least windows of an image; 0 for scores of rows")
-    oof_score: float | None = setting(None, "its lwlrap, cross-fitted")
+    columns: int = setting(0, "least windows of an image; 0 for scores of rows", low=0, high=100_000)
+    oof_score: float | None = setting(None, "its lwlrap, cross-fitted", low=-1e9, high=1e9)
 
     def new_network(self) -> Stacker:
         """Create a second-level network with fresh weights."""
@@ -146,10 +147,12 @@ def models_with_classes(
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
     """Open a stack and its taggers. The taggers of one run share a weight of 1."""
     try:
-        card = StackCard.from_dict(json.loads(content["card"]))
-        networks = [card.new_network().eval() for _ in content["networks"]]
-        for network, tensors in zip(networks, content["networks"], strict=True):
-            network.load_state_dict(tensors)
+        card = StackCard.from_dict(parse_card(content["card"]))
+        networks = []
+        for tensors in content["networks"]:
+            with meta_device():  # wrong sizes take no memory there
+                fill_network(card.new_network(), tensors, assign=True)
+            networks.append(fill_network(card.new_network(), tensors))
         models = []
         for place, (run, member) in enumerate(zip(card.run_of, content["members"], strict=True)):
             checkpoint = open_checkpoint(path, member)
@@ -157,8 +160,8 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
             checkpoint = replace(checkpoint, path=Path(name))
             models.append(ModelSpec(name, checkpoint, 1 / card.run_of.count(run), path, place, run))
         return models, Stack(card, networks)
-    except (KitError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise KitError(f"{path} is damaged: {one_line(error)[:160]}: make it again.") from error
+    except Exception as error:
+        raise damaged_file(path, error) from error
 
 
 def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
@@ -195,7 +198,7 @@ class StackRows(RowScores):
         super().__init__(template_of_stack, plan, members, postprocess=postprocess)
         self.stack = stack
         self.template_columns = [stack.card.classes.index(name) for name in template.classes]
-        self.window_probs: dict[tuple[int | None, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+        self.window_probs: dict[tuple[int | None, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
         super().add(member, clip, output)
@@ -203,7 +206,7 @@ class StackRows(RowScores):
             centres = np.mean(output.spans, axis=1) / member.card.frontend.frames_per_s
             probs = member.tagger.probabilities(torch.from_numpy(output.logits)).numpy()
             probs = probs[:, self.columns[self.members.index(member)]]
-            self.window_probs.setdefault((clip, member.run), []).append((centres, probs))
+            self.window_probs.setdefault((clip, member.run), {})[member.name] = (centres, probs)
 
     def sum_by_run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Sum the members' arrays of each run. Shape: (R, ...) per member -> (R, m, ...)"""
@@ -224,7 +227,7 @@ class StackRows(RowScores):
             inputs = []
             for row in rows:
                 clip = self.plan.files[row]
-                runs = [self.window_probs[clip, run] for run in range(counts.shape[1])]
+                runs = [list(self.window_probs[clip, run].values()) for run in range(counts.shape[1])]
                 inputs.append(clip_image(runs, self.stack.card.columns))
         blended[rows] = self.stack.answer(inputs)
         return blended[:, self.template_columns]

@@ -1,5 +1,6 @@
 """`submit`: write a competition's CSV before the deadline."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,21 +12,25 @@ from typing import Any
 from torch import nn
 
 from kit.audio.decode import Decoder
-from kit.core.clock import Deadline, parse_duration, set_deadline
+from kit.core.clock import Deadline, parse_duration, process_start, set_deadline
 from kit.core.errors import KitError
-from kit.core.files import write_json
-from kit.core.runtime import in_notebook, in_worker
-from kit.core.worker import ERROR_MARK, as_arguments, end_with_parent, exit_after, run_supervised
-from kit.infer.job import (
-    SubmitInputs,
-    SubmitJob,
-    SubmitOptions,
-    finish_submission,
-    run_submission,
-    start_submission,
+from kit.core.files import locked, write_json
+from kit.core.runtime import in_notebook, in_worker, worker_margin_s
+from kit.core.worker import (
+    ERROR_MARK,
+    as_arguments,
+    can_fork,
+    end_with_parent,
+    exit_after,
+    fork_worker,
+    spawn_worker,
+    supervise,
 )
+from kit.infer.job import SubmitJob, SubmitOptions
+from kit.infer.submission import run_job, run_submission, start_submission
+from kit.infer.suspects import Suspects
 from kit.infer.template import read_report, report_path
-from kit.models.checkpoint import NetworkBuilder
+from kit.models.own_network import NetworkBuilder
 from kit.models.tagger import Tagger
 
 
@@ -149,33 +154,60 @@ def submit(
 def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:
     """Submit so that the call returns in time: in a child process, or in a thread for what only this process holds.
 
-    The work should stop two margins before the deadline, and is killed one margin before it. Taggers, networks and
-    decoders cannot be passed to a child.
+    The work should stop a little before it is killed, and is killed a margin before the deadline. Taggers, networks
+    and decoders cannot be passed to a child.
     """
     duration_s = parse_duration(deadline)
     end = set_deadline(deadline, started_at).at
-    margin = min(1.5, 0.05 * duration_s)
-    kill_at = Deadline(end - margin)
-    job = SubmitJob(options, Deadline(end - 2 * margin), kill_at)
-    inputs = start_submission(job)
+    margin_s = worker_margin_s() if in_worker() else exit_margin_s(duration_s)
+    kill_at = Deadline(end - margin_s)
+    job = SubmitJob(options, Deadline(kill_at.at - kill_margin_s(duration_s)), kill_at, end)
+    if in_worker():
+        end_with_parent()
+        return Submission(options.out, run_job(job))
     if job.deadline.left_s() <= 0:
+        job.mute_after = Deadline()
+        start_submission(job)
         since = f"{deadline} after {time.ctime(end - duration_s)}"
         print(f"WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().")
         return Submission(options.out, read_report(options.out))
-    if in_worker():
-        end_with_parent()
-        return Submission(options.out, finish_submission(job, inputs))
     has_taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
     if has_taggers or options.networks or options.decoders:
-        return submit_in_thread(job, inputs, kill_at, Deadline(end - 0.75 * margin))
+        return submit_in_thread(job, kill_at, Deadline(end - 0.75 * margin_s))
     words = vars(options) | {"networks": None, "progress": None, "no_progress": not options.progress}
     words |= {"deadline": deadline, "started_at": repr(end - duration_s)}
-    return submit_in_child(options.out, ["submit", *as_arguments(words)], kill_at)
+    return submit_in_children(job, ["submit", *as_arguments(words)], kill_at, margin_s)
 
 
-def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submission:
-    """Submit by a command line in a child process, and pass on what it prints."""
+def kill_margin_s(duration_s: float) -> float:
+    """Return the seconds from when work should stop to when it is killed."""
+    return min(1.5, 0.05 * duration_s)
+
+
+def exit_margin_s(duration_s: float) -> float:
+    """Return the seconds before the deadline at which work is killed.
+
+    After that, a script's interpreter must end, which takes a part of the time that its start took here.
+    """
+    margin_s = kill_margin_s(duration_s)
+    if not in_notebook():
+        startup_s = time.time() - process_start()
+        margin_s += min(0.4 * startup_s, 0.08 * duration_s, 5.0)
+    return margin_s
+
+
+def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, margin_s: float) -> Submission:
+    """Submit in a child process, and pass on what it prints.
+
+    A child that dies is followed by another one, without the file or model that was open, while there is time.
+    """
+    out = job.options.out
+    suspects = Suspects.read(job.state_folder / "suspects.json")
+    can_start_at_once = can_fork()
+    if not can_start_at_once:
+        write_priors_soon(job)
     errors: list[str] = []
+    deaths: list[str] = []
 
     def echo(text: str) -> None:
         if errors:
@@ -186,27 +218,69 @@ def submit_in_child(out: Path, words: list[str], kill_at: Deadline) -> Submissio
         if mark:
             errors.append(error)
 
-    code = run_supervised(words, kill_at, echo)
-    if errors:
-        raise KitError("".join(errors).strip())
-    if code == 0:
-        return Submission(out, read_report(out))
-    killed = "was stopped at the deadline"
-    ending = killed if code is None else f"ended with code {code} (below 0: signal)"
-    report = warn_of_cut(out, ending).report
+    def work() -> None:
+        job_of_child = SubmitJob(job.options, job.deadline, kill_at, job.end_s)
+        job_of_child.is_quiet = bool(deaths)
+        run_job(job_of_child)
+
+    while True:
+        worker = None
+        if can_start_at_once:
+            worker = fork_worker(work, patience_s=max(0.5, min(10.0, kill_at.left_s() / 4)))
+            can_start_at_once = worker is not None
+        ending = supervise(worker or spawn_worker(words, repr(margin_s)), kill_at, echo)
+        if errors:
+            raise KitError("".join(errors).strip())
+        if ending.code == 0:
+            return Submission(out, read_report(out))
+        if ending.code is None:
+            return warn_of_cut(job, "was stopped at the deadline")
+        reason = f"the process ended with code {ending.code} (below 0: signal)"
+        deaths.append(reason)
+        change = suspects.blame(ending, reason)
+        if change is None or job.deadline.left_s() <= 0:
+            return warn_of_cut(job, f"stopped after {len(deaths)} tries, as {reason}")
+        print(f"WARNING: {reason}; {change}, and the work goes on", flush=True)
+
+
+def write_priors_soon(job: SubmitJob) -> None:
+    """Read the inputs and write priors before a new interpreter has started, unless this takes long here.
+
+    Errors: KitError for inputs that cannot be used
+    """
+    first = SubmitJob(job.options, job.deadline, job.mute_after, job.end_s)
+    done = Future[None]()
+
+    def work() -> None:
+        try:
+            # The lock is only tried: the child needs it.
+            with locked(job.state_folder, job.options.out):
+                pass
+            start_submission(first)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    wait([done], max(0.1, min(5.0, job.deadline.left_s() / 5)))
+    first.is_abandoned = True
+    if done.done():
+        done.result()
+
+
+def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
+    """Warn that work was cut short, and return what exists of it."""
+    out = job.options.out
+    report = read_report(out)
+    print(f"WARNING: the work {ending}; {out} holds what was done by then", flush=True)
     if report:
         report["state"] = ending
-        write_json(report_path(out), report)
+        with contextlib.suppress(KitError):
+            write_json(report_path(out), report)
     return Submission(out, report)
 
 
-def warn_of_cut(out: Path, ending: str) -> Submission:
-    """Warn that work was cut short, and return what exists of it."""
-    print(f"WARNING: the work {ending}; {out} holds what was done by then", flush=True)
-    return Submission(out, read_report(out))
-
-
-def submit_in_thread(job: SubmitJob, inputs: SubmitInputs, kill_at: Deadline, last: Deadline) -> Submission:
+def submit_in_thread(job: SubmitJob, kill_at: Deadline, last: Deadline) -> Submission:
     """Submit with networks that only this process holds; return in time even where they hang.
 
     A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script
@@ -218,7 +292,7 @@ def submit_in_thread(job: SubmitJob, inputs: SubmitInputs, kill_at: Deadline, la
 
     def work() -> None:
         try:
-            done.set_result(finish_submission(job, inputs))
+            done.set_result(run_job(job))
         except BaseException as error:
             done.set_exception(error)
 
@@ -228,4 +302,5 @@ def submit_in_thread(job: SubmitJob, inputs: SubmitInputs, kill_at: Deadline, la
     cancel_exit()
     if done.done():
         return Submission(out, done.result())
-    return warn_of_cut(out, "was left at the deadline")
+    job.is_abandoned = True
+    return warn_of_cut(job, "was left at the deadline")

@@ -15,7 +15,7 @@ import numpy as np
 
 from kit.audio.decode import AUDIO_SUFFIXES, list_audio
 from kit.core.errors import KitError
-from kit.core.files import read_table, write_rows
+from kit.core.files import join_cells, read_table, write_text
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Template:
 class RowPlan:
     """The file of each row, and the second at which its window ends.
 
-    `form` is how the ids name files: "name" (with extension), "stem" or "window" (<stem>_<end second>).
+    `form` is how the ids name files: "name" (with extension), "stem" or "window" (<stem>_<end second>). It is "window"
+    where any row is a window; rows of whole files, `whole_names`, may stand among these, and have no end.
     `files` and `idle_files` are positions in the list of files. `ids_hold_beginnings`: the ids' seconds are where
     windows begin, not where they end. `near_names` are ids whose file differs in case, extension, folder, slashes or
     the form of Unicode.
@@ -43,6 +44,7 @@ class RowPlan:
     idle_files: tuple[int, ...]
     ids_hold_beginnings: bool = False
     near_names: tuple[str, ...] = ()
+    whole_names: tuple[str, ...] = ()
 
     def rows_without_file(self, ids: Sequence[str]) -> list[str]:
         """Return the ids of rows without a file."""
@@ -73,7 +75,7 @@ def read_template(path: Path) -> Template:
 
     Errors: KitError for no classes, an id that is empty or appears twice, and what read_table refuses
     """
-    table = read_table(path, exact=True)
+    table = read_table(path, exact=True, first_column=True)
     id_column, *classes = table.columns
     if not classes:
         raise KitError(f"{path} has no class columns after {id_column!r}: give the sample submission.")
@@ -130,6 +132,9 @@ def plan_notes(plan: RowPlan) -> list[str]:
     if plan.near_names:
         n, example = len(plan.near_names), plan.near_names[0]
         notes.append(f"{n} names differ from their file's in case, extension or folder, e.g. {example!r}")
+    if plan.whole_names:
+        n, example = len(plan.whole_names), plan.whole_names[0]
+        notes.append(f"{n} rows are whole files, e.g. {example!r}, and the others windows of files")
     if plan.ids_hold_beginnings:
         period = f"{plan.period_s:g} s"
         notes.append(
@@ -146,19 +151,18 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     paths = list_audio(folder)
     files = [path.relative_to(folder).as_posix() for path in paths]
     plan = plan_rows(names, files, file_identities(paths))
-    if plan.near_names and plan.form != "window":
+    if plan.near_names:
         print(f"note: {plan_notes(plan)[0]}", flush=True)
     located = []
-    for name, file in zip(names, plan.files, strict=True):
-        is_found = file is not None and plan.form != "window"
-        located.append(paths[file] if is_found and file is not None else folder / name)
+    for name, file, end_s in zip(names, plan.files, plan.ends_s, strict=True):
+        located.append(paths[file] if file is not None and end_s is None else folder / name)
     return located
 
 
 def plan_rows(
     ids: Sequence[str], files: Sequence[str], identities: Sequence[Hashable] | None = None
 ) -> RowPlan:
-    """Find every row's file, with the form of id that finds most files.
+    """Find every row's file, with the form of id that finds most files; rows it does not find are tried in the others.
 
     Two paths with one identity are one file: each is found, and neither is ambiguous.
 
@@ -176,25 +180,38 @@ def plan_rows(
         "window": [by_stem.get(stem) if end_s is not None else None for stem, end_s in windows],
     }
     form = min(candidates, key=lambda kind: candidates[kind].count(None))
-    found = candidates[form]
-    near_names = []
-    if None in found:
-        near_files = unique_positions([near_name(name) for name in files], identities)
-        for row, (name, (stem, end_s)) in enumerate(zip(ids, windows, strict=True)):
-            target = stem if form == "window" and end_s is not None else name
-            file = near_files.get(near_name(target))
-            if found[row] is None and file is not None:
-                found[row] = file
-                near_names.append(name)
+    found = list(candidates[form])
+    kinds = [form] * len(found)
+    missing = [row for row, file in enumerate(found) if file is None]
+    near_files = unique_positions([near_name(name) for name in files], identities) if missing else {}
+    for row in missing:
+        stem, end_s = windows[row]
+        files_of_row = {kind: column[row] for kind, column in candidates.items()}
+        near = {"near name": near_files.get(near_name(ids[row]))}
+        if end_s is not None:
+            near["near window"] = near_files.get(near_name(stem))
+        files_of_row |= {kind: near[kind] for kind in sorted(near, reverse=form == "window")}
+        for kind, file in files_of_row.items():
+            if file is not None:
+                found[row], kinds[row] = file, kind
+                break
     count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))
-    for file in found:
-        if form != "name" and file is not None and count[stems[file]] > 1:
+    for kind, file in zip(kinds, found, strict=True):
+        if kind in ("stem", "window") and file is not None and count[stems[file]] > 1:
             names = " or ".join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
             raise KitError(f"the id {stems[file]!r} could mean {names}: keep one of them.")
-    ends_s = tuple(end_s if form == "window" else None for _, end_s in windows)
+    ends_s = tuple(
+        end_s if kind.endswith("window") else None for kind, (_, end_s) in zip(kinds, windows, strict=True)
+    )
+    near_names = tuple(ids[row] for row in missing if kinds[row].startswith("near"))
+    whole_names = []
+    if any(kind.endswith("window") for kind in kinds):
+        form = "window"
+        rows = zip(ids, found, ends_s, strict=True)
+        whole_names = [name for name, file, end_s in rows if file is not None and end_s is None]
     used = {identities[file] for file in found if file is not None}
     idle = tuple(i for i, identity in enumerate(identities) if identity not in used)
-    plan = RowPlan(form, tuple(found), ends_s, idle, near_names=tuple(near_names))
+    plan = RowPlan(form, tuple(found), ends_s, idle, near_names=near_names, whole_names=tuple(whole_names))
     # No window ends at second 0, so such ids hold the beginnings of windows.
     if any(end_s == 0 and file is not None for end_s, file in zip(ends_s, found, strict=True)):
         period_s = plan.period_s
@@ -213,14 +230,30 @@ def format_score(value: float) -> str:
     return text if set(text) & set(".en") else text + ".0"
 
 
+def format_rows(scores: np.ndarray) -> list[str]:
+    """Format rows of floats as lines of CSV. Shape: (R, K) -> R texts"""
+    if len(scores) > 1 and (scores == scores[0]).all():
+        return format_rows(scores[:1]) * len(scores)
+    # One format for a whole row is three times as fast, but writes 1 for 1.0.
+    row_format = ",".join(["%.9g"] * scores.shape[1])
+    lines = [row_format % tuple(row) for row in scores.tolist()]
+    for row in np.flatnonzero(
+        (np.abs(scores - np.rint(scores)) < 1e-8 * np.abs(scores).clip(min=1)).any(axis=1)
+    ):
+        lines[row] = ",".join(map(format_score, scores[row].tolist()))
+    return lines
+
+
 def write_submission(path: Path, template: Template, scores: np.ndarray) -> None:
     """Write the template's CSV. Errors: KitError where a score is not finite, or the shape is not the template's"""
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
         raise KitError(f"scores {scores.shape} do not fit the template or are not all finite.")
-    rows: list[Sequence[str]] = [(template.id_column, *template.classes)]
-    for name, row in zip(template.ids, scores.tolist(), strict=True):
-        rows.append([name, *map(format_score, row)])
-    write_rows(path, rows)
+    header = join_cells((template.id_column, *template.classes))
+    ids: Sequence[str] = template.ids
+    if any(mark in name for mark in ',"\r\n' for name in ids):
+        ids = [join_cells((name,)) for name in ids]
+    lines = [f"{name},{row}\n" for name, row in zip(ids, format_rows(scores), strict=True)]
+    write_text(path, "".join([header + "\n", *lines]))
 
 
 def report_path(out: Path) -> Path:

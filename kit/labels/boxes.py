@@ -1,8 +1,9 @@
 """Boxes in time and frequency that hold a class or not, and the labels and bands that follow from them."""
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.core.files import read_table
-from kit.labels.table import ClipLabels, column_of_class, rows_by_name
+from kit.labels.table import ClipLabels, check_line_ends, column_of_class, rows_by_name
 
 BOX_EDGES = ("t_min", "t_max", "f_min", "f_max")
+# A file whose edges are all below this gives them in kHz: calls are not that low in Hz, nor as high in kHz.
+LOWEST_HZ = 100.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Boxes:
         """The indices of each recording's boxes."""
         return rows_by_name(self.recordings.tolist())
 
+    def select(self, rows: np.ndarray) -> "Boxes":
+        """Some of the boxes. Shape: rows (m,) int, or a mask (n,) bool"""
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
+        return replace(self, **{name: x[rows] for name, x in values.items() if isinstance(x, np.ndarray)})
+
     @functools.cached_property
     def class_mask(self) -> np.ndarray:
         """Whether a box is of a class. Shape: (n, K) bool"""
@@ -47,7 +55,7 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
 
     Species i becomes class i of `classes`, or `s{i}` up to the highest id of the files. One file may be empty.
 
-    Errors: KitError with the line of a wrong value, or where both files are empty
+    Errors: KitError with the line of a wrong value, for edges in kHz, or where both files are empty
     """
     n_classes = 10**5 if classes is None else len(classes)
     true_columns = read_box_columns(true_path, n_classes)
@@ -74,6 +82,7 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
     """Read one file's recordings, species, begins, ends, low and high edges, checked."""
     table = read_table(path, ("recording_id", "species_id", *BOX_EDGES))
     table.check_names("recording_id", once=False)
+    check_line_ends(table)
     expected = f"the index of a class, from 0 to {n_classes - 1}"
     species = table.numbers("species_id", expected, lambda index: 0 <= index < n_classes, int)
     edges = [table.numbers(name) for name in BOX_EDGES]
@@ -81,6 +90,10 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
         for row, (low, high) in enumerate(zip(lows, highs, strict=True)):
             if not high > low:
                 raise KitError(f"{table.at(row)}: {axis}_max {high:g} must be above {axis}_min {low:g}.")
+    highest = max(edges[3], default=math.inf)
+    if highest < LOWEST_HZ:
+        cure = "are f_min and f_max in kHz? Multiply them by 1000"
+        raise KitError(f"{path}: no f_max is above {highest:g} Hz: {cure}.")
     return [table.columns["recording_id"], species, *edges]
 
 

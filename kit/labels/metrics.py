@@ -38,18 +38,6 @@ def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     return precisions.sum(axis=0) / np.maximum(n_true, 1), n_true / n_true.sum()
 
 
-def lwlrap_flat(truth: Any, scores: Any) -> float:
-    """Compute lwlrap over one list of all known labels, the micro average precision: it compares clips too.
-
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
-    Source: 32nd place, RFCX Species Audio Detection (its validation metric)
-    """
-    from sklearn.metrics import average_precision_score
-
-    true, known, scores = ranking_masks(truth, scores, some_true=True)
-    return float(average_precision_score(true[known], finite_scores(scores[known])))
-
-
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Compute, per clip, the sum of its true labels' precisions and their number; lwlrap is the ratio of totals.
 

@@ -32,10 +32,10 @@ class SoftLabels:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", np.asarray(self.targets, np.float32))
-        column_of_class([name.strip() for name in self.classes])
-        reserved = {"fname", *WINDOW_COLUMNS}.intersection(self.classes)
+        reserved = {*WINDOW_COLUMNS}.intersection(self.classes)
         if reserved:
             raise KitError(f"{min(reserved)!r} is no class: times are begin_s,end_s, both or none.")
+        column_of_class([name.strip() for name in self.classes])
         n = len(self.names)
         times = self.times
         expected = (n, len(self.classes))

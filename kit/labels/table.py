@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,11 @@ from kit.core.files import TextTable, read_table
 
 # In a table's `false_labels`, this stands for every class that is not listed in `labels`.
 ALL_OTHERS = "*"
-# Columns of the tables that the kit writes beside one column per class.
-OWN_COLUMNS = ("fname", "fold", "begin_s", "end_s")
+# The columns of the kit's own tables. A class with such a name is a header in the wrong line, or would take the place
+# of the column where tables have one column per class.
+OWN_COLUMNS = (
+    "fname", "recording_id", "labels", "false_labels", "fold", "weight", "source", "group", "begin_s", "end_s"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ def read_clip_table(path: str | Path) -> Any:
     if not table.lines:
         raise KitError(f"{path} holds no clips: add a line per clip.")
     table.check_names("fname", once="begin_s" not in columns)
-    for column in {"labels", "false_labels"} & columns.keys():
-        check_label_cells(table, column)
+    check_line_ends(table)
+    check_label_cells(table)
     if "begin_s" in columns or "end_s" in columns:
         read_stretches(table)
     if "false_labels" in columns:
@@ -126,21 +131,36 @@ def join_labels(names: Iterable[str]) -> str:
     return text.getvalue()
 
 
-def check_label_cells(table: TextTable, column: str) -> None:
+def check_line_ends(table: TextTable) -> None:
+    """Raise KitError at a cell with a lone carriage return: unquoted, as csv and pandas write it, it ends the line."""
+    for column, cells in table.columns.items():
+        for row, cell in enumerate(cells):
+            if "\r" in cell and "\n" not in cell:
+                raise KitError(f"{table.at(row)}: {column} is {cell!r}: remove the carriage return.")
+
+
+def check_label_cells(table: TextTable) -> None:
     """Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files."""
-    for row, text in enumerate(table.columns[column]):
-        for name in split_labels(text):
-            if name in OWN_COLUMNS:
-                raise KitError(
-                    f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is."
-                )
-            is_quoted = len(name) > 1 and name[0] == name[-1] == "'"
-            is_cut = name[0] in '["' or (name[-1] in ']"' and "[" not in name)
-            if is_quoted or is_cut or "\r" in name or "\n" in name:
-                cure = "separate names by commas, and put a name that holds a comma in double quotes"
-                raise KitError(
-                    f"{table.at(row)}: {column} is {text!r}, which gives the class {name!r}: {cure}."
-                )
+    first_cells: dict[str, tuple[int, str]] = {}
+    for column in sorted({"labels", "false_labels"} & table.columns.keys(), reverse=True):
+        for row, text in enumerate(table.columns[column]):
+            for name in split_labels(text):
+                first_cells.setdefault(name, (row, column))
+    # Names that another separator joins have parts that are classes by themselves, or parts of several names.
+    parts = {name: {part.strip() for part in re.split(r"[;|\t]", name)} - {""} for name in first_cells}
+    count = Counter(part for name in first_cells for part in parts[name])
+    for name, (row, column) in first_cells.items():
+        if name in OWN_COLUMNS:
+            raise KitError(
+                f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is."
+            )
+        is_quoted = len(name) > 1 and name[0] == name[-1] == "'"
+        is_cut = name[0] in '["' or (name[-1] in ']"' and "[" not in name)
+        is_joined = parts[name] != {name} and any(count[part] > 1 for part in parts[name])
+        if is_quoted or is_cut or is_joined or "\r" in name or "\n" in name:
+            cure = "separate names by commas, and put a name that holds a comma in double quotes"
+            cell = table.columns[column][row]
+            raise KitError(f"{table.at(row)}: {column} is {cell!r}, which gives the class {name!r}: {cure}.")
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
@@ -157,8 +177,11 @@ def classes_of_template(path: str | Path) -> tuple[str, ...]:
 
 
 def column_of_class(classes: Sequence[str]) -> dict[str, int]:
-    """Map each class to its column. Errors: KitError for a repeated class"""
+    """Map each class to its column. Errors: KitError for a repeated class, or one named as a column of the kit's"""
     column = {name: k for k, name in enumerate(classes)}
+    for name in OWN_COLUMNS:
+        if name in column:
+            raise KitError(f"a class cannot be named {name!r}, as a column of the kit's files is: rename it.")
     if len(column) != len(classes):
         raise KitError(f"{len(classes)} classes have {len(column)} names: remove the repeated ones.")
     return column

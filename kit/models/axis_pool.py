@@ -18,9 +18,11 @@ N_WAVE_STATS = 12
 class AxisPoolConfig(NetworkConfig):
     """Size of an axis-pool network: eight convolutions and an output layer."""
 
-    width: int = setting(64, "channels of the first of four blocks; each block doubles them", low=4)
-    stat_steps: int = setting(128, "time steps that the wave statistics are averaged to", low=1)
-    stat_width: int = setting(64, "units of their recurrence in each direction", low=1)
+    width: int = setting(
+        64, "channels of the first of four blocks; each block doubles them", low=4, high=2**16
+    )
+    stat_steps: int = setting(128, "time steps that the wave statistics are averaged to", low=1, high=2**16)
+    stat_width: int = setting(64, "units of their recurrence in each direction", low=1, high=2**16)
     head: HeadConfig = setting(HeadConfig("time-max"), HEAD_HELP)
 
 

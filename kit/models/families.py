@@ -35,7 +35,7 @@ def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[s
 
 def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
     """Check a network's settings and return its family and config."""
-    family = str(settings.get("family", "none given"))
+    family = str(settings.get("family", "none given"))[:100]
     config_class = choose("network family", family, FAMILIES)
     changes = {name: value for name, value in settings.items() if name != "family"}
     config = config_class.from_dict(merge_settings(config_class().to_dict(), changes))

@@ -42,9 +42,11 @@ class HeadConfig(Config):
     recurrent: str | None = setting(
         None, "bidirectional recurrence before pooling", choices=(None, *RECURRENCES)
     )
-    recurrent_width: int = setting(128, "units of the recurrence in each direction", low=1)
-    embedding: int = setting(0, "width its output is projected to; 0: no projection", low=0)
-    hidden: int | None = setting(0, "units of a hidden layer; 0: none; None: as many as its input", low=0)
+    recurrent_width: int = setting(128, "units of the recurrence in each direction", low=1, high=2**16)
+    embedding: int = setting(0, "width its output is projected to; 0: no projection", low=0, high=2**16)
+    hidden: int | None = setting(
+        0, "units of a hidden layer; 0: none; None: as many as its input", low=0, high=2**16
+    )
     norm_first: bool = setting(False, "batch norm before and after the hidden layer, then dropout")
     dropout: float = setting(0.2, "dropout before the output layer", low=0, high=0.95)
 

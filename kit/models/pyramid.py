@@ -18,9 +18,9 @@ class PyramidConfig(NetworkConfig):
 
     dims: int = setting(2, "2: convolve frequency and time; 1: time, bins are channels", choices=(1, 2))
     blocks: int = setting(5, "number of blocks; each halves its map", low=1, high=8)
-    width: int = setting(100, "channels of the first block", low=4)
+    width: int = setting(100, "channels of the first block", low=4, high=2**16)
     growth: float = setting(1.5, "factor on the channels from block to block", low=1, high=4)
-    pooled_from: int = setting(1, "first block, counted from 0, whose map the head reads", low=0)
+    pooled_from: int = setting(1, "first block, counted from 0, whose map the head reads", low=0, high=7)
     head: HeadConfig = setting(HeadConfig("max", hidden=None, norm_first=True, dropout=0.5), HEAD_HELP)
 
     def check(self) -> None:

@@ -15,8 +15,10 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 class SkipAttentionConfig(NetworkConfig):
     """Size of a skip-attention network: with three channels and 80 classes it has 17.02 M weights."""
 
-    width: int = setting(64, "channels of the first of four blocks; each block doubles them", low=4)
-    ratio: int = setting(16, "channels per hidden unit of channel attention", low=1)
+    width: int = setting(
+        64, "channels of the first of four blocks; each block doubles them", low=4, high=2**16
+    )
+    ratio: int = setting(16, "channels per hidden unit of channel attention", low=1, high=2**16)
     head: HeadConfig = setting(HeadConfig(hidden=128), HEAD_HELP)
 
 

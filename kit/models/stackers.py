@@ -14,8 +14,10 @@ from kit.core.errors import KitError
 class GatedMlpConfig(Config):
     """Size of a gated MLP; the defaults are the published network."""
 
-    widths: tuple[int, ...] = setting((1024, 512), "units of each hidden layer", low=1)
-    squeeze: int = setting(16, "inputs per hidden unit of the gate", low=1)
+    widths: tuple[int, ...] = setting(
+        (1024, 512), "units of each hidden layer", low=1, high=2**16, longest=64
+    )
+    squeeze: int = setting(16, "inputs per hidden unit of the gate", low=1, high=2**20)
     dropout: float = setting(0.2, "dropout after each hidden layer", low=0, high=0.95)
 
 
@@ -28,7 +30,9 @@ class ClassMixerConfig(Config):
 class ImageStackerConfig(Config):
     """Size of an image stacker."""
 
-    widths: tuple[int, ...] = setting((32, 64), "channels of each block, which halves the image", low=1)
+    widths: tuple[int, ...] = setting(
+        (32, 64), "channels of each block, which halves the image", low=1, high=2**16, longest=64
+    )
     dropout: float = setting(0.2, "dropout before the last layer", low=0, high=0.95)
 
 
@@ -133,7 +137,7 @@ class ImageStacker(Stacker):
 class LogisticStackerConfig(Config):
     """Regularisation of the logistic regressions."""
 
-    C: float = setting(1.0, "inverse strength of the L2 penalty, as in scikit-learn", low=1e-6)
+    C: float = setting(1.0, "inverse strength of the L2 penalty, as in scikit-learn", low=1e-6, high=1e12)
 
 
 class LogisticStacker(Stacker):

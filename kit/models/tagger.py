@@ -33,22 +33,24 @@ class TaggerCard(Config):
     frontend: FrontendConfig = setting(FrontendConfig(), "how waveforms become spectrograms")
     inference: InferenceConfig = setting(InferenceConfig(), "how a clip is predicted")
     network: dict[str, Any] = setting({}, "the network's family and settings")
-    min_frames: int = setting(1, "frames to which shorter clips are padded", low=1)
+    min_frames: int = setting(1, "frames to which shorter clips are padded", low=1, high=1_000_000)
     output: str = setting(
         "probability",
         "what sigmoid(logits) is; ranking: only their order counts",
         choices=("probability", "ranking"),
     )
     calibration: Calibration | None = setting(None, "scale and offset of the logits, fitted out of fold")
-    fold: int | None = setting(None, "the fold it was not trained on")
+    fold: int | None = setting(None, "the fold it was not trained on", low=-1, high=10**6)
     held_out: str = setting("", "digest of that fold's clip names")
-    seed: int = setting(0, "seed of its training")
-    oof_score: float | None = setting(None, "lwlrap on that fold")
-    cost: float | None = setting(None, "measured seconds of network time per second of audio")
+    seed: int = setting(0, "seed of its training", low=-(2**63), high=2**64)
+    oof_score: float | None = setting(None, "lwlrap on that fold", low=-1e9, high=1e9)
+    cost: float | None = setting(
+        None, "measured seconds of network time per second of audio", low=0, high=1e9
+    )
     cost_device: str = setting("", "the device where the cost was measured")
     recipe: dict[str, Any] = setting({}, "the recipe of its training")
     train_prevalences: tuple[float, ...] = setting(
-        (), "share of true labels among those drawn in training, by class"
+        (), "share of true labels among those drawn in training, by class", low=0, high=1e6
     )
     version: str = setting(VERSION, "version of the kit that wrote it")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kit.audio.decode import one_line
 from kit.core.config import setting
 from kit.core.errors import KitError
-from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
+from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input, meta_device
 
 # The two lengths in frames whose maps show a model's stride.
 PROBE_FRAMES = (2048, 4096)
@@ -59,11 +59,11 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     # create_model would download a name with a prefix such as hf-hub:. A registered name never does.
     if not timm.is_model(settings.name):
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]
-        near = ", ".join(difflib.get_close_matches(settings.name, names, 5, 0.4)) or "none"
-        raise KitError(f"timm has no model {settings.name!r}; near are: {near}.")
+        near = ", ".join(difflib.get_close_matches(settings.name[:100], names, 5, 0.4)) or "none"
+        raise KitError(f"timm has no model {settings.name[:100]!r}; near are: {near}.")
     options: dict[str, Any] = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
     try:
-        model: nn.Module = timm.create_model(settings.name, in_chans=channels, num_classes=0, **options)
+        model = create_timm_model(settings.name, in_chans=channels, num_classes=0, **options)
     except Exception as error:
         base_name = settings.name.partition(".")[0]
         tags = ", ".join(timm.list_models(f"{base_name}.*", pretrained=True)) or "none"
@@ -77,6 +77,20 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
             problem = f"a single first convolution of stride 2, which {settings.name} does not have"
             raise KitError(f"stem_stride=1 needs {problem}: set stem_stride=None.")
         stems[0].stride = (1, 1)
+    return model
+
+
+def create_timm_model(name: str, **options: Any) -> nn.Module:
+    """Create a registered model. Old versions of timm build some on the CPU only, so the meta device may follow."""
+    import timm
+
+    try:
+        model: nn.Module = timm.create_model(name, **options)
+    except Exception:
+        if torch.get_default_device().type != "meta":
+            raise
+        with torch.device("cpu"):
+            model = timm.create_model(name, **options).to("meta")
     return model
 
 
@@ -103,9 +117,9 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
 
     That takes several times as long as building the model, so it is done once per process.
     """
-    # Building a model draws random numbers, which must not change the caller's next ones.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model = timm_model(settings, shape.channels).to("meta").eval()
+    # Building a model may draw random numbers, which must not change the caller's next ones.
+    with torch.random.fork_rng(devices=[]), meta_device():
+        model = timm_model(settings, shape.channels).eval()
     short, long = (feature_map_shape(model, shape, frames) for frames in PROBE_FRAMES)
     # A map (B, D, M', N') grows along its last axis. Tokens and maps with channels last do not.
     if not (len(short) == len(long) == 4 and short[3] < long[3]):

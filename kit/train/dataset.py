@@ -20,6 +20,7 @@ from kit.infer.template import locate_clips
 from kit.labels.boxes import Boxes, recording_labels, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
 from kit.labels.table import ClipLabels, clip_labels, join_labels, scored_truth, stretches_of
+from kit.train.pseudo_labels import pick_soft
 from kit.train.recipe import Recipe
 
 MAX_BACKGROUNDS = 64
@@ -195,7 +196,10 @@ def load_dataset(
 ) -> Dataset:
     """Decode every clip of a table once and keep its spectrogram.
 
-    Errors: KitError if no clip can be decoded, and for a source that the recipe does not have
+    Stretches, boxes and windows that begin after the end of their sound are left out, with a note.
+
+    Errors: KitError if no clip can be decoded, for a source that the recipe does not have, for times of which most lie
+    outside their sound, and for any with a frontend that trims
     """
     import pandas
 
@@ -204,6 +208,12 @@ def load_dataset(
     labels = clip_labels(frame, classes)
     source_numbers(labels.sources, recipe)  # raises for an unknown source before anything is decoded
     stretches = stretches_of(frame)
+    has_times = boxes is not None or np.isfinite(stretches).all(axis=1).any() or bool(soft and soft.times)
+    if recipe.frontend.trim_db is not None and has_times:
+        raise KitError(
+            "frontend.trim_db cuts the ends of clips, so stretches, boxes and windows are not at their times: "
+            "use frontend.trim_db=null."
+        )
     clips = list(dict.fromkeys(labels.names))
     frontends: dict[str, Any] = {"spec": Frontend(recipe.frontend)}
     if recipe.needs_waveforms:
@@ -216,12 +226,19 @@ def load_dataset(
     failures: dict[int, str] = {}
     digests: dict[int, str] = {}
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
+    sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded["spec"]}
+    truth = scored_truth(labels, recipe.sources)
+    is_inside = begins_inside("stretches", labels.names, stretches[:, 0], stretches[:, 1], sound_s)
+    if boxes is not None:
+        boxes = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
+        has_box = np.array([name in boxes.rows for name in labels.names])
+        labels = replace(labels, targets=np.where(has_box[:, None], labels.targets, np.float32(np.nan)))
     for row, name in enumerate(labels.names):
         clip = clip_numbers[name]
-        if clip in loader.failures:
-            failures[row] = loader.failures[clip]
-            continue
         begin_s, end_s = stretches[row]
+        if clip in loader.failures or not is_inside[row]:
+            failures[row] = loader.failures.get(clip, f"begins at {begin_s:g} s, after the end of its sound")
+            continue
         spec = loaded["spec"][clip]
         spectrograms[row] = cut_stretch(spec, begin_s, end_s, recipe.frontend.frames_per_s)
         if recipe.needs_waveforms:
@@ -235,8 +252,9 @@ def load_dataset(
         warning = f"{copies} recordings are in several folds under several names: use a group_column."
         print(f"WARNING: {warning}", flush=True)
 
-    truth = scored_truth(labels, recipe.sources)
     if soft and soft.times:
+        begin_s, end_s = soft.times
+        soft = pick_soft(soft, begins_inside("windows with soft labels", soft.names, begin_s, end_s, sound_s))
         probs = pandas.DataFrame(soft.targets, columns=list(soft.classes)).reindex(columns=labels.classes)
         soft = replace(soft, classes=labels.classes, targets=probs.to_numpy())
     elif soft:
@@ -255,6 +273,51 @@ def load_dataset(
         soft_labels=soft,
         backgrounds=load_backgrounds(recipe, backgrounds, runtime),
     )
+
+
+def begins_inside(
+    what: str, names: Sequence[str], begin_s: np.ndarray, end_s: np.ndarray, sound_s: Mapping[str, float]
+) -> np.ndarray:
+    """Find the stretches that begin inside their sound; a note tells how many do not. Whole clips always do.
+
+    Shape:  names, begin_s and end_s (n,); sound_s the decoded seconds of each name -> (n,) bool
+    Errors: KitError where most begin after the end of their sound, or end at 100 times its length
+    """
+    length_s = np.array([sound_s.get(name, np.nan) for name in names])
+    length_s[np.isinf(end_s)] = np.nan
+    is_outside = begin_s >= length_s
+    is_far = is_outside | (end_s >= 100 * length_s)
+    marked = is_outside if is_outside.any() else is_far
+    if not marked.any():
+        return ~is_outside
+    first = int(marked.argmax())
+    times = f"{begin_s[first]:g} to {end_s[first]:g} s of {length_s[first]:.4g} s"
+    example = f"e.g. {names[first]!r}, {times}"
+    n_stretches = int(np.isfinite(length_s).sum())
+    if 2 * is_far.sum() > n_stretches:
+        places = f"{is_far.sum()} of {n_stretches} {what} lie outside their sound, {example}"
+        raise KitError(f"{places}: are the times in milliseconds? Give seconds.")
+    if is_outside.any():
+        left_out = f"{is_outside.sum()} {what} begin after the end of their sound and are left out"
+        print(f"note: {left_out}, {example}", flush=True)
+    return ~is_outside
+
+
+def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) -> Boxes:
+    """Select the boxes that begin inside their recording. A note tells how many lie above all frequencies.
+
+    Errors: as begins_inside
+    """
+    names = boxes.recordings.tolist()
+    boxes = boxes.select(begins_inside("boxes", names, boxes.begin_s, boxes.end_s, sound_s))
+    is_above = boxes.low_hz >= nyquist_hz
+    if is_above.any():
+        first = int(is_above.argmax())
+        example = f"e.g. {boxes.recordings.tolist()[first]!r} from {boxes.low_hz[first]:g} Hz"
+        limit = f"{nyquist_hz:g} Hz, half of frontend.sample_rate"
+        unseen = f"{is_above.sum()} boxes lie above {limit}, so the network cannot see them"
+        print(f"note: {unseen}, {example}", flush=True)
+    return boxes
 
 
 def cut_stretch(spec: Tensor, begin_s: float, end_s: float, steps_per_s: float) -> Tensor:

@@ -26,8 +26,10 @@ CLIP_STATISTICS = ("clip", "peak", "minmax")
 class SourceConfig(Config):
     """How clips of one source are used. The table's column `source` names each clip's source."""
 
-    share: float | None = setting(None, "share of the drawn crops; None: its share of the clips", low=0)
-    weight: float = setting(1.0, "factor of the loss", low=0)
+    share: float | None = setting(
+        None, "share of the drawn crops; None: its share of the clips", low=0, high=1e6
+    )
+    weight: float = setting(1.0, "factor of the loss", low=0, high=1e6)
     loss: str | None = setting(None, "loss of these clips; None: the recipe's loss", choices=(None, *LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of that loss")
     head: str = setting("clip", "head to train; noisy needs network.noisy_head", choices=("clip", "noisy"))
@@ -38,7 +40,9 @@ class SourceConfig(Config):
 class SamplingConfig(Config):
     """Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once."""
 
-    steps: int | None = setting(None, "batches per epoch; None: enough to draw every clip once", low=1)
+    steps: int | None = setting(
+        None, "batches per epoch; None: enough to draw every clip once", low=1, high=10**9
+    )
     balance: str = setting(
         "none", "draw all classes equally often, by clips or by seconds", choices=("none", "clips", "seconds")
     )
@@ -51,7 +55,9 @@ class SamplingConfig(Config):
         0.5, "overlap with a box that labels a crop, as a share of the shorter of the two", low=0.01, high=1
     )
     sample_by_probs: bool = setting(False, "away from boxes, draw windows by the sum of their soft labels")
-    rare_boost: float = setting(0.0, "extra augmentation of the rarest class (1: twice as often)", low=0)
+    rare_boost: float = setting(
+        0.0, "extra augmentation of the rarest class (1: twice as often)", low=0, high=1e3
+    )
 
 
 @dataclass(frozen=True)
@@ -77,34 +83,43 @@ class Recipe(System):
     average_over: str = setting(
         "clips", "what a batch's loss is the mean over: clips or known labels", choices=("clips", "labels")
     )
-    auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0)
+    auxiliary: tuple[float, ...] = setting(
+        (), "weights of the losses at the network's skips", low=0, high=1e6
+    )
     sources: dict[str, Any] = setting({}, "settings for each source in the table")
     weight_by_share: bool = setting(True, "multiply the loss of a source by its share of the batch")
     finetune_loss: str | None = setting(
         None, "loss of the fine-tuning epochs; None: as before", choices=(None, *LOSSES)
     )
-    finetune_epochs: int = setting(0, "last epochs that fine-tune, with their own lr schedule", low=0)
-    finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6)
+    finetune_epochs: int = setting(
+        0, "last epochs that fine-tune, with their own lr schedule", low=0, high=10**6
+    )
+    finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6, high=1e6)
     finetune_freeze: bool = setting(False, "fine-tune the heads only")
-    crop_s: float = setting(10.0, "seconds of a training crop", low=0.05)
+    crop_s: float = setting(10.0, "seconds of a training crop", low=0.05, high=86400)
     wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), "augmentation of waveforms")
     spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), "augmentation of spectrograms")
     mixup: MixupConfig = setting(MixupConfig(), "how crops are mixed")
     mixup_until: float = setting(1.0, "share of the epochs, from the first, with mixup", low=0, high=1)
-    no_augment_epochs: int = setting(10, "last epochs without mixup and augmentation", low=0)
+    no_augment_epochs: int = setting(10, "last epochs without mixup and augmentation", low=0, high=10**6)
     sampling: SamplingConfig = setting(SamplingConfig(), "which crops are drawn")
     image_sizes: tuple[tuple[int, ...], ...] = setting(
-        (), "growing sizes, each for an equal part of the epochs; the last is frontend.image_size"
+        (),
+        "growing sizes, each for an equal part of the epochs; the last is frontend.image_size",
+        low=1,
+        high=2**16,
     )
-    epochs: int = setting(100, "passes over the clips, or over sampling.steps batches", low=1)
-    batch_size: int = setting(32, "crops per batch", low=2)
+    epochs: int = setting(100, "passes over the clips, or over sampling.steps batches", low=1, high=10**6)
+    batch_size: int = setting(32, "crops per batch", low=2, high=2**20)
     optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
     amp: bool = setting(True, "train in float16 autocast on a GPU")
-    validate_every: int = setting(10, "epochs between validations; the last epoch is always validated", low=1)
+    validate_every: int = setting(
+        10, "epochs between validations; the last epoch is always validated", low=1, high=10**6
+    )
     keep: str = setting("last", "which weights the checkpoint holds", choices=("last", "best"))
-    n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2)
-    seeds: int = setting(1, "networks per fold", low=1)
-    seed: int = setting(0, "seed of all random numbers", low=0)
+    n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2, high=1000)
+    seeds: int = setting(1, "networks per fold", low=1, high=1000)
+    seed: int = setting(0, "seed of all random numbers", low=0, high=2**63 - 1)
     self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), "self-training with pseudo-labels")
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from kit.core.clock import Deadline, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
-from kit.core.files import file_digest, write_text
+from kit.core.files import file_digest, locked, write_text
 from kit.core.runtime import Runtime, start_runtime
 from kit.infer.predictor import Predictor
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
@@ -83,16 +83,19 @@ def train_run(
     folder = Path(out)
     files = run_files(recipe, frame, folds, boxes, soft)
     check_run(folder, files)
+    if (folder / "state").is_dir():
+        with locked(folder / "state", folder):  # refuses a second process before it decodes anything
+            pass
     data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
     check_labels(recipe, data)
     check_folds(data, trained_folds)
-    # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
-    for name, text in files.items():
-        write_text(folder / name, text)
-
     parts: list[tuple[np.ndarray, OofPredictions]] = []
     networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
-    with progress_bar(len(networks) * recipe.epochs, "train", "epochs", progress) as bar:
+    bar = progress_bar(len(networks) * recipe.epochs, "train", "epochs", progress)
+    with locked(folder / "state", folder), bar:
+        # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
+        for name, text in files.items():
+            write_text(folder / name, text)
         for done, (fold, replica) in enumerate(networks):
             # Each network gets an equal share of the time that is left.
             share_s = clock.left_s() / (len(networks) - done)
@@ -100,9 +103,9 @@ def train_run(
             predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until)
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))
-    oof = join_folds(parts) if parts else None
-    if oof is not None:
-        write_oof(folder, oof)
+        oof = join_folds(parts) if parts else None
+        if oof is not None:
+            write_oof(folder, oof)
     return Run(folder, recipe, oof)
 
 
@@ -166,7 +169,8 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 def check_labels(recipe: Recipe, data: Dataset) -> None:
     """Raise KitError for labels that leave nothing to learn: no known false label, or one class to rank."""
     for name in data.classes:
-        if any(mark in name for mark in ";|"):
+        words = name.split()
+        if any(mark in name for mark in ";|") or (len(words) > 1 and {*words} <= {*data.classes}):
             print(f"note: {name!r} is one class: names are separated by commas alone.", flush=True)
     if not (data.targets == 0).any():
         classes = ", ".join(data.classes[:5])

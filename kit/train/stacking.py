@@ -17,7 +17,8 @@ from kit.infer.stack import Stack, StackCard, WindowProbs, clip_image
 from kit.labels.bootstrap import Interval, bootstrap_difference
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels
-from kit.models.checkpoint import FORMAT, checkpoint_content, tensors_of
+from kit.models.archive import FORMAT
+from kit.models.checkpoint import checkpoint_content, tensors_of
 from kit.models.stackers import STACKERS, LogisticStacker, Stacker
 from kit.models.tagger import Tagger
 from kit.train.losses import average_loss, bce_loss

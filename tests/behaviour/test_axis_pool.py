@@ -5,7 +5,8 @@ import torch
 
 from kit.core.errors import KitError
 from kit.models.families import build_network
-from kit.models.network import InputShape, receptive_field
+from kit.models.network import InputShape
+from tests.behaviour.receptive import receptive_field
 
 BINS = 17
 PLAIN = InputShape(2, BINS)

@@ -5,7 +5,7 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
-from kit.labels.metrics import auc_per_class, log_losses, lwlrap, lwlrap_flat, top1_accuracy
+from kit.labels.metrics import auc_per_class, log_losses, lwlrap, top1_accuracy
 
 
 def draw(seed, n=40, n_classes=6, unknown=0.2, share=0.3):
@@ -47,7 +47,7 @@ def slow_bounds(metric, truth, scores, groups, draws, level, seed):
     return metric(truth, scores), *np.quantile(values, [tail, 1 - tail])
 
 
-@pytest.mark.parametrize("metric", [lwlrap, top1_accuracy, unrecognised(lwlrap), lwlrap_flat, macro_auc])
+@pytest.mark.parametrize("metric", [lwlrap, top1_accuracy, unrecognised(lwlrap), macro_auc])
 def test_an_interval_equals_its_definition(metric):
     truth, scores = draw(1)
     groups = [f"recording {i // 3:02d}" for i in range(40)]

@@ -48,13 +48,17 @@ def slow_targets(boxes, recording, begin, end, min_share):
 
 
 def test_recordings_stay_text_and_species_become_classes(tmp_path):
-    boxes = boxes_of(tmp_path, "007,2,1,1.5,100,2.5,900.5 1e5,0,4,0,0,1,50", "NA,3,1,3,10,4,20")
+    boxes = boxes_of(tmp_path, "007,2,1,1.5,100,2.5,900.5 1e5,0,4,0,0,1,50", "NA,3,1,3,10,4,200")
     assert boxes.classes == ("s0", "s1", "s2", "s3")
     assert boxes.recordings.tolist() == ["007", "1e5", "NA"]
     assert boxes.species.tolist() == [2, 0, 3] and boxes.is_true.tolist() == [True, True, False]
     assert boxes.begin_s.tolist() == [1.5, 0, 3] and boxes.end_s.tolist() == [2.5, 1, 4]
-    assert boxes.low_hz.tolist() == [100, 0, 10] and boxes.high_hz.tolist() == [900.5, 50, 20]
-    assert boxes_of(tmp_path, "a,1,1,0,0,1,1", "", ("frog", "bird", "owl")).classes == ("frog", "bird", "owl")
+    assert boxes.low_hz.tolist() == [100, 0, 10] and boxes.high_hz.tolist() == [900.5, 50, 200]
+    assert boxes_of(tmp_path, "a,1,1,0,0,1,100", "", ("frog", "bird", "owl")).classes == (
+        "frog",
+        "bird",
+        "owl",
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,11 +85,29 @@ def test_a_wrong_box_is_refused_with_its_file_and_line(tmp_path, row, words):
             assert word in str(caught.value)
 
 
+def test_a_file_in_kilohertz_is_refused_with_the_cure_and_a_box_below_100_hz_among_others_is_not(tmp_path):
+    good, in_khz = "a,0,1,0,4000,1,8000", "a,0,1,0,4.0,1,8.0 b,0,1,0,0.1,1,99.9"
+    for true, false, name in ((in_khz, good, "tp"), (good, in_khz, "fp")):
+        with pytest.raises(
+            KitError, match=rf"{name}\.csv: no f_max is above 99\.9 Hz: are f_min and f_max in kHz"
+        ):
+            boxes_of(tmp_path, true, false)
+    assert boxes_of(tmp_path, f"{good} {in_khz}").high_hz.tolist() == [8000, 8.0, 99.9]
+
+
+def test_a_class_of_boxes_is_not_named_as_a_column_and_a_recording_has_no_lone_carriage_return(tmp_path):
+    with pytest.raises(KitError, match="a class cannot be named 'fold'"):
+        boxes_of(tmp_path, "a,0,1,0,0,1,500", "", ("fold", "x"))
+    (tmp_path / "tp.csv").write_bytes((HEADER + '"a\rb",0,1,0,0,1,500\n').encode())
+    with pytest.raises(KitError, match=r"line 3: recording_id is 'a\\rb': remove the carriage return"):
+        read_boxes(tmp_path / "tp.csv", tmp_path / "fp.csv")
+
+
 def test_missing_columns_missing_files_and_no_boxes_are_errors(tmp_path):
     with pytest.raises(KitError, match="no boxes"):
         boxes_of(tmp_path, "", "")
     with pytest.raises(KitError, match="repeated"):
-        boxes_of(tmp_path, "a,0,1,0,0,1,5", "", ("x", "x"))
+        boxes_of(tmp_path, "a,0,1,0,0,1,500", "", ("x", "x"))
     (tmp_path / "fp.csv").write_text("recording_id,species_id,t_min,t_max,f_min\n")
     with pytest.raises(KitError, match=r"fp\.csv has no column 'f_max'"):
         read_boxes(tmp_path / "tp.csv", tmp_path / "fp.csv")
@@ -111,7 +133,7 @@ def test_window_targets_equal_their_definition(tmp_path, min_share):
 
 
 def test_a_recording_or_class_without_boxes_is_unknown(tmp_path):
-    boxes = boxes_of(tmp_path, "a,0,1,0,0,9,5", "", ("x", "y"))
+    boxes = boxes_of(tmp_path, "a,0,1,0,0,9,500", "", ("x", "y"))
     assert np.isnan(window_targets(boxes, "b", [0, 1], [5, 6])).all()
     assert np.isnan(window_targets(boxes, "a", 0, 5)[1])
     assert window_targets(boxes, "a", [], []).shape == (0, 2)
@@ -119,7 +141,7 @@ def test_a_recording_or_class_without_boxes_is_unknown(tmp_path):
 
 @pytest.mark.parametrize("arguments", [(5, 5), ([0, 1], [1, np.nan]), (0, 1, 0.0), (0, 1, 1.1)])
 def test_a_window_without_length_or_a_share_out_of_range_is_refused(tmp_path, arguments):
-    boxes = boxes_of(tmp_path, "a,0,1,0,0,9,5")
+    boxes = boxes_of(tmp_path, "a,0,1,0,0,9,500")
     with pytest.raises(KitError, match=r"must end after|must be in \(0, 1\]"):
         window_targets(boxes, "a", *arguments)
 

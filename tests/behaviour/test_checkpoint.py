@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import struct
 import zipfile
 
 import pytest
@@ -13,15 +14,9 @@ from kit.audio.frontend import FrontendConfig
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.labels.calibration import Calibration
-from kit.models.checkpoint import (
-    FORMAT,
-    content_digest,
-    find_checkpoints,
-    load_tagger,
-    open_checkpoint,
-    save_tagger,
-    wrap_network,
-)
+from kit.models.archive import FORMAT, content_digest
+from kit.models.checkpoint import find_checkpoints, load_tagger, open_checkpoint, save_tagger
+from kit.models.own_network import wrap_network
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 
 FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16)
@@ -161,7 +156,7 @@ def test_a_failed_save_leaves_the_last_good_file(tmp_path):
     save_tagger(tmp_path / "a.pt", tagger)
     good = (tmp_path / "a.pt").read_bytes()
     tagger.network.register_buffer("odd", torch.zeros(2, device="meta"))
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(KitError, match="odd is on the device meta, where a plain tensor is needed"):
         save_tagger(tmp_path / "a.pt", tagger)
     assert (tmp_path / "a.pt").read_bytes() == good
 
@@ -235,7 +230,7 @@ def test_a_file_that_is_no_whole_archive_is_refused(tmp_path):
 @pytest.mark.parametrize("number", [FORMAT + 1, 0, 99, "2"])
 def test_another_format_is_refused_with_the_kit_that_reads_it(tmp_path, number):
     torch.save(content_of(small_tagger(), format=number), tmp_path / "a.pt")
-    message = f"has checkpoint format {number}, this kit reads {FORMAT}: use the kit that wrote it"
+    message = f"has checkpoint format {number!r}, this kit reads {FORMAT}: use the kit that wrote it"
     assert message in error_of(tmp_path / "a.pt")
 
 
@@ -271,6 +266,169 @@ def test_tensors_that_are_no_table_are_refused(tmp_path, tensors):
 def test_a_card_that_cannot_be_read_is_refused(tmp_path, card):
     torch.save(content_of(small_tagger(), card=card), tmp_path / "a.pt")
     error_of(tmp_path / "a.pt")
+
+
+PYRAMID_CARD = {**PYRAMID, "head": {"pool": "mean", "hidden": 0}}
+HOSTILE_CARDS = {
+    "a long transform": ({"frontend": {"n_fft": 2**30}}, "n_fft must be at most"),
+    "a negative transform": ({"frontend": {"n_fft": -5}}, "n_fft must be at least 16, got -5"),
+    "filters times bands": (
+        {"frontend": {"n_fft": 2**16, "sample_rate": 44100, "bands_hz": [[0, 20000]] * 4000}},
+        "mel filters may have at most",
+    ),
+    "many bands": ({"frontend": {"n_mels": 1, "bands_hz": [[0, 3000]] * 5000}}, "at most 4096 items"),
+    "long bands": ({"frontend": {"bands_hz": [[0] * 50]}}, "at most 16 items, got 50"),
+    "many resolutions": ({"frontend": {"resolutions": [[256, 128]] * 17}}, "at most 16 items, got 17"),
+    "a large image": ({"frontend": {"image_size": [2**20, 2**20]}}, "image_size must be at most"),
+    "many classes": ({"classes": list(map(str, range(100_001)))}, "at most 100000 items, got 100001"),
+    "a long name": ({"cost_device": "x" * 20_000}, "at most 10000 characters, got 20000"),
+    "a huge integer": ({"seed": 10**4000}, "seed must be at most"),
+    "a huge integer as a float": ({"frontend": {"mean": 10**4000}}, "mean must be at most"),
+    "NaN": ({"frontend": {"mean": float("nan")}}, "mean must be at least"),
+    "infinity": ({"inference": {"hop_s": float("inf")}}, "hop_s must be at most"),
+    "Python's own words": ({"frontend": {"cls": 1, "self": 2}}, "no setting 'cls'"),
+    "a group that is a number": ({"frontend": 3}, "wants FrontendConfig, got 3"),
+    "a head that is a number": ({"network": {**PYRAMID, "head": 3}}, "wants HeadConfig, got 3"),
+    "a family that is a list": ({"network": {"family": [1]}}, "unknown network family"),
+    "a wide network": ({"network": {**PYRAMID, "width": 2**20}}, "width must be at most"),
+    "wide and wide": ({"network": {"family": "skip-attention", "width": 60_000}}, "do not fit its network"),
+    "hidden and hidden": (
+        {"network": {**PYRAMID, "width": 60_000, "growth": 4}},
+        "do not fit its network",
+    ),
+    "a deep recipe": ({"recipe": json.loads('{"a":' * 99 + "1" + "}" * 99)}, "nested more than 64 deep"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_CARDS)
+def test_a_card_of_any_size_is_refused_by_what_is_too_large_before_anything_is_built(tmp_path, case):
+    changes, message = HOSTILE_CARDS[case]
+    card = json.loads(json.dumps(small_card(network=PYRAMID).to_dict()))
+    for name, value in changes.items():
+        is_part = isinstance(value, dict) and name in ("frontend", "inference")
+        card[name] = {**card[name], **value} if is_part else value
+    torch.save(content_of(small_tagger(), card=json.dumps(card)), tmp_path / "a.pt")
+    assert message in error_of(tmp_path / "a.pt")
+
+
+LONG_CARDS = {
+    "deep": ('{"recipe": ' + "[" * 100_000 + "]" * 100_000 + "}", "is damaged"),
+    "long": ('{"recipe": [' + "[]," * 1_500_000 + "1]}", "wanted JSON of at most 4000000"),
+    "no table": ("[1]", "its card is a list"),
+    "no text": (7, "its card is int"),
+}
+
+
+@pytest.mark.parametrize("case", LONG_CARDS)
+def test_a_card_that_is_no_short_table_of_json_is_refused(tmp_path, case):
+    text, message = LONG_CARDS[case]
+    content = content_of(small_tagger())
+    torch.save({**content, "card": text}, tmp_path / "a.pt")
+    assert message in error_of(tmp_path / "a.pt")
+
+
+def tensors_with(value, name="odd"):
+    """A checkpoint's content with a further tensor, which its digest cannot cover."""
+    content = content_of(small_tagger())
+    return {**content, "tensors": {**content["tensors"], name: value}}
+
+
+HOSTILE_CONTENTS = {
+    "a text": (lambda: tensors_with("x"), "odd is a str"),
+    "a number as a name": (lambda: tensors_with(torch.zeros(2), 1), "a tensor's name is a int"),
+    "sparse": (lambda: tensors_with(torch.eye(3).to_sparse()), "odd is sparse"),
+    "on meta": (lambda: tensors_with(torch.zeros(3, device="meta")), "odd is on the device meta"),
+    "expanded": (lambda: tensors_with(torch.zeros(1).expand(10**6, 10**6)), "odd is not contiguous"),
+    "transposed": (lambda: tensors_with(torch.zeros(2, 3).T), "odd is not contiguous"),
+    "shared": (
+        lambda: content_of(small_tagger(), tensors=dict.fromkeys("abcdef", torch.zeros(9999))),
+        "more than",
+    ),
+    "a format of tensors": (lambda: content_of(small_tagger(), format=torch.zeros(2)), "checkpoint format"),
+    "a digest of tensors": (lambda: {**content_of(small_tagger()), "digest": torch.zeros(3)}, "damaged"),
+    "names of tuples": (lambda: {((1,), 2): 3, 10**50: 4}, "it holds: tuple, int"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_CONTENTS)
+def test_contents_of_wrong_types_and_tensors_that_pretend_to_be_large_are_refused(tmp_path, case):
+    make, message = HOSTILE_CONTENTS[case]
+    torch.save(make(), tmp_path / "a.pt")
+    assert message in error_of(tmp_path / "a.pt")
+
+
+def write_archive(path, pickled=b"", method=zipfile.ZIP_STORED, parts=0):
+    """An archive with the parts that torch.save writes."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in {"data.pkl": pickled, "byteorder": "little", "version": "3"}.items():
+            archive.writestr(f"a/{name}", content)
+        for number in range(parts):
+            archive.writestr(f"a/data/{number}", "")
+
+
+def with_entries_repeated(path, times=50):
+    """Repeat the directory of an archive, so that its parts overlap."""
+    whole = path.read_bytes()
+    count, size, start = struct.unpack("<HII", whole[-12:-2])
+    directory, count = whole[start : start + size] * times, count * times
+    end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, len(directory), start, 0)
+    path.write_bytes(whole[:start] + directory + end)
+
+
+BYTEARRAY = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (4 << 30).to_bytes(5, "little") + b"\x85R."
+HOSTILE_PICKLES = {
+    "a bytearray of 4 GB": (BYTEARRAY, "it holds builtins bytearray"),
+    "many lists": (b"\x80\x02(" + b"]" * 1_100_000 + b"t.", "too many operations"),
+    "deep keys": (b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.", "too many operations"),
+    "a long pickle": (b"\x80\x02]" + b"0]" * (17 << 20) + b".", "its pickle is too long"),
+    "a cut pickle": (b"\x80\x02]", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_PICKLES)
+def test_a_pickle_that_would_fill_the_memory_is_refused_unread(tmp_path, case):
+    pickled, message = HOSTILE_PICKLES[case]
+    write_archive(tmp_path / "a.pt", pickled)
+    assert message in error_of(tmp_path / "a.pt")
+
+
+def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    write_archive(path, bytes(10**6), zipfile.ZIP_DEFLATED)
+    assert "it is compressed" in error_of(path)
+    save_tagger(path, small_tagger())
+    with_entries_repeated(path)
+    assert "its parts overlap" in error_of(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(2000):
+            archive.writestr(str(number).zfill(5000), "")
+    assert "too many parts" in error_of(path)
+
+
+def test_a_card_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    save_tagger(tmp_path / "a.pt", small_tagger())
+    good = (tmp_path / "a.pt").read_bytes()
+    with pytest.raises(KitError, match="wanted JSON of at most"):
+        save_tagger(tmp_path / "a.pt", small_tagger(recipe={"note": "x" * 5_000_000}))
+    assert (tmp_path / "a.pt").read_bytes() == good
+
+
+class Tied(CustomNetwork):
+    """A network that holds one layer under many names, in a view of a larger tensor."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.head.weight = nn.Parameter(torch.randn(3000, 16)[:3])
+        self.copies = nn.ModuleList([self.head] * 9)
+
+
+def test_tied_weights_and_views_are_saved_by_themselves_and_come_back(tmp_path):
+    network = Tied().eval()
+    save_tagger(tmp_path / "a.pt", wrap_network(network, FRONTEND, CLASSES))
+    assert (tmp_path / "a.pt").stat().st_size < 20_000
+    loaded = load_tagger(tmp_path / "a.pt", {"own": Tied})
+    assert torch.equal(loaded.network.copies[8].weight, network.head.weight)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +504,14 @@ def test_checkpoints_are_found_once_each_and_sorted(tmp_path):
     every = ["other.pt", "fold_0.pt", "fold_1.pt", "odd[1].pt"]
     assert names(tmp_path / "other.pt", f"{tmp_path}/*.pt") == every
     assert names(tmp_path / "odd[1].pt") == ["odd[1].pt"]
+    (tmp_path / "runs [1]" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "runs [1]" / "a" / "b" / "fold_0.pt").touch()
+    (tmp_path / "runs 1").mkdir()
+    (tmp_path / "runs 1" / "fold_1.pt").touch()
+    assert (
+        names(f"{tmp_path}/runs [1]/*/b/fold_*.pt") == names(f"{tmp_path}/runs [1]/**/*.pt") == ["fold_0.pt"]
+    )
+    assert names(f"{tmp_path}/runs [12]/fold_*.pt") == ["fold_1.pt"]
     with pytest.raises(KitError, match=r"no checkpoint matches .*fold_\*\.pth"):
         names(f"{tmp_path}/fold_*.pth")
     with pytest.raises(KitError, match=r"no checkpoints given: e\.g\. --checkpoints"):

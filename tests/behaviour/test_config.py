@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,14 @@ import pytest
 from kit.audio.frontend import FrontendConfig
 from kit.core.config import Config, read_value, setting
 from kit.core.errors import KitError, choose, suggest
+from kit.infer.stack import StackCard
+from kit.labels.calibration import Calibration
+from kit.models.families import FAMILIES
+from kit.models.stackers import STACKERS
+from kit.models.tagger import TaggerCard
+from kit.train.optim import OptimConfig
+from kit.train.pseudo_labels import SelfTrainingConfig
+from kit.train.recipe import Recipe, SourceConfig, System
 from kit.train.recipes import RECIPES, SMALL, find_recipe
 
 
@@ -95,6 +105,64 @@ WRONG = [
 def test_a_wrong_value_is_refused_with_what_came_and_what_is_wanted(values, message):
     with pytest.raises(KitError, match=message):
         Outer.from_dict(values)
+
+
+def config_classes(*classes):
+    """The classes of settings, and those of their groups."""
+    found = []
+    for config in classes:
+        kinds = [item.default for item in dataclasses.fields(config) if isinstance(item.default, Config)]
+        found += [config, *config_classes(*map(type, kinds))]
+    return found
+
+
+BOUNDED = {
+    config.__name__: config
+    for config in config_classes(
+        TaggerCard, StackCard, Calibration, Recipe, SourceConfig, System,
+        *FAMILIES.values(), *(config for config, _ in STACKERS.values()),
+    )
+    if config not in (OptimConfig, SelfTrainingConfig)  # no checkpoint is built from them
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_every_number_of_a_card_has_bounds_which_its_infinity_and_its_huge_integers_exceed(name):
+    config = BOUNDED[name]
+    hints = typing.get_type_hints(config)
+    for item in dataclasses.fields(config):
+        kinds = re.findall(r"\b(?:int|float)\b", str(hints[item.name]).replace("Any", ""))
+        if not kinds or item.metadata.get("choices"):
+            continue
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        assert low is not None and high is not None, f"{name}.{item.name} needs a low and a high"
+        value = 10**400
+        for _ in range(str(hints[item.name]).count("tuple[")):
+            value = [value]
+        with pytest.raises(KitError, match=rf"{item.name} must be at most"):
+            config(**{item.name: value})
+
+
+def test_a_list_is_no_longer_than_its_setting_allows_and_its_inner_lists_are_short():
+    @dataclass(frozen=True)
+    class Lists(Config):
+        few: tuple[int, ...] = setting((), "a few", high=9, longest=3)
+        many: tuple[str, ...] = ()
+        pairs: tuple[tuple[float, ...], ...] = setting((), "pairs", low=0, high=9)
+
+    assert Lists(few=(1, 2, 3), many=("a",) * 100_000, pairs=[[1, 2]] * 99).pairs[98] == (1.0, 2.0)
+    wrong = {"few": [1] * 4, "many": ["a"] * 100_001, "pairs": [[1] * 17]}
+    for name, value in wrong.items():
+        with pytest.raises(KitError, match=rf"Lists\.{name} must have at most (3|100000|16) items, got"):
+            Lists(**{name: value})
+    with pytest.raises(KitError, match=r"Lists\.pairs must be at most 9, got 10\.0"):
+        Lists(pairs=[[1, 2], [1, 10]])
+
+
+def test_a_long_value_is_cut_in_the_error():
+    with pytest.raises(KitError) as caught:
+        Outer(rate=list(range(100_000)))
+    assert len(str(caught.value)) < 200 and "got [0, 1, 2" in str(caught.value)
 
 
 def test_overrides_reach_every_depth_and_leave_the_original_alone():

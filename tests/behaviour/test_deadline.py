@@ -1,6 +1,7 @@
 """Law 8: with a deadline the work is done before it, whatever files, networks and devices do."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,9 +22,10 @@ from torch import Tensor
 from kit.audio.decode import DECODERS, Decoder, Sound
 from kit.core.clock import Deadline, TimeBudget, set_deadline
 from kit.core.errors import KitError
-from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, read_inputs, run_submission
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
+from kit.infer.submission import read_inputs, run_submission
 from kit.infer.submit import submit
 from tests.behaviour.trained import (
     LoudBands,
@@ -45,33 +47,41 @@ import glob, os, signal, threading, time
 def hold_the_lock():
     import ctypes
     ctypes.PyDLL(None).sleep(1000)
-if os.environ.get("AUDIOTAG_KIT_WORKER") == "1":
-    try:
-        import soundfile, torch
-    except ImportError:
-        raise SystemExit("the worker of this test has no soundfile or torch")
+def in_worker():
+    return bool(os.environ.get("AUDIOTAG_KIT_WORKER"))
+import soundfile, torch
 """
 HANGING_FILE = """
-    read = soundfile.SoundFile
-    class Hanging(read):
-        def __init__(self, file, *given, **named):
-            if "hang" in str(file):
-                threading.Event().wait()
-            super().__init__(file, *given, **named)
-    soundfile.SoundFile = Hanging
+read = soundfile.SoundFile
+class Hanging(read):
+    def __init__(self, file, *args, **options):
+        if "hang" in str(file) and in_worker():
+            threading.Event().wait()
+        super().__init__(file, *args, **options)
+soundfile.SoundFile = Hanging
 """
 ONCE_A_MODEL_IS_DONE = """
-    forward = torch.nn.Conv2d.forward
-    def wrong(self, x):
-        if glob.glob(os.environ["STATE"] + "/[!.]*.npz"):
-            {deed}
-        return forward(self, x)
-    torch.nn.Conv2d.forward = wrong
+forward = torch.nn.Conv2d.forward
+def wrong(self, x):
+    if in_worker() and glob.glob(os.environ["STATE"] + "/[!.]*.npz"):
+        {deed}
+    return forward(self, x)
+torch.nn.Conv2d.forward = wrong
+"""
+POISON = """
+read = soundfile.SoundFile
+class Poison(read):
+    def __init__(self, file, *args, **options):
+        if "poison_" in str(file) and in_worker():
+            signal.raise_signal(signal.SIGSEGV)
+        super().__init__(file, *args, **options)
+soundfile.SoundFile = Poison
 """
 DEEDS = {
     "a file hangs its reader": HANGING_FILE,
+    "files end the process": POISON,
     "a network holds the interpreter lock": ONCE_A_MODEL_IS_DONE.format(deed="hold_the_lock()"),
-    "a network breaks the process": ONCE_A_MODEL_IS_DONE.format(deed="os.kill(os.getpid(), signal.SIGSEGV)"),
+    "a network breaks the process": ONCE_A_MODEL_IS_DONE.format(deed="signal.raise_signal(signal.SIGSEGV)"),
     "the system kills the process": ONCE_A_MODEL_IS_DONE.format(deed="os.kill(os.getpid(), signal.SIGKILL)"),
 }
 SCRIPT = """
@@ -108,8 +118,10 @@ def races(
     """All races, started together: they wait, and so cost little; the tests come for them when they are over."""
     folder = tmp_path_factory.mktemp("races")
     shutil.copytree(clips, folder / "in")
+    shutil.copytree(clips, folder / "poisoned")
     for k in range(3):
         write_wav(folder / "in" / f"hang_{k}.wav", noise(4000))
+        write_wav(folder / "poisoned" / f"poison_{k}.wav", noise(4000, seed=k))
     paths = [str(Path(kit_command[-1]).parent)] if kit_command[-1].endswith(".py") else []
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     running: dict[str, Race] = {}
@@ -117,7 +129,10 @@ def races(
         room = folder / str(number)
         (room / "site").mkdir(parents=True)
         (room / "site" / "sitecustomize.py").write_text(BEFORE + deed)
-        words = ["submit", "--audio", str(folder / "in" if "file" in name else clips), "--out", "out.csv"]
+        audio = {"a file hangs its reader": folder / "in", "files end the process": folder / "poisoned"}.get(
+            name, clips
+        )
+        words = ["submit", "--audio", str(audio), "--out", "out.csv"]
         words += ["--deadline", f"{RACE_S}s", "--no-progress", "--checkpoints", *trained.mel]
         given = {"PYTHONPATH": os.pathsep.join([str(room / "site"), *paths]), "STATE": "out.csv.state"}
         running[name] = start([*kit_command, *words], room, given)
@@ -480,3 +495,19 @@ def test_in_a_script_a_network_that_holds_the_interpreter_lock_cannot_miss_the_d
     race = races["in a script, a network holds the interpreter lock"]
     result(race)
     assert len(read_scores(race.out)[1]) == 14
+
+
+def test_files_that_end_the_process_cost_no_rows_but_their_own(
+    races: dict[str, Race], trained: Trained, clips: Path
+) -> None:
+    race = races["files end the process"]
+    output = result(race)
+    assert "the work goes on" in output and "WARNING" in output
+    _, rows = read_scores(race.out)
+    names = sorted(path.name for path in clips.iterdir())
+    wanted = predict_clips(list(trained.mel), clips).probabilities
+    np.testing.assert_allclose([rows[name] for name in names], wanted, rtol=0, atol=1e-5)
+    report = json.loads(race.out.with_suffix(".json").read_bytes())
+    assert set(report["files_failed"]) == {f"poison_{k}.wav" for k in range(3)}
+    assert all("ended with code -11" in reason for reason in report["files_failed"].values())
+    assert report["state"] == "finished" and report["rows_with_prior"] == 3

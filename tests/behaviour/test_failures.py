@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,25 @@ def test_files_that_cannot_be_read_get_the_prior_exactly_and_the_others_are_not_
     assert json.loads((tmp_path / "out" / "sub.json").read_text()) == report
 
 
-def test_a_folder_of_nothing_but_bad_files_makes_a_csv_of_priors(tmp_path: Path) -> None:
+def test_a_folder_of_nothing_but_bad_files_makes_a_csv_of_priors_and_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", ["x.flac"])
     bad = make_bad(tmp_path / "in")
     (tmp_path / "in" / "x.flac").unlink()
-    report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", progress=False).report
+    with pytest.raises(KitError, match=r"no file could be read, .* holds priors"):
+        submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", progress=False)
     _, rows = read_scores(tmp_path / "out.csv")
     assert set(rows) == set(bad)
     assert all(row.tolist() == nine_digits([0.1, 0.2, 0.3]) for row in rows.values())
-    assert report["rows_all_models"] == 0
+    done = submit(
+        loud_tagger(),
+        tmp_path / "in",
+        tmp_path / "out.csv",
+        deadline="1m",
+        started_at=time.time(),
+        progress=False,
+    )
+    assert done.report["rows_all_models"] == 0 and done.report["state"].startswith("nothing was predicted")
+    assert "NOTHING WAS PREDICTED" in str(done)
 
 
 def test_in_memory_clips_fail_one_by_one_as_files_do() -> None:

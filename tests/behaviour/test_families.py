@@ -14,8 +14,9 @@ from kit.infer.predictor import Predictor
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES, build_network, complete_network, memory_format_of
 from kit.models.heads import POOLS, RECURRENCES
-from kit.models.network import Backbone, InputShape, Maps, receptive_field
+from kit.models.network import Backbone, InputShape, Maps
 from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
+from tests.behaviour.receptive import receptive_field
 
 CLASSES = ("a", "b", "c", "d")
 BANDS_HZ = ((0.0, 1000.0), (500.0, 1500.0), (1000.0, 4000.0), (0.0, 4000.0))

@@ -5,7 +5,9 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.infer.template import read_template
+from kit.labels.soft import SoftLabels
 from kit.labels.table import (
+    OWN_COLUMNS,
     class_names,
     classes_of_template,
     clip_labels,
@@ -46,7 +48,12 @@ def test_labels_are_names_between_commas_quoted_names_or_lists(text, names):
         ("['Rain", r"gives the class \"\['Rain\": separate names by commas"),
         ("'Rain'", "gives the class"),
         ("Rain,fold", "cannot be named 'fold'"),
-        ("fname", "cannot be named 'fname'"),
+        *[(name, f"cannot be named '{name}'") for name in OWN_COLUMNS],
+        ("Bark;Rain", "labels is 'Bark;Rain', which gives the class 'Bark;Rain': separate names by commas"),
+        ("Bark | Rain", "gives the class 'Bark | Rain': separate"),
+        ("Bark\tRain", "gives the class"),
+        ("Rain;", "gives the class 'Rain;'"),
+        ("Bark,Meow;Purr,Purr", "gives the class 'Meow;Purr'"),
     ],
 )
 def test_labels_that_look_wrongly_separated_or_named_as_a_column_are_refused_with_their_line(
@@ -56,6 +63,39 @@ def test_labels_that_look_wrongly_separated_or_named_as_a_column_are_refused_wit
     path.write_text(f'fname,labels\na.wav,Rain\nb.wav,"{cell}"\n')
     with pytest.raises(KitError, match=f"line 3: .*{words}"):
         read_clip_table(path)
+
+
+def test_joined_labels_are_refused_in_either_column_and_where_only_their_parts_repeat(tmp_path):
+    for header, rows, line in (
+        ("fname,labels", "a,x;y\nb,y;z\n", 2),
+        ("fname,labels,false_labels", "a,x,\nb,y,\nc,z,x|y\n", 4),
+    ):
+        with pytest.raises(KitError, match=rf"line {line}: .*separate names by commas"):
+            read_clip_table(write(tmp_path, f"{header}\n{rows}"))
+    alone = read_clip_table(write(tmp_path, "fname,labels\na,Fire;crackling\nb,Fire;crackling\nc,Rain\n"))
+    assert class_names(alone["labels"]) == ("Fire;crackling", "Rain")
+
+
+def test_a_class_named_as_a_column_of_ours_is_refused_wherever_classes_come_from():
+    nothing = np.zeros((0, 2), np.float32)
+    for name in OWN_COLUMNS:
+        for read in (
+            lambda name=name: label_targets([""], (name, "x")),
+            lambda name=name: SoftLabels((), (name, "x"), nothing),
+        ):
+            with pytest.raises(KitError, match=rf"'{name}'.*(is no class|as a column)"):
+                read()
+
+
+@pytest.mark.parametrize("column", ["fname", "labels", "extra"])
+def test_a_lone_carriage_return_is_refused_with_its_line_and_other_line_ends_stay(tmp_path, column):
+    row = {"fname": "b", "labels": "x", "extra": ""} | {column: '"x\ry"'}
+    text = "fname,labels,extra\r\na,x,\r\n" + ",".join(row.values()) + "\r\n"
+    with pytest.raises(KitError, match=rf"line 4: {column} is 'x\\ry': remove the carriage return"):
+        read_clip_table(write(tmp_path, text))
+    table = read_clip_table(write(tmp_path, 'fname,labels,extra\r\n"a\r\nb",x,"c\nd"\r\n'))
+    again = read_clip_table(write(tmp_path, table.to_csv(index=False, lineterminator="\n")))
+    assert again.values.tolist() == table.values.tolist() == [["a\r\nb", "x", "c\nd"]]
 
 
 def test_names_and_labels_stay_the_text_they_are(tmp_path):

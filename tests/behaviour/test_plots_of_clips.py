@@ -11,7 +11,8 @@ from kit.audio.frontend import FrontendConfig
 from kit.audio.windows import InferenceConfig, LengthBuckets
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
-from kit.models.checkpoint import load_tagger, wrap_network
+from kit.models.checkpoint import load_tagger
+from kit.models.own_network import wrap_network
 from kit.plots.clips import draw_clip, draw_filters, draw_lengths, padding_shares
 from tests.behaviour.trained import LoudBands, plain_frontend, write_wav
 

@@ -145,6 +145,6 @@ def test_a_report_without_times_is_refused(tmp_path):
 def test_the_deadline_counts_from_where_the_spans_begin(trained, clips, tmp_path):
     options = SubmitOptions([trained.mel[0]], clips, tmp_path / "a.csv")
     kill_at, stop_at = (Deadline(at, lambda: 1000.0) for at in (1058.5, 1057.0))
-    assert SubmitJob(options, stop_at, kill_at).deadline_s == 60.0
+    assert SubmitJob(options, stop_at, kill_at, 1060.0).deadline_s == 60.0
     assert SubmitJob(options, stop_at).deadline_s == 57.0
     assert SubmitJob(options, Deadline()).deadline_s is None

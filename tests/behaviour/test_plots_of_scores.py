@@ -1,5 +1,6 @@
 """Plots of predictions and labels agree with slow definitions, and unknown labels do not count as false."""
 
+import json
 import re
 import sys
 import warnings
@@ -12,6 +13,8 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.labels.metrics import lwlrap_per_class
+from kit.models.own_network import wrap_network
+from kit.plots.clips import draw_clip, draw_contact_sheet
 from kit.plots.runs import (
     calibration_bins,
     draw_calibration,
@@ -19,9 +22,12 @@ from kit.plots.runs import (
     draw_confusion,
     draw_history,
     draw_labels,
+    draw_self_training,
+    draw_timeline,
     mean_confusion,
 )
 from kit.train.oof import OofPredictions, SavedRun
+from tests.behaviour.trained import LoudBands, noise, plain_frontend, write_wav
 
 matplotlib = pytest.importorskip("matplotlib")
 DRAW = (draw_classes, draw_confusion, draw_calibration)
@@ -236,6 +242,42 @@ def test_names_are_no_formulas_and_long_ones_lose_their_middle():
     shown = row_names(draw_confusion(run).figure.axes[0])
     assert r"\$a" in shown and "<b>&" in shown and max(map(len, shown)) < 40
     assert any(name.startswith("xxx") and name.endswith("_1") for name in shown)
+
+
+MARKUP = ("C$_2$", "a_$x^{", r"$\frac{1}$", "<b>$&", r"\$x_2\$", "$$")
+
+
+def pictures(folder, names):
+    """Yield every picture of kit/plots that shows names, and the names that it shows."""
+    truth, scores = make_labels(k=len(names), unknown=0)
+    run = replace(make_run(truth, scores, names), folder=folder / names[0])
+    clip = write_wav(folder / f"{names[0]}.wav", noise(4000))
+    tagger = wrap_network(LoudBands(len(names)), plain_frontend(), names)
+    model = {"checkpoint": f"{names[0]}.pt", "spans": [[0.0, 1.0]]}
+    report = {"state": names[1], "spans": {}, "models": [model], "seconds_total": 1.0, "deadline_s": None}
+    counts = folder / "run" / "rounds" / "1" / "labels" / "relabel.json"
+    counts.parent.mkdir(parents=True, exist_ok=True)
+    counts.write_text(json.dumps({"counts": dict.fromkeys(names, 1)}))
+    for path in (folder / "run" / "rounds" / "folds.csv", folder / "run" / "folds.csv"):
+        path.write_text("fname,labels,fold\na,x,0\nb,y,0\n")
+    (folder / "run" / "oof.csv").write_text("fname,fold,x,y\na,0,0.9,0.1\nb,0,0.1,0.9\n")
+    yield draw_classes(run), [*names, names[0]]
+    yield draw_confusion(run), names
+    yield draw_labels(make_table(truth, names)), names
+    yield draw_history([run, replace(run, folder=Path(names[1]))]), [names[1]]
+    yield draw_timeline(report), [names[0], names[1]]
+    yield draw_self_training(folder / "run"), names
+    yield draw_clip(tagger, clip, names[:1]), names
+    yield draw_contact_sheet(clip, folder / "sheet.png"), [clip.name]
+
+
+def test_every_picture_draws_names_with_markup_as_they_are(tmp_path):
+    for plot, names in pictures(tmp_path, MARKUP):
+        plot.to_bytes()  # draws the tick labels too
+        texts = [text.get_text() for text in plot.figure.findobj(matplotlib.text.Text)]
+        drawn = [text.replace(r"\$", "$") for text in texts if not matplotlib.cbook.is_math_text(text)]
+        for name in names:
+            assert any(name in text for text in drawn), (name, texts)
 
 
 def test_plots_need_no_pyplot_and_change_no_setting(monkeypatch):

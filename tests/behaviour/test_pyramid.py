@@ -6,8 +6,9 @@ from torch import nn
 
 from kit.core.errors import KitError
 from kit.models.families import build_network
-from kit.models.network import InputShape, receptive_field
+from kit.models.network import InputShape
 from kit.models.pyramid import FastPReLU, PyramidConfig
+from tests.behaviour.receptive import receptive_field
 
 CONFIGS = {
     "2-D": (PyramidConfig(blocks=3, width=6), InputShape(2, 20)),

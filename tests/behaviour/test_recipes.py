@@ -1,13 +1,17 @@
 """The named recipes: what was published, printed and read back; each trains small and submits on its task."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from kit.audio.mixup import draw_mixup, mix_labels
 from kit.commands import list_recipes
 from kit.infer.submit import submit
 from kit.labels.boxes import read_boxes, recording_labels
@@ -198,7 +202,7 @@ PUBLISHED = {
         frontend.sample_rate=48000 frontend.n_fft=4096 frontend.hop_length=512 frontend.n_mels=256
         frontend.channels=["log","coordinate01"] crop_s=4 inference.hop_s=0.5 inference.pool=max inference.window_s=4
         epochs=60 sampling.steps=200 n_folds=4 optim.kind=adamw optim.schedule=cosine keep=last sampling.box_p=0.5
-        mixup.labels=sum mixup.masks=either mixup.low=0.5 mixup.high=0.5 self_training.iterations=4
+        mixup.labels=sum mixup.low=0.5 mixup.high=0.5 self_training.iterations=4
         self_training.hop_s=0.5 average_over=labels
     """,
     "freq-crop": """
@@ -215,6 +219,26 @@ def test_the_settings_are_the_published_ones(name):
         assert recipe.override([assignment]) == recipe, assignment
     if name == "skip-attention":
         assert recipe.crop_frames == 256 == round(recipe.inference.window_s * recipe.frontend.frames_per_s)
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_mixes_an_unknown_label_to_a_false_one(name, small):
+    """Law 5: the published masks of freq-coord do so, as a setting."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.tensor([0.0, 1.0, math.nan])[torch.randint(3, (64, 24), generator=generator)]
+    recipe = find_recipe(name, small)
+    draw = draw_mixup(replace(recipe.mixup, p=1.0, partners="any"), targets, generator)
+    was_unknown = targets.isnan() | targets[draw.partner].isnan()
+    was_true = (targets == 1) | (targets[draw.partner] == 1)
+
+    def learnt_as_false(mixup):
+        mixed = mix_labels(targets, draw, mixup)
+        return int((was_unknown & ~was_true & ~mixed.isnan()).sum())
+
+    assert learnt_as_false(recipe.mixup) == 0
+    if name == "freq-coord":
+        assert learnt_as_false(recipe.override(["mixup.masks=either"]).mixup) > 100
 
 
 def test_small_forms_but_freq_crop_cut_crops_from_spectrograms():

@@ -13,7 +13,8 @@ from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.metrics import lwlrap
-from kit.models.checkpoint import save_tagger, wrap_network
+from kit.models.checkpoint import save_tagger
+from kit.models.own_network import wrap_network
 from kit.report import show
 
 CLASSES = ("bark", "meow", "rain")

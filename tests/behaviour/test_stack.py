@@ -19,7 +19,8 @@ from kit.infer.predictor import Predictor, compute_spectrograms
 from kit.infer.stack import Stack, StackCard, open_models
 from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
-from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.models.checkpoint import load_tagger, save_tagger
+from kit.models.own_network import wrap_network
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.train.oof import names_digest
 from kit.train.stacking import save_stack, stack
@@ -438,3 +439,32 @@ def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(r
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.json").write_text("{}")
     refused("holds a run", runs)
+
+
+HOSTILE_STACKS = {
+    "members that are a number": ({"members": 3}, {}),
+    "members without tensors": ({"members": [[1]]}, {}),
+    "networks that are text": ({"networks": "x"}, {}),
+    "a network of numbers": ({"networks": [{"a": 1}]}, {}),
+    "a card that is a number": ({"card": 3}, {}),
+    "a run before the first": ({}, {"run_of": [-1]}),
+    "a run after the last": ({}, {"run_of": [7] * 6}),
+    "many runs": ({}, {"run_of": [0] * 100_000}),
+    "many classes": ({}, {"classes": ["a"] * 200_000}),
+    "a wide network": ({}, {"kind": "gated-mlp", "network": {"widths": [2**30]}}),
+    "wide and wide": ({}, {"kind": "gated-mlp", "network": {"widths": [60_000, 60_000]}}),
+    "many columns": ({}, {"columns": 10**12}),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_STACKS)
+def test_a_stack_of_any_size_or_type_is_refused_in_one_line(stacks, tmp_path, case):
+    parts, card = HOSTILE_STACKS[case]
+    content = torch.load(stacks["class-mixer"][0], weights_only=True)
+    changed = json.dumps({**json.loads(content["card"]), **card})
+    path = tmp_path / "stack.pt"
+    torch.save({**content, "card": changed, **parts}, path)
+    with pytest.raises(KitError, match="is damaged") as caught:
+        open_models(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert (case == "wide and wide") == ("do not fit its network" in str(caught.value))

@@ -1,23 +1,36 @@
 """Law 9: the template is obeyed, byte for byte, whatever its ids look like."""
 
-import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kit.audio.decode import Sound
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
+from kit.infer.ensemble import EnsembleMember
 from kit.infer.predict import predict_clips
+from kit.infer.predictor import Predictor
+from kit.infer.rows import RowScores
 from kit.infer.submit import submit
-from kit.infer.template import Template, format_score, plan_rows, read_template, write_submission
+from kit.infer.template import (
+    Template,
+    format_score,
+    locate_clips,
+    plan_notes,
+    plan_rows,
+    read_template,
+    write_submission,
+)
 from tests.behaviour.trained import (
     FLOAT,
     HOP,
     RATE,
     loud_tagger,
+    nine_digits,
     noise,
     read_scores,
     write_folder,
@@ -99,13 +112,20 @@ def test_templates_are_read_whatever_their_dialect_of_csv(tmp_path: Path, varian
     assert read_template(tmp_path / "t.csv") == Template("fname", ("x", "y"), ("a", "b"))
 
 
-def test_an_id_with_line_ends_in_it_stays_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b'fname,a\n"x\r\ny",0\n')
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n", "\n\r"])
+def test_an_id_or_a_class_with_line_ends_in_it_stays_as_it_is(tmp_path: Path, end: str) -> None:
+    cells = (
+        [f'"i{end}d"', f'"{end}a"', f'"b{end}"'],
+        [f'"x{end}y"', "0.0", "0.0"],
+        [f'"{end}z"', "0.0", "0.0"],
+    )
+    content = "".join(",".join(row) + "\n" for row in cells).encode()
+    (tmp_path / "t.csv").write_bytes(content)
     template = read_template(tmp_path / "t.csv")
-    assert template.ids == ("x\r\ny",)
-    write_submission(tmp_path / "out.csv", template, np.zeros((1, 1)))
-    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as handle:
-        assert list(csv.reader(handle))[1][0] == "x\r\ny"
+    assert template == Template(f"i{end}d", (f"x{end}y", f"{end}z"), (f"{end}a", f"b{end}"))
+    write_submission(tmp_path / "out.csv", template, np.zeros((2, 2)))
+    assert (tmp_path / "out.csv").read_bytes() == content
+    assert read_template(tmp_path / "out.csv") == template
 
 
 REFUSED = {
@@ -161,6 +181,19 @@ FORMS = {
     "windows of long stems": (["x_2020_05.ogg"], ["x_2020_05_5", "x_2020_05_10"], "window", [0, 0]),
     "windows by fractions": (["a.wav"], ["a_0.5", "a_1.0", "a_1.5"], "window", [0, 0, 0]),
     "windows, one unknown": (["a.wav"], ["a_5", "a_10", "b_5", "a_x"], "window", [0, 0, None, None]),
+    "windows, and whole files": (
+        ["r.wav", "b.ogg"],
+        ["r", "r_5", "r_10", "R_15", "b.ogg"],
+        "window",
+        [0, 0, 0, 0, 1],
+    ),
+    "whole files, and windows": (
+        ["a.wav", "b.wav", "c.wav"],
+        ["a", "B", "c_5", "C_10"],
+        "window",
+        [0, 1, 2, 2],
+    ),
+    "names, and stems": (["a.wav", "b.wav"], ["a.wav", "b", "A"], "name", [0, 1, 0]),
     "nothing known": (["a.wav"], ["q", "r"], "name", [None, None]),
     "no files": ([], ["q", "r_5"], "name", [None, None]),
     "no ids": (["a.wav"], [], "name", []),
@@ -173,6 +206,62 @@ def test_rows_find_their_files_in_the_form_that_finds_most(case: str) -> None:
     plan = plan_rows(ids, files)
     assert (plan.form, list(plan.files)) == (form, wanted)
     assert sorted({*plan.idle_files, *(f for f in wanted if f is not None)}) == list(range(len(files)))
+
+
+def test_a_row_of_a_whole_file_has_no_end_and_is_noted_among_windows(tmp_path: Path) -> None:
+    plan = plan_rows(["r", "r_5", "R_10", "b_5", "b.wav", "x", "x_5"], ["r.wav", "b.wav"])
+    assert plan.ends_s == (None, 5, 10, 5, None, None, 5) and plan.files == (0, 0, 0, 1, 1, None, None)
+    assert plan.whole_names == ("r", "b.wav") and plan.near_names == ("R_10",) and plan.period_s == 5
+    assert "2 rows are whole files, e.g. 'r', and the others windows of files" in plan_notes(plan)
+    assert plan_rows(["r", "b"], ["r.wav", "b.wav"]).whole_names == ()
+    assert plan_rows(["r_0", "r_5", "r"], ["r.wav"]).ends_s == (5, 10, None)
+    write_folder(tmp_path, ["r.wav", "b.wav"])
+    located = locate_clips(["r", "r_5", "R_10", "b.wav"], tmp_path)
+    assert located == [tmp_path / name for name in ("r.wav", "r_5", "R_10", "b.wav")]
+
+
+@pytest.mark.parametrize("options", [{}, {"smooth": 0.5}, {"top_mean": 1}, {"prior_shift": True}])
+def test_whole_files_among_windows_get_the_whole_file_and_no_step_over_windows(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    for k, name in enumerate(("s", "u")):
+        write_wav(tmp_path / "in" / f"{name}.wav", five_seconds(3)[0] * (k + 1))
+    windows, whole = ["s_5", "s_10", "s_15", "u_5"], ["u", "s"]
+    ids = ["u", *windows[:2], "gone", "s", *windows[2:]]
+    inference = InferenceConfig(mode="windows", window_s=5.0, hop_s=5.0, pool="mean")
+
+    def scores(rows: list[str], **steps: Any) -> dict[str, np.ndarray]:
+        template = write_template(tmp_path / "t.csv", rows, ["a", "b", "c"])
+        out = tmp_path / "out.csv"
+        submit(loud_tagger(inference=inference), tmp_path / "in", out, template, progress=False, **steps)
+        return read_scores(out)[1]
+
+    mixed = scores(ids, **options)
+    for_whole = {"prior_shift": True} if "prior_shift" in options else {}
+    apart = scores(windows, **options) | scores(whole, **for_whole)
+    for name, expected in apart.items():
+        np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=1e-6, err_msg=name)
+    assert mixed["gone"].tolist() == nine_digits([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("window_s", "hop_s", "alike"),
+    [
+        (5.0, 5.0, []),
+        (20.0, 10.0, ["s_5", "s_05", "s_10", "s_15", "s_20"]),
+        (10.0, 10.0, ["s_5", "s_05", "s_10", "s_15", "s_20"]),
+    ],
+)
+def test_rows_that_share_their_windows_with_a_row_of_another_time_are_collected(
+    window_s: float, hop_s: float, alike: list[str]
+) -> None:
+    tagger = loud_tagger(inference=InferenceConfig(mode="windows", window_s=window_s, hop_s=hop_s))
+    member = EnsembleMember("m", Predictor(tagger, torch.device("cpu")))
+    (output,) = member.predictor.predict(tagger.frontend.spectrograms([torch.from_numpy(five_seconds(4)[0])]))
+    ids = ("s", "s_5", "s_05", "s_10", "s_15", "s_20", "s_900")
+    rows = RowScores(Template("fname", ids, ("a", "b", "c")), plan_rows(ids, ["s.wav"]), [member])
+    rows.add(member, 0, output)
+    assert [ids[row] for row in sorted(rows.rows_alike)] == alike
 
 
 def test_a_stem_that_two_files_share_is_refused_with_both_names() -> None:

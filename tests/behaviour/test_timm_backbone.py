@@ -12,7 +12,7 @@ from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import build_network, complete_network
-from kit.models.network import InputShape
+from kit.models.network import InputShape, meta_device
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 from kit.train.dataset import Dataset
@@ -273,3 +273,37 @@ def test_without_timm_settings_are_completed_and_building_names_the_cure(monkeyp
     assert complete_network({"family": "timm"}) == {"family": "timm", **TimmConfig().to_dict()}
     with pytest.raises(KitError, match=r"timm cannot be imported.*pip install timm"):
         meta_backbone(SMALL)
+
+
+def test_a_model_that_an_old_timm_builds_on_the_cpu_only_is_measured_all_the_same(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def old_create(name, **options):
+        if torch.get_default_device().type == "meta":
+            raise NotImplementedError("Cannot copy out of meta tensor")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", old_create)
+    backbone = meta_backbone("test_resnet.r160_in1k", bins=77)
+    assert (*backbone.widths, *backbone.strides) == (96, 32)
+    assert all(tensor.is_meta for tensor in backbone.state_dict().values())
+    assert not next(build_small(bins=77).parameters()).is_meta
+
+
+def test_building_without_numbers_draws_nothing_and_has_every_name_and_shape_of_the_real_network():
+    for settings in (
+        {"family": "timm", "name": SMALL},
+        {"family": "skip-attention"},
+        {"family": "axis-pool"},
+    ):
+        shape = InputShape(1, 32)
+        torch.manual_seed(3)
+        with meta_device():
+            shapes = {k: v.shape for k, v in build_network(settings, shape, 5).state_dict().items()}
+        drawn = torch.rand(3)
+        torch.manual_seed(3)
+        assert torch.equal(drawn, torch.rand(3))
+        real = build_network(settings, shape, 5).state_dict()
+        assert shapes == {name: tensor.shape for name, tensor in real.items()}

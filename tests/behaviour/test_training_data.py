@@ -1,6 +1,7 @@
 """What a run is trained on: sources, soft labels, stretches, boxes and backgrounds; and what of it is scored."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from kit.labels.table import clip_labels, label_targets, read_clip_table, stretc
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import box_table, cut_stretch, load_dataset, source_numbers
 from kit.train.oof import predict_oof
+from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import choose_folds, run_files
 from tests.behaviour.training import (
     CLASSES,
@@ -89,6 +91,12 @@ def test_fold_minus_one_is_trained_on_by_all_folds_and_held_out_by_none(toy, tmp
         assert len(data.train_split(fold)) == 9
         assert data.held_out(fold).tolist() == [*range(4 + fold, 14, 2)]
     assert len(data.train_split(None)) == 14 and data.held_out(None).tolist() == []
+
+
+def test_a_class_that_other_separators_may_have_joined_is_noted(toy, tmp_path, capsys):
+    labels = ["high", "low", "high low", "buzz;noise", "low wind"] * 2 + ["high"] * 4
+    train_quietly(BCE, toy_table(tmp_path / "table.csv", toy, labels=labels), toy[1], tmp_path / "run")
+    assert re.findall(r"note: '(.*)' is one class", capsys.readouterr().out) == ["buzz;noise", "high low"]
 
 
 # Soft labels
@@ -167,6 +175,65 @@ def test_stretches_are_for_training_only_and_never_in_the_fold_of_their_clip(toy
         choose_folds(frame.assign(fold=folds), BCE, None)
     made = choose_folds(frame.drop(columns="fold"), BCE, None)
     assert made[14] == made[15] == made[0] and made[16] == made[1]
+
+
+def add_stretches(table, path, *rows):
+    """Write a table with further rows of fname, begin_s and end_s, labelled noisy."""
+    lines = [f"{name},noisy,0,{begin},{end}" for name, begin, end in rows]
+    path.write_text(table.read_text() + "\n".join([*lines, ""]))
+    return path
+
+
+def test_a_stretch_after_the_end_of_its_sound_is_left_out_and_the_first_is_named(
+    toy, stretched, tmp_path, capsys
+):
+    seconds = load_table(BCE, stretched, toy[1]).seconds
+    assert "left out" not in capsys.readouterr().out
+    at_end = seconds[2]
+    rows = ("02.wav", at_end, at_end + 1), ("02.wav", at_end - 0.01, at_end + 1), ("04.wav", "7", "7.5")
+    table = add_stretches(stretched, tmp_path / "more.csv", *rows)
+    recipe = replace(BCE, wave_augment=replace(BCE.wave_augment, gain_p=0.5))
+    data = load_table(recipe, table, toy[1])
+    note = f"2 stretches begin after the end of their sound and are left out, e.g. '02.wav', {at_end:g} to"
+    assert note in capsys.readouterr().out
+    assert set(range(20)) - {*data.spectrograms} == set(range(20)) - {*data.waveforms} == {17, 19}
+    assert data.failures == {
+        17: f"begins at {at_end:g} s, after the end of its sound",
+        19: "begins at 7 s, after the end of its sound",
+    }
+    assert data.spectrograms[18].shape[1] <= 2 and data.seconds[18] == pytest.approx(0.01)
+    assert "04.wav" in data.train_split(1).names and len(data.train_split(1)) == 7 + 2 + 1
+    assert train_quietly(BCE, table, toy[1], tmp_path / "run").oof.names == data.names[:14]
+
+
+def test_stretches_mostly_outside_their_sounds_are_refused_and_the_unit_is_asked_for(toy, tmp_path):
+    frame = pd.read_csv(toy[0]).assign(begin_s="", end_s="")
+    frame.to_csv(tmp_path / "whole.csv", index=False)
+    for begin, end in ((50, 150), (0, 150)):
+        rows = [(f"{i:02d}.wav", begin, end) for i in range(0, 8, 2)]
+        table = add_stretches(tmp_path / "whole.csv", tmp_path / "table.csv", ("00.wav", 0, 0.1), *rows)
+        message = (
+            rf"4 of 5 stretches lie outside their sound, e\.g\. '00\.wav', {begin} to 150 s of .*milliseconds"
+        )
+        with pytest.raises(KitError, match=message):
+            train_quietly(BCE, table, toy[1], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_times_are_refused_with_a_frontend_that_trims_clips(toy, stretched, field, tmp_path):
+    trimming = replace(BCE, frontend=replace(BCE.frontend, trim_db=40.0))
+    with pytest.raises(KitError, match=r"trim_db cuts the ends of clips.* use frontend\.trim_db=null"):
+        load_table(trimming, stretched, toy[1])
+    with pytest.raises(KitError, match="trim_db cuts the ends"):
+        train_quietly(trimming, field[2], field[0], tmp_path / "boxes", boxes=field[1])
+    windows = SoftLabels(("02.wav",), CLASSES, np.full((1, 3), 0.5), np.zeros(1), np.full(1, 0.1))
+    with pytest.raises(KitError, match="trim_db cuts the ends"):
+        load_table(trimming, toy[0], toy[1], soft=windows)
+    assert BCE.override(["frontend.trim_db=40", "frontend.trim_db=null"]) == BCE
+    run = train_quietly(trimming, *toy, tmp_path / "run")
+    with pytest.raises(KitError, match="windows are not at their times: leave it out"):
+        predict_pseudo_labels([run.folder], toy[1], hop_s=0.1, **QUIET)
+    assert len(predict_pseudo_labels([run.folder], toy[1], **QUIET)[0].names) == 14
 
 
 def test_a_table_with_stretches_is_written_as_it_was_read(stretched, tmp_path):
@@ -269,6 +336,68 @@ def test_soft_labels_of_windows_may_have_other_classes_than_the_boxes_in_any_ord
         clips = data.train_split(1)
         row = clips.names.index("r0")
         np.testing.assert_array_equal(clips.crop_targets(row, 1.15, 1.45, 0.5), np.float32(expected))
+
+
+def with_boxes(boxes, folder, *rows):
+    """Copy the file of true boxes with further rows. Returns both files."""
+    true = write_lines(folder / "true.csv", boxes[0].read_text().strip(), *rows)
+    return true, boxes[1]
+
+
+def load_boxes(field, files, soft=None):
+    """The dataset of recordings with boxes."""
+    boxes = read_boxes(*files)
+    frame = box_table(boxes, field[2])
+    return load_dataset(BCE, frame, np.asarray(frame["fold"]), field[0], RUNTIME, boxes, soft)
+
+
+def test_a_box_after_the_end_of_its_recording_is_left_out_and_its_recording_too_if_no_box_is_left(
+    field, tmp_path, capsys
+):
+    files = with_boxes(
+        field[1], tmp_path, "r7,0,1,1.5,100,2,3500", "r0,1,1,40,100,41,3500", "r1,2,1,1.4,100,9,3500"
+    )
+    data = load_boxes(field, files)
+    note = "2 boxes begin after the end of their sound and are left out, e.g. 'r7', 1.5 to 2 s of 1.5 s"
+    assert note in capsys.readouterr().out
+    assert len(data.boxes.recordings) == 15 and data.boxes.end_s.max() == 9
+    assert "r7" in data.names and "r7" not in data.train_split(0).names
+    np.testing.assert_array_equal(data.truth[7], [1, np.nan, np.nan])  # validation scores the table's labels
+    assert len(data.targets) == 8 and np.isnan(data.targets[7]).all()
+    run = train_quietly(BCE, field[2], field[0], tmp_path / "run", boxes=files)
+    np.testing.assert_array_equal(predict_oof(run.folder, field[0], **QUIET).truth, run.oof.truth)
+
+
+def test_boxes_in_milliseconds_are_refused_and_those_above_the_nyquist_frequency_are_noted(
+    field, tmp_path, capsys
+):
+    def in_ms(path, name):
+        frame = pd.read_csv(path)
+        frame[["t_min", "t_max"]] *= 1000
+        frame.to_csv(tmp_path / name, index=False)
+        return tmp_path / name
+
+    files = [in_ms(path, f"{i}.csv") for i, path in enumerate(field[1])]
+    with pytest.raises(
+        KitError, match=r"14 of 14 boxes lie outside .* 'r0', 200 to 600 s of 1\.5 s: .*milliseconds"
+    ):
+        load_boxes(field, files)
+    load_boxes(field, with_boxes(field[1], tmp_path, "r3,0,1,0.2,4000,0.4,5000", "r4,0,1,0.2,3990,0.4,5000"))
+    text = capsys.readouterr().out
+    assert "1 boxes lie above 4000 Hz, half of frontend.sample_rate" in text and "'r3' from 4000 Hz" in text
+
+
+def test_windows_with_soft_labels_after_the_end_are_left_out_and_milliseconds_refused(toy, capsys):
+    begin_s = np.array([0.0, 5.0, 0.1])
+    soft = SoftLabels(
+        ("00.wav", "00.wav", "elsewhere.wav"), CLASSES, np.full((3, 3), 0.5), begin_s, begin_s + 1
+    )
+    data = load_table(BCE, toy[0], toy[1], soft=soft)
+    assert data.soft_labels.begin_s.tolist() == [0.0, 0.1]
+    assert "1 windows with soft labels begin after the end" in capsys.readouterr().out
+    late = replace(soft, begin_s=begin_s + 200, end_s=begin_s + 700)
+    with pytest.raises(KitError, match=r"2 of 2 windows with soft labels lie outside.*milliseconds"):
+        load_table(BCE, toy[0], toy[1], soft=late)
 
 
 def test_a_table_or_two_files_of_boxes_are_needed(field, tmp_path):

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from kit.core.errors import KitError
+from kit.doctor import run_doctor
 from kit.infer.submit import submit
 from kit.infer.template import plan_rows
-from kit.models.checkpoint import load_tagger, save_tagger, wrap_network
+from kit.models.archive import content_digest
+from kit.models.checkpoint import load_tagger, save_tagger
+from kit.models.own_network import wrap_ensemble, wrap_network
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
@@ -81,6 +84,127 @@ def test_saving_takes_a_path_and_a_tagger(tmp_path: Path) -> None:
         with pytest.raises(KitError, match="make a tagger with wrap_network"):
             save_tagger(*wrong)
     assert not (tmp_path / "x.pt").exists()
+
+
+def scaled(scale: float) -> nn.Module:
+    """A network that another scale has trained."""
+    network = LoudBands()
+    with torch.no_grad():
+        network.scale.fill_(scale)
+    return network.eval()
+
+
+def test_an_ensemble_of_own_networks_is_one_call_from_state_dicts_files_and_patterns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = [scaled(scale).state_dict() for scale in (0.1, 0.2, 0.3, 0.4)]
+    torch.save(states[0], tmp_path / "fold_0.pth")
+    torch.save(
+        {"epoch": 3, "state_dict": states[1]}, tmp_path / "fold_1.pth", _use_new_zipfile_serialization=False
+    )
+    torch.save({"model_state_dict": states[2], "model": {}}, tmp_path / "last.ckpt")
+    items = [tmp_path / "fold_*.pth", str(tmp_path / "last.ckpt"), {"model": states[3]}]
+    taggers = wrap_ensemble(LoudBands, items, plain_frontend(), CLASSES, prevalences=(0.1, 0.2, 0.3))
+    assert [tagger.network.scale.item() for tagger in taggers] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert all(tagger.card.prevalences == (0.1, 0.2, 0.3) and not tagger.training for tagger in taggers)
+    assert capsys.readouterr().out == ""
+    folder = write_folder(tmp_path / "in", ["a.wav", "b.wav"])
+    submit(taggers, folder, tmp_path / "own.csv", progress=False)
+    one_by_one = [wrap_network(tagger.network, plain_frontend(), CLASSES) for tagger in taggers]
+    submit(one_by_one, folder, tmp_path / "one.csv", progress=False)
+    for name, row in read_scores(tmp_path / "own.csv")[1].items():
+        assert np.allclose(row, read_scores(tmp_path / "one.csv")[1][name])
+
+
+def test_prefixes_of_wrappers_are_stripped_from_an_ensemble_and_that_is_said_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    states = [{f"module.{k}": v for k, v in scaled(s).state_dict().items()} for s in (0.1, 0.2)]
+    taggers = wrap_ensemble(LoudBands, [*states, scaled(0.3).state_dict()], plain_frontend(), CLASSES)
+    assert [tagger.network.scale.item() for tagger in taggers] == pytest.approx([0.1, 0.2, 0.3])
+    (note,) = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: ") and "in 2 state dicts" in note
+
+
+STATE = LoudBands().state_dict()
+WRONG_ENSEMBLES = {
+    "a module": (
+        LoudBands(),
+        [STATE],
+        "build is a LoudBands: pass the function that builds it, build, not build",
+    ),
+    "a state dict as builder": (STATE, [STATE], "build is a OrderedDict: pass the function"),
+    "a builder that raises": (failing_builder, [STATE], r"build\(\) failed: no weights here"),
+    "a builder of no module": (dict, [STATE], r"build\(\) returned a dict, not a torch.nn.Module"),
+    "no file": (LoudBands, "missing/fold_*.pth", "no file matches 'missing/fold_.*pth'"),
+    "nothing": (LoudBands, [], "no state dicts given"),
+    "modules as states": (
+        LoudBands,
+        [LoudBands()],
+        "is no state dict but a LoudBands: pass network.state_dict",
+    ),
+    "an optimizer's": (LoudBands, [{"epoch": 1, "lr": 0.1}], "no state dict but a dict of epoch, lr"),
+    "another network": (
+        lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)),
+        [{**nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5)).state_dict(), "more": torch.zeros(1)}],
+        r"2 of the network's 4 tensors match, '1\.weight' has the shape \(5, 3\), wanted \(4, 3\)",
+    ),
+    "a stranger": (
+        LoudBands,
+        [{**STATE, "odd": torch.zeros(1)}],
+        "1 of .* 1 tensors match, 'odd' has the shape",
+    ),
+    "a missing one": (LoudBands, [{"odd": torch.zeros(1)}], "0 of .* match, 'scale' has the shape of none"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ENSEMBLES)
+def test_an_ensemble_in_the_wrong_form_is_refused_with_the_right_one(case: str) -> None:
+    build, states, words = WRONG_ENSEMBLES[case]
+    with pytest.raises(KitError, match=words):
+        wrap_ensemble(build, states, plain_frontend(), CLASSES)  # type: ignore[arg-type]
+
+
+def test_a_file_of_code_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 3), tmp_path / "own.pth")
+    with pytest.raises(KitError, match=r"cannot be read as tensors .*save network\.state_dict\(\)"):
+        wrap_ensemble(LoudBands, tmp_path / "own.pth", plain_frontend(), CLASSES)  # type: ignore[arg-type]
+
+
+class ExtraState(LoudBands):
+    """A network whose state dict holds more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        """A table."""
+        return {"step": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Nothing."""
+
+
+def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    lazy = LoudBands()
+    lazy.head = nn.LazyLinear(3)
+    for network, words in ((lazy, "no shape yet: run a batch"), (ExtraState(), "_extra_state is a dict")):
+        with pytest.raises(KitError, match=words):
+            save_tagger(tmp_path / "own.pt", wrap_network(network, plain_frontend(), CLASSES))
+    assert not (tmp_path / "own.pt").exists()
+
+
+def test_a_hostile_checkpoint_is_one_line_for_submit_and_doctor(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", ["a.wav"])
+    save_tagger(tmp_path / "good.pt", pyramid())
+    content = torch.load(tmp_path / "good.pt", weights_only=True)
+    card = content["card"].replace('"width": 4', '"width": 60000')
+    digest = content_digest(card, content["tensors"])
+    torch.save({**content, "card": card, "digest": digest}, tmp_path / "wide.pt")
+    torch.save({**content, "tensors": {"a": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "expanded.pt")
+    for name, words in (("wide.pt", "do not fit its network"), ("expanded.pt", "a is not contiguous")):
+        with pytest.raises(KitError, match=rf"{name}.*{words}") as caught:
+            submit(tmp_path / name, folder, tmp_path / "out.csv", progress=False)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(KitError, match="1 of 1 checkpoints cannot be used"):
+        run_doctor(checkpoints=[str(tmp_path / "expanded.pt")])
 
 
 def test_wrapped_networks_are_unwrapped_and_prefixes_stripped(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from kit.infer.predictor import Predictor
 from kit.models.families import complete_network
-from kit.models.network import Network, receptive_field
+from kit.models.network import Network
 from kit.models.tagger import TaggerCard, build_tagger, input_shape
 from kit.train.recipe import System
 from kit.train.recipes import SYSTEMS
+from tests.behaviour.receptive import receptive_field
 from tests.benchmarks.timing import interleaved_times
 
 SECONDS = 20.0

@@ -1,0 +1,339 @@
+"""Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.audio.decode import scan_folder
+from kit.audio.windows import InferenceConfig
+from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
+from kit.core.errors import KitError, choose
+from kit.core.files import file_digest, file_identity, locked, text_digest, write_json
+from kit.core.runtime import VERSION, Runtime, cpu_count, pick_device, tune_process
+from kit.core.worker import opened
+from kit.infer.blend import BLENDS
+from kit.infer.cache import PredictionCache
+from kit.infer.ensemble import (
+    EnsembleMember,
+    collect_frontends,
+    member_report,
+    members_with_probabilities,
+    order_members,
+    predict_ensemble,
+    reasons_by_name,
+    rounded_spans,
+)
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
+from kit.infer.loader import SpectrogramLoader
+from kit.infer.postprocess import NO_WINDOWS
+from kit.infer.predictor import Predictor
+from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
+from kit.infer.stack import ModelSpec, Stack, make_rows, models_with_classes, open_models
+from kit.infer.suspects import Suspects
+from kit.infer.template import (
+    RowPlan,
+    Template,
+    file_identities,
+    plan_notes,
+    plan_rows,
+    read_report,
+    read_template,
+    report_path,
+    write_submission,
+)
+
+
+@dataclass(frozen=True)
+class SubmitInputs:
+    """All that a submission reads before it predicts.
+
+    `names` are the files' paths below the audio folder. `key` is equal for jobs that compute the same submission.
+    """
+
+    files: list[Path]
+    names: list[str]
+    models: list[ModelSpec]
+    stack: Stack | None
+    template: Template
+    plan: RowPlan
+    key: str
+
+
+def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
+    """Do a whole submission in this process; return its report."""
+    return run_job(SubmitJob(options, deadline))
+
+
+def run_job(job: SubmitJob) -> dict[str, Any]:
+    """Do a whole submission in this process, alone on its CSV; return its report."""
+    with locked(job.state_folder, job.options.out):
+        return finish_submission(job, start_submission(job))
+
+
+def start_submission(job: SubmitJob) -> SubmitInputs:
+    """Read all inputs and write a CSV of priors, unless an earlier call of the same job left a better one."""
+    inputs = read_inputs(job)
+    out = job.options.out
+    if not job.is_mute and not holds_job(out, inputs):
+        cards = [model.card for model in inputs.models]
+        weights = [model.weight for model in inputs.models]
+        priors = blend_priors(cards, weights, inputs.template.classes)
+        began = job.deadline.now()
+        with job.watch.measure("write"):
+            write_submission(out, inputs.template, np.tile(priors, (len(inputs.template.ids), 1)))
+        job.budget.write_s = job.deadline.now() - began
+        write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
+    return inputs
+
+
+def read_inputs(job: SubmitJob) -> SubmitInputs:
+    """List the files, open the checkpoints, and read the template."""
+    options = job.options
+    choose("blend", options.blend, BLENDS)
+    files, others = scan_folder(options.audio)
+    names = [path.relative_to(options.audio).as_posix() for path in files]
+    skipped: dict[str, str] = {}
+    models, stack = open_models(options.checkpoints, options.blend, options.weights, skipped)
+    if options.template:
+        template = read_template(options.template)
+    else:
+        template = Template("fname", tuple(names), common_classes([model.card for model in models]))
+    if stack is None:
+        models = models_with_classes(models, template, skipped)
+    for name, reason in skipped.items():
+        job.note(f"{name} IS LEFT OUT: {reason}")
+    plan = plan_rows(template.ids, names, file_identities(files))
+    blend = stack.card.kind if stack else options.blend
+    if options.postprocess.needs_windows and plan.form != "window":
+        raise KitError(NO_WINDOWS)
+    if options.prior_shift and (stack is not None or BLENDS[options.blend].new_scale):
+        raise KitError(f"prior_shift needs probabilities, which {blend} does not give: use --blend mean.")
+    n_rows = len(template.ids)
+    without_file = plan.rows_without_file(template.ids)
+    job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
+    if names and n_rows and len(without_file) == n_rows:
+        folder = f"{options.audio}, which holds {names[0]!r}"
+        job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
+    job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
+    job.note_names([path.name for path in others], "files are passed over, as they are no audio")
+    for text in plan_notes(plan):
+        job.note(text)
+    weights = [model.weight for model in models]
+    settings = (blend, options.overrides, options.postprocess, weights, template)
+    key = text_digest(str(settings), *names, "", *(model.card.canonical_json() for model in models))
+    return SubmitInputs(files, names, models, stack, template, plan, key)
+
+
+def holds_job(out: Path, inputs: SubmitInputs) -> bool:
+    """Decide whether an earlier call of the same job left its CSV."""
+    try:
+        return read_report(out).get("job") == inputs.key and read_template(out) == inputs.template
+    except KitError:
+        return False
+
+
+def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
+    """Predict all that the time allows, write the CSV and the report, and return the report.
+
+    Errors: KitError where nothing could be predicted without a deadline, and for a CSV that cannot be written
+    """
+    options = job.options
+    job.is_quiet = False
+    tune_process()
+    device, remark = pick_device(options.device)
+    if remark:
+        job.note(remark)
+    runtime = Runtime(device, options.threads or cpu_count(), options.progress)
+    if not inputs.files:
+        job.note(f"NO AUDIO FILES in {options.audio}: all is prior")
+    if BLENDS[options.blend].whole_set:
+        job.note(f"--blend {options.blend} lets a row's answer depend on the other rows")
+    if options.prior_shift:
+        job.note("--prior-shift lets a row's answer depend on the other rows")
+    suspects = Suspects.read(job.state_folder / "suspects.json")
+    with job.watch.measure("models"):
+        members = build_members(job, inputs, runtime, suspects)
+    ordered = order_members(members)
+    check_members(ordered, options.blend, inputs.plan)
+    rows = make_rows(inputs.stack, inputs.template, inputs.plan, ordered, options.blend, options.postprocess)
+    writer = SubmissionWriter(job, inputs.template)
+    loader = SpectrogramLoader(
+        inputs.files,
+        collect_frontends(ordered, device),
+        device,
+        threads=runtime.threads,
+        decoders=options.decoders,
+        clips=sorted(inputs.plan.rows_of),
+        is_cached=lambda digest: all(digest in member.cache for member in ordered),
+        timeout_s=max(1.0, min(60.0, job.deadline.left_s() / 4)),
+        watch=job.watch,
+    )
+    loader.isolate(suspects.isolated_clips(inputs.files), suspects.reasons(inputs.files))
+    if add_cached(rows, ordered, inputs):
+        writer.write(rows)
+    loader.read_headers()
+    bar = progress_bar(len(ordered) * loader.total_s, "submit", "s of audio", runtime.progress)
+    with contextlib.closing(loader), bar:
+        job.budget.start_step()
+        for member, clip, logits in predict_ensemble(ordered, loader, job.budget):
+            rows.add(member, clip, logits)
+            advance(bar, loader.durations_s[clip] or 0.0)
+            if member.finished:
+                writer.write(rows)
+                writer.write_report(build_report(job, inputs, members, rows, loader, "at work"))
+            else:
+                writer.write_if_due(rows)
+    for member in ordered:
+        name = Path(member.name).name
+        if member.cache.problem:
+            job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
+        if member.failed_clips and not member.predicted:
+            member.failure = (
+                f"none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}"
+            )
+        if member.failure:
+            job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
+    late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
+    job.note_names(late_rows, "rows are windows after the end of their file and get the prior")
+    alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
+    job.note_names(
+        alike_rows, "rows share a window of a model with another row: use a shorter window_s or hop_s"
+    )
+    for name in members_with_probabilities(ordered):
+        job.note(f"{name}: all outputs lie in [0, 1], as probabilities do: a network must return logits")
+    split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
+    job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
+    is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
+    failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
+    state = "stopped by the deadline" if job.budget.stopped else "finished"
+    if is_nothing and failures:
+        state = f"nothing was predicted: {failures[0]}"
+    writer.write(rows)
+    report = build_report(job, inputs, members, rows, loader, state)
+    writer.write_report(report)
+    if writer.problem:
+        raise writer.problem
+    # With a deadline, the CSV that exists is the result.
+    if is_nothing and failures and job.deadline.at == math.inf:
+        what = "every model failed" if any(member.failure for member in members) else "no file could be read"
+        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
+        raise KitError(f"{what}, {options.out} holds {holds}: {failures[0]}")
+    return report
+
+
+def add_cached(rows: RowScores, members: Sequence[EnsembleMember], inputs: SubmitInputs) -> bool:
+    """Add what an earlier call predicted for files that are still the same; return whether there is any."""
+    found = False
+    if any(member.cache.digests for member in members):
+        for clip in inputs.plan.rows_of:
+            identity = file_identity(inputs.files[clip])
+            for member in members:
+                logits = member.cache.find(identity)
+                if logits is not None:
+                    rows.add(member, clip, logits)
+                    found = True
+    return found
+
+
+def build_members(
+    job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects
+) -> list[EnsembleMember]:
+    """Build every model, with the predictions that an earlier call cached beside the CSV."""
+    options = job.options
+    digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
+    members = []
+    failures: list[str] = []
+    changed: dict[str, list[str]] = {}
+    for model in inputs.models:
+        own = model.card.inference
+        inference = inference_of(job, inputs.plan, own)
+        if inference != own:
+            scored = own.to_dict()
+            changes = {key: value for key, value in inference.to_dict().items() if value != scored[key]}
+            changed.setdefault(str(changes), []).append(Path(model.name).name)
+        cache_path = None
+        if model.path:
+            settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
+            digest = text_digest(digests[model.path], *settings)[:16]
+            cache_path = job.state_folder / f"{model.path.stem}_{digest}.npz"
+        try:
+            if model.name in suspects.models_out:
+                raise KitError(suspects.models_out[model.name])
+            with opened("model", [model.name]):
+                tagger = model.build(options.networks)
+        except KitError as error:
+            if inputs.stack or len(inputs.models) == 1:
+                raise
+            failures.append(str(error))
+            job.note(f"{model.name} IS LEFT OUT: {error}")
+            continue
+        predictor = Predictor(tagger, runtime.device, options.batch_frames, options.precision, inference)
+        cache = PredictionCache.open(cache_path, job.deadline.now)
+        watch = Stopwatch(job.watch.began)
+        member = EnsembleMember(model.name, predictor, cache, weight=model.weight, run=model.run, watch=watch)
+        members.append(member)
+    if not members:
+        raise KitError(failures[0])
+    for changes_text, names in changed.items():
+        which = names[0] if len(names) == 1 else f"{len(names)} models, e.g. {names[0]},"
+        job.note(f"{which} use other inference settings than they were scored with: {changes_text}")
+    return members
+
+
+def inference_of(job: SubmitJob, plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
+    """Return a model's inference settings, with what the options or window rows change."""
+    changes = job.options.overrides
+    if plan.form == "window" and own.mode == "full" and "mode" not in changes:
+        period_s = float(plan.period_s or own.window_s)
+        changes = {"mode": "windows", "window_s": period_s, "hop_s": period_s} | changes
+    inference = dataclasses.replace(own, **changes)
+    idle = {"window_s", "hop_s"} & changes.keys()
+    if inference.mode == "full" and idle:
+        raise KitError(f"{min(idle)} has no effect on whole clips: add --mode windows, or leave it out.")
+    return inference
+
+
+def build_report(
+    job: SubmitJob,
+    inputs: SubmitInputs,
+    members: Sequence[EnsembleMember],
+    rows: RowScores,
+    loader: SpectrogramLoader,
+    state: str,
+) -> dict[str, Any]:
+    """Describe a submission: what was predicted, what failed and why, and where the time went."""
+    # Clips whose predictions are cached are not decoded again: the last report has the notes on them.
+    earlier = read_report(job.options.out).get("audio_notes", {})
+    return {
+        "kit": VERSION,
+        "job": inputs.key,
+        "csv": str(job.options.out),
+        "state": state,
+        **rows.counts(),
+        "id_form": inputs.plan.form,
+        "files": len(inputs.files),
+        "files_failed": reasons_by_name(loader.failures, inputs.names),
+        "audio_notes": loader.notes_by_name(inputs.names, earlier),
+        "files_split": [inputs.names[clip] for clip in sorted(rows.split_clips)],
+        "files_without_row": [inputs.names[i] for i in inputs.plan.idle_files],
+        "rows_after_end": [inputs.template.ids[row] for row in sorted(rows.rows_after_end)],
+        "rows_alike": [inputs.template.ids[row] for row in sorted(rows.rows_alike)],
+        "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
+        "audio_s": round(loader.audio_s, 3),
+        "device": str(loader.device),
+        "blend": inputs.stack.card.kind if inputs.stack else job.options.blend,
+        "postprocess": job.options.postprocess.to_dict(),
+        "models": [member_report(member, inputs.names) for member in members],
+        "seconds": {name: round(s, 3) for name, s in job.watch.seconds.items()},
+        "seconds_total": round(time.time() - job.began, 3),
+        "spans": rounded_spans(job.watch),
+        "deadline_s": job.deadline_s,
+        "notes": job.notes,
+    }
