@@ -1,6 +1,7 @@
 """The command line: read the arguments of a command, call its function, and return an exit code."""
 
 import argparse
+import contextlib
 import inspect
 import io
 import os
@@ -183,23 +184,60 @@ def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    except BrokenPipeError:
-        return 0
     except KeyboardInterrupt:
         print("audiotag-kit: interrupted; the same command continues the work.", file=sys.stderr)
         return 130
+
+
+class PatientStream:
+    """A stream to print to that never fails: what cannot be written, to a closed pipe or a full disk, is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text; where that fails, write all that follows to nowhere."""
+        try:
+            self.stream.write(text)
+        except OSError:
+            self.give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or give up."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Connect the file to nowhere."""
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def open_streams() -> None:
+    """Make printing safe in a script: streams escape what a terminal cannot show, and never fail."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before this process began
+            stream = open(os.devnull, "w", encoding="utf-8")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, PatientStream(stream))
 
 
 def enter(commands: Mapping[str, Command], file: str | None) -> None:
     """The kit as the main program: the command line, of a script or of `%run file.py ARGS`.
 
     Pasted, or run in a notebook without arguments, it prints one line. Under IPython a good end raises nothing.
-    A file's name may hold what a terminal cannot show: streams escape it.
     """
     notebook = in_notebook()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if not notebook:
+        open_streams()
     if file is None or (notebook and len(sys.argv) < 2):
         print(HINT)
         return

@@ -36,7 +36,7 @@ from kit.train.ablation import probe
 from kit.train.dataset import box_table
 from kit.train.oof import predict_oof
 from kit.train.recipe import Recipe, SourceConfig
-from kit.train.recipes import RECIPES, find_recipe
+from kit.train.recipes import RECIPES, VARIANTS, find_recipe
 from kit.train.relabel import relabel
 from kit.train.run import Run, train_run
 from kit.train.self_training import self_train
@@ -58,6 +58,7 @@ def train_by_name(
     deadline: str | None = None,
     backgrounds: str | None = None,
     corrections: str | None = None,
+    init: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -81,12 +82,20 @@ def train_by_name(
         deadline: time limit like 8h; the best weights by then are kept
         backgrounds: folder of sounds to mix into the crops
         corrections: JSON or CSV with new labels for some clips, or clips to drop
+        init: checkpoint or state dict that the networks start from; {fold} in its name stands for the fold
         device: cpu or cuda; by default the first GPU that computes, else cpu
         threads: threads that decode; by default one per core
         progress: show a progress bar
     """
+    settings = find_recipe(recipe, small, overrides)
+    plan = settings.self_training
+    if init is not None and "{fold}" in init and plan.iterations and plan.purity == "strict":
+        raise KitError(
+            "with purity=strict the teachers of a fold must not see its clips, but those of other folds start "
+            f"from models that did ({init}): use one model of other data, or another self_training.purity."
+        )
     return self_train(
-        find_recipe(recipe, small, overrides),
+        settings,
         table,
         audio,
         out,
@@ -98,6 +107,7 @@ def train_by_name(
         deadline=deadline,
         backgrounds=backgrounds,
         corrections=corrections,
+        init=init,
         device=device,
         threads=threads,
         progress=progress,
@@ -111,8 +121,12 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
         name: the recipe whose settings to print
         small: print its small variant
     """
+    if name is None and small:
+        raise KitError("small is the small form of one recipe: name it, recipes NAME --small.")
     if name is None:
-        return "\n".join(f"{recipe.name:18} {recipe.source}" for recipe in RECIPES.values())
+        lines = [f"{recipe.name:22} {recipe.source}" for recipe in RECIPES.values()]
+        lines += [f"{variant:22} {base} with {changes}" for variant, (base, changes) in VARIANTS.items()]
+        return "\n".join(lines)
     recipe = find_recipe(name, small)
     lines = [f"{recipe.name}: {recipe.source}"]
     for key, value, meaning in explain_settings(recipe.to_dict(), Recipe):

@@ -25,6 +25,9 @@ LEAST_POWER = 1e-20
 class WaveAugmentConfig(Config):
     """How waveforms are augmented, in this order. Nothing is clipped to [-1, 1]."""
 
+    chance: float = setting(
+        1.0, "chance that a crop is augmented at all, by all effects that it draws", low=0, high=1
+    )
     shift_p: float = probability_of("a shift in time")
     shift_share: float = setting(0.5, "largest shift, as a share of the clip", low=0, high=1)
     shift_silence: bool = setting(False, "fill the gap with silence, not with what was shifted out")
@@ -101,6 +104,8 @@ def draw_wave_augment(
 ) -> WaveDraw:
     """Draw what happens to each clip. Shape: chance (B,) multiplies every probability of each clip"""
     amounts = {}
+    if config.chance < 1:
+        chance = chance * (torch.rand(clips, generator=generator) < config.chance)
     # All numbers are drawn, also for effects that are off: changing one probability changes no other draw.
     for name, (low, high) in config.amount_ranges(samples).items():
         for_event, for_amount = torch.rand(2, clips, generator=generator, dtype=torch.float64)

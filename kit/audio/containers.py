@@ -57,22 +57,24 @@ def close_recording(path: Path) -> bytes | None:
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     open_place = 0
+    size_is_open = False
     if head[:4] == b".snd" and head[8:12] == bytes(4):
         open_place = 8
     place = 12
     while head[:4] == b"RIFF" and place + 8 < len(head) and not open_place:
         name, length = struct.unpack_from("<4sI", head, place)
         # Some recorders leave the size of the whole file open as well, or alone.
-        if name == b"data" and 0 not in (length, int.from_bytes(head[4:8], "little")):
-            return None
         if name == b"data":
-            open_place = place + 4
+            size_is_open = int.from_bytes(head[4:8], "little") == 0
+            open_place = 0 if length else place + 4
+            break
         # A chunk begins at an even byte.
         place += 8 + length + length % 2
-    if not open_place:
+    if not open_place and not size_is_open:
         return None
     raw = bytearray(path.read_bytes())
-    raw[open_place : open_place + 4] = b"\xff" * 4
+    if open_place:
+        raw[open_place : open_place + 4] = b"\xff" * 4
     if raw[:4] == b"RIFF":
         # Python's wave module reads as far as the size of the whole file.
         raw[4:8] = b"\xff" * 4

@@ -66,12 +66,15 @@ class Deadline:
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
     """Return the deadline `duration` after `started_at`, or after the start of this process.
 
-    Errors: KitError where `started_at` is more than 60 days from now, as times of another clock than time.time() are
+    Errors: KitError where `started_at` lies in the future, or more than 60 days ago, as times of other clocks do
     """
-    start = process_start() if started_at is None else started_at
-    # Written as "not below", so that NaN is refused too.
-    if not abs(time.time() - start) < 60 * 86400:
-        raise KitError(f"started_at is in Unix seconds, like time.time(), got {start}.")
+    try:
+        start = process_start() if started_at is None else float(started_at)
+    except (TypeError, ValueError):
+        start = math.nan
+    # Written as "not between", so that NaN is refused too.
+    if not -60 < time.time() - start < 60 * 86400:
+        raise KitError(f"started_at is a past moment in Unix seconds, like time.time(), got {started_at}.")
     return Deadline(start + parse_duration(duration))
 
 

@@ -29,6 +29,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if path.is_symlink():
+            path = path.resolve()
+            part = path.with_name(part.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as handle:
             write(handle)

@@ -193,8 +193,8 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
 
     Returns None, and no child, where the child could not compute within `patience_s`.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     parent = os.getpid()
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():

@@ -136,6 +136,8 @@ class SubmissionWriter:
                 write_submission(self.job.options.out, self.template, scores)
                 self.problem = None
             except KitError as error:
+                if not isinstance(error.__cause__, OSError):
+                    raise
                 for member in rows.members:
                     member.cache.stop("the disk has no space for both them and the CSV")
                 self.problem = error

@@ -170,9 +170,12 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
     """Return one positive weight per model, 1 by default. Errors: KitError for other weights"""
-    checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
-    if len(checked) != models or not all(0 < weight < float("inf") for weight in checked):
-        raise KitError(f"weights: one positive number per model, {models} of them, got {checked}.")
+    try:
+        checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        checked = []
+    if len(checked) != models or not all(1e-9 < weight < 1e9 for weight in checked):
+        raise KitError(f"weights: one positive number per model, {models} of them, got {weights}.")
     return checked
 
 

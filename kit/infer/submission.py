@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from kit.audio.decode import scan_folder
 from kit.audio.windows import InferenceConfig
@@ -48,6 +51,9 @@ from kit.infer.template import (
     report_path,
     write_submission,
 )
+from kit.models.archive import content_digest
+from kit.models.checkpoint import Checkpoint, tensors_of
+from kit.models.tagger import Tagger
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,44 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
         job.note(text)
     weights = [model.weight for model in models]
     settings = (blend, options.overrides, options.postprocess, weights, template)
-    key = text_digest(str(settings), *names, "", *(model.card.canonical_json() for model in models))
+    key = text_digest(str(settings), *names, "", *map(file_identity, files), "", *map(model_identity, models))
+    builders = (options.networks or {}).values()
+    key = text_digest(key, code_identity([*builders, *decoder_functions(options)]))
     return SubmitInputs(files, names, models, stack, template, plan, key)
+
+
+def model_identity(model: ModelSpec) -> str:
+    """Return a text that is equal for models with equal cards and tensors, and for taggers with equal code."""
+    card = model.card.canonical_json()
+    if isinstance(model.source, Checkpoint):
+        return content_digest(card, model.source.tensors)
+    network = model.source.network
+    return content_digest(card, tensors_of(network)) + code_identity(own_classes(network))
+
+
+def code_identity(objects: Sequence[Any]) -> str:
+    """Return a text that is equal for classes and functions with equal source code, else one that never comes again.
+
+    So predictions that the user's old code made are not used for the new.
+    """
+    try:
+        return text_digest(*map(inspect.getsource, objects))
+    except (OSError, TypeError):
+        return uuid.uuid4().hex
+
+
+def own_classes(network: nn.Module) -> list[type]:
+    """Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's."""
+    classes = {type(module) for module in network.modules()}
+    libraries = ("torch.", "timm.", Tagger.__module__.partition(".")[0])
+    return sorted(
+        (c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__
+    )
+
+
+def decoder_functions(options: SubmitOptions) -> list[Any]:
+    """Return the functions with which the user reads files."""
+    return [function for decoder in options.decoders or () for function in (decoder.read, decoder.duration_s)]
 
 
 def holds_job(out: Path, inputs: SubmitInputs) -> bool:
@@ -198,6 +240,9 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             member.failure = (
                 f"none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}"
             )
+        elif member.failed_clips:
+            reason = next(iter(member.failed_clips.values()))
+            job.note(f"{name} has no prediction for {len(member.failed_clips)} clips: {reason}")
         if member.failure:
             job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
     late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
@@ -259,10 +304,6 @@ def build_members(
             changes = {key: value for key, value in inference.to_dict().items() if value != scored[key]}
             changed.setdefault(str(changes), []).append(Path(model.name).name)
         cache_path = None
-        if model.path:
-            settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
-            digest = text_digest(digests[model.path], *settings)[:16]
-            cache_path = job.state_folder / f"{model.path.stem}_{digest}.npz"
         try:
             if model.name in suspects.models_out:
                 raise KitError(suspects.models_out[model.name])
@@ -274,6 +315,11 @@ def build_members(
             failures.append(str(error))
             job.note(f"{model.name} IS LEFT OUT: {error}")
             continue
+        if model.path:
+            code = [*own_classes(tagger.network), *decoder_functions(options)]
+            settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
+            digest = text_digest(digests[model.path], code_identity(code), *settings)[:16]
+            cache_path = job.state_folder / f"{model.path.stem}_{digest}.npz"
         predictor = Predictor(tagger, runtime.device, options.batch_frames, options.precision, inference)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)

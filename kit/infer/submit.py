@@ -122,8 +122,14 @@ def submit(
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """
     many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else list(checkpoints)
-    if not Path(out).name or Path(out).suffix == ".json":
-        raise KitError(f"out is a CSV's path, got {str(out)!r}: e.g. submission.csv.")
+    out = check_output(out, template)
+    for name, number in (("threads", threads), ("batch_frames", batch_frames)):
+        if number is not None and not (type(number) is int and number > 0):
+            raise KitError(f"{name} is a whole number above 0, got {number!r}.")
+    if started_at is not None and deadline is None:
+        raise KitError("started_at has no effect without a deadline: give one, or leave it out.")
+    if not isinstance(audio, str | Path):
+        raise KitError(f"audio is the path of a folder, got a {type(audio).__name__}.")
     options = SubmitOptions(
         checkpoints=many,
         audio=Path(audio),
@@ -149,6 +155,29 @@ def submit(
     if deadline is None:
         return Submission(options.out, run_submission(options, Deadline()))
     return submit_before(options, deadline, started_at)
+
+
+def check_output(out: str | Path, template: str | Path | None) -> Path:
+    """Return the path of the CSV to write.
+
+    Errors: KitError for what is no file of the kit's own: another kind of file, a device, the template, or a CSV beside
+    a JSON that is no report
+    """
+    paths: list[tuple[str, Any]] = [("out", out), *([("template", template)] if template is not None else [])]
+    for name, value in paths:
+        if not isinstance(value, str | Path):
+            raise KitError(f"{name} is the path of a CSV, got a {type(value).__name__}.")
+    path = Path(out).expanduser()
+    if path.suffix.lower() != ".csv":
+        raise KitError(f"out is a CSV's path, got {str(out)!r}: e.g. submission.csv.")
+    if path.exists() and not path.is_file():
+        raise KitError(f"{path} is no file: choose another --out.")
+    if template is not None and path.exists() and Path(template).exists() and path.samefile(template):
+        raise KitError(f"{path} is the template itself: choose another --out.")
+    report = report_path(path)
+    if report.exists() and "job" not in read_report(path):
+        raise KitError(f"{report} would be replaced, and is no report of the kit's: choose another --out.")
+    return path
 
 
 def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:

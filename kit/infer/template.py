@@ -61,13 +61,14 @@ class RowPlan:
 
     @functools.cached_property
     def period_s(self) -> float | None:
-        """Seconds of a window row: the smallest distance between two ends in one file."""
+        """Seconds of a window row: the most frequent distance between two ends in one file, of equals the smallest."""
         ends: dict[int, set[float]] = {}
         for file, end_s in zip(self.files, self.ends_s, strict=True):
             if file is not None and end_s is not None:
                 ends.setdefault(file, set()).add(end_s)
         gaps = [later - earlier for times in ends.values() for earlier, later in pairwise(sorted(times))]
-        return min(gaps or [min(times) for times in ends.values()], default=None)
+        count = Counter(round(gap, 6) for gap in gaps or [min(times) for times in ends.values()])
+        return min(count, key=lambda gap: (-count[gap], gap), default=None)
 
 
 def read_template(path: Path) -> Template:

@@ -18,6 +18,10 @@ import numpy as np
 from kit.core.errors import KitError, suggest
 from kit.core.files import TextTable, read_table
 
+# The columns that a clip table need not have, as they are compared with misspelt ones.
+OPTIONAL_COLUMNS = {
+    name.rstrip("s"): name for name in ("false_labels", "fold", "weight", "source", "begin_s", "end_s")
+}
 # In a table's `false_labels`, this stands for every class that is not listed in `labels`.
 ALL_OTHERS = "*"
 # The columns of the kit's own tables. A class with such a name is a header in the wrong line, or would take the place
@@ -59,6 +63,12 @@ def read_clip_table(path: str | Path) -> Any:
 
     table = read_table(path, ("fname", "labels"))
     columns = table.columns
+    for name in columns:
+        meant = OPTIONAL_COLUMNS.get(name.lower().rstrip("s"), name)
+        if meant != name and meant not in columns:
+            raise KitError(
+                f"{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none."
+            )
     if not table.lines:
         raise KitError(f"{path} holds no clips: add a line per clip.")
     table.check_names("fname", once="begin_s" not in columns)
@@ -113,7 +123,8 @@ def split_labels(text: str) -> tuple[str, ...]:
     if not isinstance(text, str):
         raise KitError(f"labels must be text, got {text!r}: read the table with read_clip_table.")
     parts = text.split(",")
-    if text.strip().startswith("["):
+    # Python would join the neighbours of numpy's ['Rain' 'Wind'].
+    if text.strip().startswith("[") and not re.search(r"['\"]\s+['\"]", text):
         with contextlib.suppress(ValueError, SyntaxError):
             names = ast.literal_eval(text.strip())
             if all(isinstance(name, str) for name in names):
@@ -304,7 +315,7 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
             raise KitError(
                 f"{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once."
             )
-        corrections[name] = text
+        corrections[name] = None if text == "remove" else text  # the word of the first place's file
     return corrections
 
 

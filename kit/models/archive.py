@@ -20,7 +20,7 @@ from kit.core.errors import KitError
 FORMAT = 3
 # Limits that no real checkpoint reaches. The pickle of an EfficientNet-B0 has 11,000 operations and 1,300 tuples.
 # Python crashes where it hashes 200,000 nested tuples.
-MAX_CARD = 4_000_000
+MAX_CARD = 2_000_000
 MAX_CARD_DEPTH = 64
 MAX_DIRECTORY = 8 << 20
 MAX_PICKLE = 32 << 20
@@ -126,19 +126,24 @@ def damaged_file(path: Path, error: Exception) -> KitError:
     return KitError(f"{path} is damaged ({one_line(error)[:200].rstrip('.')}): copy it or make it again.")
 
 
-def read_content(path: Path) -> dict[str, Any]:
-    """Read a checkpoint or a stack; its tensors stay mapped from disk."""
+def load_archive(path: Path) -> Any:
+    """Load what torch.save wrote; its tensors stay mapped from disk. Errors: KitError for what cannot be read"""
     if not path.is_file():
         raise KitError(f"no checkpoint {path}: name .pt files that training wrote.")
     try:
         check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = one_line(error).rpartition("WeightsUnpickler error: ")[2]
         raise KitError(
             f"{path} cannot be read as tensors and JSON ({reason[:160]}). The kit loads nothing "
             "executable: save the network's state_dict where it was made, and that with save_tagger."
         ) from error
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Read a checkpoint or a stack; its tensors stay mapped from disk."""
+    content = load_archive(path)
     names: list[Any] = list(content) if isinstance(content, dict) else [content]
     parts = [name[:80] if isinstance(name, str) else type(name).__name__ for name in names]
     if not {"format", "card"} <= set(parts) or not {"tensors", "members"} & set(parts):

@@ -1,4 +1,4 @@
-"""The axis-pool family: pooling that takes the mean over frequency and the maximum over time."""
+"""The axis-pool family: pooling that takes the mean over one axis and the maximum over the other."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,10 +16,13 @@ N_WAVE_STATS = 12
 
 @dataclass(frozen=True)
 class AxisPoolConfig(NetworkConfig):
-    """Size of an axis-pool network: eight convolutions and an output layer."""
+    """Size of an axis-pool network: nine convolutions and an output layer."""
 
     width: int = setting(
-        64, "channels of the first of four blocks; each block doubles them", low=4, high=2**16
+        512,
+        "channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2",
+        low=16,
+        high=2**16,
     )
     stat_steps: int = setting(128, "time steps that the wave statistics are averaged to", low=1, high=2**16)
     stat_width: int = setting(64, "units of their recurrence in each direction", low=1, high=2**16)
@@ -27,14 +30,16 @@ class AxisPoolConfig(NetworkConfig):
 
 
 class AxisPool(Backbone):
-    """Nine layers that pool by the mean over frequency, then the maximum over time, as the head does.
+    """Nine convolutions. Between blocks they pool by the mean over time and the maximum over frequency.
+
+    The head takes the maximum over time first, then the mean over frequency.
 
     The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. They become two further
     maps without time (stride 0). A bidirectional recurrence reads the statistics.
 
     Shape:  spec (B, C, M [+ 13], N) -> [statistics (B, 2 stat_width, 1, stat_steps), length (B, 1, 1, 1),]
-            (B, 8 width, M / 8, N / 8), rounded up, for any N >= 1
-    Source: second place, Freesound Audio Tagging 2019
+            (B, width, M / 8, N / 8), rounded up, for any N >= 1
+    Source: second place, Freesound Audio Tagging 2019; without its pixel shuffle
     """
 
     min_frames = 8
@@ -45,12 +50,12 @@ class AxisPool(Backbone):
         self.settings = settings
         self.bins = shape.bins
         self.has_extra_rows = shape.n_extra_rows > 0
-        widths = [settings.width * 2**k for k in range(4)]
-        layers: list[nn.Module] = []
-        for before, width in pairwise([shape.channels, *widths]):
+        stem, *widths = (settings.width * share // 16 for share in (2, 3, 4, 8, 16))
+        layers: list[nn.Module] = [*conv_layers(shape.channels, stem)]
+        for before, width in pairwise([stem, *widths]):
             layers += [*conv_layers(before, width), *conv_layers(width, width)]
             if width != widths[-1]:
-                layers += [nn.AvgPool2d((2, 1), ceil_mode=True), nn.MaxPool2d((1, 2), ceil_mode=True)]
+                layers += [nn.AvgPool2d((1, 2), ceil_mode=True), nn.MaxPool2d((2, 1), ceil_mode=True)]
         self.blocks = nn.Sequential(*layers)
         self.widths = [widths[-1]]
         self.strides = [8]

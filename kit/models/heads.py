@@ -21,7 +21,7 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x.mean((2, 3)),
     "max": lambda x: x.amax((2, 3)),
     "mean-max": lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1),
-    "time-max": lambda x: x.mean(2).amax(2),
+    "time-max": lambda x: x.amax(3).mean(2),
     "positive-mean": positive_mean,
 }
 RECURRENCES = {"gru": nn.GRU, "lstm": nn.LSTM}

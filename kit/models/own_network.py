@@ -45,6 +45,10 @@ def wrap_network(
     """
     if isinstance(classes, str):
         raise KitError(f"classes is a list of names, got the text {classes!r}: pass [{classes!r}].")
+    if isinstance(classes, set | frozenset):
+        raise KitError(
+            "classes is a list in the order of the network's outputs, got a set, which has no order."
+        )
     if callable(network) and not isinstance(network, nn.Module):
         raise KitError("network is a function that builds one: call it, wrap_network(build(), ...).")
     card = TaggerCard(

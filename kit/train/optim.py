@@ -21,13 +21,14 @@ class OptimConfig(Config):
     kind: str = setting("adamw", "the optimizer", choices=("adamw", "nadam", "sgd"))
     schedule: str = setting(
         "one-cycle",
-        "learning rate over time: one-cycle; cosine down to lr_end; steps or plateau, which multiply by `factor`",
-        choices=("one-cycle", "cosine", "steps", "plateau", "constant"),
+        "learning rate over time: one-cycle, by half cosines, or linear-cycle; cosine down to lr_end; "
+        "steps or plateau, which multiply by `factor`",
+        choices=("one-cycle", "linear-cycle", "cosine", "steps", "plateau", "constant"),
     )
-    lr_start: float = setting(1e-4, "learning rate of the first step (one-cycle)", low=1e-9)
+    lr_start: float = setting(1e-4, "learning rate of the first step (cycles)", low=1e-9)
     lr_peak: float = setting(5e-3, "highest learning rate", low=1e-9)
-    lr_end: float = setting(1e-7, "learning rate of the last step (one-cycle, cosine)", low=1e-12)
-    warmup: float = setting(0.3, "share of the steps before the peak (one-cycle)", low=0.01, high=0.99)
+    lr_end: float = setting(1e-7, "learning rate of the last step (cycles, cosine)", low=1e-12)
+    warmup: float = setting(0.3, "share of the steps before the peak (cycles)", low=0.01, high=0.99)
     milestones: tuple[float, ...] = setting(
         (0.35, 0.525, 0.7), "shares of the training after which the rate falls (steps)", low=0, high=1
     )
@@ -41,8 +42,11 @@ class OptimConfig(Config):
     layer_decay: float = setting(
         1.0,
         "learning rate of the first layers relative to that of the last, geometric between",
-        low=1e-4,
-        high=1,
+        low=1e-3,
+        high=1e3,
+    )
+    freeze_epochs: int = setting(
+        0, "first epochs, in which the backbone is frozen and the heads train", low=0, high=10**6
     )
     average: str = setting(
         "none",
@@ -62,7 +66,7 @@ def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict
 
     The parameters, in the order of the layers, form up to eight groups of nearly equal number. The rate falls
     geometrically towards `lr * layer_decay` in the first ones, as early layers of a pretrained network hold general
-    features that should change least.
+    features that should change least. Above 1 it rises.
 
     Source: discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146
     """
@@ -94,7 +98,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module, share: float = 1.0)
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> Any:
     """Build the learning-rate schedule of so many steps; "plateau" is stepped with a score at each validation."""
     steps = max(2, steps)
-    if config.schedule == "one-cycle":
+    if config.schedule in ("one-cycle", "linear-cycle"):
         return lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -103,6 +107,7 @@ def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps:
             div_factor=config.lr_peak / config.lr_start,
             final_div_factor=config.lr_start / config.lr_end,
             cycle_momentum=False,
+            anneal_strategy="linear" if config.schedule == "linear-cycle" else "cos",
         )
     if config.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, steps, config.lr_end)

@@ -148,34 +148,53 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", numb
     others = rows[agreement_order(targets, probs)[n_kept:]]
     uses_predictions = number > len(plan.top_k)
     predicted = pick_soft(soft, np.isin(soft.names, frame["fname"][others]) & uses_predictions)
+    if plan.hard:
+        predicted = harden(predicted)
     n_predicted = len(predicted.names)
     counts = {"kept": n_kept, "predicted": n_predicted, "left_out": len(others) - n_predicted}
     return RelabeledTable(forget_labels(frame, others), predicted, counts)
+
+
+def harden(soft: SoftLabels) -> SoftLabels:
+    """Turn soft labels into true and false ones: of each class as many true ones as the soft ones expect.
+
+    Clips without a true label are left out.
+    Source: third place, Freesound 2019
+    """
+    probs = np.nan_to_num(soft.targets)
+    expected = np.rint(probs.sum(axis=0)).astype(int)
+    rank = (-probs).argsort(axis=0, kind="stable").argsort(axis=0)
+    labels = (rank < expected).astype(np.float32)
+    return pick_soft(replace(soft, targets=labels), labels.any(axis=1))
 
 
 def make_snr_sets(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
     """Turn the noisy clips into two sources.
 
     set1: the windows with the highest ratio, labelled with their most confident classes; all others are false.
-    set2: the clips of these windows, with the mean of the windows' predictions as soft labels.
+    set2: every clip, with the mean prediction of its windows with the highest ratios, the same share of each clip's
+    windows as of all, as soft labels.
     Source: signal-to-noise pseudo-labels, Freesound 2019
     """
     windows, clip_rows = noisy_windows(frame, soft, plan)
-    by_ratio = np.argsort(-snr_ratio(windows.targets, plan.snr_k), kind="stable")
+    ratios = snr_ratio(windows.targets, plan.snr_k)
+    by_ratio = np.argsort(-ratios, kind="stable")
     chosen = np.sort(by_ratio[: plan.best_count(number, len(by_ratio))])
     if not len(chosen):
         raise KitError(f"top_k={[*plan.top_k]} picks none of {len(by_ratio)} windows: try top_k=[0.1].")
     best = pick_soft(windows, chosen)
     labels = [confident_labels(probs, soft.classes, plan.snr_k) for probs in best.targets]
     set1_rows = clip_rows[chosen]
-    set2_rows = np.unique(set1_rows)
-    all_rows = np.unique(clip_rows)
-    frame = forget_labels(frame, all_rows)
+    set2_rows = np.unique(clip_rows)
+    frame = forget_labels(frame, set2_rows)
     frame = add_windows(frame, set1_rows, best, source="set1", labels=labels, false_labels=ALL_OTHERS)
     frame.loc[set2_rows, "source"] = "set2"
-    means = np.stack([best.targets[rows].mean(axis=0) for rows in best.rows.values()])
-    counts = {"set1": len(chosen), "set2": len(set2_rows), "left_out": len(all_rows) - len(set2_rows)}
-    return RelabeledTable(frame, SoftLabels(tuple(best.rows), soft.classes, means), counts)
+    means = []
+    for rows in windows.rows.values():
+        n_best = max(1, round(len(rows) * len(chosen) / len(by_ratio)))
+        means.append(windows.targets[rows[np.argsort(-ratios[rows], kind="stable")[:n_best]]].mean(axis=0))
+    counts = {"set1": len(chosen), "set2": len(set2_rows)}
+    return RelabeledTable(frame, SoftLabels(tuple(windows.rows), soft.classes, np.stack(means)), counts)
 
 
 def curate_windows(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
@@ -228,6 +247,13 @@ class SelfTrainingConfig(Config):
     power: float = setting(1.0, "exponent of the soft labels; above 1 lowers unsure ones", low=0.01, high=100)
     teachers: int = setting(1, "average the predictions of the last so many iterations", low=1)
     prior_shift: bool = setting(False, "scale predictions from training prevalences to estimated ones")
+    hard: bool = setting(
+        False, "agreement: predicted labels are true or false, as many of a class as expected"
+    )
+    stages: tuple[str, ...] = setting(
+        (),
+        "settings that each training after the first changes, as 'key=value ...'; the last serves all later ones",
+    )
     weigh: bool = setting(False, "weight clips that have only soft labels by the sum of these")
 
     def method(self, number: int) -> str:

@@ -8,7 +8,7 @@ from kit.audio.augment import WaveAugmentConfig
 from kit.audio.frontend import FrontendConfig
 from kit.audio.mixup import MixupConfig
 from kit.audio.specaugment import SpecAugmentConfig
-from kit.audio.windows import InferenceConfig
+from kit.audio.windows import PAD_MODES, InferenceConfig
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.models.families import complete_network
@@ -50,7 +50,12 @@ class SamplingConfig(Config):
     box_p: float = setting(
         0.5, "chance to cut a crop at a box, if the recording has soft labels; else always", low=0, high=1
     )
-    true_p: float = setting(0.5, "chance of a true box, if the recording has both kinds", low=0, high=1)
+    true_p: float | None = setting(
+        0.5,
+        "chance of a true box, if the recording has both kinds; None: all boxes are equally likely",
+        low=0,
+        high=1,
+    )
     box_share: float = setting(
         0.5, "overlap with a box that labels a crop, as a share of the shorter of the two", low=0.01, high=1
     )
@@ -97,6 +102,11 @@ class Recipe(System):
     finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6, high=1e6)
     finetune_freeze: bool = setting(False, "fine-tune the heads only")
     crop_s: float = setting(10.0, "seconds of a training crop", low=0.05, high=86400)
+    crop_pad_modes: tuple[str, ...] = setting(
+        (),
+        "short crops are padded in one of these ways, drawn at random; []: as in inference",
+        choices=PAD_MODES,
+    )
     wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), "augmentation of waveforms")
     spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), "augmentation of spectrograms")
     mixup: MixupConfig = setting(MixupConfig(), "how crops are mixed")
@@ -130,9 +140,16 @@ class Recipe(System):
         if uses_noisy_head and not self.network.get("noisy_head"):
             raise KitError("a source with head=noisy wants network.noisy_head=true.")
         self.check_augmentation()
+        for number in range(len(self.self_training.stages)):
+            self.at_stage(number + 1)  # raises for a stage that cannot be
         if self.finetune_epochs >= self.epochs:
             raise KitError(
                 f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
+            )
+        if self.optim.freeze_epochs > self.epochs - self.finetune_epochs:
+            raise KitError(
+                f"optim.freeze_epochs must be at most epochs - finetune_epochs "
+                f"({self.epochs - self.finetune_epochs}), got {self.optim.freeze_epochs}."
             )
         if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
             raise KitError(
@@ -159,6 +176,13 @@ class Recipe(System):
                 "changed waveforms have no level of their clip: "
                 "frontend.reference=window and trim_db=None, or no wave_augment."
             )
+
+    def at_stage(self, number: int) -> "Recipe":
+        """The recipe of a training of self-training: the first has number 0."""
+        stages = self.self_training.stages
+        if not number or not stages:
+            return self
+        return self.override([*stages[min(number, len(stages)) - 1].split(), "self_training.stages=[]"])
 
     @property
     def system(self) -> System:

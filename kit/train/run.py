@@ -24,9 +24,10 @@ from kit.labels.table import known_prevalences, read_clip_table
 from kit.models.checkpoint import open_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
-from kit.train.oof import HeldOut, OofPredictions, join_folds, names_digest, score_held_out, write_oof
+from kit.train.oof import HeldOut, OofPredictions, join_folds, score_held_out, write_oof
 from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
 from kit.train.trainer import Trainer, network_seed
+from kit.train.warm_start import InitModel, check_init, fill_from, held_out_digest, init_files, read_inits
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def train_run(
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
+    init: str | Path | None = None,
 ) -> Run:
     """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
@@ -65,10 +67,13 @@ def train_run(
     column; fold -1 is never held out. Without that column they are stratified, and clips with one value in
     `group_column` share a fold. `boxes` are two CSVs, of true and of false boxes; the table is then
     `recording_id,fold`, or None. `soft` is a CSV of soft labels that fill unknown labels. `all_data` trains one
-    model on all folds, all.pt, instead.
+    model on all folds, all.pt, instead. `init` is a checkpoint or a state dict whose tensors the networks start
+    from; `{fold}` in its name stands for the fold.
     Errors: KitError for inputs that cannot be read, trained on or scored, and for a folder with another run
     """
     check_recipe(recipe)
+    if all_data and only_folds is not None:
+        raise KitError("only_folds has no effect on a training on all data: leave one of them out.")
     runtime = start_runtime(device, threads, progress)
     clock = Deadline() if deadline is None else set_deadline(deadline)
 
@@ -82,13 +87,17 @@ def train_run(
 
     folder = Path(out)
     files = run_files(recipe, frame, folds, boxes, soft)
-    check_run(folder, files)
+    is_begun = check_run(folder, files)
+    inits = read_inits(init, trained_folds, folds[folds >= 0].tolist())
+    files = init_files(folder, inits, is_begun) | files  # init.json is written first
     if (folder / "state").is_dir():
         with locked(folder / "state", folder):  # refuses a second process before it decodes anything
             pass
     data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
     check_labels(recipe, data)
     check_folds(data, trained_folds)
+    if inits:
+        check_init(recipe, data, {fold: inits[fold] for fold in trained_folds})
     parts: list[tuple[np.ndarray, OofPredictions]] = []
     networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
     bar = progress_bar(len(networks) * recipe.epochs, "train", "epochs", progress)
@@ -100,7 +109,9 @@ def train_run(
             # Each network gets an equal share of the time that is left.
             share_s = clock.left_s() / (len(networks) - done)
             until = Deadline(clock.now() + share_s, clock.now)
-            predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until)
+            predictions = train_fold(
+                recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold)
+            )
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))
         oof = join_folds(parts) if parts else None
@@ -220,10 +231,10 @@ def run_files(
     return files
 
 
-def check_run(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise KitError if a folder holds another run, with the differences."""
+def check_run(folder: Path, files: Mapping[str, str]) -> bool:
+    """Return whether a folder holds this run already. Errors: KitError if it holds another, with the differences"""
     if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
-        return
+        return False
     for name, text in files.items():
         path = folder / name
         old_text = path.read_text(encoding="utf-8") if path.is_file() else text
@@ -240,6 +251,7 @@ def check_run(folder: Path, files: Mapping[str, str]) -> None:
                 f"{key} is {old.get(key)!r} there and {new[key]!r} here" for key in changed[:4]
             )
         raise KitError(f"{path} belongs to another run ({differences}): choose another --out.")
+    return True
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -266,7 +278,7 @@ def new_tagger(
         network=recipe.network,
         output=recipe.output,
         fold=fold,
-        held_out=names_digest([data.names[row] for row in data.held_out(fold)]),
+        held_out=held_out_digest(data, fold),
         seed=recipe.seed + replica,
         recipe=recipe.to_dict(),
     )
@@ -302,6 +314,7 @@ def train_fold(
     runtime: Runtime,
     bar: Any,
     deadline: Deadline,
+    init: InitModel | None = None,
 ) -> OofPredictions | None:
     """Train one network of a fold, or continue it; write its checkpoint, and predict its held-out clips.
 
@@ -313,6 +326,8 @@ def train_fold(
     name += f"_seed_{replica}" if replica else ""
     state_path = folder / "state" / f"{name}.resume.pt"
     tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
+    if init is not None:
+        fill_from(init, tagger)
     predictor = Predictor(tagger, runtime.device)
     trainer = Trainer(recipe, tagger, data.train_split(fold), fold, runtime.device, replica)
     predictions: dict[int, OofPredictions] = {}  # those of the last validation, by its epoch

@@ -46,7 +46,9 @@ def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.
     uniform_box, uniform_true, uniform_which = torch.rand(3, generator=generator).tolist()
     if clips.has_windows(name) and uniform_box >= config.box_p:
         return None
-    of_this_kind = boxes[clips.boxes.is_true[boxes] == (uniform_true < config.true_p)]
+    of_this_kind = boxes
+    if config.true_p is not None:
+        of_this_kind = boxes[clips.boxes.is_true[boxes] == (uniform_true < config.true_p)]
     candidates = of_this_kind if len(of_this_kind) else boxes
     return int(candidates[int(uniform_which * len(candidates))])
 
@@ -107,9 +109,10 @@ def seconds_by_row(clips: Dataset) -> np.ndarray:
 
 
 def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
-    """The chance of each clip to be drawn next, from class balance, weights and source shares.
+    """The chance of each clip to be drawn next, from its boxes, class balance, weights and source shares.
 
-    None if an epoch draws every clip once. With a balance, the chance grows with the rarity of the clip's
+    None if an epoch draws every clip once. Where all boxes are equally likely and nothing but boxes has labels, a
+    recording's chance is its number of boxes. With a balance, the chance grows with the rarity of the clip's
     rarest class; balanced by seconds, with the clip's length, too.
     Shape:  -> (n,), with sum 1
     """
@@ -120,6 +123,8 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     if config.steps is None and config.balance == "none" and not config.sample_by_weight and not by_source:
         return None
     chances = np.ones(len(clips))
+    if clips.boxes is not None and config.true_p is None and clips.soft_labels is None:
+        chances = np.array([float(len(clips.boxes.rows.get(name, "x"))) for name in clips.names])
     if config.balance != "none":
         amounts = seconds_by_row(clips) if config.balance == "seconds" else np.ones(len(clips))
         chances = rarity(clips.targets, amounts) * amounts
@@ -207,7 +212,11 @@ def draw_batches(
             box = draw_box(clips, row, config, generator)
             begin = draw_begin(clips, row, box, recipe, generator)
             end = min(begin + length, audio.shape[-1])
-            crops.append(cut_window(cutter, audio, (begin, end), length, recipe.inference.pad_mode))
+            pad_mode = recipe.inference.pad_mode
+            if recipe.crop_pad_modes and end - begin < length:
+                number = int(torch.randint(len(recipe.crop_pad_modes), (1,), generator=generator))
+                pad_mode = recipe.crop_pad_modes[number]
+            crops.append(cut_window(cutter, audio, (begin, end), length, pad_mode))
             crop_s = begin / steps_per_s, end / steps_per_s
             targets.append(clips.crop_targets(row, *crop_s, config.box_share))
             band = NO_BOX

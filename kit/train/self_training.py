@@ -44,14 +44,14 @@ class SelfTraining:
     options: Mapping[str, Any]
 
     def train_one(
-        self, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
+        self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
     ) -> Run:
-        """Train one run, with an equal share of the time for each of the `n_left` trainings to come."""
+        """Train the run of an iteration, with an equal share of the time for each of the `n_left` trainings to come."""
         options |= {"soft": soft, "boxes": boxes, "deadline": None, **self.options}
         if self.clock is not None:
             # train_run counts its deadline from the start of the process.
             options["deadline"] = self.clock.now() + self.clock.left_s() / n_left - process_start()
-        return self.train(self.recipe, table, self.audio, out, **options)
+        return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
     def train_teachers(
         self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles
@@ -70,7 +70,8 @@ class SelfTraining:
             labels = folder / str(number) / "labels"
             # A training writes oof.csv last, and relabel writes relabel.json last.
             if not (teachers[-1] / "oof.csv").is_file():
-                self.train_one(current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
+                n_to_come = n_left + 1 - number
+                self.train_one(number - 1, current_table, current_soft, teachers[-1], n_to_come, boxes)
             if not (labels / "relabel.json").is_file():
                 result = relabel(
                     teachers[-plan.teachers :],
@@ -156,12 +157,14 @@ def self_train(
         return self_train_strict(job, frame, folder, only_folds, boxes, soft_file)
 
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
-    last = recipe if box_labels is None else with_bands(recipe, box_labels)
+    last = recipe.at_stage(plan.iterations)
+    last = last if box_labels is None else with_bands(last, box_labels)
     check_run(folder, {"recipe.json": run_files(last, frame, np.asarray(frame["fold"]))["recipe.json"]})
     last_table, last_soft = job.train_teachers(
         rounds / "folds.csv", soft_file, rounds, plan.iterations + 1, boxes
     )
-    return job.train_one(last_table, last_soft, folder, 1, boxes, only_folds=only_folds, all_data=all_data)
+    options = {"only_folds": only_folds, "all_data": all_data}
+    return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
 
 
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
@@ -200,12 +203,15 @@ def self_train_strict(
         both = pandas.concat([read_clip_table(table), held_out], ignore_index=True).fillna(defaults)
         student = home / "student.csv"
         write_text(student, job.table_text(both))
-        run = job.train_one(student, labels, home / "student", n_left - iterations, boxes, only_folds=[fold])
+        n_to_come = n_left - iterations
+        run = job.train_one(
+            iterations, student, labels, home / "student", n_to_come, boxes, only_folds=[fold]
+        )
         if run.oof is not None:
             parts.append((rows, run.oof))
         for path in sorted(run.folder.glob("fold_*.pt")):
             save_tagger(folder / path.name, load_tagger(path))
-    for name, text in run_files(job.recipe, frame, folds).items():
+    for name, text in run_files(job.recipe.at_stage(iterations), frame, folds).items():
         write_text(folder / name, text)
     oof = join_folds(parts)
     write_oof(folder, oof)

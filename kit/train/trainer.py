@@ -138,7 +138,10 @@ class Trainer:
         """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
         recipe = self.recipe
         start = time.perf_counter()
-        if recipe.finetune_epochs and self.epoch == recipe.epochs - recipe.finetune_epochs:
+        first_finetuning = recipe.epochs - recipe.finetune_epochs
+        if self.epoch < first_finetuning:
+            self.freeze_backbone(self.epoch < recipe.optim.freeze_epochs)
+        elif recipe.finetune_epochs and self.epoch == first_finetuning:
             self.start_finetuning()
         self.network.train()
         if self.frozen_backbone is not None:
@@ -242,19 +245,26 @@ class Trainer:
     def start_finetuning(self) -> None:
         """Begin the fine-tuning epochs: their own loss, optimiser and schedule, the backbone frozen if asked."""
         recipe = self.recipe
-        if recipe.finetune_freeze and isinstance(self.network, Network):
-            self.frozen_backbone = self.network.backbone.requires_grad_(False)
+        self.freeze_backbone(recipe.finetune_freeze)
         self.losses = source_losses(recipe, finetune=True)
         self.optimizer = build_optimizer(recipe.optim, self.network, recipe.finetune_lr)
         n_steps = recipe.finetune_epochs * self.optimizer_steps
         self.schedule = build_schedule(recipe.optim, self.optimizer, n_steps)
 
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Keep the backbone's weights and batch-norm statistics as they are, or let it train."""
+        if isinstance(self.network, Network):
+            self.network.backbone.requires_grad_(not frozen)
+            self.frozen_backbone = self.network.backbone if frozen else None
+
     def load_averaged_weights(self) -> None:
         """Copy the averaged weights, if there are any yet, into the network.
 
         The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
+        In the first epochs with a frozen backbone, whose statistics must stay, the weights stay as they are.
         """
-        if self.averaged is None or not int(self.averaged.n_averaged):
+        is_warming_up = self.epoch <= self.recipe.optim.freeze_epochs
+        if self.averaged is None or not int(self.averaged.n_averaged) or is_warming_up:
             return
         self.network.load_state_dict(self.averaged.module.state_dict())
         with self.seeded(1) as generator, torch.no_grad():

@@ -259,6 +259,14 @@ def test_the_chance_of_a_clip_multiplies_the_probabilities_of_all_effects():
         assert shares == pytest.approx([0, p, 2 * p], abs=0.04)
 
 
+def test_all_effects_of_a_chain_come_together():
+    names = ("gain", "noise", "reverb")
+    config = WaveAugmentConfig(chance=0.75, **{f"{name}_p": 1.0 for name in names})
+    amounts = draw_wave_augment(config, 4000, RATE, generator()).amounts
+    is_on = torch.stack([~amounts[name].isnan() for name in names])
+    assert bool((is_on == is_on[0]).all()) and float(is_on.float().mean()) == pytest.approx(0.75, abs=0.03)
+
+
 def test_wrong_settings_draws_and_missing_backgrounds_are_refused():
     config = WaveAugmentConfig(background_p=1.0)
     with pytest.raises(KitError, match="3 clips"):

@@ -15,7 +15,7 @@ WITH_EXTRA_ROWS = InputShape(2, BINS, n_extra_rows=13)
 
 def build_small(shape=WITH_EXTRA_ROWS):
     """A small network of five classes in evaluation mode whose batch norms have run."""
-    settings = {"family": "axis-pool", "width": 4, "stat_steps": 6, "stat_width": 3}
+    settings = {"family": "axis-pool", "width": 32, "stat_steps": 6, "stat_width": 3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(settings, shape, 5)
@@ -34,11 +34,10 @@ def noise(shape=WITH_EXTRA_ROWS, clips=2, frames=41, seed=0):
     return torch.cat([bins, extra.expand(-1, shape.channels, -1, -1)], dim=2)
 
 
-def slow_count(extra_rows, channels=1, width=64, stat_width=64, classes=80):
-    """Slow definition: the weights of every layer, added up."""
-    total, before = 0, channels
-    for k in range(4):
-        w = width * 2**k
+def slow_count(extra_rows, channels=1, stat_width=64, classes=80):
+    """Slow definition: the weights of every layer, added up: a stem, then four blocks of two."""
+    total, before = 9 * channels * 64 + 2 * 64, 64
+    for w in (96, 128, 256, 512):
         total += 9 * before * w + 2 * w + 9 * w * w + 2 * w
         before = w
     if extra_rows:
@@ -53,7 +52,7 @@ def test_the_size_agrees_with_a_count_by_hand(extra_rows):
         network = build_network({"family": "axis-pool"}, InputShape(1, 64, n_extra_rows=extra_rows), 80)
     assert sum(p.numel() for p in network.parameters()) == slow_count(extra_rows)
     layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    assert len(layers) == 9
+    assert len(layers) == 10
 
 
 @pytest.mark.parametrize("frames", [1, 7, 8, 9, 63, 431])
@@ -65,7 +64,7 @@ def test_maps_of_any_length_have_the_deepest_last(frames):
     assert network.backbone.strides == [0, 0, 8] and network.stride == network.min_frames == 8
 
 
-def test_pooling_takes_the_mean_over_frequency_and_the_maximum_over_time():
+def test_pooling_takes_the_mean_over_time_and_the_maximum_over_frequency():
     blocks = build_small(PLAIN).backbone.blocks
     kinds = [type(layer).__name__ for layer in blocks]
     assert kinds.count("AvgPool2d") == kinds.count("MaxPool2d") == 3
@@ -75,13 +74,13 @@ def test_pooling_takes_the_mean_over_frequency_and_the_maximum_over_time():
     for m in range(3):
         for n in range(4):
             cell = x[0, :, 2 * m : 2 * m + 2, 2 * n : 2 * n + 2]
-            torch.testing.assert_close(pooled[0, :, m, n], cell.mean(1).amax(1))
+            torch.testing.assert_close(pooled[0, :, m, n], cell.mean(2).amax(1))
 
 
-def test_the_head_takes_the_maximum_over_time_of_means_over_frequency():
+def test_the_head_takes_the_mean_over_frequency_of_maxima_over_time():
     network = build_small()
     stats, length, deepest = network.backbone(noise()).main
-    features = torch.cat([stats[:, :, 0].amax(2), length[:, :, 0, 0], deepest.mean(2).amax(2)], dim=1)
+    features = torch.cat([stats[:, :, 0].amax(2), length[:, :, 0, 0], deepest.amax(3).mean(2)], dim=1)
     torch.testing.assert_close(network.head.classifier(features), network(noise()))
 
 
@@ -123,8 +122,8 @@ def test_the_length_survives_padding_with_the_floor():
 
 @pytest.mark.parametrize("shape", [PLAIN, WITH_EXTRA_ROWS])
 def test_the_receptive_field_is_the_sum_of_its_layers(shape):
-    by_hand = 1 + sum(4 * 2**k for k in range(4)) + sum(2**k for k in range(3))
-    assert receptive_field(build_small(shape).backbone, shape) == by_hand == 68
+    by_hand = 1 + 2 + sum(4 * 2**k for k in range(4)) + sum(2**k for k in range(3))
+    assert receptive_field(build_small(shape).backbone, shape) == by_hand == 70
 
 
 def test_other_extra_rows_and_too_few_bins_are_refused():

@@ -313,7 +313,7 @@ def test_a_card_of_any_size_is_refused_by_what_is_too_large_before_anything_is_b
 
 LONG_CARDS = {
     "deep": ('{"recipe": ' + "[" * 100_000 + "]" * 100_000 + "}", "is damaged"),
-    "long": ('{"recipe": [' + "[]," * 1_500_000 + "1]}", "wanted JSON of at most 4000000"),
+    "long": ('{"recipe": [' + "[]," * 1_500_000 + "1]}", "wanted JSON of at most 2000000"),
     "no table": ("[1]", "its card is a list"),
     "no text": (7, "its card is int"),
 }

@@ -1,6 +1,7 @@
 """The command line: every wrong input is one line with the cure and exit code 2, never a traceback."""
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -66,7 +67,7 @@ def wrong_inputs(trained: Trained, clips: Path, folder: Path) -> dict[str, tuple
         "no such template": ({"--template": folder / "none.csv"}, "cannot read"),
         "an id twice": ({"--template": twice}, "'a'"),
         "a folder below a file": ({"--out": folder / "file" / "o.csv"}, "cannot write"),
-        "a folder for a file": ({"--out": folder}, "cannot write"),
+        "a folder for a file": ({"--out": folder}, "is a CSV's path"),
         "an unknown blend": ({"--blend": "avg"}, "geometric, mean, power, rank"),
         "an unknown mode": ({"--mode": "whole"}, "full, windows"),
         "an unknown pool": ({"--pool": "maximum"}, "did you mean 'max'"),
@@ -226,3 +227,16 @@ def test_as_a_process_errors_go_to_stderr_with_code_2_and_a_csv_comes_with_code_
     good = submit_folder("empty")
     assert good.returncode == 0 and "NO AUDIO FILES" in good.stdout and "Traceback" not in good.stderr
     assert list(read_scores(tmp_path / "submission.csv")[1]) == ["000316"]
+
+
+@pytest.mark.parametrize("deadline", [[], ["--deadline", "100s"]])
+@pytest.mark.parametrize("shell", ['"$@" | true', '"$@" > /dev/full', '"$@" >&-', '"$@" >&- 2>&- <&-'])
+def test_output_that_nobody_can_read_does_not_stop_a_submission(
+    kit_command: list[str], trained: Trained, clips: Path, tmp_path: Path, shell: str, deadline: list[str]
+) -> None:
+    template = write_template(tmp_path / "t.csv", ["clip_00.wav", "missing"], trained.classes)
+    words = ["submit", "--checkpoints", trained.mel[0], "--audio", str(clips), "--template", str(template)]
+    command = [*kit_command, *words, "--out", str(tmp_path / "out.csv"), *deadline]
+    subprocess.run(["bash", "-c", f"set -o pipefail; {shell}", "bash", *command], check=True, cwd=tmp_path)
+    report = json.loads((tmp_path / "out.json").read_bytes())
+    assert report["state"] == "finished" and report["rows_all_models"] == 1

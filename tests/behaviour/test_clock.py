@@ -76,8 +76,9 @@ def test_a_deadline_counts_from_the_given_start_or_from_the_start_of_the_process
     assert set_deadline("55m", start).at == start + 3300.0
     assert set_deadline(30, start).at == start + 30.0
     assert set_deadline("10m").at == pytest.approx(process_start() + 600.0, abs=5)
-    with pytest.raises(KitError, match="started_at is in Unix seconds"):
-        set_deadline("55m", time.perf_counter() - 61 * 86400)
+    for wrong in (time.perf_counter() - 61 * 86400, time.time() + 5 * 3600, "noon", object()):
+        with pytest.raises(KitError, match="started_at is a past moment in Unix seconds"):
+            set_deadline("55m", wrong)
 
 
 def test_a_progress_bar_shows_its_text_and_stops_at_its_end(monkeypatch):

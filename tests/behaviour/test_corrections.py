@@ -22,6 +22,8 @@ def test_json_and_csv_are_read_alike(tmp_path):
     assert read_corrections(write(tmp_path / "a.json", json.dumps(expected))) == expected
     text = 'fname,labels,drop\n000316,Meow,\nb.wav,,1\nc.wav,"",0\n'
     assert read_corrections(write(tmp_path / "a.csv", text)) == expected
+    text = 'fname,labels\n000316,Meow\nb.wav,remove\nc.wav,""\n'
+    assert read_corrections(write(tmp_path / "b.csv", text)) == expected
 
 
 def test_corrected_clips_have_their_new_labels_dropped_ones_are_gone_others_stay(tmp_path):

@@ -16,7 +16,7 @@ from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
-from kit.models.checkpoint import open_checkpoint
+from kit.models.checkpoint import open_checkpoint, save_tagger
 from tests.behaviour.trained import (
     RATE,
     LoudBands,
@@ -292,3 +292,35 @@ def test_a_batch_too_large_for_the_device_is_halved_to_what_fits_and_no_further(
     found = predict_clips(loud_tagger(hungry), sounds, batch_frames=32000).probabilities
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert min(hungry.sizes[-24:]) >= 100, "batches shrink for ever"
+
+
+def test_a_clip_without_a_finite_answer_is_noted_with_its_reason(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
+
+    calls = iter(range(9))
+
+    def spoil(spec: Tensor) -> None:
+        if next(calls) == 1:
+            spec.fill_(torch.nan)
+
+    tagger = loud_tagger(LoudBands(before=spoil))
+    report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", batch_frames=1, progress=False).report
+    assert 0 < report["rows_with_prior"] < 3
+    assert any("has no prediction for" in note and "no finite number" in note for note in report["notes"])
+
+
+def test_predictions_of_a_network_whose_code_has_changed_are_not_used_again(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a.wav", "b.wav"])
+    save_tagger(tmp_path / "own.pt", loud_tagger(name="own"))
+
+    class Louder(LoudBands):
+        def forward(self, spec: Tensor) -> Tensor:
+            return super().forward(spec) + 1.0
+
+    words = [tmp_path / "own.pt", tmp_path / "in"]
+    first = submit(*words, tmp_path / "out.csv", networks={"own": LoudBands}, progress=False)
+    rows = read_scores(first.csv)[1]
+    second = submit(*words, tmp_path / "out.csv", networks={"own": Louder}, progress=False)
+    fresh = submit(*words, tmp_path / "fresh.csv", networks={"own": Louder}, progress=False)
+    assert second.csv.read_bytes() == fresh.csv.read_bytes() != rows
+    assert not np.array_equal(read_scores(second.csv)[1]["a.wav"], rows["a.wav"])

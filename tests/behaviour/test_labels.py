@@ -243,3 +243,19 @@ def test_known_prevalences_count_known_labels_alone():
 def test_every_row_of_a_name_is_found_in_order():
     rows = rows_by_name(["b", "a", "b", "b"])
     assert {name: places.tolist() for name, places in rows.items()} == {"b": [0, 2, 3], "a": [1]}
+
+
+@pytest.mark.parametrize("name", ["false_label", "Fold", "weights", "Weight", "SOURCE", "Begin_s"])
+def test_a_misspelt_column_is_refused(tmp_path, name):
+    path = tmp_path / "t.csv"
+    path.write_text(f"fname,labels,{name}\na.wav,x,1\nb.wav,y,1\n")
+    with pytest.raises(KitError, match=f"has a column '{name}': rename it to"):
+        read_clip_table(path)
+
+
+def test_a_list_of_numpy_is_no_single_class(tmp_path):
+    assert split_labels("['Rain', 'Wind']") == ("Rain", "Wind")
+    path = tmp_path / "t.csv"
+    path.write_text("fname,labels\na.wav,['Rain' 'Wind']\n")
+    with pytest.raises(KitError, match="line 2: labels"):
+        read_clip_table(path)

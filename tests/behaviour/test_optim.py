@@ -108,8 +108,18 @@ def slow_one_cycle(config, step, steps):
     return half_cosine(config.lr_peak, config.lr_end, (step - peak) / (steps - 1 - peak))
 
 
+def slow_linear_cycle(config, step, steps):
+    """A straight line up to the peak in the first `warmup` of the steps, another one down in the rest."""
+    peak = config.warmup * steps - 1
+    if step <= peak:
+        return config.lr_start + (config.lr_peak - config.lr_start) * step / peak
+    return config.lr_peak + (config.lr_end - config.lr_peak) * (step - peak) / (steps - 1 - peak)
+
+
 def slow_rate(config, step, steps):
     """Definition of the schedules that do not depend on scores."""
+    if config.schedule == "linear-cycle":
+        return slow_linear_cycle(config, step, steps)
     if config.schedule == "one-cycle":
         return slow_one_cycle(config, step, steps)
     if config.schedule == "cosine":
@@ -119,7 +129,7 @@ def slow_rate(config, step, steps):
     return config.lr_peak
 
 
-@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "steps", "constant"])
+@pytest.mark.parametrize("schedule", ["one-cycle", "linear-cycle", "cosine", "steps", "constant"])
 def test_a_schedule_equals_its_definition_and_layer_decay_is_geometric(schedule):
     config = OptimConfig(
         lr_start=1e-3, lr_peak=1e-2, lr_end=1e-5, schedule=schedule, milestones=(0.25, 0.5, 0.9), factor=0.1

@@ -13,13 +13,14 @@ import torch
 
 from kit.audio.mixup import draw_mixup, mix_labels
 from kit.commands import list_recipes
+from kit.core.errors import KitError
 from kit.infer.submit import submit
 from kit.labels.boxes import read_boxes, recording_labels
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets
 from kit.models.checkpoint import load_tagger
 from kit.train.recipe import Recipe
-from kit.train.recipes import RECIPES, SMALL, find_recipe
+from kit.train.recipes import RECIPES, SMALL, VARIANTS, find_recipe
 from kit.train.self_training import self_train
 from tests.behaviour.trained import read_scores, write_template, write_wav
 
@@ -42,18 +43,18 @@ TINY_TEXTS = {
     "skip-attention": f"""
         {MEL} {WINDOWS} frontend.f_max_hz=4000 network.width=4 network.ratio=2 network.head.hidden=8
     """,
-    "axis-pool": f"{MEL} {WINDOWS} network.width=4 network.stat_width=3 network.stat_steps=8",
+    "axis-pool": f"{MEL} {WINDOWS} network.width=32 network.stat_width=3 network.stat_steps=8",
     "max-pyramid-mel": f"{MEL} {PYRAMID} wave_augment.tempo_p=0.5 {ONCE}",
     "max-pyramid-stft": PYRAMID,
     "window-snr": f"{MEL} {WINDOWS} {PYRAMID} {ONCE} self_training.top_k=[0.5]",
     "two-stage": f"""
         {MEL} {WINDOWS} frontend.resolutions=[[256,128],[512,128]] frontend.image_size=[32,32]
-        image_sizes=[[16,16],[32,32]] network.name=test_efficientnet.r160_in1k {ONCE}
+        image_sizes=[[16,16],[32,32]] network.blocks=3 network.width=4 {ONCE}
     """,
     "freq-coord": f"{MEL} {WINDOWS} sampling.steps=2 {ONCE}",
     "freq-crop": f"""
-        {MEL} frontend.n_mels=8 frontend.bands_hz=[[0,900],[500,2000],[900,3000]] sampling.steps=2 finetune_epochs=1
-        network.backbone.blocks=2 network.backbone.width=4 {ONCE}
+        {MEL} {WINDOWS} sampling.steps=2 network.backbone.blocks=2 network.backbone.width=4 {ONCE}
+        self_training.stages=["loss=lsep\\u0020loss_settings={{}}"]
     """,
 }
 TINY = {name: f"{COMMON} {text}".split() for name, text in TINY_TEXTS.items()}
@@ -165,10 +166,14 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
     np.testing.assert_array_equal(run.oof.truth, recording_labels(read_boxes(*boxes)).targets)
     assert (tmp_path / "run" / "rounds" / "1" / "labels" / "soft.csv").is_file()
     if name == "freq-crop":
-        assert run.recipe.output == "ranking" and len(run.recipe.frontend.bands_hz) == 3
-        assert run.recipe.frontend.bands_hz[1] == (0.0, 600.0)
+        assert run.recipe.output == "ranking", "the last stage changed the loss"
+        first = Recipe.from_dict(json.loads((tmp_path / "run" / "rounds" / "0" / "recipe.json").read_text()))
+        assert first.output == "probability" and len(run.recipe.network["bands_hz"]) == 3
+        assert run.recipe.network["bands_hz"][1] == [0.0, 600.0]
 
 
+# What makes freq-coord of freq-coord-b1.
+VARIANTS_BACK = ["network.name=tf_efficientnet_b3.ns_jft_in1k", "crop_s=4", "inference.window_s=4"]
 # What was published, as overrides.
 PUBLISHED = {
     "skip-attention": """
@@ -178,24 +183,28 @@ PUBLISHED = {
         spec_augment.freq_share=0.15 spec_augment.time_share=0.2 spec_augment.mask_fill=min optim.lr_peak=9e-4
         optim.schedule=plateau optim.patience=6 optim.factor=0.6 sources.noisy.share=0.01 sources.noisy.loss=bootstrap
         sources.noisy.loss_settings={"trust":0.7} sources.corrected.share=0.42 sources.curated.share=0.57
+        sources.corrected.loss=null sources.corrected.weight=0.5 crop_pad_modes=["wrap","min"]
         sources.curated.weight=0.5 weight_by_share=true network.head.hidden=256 inference.pool=mean
     """,
     "axis-pool": """
         frontend.n_fft=1024 frontend.hop_length=512 frontend.n_mels=64 frontend.normalize=peak loss=bce
         loss_settings={"smoothing":0.01} mixup.p=0.6 mixup.low=0.3 mixup.high=0.3 crop_s=5 epochs=40 optim.kind=nadam
+        mixup.domain=wave mixup_until=0.35 keep=best network.head.pool=time-max network.width=512
         optim.lr_peak=5e-4 optim.factor=0.5 optim.milestones=[0.35,0.525,0.7]
     """,
     "max-pyramid-mel": """
         loss=lsep mixup.p=0.5 mixup.labels=union wave_augment.pitch_cents=300 wave_augment.tempo=1.1
-        wave_augment.overdrive_p=0.75 no_augment_epochs=10 optim.lr_start=1e-4 optim.lr_peak=5e-3
-        optim.schedule=one-cycle n_folds=5 frontend.n_fft=2048 frontend.hop_length=1024 frontend.n_mels=128
+        wave_augment.chance=0.75 wave_augment.overdrive_p=1 wave_augment.reverb_p=1 wave_augment.pitch_p=1
+        wave_augment.speed_p=1 wave_augment.speed=1.1
+        keep=best validate_every=1 self_training.hard=true no_augment_epochs=10 optim.lr_start=1e-4 optim.lr_peak=5e-3
+        optim.schedule=linear-cycle n_folds=5 frontend.n_fft=2048 frontend.hop_length=1024 frontend.n_mels=128
         frontend.f_min_hz=5 frontend.log_offset=1e-4 inference.mode=full network.growth=1.5 crop_s=10
         self_training.methods=["agreement"]
     """,
     "max-pyramid-stft": "loss=lsep frontend.n_fft=256 frontend.kind=stft network.dims=1 crop_s=10",
     "window-snr": 'inference.pool=snr weight_by_share=false self_training.methods=["snr"]',
     "two-stage": """
-        image_sizes=[[64,64],[128,128],[224,224]] sampling.balance=seconds optim.layer_decay=0.1
+        image_sizes=[[64,64],[128,128],[224,224]] sampling.balance=seconds optim.layer_decay=10
         network.name=resnet18.a1_in1k self_training.methods=["curate"]
     """,
     "freq-coord": """
@@ -203,11 +212,12 @@ PUBLISHED = {
         frontend.channels=["log","coordinate01"] crop_s=4 inference.hop_s=0.5 inference.pool=max inference.window_s=4
         epochs=60 sampling.steps=200 n_folds=4 optim.kind=adamw optim.schedule=cosine keep=last sampling.box_p=0.5
         mixup.labels=sum mixup.low=0.5 mixup.high=0.5 self_training.iterations=4
-        self_training.hop_s=0.5 average_over=labels
+        self_training.hop_s=0.5 average_over=labels sampling.true_p=null
+        self_training.stages=["mixup.domain=wave\\u0020spec_augment.outside_p=0\\u0020spec_augment.mask_p=0.5"]
     """,
     "freq-crop": """
         frontend.n_mels=32 loss=bootstrap loss_settings={"on":"unknown","trust":0.1,"detach":false}
-        finetune_loss=lsep inference.mode=full mixup.labels=union mixup.domain=wave
+        finetune_epochs=0 inference.mode=full mixup.labels=union mixup.domain=wave self_training.iterations=5
     """,
 }
 
@@ -241,8 +251,26 @@ def test_no_recipe_mixes_an_unknown_label_to_a_false_one(name, small):
         assert learnt_as_false(recipe.override(["mixup.masks=either"]).mixup) > 100
 
 
-def test_small_forms_but_freq_crop_cut_crops_from_spectrograms():
-    assert [name for name in RECIPES if find_recipe(name, small=True).needs_waveforms] == ["freq-crop"]
+def test_the_stages_of_a_recipe_change_what_they_name():
+    freq_crop = RECIPES["freq-crop"]
+    losses = [freq_crop.at_stage(number).loss for number in range(6)]
+    assert losses == ["bootstrap", "bce", "bce", "bce", "lsep", "lsep"]
+    first, later = RECIPES["freq-coord"], RECIPES["freq-coord"].at_stage(3)
+    assert first.spec_augment.outside_p > 0 == later.spec_augment.outside_p
+    assert later.mixup.domain == "wave" and first.mixup.domain == "spec"
+    with pytest.raises(KitError, match="no setting 'lost'"):
+        freq_crop.override(['self_training.stages=["lost=1"]'])
+
+
+def test_a_variant_is_its_base_with_a_few_changes():
+    b1 = find_recipe("freq-coord-b1")
+    assert b1.name == "freq-coord-b1" and b1.crop_s == b1.inference.window_s == 8
+    assert b1.override(["name=freq-coord", *VARIANTS_BACK]) == RECIPES["freq-coord"]
+    assert find_recipe("freq-coord-rexnet-150", small=True).network["family"] == "max-pyramid"
+
+
+def test_small_forms_cut_crops_from_spectrograms():
+    assert not [name for name in RECIPES if find_recipe(name, small=True).needs_waveforms]
     assert find_recipe("max-pyramid-mel").needs_waveforms
 
 
@@ -260,8 +288,9 @@ def test_a_recipe_reads_back_from_its_printed_settings_and_from_json(name, small
 
 
 def test_the_list_of_recipes_names_each_with_its_source():
-    lines = [f"{name:18} {recipe.source}" for name, recipe in RECIPES.items()]
-    assert list_recipes().splitlines() == lines
+    lines = [f"{name:22} {recipe.source}" for name, recipe in RECIPES.items()]
+    listed = list_recipes().splitlines()
+    assert listed[:8] == lines and [line.split()[0] for line in listed[8:]] == list(VARIANTS)
 
 
 @pytest.mark.parametrize("kind, name", [("tagging", "max-pyramid-mel"), ("soundscapes", "freq-coord")])

@@ -106,6 +106,26 @@ def test_without_top_k_all_noisy_clips_are_predicted():
     assert done.frame["labels"].tolist() == ["", ""] and done.soft.names == ("a", "b")
 
 
+def test_hard_labels_are_as_many_of_a_class_as_expected_and_clips_without_any_are_dropped():
+    probs = [
+        [0.9, 0.4],
+        [0.6, 0.3],
+        [0.5, 0.1],
+        [0.1, 0.2],
+    ]  # expected: 2 of the first class, 1 of the second
+    frame = table_of(["A"] * 4, false_labels="*")
+    plan = SelfTrainingConfig(hard=True)
+    done = keep_agreeing(frame, soft_of(probs), plan, 1)
+    assert done.soft.names == ("a", "b") and done.soft.targets.tolist() == [[1, 1], [1, 0]]
+    assert done.counts["predicted"] == 2 and done.counts["left_out"] == 2
+
+
+def test_every_noisy_clip_is_in_the_second_set():
+    frame = table_of(["C", "C", "C"], source=["n", "n", "curated"], false_labels="*", fold=[0, 1, 1])
+    done = make_snr_sets(frame, WINDOWS, SelfTrainingConfig(noisy_sources=("n",), top_k=(0.25,), snr_k=1), 1)
+    assert done.counts == {"set1": 1, "set2": 2} and len(done.soft.names) == 2
+
+
 def test_predictions_fill_unknown_labels_only():
     frame = table_of(["A", "A", ""], false_labels=["", "B", ""])
     done = fill_plain(frame, soft_of([[0.2, 0.4], [0.3, 0.5], [0.6, 0.7]]), SelfTrainingConfig(), 1)

@@ -339,3 +339,31 @@ def test_crops_by_probability_are_centred_on_windows_in_proportion_to_their_soft
     assert (soft > 2.5).mean() == pytest.approx(0.75, abs=0.06)
     assert np.std(plain) > 0.8 and plain.min() < 0.5 and plain.max() > 3.5
     assert np.std(crop_centres(by_probs=False)[0]) > 0.8
+
+
+def test_with_equally_likely_boxes_a_recording_is_drawn_as_often_as_it_has_boxes():
+    rows = [
+        ("r", 0, True, 0.0, 1.0),
+        ("r", 1, False, 1.0, 2.0),
+        ("r", 1, False, 2.0, 3.0),
+        ("s", 0, False, 0.0, 1.0),
+    ]
+    clips = replace(ramp_clips(4.0, None), boxes=boxes_of(*rows))
+    config = SamplingConfig(steps=10, true_p=None)
+    recipe = replace(TINY, sampling=config)
+    np.testing.assert_allclose(draw_chances(clips, recipe), [0.75, 0.25])
+    generator = seeded()
+    drawn = np.bincount([draw_box(clips, 0, config, generator) for _ in range(3000)], minlength=3)
+    assert (abs(drawn / 1000 - 1) < 0.1).all(), "true and false boxes alike"
+
+
+def test_short_crops_are_padded_in_the_ways_that_are_named_half_and_half():
+    clips = ramp_clips(TINY.crop_s / 2, None)
+    recipe = replace(TINY, crop_pad_modes=("wrap", "min"), sampling=SamplingConfig(steps=100))
+    batches = list(draw_batches(clips, recipe, FRONTEND, seeded()))
+    crops = torch.cat([batch.crops for batch in batches])
+    is_floor = crops[:, 0, -1] == crops[:, 0, -2]  # the sound itself rises from frame to frame
+    assert 0.4 < float(is_floor.float().mean()) < 0.6
+    plain = replace(recipe, crop_pad_modes=())
+    crops = torch.cat([batch.crops for batch in draw_batches(clips, plain, FRONTEND, seeded())])
+    assert (crops[:, 0, -1] != crops[:, 0, -2]).all()

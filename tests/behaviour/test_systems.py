@@ -27,7 +27,7 @@ SMALL = {
     "skip-attention": ["frontend.n_mels=32", "network.width=4", "network.head.hidden=8", *WINDOWS],
     "axis-pool": [
         "frontend.n_mels=16",
-        "network.width=4",
+        "network.width=16",
         "network.stat_width=3",
         "network.stat_steps=16",
         *WINDOWS,

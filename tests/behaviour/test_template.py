@@ -361,3 +361,8 @@ def test_a_template_of_another_folder_brings_a_loud_warning(
     template = write_template(tmp_path / "t.csv", ["x.wav", "y.wav"], ["a", "b", "c"])
     submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False)
     assert "NO ROW of the template has a file" in capsys.readouterr().out
+
+
+def test_one_row_off_the_grid_does_not_change_the_length_of_all_windows():
+    plan = plan_rows(["r_1", "r_2", "r_3", "r_3.2"], ["r.wav"])
+    assert plan.period_s == 1.0

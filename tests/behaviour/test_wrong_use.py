@@ -368,3 +368,40 @@ def test_a_near_name_that_fits_two_files_finds_none() -> None:
 
 def test_a_dot_in_an_id_is_no_extension_unless_it_names_audio() -> None:
     assert plan_rows(["rec.1", "rec"], ["rec.wav"]).files == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["out.pt", "out", "out.csv.gz", "out.xlsx", "folder.csv", "table.csv", "foreign.csv"]
+)
+def test_an_output_that_is_no_csv_of_its_own_is_refused(tmp_path, name):
+    write_folder(tmp_path / "in", ["a.wav"])
+    template = write_template(tmp_path / "table.csv", ["a.wav"], "abc")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "foreign.json").write_text('{"of": "another program"}')
+    with pytest.raises(KitError, match=r"choose another --out|out is a CSV's path"):
+        submit(loud_tagger(), tmp_path / "in", tmp_path / name, template, progress=False)
+    assert "another program" in (tmp_path / "foreign.json").read_text()
+
+
+def test_an_output_that_is_a_link_is_written_where_it_points_to(tmp_path):
+    write_folder(tmp_path / "in", ["a.wav"])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out.csv").symlink_to(tmp_path / "real" / "there.csv")
+    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", progress=False)
+    assert (tmp_path / "out.csv").is_symlink() and "a.wav" in (tmp_path / "real" / "there.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 0}, {"batch_frames": -5}, {"threads": "4"}, {"started_at": 1.0}, {"weights": [1e308]},
+                {"weights": "0.5"}, {"weights": {0: 1.0}}, {"audio": ["in"]}, {"template": [1]}]
+)  # fmt: skip
+def test_an_option_that_means_nothing_is_refused(tmp_path, options):
+    write_folder(tmp_path / "in", ["a.wav"])
+    arguments = {"audio": tmp_path / "in", "out": tmp_path / "o.csv", "progress": False} | options
+    with pytest.raises(KitError, match="|".join(options)):
+        submit(loud_tagger(), **arguments)
+
+
+def test_classes_without_an_order_are_refused():
+    with pytest.raises(KitError, match="a set, which has no order"):
+        wrap_network(LoudBands(3), plain_frontend(), {"a", "b", "c"})
