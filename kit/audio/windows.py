@@ -11,7 +11,7 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError, choose
 
 PAD_MODES = ("wrap", "reflect", "min")
-WINDOW_POOLS = ("max", "mean", "top_k", "power", "geometric", "snr")
+WINDOW_POOLS = ("max", "mean", "top_k", "power", "geometric", "snr", "snr_top")
 
 # Scores are not allowed below this where they are divided by or where a logarithm is taken.
 MIN_SCORE = 1e-30
@@ -116,7 +116,7 @@ class InferenceConfig(Config):
     )
     pool_k: int = setting(
         3,
-        "pool top_k averages so many windows per class, pool snr weighs by so many classes",
+        "pool top_k averages so many windows per class, pools snr and snr_top compare so many classes with all",
         low=1,
         high=1_000_000,
     )
@@ -178,4 +178,8 @@ def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
     # k highest scores in their sum (Freesound Audio Tagging 2019, averaging by signal-to-noise ratio).
     k = min(inference.pool_k, scores.shape[1])
     weights = scores.topk(k).values.sum(1) / scores.sum(1).clamp_min(MIN_SCORE)
+    if pool == "snr_top":
+        # The mean of the quarter of the windows with the highest ratios, as the source labels whole clips.
+        best = weights.argsort(descending=True, stable=True)[: math.ceil(len(scores) / 4)]
+        return scores[best].mean(dim=0)
     return (scores * weights[:, None]).sum(dim=0) / weights.sum().clamp_min(MIN_SCORE)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -26,8 +26,15 @@ def suggest(name: str, options: Iterable[str]) -> str:
     return f"{hint}the choices are: {', '.join(names) or 'none'}"
 
 
+def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
+    """Raise KitError unless all values are of one of some types."""
+    for value in values:
+        if not isinstance(value, kinds):
+            raise KitError(f"{what} is no {type(value).__name__}: {cure}.")
+
+
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
     """Return the option called `name`. Errors: KitError that lists the valid names"""
-    if name not in options:
-        raise KitError(f"unknown {what} {name!r}: {suggest(name, options)}.")
+    if name not in [*options]:
+        raise KitError(f"unknown {what} {name!r:.100}: {suggest(str(name), options)}.")
     return options[name]

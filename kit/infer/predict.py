@@ -10,7 +10,7 @@ import numpy as np
 from kit.audio.decode import Decoder, Sound, list_audio
 from kit.audio.windows import InferenceConfig
 from kit.core.clock import advance, progress_bar
-from kit.core.errors import KitError
+from kit.core.errors import KitError, check_kind
 from kit.core.runtime import start_runtime
 from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble, reasons_by_name
 from kit.infer.loader import Source, SpectrogramLoader
@@ -49,9 +49,14 @@ class Predictions:
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
     """Name clips: files by their path, those of a folder by their path in it, sounds by number."""
+    if isinstance(clips, Sound):
+        clips = [clips]
     if isinstance(clips, str | Path):
         paths = list_audio(Path(clips))
         return [path.relative_to(clips).as_posix() for path in paths], list(paths)
+    cure = "give a folder, or a list of files and sounds; Sound(wave, sample_rate) makes one of a wave"
+    check_kind("clips", [clips], list | tuple, cure)
+    check_kind("a clip", clips, str | Path | Sound, cure)
     names = [f"clip {i}" if isinstance(clip, Sound) else str(clip) for i, clip in enumerate(clips)]
     return names, [clip if isinstance(clip, Sound) else Path(clip) for clip in clips]
 
@@ -75,6 +80,7 @@ def predict_clips(
     `clips` is a folder, or files and decoded sounds; `inference` overrides every model's own settings.
     Errors: KitError for what cannot be loaded, and for a model that fails; clips that cannot be read are in `failures`
     """
+    check_kind("inference", [inference], InferenceConfig | None, "give InferenceConfig(mode=...)")
     runtime = start_runtime(device, threads, progress)
     models, stack = open_models(checkpoints, blend, weights)
     members = []

@@ -24,6 +24,7 @@ from kit.models.own_network import NetworkBuilder, fill_network
 from kit.models.stackers import STACKERS, Stacker, prediction_image
 from kit.models.tagger import Tagger, TaggerCard
 
+MAX_IMAGE_S = 20.0  # in training and in a submission alike
 # Several models' predictions of one clip. For each model: its windows' centres (W,), their probabilities (W, K).
 WindowProbs = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -174,11 +175,13 @@ def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
-    """Stack every run's probabilities at the times of the first one's windows.
+    """Stack every run's probabilities at the times of the first one's windows, of a clip's first 20 s.
 
+    Source: two-stage systems, Freesound 2019
     Shape:  -> (m, K, max(W_0, columns)) float32
     """
     times, _ = runs[0][0]
+    times = times[: max(1, int((times < MAX_IMAGE_S).sum()))]
     probs = np.stack([average_windows(models, times) for models in runs])
     return prediction_image(torch.from_numpy(probs).float(), columns)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from kit.audio.decode import Decoder
 from kit.core.clock import Deadline, parse_duration, process_start, set_deadline
-from kit.core.errors import KitError
+from kit.core.errors import KitError, check_kind
 from kit.core.files import locked, write_json
 from kit.core.runtime import in_notebook, in_worker, worker_margin_s
 from kit.core.worker import (
@@ -109,7 +109,7 @@ def submit(
         mode: full or windows, to override the checkpoints' setting
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
-        pool: max, mean, top_k, power, geometric or snr, to override
+        pool: max, mean, top_k, power, geometric, snr or snr_top, to override
         prior_shift: scale odds to the class prevalences estimated from all rows
         smooth: weight of both neighbours in a window row's mean, e.g. 0.5
         top_mean: multiply window rows by the mean of their recording's best rows, e.g. 2
@@ -121,15 +121,15 @@ def submit(
 
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """
-    many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else list(checkpoints)
+    many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else checkpoints
     out = check_output(out, template)
     for name, number in (("threads", threads), ("batch_frames", batch_frames)):
         if number is not None and not (type(number) is int and number > 0):
             raise KitError(f"{name} is a whole number above 0, got {number!r}.")
+    check_kind("decoders", decoders or [], Decoder, "give Decoder(name, read, duration_s), or none")
     if started_at is not None and deadline is None:
         raise KitError("started_at has no effect without a deadline: give one, or leave it out.")
-    if not isinstance(audio, str | Path):
-        raise KitError(f"audio is the path of a folder, got a {type(audio).__name__}.")
+    check_kind("audio", [audio], str | Path, "give the path of a folder")
     options = SubmitOptions(
         checkpoints=many,
         audio=Path(audio),
@@ -163,10 +163,8 @@ def check_output(out: str | Path, template: str | Path | None) -> Path:
     Errors: KitError for what is no file of the kit's own: another kind of file, a device, the template, or a CSV beside
     a JSON that is no report
     """
-    paths: list[tuple[str, Any]] = [("out", out), *([("template", template)] if template is not None else [])]
-    for name, value in paths:
-        if not isinstance(value, str | Path):
-            raise KitError(f"{name} is the path of a CSV, got a {type(value).__name__}.")
+    check_kind("out", [out], str | Path, "give the path of a CSV")
+    check_kind("template", [template], str | Path | None, "give the path of a CSV")
     path = Path(out).expanduser()
     if path.suffix.lower() != ".csv":
         raise KitError(f"out is a CSV's path, got {str(out)!r}: e.g. submission.csv.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.audio.decode import one_line
-from kit.core.errors import KitError
+from kit.core.errors import KitError, check_kind
 from kit.core.files import expand_pattern, write_whole
 from kit.models.archive import FORMAT, check_tensor, content_digest, damaged_file, parse_card, read_content
 from kit.models.families import build_network
@@ -146,6 +146,9 @@ def find_models(
     """List taggers and the checkpoints that paths and glob patterns name, each once, with their names."""
     if isinstance(items, str | Path | nn.Module):
         items = [items]
+    cure = "give paths, patterns or taggers; wrap_ensemble(build, states, ...) makes taggers of state dicts"
+    check_kind("checkpoints", [items], list | tuple, cure)
+    check_kind("a checkpoint", items, str | Path | nn.Module, cure)
     found: dict[Hashable, tuple[str, Path | Tagger]] = {}
     for item in items:
         if isinstance(item, Tagger):

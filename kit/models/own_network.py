@@ -51,9 +51,14 @@ def wrap_network(
         )
     if callable(network) and not isinstance(network, nn.Module):
         raise KitError("network is a function that builds one: call it, wrap_network(build(), ...).")
+    try:
+        shares = () if prevalences is None else tuple(map(float, prevalences))
+    except (TypeError, ValueError) as error:
+        came = type(prevalences).__name__
+        raise KitError(f"prevalences is a list, a number per class, got a {came}.") from error
     card = TaggerCard(
         classes=tuple(classes),
-        prevalences=() if prevalences is None else tuple(map(float, prevalences)),
+        prevalences=shares,
         frontend=frontend,
         inference=inference or InferenceConfig(),
         network=complete_network(settings) if settings else {"family": f"custom:{name}"},

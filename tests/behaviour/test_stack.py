@@ -16,7 +16,7 @@ from kit.core.errors import KitError
 from kit.doctor import run_doctor
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor, compute_spectrograms
-from kit.infer.stack import Stack, StackCard, open_models
+from kit.infer.stack import Stack, StackCard, clip_image, open_models
 from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -468,3 +468,11 @@ def test_a_stack_of_any_size_or_type_is_refused_in_one_line(stacks, tmp_path, ca
         open_models(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert (case == "wide and wide") == ("do not fit its network" in str(caught.value))
+
+
+def test_an_image_of_predictions_ends_after_20_seconds():
+    centres = np.arange(0.5, 61)
+    probs = np.random.default_rng(0).random((len(centres), 4))
+    image = clip_image([[(centres, probs)]], 8)
+    np.testing.assert_allclose(image[0].T, probs[:20], rtol=1e-6)
+    assert clip_image([[(centres + 30, probs)]], 1).shape == (1, 4, 1), "one window is left"

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kit.core.errors import KitError
 from kit.doctor import run_doctor
+from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import plan_rows
 from kit.models.archive import content_digest
@@ -392,9 +393,19 @@ def test_an_output_that_is_a_link_is_written_where_it_points_to(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": 0}, {"batch_frames": -5}, {"threads": "4"}, {"started_at": 1.0}, {"weights": [1e308]},
-                {"weights": "0.5"}, {"weights": {0: 1.0}}, {"audio": ["in"]}, {"template": [1]}]
-)  # fmt: skip
+    "options",
+    [
+        {"threads": 0},
+        {"batch_frames": -5},
+        {"threads": "4"},
+        {"started_at": 1.0},
+        {"weights": [1e308]},
+        {"weights": "0.5"},
+        {"weights": {0: 1.0}},
+        {"audio": ["in"]},
+        {"template": [1]},
+    ],
+)
 def test_an_option_that_means_nothing_is_refused(tmp_path, options):
     write_folder(tmp_path / "in", ["a.wav"])
     arguments = {"audio": tmp_path / "in", "out": tmp_path / "o.csv", "progress": False} | options
@@ -405,3 +416,38 @@ def test_an_option_that_means_nothing_is_refused(tmp_path, options):
 def test_classes_without_an_order_are_refused():
     with pytest.raises(KitError, match="a set, which has no order"):
         wrap_network(LoudBands(3), plain_frontend(), {"a", "b", "c"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"checkpoints": None},
+        {"checkpoints": [1]},
+        {"checkpoints": [["a.pt"]]},
+        {"checkpoints": {0: "a.pt"}},
+        {"checkpoints": [LoudBands().state_dict()]},
+        {"blend": None},
+        {"blend": ["mean"]},
+        {"precision": torch.float16},
+        {"decoders": "soundfile"},
+        {"decoders": [open]},
+        {"clips": np.zeros(8000)},
+        {"clips": None},
+        {"clips": b"a.wav"},
+        {"clips": [(np.zeros(8000), 8000)]},
+        {"inference": {"mode": "full"}},
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_cure(tmp_path, wrong):
+    write_folder(tmp_path / "in", ["a.wav"])
+    given = {"checkpoints": [loud_tagger()]} | wrong
+    with pytest.raises(KitError, match=r"checkpoint|blend|precision|decoders|clip|inference"):
+        if {"clips", "inference"} & set(wrong):
+            predict_clips(given.pop("checkpoints"), **({"clips": tmp_path / "in"} | given))
+        else:
+            submit(given.pop("checkpoints"), tmp_path / "in", tmp_path / "out.csv", progress=False, **given)
+
+
+def test_prevalences_are_a_number_per_class():
+    with pytest.raises(KitError, match="prevalences is a list, a number per class"):
+        loud_tagger(prevalences=0.1)
