@@ -88,12 +88,6 @@ def train_by_name(
         progress: show a progress bar
     """
     settings = find_recipe(recipe, small, overrides)
-    plan = settings.self_training
-    if init is not None and "{fold}" in init and plan.iterations and plan.purity == "strict":
-        raise KitError(
-            "with purity=strict the teachers of a fold must not see its clips, but those of other folds start "
-            f"from models that did ({init}): use one model of other data, or another self_training.purity."
-        )
     return self_train(
         settings,
         table,

@@ -199,9 +199,12 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
     begin = place = skip_id3(raw)
     runs: list[tuple[int, int, int]] = []
     kind = 0
+    others = 0
     while 0 <= place < len(raw):
         length, this_kind = frame_at(place)
         end = place + length
+        if length > 0 and kind not in (0, this_kind) and frame_at(end)[1] == this_kind:
+            others += 1
         is_alike = length > 0 and kind in (0, this_kind)
         if is_alike and (frame_at(end)[1] == this_kind or end == len(raw) or raw[end : end + 3] in MP3_TAGS):
             kind = this_kind
@@ -214,6 +217,10 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
     if not runs:
         return None
     notes = []
+    if others > 2:
+        notes.append(
+            f"{others} frames of another sample rate or number of channels are not read: files were joined"
+        )
     first, first_end, count = runs[0]
     # Tags are often padded with zeros.
     skipped = len(raw[begin:first].lstrip(b"\0"))
@@ -238,6 +245,19 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
         stated=int.from_bytes(table[1], "big") if table else 0,
         notes=notes,
     )
+
+
+def without_inner_tags(raw: bytes) -> bytes:
+    """Remove the ID3 tags behind the first one, which files that were joined have before each part."""
+    begin = skip_id3(raw)
+    parts = [raw[:begin]]
+    for tag in re.finditer(rb"(?s)ID3[\2-\4]\0.[\0-\x7f]{4}", raw):
+        place = tag.start()
+        end = place + skip_id3(raw[place : place + 10])
+        if place >= begin and end <= len(raw):
+            parts.append(raw[begin:place])
+            begin = end
+    return b"".join([*parts, raw[begin:]])
 
 
 def skip_id3(raw: bytes) -> int:

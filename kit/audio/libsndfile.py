@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import Mp3Scan, audio_kind, close_recording, mp3_parts, scan_mp3, scan_ogg
+from kit.audio.containers import (
+    Mp3Scan,
+    audio_kind,
+    close_recording,
+    mp3_parts,
+    scan_mp3,
+    scan_ogg,
+    without_inner_tags,
+)
 
 MAX_HOURS = 6
 BLOCK_SAMPLES = 1 << 20
@@ -116,6 +124,8 @@ def read_libsndfile(path: Path) -> MonoMix:
 
     kind = audio_kind(path)
     raw = path.read_bytes() if kind in ("MP3", "Ogg") and path.stat().st_size <= MAX_SCAN_BYTES else b""
+    if kind == "MP3":
+        raw = without_inner_tags(raw)
     scan = scan_mp3(raw) if kind == "MP3" else None
     if scan:
         check_duration(scan.seconds)
@@ -258,7 +268,7 @@ def libsndfile_duration_s(path: Path) -> float | None:
     import soundfile
 
     if audio_kind(path) == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
-        scan = scan_mp3(path.read_bytes())
+        scan = scan_mp3(without_inner_tags(path.read_bytes()))
         if scan and not is_whole_mp3(path, scan):
             return scan.seconds
     info = soundfile.info(libsndfile_name(path))

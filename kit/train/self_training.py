@@ -1,5 +1,6 @@
 """Self-training: train, relabel with out-of-fold predictions, and train again."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -10,7 +11,7 @@ import numpy as np
 
 from kit.core.clock import Deadline, process_start, set_deadline
 from kit.core.errors import KitError
-from kit.core.files import read_table, write_rows, write_text
+from kit.core.files import expand_pattern, file_digest, read_table, write_rows, write_text
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import ALL_OTHERS, apply_corrections, clip_labels, read_clip_table, read_corrections
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -145,7 +146,8 @@ def self_train(
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
-    write_rounds(rounds, run_files(recipe, frame, np.asarray(frame["fold"]), boxes, soft))
+    files = run_files(recipe, frame, np.asarray(frame["fold"]), boxes, soft)
+    write_rounds(rounds, files | init_text(recipe, options.get("init")))
     soft_file = rounds / "soft.csv" if soft is None else Path(soft)
     if soft is None:
         # Soft labels of no clip, which name all classes: a relabelled table may lack some of them.
@@ -167,9 +169,25 @@ def self_train(
     return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
 
 
+def init_text(recipe: Recipe, init: str | Path | None) -> dict[str, str]:
+    """The text of init.json, with the digests of the files that every training starts from.
+
+    Errors: KitError for a file per fold where each fold has teachers of its own, which hold out other folds
+    """
+    if init is None:
+        return {}
+    if "{fold}" in str(init) and recipe.self_training.purity == "strict":
+        raise KitError(
+            "with purity=strict the teachers of a fold must not see its clips, but those of other folds start "
+            f"from models that did ({init}): use one model of other data, or another self_training.purity."
+        )
+    paths = expand_pattern(str(init).replace("{fold}", "*"))
+    return {"init.json": json.dumps({path.name: file_digest(path) for path in paths}, indent=1) + "\n"}
+
+
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
     """Write the texts that identify a self-training. Errors: KitError if the folder has others"""
-    for name in ("folds.csv", "recipe.json", "labels.json"):
+    for name in ("folds.csv", "recipe.json", "labels.json", "init.json"):
         path = rounds / name
         text = files.get(name, "")
         if path.is_file() and path.read_text(encoding="utf-8") != text:

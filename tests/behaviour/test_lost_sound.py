@@ -20,7 +20,7 @@ from kit.audio.decode import (
 from kit.doctor import run_doctor
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.submit import submit
-from tests.behaviour.trained import loud_tagger, read_scores, write_folder, write_template
+from tests.behaviour.trained import loud_tagger, noise, read_scores, write_folder, write_template, write_wav
 
 RATE = 16000
 BY_NAME = {decoder.name: decoder for decoder in DECODERS}
@@ -361,3 +361,40 @@ def test_an_ogg_file_whose_page_before_the_last_is_lost_notes_its_end(tmp_path):
     before = raw.rfind(b"OggS", 0, last)
     sound = decode_bytes(tmp_path, raw[:before] + raw[last:])
     assert isinstance(sound, Sound) and sound.seconds > 5 and len(sound.notes) == 1
+
+
+def joined_mp3(path: Path, *parts: tuple[int, bytes]) -> Path:
+    """MP3s of two seconds, each with a sample rate and what stands before it, one behind the other."""
+    import soundfile
+
+    content = b""
+    for rate, before in parts:
+        one = io.BytesIO()
+        wave = 0.1 * np.random.default_rng(rate).standard_normal(2 * rate)
+        soundfile.write(one, wave, rate, format="MP3", subtype="MPEG_LAYER_III")
+        content += before + one.getvalue()
+    path.write_bytes(content)
+    return path
+
+
+def test_tags_between_joined_mp3s_are_no_lost_sound(tmp_path: Path) -> None:
+    cover = b"ID3\3\0\0\0\0\x7f\x7f" + b"\x55" * (127 * 128 + 127)
+    path = joined_mp3(tmp_path / "a.mp3", (16000, cover), (16000, cover), (16000, cover))
+    sound = decode_file(path)
+    assert isinstance(sound, Sound) and abs(sound.seconds - 6.0) < 0.5 and not sound.notes
+    assert abs((header_duration_s(path) or 0.0) - 6.0) < 0.5
+
+
+def test_joined_mp3s_of_other_kinds_are_noted(tmp_path: Path) -> None:
+    sound = decode_file(joined_mp3(tmp_path / "a.mp3", (16000, b""), (24000, b"")))
+    assert isinstance(sound, Sound) and abs(sound.seconds - 2.0) < 0.5
+    assert "frames of another sample rate or number of channels are not read" in " ".join(sound.notes)
+
+
+def test_a_data_size_that_is_there_is_believed_where_the_size_of_the_file_is_not(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", noise(8000))
+    content = bytearray(path.read_bytes())
+    content[4:8] = bytes(4)
+    path.write_bytes(content + b"id3 \0\x40\0\0" + b"\x55" * 0x4000)
+    sound = decode_file(path)
+    assert isinstance(sound, Sound) and sound.seconds == 1.0

@@ -290,3 +290,12 @@ def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_pat
         for path in (run.folder / "strict" / "fold_0").glob("*_boxes.csv"):
             assert sorted(set(pd.read_csv(path)["recording_id"])) == ["r1", "r2", "r4", "r5"]
     assert overlaps_box.any() and (soft.targets[rows][overlaps_box, 1] == 1).all()
+
+
+def test_another_init_belongs_to_another_self_training(toy, tmp_path):
+    run = train_run(TINY, *toy, tmp_path / "pre", **QUIET)
+    recipe = TINY.override(["self_training.iterations=1", 'self_training.methods=["agreement"]'])
+    recipe = recipe.override(["self_training.noisy_sources=[]", "self_training.top_k=[0.5]"])
+    self_train(recipe, *toy, tmp_path / "run", init=run.folder / "fold_0.pt", **QUIET)
+    with pytest.raises(KitError, match="belongs to another self-training"):
+        self_train(recipe, *toy, tmp_path / "run", init=run.folder / "fold_1.pt", **QUIET)
