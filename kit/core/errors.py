@@ -36,5 +36,5 @@ def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
     """Return the option called `name`. Errors: KitError that lists the valid names"""
     if name not in [*options]:
-        raise KitError(f"unknown {what} {name!r:.100}: {suggest(str(name), options)}.")
+        raise KitError(f"unknown {what} {name!r}: {suggest(str(name), options)}.")
     return options[name]

@@ -32,9 +32,9 @@ NETWORKS = {
         {"family": "skip-attention", "width": 4},
         {"n_mels": 20, "channels": ("log", "delta", "delta2")},
     ),
-    "axis-pool": ({"family": "axis-pool", "width": 8}, {}),
+    "axis-pool": ({"family": "axis-pool", "width": 32}, {}),
     "axis-pool with extra rows": (
-        {"family": "axis-pool", "width": 8, "stat_width": 3, "stat_steps": 16},
+        {"family": "axis-pool", "width": 32, "stat_width": 3, "stat_steps": 16},
         {"extra_rows": ("wave_stats", "clip_length")},
     ),
     "timm": ({"family": "timm", "name": "test_efficientnet.r160_in1k"}, {"n_mels": 32}),

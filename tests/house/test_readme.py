@@ -128,7 +128,7 @@ def test_an_addition_keeps_the_rules_for_files_of_kit(step: Step) -> None:
 
 
 def test_every_option_that_a_page_names_exists() -> None:
-    known = {"--kaggle-dataset", "--checkpoints", "--dry-run", "--check", "--out"}
+    known = {"--kaggle-dataset", "--checkpoints", "--dry-run", "--check", "--out", "--short"}
     for name, command in COMMANDS.items():
         known |= {flag for action in build_parser(name, command)._actions for flag in action.option_strings}
     for option in sorted({*re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(TEXTS))}):
