@@ -79,13 +79,14 @@ def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]
 
 def run_job(job: SubmitJob) -> dict[str, Any]:
     """Do a whole submission in this process, alone on its CSV; return its report."""
+    inputs = read_inputs(job)  # before anything is written, so that a call with a mistake leaves nothing
     with locked(job.state_folder, job.options.out):
-        return finish_submission(job, start_submission(job))
+        write_priors(job, inputs)
+        return finish_submission(job, inputs)
 
 
-def start_submission(job: SubmitJob) -> SubmitInputs:
-    """Read all inputs and write a CSV of priors, unless an earlier call of the same job left a better one."""
-    inputs = read_inputs(job)
+def write_priors(job: SubmitJob, inputs: SubmitInputs) -> None:
+    """Write a CSV of priors, unless an earlier call of the same job left a better one."""
     out = job.options.out
     if not job.is_mute and not holds_job(out, inputs):
         cards = [model.card for model in inputs.models]
@@ -96,7 +97,6 @@ def start_submission(job: SubmitJob) -> SubmitInputs:
             write_submission(out, inputs.template, np.tile(priors, (len(inputs.template.ids), 1)))
         job.budget.write_s = job.deadline.now() - began
         write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
-    return inputs
 
 
 def read_inputs(job: SubmitJob) -> SubmitInputs:

@@ -27,7 +27,7 @@ from kit.core.worker import (
     supervise,
 )
 from kit.infer.job import SubmitJob, SubmitOptions
-from kit.infer.submission import run_job, run_submission, start_submission
+from kit.infer.submission import read_inputs, run_job, run_submission, write_priors
 from kit.infer.suspects import Suspects
 from kit.infer.template import read_report, report_path
 from kit.models.own_network import NetworkBuilder
@@ -194,7 +194,7 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
         return Submission(options.out, run_job(job))
     if job.deadline.left_s() <= 0:
         job.mute_after = Deadline()
-        start_submission(job)
+        write_priors(job, read_inputs(job))
         since = f"{deadline} after {time.ctime(end - duration_s)}"
         print(f"WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().")
         return Submission(options.out, read_report(options.out))
@@ -280,10 +280,10 @@ def write_priors_soon(job: SubmitJob) -> None:
 
     def work() -> None:
         try:
-            # The lock is only tried: the child needs it.
+            inputs = read_inputs(first)
             with locked(job.state_folder, job.options.out):
-                pass
-            start_submission(first)
+                pass  # the lock is only tried, as the child needs it
+            write_priors(first, inputs)
             done.set_result(None)
         except BaseException as error:
             done.set_exception(error)
