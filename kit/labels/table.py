@@ -165,6 +165,8 @@ def check_label_cells(table: TextTable) -> None:
             raise KitError(
                 f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is."
             )
+        if name in ("nan", "NaN"):
+            raise KitError(f"{table.at(row)}: {name!r} is an exported missing value: leave the cell empty.")
         is_quoted = len(name) > 1 and name[0] == name[-1] == "'"
         is_cut = name[0] in '["' or (name[-1] in ']"' and "[" not in name)
         is_joined = parts[name] != {name} and any(count[part] > 1 for part in parts[name])

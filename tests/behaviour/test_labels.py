@@ -259,3 +259,10 @@ def test_a_list_of_numpy_is_no_single_class(tmp_path):
     path.write_text("fname,labels\na.wav,['Rain' 'Wind']\n")
     with pytest.raises(KitError, match="line 2: labels"):
         read_clip_table(path)
+
+
+def test_an_exported_missing_value_is_no_class(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("fname,labels\na.wav,x\nb.wav,nan\n")
+    with pytest.raises(KitError, match="line 3: 'nan' is an exported missing value"):
+        read_clip_table(path)

@@ -29,7 +29,9 @@ SKIPPED = {
     "make demo": "sets up an environment; tests/behaviour/test_demo.py runs what it runs",
     "make test": "this check is a part of it",
     "make docs-check": "this is that check",
-    **dict.fromkeys(("make bench", "make esc10", "make recipes", "make study"), "takes minutes or hours"),
+    **dict.fromkeys(
+        ("make bench", "make esc10", "make recipes", "make study", "make torture"), "takes minutes or hours"
+    ),
     "python -m tests.benchmarks ": "takes minutes",
     "python ../shared/": "wants data beside the repository; the workspace holds toy data in their place",
 }
