@@ -141,11 +141,11 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
 
 def model_identity(model: ModelSpec) -> str:
     """Return a text that is equal for models with equal cards and tensors, and for taggers with equal code."""
-    card = model.card.canonical_json()
     if isinstance(model.source, Checkpoint):
-        return content_digest(card, model.source.tensors)
+        return model.source.digest
     network = model.source.network
-    return content_digest(card, tensors_of(network)) + code_identity(own_classes(network))
+    content = content_digest(model.card.canonical_json(), tensors_of(network))
+    return content + code_identity(own_classes(network))
 
 
 def code_identity(objects: Sequence[Any]) -> str:
@@ -232,7 +232,30 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
                 writer.write_report(build_report(job, inputs, members, rows, loader, "at work"))
             else:
                 writer.write_if_due(rows)
-    for member in ordered:
+    note_results(job, inputs, ordered, rows)
+    is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
+    failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
+    state = "stopped by the deadline" if job.budget.stopped else "finished"
+    if is_nothing and failures:
+        state = f"nothing was predicted: {failures[0]}"
+    writer.write(rows)
+    report = build_report(job, inputs, members, rows, loader, state)
+    writer.write_report(report)
+    if writer.problem:
+        raise writer.problem
+    # With a deadline, the CSV that exists is the result.
+    if is_nothing and failures and job.deadline.at == math.inf:
+        what = "every model failed" if any(member.failure for member in members) else "no file could be read"
+        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
+        raise KitError(f"{what}, {options.out} holds {holds}: {failures[0]}")
+    return report
+
+
+def note_results(
+    job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores
+) -> None:
+    """Note what was lost or is doubtful; a model without any finite prediction has failed."""
+    for member in members:
         name = Path(member.name).name
         if member.cache.problem:
             job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
@@ -251,26 +274,10 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     job.note_names(
         alike_rows, "rows share a window of a model with another row: use a shorter window_s or hop_s"
     )
-    for name in members_with_probabilities(ordered):
+    for name in members_with_probabilities(members):
         job.note(f"{name}: all outputs lie in [0, 1], as probabilities do: a network must return logits")
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
-    is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
-    failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
-    state = "stopped by the deadline" if job.budget.stopped else "finished"
-    if is_nothing and failures:
-        state = f"nothing was predicted: {failures[0]}"
-    writer.write(rows)
-    report = build_report(job, inputs, members, rows, loader, state)
-    writer.write_report(report)
-    if writer.problem:
-        raise writer.problem
-    # With a deadline, the CSV that exists is the result.
-    if is_nothing and failures and job.deadline.at == math.inf:
-        what = "every model failed" if any(member.failure for member in members) else "no file could be read"
-        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
-        raise KitError(f"{what}, {options.out} holds {holds}: {failures[0]}")
-    return report
 
 
 def add_cached(rows: RowScores, members: Sequence[EnsembleMember], inputs: SubmitInputs) -> bool:

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import csv
-import io
 import json
 import math
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, suggest
-from kit.core.files import TextTable, read_table
+from kit.core.files import TextTable, join_cells, read_table
 
 # The columns that a clip table need not have, as they are compared with misspelt ones.
 OPTIONAL_COLUMNS = {
@@ -137,9 +136,7 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 def join_labels(names: Iterable[str]) -> str:
     """Join labels so that split_labels reads them back."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(names)
-    return text.getvalue()
+    return join_cells(names)
 
 
 def check_line_ends(table: TextTable) -> None:

@@ -64,11 +64,12 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One tagger's checkpoint, read and checked; its network is not built yet."""
+    """One tagger's checkpoint, read and checked, with the digest of its content; its network is not built yet."""
 
     path: Path
     card: TaggerCard
     tensors: dict[str, Tensor]
+    digest: str
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
         """Build the tagger; `networks` builds networks that are not of the kit's families, by name."""
@@ -113,14 +114,14 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
     try:
         card = TaggerCard.from_dict(parse_card(content["card"]))
         tensors = dict(content["tensors"])
-        is_whole = content.get("digest") == content_digest(content["card"], tensors)
+        digest = content_digest(content["card"], tensors)
     except KitError as error:
         raise KitError(f"{path}: {one_line(error)[:1000]}") from error
     except Exception as error:
         raise damaged_file(path, error) from error
-    if not is_whole:
+    if content.get("digest") != digest:
         raise KitError(f"{path} is damaged: its tensors differ from what was saved. Copy or train it again.")
-    return Checkpoint(path, card, tensors)
+    return Checkpoint(path, card, tensors, digest)
 
 
 def load_tagger(
