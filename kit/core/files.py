@@ -33,7 +33,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             path = path.resolve()
             part = path.with_name(part.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as handle:
+        with open(part, "w+b") as handle:
             write(handle)
             handle.flush()
             # Without fsync, a crash of the machine after the rename could leave an empty file.

@@ -197,6 +197,7 @@ def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
     for member in members:
         outputs = [output.logits for output in member.cache.entries.values()]
         is_custom = str(member.card.network.get("family")).startswith("custom:")
-        if is_custom and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
+        is_doubtful = is_custom and member.card.returns == "logits"
+        if is_doubtful and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
             names.append(Path(member.name).name)
     return names

@@ -136,7 +136,7 @@ class Predictor:
         Errors: KitError for a network whose output is not (B, K)
         """
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
-        logits = self.tagger.network(spec)
+        logits = self.tagger.logits(spec)
         expected = (len(spec), len(self.tagger.card.classes))
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != expected:

@@ -275,7 +275,9 @@ def note_results(
         alike_rows, "rows share a window of a model with another row: use a shorter window_s or hop_s"
     )
     for name in members_with_probabilities(members):
-        job.note(f"{name}: all outputs lie in [0, 1], as probabilities do: a network must return logits")
+        job.note(
+            f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')"
+        )
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
 

@@ -12,8 +12,16 @@ from torch import Tensor, nn
 
 from kit.audio.decode import one_line
 from kit.core.errors import KitError, check_kind
-from kit.core.files import expand_pattern, write_whole
-from kit.models.archive import FORMAT, check_tensor, content_digest, damaged_file, parse_card, read_content
+from kit.core.files import expand_pattern
+from kit.models.archive import (
+    FORMAT,
+    check_tensor,
+    content_digest,
+    damaged_file,
+    parse_card,
+    read_content,
+    save_archive,
+)
 from kit.models.families import build_network
 from kit.models.network import InputShape, meta_device
 from kit.models.own_network import NetworkBuilder, build_custom, fill_network
@@ -59,7 +67,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
         raise KitError(
             f"save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...)."
         )
-    write_whole(Path(path), lambda handle: torch.save(checkpoint_content(tagger), handle))
+    save_archive(Path(path), checkpoint_content(tagger))
 
 
 @dataclass(frozen=True)

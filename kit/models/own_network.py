@@ -31,16 +31,17 @@ def wrap_network(
     inference: InferenceConfig | None = None,
     prevalences: Sequence[float] | None = None,
     output: str = "probability",
+    returns: str = "logits",
     min_frames: int = 1,
 ) -> Tagger:
-    """Make a tagger of any network that returns logits (not probabilities).
+    """Make a tagger of any network that returns logits, or probabilities where `returns` says so.
 
     A checkpoint holds the network's tensors, never its code. For one of the kit's families pass `settings` with its
     `family`: the checkpoint stores them, and `network` may be a plain state dict. Any other network needs a function
     that builds it: `load_tagger(path, networks={name: build})`.
 
-    Shape:  network (B, C, M, N) -> logits (B, K); prevalences (K,), by default 1 / K each: the prediction for
-            a clip that cannot be read
+    Shape:  network (B, C, M, N) -> logits or probabilities (B, K); prevalences (K,), by default 1 / K each: the
+            prediction for a clip that cannot be read
     Units:  min_frames, the network's shortest input: shorter clips are padded to it
     """
     if isinstance(classes, str):
@@ -64,6 +65,7 @@ def wrap_network(
         network=complete_network(settings) if settings else {"family": f"custom:{name}"},
         min_frames=min_frames,
         output=output,
+        returns=returns,
     )
     if settings is None:
         if not isinstance(network, nn.Module):
@@ -89,7 +91,7 @@ def wrap_ensemble(
 ) -> list[Tagger]:
     """Make a tagger of each state dict of a network of your own: an ensemble for submit or predict_clips.
 
-    `build` is called without arguments and returns the network, which returns logits. `states` are state dicts, or
+    `build` is called without arguments and returns the network. `states` are state dicts, or
     paths and patterns of files that hold one, alone or as "state_dict", "model_state_dict" or "model". The `options`
     are those of wrap_network.
 

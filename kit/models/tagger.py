@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kit.audio.frontend import Frontend, FrontendConfig
@@ -39,6 +38,7 @@ class TaggerCard(Config):
         "what sigmoid(logits) is; ranking: only their order counts",
         choices=("probability", "ranking"),
     )
+    returns: str = setting("logits", "what the network returns", choices=("logits", "probabilities"))
     calibration: Calibration | None = setting(None, "scale and offset of the logits, fitted out of fold")
     fold: int | None = setting(None, "the fold it was not trained on", low=-1, high=10**6)
     held_out: str = setting("", "digest of that fold's clip names")
@@ -85,7 +85,21 @@ class Tagger(nn.Module):
         self.min_frames = card.min_frames if image else max(card.min_frames, least)
 
     def forward(self, wave: Tensor) -> Tensor:
-        return torch.as_tensor(self.network(self.frontend(wave)))
+        logits: Tensor = self.logits(self.frontend(wave))
+        return logits
+
+    def logits(self, spec: Tensor) -> Any:
+        """Apply the network. Probabilities become logits. Shape: (B, C, M, N) -> (B, K)
+
+        Errors: KitError for outputs outside [0, 1] where the card says that they are probabilities
+        """
+        output = self.network(spec)
+        if self.card.returns == "logits" or not isinstance(output, Tensor):
+            return output
+        probs = output.float()
+        if ((probs < 0) | (probs > 1)).any():
+            raise KitError("the network returns no probabilities: leave out returns='probabilities'.")
+        return probs.logit(eps=1e-7)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits into probabilities, calibrated where the card has a calibration."""

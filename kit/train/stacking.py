@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
-from kit.core.files import write_json, write_text, write_whole
+from kit.core.files import write_json, write_text
 from kit.infer.stack import Stack, StackCard, WindowProbs, clip_image
 from kit.labels.bootstrap import Interval, bootstrap_difference
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels
-from kit.models.archive import FORMAT
+from kit.models.archive import FORMAT, save_archive
 from kit.models.checkpoint import checkpoint_content, tensors_of
 from kit.models.stackers import STACKERS, LogisticStacker, Stacker
 from kit.models.tagger import Tagger
@@ -274,4 +274,4 @@ def save_stack(path: Path, made: Stack, taggers: Sequence[Tagger]) -> None:
         "members": [checkpoint_content(tagger) for tagger in taggers],
         "networks": [tensors_of(network) for network in made.networks],
     }
-    write_whole(path, lambda handle: torch.save(content, handle))
+    save_archive(path, content)

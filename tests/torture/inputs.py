@@ -265,13 +265,10 @@ def hostile_checkpoints(folder: Path, tries: int, limit_s: float) -> Fault:
 
 
 def flipped_checkpoints(folder: Path, tries: int) -> Fault:
-    """Load checkpoints with one flipped bit: refused, or every tensor and the card as they were."""
-    checkpoint = make_room(folder / "room") / "run" / "fold_0.pt"
-    good = load_tagger(checkpoint)
-    content = checkpoint.read_bytes()
+    """Load checkpoints with one flipped bit: each is refused."""
+    content = (make_room(folder / "room") / "run" / "fold_0.pt").read_bytes()
     fault = Fault("checkpoints with a flipped bit")
     rng = random.Random(3)
-    refused = 0
     for _ in range(tries):
         flipped = bytearray(content)
         at = rng.randrange(len(flipped))
@@ -279,16 +276,10 @@ def flipped_checkpoints(folder: Path, tries: int) -> Fault:
         path = folder / "flipped.pt"
         path.write_bytes(flipped)
         try:
-            tagger = load_tagger(path)
-            same = tagger.card == good.card and all(
-                torch.equal(a, b)
-                for a, b in zip(tagger.state_dict().values(), good.state_dict().values(), strict=True)
-            )
-            fault.check(same, f"bit at byte {at} changed what is loaded")
+            load_tagger(path)
+            fault.check(False, f"the bit at byte {at} was not noticed")
         except KitError:
-            refused += 1
             fault.check(True, "")
-    fault.details = f"{refused} refused, {tries - refused} without effect (unused bytes of the archive)"
     return fault
 
 
