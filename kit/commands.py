@@ -26,6 +26,7 @@ from kit.infer.submit import submit
 from kit.infer.template import locate_clips
 from kit.labels.boxes import read_boxes
 from kit.labels.folds import group_keys, make_folds
+from kit.labels.layouts import ROW_S, read_competition, test_data
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES
@@ -45,10 +46,11 @@ from kit.train.stacking import stack
 
 def train_by_name(
     recipe: str,
-    audio: str,
     out: str,
+    audio: str | None = None,
     table: str | None = None,
     boxes: list[str] | None = None,
+    competition: str | None = None,
     soft: str | None = None,
     small: bool = False,
     overrides: list[str] | None = None,
@@ -69,10 +71,11 @@ def train_by_name(
 
     Options:
         recipe: a name that the command `recipes` lists
-        audio: the folder that holds the clips
         out: the folder of the run
+        audio: the folder that holds the clips
         table: CSV of fname,labels[,false_labels][,fold][,weight][,source]; with boxes, recording_id,fold or none
         boxes: two CSVs, of true and of false boxes
+        competition: a competition's folder, instead of audio, table and boxes
         soft: CSV of soft labels, used where the table's labels are unknown
         small: train the recipe's small variant, for two cores
         overrides: settings to change, e.g. epochs=20 network.width=32
@@ -88,6 +91,19 @@ def train_by_name(
         progress: show a progress bar
     """
     settings = find_recipe(recipe, small, overrides)
+    if competition is not None:
+        if audio or table or boxes:
+            raise KitError("competition names the audio, the table and the boxes: leave these out.")
+        settings = find_recipe(
+            recipe, small, [*competition_settings(settings, competition), *(overrides or ())]
+        )
+        data = read_competition(competition, Path(out) / "tables", settings.self_training.iterations > 0)
+        audio, group_column = str(data.audio), group_column or data.group_column
+        table = None if data.table is None else str(data.table)
+        boxes = None if data.boxes is None else [str(path) for path in data.boxes]
+        print(data, flush=True)
+    elif audio is None:
+        raise KitError("give --audio FOLDER and --table CSV or --boxes CSV CSV, or --competition FOLDER.")
     return self_train(
         settings,
         table,
@@ -106,6 +122,15 @@ def train_by_name(
         threads=threads,
         progress=progress,
     )
+
+
+def competition_settings(recipe: Recipe, folder: str) -> list[str]:
+    """Return the overrides that a competition asks for: windows as long as its rows, for recipes of whole clips."""
+    if not test_data(folder).soundscapes or recipe.inference.mode != "full":
+        return []
+    settings = ["inference.mode=windows", f"inference.window_s={ROW_S}", f"inference.hop_s={ROW_S}"]
+    print(f"note: rows are windows of {ROW_S:g} s: {' '.join(settings)}", flush=True)
+    return settings
 
 
 def list_recipes(name: str | None = None, small: bool = False) -> str:

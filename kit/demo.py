@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from kit.audio.decode import header_duration_s, list_audio
-from kit.competitions import CompetitionData, find_data
+from kit.competitions import find_data
 from kit.core.errors import KitError
 from kit.core.worker import source_file, source_root
+from kit.labels.layouts import CompetitionData
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets, read_clip_table
 from kit.report import show

@@ -44,6 +44,7 @@ class BlendKind:
 
     `new_scale`: the results are no probabilities, so priors are transformed too.
     `any_scale`: scores without a calibration may enter.
+    `whole_row`: a score depends on the row's other classes, so each model must know all of them.
     `whole_set`: a row's result depends on all rows.
     """
 
@@ -51,6 +52,7 @@ class BlendKind:
     leave: Callable[[np.ndarray], np.ndarray] = np.asarray
     new_scale: bool = False
     any_scale: bool = False
+    whole_row: bool = False
     whole_set: bool = False
 
 
@@ -59,9 +61,11 @@ BLENDS: dict[str, BlendKind] = {
     "mean": BlendKind(),
     "geometric": BlendKind(lambda scores: np.log(np.maximum(scores, TINY)), np.exp),
     "power": BlendKind(np.square, np.sqrt),
-    "rank": BlendKind(row_ranks, new_scale=True, any_scale=True),
-    "scaled": BlendKind(scale_rows, new_scale=True, any_scale=True),
-    "differences": BlendKind(mean_differences, lambda scores: (1 + scores) / 2, new_scale=True),
+    "rank": BlendKind(row_ranks, new_scale=True, any_scale=True, whole_row=True),
+    "scaled": BlendKind(scale_rows, new_scale=True, any_scale=True, whole_row=True),
+    "differences": BlendKind(
+        mean_differences, lambda scores: (1 + scores) / 2, new_scale=True, whole_row=True
+    ),
     "column_rank": BlendKind(column_ranks, new_scale=True, whole_set=True),
 }
 
@@ -72,26 +76,36 @@ def blend_scores(
     weights: Any = None,
     priors: np.ndarray | None = None,
     kind: str = "mean",
+    known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Average the scores that the models gave each row; rows without any get the priors, on the same scale.
 
-    A blend of the whole set uses only models that scored every row which any model scored, if there is one.
+    A class is averaged over the models that know it; one that none knows gets its prior. A blend of the whole set uses
+    only models that scored every row which any model scored, if there is one.
 
-    Shape:  scores (R, K) and done (R,) bool of each of m models; weights (m,); priors (K,) -> (R, K)
+    Shape:  scores (R, K) and done (R,) bool of each of m models; weights (m,); priors (K,); known (m, K) bool, all of
+            them unless given -> (R, K)
     Source: power is the quadratic mean; scaled and differences after RFCX 2021's 32nd place
+    Errors: KitError for a blend that compares a row's classes, where models know different ones
     """
     blend = choose("blend", kind, BLENDS)
     if done is None:
         done = [np.ones(len(score), bool) for score in scores]
     if priors is None:
         priors = np.zeros(scores[0].shape[1])
-    checked = check_blend_weights(weights, len(scores))
+    if known is None:
+        known = np.ones((len(scores), len(priors)), bool)
+    if blend.whole_row and (known != known[:1]).any():
+        raise KitError(
+            f"blend {kind} compares the classes of a row, but the models know different ones: use mean."
+        )
+    shares = check_blend_weights(weights, len(scores))[:, None] * known
     if blend.whole_set and len(done):
-        scores, done, checked = keep_whole_columns(scores, done, checked, priors)
+        scores, done, shares = keep_whole_columns(scores, done, shares, priors)
     n_rows = len(done[0]) if len(done) else 0
     total = np.zeros((n_rows, len(priors)))
-    weight = np.zeros((n_rows, 1))
-    for score, mask, share in zip(scores, done, checked, strict=True):
+    weight = np.zeros((n_rows, len(priors)))
+    for score, mask, share in zip(scores, done, shares, strict=True):
         total[mask] += share * blend.enter(score[mask].astype(np.float64))
         weight[mask] += share
     any_score = weight > 0

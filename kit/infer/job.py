@@ -38,6 +38,7 @@ class SubmitOptions:
     window_s: float | None = None
     hop_s: float | None = None
     pool: str | None = None
+    rows: str = "auto"
     prior_shift: bool = False
     smooth: float | None = None
     top_mean: int | None = None

@@ -15,15 +15,40 @@ from kit.infer.template import RowPlan, Template
 from kit.models.tagger import TaggerCard
 
 
-def class_columns(card: TaggerCard, classes: Sequence[str]) -> list[int]:
-    """Find the template's classes among a model's. Errors: KitError where the model lacks one"""
-    place = {name: column for column, name in enumerate(card.classes)}
-    missing = [name for name in classes if name not in place]
-    if missing:
-        nearest = difflib.get_close_matches(missing[0], place, n=1, cutoff=0.0)[0]
-        lacks = f"a checkpoint lacks {len(missing)} of the template's classes, e.g. {missing[0]!r}"
+def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Find the template's classes among a model's; -1 for one that it lacks. Shape: -> (K,) int
+
+    Errors: KitError where the model has none of them
+    """
+    place = {name: column for column, name in enumerate(known)}
+    columns = np.array([place.get(name, -1) for name in classes], np.int64)
+    if (columns < 0).all():
+        nearest = nearest_name(classes[0], known)
+        lacks = f"a checkpoint has none of the template's {len(classes)} classes, e.g. {classes[0]!r}"
         raise KitError(f"{lacks}: did you mean {nearest!r}? Use the template of its training data.")
-    return [place[name] for name in classes]
+    return columns
+
+
+def nearest_name(name: str, names: Sequence[str]) -> str:
+    """Return the most similar of some names."""
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def pick_columns(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Select a model's columns, NaN for classes that it lacks. Shape: (..., K'), columns (K,) -> (..., K)"""
+    return np.where(columns >= 0, values[..., columns], np.nan)
+
+
+def average_known(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Average models' values of each class over the models that know it; the mean of all where none does.
+
+    Shape:  m of (K,), NaN where unknown; weights (m,) -> (K,)
+    """
+    stacked = np.stack(values)
+    shares = np.where(np.isnan(stacked), 0.0, np.asarray(weights, np.float64)[:, None])
+    total = shares.sum(axis=0)
+    mean = (np.nan_to_num(stacked) * shares).sum(axis=0) / np.where(total > 0, total, 1.0)
+    return np.asarray(np.where(total > 0, mean, mean[total > 0].mean()))
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
@@ -34,9 +59,13 @@ def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
 
 
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
-    """Average the models' prevalences: the score of a row without any prediction."""
-    prevalences = [np.array(card.prevalences)[class_columns(card, classes)] for card in cards]
-    return np.asarray(np.average(prevalences, axis=0, weights=weights))
+    """Average the models' prevalences: the score of a row, or of a class, without any prediction."""
+    columns = [class_columns(card.classes, classes) for card in cards]
+    values = [
+        pick_columns(np.array(card.prevalences), of_card)
+        for card, of_card in zip(cards, columns, strict=True)
+    ]
+    return average_known(values, weights)
 
 
 def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
@@ -50,6 +79,20 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
     if not inside.any():
         return [int(np.abs(centres_s - (begin_s + end_s) / 2).argmin())]
     return [int(window) for window in np.flatnonzero(inside)]
+
+
+def logits_of_stretch(
+    output: WindowLogits | None, stretch: np.ndarray, frames_per_s: float
+) -> WindowLogits | None:
+    """Select the windows of a stretch of a recording, as for a row of a submission; of a whole clip, all.
+
+    Shape:  stretch (2,), seconds
+    """
+    begin_s, end_s = stretch.tolist()
+    if output is None or np.isinf(end_s):
+        return output
+    windows = windows_of_row(output, frames_per_s, begin_s, end_s)
+    return WindowLogits(output.logits[windows], tuple(output.spans[window] for window in windows))
 
 
 class RowScores:
@@ -76,7 +119,7 @@ class RowScores:
         self.kind = kind
         self.postprocess = postprocess or PostprocessConfig()
         self.weights = [member.weight for member in members]
-        self.columns = [class_columns(member.card, template.classes) for member in members]
+        self.columns = [class_columns(member.card.classes, template.classes) for member in members]
         self.priors = blend_priors([member.card for member in members], self.weights, template.classes)
         self.scores = [np.zeros(shape, np.float32) for _ in members]
         self.done = [np.zeros(len(template.ids), bool) for _ in members]
@@ -108,7 +151,8 @@ class RowScores:
             except KitError as error:
                 member.fail_clip(clip, str(error))
                 return
-            self.scores[number][row] = scores[self.columns[number]]
+            columns = self.columns[number]
+            self.scores[number][row] = np.where(columns >= 0, scores[columns], self.priors)
             self.done[number][row] = True
         for rows in rows_of_window.values():
             if len({self.plan.ends_s[row] for row in rows}) > 1:
@@ -127,7 +171,8 @@ class RowScores:
 
     def blend(self) -> np.ndarray:
         """Blend all models' scores. Shape: -> (R, K)"""
-        return blend_scores(self.scores, self.done, self.weights, self.priors, self.kind)
+        known = np.stack(self.columns) >= 0
+        return blend_scores(self.scores, self.done, self.weights, self.priors, self.kind, known)
 
     def result(self) -> np.ndarray:
         """Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)"""
@@ -136,10 +181,10 @@ class RowScores:
         if not self.postprocess.changes_scores or not done.any():
             return scores
         fitted = [
-            fitted_prevalences(member.card)[columns]
+            pick_columns(fitted_prevalences(member.card), columns)
             for member, columns in zip(self.members, self.columns, strict=True)
         ]
-        trained = np.average(fitted, axis=0, weights=self.weights)
+        trained = average_known(fitted, self.weights)
         is_window = np.array([end_s is not None for end_s in self.plan.ends_s])
         windows = np.flatnonzero(done & is_window)
         whole = np.flatnonzero(done & ~is_window)

@@ -130,11 +130,11 @@ def open_models(
 def models_with_classes(
     models: list[ModelSpec], template: Template, skipped: dict[str, str]
 ) -> list[ModelSpec]:
-    """Return the models that know the template's classes. Errors: KitError where none does"""
+    """Return the models that know any of the template's classes. Errors: KitError where none does"""
     usable = []
     for model in models:
         try:
-            class_columns(model.card, template.classes)
+            class_columns(model.card.classes, template.classes)
             usable.append(model)
         except KitError as error:
             if len(models) == 1:
@@ -200,7 +200,7 @@ class StackRows(RowScores):
         template_of_stack = replace(template, classes=stack.card.classes)
         super().__init__(template_of_stack, plan, members, postprocess=postprocess)
         self.stack = stack
-        self.template_columns = [stack.card.classes.index(name) for name in template.classes]
+        self.template_columns = class_columns(stack.card.classes, template.classes)
         self.window_probs: dict[tuple[int | None, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
@@ -233,7 +233,8 @@ class StackRows(RowScores):
                 runs = [list(self.window_probs[clip, run].values()) for run in range(counts.shape[1])]
                 inputs.append(clip_image(runs, self.stack.card.columns))
         blended[rows] = self.stack.answer(inputs)
-        return blended[:, self.template_columns]
+        known = self.template_columns >= 0
+        return np.where(known, blended[:, self.template_columns], self.priors.mean())
 
 
 def make_rows(

@@ -2,17 +2,14 @@
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from kit.audio.decode import scan_folder
 from kit.audio.windows import InferenceConfig
@@ -33,27 +30,31 @@ from kit.infer.ensemble import (
     reasons_by_name,
     rounded_spans,
 )
+from kit.infer.identity import code_identity, decoder_functions, model_identity, own_classes
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.predictor import Predictor
-from kit.infer.rows import RowScores, blend_priors, check_members, common_classes
+from kit.infer.rows import (
+    RowScores,
+    blend_priors,
+    check_members,
+    class_columns,
+    common_classes,
+    nearest_name,
+)
 from kit.infer.stack import ModelSpec, Stack, make_rows, models_with_classes, open_models
 from kit.infer.suspects import Suspects
 from kit.infer.template import (
     RowPlan,
     Template,
-    file_identities,
     plan_notes,
-    plan_rows,
     read_report,
     read_template,
     report_path,
     write_submission,
 )
-from kit.models.archive import content_digest
-from kit.models.checkpoint import Checkpoint, tensors_of
-from kit.models.tagger import Tagger
+from kit.infer.window_rows import choose_rows
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,14 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     if options.template:
         template = read_template(options.template)
     else:
-        template = Template("fname", tuple(names), common_classes([model.card for model in models]))
+        id_column = "fname" if options.rows in ("auto", "template") else "row_id"
+        template = Template(id_column, tuple(names), common_classes([model.card for model in models]))
     if stack is None:
         models = models_with_classes(models, template, skipped)
     for name, reason in skipped.items():
         job.note(f"{name} IS LEFT OUT: {reason}")
-    plan = plan_rows(template.ids, names, file_identities(files))
+    note_classes(job, template, models, stack)
+    template, plan = choose_rows(job, template, files, names)
     blend = stack.card.kind if stack else options.blend
     if options.postprocess.needs_windows and plan.form != "window":
         raise KitError(NO_WINDOWS)
@@ -135,42 +138,32 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     settings = (blend, options.overrides, options.postprocess, weights, template)
     key = text_digest(str(settings), *names, "", *map(file_identity, files), "", *map(model_identity, models))
     builders = (options.networks or {}).values()
-    key = text_digest(key, code_identity([*builders, *decoder_functions(options)]))
+    key = text_digest(key, code_identity([*builders, *decoder_functions(options.decoders)]))
     return SubmitInputs(files, names, models, stack, template, plan, key)
 
 
-def model_identity(model: ModelSpec) -> str:
-    """Return a text that is equal for models with equal cards and tensors, and for taggers with equal code."""
-    if isinstance(model.source, Checkpoint):
-        return model.source.digest
-    network = model.source.network
-    content = content_digest(model.card.canonical_json(), tensors_of(network))
-    return content + code_identity(own_classes(network))
+def note_classes(
+    job: SubmitJob, template: Template, models: Sequence[ModelSpec], stack: Stack | None
+) -> None:
+    """Note the template's classes that no model knows, or only some do.
 
-
-def code_identity(objects: Sequence[Any]) -> str:
-    """Return a text that is equal for classes and functions with equal source code, else one that never comes again.
-
-    So predictions that the user's old code made are not used for the new.
+    Errors: KitError for a blend that compares a row's classes, where models know different ones
     """
-    try:
-        return text_digest(*map(inspect.getsource, objects))
-    except (OSError, TypeError):
-        return uuid.uuid4().hex
-
-
-def own_classes(network: nn.Module) -> list[type]:
-    """Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's."""
-    classes = {type(module) for module in network.modules()}
-    libraries = ("torch.", "timm.", Tagger.__module__.partition(".")[0])
-    return sorted(
-        (c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__
-    )
-
-
-def decoder_functions(options: SubmitOptions) -> list[Any]:
-    """Return the functions with which the user reads files."""
-    return [function for decoder in options.decoders or () for function in (decoder.read, decoder.duration_s)]
+    known_names = [stack.card.classes] if stack else [model.card.classes for model in models]
+    known = np.stack([class_columns(names, template.classes) for names in known_names]) >= 0
+    by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
+    if by_none:
+        nearest = nearest_name(by_none[0], known_names[0])
+        what = (
+            f"CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)"
+        )
+        job.note_names(by_none, what)
+    by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
+    if by_some and BLENDS[job.options.blend].whole_row:
+        raise KitError(
+            f"--blend {job.options.blend} compares the classes of a row, but some models lack {by_some[0]!r}: use mean."
+        )
+    job.note_names(by_some, "classes are known to some models only, which alone predict them")
 
 
 def holds_job(out: Path, inputs: SubmitInputs) -> bool:
@@ -325,7 +318,7 @@ def build_members(
             job.note(f"{model.name} IS LEFT OUT: {error}")
             continue
         if model.path:
-            code = [*own_classes(tagger.network), *decoder_functions(options)]
+            code = [*own_classes(tagger.network), *decoder_functions(options.decoders)]
             settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
             digest = text_digest(digests[model.path], code_identity(code), *settings)[:16]
             cache_path = job.state_folder / f"{model.path.stem}_{digest}.npz"

@@ -1,17 +1,18 @@
 """`submit`: write a competition's CSV before the deadline."""
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from kit.audio.decode import Decoder
+from kit.audio.decode import Decoder, scan_folder
 from kit.core.clock import Deadline, parse_duration, process_start, set_deadline
 from kit.core.errors import KitError, check_kind
 from kit.core.files import locked, write_json
@@ -30,8 +31,11 @@ from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.submission import read_inputs, run_job, run_submission, write_priors
 from kit.infer.suspects import Suspects
 from kit.infer.template import read_report, report_path
+from kit.labels.layouts import ROW_S, test_data
 from kit.models.own_network import NetworkBuilder
 from kit.models.tagger import Tagger
+
+TEST_FILES = 600  # as many soundscapes of a minute as BirdCLEF 2026 has in its test
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,14 @@ class Submission:
 
 def submit(
     checkpoints: str | Path | Tagger | Sequence[str | Path | Tagger],
-    audio: str | Path,
+    audio: str | Path | None = None,
     out: str | Path = "submission.csv",
     template: str | Path | None = None,
     deadline: str | float | None = None,
     started_at: float | None = None,
+    competition: str | Path | None = None,
+    rows: str = "auto",
+    rehearse: int = 0,
     blend: str = "mean",
     weights: Sequence[float] | None = None,
     mode: str | None = None,
@@ -104,6 +111,9 @@ def submit(
         template: the sample submission; without it, all files and the checkpoint's classes
         deadline: time limit like 55m, 1h30m or 90s
         started_at: Unix seconds when the deadline began; the process's start unless given
+        competition: a competition's folder, instead of audio and template
+        rows: template, or a row per window of every file, e.g. 5s; auto: template, unless its ids name no file
+        rehearse: predict so many training soundscapes where the test holds no audio, and reckon the test's time
         blend: mean, geometric, power, rank, scaled, differences, or column_rank, which looks at all rows at once
         weights: one positive number per model, in the order of checkpoints, a pattern's sorted by name
         mode: full or windows, to override the checkpoints' setting
@@ -121,6 +131,16 @@ def submit(
 
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """
+    soundscapes = None
+    if competition is not None:
+        if audio is not None or template is not None:
+            raise KitError("competition names the audio and the template: leave these out.")
+        data = test_data(competition)
+        audio = data.test
+        soundscapes = data.soundscapes
+        template = data.template if data.template.is_file() else None
+    elif audio is None:
+        raise KitError("give audio, a folder of clips, or competition, the folder of a competition's data.")
     many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else checkpoints
     out = check_output(out, template)
     for name, number in (("threads", threads), ("batch_frames", batch_frames)):
@@ -141,6 +161,7 @@ def submit(
         window_s=window_s,
         hop_s=hop_s,
         pool=pool,
+        rows=rows,
         prior_shift=prior_shift,
         smooth=smooth,
         top_mean=top_mean,
@@ -152,9 +173,41 @@ def submit(
         networks=networks,
         decoders=decoders,
     )
+    if rehearse and (competition is None or soundscapes is None):
+        raise KitError(
+            "rehearse predicts a competition's training soundscapes: give competition, or leave it out."
+        )
     if deadline is None:
-        return Submission(options.out, run_submission(options, Deadline()))
-    return submit_before(options, deadline, started_at)
+        submission = Submission(options.out, run_submission(options, Deadline()))
+    else:
+        submission = submit_before(options, deadline, started_at)
+    if rehearse and soundscapes and submission.report.get("files") == 0:
+        submission.report["rehearsal"] = rehearse_test(options, soundscapes, rehearse)
+    return submission
+
+
+def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
+    """Predict some training soundscapes as if they were the test, and reckon the time of 600 test files.
+
+    The predictions are in <out>_rehearsal.csv.
+    """
+    files = scan_folder(soundscapes)[0]
+    chosen = files[:: max(1, len(files) // count)][:count]
+    out = options.out.with_name(f"{options.out.stem}_rehearsal.csv")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in chosen:
+            (Path(folder) / path.name).symlink_to(path.resolve())
+        rows = options.rows if options.rows not in ("auto", "template") else f"{ROW_S:g}s"
+        report = run_submission(replace(options, audio=Path(folder), out=out, rows=rows), Deadline())
+    fixed_s = report["seconds"].get("models", 0.0)
+    per_file_s = (report["seconds_total"] - fixed_s) / max(1, len(chosen))
+    minutes = (fixed_s + TEST_FILES * per_file_s) / 60
+    text = (
+        f"rehearsal: {len(chosen)} soundscapes, {report['audio_s']:.0f} s of audio, took "
+        f"{report['seconds_total']:.1f} s ({out.name}); {TEST_FILES} such files would take {minutes:.1f} min here"
+    )
+    print(text, flush=True)
+    return text
 
 
 def check_output(out: str | Path, template: str | Path | None) -> Path:

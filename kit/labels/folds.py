@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
-from kit.labels.table import class_names, label_targets
+from kit.labels.table import UNLABELLED, class_names, label_targets
 
 
 def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> np.ndarray:
     """Assign a fold to every row of a clip table: classes are spread evenly, and no group is in two folds.
 
-    Rows with the same fname, or the same text in `group_column` (if not empty), form one group.
+    Rows with the same fname, or the same text in `group_column` (if not empty), form one group. Fold -1 is in every
+    training and never held out: it has the groups with the only clips of a class, and soundscapes without labels.
 
-    Shape:  n rows -> (n,) int64 in 0 .. n_folds - 1
+    Shape:  n rows -> (n,) int64 in -1 .. n_folds - 1
     Source: Sechidis, Tsoumakas & Vlahavas 2011, On the Stratification of Multi-Label Data
     Errors: KitError for fewer than 2 folds, fewer groups than folds, or a missing column
     """
@@ -25,14 +26,23 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
     for column in ("labels", group_column or "labels"):
         choose("column", column, table)
     groups, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
-    if len(groups) < n_folds:
-        raise KitError(f"{n_folds} folds need as many groups, got {len(groups)} in {len(table)} rows.")
     labels = list(table["labels"])
     targets = label_targets(labels, class_names(labels)).astype(np.int64)
     counts = np.zeros((len(groups), targets.shape[1]), np.int64)
     np.add.at(counts, group_of_row, targets)
+    # A model that has never met a class cannot be validated on it.
+    has_only_clips = counts[:, (counts > 0).sum(axis=0) == 1].any(axis=1)
+    is_unlabelled = np.asarray(table.get("source", [""] * len(table)), str) == UNLABELLED
+    in_folds = np.logical_not(has_only_clips)
+    in_folds[group_of_row[is_unlabelled]] = False
+    n_groups = int(in_folds.sum())
+    if n_groups < n_folds:
+        details = f"got {n_groups} in {len(table)} rows (without those that hold a class alone)"
+        raise KitError(f"{n_folds} folds need as many groups, {details}.")
     sizes = np.bincount(group_of_row, minlength=len(groups))
-    return stratify_groups(counts, sizes, n_folds, seed)[group_of_row]
+    folds = np.full(len(groups), -1, np.int64)
+    folds[in_folds] = stratify_groups(counts[in_folds], sizes[in_folds], n_folds, seed)
+    return folds[group_of_row]
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:

@@ -16,17 +16,26 @@ import numpy as np
 
 from kit.core.errors import KitError, suggest
 from kit.core.files import TextTable, join_cells, read_table
+from kit.labels.stretches import read_stretches
 
 # The columns that a clip table need not have, as they are compared with misspelt ones.
 OPTIONAL_COLUMNS = {
-    name.rstrip("s"): name for name in ("false_labels", "fold", "weight", "source", "begin_s", "end_s")
+    name.rstrip("s"): name
+    for name in ("false_labels", "secondary_labels", "fold", "weight", "rating", "source", "begin_s", "end_s")
 }
+# Columns of BirdCLEF's own tables that are read as the kit's.
+BIRDCLEF_COLUMNS = {"filename": "fname", "primary_label": "labels"}
+# The source of soundscapes without labels: they are in no fold, and all models predict their pseudo-labels.
+UNLABELLED = "unlabelled"
+# The sources of BirdCLEF's rows. A recipe that does not name them has one loss for all.
+BIRDCLEF_SOURCES = ("clips", "soundscapes", UNLABELLED)
 # In a table's `false_labels`, this stands for every class that is not listed in `labels`.
 ALL_OTHERS = "*"
 # The columns of the kit's own tables. A class with such a name is a header in the wrong line, or would take the place
 # of the column where tables have one column per class.
 OWN_COLUMNS = (
-    "fname", "recording_id", "labels", "false_labels", "fold", "weight", "source", "group", "begin_s", "end_s"
+    "fname", "recording_id", "labels", "false_labels", "secondary_labels", "fold", "weight", "rating", "source",
+    "group", "begin_s", "end_s"
 )  # fmt: skip
 
 
@@ -48,20 +57,28 @@ class ClipLabels:
 def read_clip_table(path: str | Path) -> Any:
     """Read a clip table as a pandas DataFrame.
 
-    The columns are `fname,labels[,false_labels][,fold][,weight][,source][,begin_s,end_s]`, and any others.
+    The columns are `fname,labels[,false_labels][,secondary_labels][,fold][,weight][,rating][,source][,begin_s,end_s]`,
+    and any others; BirdCLEF's `filename` and `primary_label` are read as `fname` and `labels`.
     Every cell stays text (`000316`, `1e5` and `NA` too), but folds become integers, weights and times floats.
     Labels are separated by commas; see split_labels. Empty labels mean that the clip has none of the classes.
     Without `false_labels`, all other classes are
     false. With `false_labels`, only the classes listed there are false (`*` lists all others), and classes
-    in neither column are unknown.
+    in neither column are unknown. Classes in `secondary_labels` are unknown too: the background of a recording is not
+    known to sound in a crop. Names there that are no class are passed over. `rating` is a quality from 0 (none) to 5.
     With `begin_s` and `end_s`, a row is that stretch of its clip. If both cells are empty, it is the whole
     clip, from 0 to infinity.
     Errors: KitError with the line number
     """
     import pandas
 
-    table = read_table(path, ("fname", "labels"))
+    table = read_table(path)
     columns = table.columns
+    for name, own_name in BIRDCLEF_COLUMNS.items():
+        if name in columns and own_name not in columns:
+            columns[own_name] = columns.pop(name)
+    for name in ("fname", "labels"):
+        if name not in columns:
+            raise KitError(f"{path} has no column {name!r}: {suggest(name, columns)}.")
     for name in columns:
         meant = OPTIONAL_COLUMNS.get(name.lower().rstrip("s"), name)
         if meant != name and meant not in columns:
@@ -80,30 +97,12 @@ def read_clip_table(path: str | Path) -> Any:
         check_one_state(columns["labels"], columns["false_labels"], lines)
     if "fold" in columns:
         columns["fold"] = table.numbers("fold", "a whole number", lambda fold: abs(fold) < 10**9, int)
+    if "rating" in columns:
+        columns["rating"] = [text or "0" for text in columns["rating"]]
+        columns["rating"] = table.numbers("rating", "a number from 0 to 5", lambda rating: 0 <= rating <= 5)
     if "weight" in columns:
         columns["weight"] = table.numbers("weight", "a number above 0", lambda weight: 0 < weight < math.inf)
     return pandas.DataFrame(columns)
-
-
-def read_stretches(table: TextTable) -> None:
-    """Turn the columns begin_s and end_s into numbers, in place.
-
-    Errors: KitError for one column without the other, for an empty stretch, and for a repeated one
-    """
-    columns = table.columns
-    if not {"begin_s", "end_s"} <= columns.keys():
-        raise KitError(f"{table.path} has begin_s or end_s, not both: add the other, empty for a whole clip.")
-    for name, whole_clip in (("begin_s", "0"), ("end_s", "inf")):
-        columns[name] = [text or whole_clip for text in columns[name]]
-        columns[name] = table.numbers(name, "seconds, or an empty cell", lambda seconds: seconds >= 0)
-    rows_above = set()
-    for row, stretch in enumerate(zip(columns["fname"], columns["begin_s"], columns["end_s"], strict=True)):
-        _, begin_s, end_s = stretch
-        if begin_s >= end_s or 0 < begin_s < end_s == math.inf:
-            raise KitError(f"{table.at(row)}: {stretch} is no stretch: begin_s must be below end_s.")
-        if stretch in rows_above:
-            raise KitError(f"{table.at(row)}: {stretch} stands above already: remove one of the lines.")
-        rows_above.add(stretch)
 
 
 def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -249,13 +248,36 @@ def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
     false_labels = list(table["false_labels"]) if "false_labels" in table else None
     if classes is None:
         classes = [name for name in class_names(labels + (false_labels or [])) if name != ALL_OTHERS]
+    targets = label_targets(labels, classes, false_labels)
     return ClipLabels(
         names=tuple(table["fname"]),
         classes=tuple(classes),
-        targets=label_targets(labels, classes, false_labels),
+        targets=np.where(is_secondary(table, classes), np.float32(np.nan), targets),
         weights=np.asarray(table.get("weight", np.ones(len(table))), np.float32),
         sources=np.asarray(table.get("source", [""] * len(table)), str),
     )
+
+
+def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
+    """Find the classes that are in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool"""
+    mask = np.zeros((len(table), len(classes)), bool)
+    if "secondary_labels" not in table:
+        return mask
+    column = column_of_class(classes)
+    for row, (text, labels) in enumerate(zip(table["secondary_labels"], table["labels"], strict=True)):
+        if text:
+            names = {*split_labels(text)} - {*split_labels(labels)}
+            mask[row, [column[name] for name in names if name in column]] = True
+    return mask
+
+
+def rating_weights(table: Any) -> np.ndarray:
+    """Return a clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
+
+    Source: second place, BirdCLEF 2023
+    """
+    ratings = np.asarray(table.get("rating", np.zeros(len(table))), np.float32)
+    return np.where(ratings > 0, (ratings / 5).clip(0.1, 1), np.float32(1))
 
 
 def scored_truth(labels: ClipLabels, recipe_sources: Mapping[str, Any]) -> np.ndarray:
@@ -263,13 +285,6 @@ def scored_truth(labels: ClipLabels, recipe_sources: Mapping[str, Any]) -> np.nd
     unscored = [name for name, settings in recipe_sources.items() if not settings["scored"]]
     is_unscored = np.isin(labels.sources, unscored)
     return np.where(is_unscored[:, None], np.float32(np.nan), labels.targets)
-
-
-def stretches_of(table: Any) -> np.ndarray:
-    """Begin and end of each row of a clip table. A whole clip lasts from 0 to infinity. Shape: -> (n, 2), seconds"""
-    if "begin_s" not in table:
-        return np.tile([0.0, math.inf], (len(table), 1))
-    return np.asarray(table[["begin_s", "end_s"]])
 
 
 def known_prevalences(targets: np.ndarray) -> list[float]:

@@ -17,7 +17,7 @@ from kit.infer.ensemble import clip_probabilities
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import log_losses, lwlrap
 from kit.models.tagger import Tagger
-from kit.train.oof import HeldOut, held_out_models, predict_held_out
+from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 
 # Changes cut windows before they enter the network. Shape: (B, R, N) -> (B, C, M + S, N)
 Alter = Callable[[Frontend, Tensor], Tensor]

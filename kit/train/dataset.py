@@ -19,7 +19,17 @@ from kit.infer.loader import SpectrogramLoader
 from kit.infer.template import locate_clips
 from kit.labels.boxes import Boxes, recording_labels, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
-from kit.labels.table import ClipLabels, clip_labels, join_labels, scored_truth, stretches_of
+from kit.labels.stretches import is_validated, row_names, stretches_of
+from kit.labels.table import (
+    BIRDCLEF_SOURCES,
+    UNLABELLED,
+    ClipLabels,
+    clip_labels,
+    is_secondary,
+    join_labels,
+    rating_weights,
+    scored_truth,
+)
 from kit.train.pseudo_labels import pick_soft
 from kit.train.recipe import Recipe
 
@@ -32,17 +42,19 @@ class Dataset(ClipLabels):
 
     `targets` are for training, `truth` is for validation: soft labels fill only the first, and labels of
     unscored sources are unknown in the second. Rows without audio are only in `failures`. `waveforms` is
-    empty unless the recipe cuts its crops from waveforms.
-    Shape:  n rows; targets and truth (n, K); spectrograms (M, N_i), waveforms (1, T_i); backgrounds (m, T)
+    empty unless the recipe cuts its crops from waveforms. `recordings` are whole spectrograms, by name.
+    Shape:  n rows; targets and truth (n, K); stretches (n, 2), seconds, infinite ends for whole clips;
+            spectrograms (M, N_i), waveforms (1, T_i); backgrounds (m, T)
     """
 
     truth: np.ndarray
     folds: np.ndarray
+    stretches: np.ndarray
     spectrograms: dict[int, Tensor]
+    recordings: dict[str, Tensor]
     seconds: dict[int, float]
     failures: dict[int, str]
     waveforms: dict[int, Tensor] = field(default_factory=dict)
-    is_stretch: np.ndarray | None = None
     boxes: Boxes | None = None
     soft_labels: SoftLabels | None = None
     backgrounds: Tensor | None = None
@@ -62,7 +74,7 @@ class Dataset(ClipLabels):
             values = getattr(self, column.name)
             if isinstance(values, np.ndarray):
                 changes[column.name] = values[rows]
-            elif isinstance(values, dict):
+            elif isinstance(values, dict) and column.name != "recordings":
                 changes[column.name] = {new: values[old] for new, old in enumerate(rows) if old in values}
         return replace(self, **changes)
 
@@ -76,11 +88,13 @@ class Dataset(ClipLabels):
         return self.select(np.flatnonzero(is_usable))
 
     def held_out(self, fold: int | None) -> np.ndarray:
-        """The rows that validate a fold: its whole clips. Stretches are for training only. Shape: -> (m,)"""
-        is_held_out = self.folds == fold
-        if self.is_stretch is not None:
-            is_held_out &= ~self.is_stretch
-        return np.flatnonzero(is_held_out)
+        """The rows that validate a fold: whole clips, and stretches of recordings without such a row. Shape: -> (m,)"""
+        return np.flatnonzero((self.folds == fold) & is_validated(self.names, self.stretches))
+
+    @property
+    def row_names(self) -> list[str]:
+        """The name of each row: its clip's, or of a stretch <clip>_<end second>."""
+        return row_names(self.names, self.stretches)
 
     def has_windows(self, name: str) -> bool:
         """Whether windows of this clip have soft labels."""
@@ -151,14 +165,17 @@ def box_table(boxes: Boxes, folds: str | Path | None) -> Any:
 def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
     """The position of each row's source among the recipe's sources; 0 for all if the recipe has none.
 
-    A row without a source belongs to the first source that is scored. Shape: (n,) str -> (n,) int64
+    A row without a source, or of one of BirdCLEF's, belongs to the first source that is scored.
+
+    Shape:  (n,) str -> (n,) int64
     Errors: KitError for a source that the recipe does not have
     """
     if not recipe.sources:
         return np.zeros(len(sources), np.int64)
     number_of = {name: number for number, name in enumerate(recipe.sources)}
     scored = [number_of[name] for name, settings in recipe.sources.items() if settings["scored"]]
-    number_of.setdefault("", scored[0] if scored else 0)
+    for name in ("", *BIRDCLEF_SOURCES):
+        number_of.setdefault(name, scored[0] if scored else 0)
     unknown = sorted(set(sources.tolist()) - set(number_of))
     if unknown:
         raise KitError(f"the table has a source {unknown[0]!r}: {suggest(unknown[0], recipe.sources)}.")
@@ -214,7 +231,11 @@ def load_dataset(
             "frontend.trim_db cuts the ends of clips, so stretches, boxes and windows are not at their times: "
             "use frontend.trim_db=null."
         )
-    clips = list(dict.fromkeys(labels.names))
+    # Without pseudo-labels nothing is learnt from unlabelled soundscapes, so they are not decoded.
+    is_used = labels.sources != UNLABELLED
+    if soft and soft.times:
+        is_used |= [name in soft.rows for name in labels.names]
+    clips = list(dict.fromkeys(name for name, used in zip(labels.names, is_used, strict=True) if used))
     frontends: dict[str, Any] = {"spec": Frontend(recipe.frontend)}
     if recipe.needs_waveforms:
         frontends["wave"] = RawWaveforms(recipe.frontend)
@@ -228,12 +249,19 @@ def load_dataset(
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
     sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded["spec"]}
     truth = scored_truth(labels, recipe.sources)
+    if recipe.secondary_target is not None:
+        mask = is_secondary(frame, labels.classes)
+        labels = replace(labels, targets=np.where(mask, np.float32(recipe.secondary_target), labels.targets))
+    if recipe.weigh_by_rating:
+        labels = replace(labels, weights=labels.weights * rating_weights(frame))
     is_inside = begins_inside("stretches", labels.names, stretches[:, 0], stretches[:, 1], sound_s)
     if boxes is not None:
         boxes = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
         has_box = np.array([name in boxes.rows for name in labels.names])
         labels = replace(labels, targets=np.where(has_box[:, None], labels.targets, np.float32(np.nan)))
     for row, name in enumerate(labels.names):
+        if name not in clip_numbers:
+            continue
         clip = clip_numbers[name]
         begin_s, end_s = stretches[row]
         if clip in loader.failures or not is_inside[row]:
@@ -264,11 +292,14 @@ def load_dataset(
         **vars(labels),
         truth=truth,
         folds=folds,
+        stretches=stretches,
         spectrograms=spectrograms,
+        recordings={
+            name: loaded["spec"][clip] for name, clip in clip_numbers.items() if clip in loaded["spec"]
+        },
         seconds=seconds,
         failures=failures,
         waveforms=waveforms,
-        is_stretch=np.isfinite(stretches[:, 1]),
         boxes=boxes,
         soft_labels=soft,
         backgrounds=load_backgrounds(recipe, backgrounds, runtime),

@@ -1,30 +1,27 @@
 """Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kit.audio.windows import pool_windows
-from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError, choose
-from kit.core.files import read_table, text_digest, write_text
-from kit.core.runtime import Runtime, start_runtime
-from kit.infer.ensemble import NOT_FINITE, EnsembleMember, collect_frontends, predict_ensemble
-from kit.infer.loader import SpectrogramLoader
+from kit.core.files import read_table, write_text
+from kit.core.runtime import start_runtime
+from kit.infer.ensemble import NOT_FINITE
 from kit.infer.postprocess import shift_priors
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
-from kit.infer.template import locate_clips
 from kit.labels.calibration import fit_calibration
 from kit.labels.metrics import lwlrap
-from kit.labels.table import clip_labels, read_clip_table, scored_truth, stretches_of
-from kit.models.checkpoint import load_tagger, save_tagger
-from kit.models.tagger import Tagger
+from kit.labels.stretches import row_names, stretches_of
+from kit.labels.table import clip_labels, read_clip_table, scored_truth
+from kit.models.checkpoint import save_tagger
+from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 from kit.train.oof_report import (
     OofVariant,
     compare,
@@ -111,51 +108,6 @@ def check_same_folds(
             raise KitError(f"{name!r} has fold {where}: use runs of one split.")
 
 
-class HeldOut(NamedTuple):
-    """A tagger, and the clips that it never trained on. Shape: rows (n,) in the run's table, truth (n, K)"""
-
-    tagger: Tagger
-    rows: np.ndarray
-    names: Sequence[str]
-    truth: np.ndarray
-
-
-def names_digest(names: Sequence[str]) -> str:
-    """Hash a set of clips, whatever their order."""
-    return text_digest(*sorted(names))
-
-
-def predict_held_out(
-    held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
-) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    """Predict a fold's clips with several predictors of one tagger; each file is decoded once.
-
-    Returns each predictor's logits, and why clips have none; both by the clips' positions in the fold.
-    Errors: KitError where no clip can be read, or a predictor fails
-    """
-    members = [EnsembleMember(name, predictor) for predictor in predictors]
-    frontends = collect_frontends(members, runtime.device)
-    files = locate_clips(held.names, audio)
-    loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
-    outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
-    loader.read_headers()
-    bar = progress_bar(len(members) * loader.total_s, name, "s of audio", runtime.progress)
-    with contextlib.closing(loader), bar:
-        for member, clip, logits in predict_ensemble(members, loader):
-            outputs[members.index(member)][clip] = logits
-            advance(bar, loader.durations_s[clip] or 0.0)
-    loader.print_failures(held.names)
-    failures = dict(loader.failures)
-    for member in members:
-        if member.failure:
-            raise KitError(f"{name} failed: {member.failure}")
-        failures |= member.failed_clips
-    clips = len(held.names)
-    if len(loader.failures) == clips:
-        raise KitError(f"none of the {clips} clips of {name} could be read in {audio}; nothing was changed.")
-    return outputs, failures
-
-
 def score_held_out(
     held: HeldOut,
     predictor: Predictor,
@@ -196,35 +148,10 @@ def write_oof(run: Path, result: OofPredictions) -> None:
         old = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
         old = old[~old["fold"].isin(result.folds)]
         frame = pandas.concat([frame, old]) if len(old) else frame
-        place = {name: row for row, name in enumerate(read_clip_table(run / "folds.csv")["fname"])}
+        table = read_clip_table(run / "folds.csv")
+        place = {name: row for row, name in enumerate(row_names(table["fname"], stretches_of(table)))}
         frame = frame.sort_values("fname", key=lambda names: names.map(place))
     write_text(run / "oof.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
-
-
-def held_out_models(run: Path) -> dict[str, HeldOut]:
-    """Load every checkpoint of a run, by its path, with the clips that it never trained on.
-
-    Errors: KitError for a folder without a run or a checkpoint, and for a checkpoint of other folds
-    """
-    if not (run / "folds.csv").is_file():
-        raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
-    table = read_clip_table(run / "folds.csv")
-    folds = np.asarray(table["fold"])
-    is_whole = np.isinf(stretches_of(table)[:, 1])
-    models = {}
-    for path in sorted(run.glob("fold_*.pt")):
-        tagger = load_tagger(path)
-        card = tagger.card
-        labels = clip_labels(table, card.classes)
-        rows = np.flatnonzero((folds == card.fold) & is_whole)
-        names = [labels.names[row] for row in rows]
-        if card.held_out != names_digest(names):
-            raise KitError(f"{path} was trained with other folds than folds.csv: its scores would leak.")
-        truth = scored_truth(labels, card.recipe.get("sources", {}))
-        models[str(path)] = HeldOut(tagger, rows, names, truth[rows])
-    if not models:
-        raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")
-    return models
 
 
 def predict_oof(
@@ -344,9 +271,7 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     if not (folder / "oof.csv").is_file():
         raise KitError(f"{folder} lacks oof.csv: run `oof` on it.")
     table = read_clip_table(labels or folder / "folds.csv")
-    if "end_s" in table:  # stretches have no predictions of their own
-        table = table[np.isinf(table["end_s"])]
-    row = {name: i for i, name in enumerate(table["fname"])}
+    row = {name: i for i, name in enumerate(row_names(table["fname"], stretches_of(table)))}
     oof = read_table(folder / "oof.csv", ("fname", "fold"), exact=True)
     names = oof.columns["fname"]
     rows = [choose(f"clip of {folder}/folds.csv", name, row) for name in names]

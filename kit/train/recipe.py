@@ -101,6 +101,10 @@ class Recipe(System):
     )
     finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6, high=1e6)
     finetune_freeze: bool = setting(False, "fine-tune the heads only")
+    secondary_target: float | None = setting(
+        None, "target of the classes in the table's secondary_labels; None: unknown", low=0, high=1
+    )
+    weigh_by_rating: bool = setting(False, "multiply clips' weights by rating / 5; without a rating by 1")
     crop_s: float = setting(10.0, "seconds of a training crop", low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
         (),

@@ -21,7 +21,7 @@ from kit.labels.boxes import read_boxes
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import read_clip_table
 from kit.models.tagger import TaggerCard
-from kit.train.oof import held_out_models, predict_held_out
+from kit.train.held_out import held_out_models, predict_recordings
 from kit.train.pseudo_labels import (
     PURITY,
     RELABEL_METHODS,
@@ -77,7 +77,8 @@ def predict_pseudo_labels(
             )
         inference = window_inference(card, hop_s) if hop_s else card.inference
         predictor = Predictor(tagger, runtime.device, inference=inference)
-        (outputs,), _ = predict_held_out(held, [predictor], Path(path).name, Path(audio), runtime)
+        clips = list(dict.fromkeys([*held.clips, *held.unlabelled]))
+        (outputs,), _ = predict_recordings(clips, [predictor], Path(path).name, Path(audio), runtime)
         counts[path] = len(outputs)
         probs = {}
         for clip, output in outputs.items():
@@ -91,7 +92,7 @@ def predict_pseudo_labels(
         for clip, of_clip in probs.items():
             # A whole clip has one row of probabilities; its span is not used.
             spans_s = np.array(outputs[clip].spans[: len(of_clip)]) / card.frontend.frames_per_s
-            predictions.setdefault(held.names[clip], []).append((spans_s, of_clip))
+            predictions.setdefault(clips[clip], []).append((spans_s, of_clip))
     if not predictions:
         folders = ", ".join(map(str, runs))
         raise KitError(f"{folders} predict no finite number for any clip: train them anew.")
@@ -164,7 +165,7 @@ def relabel(
     if boxes and name != "windows":
         raise KitError(f"boxes correct windows, which method {name} does not write: use windows.")
     frame = read_clip_table(table or Path(run[0]) / "folds.csv")
-    if "end_s" in frame:
+    if "end_s" in frame and name not in ("plain", "windows"):
         is_whole = frame["end_s"] == np.inf
         frame = frame[is_whole].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
     clips = set(frame["fname"])

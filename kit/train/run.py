@@ -24,7 +24,8 @@ from kit.labels.table import known_prevalences, read_clip_table
 from kit.models.checkpoint import open_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
-from kit.train.oof import HeldOut, OofPredictions, join_folds, score_held_out, write_oof
+from kit.train.held_out import HeldOut, split_rows
+from kit.train.oof import OofPredictions, join_folds, score_held_out, write_oof
 from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
 from kit.train.trainer import Trainer, network_seed
 from kit.train.warm_start import InitModel, check_init, fill_from, held_out_digest, init_files, read_inits
@@ -297,12 +298,15 @@ def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset, epoch: 
     clips = data.select(rows)
     tagger.card = replace(tagger.card, output=trainer.recipe.output_at(epoch), calibration=None)
     start = time.perf_counter()
-    logits = predictor.predict(list(clips.spectrograms.values()))
-    cost = (time.perf_counter() - start) / sum(clips.seconds.values())
+    recordings = {clips.names[row]: data.recordings[clips.names[row]] for row in clips.spectrograms}
+    outputs = predictor.predict(list(recordings.values()))
+    seconds = sum(spec.shape[-1] for spec in recordings.values()) / tagger.card.frontend.frames_per_s
+    cost = (time.perf_counter() - start) / seconds
     tagger.card = replace(tagger.card, cost=round(cost, 6), cost_device=trainer.device.type)
-    held = HeldOut(tagger, rows, clips.names, clips.truth)
-    logits_by_clip = dict(zip(clips.spectrograms, logits, strict=True))
-    return score_held_out(held, predictor, logits_by_clip, clips.failures)
+    held = HeldOut(tagger, rows, clips.names, clips.stretches, clips.truth)
+    of_clips = {name: output for name, output in zip(recordings, outputs, strict=True) if output is not None}
+    logits = split_rows(of_clips, clips.names, clips.stretches, tagger.card.frontend.frames_per_s)
+    return score_held_out(held, predictor, logits, clips.failures)
 
 
 def train_fold(

@@ -21,8 +21,9 @@ from kit.models.archive import FORMAT, save_archive
 from kit.models.checkpoint import checkpoint_content, tensors_of
 from kit.models.stackers import STACKERS, LogisticStacker, Stacker
 from kit.models.tagger import Tagger
+from kit.train.held_out import held_out_models
 from kit.train.losses import average_loss, bce_loss
-from kit.train.oof import OofPredictions, check_same_folds, held_out_models, load_oof, write_oof
+from kit.train.oof import OofPredictions, check_same_folds, load_oof, write_oof
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.trainer import mixed_seed
 

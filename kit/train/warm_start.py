@@ -17,7 +17,7 @@ from kit.models.network import meta_device
 from kit.models.own_network import fill_network, find_state, strip_prefixes
 from kit.models.tagger import Tagger, input_shape
 from kit.train.dataset import Dataset
-from kit.train.oof import names_digest
+from kit.train.held_out import names_digest
 from kit.train.recipe import Recipe
 
 
@@ -92,7 +92,8 @@ def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bo
 
 def held_out_digest(data: Dataset, fold: int | None) -> str:
     """Hash the names of a fold's held-out clips."""
-    return names_digest([data.names[row] for row in data.held_out(fold)])
+    names = data.row_names
+    return names_digest([names[row] for row in data.held_out(fold)])
 
 
 def output_layers(network: nn.Module) -> list[str]:

@@ -20,6 +20,7 @@ from kit.train.recipe import Recipe
 from kit.train.run import new_tagger
 from kit.train.sampler import draw_batches
 from kit.train.trainer import Trainer
+from tests.behaviour.training import whole_clips
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -47,7 +48,12 @@ def noise_data(n=12):
     seconds = dict.fromkeys(range(n), 0.5)
     folds = np.arange(n) % 2
     sources = np.full(n, "")
-    return Dataset(names, CLASSES, truth, np.ones(n, np.float32), sources, truth, folds, specs, seconds, {})
+    weights = np.ones(n, np.float32)
+    recordings = dict(zip(names, specs.values(), strict=True))
+    stretches = whole_clips(n)
+    return Dataset(
+        names, CLASSES, truth, weights, sources, truth, folds, stretches, specs, recordings, seconds, {}
+    )
 
 
 DATA = noise_data()

@@ -13,8 +13,10 @@ from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.labels.metrics import log_losses, lwlrap
 from kit.train.ablation import probe, probe_alterations
-from kit.train.oof import HeldOut, load_oof
+from kit.train.held_out import HeldOut
+from kit.train.oof import load_oof
 from tests.behaviour.trained import Trained, loud_tagger, noise, write_folder, write_wav
+from tests.behaviour.training import whole_clips
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     tagger = loud_tagger(inference=inference)
     truth = np.random.default_rng(0).integers(0, 2, (7, 3)).astype(np.float64)
     truth[:2], truth[3, 0], truth[4] = [[1, 0, np.nan]], np.nan, np.nan
-    models = {"mine": HeldOut(tagger, np.arange(7), names, truth)}
+    models = {"mine": HeldOut(tagger, np.arange(7), names, whole_clips(7), truth)}
     report = probe(models, audio, bands=3, stretches=0, device="cpu", progress=False)
     probs = predict_clips(tagger, [audio / name for name in names[:6]], device="cpu").probabilities
     assert (report.clips, report.failed) == (6, 1) and "1 more without predictions" in str(report)
@@ -143,7 +145,7 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
 def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) -> None:
     write_wav(tmp_path / "in" / "a.wav", noise(4000))
     tagger, truth = loud_tagger(), np.eye(3)[:1]
-    good = HeldOut(tagger, np.arange(1), ["a.wav"], truth)
+    good = HeldOut(tagger, np.arange(1), ["a.wav"], whole_clips(1), truth)
     other, ranking = loud_tagger(), loud_tagger()
     other.card = replace(other.card, frontend=replace(other.card.frontend, n_mels=21))
     ranking.card = replace(ranking.card, output="ranking", calibration=None)
@@ -152,7 +154,7 @@ def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) ->
         ({}, {}, "0 frontends"),
         ({"a": good}, {"bands": -1}, "-1 and 4"),
         ({"a": good._replace(tagger=ranking)}, {}, "rank scores without a calibration: run `oof`"),
-        ({"a": good._replace(names=["b.wav"])}, {}, "none of the 1 clips of a could be read"),
+        ({"a": good._replace(clips=["b.wav"])}, {}, "none of the 1 clips of a could be read"),
         ({"a": good._replace(truth=np.full((1, 3), np.nan))}, {}, "none of the labels"),
     ):
         with pytest.raises(KitError, match=words):

@@ -12,7 +12,8 @@ from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
-from kit.train.oof import held_out_models, predict_oof
+from kit.train.held_out import held_out_models
+from kit.train.oof import predict_oof
 from kit.train.pseudo_labels import SelfTrainingConfig
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import train_run

@@ -22,7 +22,7 @@ from kit.labels.metrics import lwlrap
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.own_network import wrap_network
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.train.oof import names_digest
+from kit.train.held_out import names_digest
 from kit.train.stacking import save_stack, stack
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, read_scores, write_template, write_wav
 from tests.behaviour.training import CPU, same_bits

@@ -15,9 +15,9 @@ from kit.models.families import build_network, complete_network
 from kit.models.network import InputShape, meta_device
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
-from kit.train.dataset import Dataset
 from kit.train.recipes import find_recipe
 from kit.train.run import new_tagger
+from tests.behaviour.training import clips_of
 
 SMALL = "test_efficientnet.r160_in1k"
 FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=32)
@@ -230,7 +230,7 @@ def test_every_fold_starts_training_from_the_file_with_a_head_of_its_own(pretrai
     settings = {"family": "timm", "name": SMALL, "weights": str(path)}
     recipe = replace(find_recipe("max-pyramid-mel"), network=complete_network(settings), frontend=FRONTEND)
     truth = np.float32([[0, 1], [1, 0]])
-    data = Dataset(("x", "y"), ("a", "b"), truth, np.ones(2), np.full(2, ""), truth, np.arange(2), {}, {}, {})
+    data = clips_of(truth, classes=("a", "b"), folds=np.arange(2))
     first, second = (new_tagger(recipe, data, fold).network for fold in (0, 1))
     for network in (first, second):
         assert torch.equal(network.backbone.model.conv_head.weight, tensors["conv_head.weight"])

@@ -15,7 +15,8 @@ from kit.core.errors import KitError
 from kit.labels.boxes import read_boxes, recording_labels
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels
-from kit.labels.table import clip_labels, label_targets, read_clip_table, stretches_of
+from kit.labels.stretches import stretches_of
+from kit.labels.table import clip_labels, label_targets, read_clip_table
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import box_table, cut_stretch, load_dataset, source_numbers
 from kit.train.oof import predict_oof
@@ -145,8 +146,9 @@ def test_stretches_are_cut_from_spectrograms_and_waveforms_where_they_lie(toy, s
         samples = slice(round(begin * 8000), round(end * 8000))
         assert torch.equal(data.spectrograms[row], data.spectrograms[clip][:, frames])
         assert torch.equal(data.waveforms[row], data.waveforms[clip][:, samples])
+        assert torch.equal(data.recordings[data.names[row]], data.spectrograms[clip])
         assert data.seconds[row] == pytest.approx(min(end, data.seconds[clip]) - begin)
-    assert data.is_stretch.tolist() == [False] * 14 + [True] * 3
+    assert np.array_equal(data.stretches, spans)
 
 
 def test_a_stretch_has_at_least_one_step():
@@ -154,7 +156,9 @@ def test_a_stretch_has_at_least_one_step():
         assert cut_stretch(torch.zeros(2, 10), *span, 1.0).shape == (2, 1)
 
 
-def test_stretches_are_for_training_only_and_never_in_the_fold_of_their_clip(toy, stretched, tmp_path):
+def test_stretches_of_clips_are_for_training_only_and_never_in_the_fold_of_their_clip(
+    toy, stretched, tmp_path
+):
     """Law 4."""
     data = load_table(BCE, stretched, toy[1])
     for fold in (0, 1):

@@ -87,6 +87,11 @@ def one_hot(classes):
     return np.eye(3, dtype=np.float32)[np.asarray(classes)]
 
 
+def whole_clips(n):
+    """Stretches that are whole clips. Shape: -> (n, 2)"""
+    return np.tile([0.0, np.inf], (n, 1))
+
+
 def clips_of(targets, sources=None, seconds=None, **fields):
     """Clips whose spectrogram is their row number everywhere, 60 frames long unless `seconds` are given."""
     targets = np.array(targets, np.float32)
@@ -100,6 +105,8 @@ def clips_of(targets, sources=None, seconds=None, **fields):
         "sources": np.full(n, "") if sources is None else np.array(sources),
         "truth": targets,
         "folds": np.zeros(n, np.int64),
+        "stretches": whole_clips(n),
+        "recordings": {},
         "spectrograms": {i: torch.full((16, length), float(i)) for i, length in enumerate(frames)},
         "seconds": dict(enumerate(np.ones(n) if seconds is None else seconds)),
         "failures": {},

@@ -1,0 +1,90 @@
+"""Make rows of windows from the files, where a template is only a stub of the hidden one."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kit.core.clock import parse_duration
+from kit.core.errors import KitError
+from kit.infer.job import SubmitJob
+from kit.infer.loader import SpectrogramLoader
+from kit.infer.suspects import Suspects
+from kit.infer.template import RowPlan, Template, file_identities, plan_rows, split_window
+
+# A rest of a file shorter than this share of a row has no row of its own.
+NO_ROW_SHARE = 0.1
+
+
+def choose_rows(
+    job: SubmitJob, template: Template, files: Sequence[Path], names: Sequence[str]
+) -> tuple[Template, RowPlan]:
+    """Plan the template's rows, or a row per window of every file: where asked for, or where the template is a stub.
+
+    A template is a stub where all its ids are windows and none of them has a file.
+
+    Errors: KitError for rows that are no duration
+    """
+    rows = job.options.rows
+    identities = file_identities(files)
+    plan = plan_rows(template.ids, names, identities)
+    ends_s = [end_s for _, end_s in map(split_window, template.ids)]
+    is_stub = bool(files) and plan.rows_of == {} and None not in ends_s and len(ends_s) > 0
+    if rows == "template" or (rows == "auto" and not is_stub):
+        return template, plan
+    row_s = window_seconds(template.ids) if rows == "auto" else parse_duration(rows)
+    first_s = 0.0 if 0 in ends_s else row_s
+    counts = count_windows(job, files, row_s)
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        stems = [name.rpartition(".")[0] or name for name in names]
+    ids = []
+    for stem, count in zip(stems, counts, strict=True):
+        ids += [f"{stem}_{first_s + window * row_s:g}" for window in range(count)]
+    if is_stub:
+        job.note(
+            f"THE TEMPLATE IS A STUB: none of its {len(template.ids)} ids, e.g. {template.ids[0]!r}, names one of the "
+            f"{len(files)} files in {job.options.audio}. The CSV has a row for every {row_s:g} s of each file; "
+            "--rows template keeps the template's."
+        )
+    template = replace(template, ids=tuple(ids))
+    return template, plan_rows(template.ids, names, identities)
+
+
+def window_seconds(ids: Sequence[str]) -> float:
+    """Return the seconds of a window from ids <stem>_<end second>: the least distance in a stem, else the least end."""
+    ends_of: dict[str, list[float]] = {}
+    for name in ids:
+        stem, end_s = split_window(name)
+        ends_of.setdefault(stem, []).append(end_s or 0.0)
+    gaps = [abs(b - a) for ends in ends_of.values() for a in ends for b in ends if a != b]
+    row_s = min(gaps or [end for ends in ends_of.values() for end in ends])
+    if not row_s > 0:
+        raise KitError(f"the id {ids[0]!r} does not tell how long a row is: give rows, e.g. --rows 5s.")
+    return row_s
+
+
+def count_windows(job: SubmitJob, files: Sequence[Path], row_s: float) -> list[int]:
+    """Count the windows of each file by its header; a file that cannot be read has as many as most others."""
+    suspects = Suspects.read(job.state_folder / "suspects.json")
+    loader = SpectrogramLoader(
+        files,
+        {},
+        torch.device("cpu"),
+        threads=job.options.threads,
+        decoders=job.options.decoders,
+        timeout_s=max(1.0, min(10.0, job.deadline.left_s() / 8)),
+    )
+    loader.isolate(suspects.isolated_clips(files), suspects.reasons(files))
+    loader.read_headers()
+    loader.close()
+    counts = {
+        clip: max(1, math.ceil(seconds / row_s - NO_ROW_SHARE))
+        for clip, seconds in loader.durations_s.items()
+        if seconds is not None
+    }
+    usual = Counter(counts.values()).most_common(1)
+    return [counts.get(clip, usual[0][0] if usual else 1) for clip in range(len(files))]

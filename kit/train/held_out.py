@@ -1,0 +1,135 @@
+"""The clips that each model of a run never trained on, and their predictions."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kit.core.clock import advance, progress_bar
+from kit.core.errors import KitError
+from kit.core.files import text_digest
+from kit.core.runtime import Runtime
+from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble
+from kit.infer.loader import SpectrogramLoader
+from kit.infer.predictor import Predictor, WindowLogits
+from kit.infer.rows import logits_of_stretch
+from kit.infer.template import locate_clips
+from kit.labels.stretches import is_validated, row_names, stretches_of
+from kit.labels.table import UNLABELLED, clip_labels, read_clip_table, scored_truth
+from kit.models.checkpoint import load_tagger
+from kit.models.tagger import Tagger
+
+
+class HeldOut(NamedTuple):
+    """A tagger, and the rows that it never trained on: whole clips, or stretches of recordings.
+
+    `clips` are the rows' files, `names` are unique (see row_names). `unlabelled` are soundscapes without labels: they
+    are in no fold, and every model predicts pseudo-labels for them.
+    Shape:  rows (n,) in the run's table, truth (n, K), stretches (n, 2) in seconds
+    """
+
+    tagger: Tagger
+    rows: np.ndarray
+    clips: Sequence[str]
+    stretches: np.ndarray
+    truth: np.ndarray
+    unlabelled: Sequence[str] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row."""
+        return row_names(self.clips, self.stretches)
+
+
+def names_digest(names: Sequence[str]) -> str:
+    """Hash a set of clips, whatever their order."""
+    return text_digest(*sorted(names))
+
+
+def predict_held_out(
+    held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
+) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
+    """Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
+
+    Returns each predictor's logits, and why rows have none; both by the rows' positions in the fold.
+    Errors: as predict_recordings
+    """
+    clips = list(dict.fromkeys(held.clips))
+    outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)
+    clip_of = [clips.index(name) for name in held.clips]
+    frames_per_s = held.tagger.card.frontend.frames_per_s
+    of_rows = [split_rows(of_clips, clip_of, held.stretches, frames_per_s) for of_clips in outputs]
+    return of_rows, {row: failures[clip] for row, clip in enumerate(clip_of) if clip in failures}
+
+
+def split_rows(
+    of_clips: Mapping[Any, WindowLogits], clip_of: Sequence[Any], stretches: np.ndarray, frames_per_s: float
+) -> dict[int, WindowLogits]:
+    """Split the logits of recordings to rows, which are stretches of these or whole. `clip_of` is each row's key."""
+    of_rows = {}
+    for row, clip in enumerate(clip_of):
+        output = logits_of_stretch(of_clips.get(clip), stretches[row], frames_per_s)
+        if output is not None:
+            of_rows[row] = output
+    return of_rows
+
+
+def predict_recordings(
+    names: Sequence[str], predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
+) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
+    """Predict files with several predictors of one tagger.
+
+    Returns each predictor's logits, and why files have none; both by the files' positions.
+    Errors: KitError where no file can be read, or a predictor fails
+    """
+    members = [EnsembleMember(name, predictor) for predictor in predictors]
+    frontends = collect_frontends(members, runtime.device)
+    files = locate_clips(names, audio)
+    loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
+    outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
+    loader.read_headers()
+    bar = progress_bar(len(members) * loader.total_s, name, "s of audio", runtime.progress)
+    with contextlib.closing(loader), bar:
+        for member, clip, logits in predict_ensemble(members, loader):
+            outputs[members.index(member)][clip] = logits
+            advance(bar, loader.durations_s[clip] or 0.0)
+    loader.print_failures(names)
+    failures = dict(loader.failures)
+    for member in members:
+        if member.failure:
+            raise KitError(f"{name} failed: {member.failure}")
+        failures |= member.failed_clips
+    clips = len(names)
+    if len(loader.failures) == clips:
+        raise KitError(f"none of the {clips} clips of {name} could be read in {audio}; nothing was changed.")
+    return outputs, failures
+
+
+def held_out_models(run: Path) -> dict[str, HeldOut]:
+    """Load every checkpoint of a run, by its path, with the clips that it never trained on.
+
+    Errors: KitError for a folder without a run or a checkpoint, and for a checkpoint of other folds
+    """
+    if not (run / "folds.csv").is_file():
+        raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
+    table = read_clip_table(run / "folds.csv")
+    folds = np.asarray(table["fold"])
+    stretches = stretches_of(table)
+    is_scored = is_validated(table["fname"], stretches)
+    unlabelled = list(table["fname"][table["source"] == UNLABELLED]) if "source" in table else []
+    models = {}
+    for path in sorted(run.glob("fold_*.pt")):
+        tagger = load_tagger(path)
+        card = tagger.card
+        labels = clip_labels(table, card.classes)
+        rows = np.flatnonzero((folds == card.fold) & is_scored)
+        clips = [labels.names[row] for row in rows]
+        if card.held_out != names_digest(row_names(clips, stretches[rows])):
+            raise KitError(f"{path} was trained with other folds than folds.csv: its scores would leak.")
+        truth = scored_truth(labels, card.recipe.get("sources", {}))
+        models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth[rows], unlabelled)
+    if not models:
+        raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")
+    return models
