@@ -2,7 +2,6 @@
 
 from kit.audio.decode import header_duration_s, list_audio
 from kit.audio.frontend import FrontendConfig
-from kit.audio.normalize import PcenConfig
 from kit.audio.windows import InferenceConfig
 from kit.cli import enter
 from kit.commands import COMMANDS, add_folds, list_recipes, train_by_name
@@ -60,7 +59,6 @@ __all__ = [
     "HeadConfig",
     "InferenceConfig",
     "KitError",
-    "PcenConfig",
     "Recipe",
     "Tagger",
     "TaggerCard",

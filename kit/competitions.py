@@ -18,7 +18,7 @@ from kit.models.checkpoint import open_checkpoint
 from kit.toydata import make_toy_set, make_toy_soundscapes
 
 KAGGLE_INPUT = Path("/kaggle/input")
-TEACHER_FOLDERS = {"rounds", "strict", "state"}
+TEACHER_FOLDERS = {"rounds", "state"}
 AUDIO_FOLDERS = {"train", "test", "audio", "train_audio", "train_curated", "train_noisy", "train_soundscapes"}
 
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from kit.audio.normalize import (
     DELTA_KERNELS,
     NORMALIZATIONS,
-    PcenConfig,
     normalize_spec,
-    pcen,
     resize_spec,
     savgol_delta,
 )
@@ -29,7 +27,6 @@ COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
 class FrontendConfig(SpectrumConfig):
     """Settings of the whole front end: trim, transform, normalize, stack channels, resize."""
 
-    pcen: PcenConfig = setting(PcenConfig(), "settings of PCEN, used with log='pcen'")
     resolutions: tuple[tuple[int, ...], ...] = setting(
         (), "more (n_fft, hop_length) pairs; each adds channels", low=1, high=2**17, longest=16
     )
@@ -167,10 +164,7 @@ class Frontend(nn.Module):
             by_resolution = []
             for resolution in self.resolution_configs:
                 tables = spectrum_tables(resolution, device, dtype)
-                specs = log_spectrograms(tables, waves, with_grad)
-                if config.log == "pcen":
-                    specs = [pcen(spec, config.pcen, resolution.frames_per_s) for spec in specs]
-                by_resolution.append(specs)
+                by_resolution.append(log_spectrograms(tables, waves, with_grad))
             pairs = zip(waves, zip(*by_resolution, strict=True), strict=True)
             return [self.combine(wave.to(dtype), specs) for wave, specs in pairs]
 

@@ -156,10 +156,6 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
 
 def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
     """Undo the logarithm of a raw log spectrogram."""
-    if config.log == "pcen":
-        raise KitError(
-            "log='pcen' cannot be undone to energies: mix waves or specs (mixup.domain=wave or spec)."
-        )
     if config.log == "db":
         return torch.pow(10.0, spec / 10.0)
     return (spec.exp() - config.log_offset).clamp_min(0.0).pow(2 / config.power)
@@ -170,7 +166,6 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
 
     Mixing the waveforms gives the same on average over random phases. Clips that are not mixed stay bit for bit.
     Shape:  (B, R, N) -> the same
-    Errors: KitError for PCEN, which cannot be undone
     """
     n_spec_rows = frontend.n_spec_rows
     energies = mix_specs(log_to_energy(specs[:, :n_spec_rows], frontend), draw, config)

@@ -1,14 +1,10 @@
-"""Normalize, differentiate and resize spectrograms, and compute PCEN."""
+"""Normalize, differentiate and resize spectrograms."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from kit.core.config import Config, setting
 
 NORMALIZATIONS = ("none", "clip", "constants", "peak", "minmax")
 
@@ -18,52 +14,8 @@ DELTA_KERNELS = {
     "delta2": (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
 }
 
-# A weight this small changes no float32 sum, and a range this small is no range.
+# A range this small is no range.
 NEGLIGIBLE = 1e-30
-
-
-@dataclass(frozen=True)
-class PcenConfig(Config):
-    """Per-channel energy normalization: each row is divided by its recent mean, then compressed."""
-
-    gain: float = setting(0.98, "power of the recent mean that divides a row", low=0, high=1)
-    bias: float = setting(2.0, "added before the root is taken", low=1e-9, high=1e9)
-    power: float = setting(0.5, "exponent of the root, 0.5 for a square root", low=1e-9, high=100)
-    time_constant_s: float = setting(0.4, "seconds that the recent mean looks back", low=1e-6, high=1e6)
-    eps: float = setting(
-        1e-6, "added to the recent mean, so that silence does not divide by zero", low=1e-30, high=1e9
-    )
-    scale: float = setting(
-        2.0**31, "multiplies energies first, to the range of 32-bit samples", low=0, high=1e20
-    )
-
-
-def one_pole_mean(rows: Tensor, keep: float) -> Tensor:
-    """Smooth rows by y[n] = keep * y[n - 1] + (1 - keep) * x[n], with y[0] = x[0]."""
-    # A loop over frames would be slow. After d steps of this scan every frame holds the weighted sum of the last
-    # 2 ** d frames. It stops when older weights vanish.
-    sums = torch.cat([rows[..., :1], rows[..., 1:] * (1 - keep)], dim=-1)
-    reach = 1
-    while reach < rows.shape[-1] and keep**reach > NEGLIGIBLE:
-        later = sums[..., reach:] + keep**reach * sums[..., :-reach]
-        sums = torch.cat([sums[..., :reach], later], dim=-1)
-        reach *= 2
-    return sums
-
-
-def pcen(energies: Tensor, config: PcenConfig, frames_per_s: float) -> Tensor:
-    """Apply per-channel energy normalization to a whole clip.
-
-    Shape:  energies or magnitudes (..., M, N) -> the same
-    Source: Wang et al. 2017, arXiv:1607.05666; equals librosa.pcen with zi = (1 - b) * first frame
-    """
-    lookback = config.time_constant_s * frames_per_s
-    weight = (math.sqrt(1 + 4 * lookback**2) - 1) / (2 * lookback**2)
-    rows = energies * config.scale
-    smooth = one_pole_mean(rows, 1 - weight)
-    gained = rows * (smooth + config.eps).pow(-config.gain) / config.bias
-    # (bias * gained + bias) ** power - bias ** power, without the cancellation at small values.
-    return (config.power * gained.log1p()).expm1() * float(config.bias**config.power)
 
 
 def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: float, std: float) -> Tensor:

@@ -106,9 +106,7 @@ class SpectrumConfig(Config):
     mel_scale: str = setting("slaney", "mel scale of kind='mel'", choices=("htk", "slaney"))
     mel_norm: str | None = setting("slaney", "mel filters have height 1 or area 1", choices=(None, "slaney"))
     power: int = setting(2, "1: magnitudes; 2: energies", choices=(1, 2))
-    log: str = setting(
-        "db", "natural log, decibels, or per-channel normalization", choices=("ln", "db", "pcen")
-    )
+    log: str = setting("db", "natural log, or decibels", choices=("ln", "db"))
     log_offset: float = setting(1e-4, "log='ln' takes ln(x + log_offset)", low=1e-30, high=1e9)
     amin: float = setting(1e-10, "log='db' takes the decibels of max(x, amin)", low=1e-30, high=1e9)
     pad_mode: str = setting(
@@ -316,9 +314,7 @@ def window_frames(tables: SpectrumTables, wave: Tensor, first: int, out: Tensor)
 
 
 def log_scaled(config: SpectrumConfig, bands: Tensor) -> Tensor:
-    """Take the logarithm of magnitudes or energies, in place unless they need gradients. PCEN comes later."""
-    if config.log == "pcen":
-        return bands
+    """Take the logarithm of magnitudes or energies, in place unless they need gradients."""
     out = None if bands.requires_grad else bands
     if config.log == "ln":
         return torch.log(torch.add(bands, config.log_offset, out=out), out=out)

@@ -13,14 +13,12 @@ from kit.labels.metrics import label_precisions
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown
 from kit.labels.table import ALL_OTHERS, clip_labels, join_labels
 
-# What each kind of purity guarantees, for the report.
-PURITY = {
-    "plain": "A clip's labels come only from models that held it out. Second order: the labels of the clips "
+# What relabelling guarantees, for its report.
+LEAKS = (
+    "A clip's labels come only from models that held it out. Second order: the labels of the clips "
     "that these models were trained on may come from models that were trained on this clip. Its labels also "
-    "took part in choosing the best weights (keep=best) and in the calibration.",
-    "strict": "No teacher of a student was trained on the student's held-out fold, nor was one chosen or "
-    "calibrated on it.",
-}
+    "took part in choosing the best weights (keep=best) and in the calibration."
+)
 
 
 class RelabeledTable(NamedTuple):
@@ -232,9 +230,6 @@ class SelfTrainingConfig(Config):
         ("plain",),
         "relabelling method of each iteration; the last one serves all later ones too",
         choices=tuple(RELABEL_METHODS),
-    )
-    purity: str = setting(
-        "plain", "strict: each fold has teachers of its own, trained without it", choices=tuple(PURITY)
     )
     noisy_sources: tuple[str, ...] = setting(
         ("noisy",), "sources whose labels may be replaced; [] or a table without sources: all clips"

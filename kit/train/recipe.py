@@ -165,11 +165,10 @@ class Recipe(System):
         """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""
         frontend = self.frontend
         mixes_energies = self.mixup.p > 0 and self.mixup.domain == "energy"
-        # Energies add only before a normalisation or PCEN.
-        if mixes_energies and (frontend.normalize != "none" or frontend.log == "pcen"):
+        if mixes_energies and frontend.normalize != "none":
             raise KitError(
-                "energies of normalised crops or PCEN cannot be mixed: mixup.domain=spec, "
-                "frontend.normalize=none, or mixup.p=0."
+                "energies of normalised crops cannot be mixed: mixup.domain=spec, frontend.normalize=none, "
+                "or mixup.p=0."
             )
         needs_clip_level = frontend.reference == "clip" and (
             frontend.top_db is not None or frontend.normalize in CLIP_STATISTICS

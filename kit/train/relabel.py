@@ -23,7 +23,7 @@ from kit.labels.table import read_clip_table
 from kit.models.tagger import TaggerCard
 from kit.train.held_out import held_out_models, predict_recordings
 from kit.train.pseudo_labels import (
-    PURITY,
+    LEAKS,
     RELABEL_METHODS,
     SelfTrainingConfig,
     correct_by_boxes,
@@ -182,7 +182,7 @@ def relabel(
         "round": number,
         "rows": len(frame),
         "counts": relabeled.counts,
-        "leaks": PURITY[plan.purity],
+        "leaks": LEAKS,
         "models": models,
         "without_prediction": sorted(clips - soft.rows.keys()),
         "settings": plan.to_dict(),

@@ -1,9 +1,8 @@
 """Self-training: train, relabel with out-of-fold predictions, and train again."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import numpy as np
 
 from kit.core.clock import Deadline, process_start, set_deadline
 from kit.core.errors import KitError
-from kit.core.files import expand_pattern, file_digest, read_table, write_rows, write_text
+from kit.core.files import expand_pattern, file_digest, write_text
 from kit.labels.soft import SoftLabels, write_soft_labels
-from kit.labels.table import ALL_OTHERS, apply_corrections, clip_labels, read_clip_table, read_corrections
-from kit.models.checkpoint import load_tagger, save_tagger
-from kit.train.oof import OofPredictions, join_folds, write_oof
+from kit.labels.table import apply_corrections, clip_labels, read_clip_table, read_corrections
 from kit.train.pseudo_labels import forget_labels, noisy_rows
 from kit.train.recipe import Recipe, check_recipe
 from kit.train.relabel import relabel
@@ -26,7 +23,6 @@ from kit.train.run import (
     read_box_files,
     read_training_table,
     run_files,
-    select_folds,
     train_run,
     with_bands,
 )
@@ -130,8 +126,7 @@ def self_train(
 
     `corrections` is a JSON or CSV with new labels; the other parameters are train_run's. Iteration k trains in
     rounds/k, from scratch, on rounds/k/labels: the corrected table, relabelled by the runs before it. Each training
-    gets an equal share of the time to the deadline. With purity=strict, each fold's last run has teachers of its
-    own, in strict/fold_f, trained without the fold.
+    gets an equal share of the time to the deadline.
     Errors: as train_run and relabel; KitError for a folder of another self-training
     """
     check_recipe(recipe)
@@ -147,7 +142,7 @@ def self_train(
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
     files = run_files(recipe, frame, np.asarray(frame["fold"]), boxes, soft)
-    write_rounds(rounds, files | init_text(recipe, options.get("init")))
+    write_rounds(rounds, files | init_text(options.get("init")))
     soft_file = rounds / "soft.csv" if soft is None else Path(soft)
     if soft is None:
         # Soft labels of no clip, which name all classes: a relabelled table may lack some of them.
@@ -155,8 +150,6 @@ def self_train(
         write_soft_labels(soft_file, SoftLabels((), classes, np.zeros((0, len(classes)))))
     clock = None if deadline is None else set_deadline(deadline)
     job = SelfTraining(recipe, audio, clock, train, options)
-    if plan.iterations and plan.purity == "strict" and not all_data:
-        return self_train_strict(job, frame, folder, only_folds, boxes, soft_file)
 
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
     last = recipe.at_stage(plan.iterations)
@@ -169,18 +162,10 @@ def self_train(
     return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
 
 
-def init_text(recipe: Recipe, init: str | Path | None) -> dict[str, str]:
-    """The text of init.json, with the digests of the files that every training starts from.
-
-    Errors: KitError for a file per fold where each fold has teachers of its own, which hold out other folds
-    """
+def init_text(init: str | Path | None) -> dict[str, str]:
+    """The text of init.json, with the digests of the files that every training starts from."""
     if init is None:
         return {}
-    if "{fold}" in str(init) and recipe.self_training.purity == "strict":
-        raise KitError(
-            "with purity=strict the teachers of a fold must not see its clips, but those of other folds start "
-            f"from models that did ({init}): use one model of other data, or another self_training.purity."
-        )
     paths = expand_pattern(str(init).replace("{fold}", "*"))
     return {"init.json": json.dumps({path.name: file_digest(path) for path in paths}, indent=1) + "\n"}
 
@@ -193,55 +178,3 @@ def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             raise KitError(f"{path} belongs to another self-training: choose another --out.")
         write_text(path, text)
-
-
-def self_train_strict(
-    job: SelfTraining, frame: Any, folder: Path, only_folds: Sequence[int] | None, boxes: BoxFiles, soft: Path
-) -> Run:
-    """Train each fold with teachers that never used a clip of it, and join the folds to one run."""
-    import pandas
-
-    folds = np.asarray(frame["fold"])
-    n_folds = len(np.unique(folds[folds >= 0]))
-    selected = select_folds(folds, only_folds)
-    if n_folds < 3:
-        raise KitError(f"strict purity needs 3 folds or more, the table has {n_folds}.")
-    # Columns that relabelling added are filled for the held-out clips with what a missing column means.
-    defaults = {"false_labels": ALL_OTHERS, "weight": 1.0, "source": "", "begin_s": 0.0, "end_s": np.inf}
-    iterations = job.recipe.self_training.iterations
-    parts: list[tuple[np.ndarray, OofPredictions]] = []
-    for done, fold in enumerate(selected):
-        home = folder / "strict" / f"fold_{fold}"
-        rows = np.flatnonzero(folds == fold)
-        held_out = frame.iloc[rows]
-        write_text(home / "table.csv", job.table_text(frame.drop(index=frame.index[rows])))
-        other_boxes = boxes_without(boxes, set(held_out["fname"]), home) if boxes else None
-        n_left = (len(selected) - done) * (iterations + 1)
-        table, labels = job.train_teachers(home / "table.csv", soft, home, n_left, other_boxes)
-        both = pandas.concat([read_clip_table(table), held_out], ignore_index=True).fillna(defaults)
-        student = home / "student.csv"
-        write_text(student, job.table_text(both))
-        n_to_come = n_left - iterations
-        run = job.train_one(
-            iterations, student, labels, home / "student", n_to_come, boxes, only_folds=[fold]
-        )
-        if run.oof is not None:
-            parts.append((rows, run.oof))
-        for path in sorted(run.folder.glob("fold_*.pt")):
-            save_tagger(folder / path.name, load_tagger(path))
-    for name, text in run_files(job.recipe.at_stage(iterations), frame, folds).items():
-        write_text(folder / name, text)
-    oof = join_folds(parts)
-    write_oof(folder, oof)
-    return Run(folder, job.recipe, oof)
-
-
-def boxes_without(boxes: Sequence[str | Path], recordings: Collection[str], folder: Path) -> list[Path]:
-    """Write the two box files without those of some recordings."""
-    paths = [folder / "true_boxes.csv", folder / "false_boxes.csv"]
-    for path, source in zip(paths, boxes, strict=True):
-        table = read_table(source, ("recording_id",))
-        is_kept = [name not in recordings for name in table.columns["recording_id"]]
-        rows = compress(zip(*table.columns.values(), strict=True), is_kept)
-        write_rows(path, [list(table.columns), *rows])
-    return paths

@@ -29,7 +29,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"resolutions": SAME_HOP, "channels": ("log", "coordinate"), "top_db": 50.0, "normalize": "peak"},
     {"resolutions": OTHER_HOPS, "extra_rows": ("wave_stats", "clip_length"), "trim_db": 40.0},
     {"bands_hz": ((100.0, 4000.0), (50.0, 2000.0), (2000.0, 7000.0)), "normalize": "clip"},
-    {"image_size": (32, 48), "channels": ("log", "delta"), "log": "pcen", "normalize": "minmax"},
+    {"image_size": (32, 48), "channels": ("log", "delta"), "log": "ln", "normalize": "minmax"},
     {"resolutions": OTHER_HOPS, "image_size": (8, 9), "normalize": "constants", "std": 100.0},
 ]
 
@@ -240,8 +240,8 @@ def test_settings_survive_json_and_overrides() -> None:
     for settings in OPTIONS:
         config = small(**settings)
         assert FrontendConfig.from_dict(config.to_dict()) == config
-    changed = small().override(["resolutions=[[1024, 160]]", "pcen.gain=0.5", 'extra_rows=["clip_length"]'])
-    assert (changed.resolutions, changed.pcen.gain, changed.rows) == (((1024, 160),), 0.5, 41)
+    changed = small().override(["resolutions=[[1024, 160]]", "top_db=70", 'extra_rows=["clip_length"]'])
+    assert (changed.resolutions, changed.top_db, changed.rows) == (((1024, 160),), 70, 41)
 
 
 def test_clips_that_trimming_leaves_uneven_are_not_stacked() -> None:

@@ -1,4 +1,4 @@
-"""Self-training: the same end wherever it was stopped; a strict student has no trace of its held-out fold."""
+"""Self-training: the same end wherever it was stopped; labels come from models that held a clip out."""
 
 import json
 import shutil
@@ -12,8 +12,6 @@ from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
-from kit.train.held_out import held_out_models
-from kit.train.oof import predict_oof
 from kit.train.pseudo_labels import SelfTrainingConfig
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import train_run
@@ -69,7 +67,7 @@ class CountedTraining:
 
 @pytest.fixture(scope="module")
 def two(toy, tmp_path_factory):
-    """Two iterations of plain purity on the set."""
+    """Two iterations on the set."""
     recipe = with_iterations(2, top_k=(0.5,))
     return self_train(recipe, *toy, tmp_path_factory.mktemp("two") / "run", **QUIET)
 
@@ -161,7 +159,7 @@ def test_before_agreement_the_first_teacher_is_not_trained_on_noisy_labels(toy, 
 def test_a_clip_s_soft_label_does_not_depend_on_its_own_label_but_on_other_soft_labels(
     toy, planted, tmp_path, capsys
 ):
-    """Law 4 in plain purity: the first order holds, and the report tells of the second order, which exists."""
+    """Law 4: the first order holds, and the report tells of the second order, which exists."""
     frame = pd.read_csv(toy[0])
     relabelled = frame.assign(labels=pd.read_csv(planted[0])["labels"])
     soft, students = [], []
@@ -178,43 +176,6 @@ def test_a_clip_s_soft_label_does_not_depend_on_its_own_label_but_on_other_soft_
     assert (one.targets[~is_changed] != two.targets[~is_changed]).any(axis=1).all()
     assert not same_checkpoints(*students)
     assert "Second order:" in capsys.readouterr().out
-
-
-def test_in_strict_purity_a_fold_leaves_no_trace_in_its_student(toy, planted, tmp_path):
-    """Law 4, all orders: other labels and other audio in fold 0 give the same student of fold 0, bit for bit."""
-    recipe = with_iterations(2, purity="strict", methods=("agreement", "snr"), top_k=(0.5,), hop_s=0.1)
-    one = self_train(recipe, *toy, tmp_path / "one", only_folds=[0], **QUIET)
-    two = self_train(recipe, *planted, tmp_path / "two", only_folds=[0], **QUIET)
-    assert same_checkpoints(one.folder / "fold_0.pt", two.folder / "fold_0.pt")
-    assert not np.array_equal(one.oof.probabilities, two.oof.probabilities)
-    home = one.folder / "strict" / "fold_0"
-    for path in sorted(home.rglob("soft.csv")):
-        assert not set(NAMES[::3]) & set(read_soft_labels(path).names)
-    report = json.loads((home / "2" / "labels" / "relabel.json").read_text())
-    assert report["leaks"].startswith("No teacher") and report["counts"]["set1"] > 0
-
-
-def test_strict_students_make_one_run_that_can_be_continued(toy, tmp_path):
-    recipe = with_iterations(1, purity="strict")
-    training = CountedTraining()
-    self_train(recipe, *toy, tmp_path / "run", only_folds=[0, 1], train=training, **QUIET)
-    assert len(training.calls) == 4
-    run = self_train(recipe, *toy, tmp_path / "run", train=training, **QUIET)
-    assert len(training.calls) == 4 + 2 + 2  # students are continued, teachers are not trained again
-    assert list(run.oof.names) == NAMES and run.oof.classes == CLASSES
-    assert len(held_out_models(run.folder)) == 3
-    again = predict_oof(run.folder, toy[1], **QUIET)
-    np.testing.assert_allclose(again.probabilities, run.oof.probabilities, atol=1e-5)
-
-
-def test_strict_purity_needs_three_folds(toy, tmp_path):
-    frame = pd.read_csv(toy[0])
-    frame.assign(fold=frame["fold"].clip(upper=1)).to_csv(tmp_path / "table.csv", index=False)
-    recipe = with_iterations(1, purity="strict")
-    with pytest.raises(KitError, match="strict purity needs 3 folds or more, the table has 2"):
-        self_train(recipe, tmp_path / "table.csv", toy[1], tmp_path / "run", **QUIET)
-    with pytest.raises(KitError, match=r"folds \[7\] were asked for, the table has \[0, 1, 2\]"):
-        self_train(recipe, *toy, tmp_path / "other", only_folds=[7], **QUIET)
 
 
 def test_a_folder_of_another_self_training_or_run_is_refused_before_anything_is_trained(two, toy, tmp_path):
@@ -261,8 +222,7 @@ def test_trainings_have_equal_shares_of_the_time(toy, tmp_path):
     assert deadlines[2] == pytest.approx(3.6e6, abs=900)
 
 
-@pytest.mark.parametrize("purity", ["plain", "strict"])
-def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_path, purity):
+def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_path):
     soundfile = pytest.importorskip("soundfile")
     rng = np.random.default_rng(0)
     (tmp_path / "clips").mkdir()
@@ -278,18 +238,14 @@ def test_recordings_with_boxes_get_soft_windows_that_their_boxes_correct(tmp_pat
         boxes[-1].write_text("\n".join([*of_state, ""]))
     table = tmp_path / "folds.csv"
     table.write_text("recording_id,fold\n" + "".join(f"r{i},{i % 3}\n" for i in range(6)))
-    recipe = with_iterations(1, methods=("windows",), purity=purity, hop_s=0.2)
+    recipe = with_iterations(1, methods=("windows",), hop_s=0.2)
     run = self_train(recipe, table, tmp_path / "clips", tmp_path / "run", [0], boxes=boxes, **QUIET)
     assert run.oof.classes == ("s0", "s1") and run.oof.names == ("r0", "r3")
-    home = "rounds/1/labels" if purity == "plain" else "strict/fold_0/1/labels"
-    soft = read_soft_labels(run.folder / home / "soft.csv")
-    assert set(soft.names) == {f"r{i}" for i in range(6) if purity == "plain" or i % 3}
+    soft = read_soft_labels(run.folder / "rounds/1/labels/soft.csv")
+    assert set(soft.names) == {f"r{i}" for i in range(6)}
     rows = soft.rows["r1"]
     begin_s, end_s = (times[rows] for times in soft.times)
     overlaps_box = np.minimum(end_s, 0.4) - np.maximum(begin_s, 0.1) >= 0.12
-    if purity == "strict":
-        for path in (run.folder / "strict" / "fold_0").glob("*_boxes.csv"):
-            assert sorted(set(pd.read_csv(path)["recording_id"])) == ["r1", "r2", "r4", "r5"]
     assert overlaps_box.any() and (soft.targets[rows][overlaps_box, 1] == 1).all()
 
 

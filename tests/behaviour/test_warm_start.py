@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from kit.commands import train_by_name
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -269,20 +268,6 @@ def test_a_model_of_another_fold_is_a_leak_and_one_of_unknown_clips_may_be(pre, 
     # A model of all clips is not scored.
     train_quietly(SHORT, *toy, tmp_path / "all", init=pre / "all.pt", all_data=True)
     assert "honest" not in capsys.readouterr().out
-
-
-def test_strict_self_training_refuses_models_that_trained_on_other_folds(toy, tmp_path):
-    """Law 4."""
-    with pytest.raises(KitError, match=r"purity=strict.*'?pre/fold_\{fold\}\.pt"):
-        train_by_name(
-            "freq-coord",
-            str(toy[1]),
-            str(tmp_path / "run"),
-            table=str(toy[0]),
-            small=True,
-            overrides=["self_training.purity=strict"],
-            init="pre/fold_{fold}.pt",
-        )
 
 
 # Continuing a run
