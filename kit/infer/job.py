@@ -13,7 +13,7 @@ from kit.core.clock import Deadline, Stopwatch, TimeBudget
 from kit.core.errors import KitError
 from kit.core.files import write_json
 from kit.core.runtime import in_worker
-from kit.infer.postprocess import PostprocessConfig
+from kit.infer.postprocess import PostprocessConfig, postprocess_config
 from kit.infer.rows import RowScores
 from kit.infer.template import (
     Template,
@@ -40,8 +40,10 @@ class SubmitOptions:
     pool: str | None = None
     rows: str = "auto"
     prior_shift: bool = False
-    smooth: float | None = None
+    site_prior: float | None = None
+    smooth: Sequence[float] | None = None
     top_mean: int | None = None
+    top_power: float | None = None
     device: str | None = None
     threads: int | None = None
     batch_frames: int | None = None
@@ -59,7 +61,13 @@ class SubmitOptions:
     @property
     def postprocess(self) -> PostprocessConfig:
         """What is done to the blended rows."""
-        return PostprocessConfig(self.prior_shift, self.smooth or 0.0, self.top_mean or 0)
+        return postprocess_config(
+            prior_shift=self.prior_shift,
+            site_prior=self.site_prior,
+            smooth=self.smooth,
+            top_mean=self.top_mean,
+            top_power=self.top_power,
+        )
 
 
 class SubmitJob:

@@ -11,10 +11,11 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.infer.blend import TINY, check_strength
 from kit.labels.bootstrap import group_numbers
+from kit.labels.layouts import hour_of, site_of
 from kit.labels.table import rows_by_name
 
 NO_WINDOWS = (
-    "smooth and top_mean work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
+    "smooth, top_mean and site_prior work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
     "whole clips, so leave them out."
 )
 
@@ -23,12 +24,21 @@ NO_WINDOWS = (
 class PostprocessConfig(Config):
     """What is done to rows after the models; nothing unless set.
 
-    The order is fixed: prior shift first, because it needs probabilities, then smoothing, then top mean.
+    The order is fixed: shifts of odds first, because they need probabilities, then smoothing, then top mean.
     """
 
     prior_shift: bool = setting(False, "scale odds to the class prevalences estimated from these rows")
-    smooth: float = setting(0.0, "weight of a window's neighbours in its mean", low=0, high=1)
+    site_prior: float = setting(
+        0.0,
+        "weight of the classes' log odds at a window's site and hour, by its file's name",
+        low=0,
+        high=10,
+    )
+    smooth: tuple[float, ...] = setting(
+        (), "weights of a window's neighbours at distance 1, 2, ... in its mean; its own is 1", low=0, high=1
+    )
     top_mean: int = setting(0, "multiply windows by the mean of their recording's best k", low=0)
+    top_power: float = setting(1.0, "exponent of that mean", low=0.01, high=10)
 
     @property
     def changes_scores(self) -> bool:
@@ -38,7 +48,25 @@ class PostprocessConfig(Config):
     @property
     def needs_windows(self) -> bool:
         """Whether rows must be windows of recordings."""
-        return self.smooth > 0 or self.top_mean > 0
+        return any(self.smooth) or self.top_mean > 0 or self.site_prior > 0
+
+    @property
+    def keeps_class_order(self) -> bool:
+        """Whether each class's rows stay in order, so that AUC and average precision of a class cannot change."""
+        return not self.needs_windows
+
+
+def postprocess_config(**options: Any) -> PostprocessConfig:
+    """Make the settings of options, None where not given; `smooth` may be one number.
+
+    Errors: KitError for top_power without top_mean
+    """
+    chosen = {name: value for name, value in options.items() if value is not None}
+    smooth = chosen.get("smooth", ())
+    chosen["smooth"] = tuple(smooth) if isinstance(smooth, Sequence) else (float(smooth),)
+    if "top_power" in chosen and not chosen.get("top_mean"):
+        raise KitError("top_power is the exponent of top_mean: give that too, e.g. top_mean=2.")
+    return PostprocessConfig(**chosen)
 
 
 def apply_postprocess(
@@ -50,6 +78,7 @@ def apply_postprocess(
 ) -> np.ndarray:
     """Apply the steps that are set.
 
+    `recordings` are the rows' file names.
     Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
     Errors: KitError for steps over windows where rows are not windows
     """
@@ -58,10 +87,14 @@ def apply_postprocess(
     changed = np.asarray(scores, np.float64)
     if postprocess.prior_shift:
         changed = shift_priors(changed, trained)
-    if postprocess.smooth > 0 and recordings is not None:
-        changed = smooth_neighbours(changed, recordings, times_s, (postprocess.smooth,))
-    if postprocess.top_mean > 0 and recordings is not None:
-        changed = weigh_by_recording(changed, recordings, postprocess.top_mean)
+    if recordings is None:
+        return changed
+    if postprocess.site_prior > 0:
+        changed = shift_by_site(changed, recordings, postprocess.site_prior)
+    if any(postprocess.smooth):
+        changed = smooth_neighbours(changed, recordings, times_s, postprocess.smooth)
+    if postprocess.top_mean > 0:
+        changed = weigh_by_recording(changed, recordings, postprocess.top_mean, postprocess.top_power)
     return changed
 
 
@@ -112,6 +145,34 @@ def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np
     return (low + high) / 2
 
 
+def shift_by_site(scores: Any, recordings: Sequence[str], weight: float, strength: float = 8.0) -> np.ndarray:
+    """Shift log odds by `weight` times how the mean log odds at a row's site, and at its hour, differ from all rows'.
+
+    The means are those of these scores. That of n recordings is shrunk towards all rows' by n / (n + strength). Rows
+    without a site or an hour in their name stay.
+
+    Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
+    Source: third place, BirdCLEF 2026 (priors of site and hour, shrunk with K = 8)
+    """
+    probs = row_probabilities(scores).clip(TINY, 1 - TINY)
+    overall = probs.mean(axis=0)
+    logits = log_odds(probs)
+    for place_of in (site_of, hour_of):
+        for place, rows in rows_by_name([place_of(name) for name in recordings]).items():
+            if not place:
+                continue
+            count = len({recordings[row] for row in rows})
+            share = count / (count + strength)
+            mean = share * probs[rows].mean(axis=0) + (1 - share) * overall
+            logits[rows] += weight * (log_odds(mean) - log_odds(overall))
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def log_odds(probs: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p))."""
+    return np.asarray(np.log(probs) - np.log1p(-probs))
+
+
 def smooth_neighbours(
     scores: Any, recordings: Sequence[Any], times_s: Any, kernel: Sequence[float] = (0.5,)
 ) -> np.ndarray:
@@ -142,17 +203,21 @@ def smooth_neighbours(
     return smooth
 
 
-def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2) -> np.ndarray:
-    """Multiply each score by the mean of its class's best `top_k` in the recording; the results are no probabilities.
+def weigh_by_recording(
+    scores: Any, recordings: Sequence[Any], top_k: int = 2, power: float = 1.0
+) -> np.ndarray:
+    """Multiply each score by the mean of its class's best `top_k` in the recording, to a power.
+
+    The results are no probabilities.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
-    Source: BirdCLEF 2025, multiplying by the top-2 mean
+    Source: BirdCLEF 2025, multiplying by the top-2 mean; 2026, by powers of .4 of it and of the maximum
     """
     probs = row_probabilities(scores)
     weighed = np.empty_like(probs)
     for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
         best = np.sort(probs[rows], axis=0)[-top_k:]
-        weighed[rows] = probs[rows] * best.mean(axis=0)
+        weighed[rows] = probs[rows] * best.mean(axis=0) ** power
     return weighed
 
 

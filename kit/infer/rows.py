@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from kit.infer.blend import BLENDS, blend_scores
 from kit.infer.ensemble import UNPOOLED, EnsembleMember, clip_probabilities
 from kit.infer.postprocess import PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
-from kit.infer.template import RowPlan, Template
+from kit.infer.template import RowPlan, Template, split_window
 from kit.models.tagger import TaggerCard
 
 
@@ -189,18 +188,22 @@ class RowScores:
         windows = np.flatnonzero(done & is_window)
         whole = np.flatnonzero(done & ~is_window)
         if len(windows):
-            recordings = [str(self.plan.files[row]) for row in windows]
+            name_of_file: dict[int | None, str] = {}
+            for row in windows:
+                name_of_file.setdefault(self.plan.files[row], split_window(self.template.ids[row])[0])
+            recordings = [name_of_file[self.plan.files[row]] for row in windows]
             times_s = [self.plan.ends_s[row] for row in windows]
             scores[windows] = apply_postprocess(
                 self.postprocess, scores[windows], recordings, times_s, trained
             )
         if len(whole):
             # Whole files have prevalences of their own, and no neighbours.
-            steps = replace(self.postprocess, smooth=0.0, top_mean=0) if is_window.any() else self.postprocess
+            steps = PostprocessConfig(prior_shift=self.postprocess.prior_shift)
+            steps = steps if is_window.any() else self.postprocess
             scores[whole] = apply_postprocess(steps, scores[whole], None, None, trained)
         if self.postprocess.top_mean > 0:
             # A window without predictions is a recording of its own: its best mean is its prior itself.
-            scores[~done & is_window] **= 2
+            scores[~done & is_window] **= 1 + self.postprocess.top_power
         return scores
 
 

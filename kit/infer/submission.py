@@ -190,8 +190,9 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         job.note(f"NO AUDIO FILES in {options.audio}: all is prior")
     if BLENDS[options.blend].whole_set:
         job.note(f"--blend {options.blend} lets a row's answer depend on the other rows")
-    if options.prior_shift:
-        job.note("--prior-shift lets a row's answer depend on the other rows")
+    for name in ("prior_shift", "site_prior"):
+        if getattr(options, name):
+            job.note(f"--{name.replace('_', '-')} lets a row's answer depend on the other rows")
     suspects = Suspects.read(job.state_folder / "suspects.json")
     with job.watch.measure("models"):
         members = build_members(job, inputs, runtime, suspects)

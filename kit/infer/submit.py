@@ -87,8 +87,10 @@ def submit(
     hop_s: float | None = None,
     pool: str | None = None,
     prior_shift: bool = False,
-    smooth: float | None = None,
+    site_prior: float | None = None,
+    smooth: float | Sequence[float] | None = None,
     top_mean: int | None = None,
+    top_power: float | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch_frames: int | None = None,
@@ -121,8 +123,10 @@ def submit(
         hop_s: seconds between windows, to override
         pool: max, mean, top_k, power, geometric, snr or snr_top, to override
         prior_shift: scale odds to the class prevalences estimated from all rows
-        smooth: weight of both neighbours in a window row's mean, e.g. 0.5
+        site_prior: weight by which window rows' log odds are shifted to those of their site and hour, e.g. 0.3
+        smooth: weights of neighbours at distance 1, 2, ... in a window row's mean, e.g. 0.5
         top_mean: multiply window rows by the mean of their recording's best rows, e.g. 2
+        top_power: exponent of that mean; 1 unless given
         device: cpu or cuda:0; by default the first GPU that works, else the CPU
         threads: decoding threads; by default one per core
         batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
@@ -163,8 +167,10 @@ def submit(
         pool=pool,
         rows=rows,
         prior_shift=prior_shift,
-        smooth=smooth,
+        site_prior=site_prior,
+        smooth=[smooth] if isinstance(smooth, int | float) else smooth,
         top_mean=top_mean,
+        top_power=top_power,
         device=device,
         threads=threads,
         batch_frames=batch_frames,

@@ -339,6 +339,12 @@ def site_of(name: str) -> str:
     return match[1] if match else ""
 
 
+def hour_of(name: str) -> str:
+    """Return the hour in a soundscape's name, e.g. 05 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none."""
+    match = re.search(r"_\d{8}_(\d{2})\d{4}", name)
+    return match[1] if match else ""
+
+
 LAYOUTS = (
     Layout(
         "Freesound 2019",

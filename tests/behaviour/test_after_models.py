@@ -9,7 +9,13 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.infer.blend import fit_weights
-from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
+from kit.infer.postprocess import (
+    PostprocessConfig,
+    estimate_prevalences,
+    scale_odds,
+    smooth_neighbours,
+    weigh_by_recording,
+)
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.labels.bootstrap import bootstrap_difference
@@ -63,6 +69,10 @@ def test_a_submission_smooths_and_weighs_the_windows_of_each_recording(tmp_path:
     np.testing.assert_allclose(both[:6], weigh_by_recording(smooth, recordings, 2), atol=1e-8)
     prior = np.array([0.1, 0.2, 0.3])
     assert np.allclose(plain[6], prior) and np.allclose(both[6], prior**2)
+    powered = scores_of(tmp_path, template, smooth=[0.5, 0.25], top_mean=1, top_power=0.4)
+    smooth = smooth_neighbours(plain[:6], recordings, times, (0.5, 0.25))
+    np.testing.assert_allclose(powered[:6], weigh_by_recording(smooth, recordings, 1, 0.4), atol=1e-8)
+    np.testing.assert_allclose(powered[6], prior**1.4, atol=1e-8)
 
 
 def test_a_submission_scales_odds_to_the_prevalences_of_its_own_rows(tmp_path: Path) -> None:
@@ -74,7 +84,7 @@ def test_a_submission_scales_odds_to_the_prevalences_of_its_own_rows(tmp_path: P
     expected = scale_odds(probs, trained, estimate_prevalences(probs, trained))
     found = np.stack(list(read_scores(tmp_path / "out.csv")[1].values()))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert done.report["postprocess"] == {"prior_shift": True, "smooth": 0.0, "top_mean": 0}
+    assert done.report["postprocess"] == PostprocessConfig(prior_shift=True).to_dict()
     assert any("depend on the other rows" in note for note in done.report["notes"])
 
 
@@ -87,6 +97,8 @@ def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything
         ({"top_mean": 2}, "whole clips, so leave them out"),
         ({"smooth": 1.5}, "smooth must be at most 1"),
         ({"top_mean": -1}, "top_mean must be at least 0"),
+        ({"site_prior": 0.3}, "whole clips, so leave them out"),
+        ({"top_power": 0.4}, "give that too, e.g. top_mean=2"),
         ({"prior_shift": True, "blend": "rank"}, "needs probabilities, which rank does not give"),
     ]
     for options, words in cases:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from kit.core.errors import KitError
-from kit.infer.postprocess import estimate_prevalences, scale_odds, smooth_neighbours, weigh_by_recording
+from kit.infer.postprocess import (
+    estimate_prevalences,
+    scale_odds,
+    shift_by_site,
+    smooth_neighbours,
+    weigh_by_recording,
+)
 
 TRAINED = np.array([0.5, 0.1, 0.3])
 
@@ -133,19 +139,41 @@ def test_rows_in_another_order_get_the_same_answers() -> None:
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 100])
-def test_scores_are_multiplied_by_their_recordings_best(top_k: int) -> None:
+@pytest.mark.parametrize("power", [1.0, 0.4])
+def test_scores_are_multiplied_by_their_recordings_best(top_k: int, power: float) -> None:
     p, names, _ = windows()
-    weighed = weigh_by_recording(p, names, top_k)
+    weighed = weigh_by_recording(p, names, top_k, power)
     for (row, k), value in np.ndenumerate(p):
         best = sorted((p[i, k] for i in range(len(names)) if names[i] == names[row]), reverse=True)[:top_k]
-        assert weighed[row, k] == pytest.approx(value * sum(best) / len(best), abs=1e-12)
+        assert weighed[row, k] == pytest.approx(value * (sum(best) / len(best)) ** power, abs=1e-12)
     assert weigh_by_recording(p[:0], []).shape == (0, 3)
+
+
+def test_log_odds_are_shifted_towards_those_of_a_site_and_an_hour_by_their_number_of_recordings() -> None:
+    names = ["x_S01_20250101_050000", "x_S01_20250102_060000", "y_S02_20250101_050000", "plain"]
+    recordings = [name for name in names for _ in range(2)]
+    p = np.random.default_rng(0).uniform(0.05, 0.95, (8, 3))
+    shifted_rows = shift_by_site(p, recordings, 0.5, strength=2.0)
+    odds = np.log(p / (1 - p))
+    overall = p.mean(axis=0)
+    for row, name in enumerate(recordings):
+        expected = odds[row].copy()
+        for part in (["S01"], ["S02"], ["_050000"], ["_060000"]):
+            rows = [i for i, other in enumerate(recordings) if part[0] in other]
+            if part[0] not in name:
+                continue
+            n = len({recordings[i] for i in rows})
+            mean = (n * p[rows].mean(axis=0) + 2.0 * overall) / (n + 2.0)
+            expected += 0.5 * (np.log(mean / (1 - mean)) - np.log(overall / (1 - overall)))
+        np.testing.assert_allclose(shifted_rows[row], 1 / (1 + np.exp(-expected)), atol=1e-12)
+    np.testing.assert_allclose(shifted_rows[6:], p[6:], atol=1e-12)
 
 
 def test_zeros_and_ones_stay_within_zero_and_one() -> None:
     for sure in (np.zeros((4, 2)), np.ones((4, 2)), np.eye(4)[:, :2], np.ones((1, 1))):
         names, times = ["a"] * len(sure), np.arange(len(sure))
-        for scores in (smooth_neighbours(sure, names, times, (0.7, 0.3)), weigh_by_recording(sure, names)):
+        smooth, weighed = smooth_neighbours(sure, names, times, (0.7, 0.3)), weigh_by_recording(sure, names)
+        for scores in (smooth, weighed, shift_by_site(sure, ["x_S01_20250101_050000"] * len(sure), 1.0)):
             assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
 
 
@@ -158,6 +186,7 @@ def test_scores_that_are_no_probabilities_are_refused(bad: np.ndarray) -> None:
         lambda s: estimate_prevalences(s, TRAINED),
         lambda s: smooth_neighbours(s, ["a"], [0.0]),
         lambda s: weigh_by_recording(s, ["a"]),
+        lambda s: shift_by_site(s, ["a"], 1.0),
     ):
         with pytest.raises(KitError, match=r"\(rows, classes\) in \[0, 1\]"):
             step(bad)
