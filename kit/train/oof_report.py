@@ -9,29 +9,30 @@ from typing import Any
 import numpy as np
 
 from kit.audio.windows import InferenceConfig
-from kit.core.errors import KitError
+from kit.core.errors import KitError, choose
 from kit.infer.blend import blend_scores, fit_weights
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
-from kit.labels.bootstrap import Interval, bootstrap_difference
-from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.labels.bootstrap import Interval, bootstrap_difference, format_metric
+from kit.labels.metrics import METRICS, class_metric, compute_metric, metric_per_class
 from kit.models.tagger import Tagger
 
 
 @dataclass(frozen=True)
 class OofVariant:
-    """Another way to score the same clips: its lwlrap, and the gain over the usual way with its 95 % interval."""
+    """Another way to score the same clips: its score, and the gain over the usual way with its 95 % interval."""
 
     name: str
+    metric: str
     score: float
     gain: Interval
     advice: str = ""
 
     def __str__(self) -> str:
         gain = f"{self.gain.value:+.4f} (95 % within {self.gain.low:+.4f} to {self.gain.high:+.4f})"
-        line = f"{self.name}: lwlrap {self.score:.4f}, gain {gain}"
+        line = f"{self.name}: {self.metric} {self.score:.4f}, gain {gain}"
         return f"{line}\n    {self.advice}" if self.advice else line
 
     __repr__ = __str__
@@ -39,6 +40,7 @@ class OofVariant:
 
 def compare(
     name: str,
+    metric: str,
     truth: np.ndarray,
     probs: np.ndarray,
     baseline: np.ndarray,
@@ -48,8 +50,8 @@ def compare(
 
     Shape:  truth, probs and baseline (n, K), recordings (n,)
     """
-    gain = bootstrap_difference(lwlrap, truth, probs, baseline, recordings)
-    return OofVariant(name, lwlrap(truth, probs), gain)
+    gain = bootstrap_difference(metric, truth, probs, baseline, recordings)
+    return OofVariant(name, metric, compute_metric(metric, truth, probs), gain)
 
 
 def pooled_probabilities(
@@ -63,17 +65,20 @@ def pooled_probabilities(
 
 
 def summarize_scores(
-    truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
+    metric: str, truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
 ) -> list[str]:
-    """Describe the lwlrap of all clips, of each fold, and of the hardest classes, a line each."""
-    precision, weight = lwlrap_per_class(truth, probs)
+    """Describe the score of all clips, of each fold, and of the hardest classes, a line each."""
     is_scored = np.isfinite(truth).any(axis=1)
-    lines = [f"out of fold: lwlrap {lwlrap(truth, probs):.4f} on {is_scored.sum()} clips"]
+    lines = [
+        f"out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips"
+    ]
     for fold in np.unique(folds):
         rows = is_scored & (folds == fold)
-        lines.append(f"  fold {fold}: {lwlrap(truth[rows], probs[rows]):.4f} on {rows.sum()} clips")
-    hardest = [k for k in np.argsort(precision) if weight[k] > 0][:5]
-    lines.append("  hardest classes: " + ", ".join(f"{classes[k]} {precision[k]:.3f}" for k in hardest))
+        score = format_metric(compute_metric, metric, truth[rows], probs[rows])
+        lines.append(f"  fold {fold}: {score} on {rows.sum()} clips")
+    scores = metric_per_class(metric, truth, probs)
+    hardest = [f"{classes[k]} {scores[k]:.3f}" for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
+    lines.append(f"  hardest classes ({class_metric(metric)}): {', '.join(hardest)}")
     return lines
 
 
@@ -126,6 +131,7 @@ def cross_fit_weights(scores: np.ndarray, truth: np.ndarray, folds: np.ndarray) 
 
 
 def compare_steps(
+    metric: str,
     names: Sequence[str],
     truth: np.ndarray,
     probs: np.ndarray,
@@ -147,12 +153,12 @@ def compare_steps(
     compared = []
     for name, step in steps.items():
         changed = apply_postprocess(step, probs, recordings, times_s, unused_prevalences)
-        compared.append(compare(name, truth, changed, probs, recordings))
+        compared.append(compare(name, metric, truth, changed, probs, recordings))
     return compared
 
 
 def compare_fitted_weights(
-    runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
+    metric: str, runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
 ) -> OofVariant:
     """Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
 
@@ -163,7 +169,7 @@ def compare_fitted_weights(
     scores = np.stack(list(runs.values())).astype(np.float64)
     blended = cross_fit_weights(scores, truth, folds)
     name = "fitted weights, against the plain mean of the runs"
-    variant = compare(name, truth, blended, scores.mean(axis=0))
+    variant = compare(name, metric, truth, blended, scores.mean(axis=0))
     weights = []
     for folder, weight in zip(runs, fit_weights(scores, truth), strict=True):
         checkpoints = len(list(folder.glob("fold_*.pt")))
@@ -175,5 +181,17 @@ def compare_fitted_weights(
 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """Read a run's recipe as a dictionary; empty where there is none."""
-    path = folder / "recipe.json"
+    return read_json(folder / "recipe.json")
+
+
+def read_metric(folder: Path) -> str:
+    """Return the metric of a run or a stack."""
+    facts = read_recipe(folder) or read_json(folder / "stack.json")
+    metric = str(facts.get("metric", "lwlrap"))
+    choose(f"metric of {folder}", metric, METRICS)
+    return metric
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; empty where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -11,6 +11,7 @@ from kit.audio.specaugment import SpecAugmentConfig
 from kit.audio.windows import PAD_MODES, InferenceConfig
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
+from kit.labels.metrics import METRICS
 from kit.models.families import complete_network
 from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
@@ -123,6 +124,7 @@ class Recipe(System):
     batch_size: int = setting(32, "crops per batch", low=2, high=2**20)
     optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
     amp: bool = setting(True, "train in float16 autocast on a GPU")
+    metric: str = setting("lwlrap", "score of validations, of the best epoch, and of runs", choices=METRICS)
     validate_every: int = setting(
         10, "epochs between validations; the last epoch is always validated", low=1, high=10**6
     )

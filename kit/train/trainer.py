@@ -117,14 +117,14 @@ class Trainer:
             if is_last or self.epoch % recipe.validate_every == 0:
                 weights = copy.deepcopy(self.network.state_dict())
                 self.load_averaged_weights()
-                row["lwlrap"] = validate()
+                row["score"] = validate()
                 if keeps_best and self.best_epoch == self.epoch:
                     state = self.network.state_dict()
                     self.best_weights = {name: value.cpu().clone() for name, value in state.items()}
                 self.network.load_state_dict(weights)
                 validation_s = max(validation_s, clock.now() - trained_at)
                 if recipe.optim.schedule == "plateau":
-                    self.schedule.step(-row["loss"] if self.fold is None else row["lwlrap"])
+                    self.schedule.step(-row["loss"] if self.fold is None else row["score"])
             self.save(state_path)
             yield row
             if is_last:
@@ -300,7 +300,7 @@ class Trainer:
     @property
     def best_epoch(self) -> int:
         """The first epoch with the best score."""
-        best = max(self.history, key=lambda row: row.get("lwlrap", -math.inf))
+        best = max(self.history, key=lambda row: row.get("score", -math.inf))
         return int(best["epoch"])
 
     @property

@@ -16,8 +16,8 @@ from kit.models.network import InputShape, meta_device
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 from kit.train.dataset import Dataset
+from kit.train.fold_training import new_tagger
 from kit.train.recipes import find_recipe
-from kit.train.run import new_tagger
 
 SMALL = "test_efficientnet.r160_in1k"
 FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=32)
