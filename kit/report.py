@@ -73,16 +73,19 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     if run is not first and oof.names:
         # The first run's metric compares all runs.
         metric = first.oof.metric
-        details[f"gain in {metric} over the first run"] = "not comparable: other clips or labels"
+        gain = "not comparable: other clips or labels"
         same_columns = oof.names == first.oof.names and oof.classes == first.oof.classes
         if same_columns and np.array_equal(truth, first.oof.truth, equal_nan=True):
             gain = format_metric(bootstrap_difference, metric, truth, scores, first.oof.probabilities)
-            details[f"gain in {metric} over the first run"] = gain
+        details[f"gain in {metric} over the first run"] = gain
     details["clips"] = str(len(oof.names))
     if run.history:
         last_epochs = " ".join(str(epochs["epoch"].iloc[-1]) for epochs in run.history)
         seconds = sum(epochs["seconds"].sum() for epochs in run.history)
         details["epochs"] = f"{last_epochs} of {run.recipe.get('epochs', '?')}"
+        if not oof.names:
+            last = [epochs["score"].dropna().tail(1).map("{:.4f}".format) for epochs in run.history]
+            details[f"last {metric}"] = " ".join("".join(score) or "-" for score in last)
         details["minutes"] = f"{seconds / 60:.1f}"
     for path in sorted(run.folder.glob("fold_*.pt")):
         checkpoint = open_checkpoint(path)

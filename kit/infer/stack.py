@@ -17,7 +17,6 @@ from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights, class_columns
 from kit.infer.template import RowPlan, Template
-from kit.labels.metrics import METRICS
 from kit.models.archive import damaged_file, parse_card, read_content
 from kit.models.checkpoint import Checkpoint, find_models, open_checkpoint
 from kit.models.network import meta_device
@@ -40,7 +39,7 @@ class StackCard(Config):
     run_of: tuple[int, ...] = setting((), "each tagger's run", low=0, high=1000, longest=4096)
     classes: tuple[str, ...] = ()
     columns: int = setting(0, "least windows of an image; 0 for scores of rows", low=0, high=100_000)
-    metric: str = setting("lwlrap", "the metric of oof_score", choices=METRICS)
+    metric: str = setting("lwlrap", "the metric of oof_score")
     oof_score: float | None = setting(None, "its score, cross-fitted", low=-1e9, high=1e9)
 
     def new_network(self) -> Stacker:

@@ -22,7 +22,7 @@ from kit.labels.metrics import (
 )
 
 DRAWS_PER_CHUNK = 50
-# A metric over columns that would count more labels than this has less than 1,000 draws, but at least 100.
+# For a metric over columns, labels to count in all draws together, of which there are 100 to 1,000.
 MAX_COUNTED = 5 * 10**8
 
 
@@ -40,14 +40,10 @@ class Interval:
     redrawn: int = 0
     draws: int = 1000
 
-    @property
-    def notes(self) -> str:
-        """What is unusual about the draws."""
-        few = f"; {self.draws} draws" if self.draws != 1000 else ""
-        return few + (f"; {self.redrawn} draws without a value repeated" if self.redrawn else "")
-
     def __str__(self) -> str:
-        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{self.notes})"
+        few = f"; {self.draws} draws" if self.draws != 1000 else ""
+        note = f"; {self.redrawn} draws without a value repeated" if self.redrawn else ""
+        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{few}{note})"
 
 
 def bootstrap_interval(
@@ -107,7 +103,7 @@ def usual_draws(metric: str | MetricFunction, truth: Any) -> int:
 
 
 def class_intervals(name: str, truth: Any, scores: Any, classes: Sequence[int]) -> list[Interval]:
-    """Compute, for each of some classes, the class_metric of a metric with its 95 % interval over clips."""
+    """Compute the class_metric of some classes, with 95 % intervals."""
     precisions, true = true_precisions(truth, scores)
     intervals = []
     for k in classes:
@@ -127,15 +123,13 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
     except KitError:
         return "-"
     if isinstance(value, Interval):
-        return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f}{value.notes})"
+        few = f", {value.draws} draws" if value.draws != 1000 else ""
+        return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f}{few})"
     return f"{value:.4f}"
 
 
 def metric_of_counts(metric: str | MetricFunction, truth: Any, scores: Any) -> tuple[float, Statistic]:
-    """Return a metric on all clips, and the function that computes it from how often draws hold each clip.
-
-    Errors: KitError unless the metric on all clips is one finite number
-    """
+    """Return a metric on all clips, and its Statistic. Errors: KitError unless the first is one finite number"""
     if isinstance(metric, str):
         return compute_metric(metric, truth, scores), metric_statistic(metric, truth, scores)
     function = metric

@@ -33,10 +33,7 @@ def lwlrap(truth: Any, scores: Any) -> float:
 
 
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, the sum of its true labels' precisions and their number; lwlrap is the ratio of totals.
-
-    Shape:  truth (n, K), scores (n, K) -> (n,), (n,)
-    """
+    """Compute, per clip, the sum of its true labels' precisions and their number. Shape: -> (n,), (n,)"""
     precisions, true = true_precisions(truth, scores)
     return precisions.sum(axis=1), true.sum(axis=1)
 
@@ -90,10 +87,7 @@ def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def map3_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, its average precision at 3, and whether it has a true label.
-
-    With one true label it is 1, 1/2 or 1/3 where that ranks first, second or third, else 0. A tie counts against it.
-    """
+    """Compute, per clip, its average precision at 3, where ties count against it, and whether it has a true label."""
     precisions, true = true_precisions(truth, scores)
     known_scores = np.where(np.isnan(np.asarray(truth, float)), -np.inf, scores)
     fourth = np.sort(np.pad(known_scores, ((0, 0), (3, 0)), constant_values=-np.inf))[:, -4:-3]
@@ -102,10 +96,7 @@ def map3_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def f1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, the F1 of its label set, 2 TP / (2 TP + FP + FN), and whether it has a known label.
-
-    Labels from 0.5 up are predicted. A clip without true and predicted labels is right.
-    """
+    """Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label."""
     true, known, scores = ranking_masks(truth, scores)
     check_unit_range("the probability", scores)
     predicted = known & (scores >= 0.5)
@@ -116,10 +107,9 @@ def f1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SortedLabels(NamedTuple):
-    """A list of L labels that are ranked together, by falling score, and cut into c parts.
+    """Labels that are ranked together, by falling score; true ones share a part with all labels of their score alone.
 
-    The true labels of one score are in one part with the false ones of that score, and with no others.
-    Shape:  rows (L,), places of the true labels (p,), cuts (c,)
+    Shape:  rows (L,), places of the true labels (p,), cuts between parts (c,)
     """
 
     rows: np.ndarray
@@ -138,10 +128,7 @@ def sort_labels(rows: np.ndarray, true: np.ndarray, scores: np.ndarray) -> Sorte
 
 
 def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the true and the false labels before each cut, and all, in D draws of the clips.
-
-    Shape:  counts (n, D) float32 -> two of (c + 1, D)
-    """
+    """Count the true and the false labels before each cut, and all. Shape: counts (n, D) -> two of (c + 1, D)"""
     of_labels = np.take(counts, labels.rows, axis=0)
     totals = np.zeros((2, len(labels.cuts) + 1, counts.shape[1]))
     true, known = totals[:, 1:]
@@ -159,27 +146,24 @@ def auc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
 
 
 def precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Compute the average precision. Shape: two of (c + 1, D) -> (D,)"""
+    """Compute the average precision."""
     precision = true[1:] / (true + false)[1:].clip(1)
     return np.asarray((np.diff(true, axis=0) * precision).sum(axis=0) / true[-1])
 
 
 def best_f1_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Compute the F1 at the best threshold. Shape: two of (c + 1, D) -> (D,)
-
-    The threshold is fitted on the same clips, so the F1 is too good, most of all for rare classes.
-    """
+    """Compute the F1 at the best threshold, which is fitted on the same clips: it is too good for rare classes."""
     f1 = (2 * true / (true + false + true[-1]).clip(1)).max(axis=0)
     return np.where(true[-1] > 0, f1, np.nan)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that a recipe may choose; a higher value is better.
+    """A metric that a recipe may choose; higher is better.
 
-    A metric over rows is the ratio of the totals of two numbers per clip, `clip_sums`; it does not compare clips. A
-    metric over columns is the mean of `of_counts` over the classes that have a value or, if `pooled`, is that of one
-    list of all labels. `padding` true labels of score 1 are added to each class.
+    Over rows, it is the ratio of the totals of two numbers per clip, `clip_sums`. Over columns, it is the mean of
+    `of_counts` over the classes that have a value, each with `padding` more true labels of score 1, or that of one list
+    of all labels, if `pooled`.
     """
 
     clip_sums: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]] | None = None
@@ -188,9 +172,8 @@ class Metric:
     padding: int = 0
 
 
-# lwlrap of one list of all labels, lwlrap_flat, is also the micro average precision.
-# Source: map3 Freesound 2018, lwlrap Freesound 2019, lwlrap_flat the validation of RFCX 2021's 32nd place; BirdCLEF:
-# micro_f1, by row, 2021; macro_f1 like 2022; padded_cmap 2023; macro_auc 2024 to 2026
+# Freesound: map3 2018, lwlrap 2019. RFCX: lwlrap; its 32nd place validated lwlrap_flat, the micro average precision.
+# BirdCLEF: micro_f1 (row-wise) 2021, macro_f1 like 2022, padded_cmap 2023, macro_auc from 2024 on.
 METRICS = {
     "lwlrap": Metric(clip_precision_sums),
     "lwlrap_flat": Metric(pooled=True),
@@ -205,9 +188,8 @@ METRICS = {
 
 
 def compute_metric(name: str, truth: Any, scores: Any) -> float:
-    """Compute the metric of a name.
+    """Compute the metric of a name. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number
 
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number
     Errors: KitError for an unknown name, and where the metric has no value
     """
     value = float(metric_statistic(name, truth, scores)(np.ones((len(truth), 1), np.int32))[0])
@@ -219,15 +201,12 @@ def compute_metric(name: str, truth: Any, scores: Any) -> float:
 
 
 def class_metric(name: str) -> str:
-    """Name the metric of single classes: lwlrap, where the metric of the name scores clips by themselves."""
+    """Name the metric of single classes: lwlrap for a metric over rows."""
     return "lwlrap" if METRICS[name].clip_sums else name
 
 
 def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
-    """Compute the class_metric of a name for each class, NaN for a class without a true label or without a value.
-
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,)
-    """
+    """Compute the class_metric of each class, NaN without a value or a true label. Shape: two of (n, K) -> (K,)"""
     metric = choose("metric", name, METRICS)
     precisions, true = true_precisions(truth, scores)
     n_true = true.sum(axis=0)
@@ -239,7 +218,7 @@ def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
 
 
 def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
-    """Return the function that computes a metric from how often draws hold each clip. Errors: as compute_metric"""
+    """Return the function that computes a metric from how often draws hold each clip."""
     metric = choose("metric", name, METRICS)
     if metric.clip_sums:
         return ratio_of_counts(*metric.clip_sums(truth, scores))
@@ -248,7 +227,7 @@ def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
 
     def mean(counts: np.ndarray) -> np.ndarray:
         means = []
-        # Few draws at a time bound the memory.
+        # A few draws at a time bound the memory.
         for part in np.array_split(counts, -(-longest * counts.shape[1] // COUNTING_CHUNK), axis=1):
             values = values_of_lists(metric, lists, part)
             has_value = np.isfinite(values)
@@ -270,7 +249,7 @@ def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
 
 
 def label_lists(metric: Metric, truth: Any, scores: Any) -> list[SortedLabels]:
-    """Make the lists of known labels that a metric over columns ranks; its padding is in row n."""
+    """Sort the known labels of each class, or all; padding is in row n."""
     true, known, scores = ranking_masks(truth, scores, some_true=True)
     scores = scores.astype(np.float64)
     if metric.pooled:

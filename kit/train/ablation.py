@@ -44,13 +44,10 @@ class ProbeReport:
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
         lines = [f"{self.clips} held-out clips, {self.failed} more without predictions"]
-        lines.append(f"{'':{width}}  positive  negative  {self.metric:>6}  change")
-        digits = max(6, len(self.metric))
+        lines.append(f"{'':{width}}  positive  negative  {self.metric:>11}  change")
         for name, positive, negative, score in self.rows:
             change = score - self.rows[0].score
-            lines.append(
-                f"{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:{digits}.4f}  {change:+.4f}"
-            )
+            lines.append(f"{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:11.4f}  {change:+.4f}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from kit.train.oof import HeldOut, OofPredictions, score_held_out
 from kit.train.recipe import Recipe
 from kit.train.trainer import Trainer, network_seed
 from kit.train.warm_start import InitModel, fill_from, held_out_digest
+
+EpochLogger = Callable[[dict[str, Any]], object]
 
 
 def new_tagger(
@@ -74,6 +77,7 @@ def train_fold(
     bar: Any,
     deadline: Deadline,
     init: InitModel | None = None,
+    logger: EpochLogger | None = None,
 ) -> OofPredictions | None:
     """Train one network of a fold, or continue it; write its checkpoint, and predict its held-out clips.
 
@@ -103,16 +107,23 @@ def train_fold(
         bar.update(trainer.epoch)
         epochs = f"{trainer.epoch} of {recipe.epochs}"
         bar.write(f"note: {trainer.name} was trained already up to epoch {epochs}.")
-    score = ""
     for row in trainer.train(state_path, validate, deadline):
-        if fold is not None and "score" in row:
-            score = f"{recipe.metric} {row['score']:.4f}, "
+        history = history_rows(trainer)
+        write_history(folder / "history.csv", history)
+        if logger is not None:
+            logger(history[-1])
+        scores = [epoch["score"] for epoch in history if math.isfinite(epoch["score"])]
+        score = f"{recipe.metric} {scores[-1]:.4f}, " if scores else ""
         bar.update(1)
         bar.set_postfix_str(f"{trainer.name}, epoch {row['epoch']:.0f}, {score}loss {row['loss']:.4f}")
     if trainer.epoch < recipe.epochs:
-        bar.write(f"note: the deadline cut {trainer.name} after epoch {trainer.epoch} of {recipe.epochs}.")
-    write_history(folder / "history.csv", trainer)
+        bar.total -= recipe.epochs - trainer.epoch
+        where = f"{trainer.name} after epoch {trainer.epoch} of {recipe.epochs}"
+        cause = f"{recipe.patience} validations without a better {recipe.metric}"
+        bar.write(f"note: {cause if trainer.is_stalled else 'the deadline'} cut {where}.")
+    write_history(folder / "history.csv", history_rows(trainer))
 
+    score = ""
     kept_epoch = trainer.kept_epoch
     tagger.card = replace(tagger.card, train_prevalences=tuple(trainer.prevalences))
     if fold is None:
@@ -143,15 +154,24 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
     return Calibration(*np.mean(pairs, axis=0).tolist())
 
 
-def write_history(path: Path, trainer: Trainer) -> None:
-    """Write a row for each epoch of a network. The rows of other networks stay."""
+def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return a network's rows of the history, one for each epoch; the score is NaN without a validation."""
     fold = "all" if trainer.fold is None else trainer.fold
-    network = f"{fold},{trainer.replica},"
+    rows: list[dict[str, Any]] = []
+    for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
+        known = {"fold": fold, "seed": trainer.replica, **row}
+        rows.append(known | {"score": row.get("score", math.nan), "seconds": seconds})
+    return rows
+
+
+def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows of a network. The rows of other networks stay."""
+    network = "{fold},{seed},".format(**rows[0])
     lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
     lines = [line for line in lines if not line.startswith(network)]
-    for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
-        score = row.get("score", "")
-        lines.append(f"{network}{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{score},{seconds:.3f}")
+    for row in rows:
+        line = "{fold},{seed},{epoch},{loss:.6g},{lr:.6g},{score},{seconds:.3f}".format(**row)
+        lines.append(line.replace("nan", ""))
     # By fold, then seed, as numbers, and "all" last: a longer number is greater, and "all" is longer than a fold.
     lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(",")[:2]])
     write_text(path, "\n".join(["fold,seed,epoch,loss,lr,score,seconds", *lines, ""]))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from kit.audio.windows import InferenceConfig
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError
 from kit.infer.blend import blend_scores, fit_weights
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
 from kit.labels.bootstrap import Interval, bootstrap_difference, format_metric
-from kit.labels.metrics import METRICS, class_metric, compute_metric, metric_per_class
+from kit.labels.metrics import class_metric, compute_metric, metric_per_class
 from kit.models.tagger import Tagger
 
 
@@ -187,9 +187,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 def read_metric(folder: Path) -> str:
     """Return the metric of a run or a stack."""
     facts = read_recipe(folder) or read_json(folder / "stack.json")
-    metric = str(facts.get("metric", "lwlrap"))
-    choose(f"metric of {folder}", metric, METRICS)
-    return metric
+    return str(facts.get("metric", "lwlrap"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -129,6 +129,9 @@ class Recipe(System):
         10, "epochs between validations; the last epoch is always validated", low=1, high=10**6
     )
     keep: str = setting("last", "which weights the checkpoint holds", choices=("last", "best"))
+    patience: int = setting(
+        0, "validations without a better score that end a training; the best weights are kept; 0: none", low=0
+    )
     n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2, high=1000)
     seeds: int = setting(1, "networks per fold", low=1, high=1000)
     seed: int = setting(0, "seed of all random numbers", low=0, high=2**63 - 1)
@@ -148,6 +151,8 @@ class Recipe(System):
             raise KitError(
                 f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
             )
+        if self.patience and self.finetune_epochs:
+            raise KitError("patience could end a training before its finetune_epochs: set one of them to 0.")
         if self.optim.freeze_epochs > self.epochs - self.finetune_epochs:
             raise KitError(
                 f"optim.freeze_epochs must be at most epochs - finetune_epochs "

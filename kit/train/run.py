@@ -19,7 +19,7 @@ from kit.labels.metrics import compute_metric
 from kit.labels.soft import read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.dataset import Dataset, box_table, load_dataset
-from kit.train.fold_training import train_fold
+from kit.train.fold_training import EpochLogger, train_fold
 from kit.train.oof import OofPredictions, join_folds, write_oof
 from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
 from kit.train.warm_start import check_init, init_files, read_inits
@@ -55,6 +55,7 @@ def train_run(
     threads: int | None = None,
     progress: bool = True,
     init: str | Path | None = None,
+    logger: EpochLogger | None = None,
 ) -> Run:
     """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
@@ -63,12 +64,20 @@ def train_run(
     `group_column` share a fold. `boxes` are two CSVs, of true and of false boxes; the table is then
     `recording_id,fold`, or None. `soft` is a CSV of soft labels that fill unknown labels. `all_data` trains one
     model on all folds, all.pt, instead. `init` is a checkpoint or a state dict whose tensors the networks start
-    from; `{fold}` in its name stands for the fold.
+    from; `{fold}` in its name stands for the fold. `logger` is called after each epoch with its row of
+    history.csv, as a dict; the score is NaN without a validation. For TensorBoard:
+
+        def logger(row):
+            for name in ("loss", "lr", "score"):
+                writer.add_scalar(f"{name}/fold {row['fold']}", row[name], row["epoch"])
+
     Errors: KitError for inputs that cannot be read, trained on or scored, and for a folder with another run
     """
     check_recipe(recipe)
     if all_data and only_folds is not None:
         raise KitError("only_folds has no effect on a training on all data: leave one of them out.")
+    if all_data and recipe.patience:
+        print("note: training on all data validates nothing: patience has no effect.", flush=True)
     runtime = start_runtime(device, threads, progress)
     clock = Deadline() if deadline is None else set_deadline(deadline)
 
@@ -105,7 +114,7 @@ def train_run(
             share_s = clock.left_s() / (len(networks) - done)
             until = Deadline(clock.now() + share_s, clock.now)
             predictions = train_fold(
-                recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold)
+                recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger
             )
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +139,14 @@ def stack(
 
     oof = replace(first, probabilities=probs)
     mean = predictions.mean(axis=1)
-    scores = {}
-    for run, path in enumerate(folders):
-        scores[str(path)] = compute_metric(first.metric, first.truth, predictions[:, run])
+    score = partial(compute_metric, first.metric, first.truth)
     result = StackResult(
         folder=folder,
         kind=config.kind,
         metric=first.metric,
         clips=len(mean),
-        runs=scores,
-        mean=compute_metric(first.metric, first.truth, mean),
+        runs={str(path): score(predictions[:, run]) for run, path in enumerate(folders)},
+        mean=score(mean),
         score=oof.score,
         gain=bootstrap_difference(first.metric, first.truth, probs, mean),
     )
