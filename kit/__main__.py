@@ -18,7 +18,7 @@ from kit.infer.template import locate_clips
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.boxes import class_bands_hz, read_boxes
 from kit.labels.folds import make_folds
-from kit.labels.metrics import auc_per_class, average_precision_per_class, lwlrap, lwlrap_per_class
+from kit.labels.metrics import METRICS, compute_metric, lwlrap, metric_per_class
 from kit.labels.soft import read_soft_labels, write_soft_labels
 from kit.labels.table import classes_of_template, clip_labels, read_clip_table, split_labels
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -52,6 +52,7 @@ from kit.train.stacking import stack
 # What `%run audiotag_kit.py` and `from audiotag_kit import *` bring.
 __all__ = [
     "LOSSES",
+    "METRICS",
     "RECIPES",
     "SYSTEMS",
     "VERSION",
@@ -63,9 +64,7 @@ __all__ = [
     "Tagger",
     "TaggerCard",
     "add_folds",
-    "auc_per_class",
     "average_loss",
-    "average_precision_per_class",
     "bce_loss",
     "blend_scores",
     "bootstrap_difference",
@@ -76,6 +75,7 @@ __all__ = [
     "class_bands_hz",
     "classes_of_template",
     "clip_labels",
+    "compute_metric",
     "draw_calibration",
     "draw_classes",
     "draw_clip",
@@ -99,8 +99,8 @@ __all__ = [
     "locate_clips",
     "lsep_loss",
     "lwlrap",
-    "lwlrap_per_class",
     "make_folds",
+    "metric_per_class",
     "parse_duration",
     "pick_device",
     "predict_clips",

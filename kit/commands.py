@@ -125,11 +125,12 @@ def train_by_name(
 
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:
-    """Return the overrides that a competition asks for: windows as long as its rows, for recipes of whole clips."""
-    if not test_data(folder).soundscapes or recipe.inference.mode != "full":
-        return []
-    settings = ["inference.mode=windows", f"inference.window_s={ROW_S}", f"inference.hop_s={ROW_S}"]
-    print(f"note: rows are windows of {ROW_S:g} s: {' '.join(settings)}", flush=True)
+    """Return the overrides that a competition asks for: its metric, and for whole clips' recipes windows like its rows."""
+    data = test_data(folder)
+    settings = [f"metric={data.metric}"]
+    if data.soundscapes and recipe.inference.mode == "full":
+        settings += ["inference.mode=windows", f"inference.window_s={ROW_S}", f"inference.hop_s={ROW_S}"]
+    print(f"note: the competition asks for {' '.join(settings)}", flush=True)
     return settings
 
 

@@ -62,8 +62,8 @@ def run_demo(out: str = "demo", clips: int = 120, epochs: int | None = None) -> 
     score, prior_score = score_csv(folder / "submission.csv", data.test.parent / "test_truth.csv")
     pages = report_demo(folder)
     return (
-        f"lwlrap out of fold: {teacher.oof.lwlrap:.4f} with {clips} clean clips, "
-        f"{student.oof.lwlrap:.4f} with the noisy clips that agree\n"
+        f"{teacher.oof.metric} out of fold: {teacher.oof.score:.4f} with {clips} clean clips, "
+        f"{student.oof.score:.4f} with the noisy clips that agree\n"
         f"lwlrap on the test clips: {score:.4f} (class frequencies alone: {prior_score:.4f})\n"
         f"submitted {audio_s:.0f} s of audio in {submit_s:.1f} s, start-up included: "
         f"{audio_s / submit_s:.0f} times as fast as real time\n"

@@ -48,7 +48,9 @@ def run_doctor(
             continue
         if stack:
             score = stack.card.oof_score
-            lines.append(f"{path}: a stack, {stack.card.kind}, oof lwlrap {score}, of these models:")
+            lines.append(
+                f"{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:"
+            )
         lines += descriptions
         cards += [model.card for model in models]
     if audio is not None:
@@ -120,7 +122,7 @@ def describe_model(model: ModelSpec) -> str:
         model.build()
     tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-    score = "no oof score" if card.oof_score is None else f"oof lwlrap {card.oof_score:.4f}"
+    score = "no oof score" if card.oof_score is None else f"oof {card.metric} {card.oof_score:.4f}"
     scores = f"{card.output} scores"
     if card.calibration:
         scores += ", calibrated"

@@ -11,8 +11,8 @@ import numpy as np
 
 from kit.core.errors import KitError, choose
 from kit.infer.template import read_report
-from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval
-from kit.labels.metrics import lwlrap, lwlrap_per_class, top1_accuracy
+from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval, format_metric
+from kit.labels.metrics import class_metric, compute_metric, metric_per_class
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import open_checkpoint
 from kit.plots.figure import IMAGE_FORMATS, Plot, page_plot, page_table, write_page
@@ -58,40 +58,35 @@ class ReportTable:
     __repr__ = __str__
 
 
-def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
-    """Compute a metric and return it as text, with its interval if it has one; "-" where it has no value."""
-    try:
-        value = metric(*arguments)
-    except KitError:
-        return "-"
-    if isinstance(value, Interval):
-        return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f})"
-    return f"{value:.4f}"
-
-
 def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     """Return the named details of a run: its scores, alone and compared with the first run's, and its costs."""
     oof = run.oof
     truth = oof.truth
     scores = oof.probabilities
-    details = {"lwlrap": "no oof.csv yet"}
+    metric = oof.metric
+    details = {metric: "no oof.csv yet"}
     if oof.names:
-        details["lwlrap"] = format_metric(bootstrap_interval, lwlrap, truth, scores)
+        details[metric] = format_metric(bootstrap_interval, metric, truth, scores)
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
-            details["top-1"] = format_metric(top1_accuracy, truth, scores)
+            details["top1"] = format_metric(compute_metric, "top1", truth, scores)
     if run is not first and oof.names:
-        details["gain over the first run"] = "not comparable: other clips or labels"
+        # The first run's metric compares all runs.
+        metric = first.oof.metric
+        gain = "not comparable: other clips or labels"
         same_columns = oof.names == first.oof.names and oof.classes == first.oof.classes
         if same_columns and np.array_equal(truth, first.oof.truth, equal_nan=True):
-            gain = format_metric(bootstrap_difference, lwlrap, truth, scores, first.oof.probabilities)
-            details["gain over the first run"] = gain
+            gain = format_metric(bootstrap_difference, metric, truth, scores, first.oof.probabilities)
+        details[f"gain in {metric} over the first run"] = gain
     details["clips"] = str(len(oof.names))
     if run.history:
         last_epochs = " ".join(str(epochs["epoch"].iloc[-1]) for epochs in run.history)
-        seconds = sum(epochs["seconds"].sum() for epochs in run.history if "seconds" in epochs)
+        seconds = sum(epochs["seconds"].sum() for epochs in run.history)
         details["epochs"] = f"{last_epochs} of {run.recipe.get('epochs', '?')}"
-        details["minutes"] = f"{seconds / 60:.1f}" if seconds else "not recorded"
+        if not oof.names:
+            last = [epochs["score"].dropna().tail(1).map("{:.4f}".format) for epochs in run.history]
+            details[f"last {metric}"] = " ".join("".join(score) or "-" for score in last)
+        details["minutes"] = f"{seconds / 60:.1f}"
     for path in sorted(run.folder.glob("fold_*.pt")):
         checkpoint = open_checkpoint(path)
         card, tensors = checkpoint.card, checkpoint.tensors
@@ -103,14 +98,15 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         details["parameters"] = f"{parameters:,}"
         details["output"] = card.output
         if card.oof_score is not None:
-            details[f"fold {card.fold}"] = f"{card.oof_score:.4f}"
+            details[f"{card.metric}, fold {card.fold}"] = f"{card.oof_score:.4f}"
     for fold in np.unique(oof.folds):
         in_fold = oof.folds == fold
-        details[f"fold {fold}"] = format_metric(lwlrap, truth[in_fold], scores[in_fold])
+        score = format_metric(compute_metric, oof.metric, truth[in_fold], scores[in_fold])
+        details[f"{oof.metric}, fold {fold}"] = score
     if (truth == 1).any():
-        precision, weight = lwlrap_per_class(truth, scores)
-        for k in np.flatnonzero(weight):
-            details[f"class {oof.classes[k]}"] = f"{precision[k]:.4f}"
+        of_classes = metric_per_class(oof.metric, truth, scores)
+        for k in np.flatnonzero(np.isfinite(of_classes)):
+            details[f"class {oof.classes[k]}, {class_metric(oof.metric)}"] = f"{of_classes[k]:.4f}"
     return details
 
 
@@ -120,7 +116,7 @@ def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[
 
 
 def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
-    """Compare runs: their details, the settings that differ, and the hardest classes by mean lwlrap."""
+    """Compare runs: their details, the settings that differ, and the classes with the lowest mean scores."""
     details = [run_details(run, runs[0]) for run in runs]
     # The run with most details first: it has them all in their usual order.
     names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
@@ -189,7 +185,7 @@ def show(
     Options:
         runs: folders that `train` or `stack` wrote, finished or not; or one submission's .csv or .json
         out: report.html, a page with all plots; or an image like curves.png: learning curves, or the timeline
-        hardest: how many classes to list, those with the lowest lwlrap
+        hardest: how many classes to list, those with the lowest scores
     """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     target = None if out is None else Path(out)

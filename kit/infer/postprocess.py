@@ -15,8 +15,8 @@ from kit.labels.layouts import hour_of, site_of
 from kit.labels.table import rows_by_name
 
 NO_WINDOWS = (
-    "smooth, top_mean and site_prior work on rows that are windows of recordings, named <recording>_<end second>: these rows are "
-    "whole clips, so leave them out."
+    "smooth, top_mean and site_prior work on rows that are windows of recordings, named <recording>_<end second>: "
+    "these rows are whole clips, so leave them out."
 )
 
 

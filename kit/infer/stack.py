@@ -39,7 +39,8 @@ class StackCard(Config):
     run_of: tuple[int, ...] = setting((), "each tagger's run", low=0, high=1000, longest=4096)
     classes: tuple[str, ...] = ()
     columns: int = setting(0, "least windows of an image; 0 for scores of rows", low=0, high=100_000)
-    oof_score: float | None = setting(None, "its lwlrap, cross-fitted", low=-1e9, high=1e9)
+    metric: str = setting("lwlrap", "the metric of oof_score")
+    oof_score: float | None = setting(None, "its score, cross-fitted", low=-1e9, high=1e9)
 
     def new_network(self) -> Stacker:
         """Create a second-level network with fresh weights."""

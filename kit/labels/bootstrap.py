@@ -1,5 +1,7 @@
 """Bootstrap intervals: how much a metric, or the difference of two, would vary with other clips of the same kind."""
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +10,20 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.labels.folds import group_texts
-from kit.labels.metrics import clip_precision_sums, lwlrap, top1_accuracy, top1_clip_sums
+from kit.labels.metrics import (
+    METRICS,
+    MetricFunction,
+    Statistic,
+    class_metric,
+    compute_metric,
+    metric_statistic,
+    ratio_of_counts,
+    true_precisions,
+)
 
-Metric = Callable[[Any, Any], float]
-
-# These metrics are ratios of sums over clips. A draw only weights the sums, which is faster than a new ranking.
-CLIP_SUMS: dict[Metric, Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]] = {
-    lwlrap: clip_precision_sums,
-    top1_accuracy: top1_clip_sums,
-}
+DRAWS_PER_CHUNK = 50
+# For a metric over columns, labels to count in all draws together, of which there are 100 to 1,000.
+MAX_COUNTED = 5 * 10**8
 
 
 @dataclass(frozen=True)
@@ -31,22 +38,24 @@ class Interval:
     high: float
     level: float = 0.95
     redrawn: int = 0
+    draws: int = 1000
 
     def __str__(self) -> str:
+        few = f"; {self.draws} draws" if self.draws != 1000 else ""
         note = f"; {self.redrawn} draws without a value repeated" if self.redrawn else ""
-        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{note})"
+        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{few}{note})"
 
 
 def bootstrap_interval(
-    metric: Metric,
+    metric: str | MetricFunction,
     truth: Any,
     scores: Any,
     groups: Sequence[Any] | None = None,
-    draws: int = 1000,
+    draws: int | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Compute `metric(truth, scores)` and its bootstrap interval over clips.
+    """Compute a metric, by its name or a function of truth and scores, and its bootstrap interval over clips.
 
     All clips of a group (a recording, for example) are drawn together; a clip with an empty group is drawn alone.
     A draw on which the metric has no value is repeated.
@@ -56,16 +65,17 @@ def bootstrap_interval(
     Errors: KitError where the metric is no finite number, or has no value on more than `draws` draws
     """
     value, statistic = metric_of_counts(metric, truth, scores)
-    return percentile_interval(value, statistic, group_numbers(groups, len(truth)), draws, level, seed)
+    group = group_numbers(groups, len(truth))
+    return percentile_interval(value, statistic, group, draws or usual_draws(metric, truth), level, seed)
 
 
 def bootstrap_difference(
-    metric: Metric,
+    metric: str | MetricFunction,
     truth: Any,
     scores: Any,
     others: Any,
     groups: Sequence[Any] | None = None,
-    draws: int = 1000,
+    draws: int | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
@@ -78,49 +88,71 @@ def bootstrap_difference(
     value, statistic = metric_of_counts(metric, truth, scores)
     other_value, other_statistic = metric_of_counts(metric, truth, others)
 
-    def difference(counts: np.ndarray) -> float:
+    def difference(counts: np.ndarray) -> np.ndarray:
         return statistic(counts) - other_statistic(counts)
 
     group = group_numbers(groups, len(truth))
+    draws = draws or usual_draws(metric, truth)
     return percentile_interval(value - other_value, difference, group, draws, level, seed)
 
 
-def metric_of_counts(metric: Metric, truth: Any, scores: Any) -> tuple[float, Callable[[np.ndarray], float]]:
-    """Return a metric on all clips, and the function that computes it from how often a draw holds each clip.
+def usual_draws(metric: str | MetricFunction, truth: Any) -> int:
+    """Return 1,000, or less where that takes long."""
+    is_slow = isinstance(metric, str) and not METRICS[metric].clip_sums
+    return min(1000, max(100, MAX_COUNTED // np.size(truth))) if is_slow else 1000
 
-    Errors: KitError unless the metric on all clips is one finite number
-    """
-    value = metric(truth, scores)
+
+def class_intervals(name: str, truth: Any, scores: Any, classes: Sequence[int]) -> list[Interval]:
+    """Compute the class_metric of some classes, with 95 % intervals."""
+    precisions, true = true_precisions(truth, scores)
+    intervals = []
+    for k in classes:
+        if class_metric(name) == "lwlrap":
+            value = float(precisions[true[:, k], k].mean())
+            statistic = ratio_of_counts(precisions[:, k], true[:, k])
+        else:
+            value, statistic = metric_of_counts(name, truth[:, [k]], scores[:, [k]])
+        intervals.append(percentile_interval(value, statistic, np.arange(len(true)), 1000, 0.95, 0))
+    return intervals
+
+
+def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
+    """Compute a metric and return it as text, with its interval if it has one; "-" where it has no value."""
+    try:
+        value = metric(*arguments)
+    except KitError:
+        return "-"
+    if isinstance(value, Interval):
+        few = f", {value.draws} draws" if value.draws != 1000 else ""
+        return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f}{few})"
+    return f"{value:.4f}"
+
+
+def metric_of_counts(metric: str | MetricFunction, truth: Any, scores: Any) -> tuple[float, Statistic]:
+    """Return a metric on all clips, and its Statistic. Errors: KitError unless the first is one finite number"""
+    if isinstance(metric, str):
+        return compute_metric(metric, truth, scores), metric_statistic(metric, truth, scores)
+    function = metric
+    value = function(truth, scores)
     if np.ndim(value) or not np.isfinite(value):
         raise KitError(f"the metric gave {value!r}, wanted one number.")
-    if metric in CLIP_SUMS:
-        return float(value), ratio_of_counts(*CLIP_SUMS[metric](truth, scores))
     truth = np.asarray(truth)
     scores = np.asarray(scores)
 
-    def computed(counts: np.ndarray) -> float:
-        rows = np.repeat(np.arange(len(counts)), counts)
-        try:
-            return float(metric(truth[rows], scores[rows]))
-        except KitError:
-            return np.nan
+    def computed(counts: np.ndarray) -> np.ndarray:
+        values = np.full(counts.shape[1], np.nan)
+        for i, of_draw in enumerate(counts.T):
+            rows = np.repeat(np.arange(len(counts)), of_draw)
+            with contextlib.suppress(KitError):
+                values[i] = function(truth[rows], scores[rows])
+        return values
 
     return float(value), computed
 
 
-def ratio_of_counts(numerators: np.ndarray, denominators: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Return the function that maps the counts of the clips to a ratio of sums, NaN where there is none."""
-
-    def ratio(counts: np.ndarray) -> float:
-        denominator = counts @ denominators
-        return float(counts @ numerators / denominator) if denominator else np.nan
-
-    return ratio
-
-
 def percentile_interval(
     value: float,
-    statistic: Callable[[np.ndarray], float],
+    statistic: Statistic,
     group: np.ndarray,
     draws: int,
     level: float,
@@ -128,7 +160,7 @@ def percentile_interval(
 ) -> Interval:
     """Draw groups with replacement; return the bounds of the middle share `level` of a statistic's values.
 
-    Shape:  group (n,) int64 from 0; statistic maps counts (n,) of the rows in a draw to a number
+    Shape:  group (n,) int64 from 0
     """
     # Fewer draws would leave less than one draw beyond each bound.
     if not 0 < level < 1 or draws * (1 - level) < 2 - 1e-9:
@@ -140,18 +172,20 @@ def percentile_interval(
     values: list[float] = []
     redrawn = 0
     while len(values) < draws:
-        drawn = generator.integers(n_groups, size=n_groups)
-        counts = np.bincount(drawn, minlength=n_groups)
-        drawn_value = statistic(counts[group])
-        if np.isfinite(drawn_value):
-            values.append(drawn_value)
-        else:
-            redrawn += 1
-        if redrawn > draws:
-            share = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
-            raise KitError(f"the metric has no value in {share}: leave out rare classes.")
+        drawn = generator.integers(n_groups, size=(DRAWS_PER_CHUNK, n_groups))
+        counts = np.stack([np.bincount(groups, minlength=n_groups) for groups in drawn], axis=1)
+        for drawn_value in statistic(counts.astype(np.int32)[group]).tolist():
+            if len(values) == draws:
+                break
+            if math.isfinite(drawn_value):
+                values.append(drawn_value)
+            else:
+                redrawn += 1
+            if redrawn > draws:
+                share = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
+                raise KitError(f"the metric has no value in {share}: leave out rare classes.")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return Interval(value, low, high, level, redrawn)
+    return Interval(value, low, high, level, redrawn, draws)
 
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:

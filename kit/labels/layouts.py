@@ -64,7 +64,7 @@ class CompetitionData:
 class Layout:
     """How a competition's folder looks. Each of `marks` must exist; one with bars is any of several names.
 
-    `write_tables(root, out, unlabelled)` writes the kit's tables, and returns the fields of CompetitionData.
+    `metric` is empty where it depends on the year. `write_tables(root, out, unlabelled)` writes the kit's tables, and returns the fields of CompetitionData.
     """
 
     name: str
@@ -128,7 +128,7 @@ def test_data(folder: str | Path) -> CompetitionData:
         audio=root / layout.audio,
         test=root / layout.test,
         template=root / "sample_submission.csv",
-        metric=layout.metric,
+        metric=layout.metric or birdclef_metric(root),
         soundscapes=first_existing(root, SOUNDSCAPE_FOLDERS),
         truth=truth if truth.is_file() else None,
     )
@@ -261,8 +261,7 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
             for name in names
             if name not in used
         ]
-    frame = write_frame(out / "train.csv", rows)
-    return {"table": frame, "group_column": "author", "metric": birdclef_metric(root)}
+    return {"table": write_frame(out / "train.csv", rows), "group_column": "author"}
 
 
 def birdclef_metric(root: Path) -> str:
@@ -358,6 +357,7 @@ LAYOUTS = (
         ("train.csv|train_metadata.csv", "train_audio|train_short_audio"),
         "test_soundscapes",
         write_birdclef,
+        metric="",
     ),
     Layout("Freesound 2018", ("train.csv", "audio_train"), "audio_test", write_freesound_2018, metric="map3"),
     Layout(

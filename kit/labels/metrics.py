@@ -1,17 +1,23 @@
-"""Metrics: lwlrap, AUC and average precision per class, log losses and top-1 accuracy.
+"""Metrics: those that a recipe may choose, their values per class, and log losses.
 
 Truth is 1 (true), 0 (false) or NaN (unknown). Every metric masks the unknown labels.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kit.core.errors import KitError
+from kit.core.errors import KitError, choose
 
 RANKING_CHUNK = 1 << 19
+COUNTING_CHUNK = 1 << 21
 LOG_LOSS_FLOOR = 1e-7
+
+MetricFunction = Callable[[Any, Any], float]
+# Maps how often each of D draws holds each clip to the draws' values. Shape: counts (n, D) -> (D,), NaN without a value
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def lwlrap(truth: Any, scores: Any) -> float:
@@ -23,26 +29,11 @@ def lwlrap(truth: Any, scores: Any) -> float:
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
     Source: Fonseca et al. 2019, arXiv:1906.02975; ties as in scikit-learn
     """
-    precisions, true = true_precisions(truth, scores)
-    return float(precisions.sum(axis=0).sum() / true.sum())
-
-
-def lwlrap_per_class(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute each class's mean precision and its share of the true labels, 0 and 0 for a class without one.
-
-    Their dot product is lwlrap.
-    Shape:  truth (n, K), scores (n, K) -> precision (K,), weight (K,)
-    """
-    precisions, true = true_precisions(truth, scores)
-    n_true = true.sum(axis=0)
-    return precisions.sum(axis=0) / np.maximum(n_true, 1), n_true / n_true.sum()
+    return compute_metric("lwlrap", truth, scores)
 
 
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, the sum of its true labels' precisions and their number; lwlrap is the ratio of totals.
-
-    Shape:  truth (n, K), scores (n, K) -> (n,), (n,)
-    """
+    """Compute, per clip, the sum of its true labels' precisions and their number. Shape: -> (n,), (n,)"""
     precisions, true = true_precisions(truth, scores)
     return precisions.sum(axis=1), true.sum(axis=1)
 
@@ -83,48 +74,207 @@ def count_upwards(mask: np.ndarray) -> np.ndarray:
     return np.asarray(mask[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
-def auc_per_class(truth: Any, scores: Any) -> np.ndarray:
-    """Compute the area under each class's ROC curve: how probably a true clip scores above a false one.
+def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Compute, per clip, whether its highest-scoring class is true, and whether it has a true label.
 
-    It is NaN for a class whose known labels are all true or all false. np.nanmean of the result is the macro AUC.
-
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,) in [0, 1] or NaN
+    Where several known classes share the highest score, the clip counts by the share of true ones among them.
     """
-    from sklearn.metrics import roc_auc_score
-
-    return score_classes(roc_auc_score, truth, scores, some_false=True)
-
-
-def average_precision_per_class(truth: Any, scores: Any) -> np.ndarray:
-    """Compute each class's average precision, NaN for a class without a true label.
-
-    np.nanmean of the result is the macro average (cmAP).
-
-    Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K,) in (0, 1] or NaN
-    """
-    from sklearn.metrics import average_precision_score
-
-    return score_classes(average_precision_score, truth, scores)
+    true, known, scores = ranking_masks(truth, scores, some_true=True)
+    highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
+    at_top = known & (scores == highest)
+    correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
+    return correct, np.asarray(true.any(axis=1))
 
 
-def score_classes(
-    metric: Callable[[Any, Any], float], truth: Any, scores: Any, some_false: bool = False
-) -> np.ndarray:
-    """Compute a metric on each class's known labels, NaN without a true one or, if `some_false`, a false one."""
+def map3_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Compute, per clip, its average precision at 3, where ties count against it, and whether it has a true label."""
+    precisions, true = true_precisions(truth, scores)
+    known_scores = np.where(np.isnan(np.asarray(truth, float)), -np.inf, scores)
+    fourth = np.sort(np.pad(known_scores, ((0, 0), (3, 0)), constant_values=-np.inf))[:, -4:-3]
+    precisions[known_scores <= fourth] = 0
+    return precisions.sum(axis=1) / true.sum(axis=1).clip(1, 3), np.asarray(true.any(axis=1))
+
+
+def f1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label."""
     true, known, scores = ranking_masks(truth, scores)
-    scores = finite_scores(scores)
-    values = np.full(true.shape[1], np.nan)
+    check_unit_range("the probability", scores)
+    predicted = known & (scores >= 0.5)
+    n_labels = true.sum(axis=1) + predicted.sum(axis=1)
+    f1 = np.where(n_labels > 0, 2 * (true & predicted).sum(axis=1) / n_labels.clip(1), 1.0)
+    counts = known.any(axis=1)
+    return f1 * counts, np.asarray(counts)
+
+
+class SortedLabels(NamedTuple):
+    """Labels that are ranked together, by falling score; true ones share a part with all labels of their score alone.
+
+    Shape:  rows (L,), places of the true labels (p,), cuts between parts (c,)
+    """
+
+    rows: np.ndarray
+    places: np.ndarray
+    cuts: np.ndarray
+
+
+def sort_labels(rows: np.ndarray, true: np.ndarray, scores: np.ndarray) -> SortedLabels:
+    """Sort a list of labels. Shape: three of (L,)"""
+    order = np.argsort(-scores, kind="stable")
+    rising = -scores[order]
+    places = np.flatnonzero(true[order])
+    bounds = [np.searchsorted(rising, rising[places], side) for side in ("left", "right")]
+    cuts = np.union1d(0, bounds)
+    return SortedLabels(rows[order], places, cuts[cuts < len(rows)])
+
+
+def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the true and the false labels before each cut, and all. Shape: counts (n, D) -> two of (c + 1, D)"""
+    of_labels = np.take(counts, labels.rows, axis=0)
+    totals = np.zeros((2, len(labels.cuts) + 1, counts.shape[1]))
+    true, known = totals[:, 1:]
+    np.add.at(true, np.searchsorted(labels.cuts, labels.places, "right") - 1, of_labels[labels.places])
+    # The sums of the parts are ten times as fast as running totals over all labels.
+    np.add.reduceat(of_labels, labels.cuts, axis=0, out=known)
+    true, known = totals.cumsum(axis=1)
+    return true, known - true
+
+
+def auc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """Compute the area under the ROC curve, by trapezoids. Shape: two of (c + 1, D) -> (D,)"""
+    area = (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0)
+    return np.asarray(area / (true[-1] * false[-1]))
+
+
+def precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """Compute the average precision."""
+    precision = true[1:] / (true + false)[1:].clip(1)
+    return np.asarray((np.diff(true, axis=0) * precision).sum(axis=0) / true[-1])
+
+
+def best_f1_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """Compute the F1 at the best threshold, which is fitted on the same clips: it is too good for rare classes."""
+    f1 = (2 * true / (true + false + true[-1]).clip(1)).max(axis=0)
+    return np.where(true[-1] > 0, f1, np.nan)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that a recipe may choose; higher is better.
+
+    Over rows, it is the ratio of the totals of two numbers per clip, `clip_sums`. Over columns, it is the mean of
+    `of_counts` over the classes that have a value, each with `padding` more true labels of score 1, or that of one list
+    of all labels, if `pooled`.
+    """
+
+    clip_sums: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]] | None = None
+    of_counts: Callable[[np.ndarray, np.ndarray], np.ndarray] = precision_of_counts
+    pooled: bool = False
+    padding: int = 0
+
+    @property
+    def is_per_class(self) -> bool:
+        """Whether only the order of the clips within each class counts."""
+        return self.clip_sums is None and not self.pooled
+
+
+# Freesound: map3 2018, lwlrap 2019. RFCX: lwlrap; its 32nd place validated lwlrap_flat, the micro average precision.
+# BirdCLEF: micro_f1 (row-wise) 2021, macro_f1 like 2022, padded_cmap 2023, macro_auc from 2024 on.
+METRICS = {
+    "lwlrap": Metric(clip_precision_sums),
+    "lwlrap_flat": Metric(pooled=True),
+    "macro_auc": Metric(of_counts=auc_of_counts),
+    "macro_ap": Metric(),
+    "padded_cmap": Metric(padding=5),
+    "macro_f1": Metric(of_counts=best_f1_of_counts),
+    "micro_f1": Metric(f1_clip_sums),
+    "map3": Metric(map3_clip_sums),
+    "top1": Metric(top1_clip_sums),
+}
+
+
+def compute_metric(name: str, truth: Any, scores: Any) -> float:
+    """Compute the metric of a name. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number
+
+    Errors: KitError for an unknown name, and where the metric has no value
+    """
+    value = float(metric_statistic(name, truth, scores)(np.ones((len(truth), 1), np.int32))[0])
+    if np.isnan(value):
+        raise KitError(
+            f"{name} has no value on {len(truth)} clips: it needs known labels, both true and false."
+        )
+    return value
+
+
+def class_metric(name: str) -> str:
+    """Name the metric of single classes: lwlrap for a metric over rows."""
+    return "lwlrap" if METRICS[name].clip_sums else name
+
+
+def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
+    """Compute the class_metric of each class, NaN without a value or a true label. Shape: two of (n, K) -> (K,)"""
+    metric = choose("metric", name, METRICS)
+    precisions, true = true_precisions(truth, scores)
+    n_true = true.sum(axis=0)
+    values = precisions.sum(axis=0)[:, None] / n_true.clip(1)[:, None]
+    if not metric.clip_sums:
+        lists = label_lists(replace(metric, pooled=False), truth, scores)
+        values = values_of_lists(metric, lists, np.ones((len(true), 1), np.int32))
+    return np.where(n_true > 0, values[:, 0], np.nan)
+
+
+def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
+    """Return the function that computes a metric from how often draws hold each clip."""
+    metric = choose("metric", name, METRICS)
+    if metric.clip_sums:
+        return ratio_of_counts(*metric.clip_sums(truth, scores))
+    lists = label_lists(metric, truth, scores)
+    longest = max(len(labels.rows) for labels in lists)
+
+    def mean(counts: np.ndarray) -> np.ndarray:
+        means = []
+        # A few draws at a time bound the memory.
+        for part in np.array_split(counts, -(-longest * counts.shape[1] // COUNTING_CHUNK), axis=1):
+            values = values_of_lists(metric, lists, part)
+            has_value = np.isfinite(values)
+            means.append(divide(np.where(has_value, values, 0).sum(axis=0), has_value.sum(axis=0)))
+        return np.concatenate(means)
+
+    return mean
+
+
+def ratio_of_counts(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
+    """Return the function that computes a ratio of two sums over clips. Shape: two of (n,)"""
+    return lambda counts: divide(numerators @ counts, denominators @ counts)
+
+
+def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Divide, with NaN where both are 0."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(numerators / denominators)
+
+
+def label_lists(metric: Metric, truth: Any, scores: Any) -> list[SortedLabels]:
+    """Sort the known labels of each class, or all; padding is in row n."""
+    true, known, scores = ranking_masks(truth, scores, some_true=True)
+    scores = scores.astype(np.float64)
+    if metric.pooled:
+        return [sort_labels(np.nonzero(known)[0], true[known], scores[known])]
+    if metric.padding:
+        check_unit_range("the probability", scores)
+    lists = []
+    padding = np.full((3, metric.padding), [[len(true)], [1], [1]])
     for k in range(true.shape[1]):
-        rows = known[:, k]
-        labels = true[rows, k]
-        if labels.any() and not (some_false and labels.all()):
-            values[k] = metric(labels, scores[rows, k])
-    return values
+        rows = np.flatnonzero(known[:, k])
+        rows, labels, of_class = np.hstack([[rows, true[rows, k], scores[rows, k]], padding])
+        lists.append(sort_labels(rows.astype(int), labels > 0, of_class))
+    return lists
 
 
-def finite_scores(scores: np.ndarray) -> np.ndarray:
-    """Convert to float64 with infinities clipped, which scikit-learn rejects; the ranks stay."""
-    return scores.astype(np.float64).clip(-1e300, 1e300)
+def values_of_lists(metric: Metric, lists: Sequence[SortedLabels], counts: np.ndarray) -> np.ndarray:
+    """Compute a metric over columns on each list, NaN where it has no value. Shape: counts (n, D) -> (lists, D)"""
+    padded = np.vstack([counts, np.ones_like(counts[:1])]).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.stack([metric.of_counts(*count_labels(labels, padded)) for labels in lists])
 
 
 def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
@@ -150,24 +300,6 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     """Compute the weighted mean, NaN where all weights are 0."""
     return float(np.average(values, weights=weights)) if weights.any() else float("nan")
-
-
-def top1_accuracy(truth: Any, scores: Any) -> float:
-    """Compute the share of clips whose highest-scoring class is true, among clips with a true label.
-
-    Where several known classes share the highest score, the clip counts by the share of true ones among them.
-    """
-    correct, counted = top1_clip_sums(truth, scores)
-    return float(correct.sum() / counted.sum())
-
-
-def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, how correct its highest-scoring class is (0 to 1) and whether the clip counts."""
-    true, known, scores = ranking_masks(truth, scores, some_true=True)
-    highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
-    at_top = known & (scores == highest)
-    correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
-    return correct, np.asarray(true.any(axis=1))
 
 
 def ranking_masks(

@@ -43,7 +43,7 @@ class TaggerCard(Config):
     fold: int | None = setting(None, "the fold it was not trained on", low=-1, high=10**6)
     held_out: str = setting("", "digest of that fold's clip names")
     seed: int = setting(0, "seed of its training", low=-(2**63), high=2**64)
-    oof_score: float | None = setting(None, "lwlrap on that fold", low=-1e9, high=1e9)
+    oof_score: float | None = setting(None, "the recipe's metric on that fold", low=-1e9, high=1e9)
     cost: float | None = setting(
         None, "measured seconds of network time per second of audio", low=0, high=1e9
     )
@@ -62,6 +62,11 @@ class TaggerCard(Config):
             object.__setattr__(self, "prevalences", (1.0 / n,) * n)
         if len(self.prevalences) != n:
             raise KitError(f"{n} classes need as many prevalences, got {len(self.prevalences)}.")
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric of oof_score."""
+        return str(self.recipe.get("metric", "lwlrap"))
 
     @property
     def is_calibrated(self) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.infer.template import read_report
-from kit.labels.bootstrap import Interval, bootstrap_interval, percentile_interval, ratio_of_counts
-from kit.labels.metrics import lwlrap, true_precisions
+from kit.labels.bootstrap import Interval, bootstrap_interval, class_intervals
+from kit.labels.metrics import class_metric, metric_per_class
 from kit.labels.table import clip_labels, rows_by_name
 from kit.plots.figure import (
     CURVE_COLOURS,
@@ -43,12 +43,10 @@ def require_predictions(run: SavedRun) -> None:
 
 
 def hardest_classes(run: SavedRun) -> list[int]:
-    """Return the classes with the lowest out-of-fold lwlrap, hardest first, 40 at most."""
+    """Return the classes with the lowest out-of-fold scores, hardest first, 40 at most."""
     require_predictions(run)
-    precisions, is_true = true_precisions(run.oof.truth, run.oof.probabilities)
-    clips = is_true.sum(axis=0)
-    order = np.argsort(precisions.sum(axis=0) / clips.clip(1), kind="stable")
-    return [int(k) for k in order if clips[k]][:MAX_ROWS]
+    scores = metric_per_class(run.oof.metric, run.oof.truth, run.oof.probabilities)
+    return [int(k) for k in np.argsort(scores, kind="stable") if np.isfinite(scores[k])][:MAX_ROWS]
 
 
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
@@ -67,24 +65,18 @@ def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_classes(run: SavedRun) -> Plot:
-    """Per-class lwlrap with 95 % intervals, hardest first.
+    """Scores of the classes with 95 % intervals, hardest first.
 
     The predictions are out of fold. The number beside a class counts the clips that have it.
     """
     shown = hardest_classes(run)
-    precisions, is_true = true_precisions(run.oof.truth, run.oof.probabilities)
-    intervals = []
-    for k in shown:
-        value = precisions[is_true[:, k], k].mean()
-        statistic = ratio_of_counts(precisions[:, k], is_true[:, k])
-        clips_alone = np.arange(len(is_true))
-        intervals.append(percentile_interval(value, statistic, clips_alone, draws=1000, level=0.95, seed=0))
-    values, lengths = error_bars(intervals)
-    clips = is_true.sum(axis=0)
+    values, lengths = error_bars(class_intervals(run.oof.metric, run.oof.truth, run.oof.probabilities, shown))
+    clips = (run.oof.truth == 1).sum(axis=0)
     labels = [f"{shown_name(run.oof.classes[k])}  {clips[k]}" for k in shown]
     figure, (axes,) = new_row_figure(labels, 8)
     axes.errorbar(values, range(len(shown)), xerr=lengths, fmt="o", capsize=3)
-    axes.set(xlim=(0, 1.02), xlabel="lwlrap and its 95 % interval", title=classes_title(run, shown))
+    measure = class_metric(run.oof.metric)
+    axes.set(xlim=(0, 1.02), xlabel=f"{measure} and its 95 % interval", title=classes_title(run, shown))
     axes.set(ylabel="class and its number of clips")
     return Plot(figure)
 
@@ -163,7 +155,7 @@ def draw_calibration(run: SavedRun) -> Plot:
 
 
 def draw_history(runs: Sequence[SavedRun]) -> Plot:
-    """Learning curves: training loss and validation lwlrap.
+    """Learning curves: training loss and validation score.
 
     A single run has one colour per fold; several runs have one colour each. Every validation is a point.
     """
@@ -175,12 +167,13 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
             number = list(lines).index(name) if name in lines else len(lines)
             repeats, colour = divmod(number, len(CURVE_COLOURS))
             style = {"color": CURVE_COLOURS[colour], "linestyle": LINE_STYLES[repeats % len(LINE_STYLES)]}
-            for axes, column in zip(panels, ("loss", "lwlrap"), strict=True):
+            for axes, column in zip(panels, ("loss", "score"), strict=True):
                 measured = epochs.dropna(subset=column)
                 (lines[name],) = axes.plot(
                     measured["epoch"], measured[column], marker=".", alpha=0.8, **style
                 )
-    for axes, measure in zip(panels, ("training loss", "validation lwlrap"), strict=True):
+    metrics = ", ".join(dict.fromkeys(run.oof.metric for run in runs))
+    for axes, measure in zip(panels, ("training loss", f"validation {metrics}"), strict=True):
         axes.set(xlabel="epoch", ylabel=measure)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if lines:
@@ -190,7 +183,7 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
 
 
 def draw_self_training(run: str | Path) -> Plot:
-    """Self-training: out-of-fold lwlrap of each round with 95 % intervals, and what its labels consist of.
+    """Self-training: out-of-fold score of each round with 95 % intervals, and what its labels consist of.
 
     Every round is scored on the labels of the original table, not on its own pseudo-labels.
 
@@ -215,11 +208,13 @@ def draw_self_training(run: str | Path) -> Plot:
     intervals = []
     for number in scored:
         saved = load_run(folders[number], rounds / "folds.csv")
-        intervals.append(bootstrap_interval(lwlrap, saved.oof.truth, saved.oof.probabilities))
+        intervals.append(bootstrap_interval(saved.oof.metric, saved.oof.truth, saved.oof.probabilities))
     values, lengths = error_bars(intervals)
     figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
     left.errorbar(scored, values, lengths, fmt="o-", capsize=3)
-    left.set(xlabel="self-training round", title="lwlrap and its 95 % interval", xticks=list(folders))
+    left.set(
+        xlabel="self-training round", title=f"{saved.oof.metric} and its 95 % interval", xticks=list(folders)
+    )
     kinds = dict.fromkeys(kind for of_round in counts.values() for kind in of_round)
     for place, kind in enumerate(kinds):
         amounts = [of_round.get(kind, 0) for of_round in counts.values()]

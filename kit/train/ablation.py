@@ -15,7 +15,7 @@ from kit.core.errors import KitError
 from kit.core.runtime import start_runtime
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.predictor import Predictor
-from kit.labels.metrics import log_losses, lwlrap
+from kit.labels.metrics import compute_metric, log_losses
 from kit.models.tagger import Tagger
 from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 
@@ -24,12 +24,12 @@ Alter = Callable[[Frontend, Tensor], Tensor]
 
 
 class ProbeRow(NamedTuple):
-    """The scores of held-out clips under one change: mean log loss of true and of false labels, and lwlrap."""
+    """The scores of held-out clips under one change: mean log loss of true and of false labels, and the score."""
 
     name: str
     positive_loss: float
     negative_loss: float
-    lwlrap: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,16 @@ class ProbeReport:
 
     clips: int
     failed: int
+    metric: str
     rows: tuple[ProbeRow, ...]
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
         lines = [f"{self.clips} held-out clips, {self.failed} more without predictions"]
-        lines.append(f"{'':{width}}  positive  negative  lwlrap  change")
+        lines.append(f"{'':{width}}  positive  negative  {self.metric:>11}  change")
         for name, positive, negative, score in self.rows:
-            change = score - self.rows[0].lwlrap
-            lines.append(f"{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:6.4f}  {change:+.4f}")
+            change = score - self.rows[0].score
+            lines.append(f"{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:11.4f}  {change:+.4f}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -149,6 +150,7 @@ def probe(
         values = f"{len(configs)} frontends, {bands} and {stretches}"
         raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {values}.")
     alterations = probe_alterations(configs.pop(), bands, stretches, seed)
+    metric = next(iter(models.values())).tagger.card.metric
     truths = []
     probs_of_models = []
     for path, held in models.items():
@@ -168,6 +170,6 @@ def probe(
     truth = np.concatenate(truths)
     rows = []
     for (name, _), probs in zip(alterations, np.concatenate(probs_of_models, axis=1), strict=True):
-        rows.append(ProbeRow(name, *log_losses(truth, probs), lwlrap(truth, probs)))
+        rows.append(ProbeRow(name, *log_losses(truth, probs), compute_metric(metric, truth, probs)))
     clips = sum(len(held.names) for held in models.values())
-    return ProbeReport(len(truth), clips - len(truth), tuple(rows))
+    return ProbeReport(len(truth), clips - len(truth), metric, tuple(rows))

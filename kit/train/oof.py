@@ -17,7 +17,7 @@ from kit.infer.postprocess import shift_priors
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
 from kit.labels.calibration import fit_calibration
-from kit.labels.metrics import lwlrap
+from kit.labels.metrics import METRICS, compute_metric
 from kit.labels.stretches import row_names, stretches_of
 from kit.labels.table import clip_labels, read_clip_table, scored_truth
 from kit.models.checkpoint import save_tagger
@@ -29,8 +29,10 @@ from kit.train.oof_report import (
     compare_steps,
     inference_variants,
     pooled_probabilities,
+    read_metric,
     read_recipe,
     summarize_scores,
+    window_steps,
     windows_of_names,
 )
 
@@ -39,7 +41,8 @@ from kit.train.oof_report import (
 class OofPredictions:
     """Predictions of clips by models that never trained on them.
 
-    `failures` holds, by name, why a clip has the prior. `variants` are other ways that were asked for.
+    `failures` holds, by name, why a clip has the prior. `metric` is the recipe's. `variants` are other ways that were
+    asked for.
     Shape:  folds (n,), truth and probabilities (n, K)
     """
 
@@ -49,12 +52,13 @@ class OofPredictions:
     truth: np.ndarray
     probabilities: np.ndarray
     failures: dict[str, str]
+    metric: str = "lwlrap"
     variants: tuple[OofVariant, ...] = ()
 
     @property
-    def lwlrap(self) -> float:
-        """The score of all clips together."""
-        return lwlrap(self.truth, self.probabilities)
+    def score(self) -> float:
+        """The metric of all clips together."""
+        return compute_metric(self.metric, self.truth, self.probabilities)
 
     @property
     def fold_of_clip(self) -> dict[str, int]:
@@ -86,7 +90,7 @@ class OofPredictions:
         return self.probabilities[np.ix_(rows, columns)]
 
     def __str__(self) -> str:
-        lines = summarize_scores(self.truth, self.probabilities, self.folds, self.classes)
+        lines = summarize_scores(self.metric, self.truth, self.probabilities, self.folds, self.classes)
         lines += [f"  {variant}" for variant in self.variants]
         if self.failures:
             lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
@@ -114,7 +118,7 @@ def score_held_out(
     outputs: Mapping[int, WindowLogits | None],
     failures: Mapping[int, str],
 ) -> OofPredictions:
-    """Turn a fold's logits into probabilities; write their calibration and lwlrap into the tagger's card.
+    """Turn a fold's logits into probabilities; write their calibration and score into the tagger's card.
 
     Only a ranking tagger is calibrated. Clips without finite logits get the prior.
     """
@@ -130,11 +134,12 @@ def score_held_out(
         tagger.card = replace(tagger.card, calibration=calibration)
     clips = len(held.names)
     probs = pooled_probabilities(tagger, predictor.inference, finite, clips)
-    tagger.card = replace(tagger.card, oof_score=round(lwlrap(held.truth, probs), 6))
+    metric = tagger.card.metric
+    tagger.card = replace(tagger.card, oof_score=round(compute_metric(metric, held.truth, probs), 6))
     missing = [clip for clip in range(clips) if clip not in finite]
     reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing}
     folds = np.full(clips, tagger.card.fold)
-    return OofPredictions(tuple(held.names), tagger.card.classes, folds, held.truth, probs, reasons)
+    return OofPredictions(tuple(held.names), tagger.card.classes, folds, held.truth, probs, reasons, metric)
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
@@ -165,14 +170,17 @@ def predict_oof(
     hop_s: float | None = None,
     pool: Sequence[str] | None = None,
     prior_shift: bool = False,
-    smooth: float | None = None,
+    site_prior: float | None = None,
+    smooth: float | Sequence[float] | None = None,
     top_mean: int | None = None,
+    top_power: float | None = None,
     blend_with: Sequence[str | Path] | None = None,
 ) -> OofPredictions:
     """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
 
-    The options of `submit` from mode to top_mean are compared with the run's own way: a line for each has its lwlrap
-    and the gain with its 95 % interval. oof.csv holds the run's own way.
+    The options of `submit` from mode to top_power are compared with the run's own way: a line for each has its score
+    and the gain with its 95 % interval. oof.csv holds the run's own way. The steps over windows need rows that are
+    stretches of recordings, or names <recording>_<end second>.
 
     Options:
         run: the folder that `train` wrote
@@ -185,14 +193,17 @@ def predict_oof(
         hop_s: seconds between windows, to compare
         pool: one or more of max, mean, top_k, power, geometric and snr, to compare
         prior_shift: compare odds scaled to the class prevalences estimated from all rows
-        smooth: weight of a window's neighbours, to compare; clips are named <recording>_<end second>
-        top_mean: best windows of a recording, to compare; clips are named <recording>_<end second>
+        site_prior: weight of the log odds of a window's site and hour, to compare
+        smooth: weights of a window's neighbours, to compare
+        top_mean: best windows of a recording, to compare
+        top_power: exponent of their mean
         blend_with: folders of other runs on the same clips; fits blend weights for `submit`
     """
     runtime = start_runtime(device, threads, progress)
     models = held_out_models(Path(run))
     others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
-    if smooth or top_mean:  # other names are refused before the long work
+    steps = window_steps(site_prior=site_prior, smooth=smooth, top_mean=top_mean, top_power=top_power)
+    if steps:  # other names are refused before the long work
         windows_of_names([name for held in models.values() for name in held.names])
     # Each way to predict, by its name, has a part for each model; the run's own way has no name.
     parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
@@ -215,14 +226,20 @@ def predict_oof(
     result = joined.pop("")
     compared = []
     for name, other in joined.items():
-        compared.append(compare(name, result.truth, other.probabilities, result.probabilities))
-    if smooth or top_mean:
-        compared += compare_steps(result.names, result.truth, result.probabilities, smooth, top_mean)
+        variant = compare(name, result.metric, result.truth, other.probabilities, result.probabilities)
+        if name == "prior_shift" and METRICS[result.metric].is_per_class:
+            advice = (
+                f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
+            )
+            variant = replace(variant, advice=advice)
+        compared.append(variant)
+    if steps:
+        compared += compare_steps(result.metric, result.names, result.truth, result.probabilities, steps)
     if others:
         scores = {Path(run): result.probabilities}
         for folder, predictions in others.items():
             scores[folder] = predictions.probabilities_like(result, folder, Path(run))
-        compared.append(compare_fitted_weights(scores, result.truth, result.folds))
+        compared.append(compare_fitted_weights(result.metric, scores, result.truth, result.folds))
     for path, held in models.items():
         save_tagger(path, held.tagger)
     write_oof(Path(run), result)
@@ -244,6 +261,7 @@ def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredict
         truth=np.concatenate([part.truth for part in of_folds]),
         probabilities=np.concatenate([part.probabilities for part in of_folds]),
         failures={name: reason for _, part in parts for name, reason in part.failures.items()},
+        metric=of_folds[0].metric,
     )
     return joined.reordered(np.argsort(np.concatenate(list(rows_of.values())), kind="stable"))
 
@@ -279,7 +297,9 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     truth = scored_truth(clip_labels(table, classes), read_recipe(folder).get("sources", {}))
     columns = [oof.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
     folds = np.array(oof.numbers("fold", kind=int))
-    return OofPredictions(tuple(names), tuple(classes), folds, truth[rows], np.array(columns).T, {})
+    return OofPredictions(
+        tuple(names), tuple(classes), folds, truth[rows], np.array(columns).T, {}, read_metric(folder)
+    )
 
 
 def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
@@ -292,10 +312,9 @@ def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
     history = []
     if (folder / "history.csv").is_file():
         epochs = pandas.read_csv(folder / "history.csv", dtype={"fold": str})
-        by = [name for name in ("fold", "seed") if name in epochs]  # older files lack seed and seconds
-        history = [rows for _, rows in epochs.groupby(by, sort=False)]
+        history = [rows for _, rows in epochs.groupby(["fold", "seed"], sort=False)]
     empty = np.zeros((0, 0))
-    oof = OofPredictions((), (), np.zeros(0, int), empty, empty, {})
+    oof = OofPredictions((), (), np.zeros(0, int), empty, empty, {}, read_metric(folder))
     if (folder / "oof.csv").is_file():
         oof = load_oof(folder, labels)
         oof = oof.reordered(np.argsort(oof.names))

@@ -12,26 +12,27 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.blend import blend_scores, fit_weights
 from kit.infer.ensemble import clip_probabilities
-from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess
+from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess, postprocess_config
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
-from kit.labels.bootstrap import Interval, bootstrap_difference
-from kit.labels.metrics import lwlrap, lwlrap_per_class
+from kit.labels.bootstrap import Interval, bootstrap_difference, format_metric
+from kit.labels.metrics import class_metric, compute_metric, metric_per_class
 from kit.models.tagger import Tagger
 
 
 @dataclass(frozen=True)
 class OofVariant:
-    """Another way to score the same clips: its lwlrap, and the gain over the usual way with its 95 % interval."""
+    """Another way to score the same clips: its score, and the gain over the usual way with its 95 % interval."""
 
     name: str
+    metric: str
     score: float
     gain: Interval
     advice: str = ""
 
     def __str__(self) -> str:
         gain = f"{self.gain.value:+.4f} (95 % within {self.gain.low:+.4f} to {self.gain.high:+.4f})"
-        line = f"{self.name}: lwlrap {self.score:.4f}, gain {gain}"
+        line = f"{self.name}: {self.metric} {self.score:.4f}, gain {gain}"
         return f"{line}\n    {self.advice}" if self.advice else line
 
     __repr__ = __str__
@@ -39,6 +40,7 @@ class OofVariant:
 
 def compare(
     name: str,
+    metric: str,
     truth: np.ndarray,
     probs: np.ndarray,
     baseline: np.ndarray,
@@ -48,8 +50,8 @@ def compare(
 
     Shape:  truth, probs and baseline (n, K), recordings (n,)
     """
-    gain = bootstrap_difference(lwlrap, truth, probs, baseline, recordings)
-    return OofVariant(name, lwlrap(truth, probs), gain)
+    gain = bootstrap_difference(metric, truth, probs, baseline, recordings)
+    return OofVariant(name, metric, compute_metric(metric, truth, probs), gain)
 
 
 def pooled_probabilities(
@@ -63,17 +65,20 @@ def pooled_probabilities(
 
 
 def summarize_scores(
-    truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
+    metric: str, truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
 ) -> list[str]:
-    """Describe the lwlrap of all clips, of each fold, and of the hardest classes, a line each."""
-    precision, weight = lwlrap_per_class(truth, probs)
+    """Describe the score of all clips, of each fold, and of the hardest classes, a line each."""
     is_scored = np.isfinite(truth).any(axis=1)
-    lines = [f"out of fold: lwlrap {lwlrap(truth, probs):.4f} on {is_scored.sum()} clips"]
+    lines = [
+        f"out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips"
+    ]
     for fold in np.unique(folds):
         rows = is_scored & (folds == fold)
-        lines.append(f"  fold {fold}: {lwlrap(truth[rows], probs[rows]):.4f} on {rows.sum()} clips")
-    hardest = [k for k in np.argsort(precision) if weight[k] > 0][:5]
-    lines.append("  hardest classes: " + ", ".join(f"{classes[k]} {precision[k]:.3f}" for k in hardest))
+        score = format_metric(compute_metric, metric, truth[rows], probs[rows])
+        lines.append(f"  fold {fold}: {score} on {rows.sum()} clips")
+    scores = metric_per_class(metric, truth, probs)
+    hardest = [f"{classes[k]} {scores[k]:.3f}" for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
+    lines.append(f"  hardest classes ({class_metric(metric)}): {', '.join(hardest)}")
     return lines
 
 
@@ -97,17 +102,25 @@ def inference_variants(
     return variants
 
 
-def windows_of_names(names: Sequence[str]) -> tuple[list[str], list[float]]:
-    """Read recordings and end seconds from names like <recording>_<end second>.ogg. Errors: KitError for other names"""
+def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[float]]:
+    """Find the rows named <recording>_<end second>[.ogg], their recordings and end seconds.
+
+    Errors: KitError where there is none
+    """
+    rows = []
     recordings = []
     times_s = []
-    for name in names:
+    for row, name in enumerate(names):
         recording, end_s = split_window(PurePosixPath(name).with_suffix("").as_posix())
         if end_s is None:
-            raise KitError(f"{NO_WINDOWS} One of them is {name!r}.")
-        recordings.append(recording)
-        times_s.append(end_s)
-    return recordings, times_s
+            recording, end_s = split_window(name)
+        if end_s is not None:
+            rows.append(row)
+            recordings.append(recording)
+            times_s.append(end_s)
+    if not rows:
+        raise KitError(f"{NO_WINDOWS} One of them is {names[0]!r}.")
+    return rows, recordings, times_s
 
 
 def cross_fit_weights(scores: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
@@ -125,34 +138,43 @@ def cross_fit_weights(scores: np.ndarray, truth: np.ndarray, folds: np.ndarray) 
     return blended
 
 
+def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
+    """List the steps over windows that are to be compared: each option alone, and then all together."""
+    chosen = {name: value for name, value in options.items() if value}
+    top: dict[str, Any] = {name: chosen.pop(name) for name in ("top_mean", "top_power") if name in chosen}
+    parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
+    if len(parts) > 1:
+        parts.append(chosen | top)
+    return {
+        " ".join(f"{name}={value}" for name, value in part.items()): postprocess_config(**part)
+        for part in parts
+    }
+
+
 def compare_steps(
+    metric: str,
     names: Sequence[str],
     truth: np.ndarray,
     probs: np.ndarray,
-    smooth: float | None = None,
-    top_mean: int | None = None,
+    steps: Mapping[str, PostprocessConfig],
 ) -> list[OofVariant]:
-    """Compare the steps over a recording's windows with the plain predictions.
+    """Compare steps over a recording's windows with the plain predictions, on the rows that are windows.
 
     Shape:  names (n,), truth and probs (n, K)
-    Errors: KitError where the clips' names do not make them windows of recordings
+    Errors: KitError where no name makes a row a window of a recording
     """
-    recordings, times_s = windows_of_names(names)
+    rows, recordings, times_s = windows_of_names(names)
     unused_prevalences = np.zeros(truth.shape[1])
-    steps = {}
-    if smooth:
-        steps[f"smooth={smooth:g}"] = PostprocessConfig(smooth=smooth)
-    if top_mean:
-        steps[f"top_mean={top_mean}"] = PostprocessConfig(top_mean=top_mean)
     compared = []
     for name, step in steps.items():
-        changed = apply_postprocess(step, probs, recordings, times_s, unused_prevalences)
-        compared.append(compare(name, truth, changed, probs, recordings))
+        changed = apply_postprocess(step, probs[rows], recordings, times_s, unused_prevalences)
+        label = name if len(rows) == len(names) else f"{name}, on {len(rows)} windows"
+        compared.append(compare(label, metric, truth[rows], changed, probs[rows], recordings))
     return compared
 
 
 def compare_fitted_weights(
-    runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
+    metric: str, runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
 ) -> OofVariant:
     """Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
 
@@ -163,7 +185,7 @@ def compare_fitted_weights(
     scores = np.stack(list(runs.values())).astype(np.float64)
     blended = cross_fit_weights(scores, truth, folds)
     name = "fitted weights, against the plain mean of the runs"
-    variant = compare(name, truth, blended, scores.mean(axis=0))
+    variant = compare(name, metric, truth, blended, scores.mean(axis=0))
     weights = []
     for folder, weight in zip(runs, fit_weights(scores, truth), strict=True):
         checkpoints = len(list(folder.glob("fold_*.pt")))
@@ -175,5 +197,15 @@ def compare_fitted_weights(
 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """Read a run's recipe as a dictionary; empty where there is none."""
-    path = folder / "recipe.json"
+    return read_json(folder / "recipe.json")
+
+
+def read_metric(folder: Path) -> str:
+    """Return the metric of a run or a stack."""
+    facts = read_recipe(folder) or read_json(folder / "stack.json")
+    return str(facts.get("metric", "lwlrap"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; empty where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

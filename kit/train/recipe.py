@@ -11,6 +11,7 @@ from kit.audio.specaugment import SpecAugmentConfig
 from kit.audio.windows import PAD_MODES, InferenceConfig
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
+from kit.labels.metrics import METRICS
 from kit.models.families import complete_network
 from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
@@ -127,10 +128,14 @@ class Recipe(System):
     batch_size: int = setting(32, "crops per batch", low=2, high=2**20)
     optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
     amp: bool = setting(True, "train in float16 autocast on a GPU")
+    metric: str = setting("lwlrap", "score of validations, of the best epoch, and of runs", choices=METRICS)
     validate_every: int = setting(
         10, "epochs between validations; the last epoch is always validated", low=1, high=10**6
     )
     keep: str = setting("last", "which weights the checkpoint holds", choices=("last", "best"))
+    patience: int = setting(
+        0, "validations without a better score that end a training; the best weights are kept; 0: none", low=0
+    )
     n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2, high=1000)
     seeds: int = setting(1, "networks per fold", low=1, high=1000)
     seed: int = setting(0, "seed of all random numbers", low=0, high=2**63 - 1)
@@ -150,6 +155,8 @@ class Recipe(System):
             raise KitError(
                 f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
             )
+        if self.patience and self.finetune_epochs:
+            raise KitError("patience could end a training before its finetune_epochs: set one of them to 0.")
         if self.optim.freeze_epochs > self.epochs - self.finetune_epochs:
             raise KitError(
                 f"optim.freeze_epochs must be at most epochs - finetune_epochs "

@@ -2,33 +2,27 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kit.core.clock import Deadline, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
-from kit.core.runtime import Runtime, start_runtime
-from kit.infer.predictor import Predictor
+from kit.core.runtime import start_runtime
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
-from kit.labels.calibration import Calibration
 from kit.labels.folds import check_no_leak, make_folds
+from kit.labels.metrics import compute_metric
 from kit.labels.soft import read_soft_labels
-from kit.labels.table import known_prevalences, read_clip_table
-from kit.models.checkpoint import open_checkpoint, save_tagger
-from kit.models.tagger import Tagger, TaggerCard, build_tagger
+from kit.labels.table import read_clip_table
 from kit.train.dataset import Dataset, box_table, load_dataset
-from kit.train.held_out import HeldOut, split_rows
-from kit.train.oof import OofPredictions, join_folds, score_held_out, write_oof
+from kit.train.fold_training import EpochLogger, train_fold
+from kit.train.oof import OofPredictions, join_folds, write_oof
 from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
-from kit.train.trainer import Trainer, network_seed
-from kit.train.warm_start import InitModel, check_init, fill_from, held_out_digest, init_files, read_inits
+from kit.train.warm_start import check_init, init_files, read_inits
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,7 @@ def train_run(
     threads: int | None = None,
     progress: bool = True,
     init: str | Path | None = None,
+    logger: EpochLogger | None = None,
 ) -> Run:
     """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
@@ -69,12 +64,20 @@ def train_run(
     `group_column` share a fold. `boxes` are two CSVs, of true and of false boxes; the table is then
     `recording_id,fold`, or None. `soft` is a CSV of soft labels that fill unknown labels. `all_data` trains one
     model on all folds, all.pt, instead. `init` is a checkpoint or a state dict whose tensors the networks start
-    from; `{fold}` in its name stands for the fold.
+    from; `{fold}` in its name stands for the fold. `logger` is called after each epoch with its row of
+    history.csv, as a dict; the score is NaN without a validation. For TensorBoard:
+
+        def logger(row):
+            for name in ("loss", "lr", "score"):
+                writer.add_scalar(f"{name}/fold {row['fold']}", row[name], row["epoch"])
+
     Errors: KitError for inputs that cannot be read, trained on or scored, and for a folder with another run
     """
     check_recipe(recipe)
     if all_data and only_folds is not None:
         raise KitError("only_folds has no effect on a training on all data: leave one of them out.")
+    if all_data and recipe.patience:
+        print("note: training on all data validates nothing: patience has no effect.", flush=True)
     runtime = start_runtime(device, threads, progress)
     clock = Deadline() if deadline is None else set_deadline(deadline)
 
@@ -96,7 +99,7 @@ def train_run(
             pass
     data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
     check_labels(recipe, data)
-    check_folds(data, trained_folds)
+    check_folds(recipe.metric, data, trained_folds)
     if inits:
         check_init(recipe, data, {fold: inits[fold] for fold in trained_folds})
     parts: list[tuple[np.ndarray, OofPredictions]] = []
@@ -111,7 +114,7 @@ def train_run(
             share_s = clock.left_s() / (len(networks) - done)
             until = Deadline(clock.now() + share_s, clock.now)
             predictions = train_fold(
-                recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold)
+                recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger
             )
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))
@@ -195,17 +198,21 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
         )
 
 
-def check_folds(data: Dataset, folds: Sequence[int | None]) -> None:
-    """Raise KitError for a fold with less than two training clips, or without a label to score it on."""
+def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None:
+    """Raise KitError for a fold with less than two training clips, or without the labels that its metric needs."""
     for fold in folds:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
             raise KitError(f"fold {fold} has {n_clips} training clips: at least 2 are needed.")
         rows = [row for row in data.held_out(fold) if row in data.spectrograms]
-        if fold is not None and not (data.truth[rows] == 1).any():
-            raise KitError(
-                f"fold {fold} holds no clip that can be decoded and has a label: it cannot be scored."
-            )
+        if fold is not None:
+            truth = data.truth[rows]
+            try:
+                compute_metric(metric, truth, np.zeros_like(truth))
+            except KitError as error:
+                raise KitError(
+                    f"fold {fold} cannot be scored on its clips that can be decoded: {error}"
+                ) from error
 
 
 def run_files(
@@ -264,139 +271,3 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         else:
             flat[prefix + key] = value
     return flat
-
-
-def new_tagger(
-    recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0
-) -> Tagger:
-    """Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network."""
-    truth = data.truth if fold is None else data.truth[data.folds != fold]
-    card = TaggerCard(
-        classes=data.classes,
-        prevalences=tuple(known_prevalences(truth)),
-        frontend=recipe.frontend,
-        inference=recipe.inference,
-        network=recipe.network,
-        output=recipe.output,
-        fold=fold,
-        held_out=held_out_digest(data, fold),
-        seed=recipe.seed + replica,
-        recipe=recipe.to_dict(),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(network_seed(recipe, fold, replica, 2**20))  # 2**20 is above every epoch
-        return build_tagger(card, start)
-
-
-def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset, epoch: int) -> OofPredictions:
-    """Predict and score a fold's held-out clips with the network's weights, which are those of an epoch.
-
-    Writes output, calibration, score and cost into the tagger's card.
-    """
-    tagger = trainer.tagger
-    rows = data.held_out(trainer.fold)
-    clips = data.select(rows)
-    tagger.card = replace(tagger.card, output=trainer.recipe.output_at(epoch), calibration=None)
-    start = time.perf_counter()
-    recordings = {clips.names[row]: data.recordings[clips.names[row]] for row in clips.spectrograms}
-    outputs = predictor.predict(list(recordings.values()))
-    seconds = sum(spec.shape[-1] for spec in recordings.values()) / tagger.card.frontend.frames_per_s
-    cost = (time.perf_counter() - start) / seconds
-    tagger.card = replace(tagger.card, cost=round(cost, 6), cost_device=trainer.device.type)
-    held = HeldOut(tagger, rows, clips.names, clips.stretches, clips.truth)
-    of_clips = {name: output for name, output in zip(recordings, outputs, strict=True) if output is not None}
-    logits = split_rows(of_clips, clips.names, clips.stretches, tagger.card.frontend.frames_per_s)
-    return score_held_out(held, predictor, logits, clips.failures)
-
-
-def train_fold(
-    recipe: Recipe,
-    data: Dataset,
-    fold: int | None,
-    replica: int,
-    folder: Path,
-    runtime: Runtime,
-    bar: Any,
-    deadline: Deadline,
-    init: InitModel | None = None,
-) -> OofPredictions | None:
-    """Train one network of a fold, or continue it; write its checkpoint, and predict its held-out clips.
-
-    Fold None is trained on all clips. It keeps the last weights, has no predictions, and gets the mean
-    calibration of the folds in the same folder.
-    """
-    start = time.perf_counter()
-    name = "all" if fold is None else f"fold_{fold}"
-    name += f"_seed_{replica}" if replica else ""
-    state_path = folder / "state" / f"{name}.resume.pt"
-    tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
-    if init is not None:
-        fill_from(init, tagger)
-    predictor = Predictor(tagger, runtime.device)
-    trainer = Trainer(recipe, tagger, data.train_split(fold), fold, runtime.device, replica)
-    predictions: dict[int, OofPredictions] = {}  # those of the last validation, by its epoch
-
-    def validate() -> float:
-        if fold is None:
-            return math.nan
-        predictions.clear()
-        predictions[trainer.epoch] = validate_fold(trainer, predictor, data, trainer.epoch)
-        return predictions[trainer.epoch].lwlrap
-
-    trainer.restore(state_path)
-    if trainer.epoch:
-        bar.update(trainer.epoch)
-        epochs = f"{trainer.epoch} of {recipe.epochs}"
-        bar.write(f"note: {trainer.name} was trained already up to epoch {epochs}.")
-    score = ""
-    for row in trainer.train(state_path, validate, deadline):
-        if fold is not None and "lwlrap" in row:
-            score = f"lwlrap {row['lwlrap']:.4f}, "
-        bar.update(1)
-        bar.set_postfix_str(f"{trainer.name}, epoch {row['epoch']:.0f}, {score}loss {row['loss']:.4f}")
-    if trainer.epoch < recipe.epochs:
-        bar.write(f"note: the deadline cut {trainer.name} after epoch {trainer.epoch} of {recipe.epochs}.")
-    write_history(folder / "history.csv", trainer)
-
-    kept_epoch = trainer.kept_epoch
-    tagger.card = replace(tagger.card, train_prevalences=tuple(trainer.prevalences))
-    if fold is None:
-        output = recipe.output_at(kept_epoch)
-        tagger.card = replace(tagger.card, output=output, calibration=mean_calibration(folder, output))
-    else:
-        if kept_epoch not in predictions:
-            predictions[kept_epoch] = validate_fold(trainer, predictor, data, kept_epoch)
-        score = f"lwlrap {predictions[kept_epoch].lwlrap:.4f}, "
-    save_tagger(folder / f"{name}.pt", tagger)
-    if runtime.progress:
-        bar.write(f"{trainer.name}: {score}{(time.perf_counter() - start) / 60:.1f} min")
-    return predictions.get(kept_epoch)
-
-
-def mean_calibration(folder: Path, output: str) -> Calibration | None:
-    """The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none."""
-    if output == "probability":
-        return None
-    cards = [open_checkpoint(path).card for path in sorted(folder.glob("fold_*.pt"))]
-    calibrations = [card.calibration for card in cards if card.calibration is not None]
-    if not calibrations:
-        print(
-            "note: a rank score without folds in its folder has no calibration: only --blend rank takes it."
-        )
-        return None
-    pairs = [(calibration.scale, calibration.offset) for calibration in calibrations]
-    return Calibration(*np.mean(pairs, axis=0).tolist())
-
-
-def write_history(path: Path, trainer: Trainer) -> None:
-    """Write a row for each epoch of a network. The rows of other networks stay."""
-    fold = "all" if trainer.fold is None else trainer.fold
-    network = f"{fold},{trainer.replica},"
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-    lines = [line for line in lines if not line.startswith(network)]
-    for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
-        lwlrap = row.get("lwlrap", "")
-        lines.append(f"{network}{row['epoch']},{row['loss']:.6g},{row['lr']:.6g},{lwlrap},{seconds:.3f}")
-    # By fold, then seed, as numbers, and "all" last: a longer number is greater, and "all" is longer than a fold.
-    lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(",")[:2]])
-    write_text(path, "\n".join(["fold,seed,epoch,loss,lr,lwlrap,seconds", *lines, ""]))

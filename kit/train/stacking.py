@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kit.core.errors import KitError
 from kit.core.files import write_json, write_text
 from kit.infer.stack import Stack, StackCard, WindowProbs, clip_image
 from kit.labels.bootstrap import Interval, bootstrap_difference
-from kit.labels.metrics import lwlrap
+from kit.labels.metrics import compute_metric
 from kit.labels.soft import SoftLabels
 from kit.models.archive import FORMAT, save_archive
 from kit.models.checkpoint import checkpoint_content, tensors_of
@@ -47,10 +48,11 @@ class StackConfig(Config):
 
 @dataclass(frozen=True)
 class StackResult:
-    """A stack's folder, and the out-of-fold lwlrap of the stack, its runs, and their plain mean."""
+    """A stack's folder, and the out-of-fold scores of the stack, its runs, and their plain mean."""
 
     folder: Path
     kind: str
+    metric: str
     clips: int
     runs: dict[str, float]
     mean: float
@@ -60,7 +62,7 @@ class StackResult:
     def __str__(self) -> str:
         scores = {**self.runs, "plain mean of the runs": self.mean, self.kind: self.score}
         path = self.folder / "stack.pt"
-        lines = [f"{path}: lwlrap out of fold on {self.clips} clips, folds cross-fitted"]
+        lines = [f"{path}: {self.metric} out of fold on {self.clips} clips, folds cross-fitted"]
         for name, score in scores.items():
             lines.append(f"  {score:.4f}  {name}")
         lines.append(f"gain over the plain mean: {self.gain}")
@@ -86,7 +88,7 @@ def stack(
 
     One model per fold is trained on the rows of the other folds, so no row is predicted by a model that was
     trained on it. But the predictions in those rows come from taggers that were trained on this fold's labels: the
-    score is a little too good. The labels are the first run's. OUT gets oof.csv and folds.csv, as a run has.
+    score is a little too good. Labels and metric are the first run's. OUT gets oof.csv and folds.csv, as a run has.
 
     Options:
         runs: folders of runs on the same clips and folds, each with its oof.csv
@@ -132,25 +134,28 @@ def stack(
             run_of=tuple(run for run, of_run in enumerate(taggers) for _ in of_run),
             classes=first.classes,
             columns=columns,
+            metric=first.metric,
         )
         networks, probs = cross_fit(config, card, inputs, first)
 
     oof = replace(first, probabilities=probs)
     mean = predictions.mean(axis=1)
+    score = partial(compute_metric, first.metric, first.truth)
     result = StackResult(
         folder=folder,
         kind=config.kind,
+        metric=first.metric,
         clips=len(mean),
-        runs={str(path): lwlrap(first.truth, predictions[:, run]) for run, path in enumerate(folders)},
-        mean=lwlrap(first.truth, mean),
-        score=oof.lwlrap,
-        gain=bootstrap_difference(lwlrap, first.truth, probs, mean),
+        runs={str(path): score(predictions[:, run]) for run, path in enumerate(folders)},
+        mean=score(mean),
+        score=oof.score,
+        gain=bootstrap_difference(first.metric, first.truth, probs, mean),
     )
     write_text(folder / "folds.csv", (folders[0] / "folds.csv").read_text(encoding="utf-8"))
     write_oof(folder, oof)
     facts = asdict(result) | {"folder": str(folder), "settings": config.to_dict()}
     write_json(folder / "stack.json", facts)
-    made = Stack(replace(card, oof_score=round(oof.lwlrap, 6)), networks)
+    made = Stack(replace(card, oof_score=round(oof.score, 6)), networks)
     save_stack(folder / "stack.pt", made, [tagger for of_run in taggers for tagger in of_run])
     return result
 

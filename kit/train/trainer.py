@@ -14,11 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from kit.audio.augment import augment_waves, draw_wave_augment
-from kit.audio.frontend import Frontend
-from kit.audio.mixup import draw_mixup, mix_energies, mix_labels, mix_specs, mix_waves
 from kit.audio.normalize import image_size_at
-from kit.audio.specaugment import augment_specs, draw_spec_augment
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import write_whole
@@ -30,7 +26,7 @@ from kit.train.dataset import Dataset
 from kit.train.losses import sum_by_source
 from kit.train.optim import averaged_model, build_optimizer, build_schedule
 from kit.train.recipe import Recipe, source_losses
-from kit.train.sampler import Batch, batches_per_epoch, draw_batches
+from kit.train.sampler import Batch, batches_per_epoch, draw_batches, prepare_batch
 
 # Batches whose statistics become those of the batch norms of averaged weights.
 NORM_BATCHES = 40
@@ -100,13 +96,14 @@ class Trainer:
         """Train all epochs that are left, and yield the history row of each; then load the weights to keep.
 
         `validate` returns the score of the network as it is. A training that would miss its deadline stops
-        early, after a validation, and keeps the weights of the best validation.
+        early, after a validation, and keeps the weights of the best validation. So does one that is stalled.
         """
         recipe = self.recipe
         clock = deadline or Deadline()
-        keeps_best = self.fold is not None and (recipe.keep == "best" or math.isfinite(clock.at))
+        keeps_best = recipe.keep == "best" or recipe.patience > 0 or math.isfinite(clock.at)
+        keeps_best = keeps_best and self.fold is not None
         validation_s = 0.0
-        while self.epoch < recipe.epochs and (self.epoch == 0 or clock.left_s() > 0):
+        while self.epoch < recipe.epochs and not self.is_stalled and (self.epoch == 0 or clock.left_s() > 0):
             start = clock.now()
             row = self.run_epoch()
             self.history.append(row)
@@ -117,14 +114,14 @@ class Trainer:
             if is_last or self.epoch % recipe.validate_every == 0:
                 weights = copy.deepcopy(self.network.state_dict())
                 self.load_averaged_weights()
-                row["lwlrap"] = validate()
+                row["score"] = validate()
                 if keeps_best and self.best_epoch == self.epoch:
                     state = self.network.state_dict()
                     self.best_weights = {name: value.cpu().clone() for name, value in state.items()}
                 self.network.load_state_dict(weights)
                 validation_s = max(validation_s, clock.now() - trained_at)
                 if recipe.optim.schedule == "plateau":
-                    self.schedule.step(-row["loss"] if self.fold is None else row["lwlrap"])
+                    self.schedule.step(-row["loss"] if self.fold is None else row["score"])
             self.save(state_path)
             yield row
             if is_last:
@@ -300,13 +297,24 @@ class Trainer:
     @property
     def best_epoch(self) -> int:
         """The first epoch with the best score."""
-        best = max(self.history, key=lambda row: row.get("lwlrap", -math.inf))
+        best = max(self.history, key=lambda row: row.get("score", -math.inf))
         return int(best["epoch"])
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the last `patience` validations found no better score. Without a held-out fold it never is."""
+        if self.fold is None or not self.recipe.patience or not self.history:
+            return False
+        best = self.best_epoch
+        later = [row for row in self.history if "score" in row and row["epoch"] > best]
+        return len(later) >= self.recipe.patience
 
     @property
     def kept_epoch(self) -> int:
         """The epoch whose weights are kept: the last, or the best (also if a deadline cut the training)."""
-        keeps_last = self.recipe.keep == "last" and self.epoch == self.recipe.epochs
+        keeps_last = (
+            self.recipe.keep == "last" and not self.recipe.patience and self.epoch == self.recipe.epochs
+        )
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 
     def save(self, path: Path) -> None:
@@ -355,43 +363,3 @@ class Trainer:
         self.seconds = state["seconds"]
         self.best_weights = state["best"]
         self.label_counts = state["drawn"].to(self.device)
-
-
-def prepare_batch(
-    batch: Batch,
-    recipe: Recipe,
-    frontend: Frontend,
-    device: torch.device,
-    generator: torch.Generator,
-    plain: bool = False,
-    mixing: bool = True,
-    backgrounds: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Augment and mix a batch as the recipe says, unless it is `plain`.
-
-    Waveforms are augmented and mixed as such, then become spectrograms. Energies are mixed before the
-    normalisation, spectrograms after it.
-    Shape:  -> normalised spectrograms (B, M, N), before channels are stacked, and targets (B, K)
-    """
-    crops = batch.crops.to(device)
-    mixup = recipe.mixup
-    factor = torch.zeros(len(crops)) if plain else batch.augment_factor
-    mix = draw_mixup(mixup, batch.targets, generator, factor if mixing else torch.zeros(len(crops)))
-    if recipe.needs_waveforms:
-        config = recipe.wave_augment
-        waves = crops[:, 0]
-        augment = draw_wave_augment(config, len(waves), waves.shape[1], generator, factor)
-        waves = augment_waves(waves, augment, config, recipe.frontend.sample_rate, backgrounds)
-        if mixup.domain == "wave":
-            waves = mix_waves(waves, mix, mixup)
-        crops = torch.stack(frontend.spectrograms(list(waves)))
-    if mixup.domain == "energy" and mix.mixed.any():
-        crops = mix_energies(crops, mix, mixup, recipe.frontend)
-    if recipe.needs_waveforms:
-        crops = torch.stack([frontend.normalize(spec) for spec in crops])
-    if mixup.domain == "spec":
-        crops = mix_specs(crops, mix, mixup)
-    size = len(crops), recipe.frontend.n_spec_bins, crops.shape[-1]
-    masks = draw_spec_augment(recipe.spec_augment, *size, generator, batch.band_rows, factor)
-    specs = augment_specs(crops, masks, recipe.spec_augment, frontend)
-    return specs, mix_labels(batch.targets, mix, mixup)

@@ -1,17 +1,18 @@
 """Per-class AUC and average precision, log losses and top-1 accuracy equal their definitions."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
 from kit.core.errors import KitError
-from kit.labels.metrics import (
-    auc_per_class,
-    average_precision_per_class,
-    log_losses,
-    top1_accuracy,
-)
+from kit.labels.metrics import compute_metric, log_losses, metric_per_class
+from tests.behaviour.slow_metrics import slow_top1
 
+auc_per_class = partial(metric_per_class, "macro_auc")
+average_precision_per_class = partial(metric_per_class, "macro_ap")
+top1_accuracy = partial(compute_metric, "top1")
 METRICS = [auc_per_class, average_precision_per_class, log_losses, top1_accuracy]
 RANKING_METRICS = [auc_per_class, average_precision_per_class, top1_accuracy]
 
@@ -44,17 +45,6 @@ def slow_average_precision(truth, scores):
     return np.mean(shares) if shares else np.nan
 
 
-def slow_top1(truth, scores):
-    """Definition: the probability that one of the highest-scoring known classes, drawn at random, is true."""
-    hits = []
-    for row, score in zip(truth, scores, strict=True):
-        known = ~np.isnan(row)
-        if (row == 1).any():
-            highest = score[known].max()
-            hits.append((row[known & (score == highest)] == 1).mean())
-    return np.mean(hits)
-
-
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize("unknown", [0.0, 0.4, 0.97])
 def test_auc_and_average_precision_equal_their_definitions(levels, unknown):
@@ -73,9 +63,10 @@ def test_auc_needs_both_kinds_of_labels_and_average_precision_a_true_one():
     with np.errstate(all="raise"):
         np.testing.assert_array_equal(auc_per_class(truth, scores), [np.nan, np.nan, np.nan, 1])
         np.testing.assert_array_equal(average_precision_per_class(truth, scores), [1, np.nan, np.nan, 1])
-    for metric in (auc_per_class, average_precision_per_class):
-        assert np.isnan(metric(np.zeros((0, 3)), np.zeros((0, 3)))).all()
-        assert metric(np.zeros((3, 0)), np.zeros((3, 0))).shape == (0,)
+    for metric in RANKING_METRICS:
+        for shape in ((0, 3), (3, 0), (3, 2)):
+            with pytest.raises(KitError, match=f"none of the {shape[0]} clips has a true label"):
+                metric(np.zeros(shape), np.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
@@ -185,9 +176,3 @@ def test_soft_truth_is_refused_where_it_cannot_rank(metric):
 def test_log_losses_refuse_values_that_are_not_probabilities(truth, scores, words):
     with pytest.raises(KitError, match=words):
         log_losses(truth, scores)
-
-
-@pytest.mark.parametrize("truth", [np.zeros((4, 2)), np.full((4, 2), np.nan), np.zeros((0, 2))])
-def test_top1_accuracy_needs_a_true_label(truth):
-    with pytest.raises(KitError, match=f"none of the {len(truth)} clips"):
-        top1_accuracy(truth, np.ones_like(truth))

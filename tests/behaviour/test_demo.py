@@ -21,7 +21,7 @@ def demo(tmp_path_factory):
 def test_the_demo_prints_the_scores_that_are_on_disk(demo):
     folder, text = demo
     runs = [load_run(path) for path in (folder / "run" / "rounds" / "0", folder / "run")]
-    before, after = (run.oof.lwlrap for run in runs)
+    before, after = (run.oof.score for run in runs)
     assert f"{before:.4f} with 8 clean clips, {after:.4f} with the noisy clips" in text
     score, prior = score_csv(folder / "submission.csv", next(folder.glob("data/*/test_truth.csv")))
     assert f"{score:.4f} (class frequencies alone: {prior:.4f})" in text

@@ -1,11 +1,21 @@
-"""lwlrap equals its definition, and masks unknown labels."""
+"""lwlrap and the other metrics of a recipe equal their definitions, and mask unknown labels."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from kit.core.errors import KitError
-from kit.labels.metrics import clip_precision_sums, lwlrap, lwlrap_per_class
+from kit.labels.metrics import (
+    METRICS,
+    class_metric,
+    clip_precision_sums,
+    compute_metric,
+    lwlrap,
+    metric_per_class,
+)
+from tests.behaviour.slow_metrics import SLOW_METRICS
 
 
 def label_precision(truth, scores, k):
@@ -47,7 +57,8 @@ def test_lwlrap_equals_its_definition(levels, unknown):
         truth, scores = draw(seed, levels=levels, unknown=unknown)
         expected, precisions, weights = slow_lwlrap(truth, scores)
         assert lwlrap(truth, scores) == pytest.approx(expected, abs=1e-12)
-        np.testing.assert_allclose(lwlrap_per_class(truth, scores), (precisions, weights), atol=1e-12)
+        of_classes = np.where(weights > 0, precisions, np.nan)
+        np.testing.assert_allclose(metric_per_class("lwlrap", truth, scores), of_classes, atol=1e-12)
         assert precisions @ weights == pytest.approx(expected, abs=1e-12)
         flat_truth, flat_scores = truth.reshape(1, -1), scores.reshape(1, -1)
         flat, _, _ = slow_lwlrap(flat_truth, flat_scores)
@@ -106,7 +117,7 @@ def test_scores_of_any_type_and_infinite_scores_rank_as_numbers_do():
     assert metric(truth.tolist(), scores.tolist()) == expected
 
 
-@pytest.mark.parametrize("metric", [lwlrap, lwlrap_per_class, clip_precision_sums])
+@pytest.mark.parametrize("metric", [lwlrap, partial(metric_per_class, "lwlrap"), clip_precision_sums])
 @pytest.mark.parametrize(
     ("truth", "scores", "words"),
     [
@@ -122,3 +133,92 @@ def test_scores_of_any_type_and_infinite_scores_rank_as_numbers_do():
 def test_input_that_cannot_be_scored_is_refused(metric, truth, scores, words):
     with pytest.raises(KitError, match=words):
         metric(truth, scores)
+
+
+def draw_probabilities(seed, n=40, n_classes=7, levels=4, unknown=0.3):
+    """Random truth and probabilities of few levels, with classes that are all true, all false or all unknown."""
+    truth, scores = draw(seed, n, n_classes, levels, unknown)
+    truth[:, :3] = 1, 0, np.nan
+    return truth, (scores / 5 / (levels or 1) + 0.5).clip(0, 1)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("levels", [None, 1, 4])
+@pytest.mark.parametrize("unknown", [0.0, 0.3, 0.9])
+def test_every_metric_equals_its_definition_with_ties_and_unknown_labels(name, levels, unknown):
+    for seed in range(3):
+        truth, probs = draw_probabilities(seed, levels=levels, unknown=unknown)
+        expected = SLOW_METRICS[name](truth, probs)
+        assert compute_metric(name, truth, probs) == pytest.approx(expected, abs=1e-12)
+        assert compute_metric(name, truth.tolist(), probs.tolist()) == pytest.approx(expected, abs=1e-12)
+        values = metric_per_class(name, truth, probs)
+        for k in range(truth.shape[1]):
+            column = truth[:, [k]], probs[:, [k]]
+            if class_metric(name) == "lwlrap" or not (truth[:, k] == 1).any():
+                assert np.isnan(values[k]) == (not (truth[:, k] == 1).any())
+            else:
+                assert values[k] == pytest.approx(SLOW_METRICS[name](*column), abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_order_of_clips_and_classes_and_the_score_of_unknown_labels_do_not_matter(name):
+    truth, probs = draw_probabilities(5)
+    expected = compute_metric(name, truth, probs)
+    generator = np.random.default_rng(0)
+    rows = generator.permutation(len(truth))
+    columns = generator.permutation(truth.shape[1])
+    shuffled = compute_metric(name, truth[rows][:, columns], probs[rows][:, columns])
+    assert shuffled == pytest.approx(expected, abs=1e-12)
+    for score in (0.0, 0.5, 1.0):
+        assert compute_metric(name, truth, np.where(np.isnan(truth), score, probs)) == expected
+    unknown_is_false = np.nan_to_num(truth), np.where(np.isnan(truth), 1.0, probs)
+    assert compute_metric(name, *unknown_is_false) < expected
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_true_labels_first_are_best_and_a_metric_over_rows_does_not_compare_clips(name):
+    truth, probs = draw_probabilities(6)
+    best = np.where(truth == 1, 0.9, 0.1) - np.arange(truth.shape[1]) / 100
+    assert compute_metric(name, truth, best) == pytest.approx(1.0)
+    if name == "micro_f1":  # it has a threshold
+        return
+    lower = probs * np.random.default_rng(0).uniform(0.1, 1, size=(len(probs), 1))
+    is_same = compute_metric(name, truth, lower) == pytest.approx(
+        compute_metric(name, truth, probs), abs=1e-9
+    )
+    assert is_same == (METRICS[name].clip_sums is not None)
+
+
+def test_a_tie_with_false_labels_counts_against_a_true_one_in_map3():
+    truth = np.eye(4)[[0]]
+    for scores, expected in (
+        ([4, 3, 2, 1], 1),
+        ([3, 4, 2, 1], 1 / 2),
+        ([1, 1, 0, 0], 1 / 2),
+        ([1, 1, 1, 1], 0),
+    ):
+        assert compute_metric("map3", truth, [scores]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_without_a_value_says_what_it_needs(name):
+    false = np.zeros((4, 2))
+    unknown = np.full((4, 2), np.nan)
+    with pytest.raises(KitError, match="4 clips"):
+        compute_metric(name, unknown, false)
+    if name == "micro_f1":
+        assert compute_metric(name, false, false) == 1  # no label is true and none is predicted
+        assert compute_metric(name, false, false + 0.5) == 0
+    else:
+        with pytest.raises(KitError, match="none of the 4 clips has a true label"):
+            compute_metric(name, false, false)
+    if name == "macro_auc":
+        with pytest.raises(
+            KitError, match="macro_auc has no value on 4 clips: it needs known labels, both true and"
+        ):
+            compute_metric(name, 1 - false, false)
+    if name in ("micro_f1", "padded_cmap"):
+        with pytest.raises(KitError, match="the probability is 7 at row 0, column 0, wanted 0 to 1"):
+            compute_metric(name, 1 - false, false + 7)
+    with pytest.raises(KitError, match="unknown metric 'macro-auc': did you mean 'macro_auc'"):
+        compute_metric("macro-auc", false, false)

@@ -15,9 +15,9 @@ from kit.audio.mixup import MixupConfig
 from kit.core.errors import KitError
 from kit.infer.predictor import Predictor
 from kit.train.dataset import Dataset
+from kit.train.fold_training import new_tagger
 from kit.train.optim import OptimConfig, build_optimizer, build_schedule, layer_groups
 from kit.train.recipe import Recipe
-from kit.train.run import new_tagger
 from kit.train.sampler import draw_batches
 from kit.train.trainer import Trainer
 from tests.behaviour.training import whole_clips

@@ -53,7 +53,7 @@ def test_every_round_is_scored_on_the_original_labels(tmp_path):
     counts = {line.get_label(): line.get_xydata().tolist() for line in right.lines}
     assert counts == {"kept": [[1, 10], [2, 20]], "left_out": [[1, 14], [2, 4]]}
     run = load_run(tmp_path / "run")
-    assert run.oof.lwlrap != pytest.approx(expected[2][1])
+    assert run.oof.score != pytest.approx(expected[2][1])
 
 
 def test_finished_rounds_are_shown_and_a_run_without_rounds_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from kit.core.errors import KitError
-from kit.labels.metrics import lwlrap_per_class
+from kit.labels.metrics import metric_per_class
 from kit.models.own_network import wrap_network
 from kit.plots.clips import draw_clip, draw_contact_sheet
 from kit.plots.runs import (
@@ -36,7 +36,7 @@ DRAW = (draw_classes, draw_confusion, draw_calibration)
 def make_run(truth, scores, names=None):
     """A run in memory. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K)"""
     n, k = truth.shape
-    columns = {"epoch": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "lwlrap": [np.nan, 0.5, 0.6]}
+    columns = {"epoch": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "score": [np.nan, 0.5, 0.6]}
     return SavedRun(
         folder=Path("some_run"),
         recipe={},
@@ -91,7 +91,7 @@ def test_confusion_is_the_mean_over_clips_where_the_class_is_known_to_be_false()
     assert np.isnan(np.diag(slow)).all()
     np.testing.assert_allclose(mean_confusion(truth, scores), slow, rtol=1e-12)
     axes = draw_confusion(make_run(truth, scores)).figure.axes[0]
-    order = np.argsort(lwlrap_per_class(truth, scores)[0])
+    order = np.argsort(metric_per_class("lwlrap", truth, scores))
     assert row_names(axes) == [f"class_{k}" for k in order]
     np.testing.assert_allclose(matrix_of(axes), slow[np.ix_(order, order)], rtol=1e-12)
 
@@ -133,7 +133,7 @@ def test_labels_that_become_unknown_change_nothing_but_their_own_part():
 def test_classes_are_drawn_hardest_first_with_intervals_of_resampled_clips_and_their_clips():
     truth, scores = make_labels()
     axes = draw_classes(make_run(truth, scores, list("abcde"))).figure.axes[0]
-    precision, _ = lwlrap_per_class(truth, scores)
+    precision = metric_per_class("lwlrap", truth, scores)
     order = np.argsort(precision)
     assert row_names(axes) == [f"{'abcde'[k]}  {int((truth[:, k] == 1).sum())}" for k in order]
     np.testing.assert_allclose(axes.lines[0].get_xdata(), precision[order], rtol=1e-12)
@@ -144,7 +144,7 @@ def test_classes_are_drawn_hardest_first_with_intervals_of_resampled_clips_and_t
     while len(resampled) < 1000:
         rows = np.repeat(np.arange(60), np.bincount(generator.integers(60, size=60), minlength=60))
         if (truth[rows, hardest] == 1).any():
-            resampled.append(lwlrap_per_class(truth[rows], scores[rows])[0][hardest])
+            resampled.append(metric_per_class("lwlrap", truth[rows], scores[rows])[hardest])
     bar = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(bar, np.quantile(resampled, (0.025, 0.975)), rtol=1e-9)
 
@@ -300,10 +300,10 @@ def test_learning_curves_show_every_validation_and_tell_folds_or_runs_apart():
         (nine, [f"run_{i}" for i in range(9)]),
     ):
         figure = draw_history(runs).figure
-        loss, lwlrap = figure.axes
+        loss, score = figure.axes
         assert [text.get_text() for text in figure.legends[0].get_texts()] == names
-        styles = {(line.get_color(), line.get_linestyle()) for line in lwlrap.lines}
+        styles = {(line.get_color(), line.get_linestyle()) for line in score.lines}
         assert len(styles) == len(names)
         assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour, _ in styles)
         np.testing.assert_array_equal(loss.lines[0].get_xydata(), [(1, 2), (2, 1), (3, 0.5)])
-        np.testing.assert_array_equal(lwlrap.lines[0].get_xydata(), [(2, 0.5), (3, 0.6)])
+        np.testing.assert_array_equal(score.lines[0].get_xydata(), [(2, 0.5), (3, 0.6)])

@@ -35,10 +35,10 @@ def test_without_a_change_a_probe_scores_what_the_run_scored_and_a_band_less_cos
     assert names[3].endswith("Hz") and names[4:] == [f"without time {part}/3" for part in (1, 2, 3)]
     oof = load_oof(places[0])
     everything, _, _, without_band, *_ = report.rows
-    assert report.clips == 64 and everything.lwlrap == pytest.approx(oof.lwlrap, abs=1e-6)
+    assert report.clips == 64 and everything.score == pytest.approx(oof.score, abs=1e-6)
     losses = (everything.positive_loss, everything.negative_loss)
     assert losses == pytest.approx(log_losses(oof.truth, oof.probabilities), abs=1e-5)
-    assert without_band.lwlrap < everything.lwlrap
+    assert without_band.score < everything.score
 
 
 def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
@@ -136,7 +136,7 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(
         log_losses(truth[:6], probs)
     )
-    assert report.rows[0].lwlrap == pytest.approx(lwlrap(truth[:6], probs))
+    assert report.rows[0].score == pytest.approx(lwlrap(truth[:6], probs))
     # Its classes are the loudness of three groups of bands: without one, its class alone loses.
     for row in report.rows[1:]:
         assert (row.positive_loss, row.negative_loss) != pytest.approx(log_losses(truth[:6], probs), rel=1e-3)

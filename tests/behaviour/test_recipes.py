@@ -125,7 +125,7 @@ def trained_and_submitted(name, task, out, **options):
 
 def check_run_and_submission(run, header, rows, name):
     """Check finite out-of-fold predictions, the checkpoints' cards, and a submission of probabilities."""
-    assert np.isfinite(run.oof.probabilities).all() and 0 < run.oof.lwlrap <= 1
+    assert np.isfinite(run.oof.probabilities).all() and 0 < run.oof.score <= 1
     assert (run.oof.probabilities >= 0).all() and (run.oof.probabilities <= 1).all()
     assert np.ptp(run.oof.probabilities, axis=0).min() > 0 and not run.oof.failures
     for path in sorted(run.folder.glob("fold_*.pt")):
@@ -151,7 +151,7 @@ def test_a_recipe_for_clips_trains_small_makes_oof_and_submits(tagging, tmp_path
     curated = (frame["source"] == "curated").to_numpy()
     np.testing.assert_array_equal(run.oof.truth[curated], truth[curated])
     assert np.isnan(run.oof.truth[~curated]).all()
-    assert run.oof.lwlrap == pytest.approx(lwlrap(truth[curated], run.oof.probabilities[curated]))
+    assert run.oof.score == pytest.approx(lwlrap(truth[curated], run.oof.probabilities[curated]))
 
 
 @pytest.mark.parametrize("name", RFCX)

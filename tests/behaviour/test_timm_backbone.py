@@ -15,8 +15,8 @@ from kit.models.families import build_network, complete_network
 from kit.models.network import InputShape, meta_device
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
+from kit.train.fold_training import new_tagger
 from kit.train.recipes import find_recipe
-from kit.train.run import new_tagger
 from tests.behaviour.training import clips_of
 
 SMALL = "test_efficientnet.r160_in1k"

@@ -69,7 +69,7 @@ def test_a_run_is_a_folder_of_its_parts(run):
     assert Recipe.from_dict(json.loads((run.folder / "recipe.json").read_text())) == TINY
     history = pd.read_csv(run.folder / "history.csv")
     assert history["fold"].tolist() == [0] * 4 + [1] * 4 and history["epoch"].tolist() == [1, 2, 3, 4] * 2
-    assert history["lwlrap"].notna().tolist() == [False, True] * 4
+    assert history["score"].notna().tolist() == [False, True] * 4
     assert np.isfinite(history["loss"]).all()
     assert "lwlrap" in str(run) and "fold 1" in str(run)
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_states_its_recipe_fold_prevalences_and_score(run, toy):
     probs = frame[list(CLASSES)].to_numpy()
     truth = label_targets(read_clip_table(toy[0])["labels"], CLASSES)
     np.testing.assert_array_equal(run.oof.truth, truth)
-    assert run.oof.lwlrap == pytest.approx(lwlrap(truth, probs), abs=1e-6)
+    assert run.oof.score == pytest.approx(lwlrap(truth, probs), abs=1e-6)
     for fold in (0, 1):
         card = load_tagger(run.folder / f"fold_{fold}.pt").card
         assert (card.classes, card.fold, card.seed, card.output) == (CLASSES, fold, 0, "ranking")
@@ -102,7 +102,7 @@ def test_unknown_labels_stay_unknown_from_the_table_to_the_score(toy, tmp_path):
     partial = train_quietly(TINY, tmp_path / "partial.csv", toy[1], tmp_path / "run")
     expected = np.where(is_hidden, np.nan, truth)
     np.testing.assert_array_equal(partial.oof.truth, expected)
-    assert partial.oof.lwlrap == pytest.approx(lwlrap(expected, partial.oof.probabilities))
+    assert partial.oof.score == pytest.approx(lwlrap(expected, partial.oof.probabilities))
     np.testing.assert_array_equal(predict_oof(partial.folder, toy[1], "cpu", 1, False).truth, expected)
     for fold in (0, 1):
         card = load_tagger(partial.folder / f"fold_{fold}.pt").card
@@ -113,7 +113,7 @@ def test_unknown_labels_stay_unknown_from_the_table_to_the_score(toy, tmp_path):
 def test_the_progress_bar_and_a_line_per_fold_show_the_score(toy, tmp_path, capsys):
     options = QUIET | {"progress": True}
     run = train_run(replace(TINY, epochs=2, loss="bce"), *toy, tmp_path / "run", only_folds=[1], **options)
-    assert f"fold 1: lwlrap {run.oof.lwlrap:.4f}, 0.0 min" in capsys.readouterr().out
+    assert f"fold 1: lwlrap {run.oof.score:.4f}, 0.0 min" in capsys.readouterr().out
 
 
 # Seeds and folds
@@ -206,7 +206,7 @@ def test_the_last_validation_is_not_repeated_unless_other_weights_are_kept(toy, 
     monkeypatch.setattr(Predictor, "predict", counted)
     recipe = TINY.override([f"keep={keep}", "loss=bce"])
     run = train_quietly(recipe, *toy, tmp_path / "run", only_folds=[0])
-    scores = pd.read_csv(run.folder / "history.csv")["lwlrap"].dropna().tolist()
+    scores = pd.read_csv(run.folder / "history.csv")["score"].dropna().tolist()
     last_is_kept = keep == "last" or scores[1] > scores[0]
     assert predicted == [7] * (2 if last_is_kept else 3)
     card = load_tagger(run.folder / "fold_0.pt").card
@@ -256,7 +256,7 @@ def test_a_call_that_failed_does_not_stand_in_the_way_of_its_correction(toy, tmp
         train_quietly(TINY, toy[0], tmp_path / "nowhere", tmp_path / "run")
     assert "note" not in capsys.readouterr().out
     recipe = replace(TINY, epochs=1, no_augment_epochs=0, n_folds=3)
-    assert train_quietly(recipe, *toy, tmp_path / "run").oof.lwlrap > 0
+    assert train_quietly(recipe, *toy, tmp_path / "run").oof.score > 0
     assert "the table has 2 folds; n_folds=3 is not used" in capsys.readouterr().out
 
 
@@ -283,7 +283,7 @@ def test_windows_are_validated_and_scored_as_they_are_submitted(toy, tmp_path):
     submitted = predict_clips(run.folder / "fold_0.pt", paths, device="cpu", threads=1)
     np.testing.assert_allclose(run.oof.probabilities, submitted.probabilities, atol=1e-5, rtol=0)
     card = load_tagger(run.folder / "fold_0.pt").card
-    last = pd.read_csv(run.folder / "history.csv")["lwlrap"].iloc[-1]
+    last = pd.read_csv(run.folder / "history.csv")["score"].iloc[-1]
     assert last == pytest.approx(card.oof_score, abs=1e-6)
     assert card.output == "probability" and card.calibration is None and card.is_calibrated
 
@@ -353,7 +353,7 @@ def test_the_hardest_classes_are_among_those_that_have_a_true_label(run):
     truth[:2, 6] = truth[2:, 7] = 1
     scores = np.tile(np.linspace(0, 1, 8), (4, 1))
     oof = replace(run.oof, classes=tuple("abcdefgh"), folds=np.zeros(4), truth=truth, probabilities=scores)
-    assert "hardest classes: g 0.500, h 1.000" in str(oof)
+    assert "hardest classes (lwlrap): g 0.500, h 1.000" in str(oof)
 
 
 # Inputs that cannot be used
@@ -378,7 +378,10 @@ def test_a_fold_that_cannot_be_scored_is_refused_before_anything_is_trained(tmp_
     frame.loc[4, "fname"] = labelled or "04.wav"
     frame.loc[5 if labelled else 4 :, "labels"] = ""
     frame.to_csv(table, index=False)
-    with pytest.raises(KitError, match="fold 1 holds no clip that can be decoded and has a label"):
+    with pytest.raises(
+        KitError,
+        match=r"fold 1 cannot be scored .*: none of the \d clips has a true label",
+    ):
         train_quietly(TINY, table, audio, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -16,10 +16,9 @@ from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
+from kit.train.fold_training import new_tagger
 from kit.train.losses import LOSSES
-from kit.train.run import new_tagger
-from kit.train.sampler import draw_batches
-from kit.train.trainer import prepare_batch
+from kit.train.sampler import draw_batches, prepare_batch
 from tests.behaviour.training import (
     CPU,
     TINY,

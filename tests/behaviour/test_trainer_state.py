@@ -13,8 +13,9 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.models.checkpoint import load_tagger
+from kit.train.fold_training import new_tagger
 from kit.train.oof import predict_oof
-from kit.train.run import new_tagger, train_run
+from kit.train.run import train_run
 from tests.behaviour.training import (
     QUIET,
     TINY,
@@ -60,7 +61,7 @@ def test_a_state_of_another_recipe_or_a_damaged_one_is_refused(data, tmp_path):
 
 def test_the_last_epoch_is_always_validated(data, tmp_path):
     rows = train_all(new_trainer(data, TINY.override(["epochs=3"])), tmp_path / "state.pt")
-    assert ["lwlrap" in row for row in rows] == [False, True, True]
+    assert ["score" in row for row in rows] == [False, True, True]
 
 
 def test_another_seed_or_fold_starts_from_other_weights(data):
@@ -138,7 +139,7 @@ def test_a_model_of_all_clips_is_trained_on_every_clip_and_takes_the_folds_calib
         assert (card.calibration.scale, card.calibration.offset) == pytest.approx((scale, offset))
     history = pd.read_csv(tmp_path / "run" / "history.csv", dtype={"fold": str})
     assert history["fold"].tolist() == ["0"] * 4 + ["1"] * 4 + ["all"] * 4
-    assert history[history["fold"] == "all"]["lwlrap"].isna().all()
+    assert history[history["fold"] == "all"]["score"].isna().all()
     capsys.readouterr()
     alone = train_quietly(two_seeds.recipe, *toy, tmp_path / "alone", all_data=True)
     assert "a rank score without folds in its folder has no calibration" in capsys.readouterr().out
@@ -204,7 +205,7 @@ def test_a_training_stops_before_its_deadline_and_is_validated(
     recipe = replace(PLAIN, epochs=40, validate_every=2)
     trainer, validate = timed(data, recipe, clock, epoch_s, validation_s)
     train_all(trainer, tmp_path / "state.pt", validate, Deadline(deadline, clock.now))
-    assert "lwlrap" in trainer.history[-1]
+    assert "score" in trainer.history[-1]
     assert trainer.epoch == 1 if deadline < 0 else clock.seconds <= deadline
     if trainer.epoch < 40:
         assert clock.seconds + 3 * (epoch_s + validation_s) > deadline
@@ -238,7 +239,7 @@ def test_a_run_that_was_cut_says_so_and_the_same_call_continues_it(toy, tmp_path
     assert "the deadline cut fold 0 after epoch 1 of 3" in capsys.readouterr().out
     card = load_tagger(tmp_path / "run" / "fold_0.pt").card
     assert card.output == "ranking" and card.calibration is not None
-    assert len(cut.oof.names) == 7 and cut.oof.lwlrap == pytest.approx(card.oof_score, abs=1e-6)
+    assert len(cut.oof.names) == 7 and cut.oof.score == pytest.approx(card.oof_score, abs=1e-6)
     train_run(recipe, *toy, tmp_path / "run", **options)
     train_run(recipe, *toy, tmp_path / "whole", **options)
     assert same_checkpoints(tmp_path / "run" / "fold_0.pt", tmp_path / "whole" / "fold_0.pt")

@@ -70,9 +70,9 @@ def test_unscored_sources_are_trained_on_and_predicted_and_do_not_change_the_sco
     truth = label_targets(read_clip_table(table)["labels"], CLASSES)
     assert len(run.oof.names) == 14
     assert np.isnan(run.oof.truth[is_noisy]).all() and np.isfinite(run.oof.probabilities).all()
-    assert run.oof.lwlrap == pytest.approx(lwlrap(truth[~is_noisy], run.oof.probabilities[~is_noisy]))
+    assert run.oof.score == pytest.approx(lwlrap(truth[~is_noisy], run.oof.probabilities[~is_noisy]))
     again = predict_oof(run.folder, toy[1], **QUIET)
-    assert again.lwlrap == pytest.approx(run.oof.lwlrap, abs=1e-6)
+    assert again.score == pytest.approx(run.oof.score, abs=1e-6)
     np.testing.assert_array_equal(again.truth, run.oof.truth)
     for fold in (0, 1):
         card = load_tagger(run.folder / f"fold_{fold}.pt").card
@@ -171,7 +171,7 @@ def test_stretches_of_clips_are_for_training_only_and_never_in_the_fold_of_their
     again = predict_oof(run.folder, toy[1], **QUIET)
     np.testing.assert_allclose(again.probabilities, run.oof.probabilities, atol=1e-5)
     resumed = train_quietly(BCE, run.folder / "folds.csv", toy[1], tmp_path / "run")
-    assert resumed.oof.lwlrap == pytest.approx(run.oof.lwlrap)
+    assert resumed.oof.score == pytest.approx(run.oof.score)
     frame = read_clip_table(stretched)
     folds = np.asarray(frame["fold"]).copy()
     folds[14] = 1
@@ -303,7 +303,7 @@ def test_recordings_with_boxes_are_scored_on_their_known_labels_alone(field, tmp
     truth = recording_labels(read_boxes(*boxes)).targets
     np.testing.assert_array_equal(run.oof.truth[:7], truth)
     assert np.isnan(run.oof.truth[7]).all() and run.oof.names[7] == "r7"
-    assert run.oof.lwlrap == pytest.approx(lwlrap(truth, run.oof.probabilities[:7]))
+    assert run.oof.score == pytest.approx(lwlrap(truth, run.oof.probabilities[:7]))
     again = predict_oof(run.folder, audio, **QUIET)
     np.testing.assert_allclose(again.probabilities, run.oof.probabilities, atol=1e-5)
     without_table = train_quietly(recipe, None, audio, tmp_path / "bare", boxes=boxes)

@@ -12,8 +12,9 @@ from kit.infer.predictor import Predictor
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import Dataset, load_dataset
+from kit.train.fold_training import new_tagger
 from kit.train.recipe import Recipe
-from kit.train.run import new_tagger, train_run
+from kit.train.run import train_run
 from kit.train.trainer import Trainer
 
 CPU = torch.device("cpu")

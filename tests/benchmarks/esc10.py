@@ -87,7 +87,7 @@ def train_cell(cell: str) -> None:
     )
     assert run.oof is not None
     correct = run.oof.probabilities.argmax(1) == run.oof.truth.argmax(1)
-    print_figures(start, accuracy=float(correct.mean()), lwlrap=run.oof.lwlrap)
+    print_figures(start, accuracy=float(correct.mean()), lwlrap=run.oof.score)
 
 
 def read_predictions(name: str) -> tuple[list[str], np.ndarray]:

@@ -53,7 +53,7 @@ def train_cell(name: str) -> None:
     # Ids of the soundscapes task have no ending.
     scores = np.array([rows.get(name) or rows[name.removesuffix(".flac")] for name in names], float)
     prior = np.tile(truth.mean(axis=0), (len(truth), 1))
-    print_figures(start, oof=run.oof.lwlrap, test=lwlrap(truth, scores), prior=lwlrap(truth, prior))
+    print_figures(start, oof=run.oof.score, test=lwlrap(truth, scores), prior=lwlrap(truth, prior))
 
 
 def main(arguments: list[str]) -> None:

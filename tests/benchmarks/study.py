@@ -106,7 +106,7 @@ def tagging(*settings: str, noisy: bool = False, method: str | None = None, **op
         trained = train_run(recipe, table, task, folder / "run", **train_options, **QUIET)
         figures = {"test": score_on_test(sorted(trained.folder.glob("*.pt")), task)}
         if trained.oof is not None:
-            figures["oof"] = trained.oof.lwlrap
+            figures["oof"] = trained.oof.score
         return figures
 
     return run
