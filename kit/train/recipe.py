@@ -16,8 +16,11 @@ from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
 
-# Losses that train the order of the classes only. Their logits need a calibration.
-RANKING_LOSSES = ("lsep",)
+# Losses whose best logits are no log odds, so scores need a calibration. They compare logits, whose level stays
+# open; BCE added to soft-auc sets it, but not the scale for soft labels.
+RANKING_LOSSES = ("lsep", "soft-auc", "cross-entropy")
+# Losses that compare the classes of a clip, and so need two.
+CLASS_LOSSES = ("lsep", "cross-entropy")
 # Values of frontend.normalize that are computed from the whole clip.
 CLIP_STATISTICS = ("clip", "peak", "minmax")
 

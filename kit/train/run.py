@@ -25,7 +25,7 @@ from kit.models.checkpoint import open_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.oof import HeldOut, OofPredictions, join_folds, score_held_out, write_oof
-from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
+from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
 from kit.train.trainer import Trainer, network_seed
 from kit.train.warm_start import InitModel, check_init, fill_from, held_out_digest, init_files, read_inits
 
@@ -188,7 +188,7 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
         raise KitError(
             f"all known labels are true ({classes}): add clips without these classes, or a column false_labels."
         )
-    if len(data.classes) == 1 and recipe.loss in RANKING_LOSSES:
+    if len(data.classes) == 1 and recipe.loss in CLASS_LOSSES:
         raise KitError(
             f"loss={recipe.loss} ranks classes, and {data.classes[0]!r} is the only one: use --set loss=bce."
         )

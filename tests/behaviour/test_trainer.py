@@ -17,12 +17,14 @@ from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
 from kit.train.losses import LOSSES
-from kit.train.run import new_tagger
+from kit.train.recipe import CLASS_LOSSES
+from kit.train.run import check_labels, new_tagger
 from kit.train.sampler import draw_batches
 from kit.train.trainer import prepare_batch
 from tests.behaviour.training import (
     CPU,
     TINY,
+    clips_of,
     copy_weights,
     load_table,
     new_trainer,
@@ -257,6 +259,14 @@ def test_skips_add_their_weighted_losses_and_more_weights_than_skips_are_refused
     trainer = new_trainer(data, replace(PLAIN, auxiliary=(0.4, 0.2)))
     with pytest.raises(KitError, match="auxiliary has 2 weights, the network 0 skips"):
         trainer.train_step(first_batch(trainer), seeded())
+
+
+def test_a_single_class_can_be_ranked_over_clips_but_not_against_other_classes():
+    clips = clips_of([[1.0], [0.0]], classes=("high",))
+    check_labels(replace(TINY, loss="soft-auc"), clips)
+    for loss in CLASS_LOSSES:
+        with pytest.raises(KitError, match=f"loss={loss} ranks classes, and 'high' is the only one"):
+            check_labels(replace(TINY, loss=loss), clips)
 
 
 def test_a_loss_that_is_not_finite_names_the_clips_of_its_batch():
