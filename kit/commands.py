@@ -125,7 +125,7 @@ def train_by_name(
 
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:
-    """Return the overrides that a competition asks for: its metric, and for whole clips' recipes windows like its rows."""
+    """Return the overrides that a competition asks for: its metric, and windows as long as its rows."""
     data = test_data(folder)
     settings = [f"metric={data.metric}"]
     if data.soundscapes and recipe.inference.mode == "full":

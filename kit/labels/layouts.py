@@ -64,7 +64,8 @@ class CompetitionData:
 class Layout:
     """How a competition's folder looks. Each of `marks` must exist; one with bars is any of several names.
 
-    `metric` is empty where it depends on the year. `write_tables(root, out, unlabelled)` writes the kit's tables, and returns the fields of CompetitionData.
+    `metric` is empty where it depends on the year. `write_tables(root, out, unlabelled)` writes the kit's tables, and
+    returns the fields of CompetitionData that these change.
     """
 
     name: str

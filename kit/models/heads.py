@@ -47,14 +47,16 @@ class HeadConfig(Config):
     hidden: int | None = setting(
         0, "units of a hidden layer; 0: none; None: as many as its input", low=0, high=2**16
     )
-    norm_first: bool = setting(False, "batch norm before and after the hidden layer, then dropout")
+    norm_first: bool = setting(
+        False, "batch norm of the head's input; without attention also after the hidden layer, then dropout"
+    )
     dropout: float = setting(0.2, "dropout before the output layer", low=0, high=0.95)
 
     def check(self) -> None:
         if self.embedding and self.recurrent is None:
             raise KitError(f"embedding={self.embedding} needs a recurrence: set recurrent.")
-        if self.norm_first and (self.hidden == 0 or self.pool == "attention"):
-            raise KitError("norm_first needs a hidden layer and no attention: set norm_first=False.")
+        if self.norm_first and self.hidden == 0 and self.pool != "attention":
+            raise KitError("norm_first needs a hidden layer or pool=attention: set norm_first=False.")
 
 
 class NetworkOutput(NamedTuple):
@@ -169,8 +171,9 @@ class Head(nn.Module):
         self.classifier: nn.Module
         if config.pool == "attention":
             hidden = features if config.hidden is None else config.hidden
+            norm = [nn.BatchNorm1d(features)] if config.norm_first else []
             layers = [nn.Conv1d(features, hidden, 1), nn.ReLU()] if hidden else []
-            self.projection = nn.Sequential(nn.Dropout(config.dropout), *layers)
+            self.projection = nn.Sequential(*norm, nn.Dropout(config.dropout), *layers)
             self.classifier = FrameAttention(hidden or features, classes)
         else:
             self.pool = GeneralisedMean() if config.pool == "gem" else POOLS[config.pool]

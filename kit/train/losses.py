@@ -6,10 +6,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kit.core.errors import KitError, choose
 
 NEGLIGIBLE_LOG = -1e9
+# Pairs of labels that are in memory at once: four arrays of 16 MB in float32.
+PAIRS_AT_ONCE = 2**22
 
 
 class RowLoss(NamedTuple):
@@ -168,6 +171,62 @@ def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     return RowLoss(F.softplus(log_sum), n_known)
 
 
+def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
+    """Compute the mean of log(1 + exp(s_j - s_i)) over all pairs of a true label i and a false one j of the batch.
+
+    Labels above .5 are true and those below are false, of any clips and classes. A pair's loss is multiplied by both
+    labels' distances from .5. Each of its two clips gets half of it, scaled so that the mean over the clips with a
+    known label is the mean over the pairs. `bce` times the binary cross-entropy is added: without it, classes that
+    have no true labels may collapse.
+
+    Shape:  logits and targets (B, K) -> RowLoss
+    Source: fourth place, BirdCLEF 2025; with bce .25: second place, BirdCLEF 2026
+    """
+    cross_entropy = bce_loss(logits, targets)
+    logits, targets, known = widen_for_loss(logits, targets)
+    distances = (targets - 0.5).masked_fill(~known, 0.0)
+    is_true, is_false = distances > 0, distances < 0
+    true, true_weights = logits[is_true], distances[is_true]
+    false, false_weights = logits[is_false], -distances[is_false]
+    by_true = [true[:0]]
+    by_false = torch.zeros_like(false)
+    step = max(1, PAIRS_AT_ONCE // max(1, len(false)))
+    for first in range(0, len(true), step):
+        chunk = slice(first, first + step)
+        inputs = true[chunk], false, true_weights[chunk], false_weights
+        # Kept for the backward pass, all pairs would need O((B K)^2) memory; so it computes each chunk again.
+        sums = checkpoint(sum_pairs, *inputs, use_reentrant=False, preserve_rng_state=False)
+        by_true.append(sums[0])
+        by_false = by_false + sums[1]
+    shares = torch.zeros_like(logits).masked_scatter(is_false, by_false)
+    shares = shares.masked_scatter(is_true, torch.cat(by_true))
+    n_pairs = max(1, len(true) * len(false))
+    n_clips = known.any(dim=1).sum()
+    loss = shares.sum(dim=1) * n_clips / (2 * n_pairs)
+    return RowLoss(loss + bce * cross_entropy.loss, cross_entropy.known)
+
+
+def sum_pairs(true: Tensor, false: Tensor, true_weights: Tensor, false_weights: Tensor) -> list[Tensor]:
+    """Sum the weighted losses of all pairs by true and by false label. Shape: (P,), (N,), (P,), (N,) -> (P,), (N,)"""
+    losses = F.softplus(false - true[:, None]) * true_weights[:, None] * false_weights
+    return [losses.sum(dim=1), losses.sum(dim=0)]
+
+
+def cross_entropy_loss(logits: Tensor, targets: Tensor) -> RowLoss:
+    """Compute the cross-entropy of the softmax over a clip's known labels; the targets are divided by their sum.
+
+    The loss of a clip without a true label is 0. It compares the classes of one clip, so it trains a ranking.
+
+    Shape:  logits and targets (B, K) -> RowLoss
+    Source: first place, BirdCLEF 2024 and 2026
+    """
+    logits, targets, known = widen_for_loss(logits, targets)
+    log_probs = logits.masked_fill(~known, NEGLIGIBLE_LOG).log_softmax(dim=1).masked_fill(~known, 0.0)
+    total = targets.sum(dim=1, keepdim=True)
+    shares = targets / total.where(total > 0, 1.0)
+    return RowLoss(-(shares * log_probs).sum(dim=1), known.sum(dim=1).to(logits.dtype))
+
+
 def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
     """Average each clip's losses over the labels that take part. Shape: losses and mask (B, K)"""
     n_known = known.sum(dim=1)
@@ -196,4 +255,6 @@ LOSSES: dict[str, RowLossFunction] = {
     "focal": focal_loss,
     "bootstrap": soft_bootstrap_loss,
     "mse": mse_loss,
+    "soft-auc": soft_auc_loss,
+    "cross-entropy": cross_entropy_loss,
 }

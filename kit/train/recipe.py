@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from kit.audio.augment import WaveAugmentConfig
 from kit.audio.frontend import FrontendConfig
 from kit.audio.mixup import MixupConfig
@@ -13,12 +15,16 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.labels.metrics import METRICS
 from kit.models.families import complete_network
+from kit.models.heads import NetworkOutput
 from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
 
-# Losses that train the order of the classes only. Their logits need a calibration.
-RANKING_LOSSES = ("lsep",)
+# Losses whose best logits are no log odds, so scores need a calibration. They compare logits, whose level stays
+# open; BCE added to soft-auc sets it, but not the scale for soft labels.
+RANKING_LOSSES = ("lsep", "soft-auc", "cross-entropy")
+# Losses that compare the classes of a clip, and so need two.
+CLASS_LOSSES = ("lsep", "cross-entropy")
 # Values of frontend.normalize that are computed from the whole clip.
 CLIP_STATISTICS = ("clip", "peak", "minmax")
 
@@ -89,6 +95,11 @@ class Recipe(System):
     average_over: str = setting(
         "clips", "what a batch's loss is the mean over: clips or known labels", choices=("clips", "labels")
     )
+    clip_weight: float = setting(1.0, "weight of the loss at the clip's logits", low=0, high=1e6)
+    frame_mean_weight: float = setting(
+        0.0, "weight of the loss at the mean over time of the frames' logits", low=0, high=1e6
+    )
+    frame_max_weight: float = setting(0.0, "weight of the loss at their maximum over time", low=0, high=1e6)
     auxiliary: tuple[float, ...] = setting(
         (), "weights of the losses at the network's skips", low=0, high=1e6
     )
@@ -148,6 +159,7 @@ class Recipe(System):
         uses_noisy_head = any(source["head"] == "noisy" for source in sources.values())
         if uses_noisy_head and not self.network.get("noisy_head"):
             raise KitError("a source with head=noisy wants network.noisy_head=true.")
+        self.check_outputs(uses_noisy_head)
         self.check_augmentation()
         for number in range(len(self.self_training.stages)):
             self.at_stage(number + 1)  # raises for a stage that cannot be
@@ -166,6 +178,23 @@ class Recipe(System):
             raise KitError(
                 f"image_sizes end at {self.image_sizes[-1]}, "
                 f"frontend.image_size is {self.frontend.image_size}: make them equal."
+            )
+
+    def check_outputs(self, uses_noisy_head: bool) -> None:
+        """Raise KitError if no output of the network is trained, or one that it does not have."""
+        pool = self.network["head"]["pool"]
+        if self.uses_frames and pool != "attention":
+            raise KitError(
+                f"network.head.pool={pool} gives no logits of frames: set network.head.pool=attention, "
+                "or frame_mean_weight=0 and frame_max_weight=0."
+            )
+        if self.uses_frames and uses_noisy_head:
+            raise KitError(
+                "a noisy head has no loss at frames: set frame_mean_weight=0 and frame_max_weight=0, or head=clip."
+            )
+        if not self.uses_frames and self.clip_weight == 0:
+            raise KitError(
+                "clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1."
             )
 
     def check_augmentation(self) -> None:
@@ -206,6 +235,19 @@ class Recipe(System):
         return any(chances) or (self.mixup.p > 0 and self.mixup.domain == "wave")
 
     @property
+    def uses_frames(self) -> bool:
+        """Whether the logits of frames are trained."""
+        return self.frame_mean_weight + self.frame_max_weight > 0
+
+    def weighted_logits(self, output: NetworkOutput) -> list[tuple[float, Tensor]]:
+        """Select the logits that are trained, each with the weight of its loss. Shape: each (B, K)"""
+        logits = [(self.clip_weight, output.clip), *zip(self.auxiliary, output.auxiliary, strict=False)]
+        if output.frames is not None:
+            logits.append((self.frame_mean_weight, output.frames.mean(dim=1)))
+            logits.append((self.frame_max_weight, output.frames.amax(dim=1)))
+        return [(weight, x) for weight, x in logits if weight > 0]
+
+    @property
     def output(self) -> str:
         """What the logits are after the whole training: "probability" or "ranking"."""
         return self.output_at(self.epochs)
@@ -214,7 +256,8 @@ class Recipe(System):
         """What the logits are after an epoch, counted from 1."""
         is_finetuned = epoch > self.epochs - self.finetune_epochs
         loss = self.finetune_loss if self.finetune_loss and is_finetuned else self.loss
-        return "ranking" if loss in RANKING_LOSSES else "probability"
+        # Trained at frames alone, frames have log odds, and the clip has not.
+        return "ranking" if loss in RANKING_LOSSES or self.clip_weight == 0 else "probability"
 
     @property
     def crop_frames(self) -> int:

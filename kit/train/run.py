@@ -21,7 +21,7 @@ from kit.labels.table import read_clip_table
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.fold_training import EpochLogger, train_fold
 from kit.train.oof import OofPredictions, join_folds, write_oof
-from kit.train.recipe import RANKING_LOSSES, Recipe, check_recipe
+from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
 from kit.train.warm_start import check_init, init_files, read_inits
 
 
@@ -192,7 +192,7 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
         raise KitError(
             f"all known labels are true ({classes}): add clips without these classes, or a column false_labels."
         )
-    if len(data.classes) == 1 and recipe.loss in RANKING_LOSSES:
+    if len(data.classes) == 1 and recipe.loss in CLASS_LOSSES:
         raise KitError(
             f"loss={recipe.loss} ranks classes, and {data.classes[0]!r} is the only one: use --set loss=bce."
         )

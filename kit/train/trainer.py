@@ -211,9 +211,9 @@ class Trainer:
         return inputs, targets.to(self.device)
 
     def forward(self, inputs: Tensor) -> NetworkOutput:
-        """Apply the network: clip logits, and those of skips and noisy head if the recipe trains them."""
+        """Apply the network: clip logits, and those of frames, skips and noisy head if the recipe trains them."""
         n_auxiliary = len(self.recipe.auxiliary)
-        if not n_auxiliary and not any(self.uses_noisy_head):
+        if not (n_auxiliary or any(self.uses_noisy_head) or self.recipe.uses_frames):
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
@@ -224,7 +224,7 @@ class Trainer:
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, batch: Batch) -> Tensor:
-        """Sum the losses of all sources, at the clip logits and at the skips. Shape: -> scalar"""
+        """Sum the weighted losses of all sources, at clips, frames and skips. Shape: -> scalar"""
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
@@ -234,7 +234,7 @@ class Trainer:
             main = torch.where(is_noisy[:, None], output.noisy, main)
         reduction = recipe.average_over, recipe.weight_by_share
         losses = []
-        for weight, logits in [(1.0, main), *zip(recipe.auxiliary, output.auxiliary, strict=False)]:
+        for weight, logits in recipe.weighted_logits(output._replace(clip=main)):
             loss = sum_by_source(logits, targets, sources, self.losses, weights, *reduction)
             losses.append(weight * loss)
         return torch.stack(losses).sum()

@@ -53,6 +53,7 @@ HEADS = {
     **POOLING_HEADS,
     **{name: {"recurrent": name, "recurrent_width": 4} for name in RECURRENCES},
     "attention": ATTENTION,
+    "attention, norm first": {**ATTENTION, "norm_first": True, "hidden": 6},
     "embedded lstm, attention": {**ATTENTION, "recurrent": "lstm", "recurrent_width": 4, "embedding": 6},
     "hidden": {"hidden": 6},
     "hidden, norm first": {"hidden": None, "norm_first": True},

@@ -13,12 +13,15 @@ from kit.train.losses import (
     RowLoss,
     average_loss,
     bce_loss,
+    cross_entropy_loss,
     focal_loss,
     lsep_loss,
     mse_loss,
+    soft_auc_loss,
     soft_bootstrap_loss,
     sum_by_source,
 )
+from kit.train.recipe import RANKING_LOSSES
 
 POSITIVE_WEIGHT = torch.tensor([0.5, 1.0, 2.0, 3.0, 0.0, 10.0, 4.0], dtype=torch.float64)
 
@@ -85,12 +88,40 @@ def slow_lsep(scores, targets):
     return math.log1p(sum(pairs))
 
 
+def slow_softmax(scores, targets):
+    """Definition, over the known labels. A clip without a true label has no distribution to learn."""
+    known = [(s, t) for s, t in zip(scores, targets, strict=True) if not math.isnan(t)]
+    total = sum(t for _, t in known)
+    normaliser = math.log(sum(math.exp(s) for s, _ in known)) if known else 0.0
+    return sum(t / total * (normaliser - s) for s, t in known) if total else 0.0
+
+
+def slow_soft_auc(scores, targets, bce=0.0):
+    """Definition: a double loop over the batch's pairs of a true and a false label. Each clip gets half of a pair.
+
+    Shape:  lists (B, K) -> (B,)
+    """
+    labels = [(b, s, t) for b in range(len(scores)) for s, t in zip(scores[b], targets[b], strict=True)]
+    true, false = ([x for x in labels if sign * (x[2] - 0.5) > 0] for sign in (1, -1))
+    losses = [bce * CASES["bce"][1](s, t) for s, t in zip(scores, targets, strict=True)]
+    n_clips = sum(not all(map(math.isnan, row)) for row in targets)
+    for b, s, t in true:
+        for b_false, s_false, t_false in false:
+            pair = (t - 0.5) * (0.5 - t_false) * math.log1p(math.exp(s_false - s))
+            for clip in (b, b_false):
+                losses[clip] += 0.5 * pair * n_clips / (len(true) * len(false))
+    return losses
+
+
 CASES = {
     "bce": (bce_loss, by_label(lambda s, t, k: cross_entropy(s, t))),
     "lsep": (lsep_loss, slow_lsep),
     "focal": (focal_loss, by_label(lambda s, t, k: focal_term(s, t, 2.0))),
     "bootstrap": (soft_bootstrap_loss, by_label(lambda s, t, k: bootstrap_term(s, t))),
     "mse": (mse_loss, by_label(lambda s, t, k: (probability(s) - t) ** 2)),
+    "cross-entropy": (cross_entropy_loss, slow_softmax),
+    "soft-auc": (soft_auc_loss, slow_soft_auc),
+    "soft-auc bce": (partial(soft_auc_loss, bce=0.25), partial(slow_soft_auc, bce=0.25)),
     "bce smooth": (
         partial(bce_loss, smoothing=0.01, positive_weight=POSITIVE_WEIGHT),
         by_label(smoothed_weighted_term),
@@ -111,6 +142,8 @@ ON_UNKNOWN = {
     "all": (partial(soft_bootstrap_loss, trust=0.6, on="all", detach=False), slow_bootstrap_all),
 }
 ALL_CASES = {**CASES, **ON_UNKNOWN}
+# These compare the clips of a batch, so a clip's loss depends on the others. Their definitions read a whole batch.
+OVER_BATCHES = ("soft-auc", "soft-auc bce")
 KINDS = ("hard", "soft", "steps")
 
 
@@ -138,7 +171,8 @@ def test_every_named_loss_is_tested():
 def test_a_loss_equals_its_definition_and_counts_its_labels(name, kind):
     logits, targets = draw(kind)
     loss, slow = ALL_CASES[name]
-    expected = [slow(s, t) for s, t in zip(logits.tolist(), targets.tolist(), strict=True)]
+    rows = logits.tolist(), targets.tolist()
+    expected = slow(*rows) if name in OVER_BATCHES else [slow(s, t) for s, t in zip(*rows, strict=True)]
     counts = [7] * len(targets) if name in ON_UNKNOWN else (~targets.isnan()).sum(1).tolist()
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         row = loss(logits.to(dtype).requires_grad_(), targets.to(dtype))
@@ -229,6 +263,8 @@ def test_losses_stay_finite_at_huge_logits(name, dtype, kind):
         ("focal", 1e4, [-0.5, 0.5, 0]),
         ("bootstrap", 7e3, [-0.35, 0.35, 0]),
         ("mse", 1, [0, 0, 0]),
+        ("cross-entropy", 2e4, [-1, 1, 0]),
+        ("soft-auc", 5e3, [-0.25, 0.25, 0]),
     ],
 )
 def test_losses_at_huge_logits_have_the_right_value_and_slope(name, value, slope):
@@ -238,7 +274,7 @@ def test_losses_at_huge_logits_have_the_right_value_and_slope(name, value, slope
     assert loss.item() == pytest.approx(value) and logits.grad.tolist() == [pytest.approx(slope)]
 
 
-@pytest.mark.parametrize("name", ALL_CASES)
+@pytest.mark.parametrize("name", [name for name in ALL_CASES if name not in OVER_BATCHES])
 def test_a_clip_s_loss_is_the_same_alone_and_under_autocast(name):
     logits, targets = draw("soft")
     logits, targets = 30 * logits.float(), targets.float()
@@ -247,6 +283,54 @@ def test_a_clip_s_loss_is_the_same_alone_and_under_autocast(name):
     torch.testing.assert_close(alone, whole[5:6], rtol=1e-6, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(ALL_CASES[name][0](logits, targets).loss, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_average_of_soft_auc_is_its_mean_over_the_pairs_of_the_batch(kind):
+    logits, targets = draw(kind)
+    distances = (targets - 0.5).nan_to_num(0.0)
+    true, false = distances > 0, distances < 0
+    pairs = torch.nn.functional.softplus(logits[false] - logits[true][:, None])
+    mean_over_pairs = (pairs * distances[true][:, None] * -distances[false]).mean()
+    torch.testing.assert_close(average_loss(soft_auc_loss(logits, targets)), mean_over_pairs)
+
+
+def test_soft_auc_in_chunks_of_pairs_has_the_loss_and_the_gradient_of_all_pairs_at_once(monkeypatch):
+    logits, targets = draw("soft")
+    results = []
+    for pairs_at_once in (10**9, 100, 1):
+        monkeypatch.setattr("kit.train.losses.PAIRS_AT_ONCE", pairs_at_once)
+        leaf = logits.clone().requires_grad_()
+        loss = soft_auc_loss(leaf, targets).loss
+        results.append((loss.detach(), *torch.autograd.grad((loss * torch.arange(len(loss))).sum(), leaf)))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+@pytest.mark.parametrize("targets", [[[1.0, 1.0], [1.0, math.nan]], [[0.0, 0.5], [0.2, 0.0]], [[0.5, 0.5]]])
+def test_soft_auc_of_a_batch_without_a_pair_is_its_share_of_bce(targets):
+    targets = torch.tensor(targets)
+    logits = torch.randn(targets.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = soft_auc_loss(logits, targets).loss
+    assert (loss == 0).all() and (torch.autograd.grad(loss.sum(), logits)[0] == 0).all()
+    bce = 0.25 * bce_loss(logits, targets).loss
+    torch.testing.assert_close(soft_auc_loss(logits, targets, bce=0.25).loss, bce)
+
+
+def test_cross_entropy_of_a_clip_without_a_true_label_is_zero_without_a_gradient():
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = cross_entropy_loss(logits, torch.tensor([[0.0, 0.0, 0.0], [0.0, math.nan, 0.0]])).loss
+    loss.sum().backward()
+    assert (loss == 0).all() and (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", ["soft-auc", "cross-entropy"])
+def test_the_level_of_the_logits_does_not_change_a_ranking_loss(name):
+    """So they are no log odds, and RANKING_LOSSES has these losses."""
+    logits, targets = draw("hard")
+    loss = LOSSES[name]
+    torch.testing.assert_close(loss(logits + 7.0, targets).loss, loss(logits, targets).loss)
+    assert name in RANKING_LOSSES
 
 
 @pytest.mark.parametrize("name", ["bce", "focal", "focal alpha", "mse"])

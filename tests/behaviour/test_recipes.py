@@ -31,6 +31,7 @@ RATE = 8000
 CLASSES = ("high", "low", "noisy")
 FREESOUND = ("skip-attention", "axis-pool", "max-pyramid-mel", "max-pyramid-stft", "window-snr", "two-stage")
 RFCX = ("freq-coord", "freq-crop")
+BIRDCLEF = ("sed",)
 # What makes an epoch of a small form take a moment.
 COMMON = """
     frontend.sample_rate=8000 epochs=2 no_augment_epochs=0 batch_size=4 validate_every=2 n_folds=2 crop_s=0.5
@@ -56,6 +57,7 @@ TINY_TEXTS = {
         {MEL} {WINDOWS} sampling.steps=2 network.backbone.blocks=2 network.backbone.width=4 {ONCE}
         self_training.stages=["loss=lsep\\u0020loss_settings={{}}"]
     """,
+    "sed": f"{MEL} frontend.f_max_hz=4000 {PYRAMID} inference.window_s=0.5 inference.hop_s=0.5",
 }
 TINY = {name: f"{COMMON} {text}".split() for name, text in TINY_TEXTS.items()}
 
@@ -136,8 +138,8 @@ def check_run_and_submission(run, header, rows, name):
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
 
 
-def test_there_are_eight_recipes_with_a_small_form_each():
-    assert set(RECIPES) == set(SMALL) == set(TINY) == {*FREESOUND, *RFCX}
+def test_there_are_nine_recipes_with_a_small_form_each():
+    assert set(RECIPES) == set(SMALL) == set(TINY) == {*FREESOUND, *RFCX, *BIRDCLEF}
 
 
 @pytest.mark.parametrize("name", FREESOUND)
@@ -170,6 +172,24 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
         first = Recipe.from_dict(json.loads((tmp_path / "run" / "rounds" / "0" / "recipe.json").read_text()))
         assert first.output == "probability" and len(run.recipe.network["bands_hz"]) == 3
         assert run.recipe.network["bands_hz"][1] == [0.0, 600.0]
+
+
+@pytest.mark.parametrize("name", BIRDCLEF)
+def test_a_recipe_for_windows_of_soundscapes_trains_small_on_clips_and_submits_a_row_per_window(
+    tagging, tmp_path, name
+):
+    frame = pd.read_csv(tagging / "table.csv").drop(columns="source")
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    for i in range(2):
+        rng = np.random.default_rng(i)
+        write_wav(tmp_path / "test" / f"s{i}.wav", sound(["low"], 2.0, rng, at_s=1.25), RATE)
+    ids = [f"s{i}_{end_s}" for i in (1, 0) for end_s in (1, 2)]
+    write_template(tmp_path / "template.csv", ids, CLASSES)
+    (tmp_path / "train").symlink_to(tagging / "train")  # beside the other test set
+    run, header, rows = trained_and_submitted(name, tmp_path, tmp_path, table=tmp_path / "table.csv")
+    check_run_and_submission(run, header, rows, name)
+    assert header[1:] == list(CLASSES) and list(rows) == ids
+    assert not np.array_equal(rows["s0_1"], rows["s0_2"]), "each window has its own prediction"
 
 
 # What makes freq-coord of freq-coord-b1.
@@ -219,6 +239,15 @@ PUBLISHED = {
         frontend.n_mels=32 loss=bootstrap loss_settings={"on":"unknown","trust":0.1,"detach":false}
         finetune_epochs=0 inference.mode=full mixup.labels=union mixup.domain=wave self_training.iterations=5
     """,
+    "sed": """
+        frontend.sample_rate=32000 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=128 frontend.f_min_hz=20
+        frontend.f_max_hz=16000 frontend.log=db frontend.normalize=clip frontend.reference=window loss=bce crop_s=5
+        network.head.pool=attention network.head.norm_first=true network.head.dropout=0.3 inference.window_s=5
+        inference.hop_s=5 inference.pool=max mixup.domain=wave mixup.p=0.5 mixup.low=0.5 mixup.high=0.5
+        mixup.convex=true mixup.labels=union spec_augment.mask_p=0.3 spec_augment.time_masks=3
+        spec_augment.freq_masks=3 optim.kind=adamw optim.lr_peak=5e-4 optim.weight_decay=1e-4
+        optim.schedule=one-cycle optim.warmup=0.06 optim.clip_norm=1 epochs=25 batch_size=64 n_folds=5
+    """,
 }
 
 
@@ -267,6 +296,9 @@ def test_a_variant_is_its_base_with_a_few_changes():
     assert b1.name == "freq-coord-b1" and b1.crop_s == b1.inference.window_s == 8
     assert b1.override(["name=freq-coord", *VARIANTS_BACK]) == RECIPES["freq-coord"]
     assert find_recipe("freq-coord-rexnet-150", small=True).network["family"] == "max-pyramid"
+    sed = find_recipe("sed-20s")
+    assert sed.crop_s == sed.inference.window_s == 20 and sed.inference.hop_s == 5
+    assert sed.network == RECIPES["sed"].network and sed.frontend != RECIPES["sed"].frontend
 
 
 def test_small_forms_cut_crops_from_spectrograms():
@@ -290,7 +322,7 @@ def test_a_recipe_reads_back_from_its_printed_settings_and_from_json(name, small
 def test_the_list_of_recipes_names_each_with_its_source():
     lines = [f"{name:22} {recipe.source}" for name, recipe in RECIPES.items()]
     listed = list_recipes().splitlines()
-    assert listed[:8] == lines and [line.split()[0] for line in listed[8:]] == list(VARIANTS)
+    assert listed[:9] == lines and [line.split()[0] for line in listed[9:]] == list(VARIANTS)
 
 
 @pytest.mark.parametrize("kind, name", [("tagging", "max-pyramid-mel"), ("soundscapes", "freq-coord")])

@@ -48,6 +48,13 @@ SMALL = {
         f"network.backbone.name={TIMM}",
         "inference.max_frames=96",
     ],
+    "sed": [
+        "frontend.n_mels=32",
+        f"network.name={TIMM}",
+        "network.head.hidden=8",
+        "inference.window_s=1",
+        "inference.hop_s=1",
+    ],
 }
 # Classes and weights as published, or as the published backbone has them with the system's channels and output
 # layer: EfficientNet-B3 of 2 channels and 24 classes, -B0 of 1 and 24, ResNet-18 of 3 and 80.

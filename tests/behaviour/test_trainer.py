@@ -12,16 +12,20 @@ import torch
 from kit.audio.augment import WaveAugmentConfig
 from kit.audio.frontend import Frontend
 from kit.audio.specaugment import SpecAugmentConfig
+from kit.audio.windows import pad_frames
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
 from kit.train.fold_training import new_tagger
 from kit.train.losses import LOSSES
+from kit.train.recipe import CLASS_LOSSES
+from kit.train.run import check_labels
 from kit.train.sampler import draw_batches, prepare_batch
 from tests.behaviour.training import (
     CPU,
     TINY,
+    clips_of,
     copy_weights,
     load_table,
     new_trainer,
@@ -256,6 +260,81 @@ def test_skips_add_their_weighted_losses_and_more_weights_than_skips_are_refused
     trainer = new_trainer(data, replace(PLAIN, auxiliary=(0.4, 0.2)))
     with pytest.raises(KitError, match="auxiliary has 2 weights, the network 0 skips"):
         trainer.train_step(first_batch(trainer), seeded())
+
+
+ATTENTION = {"pool": "attention", "norm_first": False, "dropout": 0.0}
+
+
+def test_the_loss_is_the_weighted_sum_of_those_at_clips_at_the_frames_mean_and_at_their_maximum(data):
+    network = {**PLAIN.network, "head": ATTENTION}
+    for weights in ((0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)):
+        clip, mean, highest = weights
+        recipe = replace(
+            PLAIN,
+            network=network,
+            loss="bce",
+            clip_weight=clip,
+            frame_mean_weight=mean,
+            frame_max_weight=highest,
+        )
+        trainer = new_trainer(data, recipe)
+        batch = first_batch(trainer)
+        output = copy.deepcopy(trainer.network).train().outputs(trainer.tagger.frontend.stack(batch.crops))
+        frames = output.frames.detach()
+        assert frames.shape[1] > 1
+        parts = [output.clip.detach(), frames.sum(1) / frames.shape[1], frames.max(1).values]
+        means = [slow_mean("bce", logits, batch.targets, batch.weights) for logits in parts]
+        trainer.network.train()
+        assert trainer.train_step(batch, seeded()) == pytest.approx(np.dot(weights, means), rel=1e-5)
+
+
+def test_validation_predicts_with_the_logits_of_clips_whatever_outputs_are_trained(data):
+    network = {**PLAIN.network, "head": ATTENTION}
+    trainer = new_trainer(data, replace(PLAIN, network=network, clip_weight=0.0, frame_max_weight=1.0))
+    assert trainer.recipe.output == "ranking", "only the logits of frames are log odds"
+    trainer.run_epoch()
+    spec = next(iter(trainer.clips.spectrograms.values()))
+    windows = Predictor(trainer.tagger, CPU).predict([spec])[0]
+    first, end = windows.spans[0]
+    assert end == spec.shape[-1]
+    bucket = trainer.tagger.card.inference.input_frames((first, end), trainer.tagger.min_frames)
+    inputs = trainer.tagger.frontend.stack(pad_frames(spec, bucket, "wrap")[None])
+    with torch.no_grad():
+        output = trainer.network.eval().outputs(inputs)
+    np.testing.assert_allclose(windows.logits, output.clip, rtol=1e-5, atol=1e-5)
+    assert float((output.clip - output.frames.amax(1)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"frame_mean_weight": 1.0},
+            r"network\.head\.pool=max gives no logits of frames: set network\.head\.pool=att",
+        ),
+        ({"frame_max_weight": 0.5}, r"network\.head\.pool=max gives no logits of frames"),
+        ({"clip_weight": 0.0}, r"all 0: set clip_weight=1"),
+        (
+            {
+                "frame_max_weight": 0.5,
+                "network": {**TINY.network, "head": ATTENTION, "noisy_head": True},
+                "sources": {"noisy": {"head": "noisy"}},
+            },
+            r"a noisy head has no loss at frames: set .*frame_max_weight=0, or head=clip",
+        ),
+    ],
+)
+def test_weights_of_outputs_that_are_not_there_are_refused_before_the_training(changes, message):
+    with pytest.raises(KitError, match=message):
+        replace(TINY, **changes)
+
+
+def test_a_single_class_can_be_ranked_over_clips_but_not_against_other_classes():
+    clips = clips_of([[1.0], [0.0]], classes=("high",))
+    check_labels(replace(TINY, loss="soft-auc"), clips)
+    for loss in CLASS_LOSSES:
+        with pytest.raises(KitError, match=f"loss={loss} ranks classes, and 'high' is the only one"):
+            check_labels(replace(TINY, loss=loss), clips)
 
 
 def test_a_loss_that_is_not_finite_names_the_clips_of_its_batch():
