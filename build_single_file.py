@@ -21,7 +21,7 @@ BUNDLE = "audiotag_kit.py"
 ENTRY = "kit/__main__.py"
 FOLDERS = ("core", "audio", "labels", "models", "infer", "train", "plots")
 METADATA = "dataset-metadata.json"
-RULE = "# " + "=" * 108
+BANNER = "# ======== {path}: line N of the file is line N{offset:+} here ========"
 OWN_NAMES = {"__file__", "__name__", "__doc__", "__spec__", "__package__"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SCOPES = (*DEFINITIONS, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
@@ -245,12 +245,10 @@ def join_sections(order: Sequence[Source], version: str) -> str:
     contents: list[str] = []
     sections: list[str] = []
     for source in order:
-        # The contents will have a line per file. The banner is the third to fifth line of what is added here.
-        start = len(head) + len(order) + len(code) + len(sections) + 3
-        offset = start + 2
-        contents.append(f"# {start:6} {offset:+7}  {source.path}")
-        banner = [RULE, f"# {source.path}: line N of the file is line N{offset:+} here", RULE]
-        sections += ["", "", *banner, *section(source)]
+        # The contents will have a line per file. The banner is the third line of what is added here.
+        offset = len(head) + len(order) + len(code) + len(sections) + 3
+        contents.append(f"# {offset:6} {offset:+7}  {source.path}")
+        sections += ["", "", BANNER.format(path=source.path, offset=offset), *section(source)]
     return "\n".join([*head, *contents, *code, *sections, ""])
 
 

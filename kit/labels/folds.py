@@ -30,15 +30,14 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
     targets = label_targets(labels, class_names(labels)).astype(np.int64)
     counts = np.zeros((len(groups), targets.shape[1]), np.int64)
     np.add.at(counts, group_of_row, targets)
-    # A model that has never met a class cannot be validated on it.
-    has_only_clips = counts[:, (counts > 0).sum(axis=0) == 1].any(axis=1)
     is_unlabelled = np.asarray(table.get("source", [""] * len(table)), str) == UNLABELLED
-    in_folds = np.logical_not(has_only_clips)
-    in_folds[group_of_row[is_unlabelled]] = False
-    n_groups = int(in_folds.sum())
-    if n_groups < n_folds:
-        details = f"got {n_groups} in {len(table)} rows (without those that hold a class alone)"
-        raise KitError(f"{n_folds} folds need as many groups, {details}.")
+    in_folds = ~np.isin(np.arange(len(groups)), group_of_row[is_unlabelled])
+    if in_folds.sum() < n_folds:
+        raise KitError(f"{n_folds} folds need as many groups, got {in_folds.sum()} in {len(table)} rows.")
+    # A model that has never met a class cannot be validated on it. In tiny tables there is no choice.
+    has_company = ~counts[:, (counts > 0).sum(axis=0) == 1].any(axis=1)
+    if (in_folds & has_company).sum() >= 2 * n_folds:
+        in_folds &= has_company
     sizes = np.bincount(group_of_row, minlength=len(groups))
     folds = np.full(len(groups), -1, np.int64)
     folds[in_folds] = stratify_groups(counts[in_folds], sizes[in_folds], n_folds, seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from build_single_file import RULE, Refused, build, parse
+from build_single_file import BANNER, Refused, build, parse
 from tests.conftest import import_bundle
 from tests.house.minikit import CLI, DECODE, ENTRY, ERRORS, MINI, ROOT, run_builder, write_mini
 
@@ -144,8 +144,7 @@ def check_verbatim(text: str, root: Path) -> None:
     files = {path.relative_to(root).as_posix() for path in (root / "kit").rglob("*.py")}
     assert {path for _, _, path in contents} == {path for path in files if not path.endswith("__init__.py")}
     for start, offset, path in contents:
-        assert lines[int(start) - 1] == lines[int(offset) - 1] == RULE
-        assert lines[int(start)] == f"# {path}: line N of the file is line N+{offset} here"
+        assert lines[int(start) - 1] == BANNER.format(path=path, offset=int(offset))
         source = parse(path, (root / path).read_text(encoding="utf-8"))
         out = {n for node in source.kit_imports for n in range(node.lineno, (node.end_lineno or 0) + 1)}
         for number, line in enumerate(source.text.removesuffix("\n").split("\n"), 1):
