@@ -61,6 +61,7 @@ def train_by_name(
     backgrounds: str | None = None,
     corrections: str | None = None,
     init: str | None = None,
+    memory_gb: float | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -86,6 +87,7 @@ def train_by_name(
         backgrounds: folder of sounds to mix into the crops
         corrections: JSON or CSV with new labels for some clips, or clips to drop
         init: checkpoint or state dict that the networks start from; {fold} in its name stands for the fold
+        memory_gb: memory for clips; past it they are mapped to files in TMPDIR; by default half of the memory
         device: cpu or cuda; by default the first GPU that computes, else cpu
         threads: threads that decode; by default one per core
         progress: show a progress bar
@@ -118,6 +120,7 @@ def train_by_name(
         backgrounds=backgrounds,
         corrections=corrections,
         init=init,
+        memory_gb=memory_gb,
         device=device,
         threads=threads,
         progress=progress,

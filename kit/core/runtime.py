@@ -120,6 +120,16 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Return the memory of this machine or container, or 4 GiB where neither says: the same in each run here."""
+    total = 4 * 2**30
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        total = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
 def free_memory_bytes() -> int:
     """Return the memory free for the system and this container, or 4 GiB where neither says."""
     free = 4 * 2**30

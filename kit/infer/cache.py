@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -115,12 +115,18 @@ def read_entries(path: Path) -> tuple[dict[str, WindowLogits], dict[str, str]]:
     return entries, files
 
 
-def map_to_disk(tensor: Tensor) -> Tensor:
-    """Move a float32 tensor to a memory-mapped file without a name, which vanishes with it."""
+def map_to_disk(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Move tensors of one type to a memory-mapped file without a name, which vanishes with them.
+
+    A process may have some 65,000 maps: where there are many tensors, map them together.
+    """
     with tempfile.NamedTemporaryFile(prefix="audiotag_kit_") as file:
-        file.write(tensor.numpy().tobytes())
+        for tensor in tensors:
+            file.write(tensor.numpy().tobytes())
         file.flush()
-        return torch.from_file(file.name, size=tensor.numel(), dtype=torch.float32).view(tensor.shape)
+        sizes = [tensor.numel() for tensor in tensors]
+        mapped = torch.from_file(file.name, size=sum(sizes), dtype=tensors[0].dtype)
+    return [part.view(tensor.shape) for part, tensor in zip(torch.split(mapped, sizes), tensors, strict=True)]
 
 
 class SpectrogramCache:
@@ -143,7 +149,7 @@ class SpectrogramCache:
         if self.used_bytes + spec.nbytes > self.budget_bytes:
             self.spilled.add(key)
             try:
-                spec = map_to_disk(spec)
+                (spec,) = map_to_disk([spec])
             except OSError:
                 self.unmapped.add(key)
         else:

@@ -41,6 +41,8 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
 def cut_window(frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mode: str) -> Tensor:
     """Cut a window from a cached spectrogram, normalize it and pad it. Shape: (M, N) -> (M, frames)"""
     piece = spec[:, span[0] : span[1]]
+    if piece.dtype == torch.float16:  # kept so in training where memory is short
+        piece = piece.float()
     if frontend.config.reference == "window":
         piece = frontend.normalize(piece)
     floor = frontend.floor(piece) if pad_mode == "min" else None

@@ -15,8 +15,6 @@ from kit.audio.windows import pad_frames
 from kit.core.errors import KitError, choose, suggest
 from kit.core.files import read_table
 from kit.core.runtime import Runtime
-from kit.infer.loader import SpectrogramLoader
-from kit.infer.template import locate_clips
 from kit.labels.boxes import Boxes, recording_labels, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
 from kit.labels.stretches import is_validated, row_names, stretches_of
@@ -30,6 +28,7 @@ from kit.labels.table import (
     rating_weights,
     scored_truth,
 )
+from kit.train.clip_store import load_clips
 from kit.train.pseudo_labels import pick_soft
 from kit.train.recipe import Recipe
 
@@ -182,25 +181,6 @@ def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
     return np.array([number_of[name] for name in sources.tolist()], np.int64)
 
 
-def load_clips(
-    names: Sequence[str], audio: Path, frontends: Mapping[str, Any], runtime: Runtime
-) -> tuple[SpectrogramLoader, dict[str, dict[int, Tensor]]]:
-    """Decode every clip once and apply each frontend to it.
-
-    Returns the loader, which holds seconds and failures, and for each frontend the spectrograms by clip.
-    Errors: KitError if no clip can be decoded
-    """
-    loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
-    spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
-    for chunk in loader.load_chunks("load", runtime.progress):
-        for key, by_clip in spectrograms.items():
-            by_clip.update(zip(*loader.specs(chunk, key), strict=True))
-    loader.print_failures(names)
-    if not any(spectrograms.values()):
-        raise KitError(f"none of the {len(names)} clips of the table can be decoded in {audio}.")
-    return loader, spectrograms
-
-
 def load_dataset(
     recipe: Recipe,
     frame: Any,
@@ -210,6 +190,7 @@ def load_dataset(
     boxes: Boxes | None = None,
     soft: SoftLabels | None = None,
     backgrounds: str | Path | None = None,
+    memory_gb: float | None = None,
 ) -> Dataset:
     """Decode every clip of a table once and keep its spectrogram.
 
@@ -239,7 +220,7 @@ def load_dataset(
     frontends: dict[str, Any] = {"spec": Frontend(recipe.frontend)}
     if recipe.needs_waveforms:
         frontends["wave"] = RawWaveforms(recipe.frontend)
-    loader, loaded = load_clips(clips, audio, frontends, runtime)
+    loader, loaded = load_clips(clips, audio, frontends, runtime, memory_gb)
 
     spectrograms: dict[int, Tensor] = {}
     waveforms: dict[int, Tensor] = {}
@@ -388,5 +369,5 @@ def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime
     quiet = replace(runtime, progress=False)
     _, loaded = load_clips(names, folder, {"wave": RawWaveforms(recipe.frontend)}, quiet)
     samples, _ = crop_steps(recipe)
-    sounds = [pad_frames(wave[:, :samples], samples, "wrap") for wave in loaded["wave"].values()]
+    sounds = [pad_frames(wave[:, :samples].float(), samples, "wrap") for wave in loaded["wave"].values()]
     return torch.cat(sounds).cpu()

@@ -55,6 +55,7 @@ def train_run(
     threads: int | None = None,
     progress: bool = True,
     init: str | Path | None = None,
+    memory_gb: float | None = None,
     logger: EpochLogger | None = None,
 ) -> Run:
     """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
@@ -64,7 +65,8 @@ def train_run(
     `group_column` share a fold. `boxes` are two CSVs, of true and of false boxes; the table is then
     `recording_id,fold`, or None. `soft` is a CSV of soft labels that fill unknown labels. `all_data` trains one
     model on all folds, all.pt, instead. `init` is a checkpoint or a state dict whose tensors the networks start
-    from; `{fold}` in its name stands for the fold. `logger` is called after each epoch with its row of
+    from; `{fold}` in its name stands for the fold. Clips take at most `memory_gb` of memory, by default half of it;
+    the rest is on disk. `logger` is called after each epoch with its row of
     history.csv, as a dict; the score is NaN without a validation. For TensorBoard:
 
         def logger(row):
@@ -97,7 +99,8 @@ def train_run(
     if (folder / "state").is_dir():
         with locked(folder / "state", folder):  # refuses a second process before it decodes anything
             pass
-    data = load_dataset(recipe, frame, folds, Path(audio), runtime, box_labels, soft_labels, backgrounds)
+    labels = box_labels, soft_labels
+    data = load_dataset(recipe, frame, folds, Path(audio), runtime, *labels, backgrounds, memory_gb)
     check_labels(recipe, data)
     check_folds(recipe.metric, data, trained_folds)
     if inits:

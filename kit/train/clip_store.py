@@ -1,0 +1,89 @@
+"""Load the clips of a training, and keep them in memory or, past a budget, on disk."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kit.core.errors import KitError
+from kit.core.runtime import Runtime, memory_bytes
+from kit.infer.cache import map_to_disk
+from kit.infer.loader import SpectrogramLoader
+from kit.infer.template import locate_clips
+
+
+class ClipStore:
+    """Keeps the clips of a training in memory up to a budget, and beyond it in files mapped to memory.
+
+    Where they do not fit as float32, all are kept as float16. That depends on the budget and the clips alone, so that
+    the same seed gives the same result here.
+    Errors: KitError for a disk that is too small
+    """
+
+    def __init__(self, memory_gb: float | None, seconds: float, frontends: Mapping[str, Any]) -> None:
+        self.budget_bytes = memory_bytes() // 2 if memory_gb is None else int(memory_gb * 1e9)
+        configs = {key: frontend.config for key, frontend in frontends.items()}
+        values_per_s = sum(
+            config.sample_rate if key == "wave" else config.n_spec_rows * config.frames_per_s
+            for key, config in configs.items()
+        )
+        needed = 4 * values_per_s * seconds
+        self.dtype = torch.float32 if needed <= self.budget_bytes else torch.float16
+        self.used_bytes = 0
+        if self.dtype == torch.float32:
+            return
+        on_disk = max(0.0, needed / 2 - self.budget_bytes)
+        folder = tempfile.gettempdir()
+        figures = (
+            f"{needed / 1e9:.1f} GB as float32, and {self.budget_bytes / 1e9:.1f} GB of memory are for clips"
+        )
+        kept = f"{needed / 2e9:.1f} GB as float16, of which {on_disk / 1e9:.1f} GB are in {folder}"
+        print(f"note: {seconds / 3600:.1f} hours of audio take {figures}: they take {kept}", flush=True)
+        free = shutil.disk_usage(folder).free
+        if on_disk > free:
+            cure = "train on less audio, or set TMPDIR to a larger disk"
+            raise KitError(f"{folder} has {free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB: {cure}.")
+
+    def keep(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors as they are kept: in memory, or mapped to a file together."""
+        kept = [tensor.to("cpu", self.dtype).contiguous() for tensor in tensors]
+        size = sum(tensor.nbytes for tensor in kept)
+        if self.dtype == torch.float16 and self.used_bytes + size > self.budget_bytes:
+            try:
+                return map_to_disk(kept)
+            except OSError as error:
+                raise KitError(f"no clips fit {tempfile.gettempdir()} any more: {error}.") from error
+        self.used_bytes += size
+        return kept
+
+
+def load_clips(
+    names: Sequence[str],
+    audio: Path,
+    frontends: Mapping[str, Any],
+    runtime: Runtime,
+    memory_gb: float | None = None,
+) -> tuple[SpectrogramLoader, dict[str, dict[int, Tensor]]]:
+    """Decode every clip once and apply each frontend to it.
+
+    Returns the loader, which holds seconds and failures, and for each frontend the spectrograms by clip.
+    Errors: KitError if no clip can be decoded, and as ClipStore
+    """
+    loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
+    spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
+    store = None
+    for chunk in loader.load_chunks("load", runtime.progress):
+        store = store or ClipStore(memory_gb, loader.total_s, frontends)
+        loaded = {key: loader.specs(chunk, key) for key in frontends}
+        for key, (clips, specs) in loaded.items():
+            if clips:
+                spectrograms[key].update(zip(clips, store.keep(specs), strict=True))
+            loader.drop(chunk, key)
+    loader.print_failures(names)
+    if not any(spectrograms.values()):
+        raise KitError(f"none of the {len(names)} clips of the table can be decoded in {audio}.")
+    return loader, spectrograms
