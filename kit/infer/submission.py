@@ -52,6 +52,7 @@ from kit.infer.template import (
     read_report,
     read_template,
     report_path,
+    with_classes,
     write_submission,
 )
 from kit.infer.window_rows import choose_rows
@@ -113,6 +114,9 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     else:
         id_column = "fname" if options.rows in ("auto", "template") else "row_id"
         template = Template(id_column, tuple(names), common_classes([model.card for model in models]))
+    if template.answer:
+        known = stack.card.classes if stack else common_classes([model.card for model in models])
+        template = with_classes(template, known)
     if stack is None:
         models = models_with_classes(models, template, skipped)
     for name, reason in skipped.items():

@@ -20,11 +20,18 @@ from kit.core.files import join_cells, read_table, write_text
 
 @dataclass(frozen=True)
 class Template:
-    """The rows and columns of a submission, byte for byte."""
+    """The rows and columns of a submission, byte for byte.
+
+    `answer` is the one column of a template without scores: `label`, the three best classes; `birds`, those above .5;
+    or `target`, whether a class is above .5, where a row <stem>_<class>_<second> is a cell: (row, class) of `cells`.
+    """
 
     id_column: str
     ids: tuple[str, ...]
     classes: tuple[str, ...]
+    answer: str = ""
+    cell_ids: tuple[str, ...] = ()
+    cells: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,43 @@ def read_template(path: Path) -> Template:
     if not classes:
         raise KitError(f"{path} has no class columns after {id_column!r}: give the sample submission.")
     table.check_names(id_column)
-    return Template(id_column, tuple(table.columns[id_column]), tuple(classes))
+    ids = tuple(table.columns[id_column])
+    if len(classes) == 1 and classes[0] in ("label", "birds", "target"):
+        return Template(id_column, ids, (), answer=classes[0])
+    return Template(id_column, ids, tuple(classes))
+
+
+def with_classes(template: Template, classes: Sequence[str]) -> Template:
+    """Give the models' classes to a template without scores. A class that no model knows is never above .5."""
+    if template.answer != "target":
+        return replace(template, classes=tuple(classes))
+    column = {name: k for k, name in enumerate(classes)}
+    rows: dict[str, int] = {}
+    cells = []
+    for name in template.ids:
+        head, _, end = name.rpartition("_")
+        stem, _, class_name = head.rpartition("_")
+        row = rows.setdefault(f"{stem}_{end}", len(rows))
+        cells.append((row, column.get(class_name, -1)))
+    return replace(
+        template, ids=tuple(rows), classes=tuple(classes), cell_ids=template.ids, cells=tuple(cells)
+    )
+
+
+def answer_lines(template: Template, scores: np.ndarray) -> list[str]:
+    """Format the rows of a template without scores as lines of CSV."""
+    if template.answer == "target":
+        answers = [str(k >= 0 and bool(scores[row, k] > 0.5)) for row, k in template.cells]
+        return [
+            f"{join_cells((name, answer))}\n" for name, answer in zip(template.cell_ids, answers, strict=True)
+        ]
+    lines = []
+    for name, row in zip(template.ids, scores, strict=True):
+        best = np.argsort(-row, kind="stable")
+        chosen = best[:3] if template.answer == "label" else best[row[best] > 0.5]
+        text = " ".join(template.classes[k] for k in chosen) or "nocall"
+        lines.append(f"{join_cells((name, text))}\n")
+    return lines
 
 
 def split_window(name: str) -> tuple[str, float | None]:
@@ -249,6 +292,10 @@ def write_submission(path: Path, template: Template, scores: np.ndarray) -> None
     """Write the template's CSV. Errors: KitError where a score is not finite, or the shape is not the template's"""
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
         raise KitError(f"scores {scores.shape} do not fit the template or are not all finite.")
+    if template.answer:
+        header = join_cells((template.id_column, template.answer))
+        write_text(path, "".join([header + "\n", *answer_lines(template, scores)]))
+        return
     header = join_cells((template.id_column, *template.classes))
     ids: Sequence[str] = template.ids
     if any(mark in name for mark in ',"\r\n' for name in ids):

@@ -32,7 +32,9 @@ def choose_rows(
     identities = file_identities(files)
     plan = plan_rows(template.ids, names, identities)
     ends_s = [end_s for _, end_s in map(split_window, template.ids)]
-    is_stub = bool(files) and plan.rows_of == {} and None not in ends_s and len(ends_s) > 0
+    is_stub = (
+        bool(files) and not template.cells and plan.rows_of == {} and None not in ends_s and len(ends_s) > 0
+    )
     if rows == "template" or (rows == "auto" and not is_stub):
         return template, plan
     row_s = window_seconds(template.ids) if rows == "auto" else parse_duration(rows)

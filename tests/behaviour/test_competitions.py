@@ -321,3 +321,41 @@ def test_windows_of_2021_and_clocks_and_sites_are_read(tmp_path: Path) -> None:
     assert clock_seconds("00:01:05") == 65 and clock_seconds("01:05") == 65 and clock_seconds("2.5") == 2.5
     assert site_of("BC2026_Train_0001_S22_20250101_050000.ogg") == "S22"
     assert site_of("7019_COR_20190904.ogg") == "COR" and site_of("soundscape_12.ogg") == ""
+
+
+ANSWERS = {
+    "label": (["soundscape_0.ogg", "soundscape_1.ogg"], "fname"),
+    "birds": (["soundscape_0_5", "soundscape_0_10"], "row_id"),
+    "target": (["soundscape_0_22930_5", "soundscape_0_asbfly_5", "soundscape_1_none_10"], "row_id"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_templates_of_earlier_years_are_answered_in_their_own_words(answer: str, tmp_path: Path) -> None:
+    """Law 9: the three best labels in 2018, the birds of a window in 2021, true or false for each in 2022."""
+    layouts.write_birdclef(tmp_path / "data", 2025)
+    ids, id_column = ANSWERS[answer]
+    template = tmp_path / "template.csv"
+    template.write_text("\n".join([f"{id_column},{answer}", *(f"{name}," for name in ids), ""]))
+    folder = tmp_path / "data/test_soundscapes"
+    classes = ("asbfly", "22930", "1e5", "x")
+    # Log odds far from 0 on either side, so that some classes are above one half and others are not.
+    tagger = loud_tagger(classes=classes)
+    submit(tagger, folder, tmp_path / "plain.csv", rows="5s" if answer != "label" else "auto", **QUIET)
+    _, scores = read_scores(tmp_path / "plain.csv")
+    submit(tagger, folder, tmp_path / "out.csv", template, **QUIET)
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == f"{id_column},{answer}" and [line.partition(",")[0] for line in lines[1:]] == ids
+    for line in lines[1:]:
+        name, _, text = line.partition(",")
+        if answer == "label":
+            order = np.argsort(-scores[name], kind="stable")[:3]
+            assert text == " ".join(classes[k] for k in order)
+        elif answer == "birds":
+            row = scores[name]
+            chosen = [classes[k] for k in np.argsort(-row, kind="stable") if row[k] > 0.5]
+            assert text == (" ".join(chosen) or "nocall")
+        else:
+            stem, bird, end = name.rsplit("_", 2)
+            is_known = bird in classes
+            assert text == str(is_known and bool(scores[f"{stem}_{end}"][classes.index(bird)] > 0.5))
