@@ -50,11 +50,6 @@ class PostprocessConfig(Config):
         """Whether rows must be windows of recordings."""
         return any(self.smooth) or self.top_mean > 0 or self.site_prior > 0
 
-    @property
-    def keeps_class_order(self) -> bool:
-        """Whether each class's rows stay in order, so that AUC and average precision of a class cannot change."""
-        return not self.needs_windows
-
 
 def postprocess_config(**options: Any) -> PostprocessConfig:
     """Make the settings of options, None where not given; `smooth` may be one number.
