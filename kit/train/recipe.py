@@ -145,7 +145,10 @@ class Recipe(System):
     )
     keep: str = setting("last", "which weights the checkpoint holds", choices=("last", "best"))
     patience: int = setting(
-        0, "validations without a better score that end a training; the best weights are kept; 0: none", low=0
+        0,
+        "validations without a better score that end a training; the best weights are kept; 0: none",
+        low=0,
+        high=10**6,
     )
     n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2, high=1000)
     seeds: int = setting(1, "networks per fold", low=1, high=1000)

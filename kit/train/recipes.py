@@ -338,9 +338,9 @@ SED = Recipe(
 )
 # A filter makes clips recorded nearby more like distant sounds.
 SED_SMALL = """
-    frontend.n_mels=64 frontend.hop_length=640 mixup.domain=spec spec_augment.filter_p=0.5 epochs=30
+    frontend.n_mels=64 frontend.hop_length=640 mixup.domain=spec spec_augment.filter_p=0.5 epochs=24
     network={"family":"max-pyramid","width":16,"head":{"pool":"attention","dropout":0.2}}
-    batch_size=16 validate_every=30 optim.lr_peak=5e-3
+    batch_size=12 validate_every=24 optim.lr_peak=5e-3
 """
 
 

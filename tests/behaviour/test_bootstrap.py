@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from kit.core.errors import KitError
-from kit.labels import bootstrap
 from kit.labels.bootstrap import Interval, bootstrap_difference, bootstrap_interval, class_intervals
 from kit.labels.metrics import METRICS, class_metric, log_losses, lwlrap, metric_per_class
 from tests.behaviour.slow_metrics import SLOW_METRICS
@@ -148,12 +147,12 @@ def test_a_class_has_the_interval_of_its_own_metric(metric):
 
 def test_a_metric_over_columns_has_fewer_draws_of_a_large_set_and_says_so(monkeypatch):
     truth, scores = draw(9)
-    monkeypatch.setattr(bootstrap, "MAX_COUNTED", 300 * truth.size)
+    monkeypatch.setitem(bootstrap_interval.__globals__, "MAX_COUNTED", 300 * truth.size)
     interval = bootstrap_interval("macro_auc", truth, scores)
     assert interval == bootstrap_interval("macro_auc", truth, scores, draws=300)
     assert str(interval).endswith("; 300 draws)")
     assert bootstrap_interval("lwlrap", truth, scores).draws == 1000
-    monkeypatch.setattr(bootstrap, "MAX_COUNTED", 1)
+    monkeypatch.setitem(bootstrap_interval.__globals__, "MAX_COUNTED", 1)
     assert bootstrap_interval("macro_auc", truth, scores).draws == 100
 
 
