@@ -92,6 +92,9 @@ def train_by_name(
         threads: threads that decode; by default one per core
         progress: show a progress bar
     """
+    chosen = dict(locals())  # the arguments, as there is nothing else yet
+    for name in ("recipe", "small", "overrides", "competition"):
+        del chosen[name]
     settings = find_recipe(recipe, small, overrides)
     if competition is not None:
         if audio or table or boxes:
@@ -106,25 +109,8 @@ def train_by_name(
         print(data, flush=True)
     elif audio is None:
         raise KitError("give --audio FOLDER and --table CSV or --boxes CSV CSV, or --competition FOLDER.")
-    return self_train(
-        settings,
-        table,
-        audio,
-        out,
-        only_folds=only_folds,
-        group_column=group_column,
-        boxes=boxes,
-        soft=soft,
-        all_data=all_data,
-        deadline=deadline,
-        backgrounds=backgrounds,
-        corrections=corrections,
-        init=init,
-        memory_gb=memory_gb,
-        device=device,
-        threads=threads,
-        progress=progress,
-    )
+    chosen |= {"audio": audio, "table": table, "boxes": boxes, "group_column": group_column}
+    return self_train(settings, **chosen)
 
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:

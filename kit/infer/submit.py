@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ def submit(
 
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """
+    chosen = dict(locals())  # the arguments, as there is nothing else yet
     soundscapes = None
     if competition is not None:
         if audio is not None or template is not None:
@@ -154,31 +155,10 @@ def submit(
     if started_at is not None and deadline is None:
         raise KitError("started_at has no effect without a deadline: give one, or leave it out.")
     check_kind("audio", [audio], str | Path, "give the path of a folder")
-    options = SubmitOptions(
-        checkpoints=many,
-        audio=Path(audio),
-        out=Path(out),
-        template=None if template is None else Path(template),
-        blend=blend,
-        weights=weights,
-        mode=mode,
-        window_s=window_s,
-        hop_s=hop_s,
-        pool=pool,
-        rows=rows,
-        prior_shift=prior_shift,
-        site_prior=site_prior,
-        smooth=[smooth] if isinstance(smooth, int | float) else smooth,
-        top_mean=top_mean,
-        top_power=top_power,
-        device=device,
-        threads=threads,
-        batch_frames=batch_frames,
-        precision=precision,
-        progress=progress,
-        networks=networks,
-        decoders=decoders,
-    )
+    chosen |= {"checkpoints": many, "audio": Path(audio), "out": out}
+    chosen["template"] = None if template is None else Path(template)
+    chosen["smooth"] = [smooth] if isinstance(smooth, int | float) else smooth
+    options = SubmitOptions(**{field.name: chosen[field.name] for field in fields(SubmitOptions)})
     if rehearse and (competition is None or soundscapes is None):
         raise KitError(
             "rehearse predicts a competition's training soundscapes: give competition, or leave it out."

@@ -173,22 +173,12 @@ def write_curated_and_noisy(folders: Sequence[str]) -> Callable[[Path, Path, boo
 
 def write_freesound_2018(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
     """Write the table of Freesound 2018: clips that nobody verified count as noisy."""
-    table = read_table(root / "train.csv", ("fname", "label", "manually_verified"))
-    columns = table.columns
-    is_verified = [text == "1" for text in columns["manually_verified"]]
-    frame = {
-        "fname": [f"audio_train/{name}" for name in columns["fname"]],
-        "labels": [join_labels([name]) for name in columns["label"]],
-        "source": ["curated" if verified else "noisy" for verified in is_verified],
-    }
-    curated = {
-        name: [cell for cell, verified in zip(cells, is_verified, strict=True) if verified]
-        for name, cells in frame.items()
-    }
-    return {
-        "table": write_frame(out / "train.csv", frame),
-        "curated": write_frame(out / "curated.csv", curated),
-    }
+    frame = read_clip_table(root / "train.csv")
+    is_verified = frame["manually_verified"] == "1"
+    source = is_verified.map({True: "curated", False: "noisy"})
+    frame = frame.assign(fname="audio_train/" + frame["fname"], source=source)
+    curated = write_frame(out / "curated.csv", frame[is_verified])
+    return {"table": write_frame(out / "train.csv", frame), "curated": curated}
 
 
 def find_boxes(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
@@ -200,21 +190,24 @@ def split_esc(table_name: str, label: str, source: str) -> Callable[[Path, Path,
     """Return what makes folds 1 to 4 of ESC the training data, and fold 5 the test."""
 
     def write_tables(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
+        import pandas
+
         columns = read_table(root / table_name, ("fold", label, source)).columns
         names = columns.get("fname") or columns["filename"]
-        rows = list(zip(names, columns[label], columns[source], columns["fold"], strict=True))
-        train = [(name, join_labels([text]), clip) for name, text, clip, fold in rows if fold != "5"]
-        test = [(name, join_labels([text])) for name, text, _, fold in rows if fold == "5"]
-        frame = dict(zip(("fname", "labels", "source_id"), zip(*train, strict=True), strict=True))
-        table = write_frame(out / "train.csv", frame | {"source": ["curated"] * len(train)})
-        truth = dict(zip(("fname", "labels"), zip(*test, strict=True), strict=True))
-        zeros = dict.fromkeys(sorted({text for _, text in test}), ["0"] * len(test))
+        labels = [join_labels([name]) for name in columns[label]]
+        frame = pandas.DataFrame({"fname": names, "labels": labels, "source_id": columns[source]})
+        is_test = pandas.Series(columns["fold"]) == "5"
+        test = frame[is_test]
+        classes = sorted({name for text in test["labels"] for name in split_labels(text)})
+        table = write_frame(out / "train.csv", frame[~is_test].assign(source="curated"))
         return {
-            "template": write_frame(out / "sample_submission.csv", {"fname": truth["fname"]} | zeros),
+            "template": write_frame(
+                out / "sample_submission.csv", {"fname": test["fname"]} | dict.fromkeys(classes, "0")
+            ),
             "table": table,
             "curated": table,
             "group_column": "source_id",
-            "truth": write_frame(out / "test_truth.csv", truth),
+            "truth": write_frame(out / "test_truth.csv", test),
         }
 
     return write_tables

@@ -23,8 +23,8 @@ OPTIONAL_COLUMNS = {
     name.rstrip("s"): name
     for name in ("false_labels", "secondary_labels", "fold", "weight", "rating", "source", "begin_s", "end_s")
 }
-# Columns of BirdCLEF's own tables that are read as the kit's.
-BIRDCLEF_COLUMNS = {"filename": "fname", "primary_label": "labels"}
+# Columns of BirdCLEF's and Freesound 2018's own tables that are read as the kit's.
+OTHER_NAMES = {"filename": "fname", "primary_label": "labels", "label": "labels"}
 # The source of soundscapes without labels: they are in no fold, and all models predict their pseudo-labels.
 UNLABELLED = "unlabelled"
 # The sources of BirdCLEF's rows. A recipe that does not name them has one loss for all.
@@ -58,7 +58,7 @@ def read_clip_table(path: str | Path) -> Any:
     """Read a clip table as a pandas DataFrame.
 
     The columns are `fname,labels[,false_labels][,secondary_labels][,fold][,weight][,rating][,source][,begin_s,end_s]`,
-    and any others; BirdCLEF's `filename` and `primary_label` are read as `fname` and `labels`.
+    and any others; BirdCLEF's `filename` and `primary_label` are read as `fname` and `labels`, `label` too.
     Every cell stays text (`000316`, `1e5` and `NA` too), but folds become integers, weights and times floats.
     Labels are separated by commas; see split_labels. Empty labels mean that the clip has none of the classes.
     Without `false_labels`, all other classes are
@@ -73,7 +73,7 @@ def read_clip_table(path: str | Path) -> Any:
 
     table = read_table(path)
     columns = table.columns
-    for name, own_name in BIRDCLEF_COLUMNS.items():
+    for name, own_name in OTHER_NAMES.items():
         if name in columns and own_name not in columns:
             columns[own_name] = columns.pop(name)
     for name in ("fname", "labels"):

@@ -13,7 +13,7 @@ from kit.audio.decode import Undecodable, decode_file
 from kit.audio.frontend import Frontend, FrontendConfig
 from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies, mix_specs, mix_waves
 from kit.audio.specaugment import SpecAugmentConfig, augment_specs, draw_spec_augment
-from kit.audio.windows import InferenceConfig, LengthBuckets
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError, choose
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.loader import SpectrogramLoader
@@ -113,47 +113,25 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
     return Plot(figure)
 
 
-def padding_shares(seconds: Sequence[float], frontend: FrontendConfig) -> dict[str, float]:
-    """Return the share of padding in all frames, for three ways to form batches.
-
-    The first two pad 32 clips to their longest one. The third rounds lengths up to a bucket, as the kit does.
-    """
-    frames = np.array([frontend.frames_of(round(s * frontend.sample_rate)) for s in seconds])
-    shares = {}
-    for name, lengths in (("file order", frames), ("sorted", np.sort(frames))):
-        longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), 32))
-        padded = longest.repeat(32)[: len(lengths)]
-        shares[name] = 1 - float(frames.sum() / padded.sum())
-    buckets = LengthBuckets()
-    padded = np.array([buckets.round_up(length) for length in frames.tolist()])
-    shares["length buckets"] = 1 - float(frames.sum() / padded.sum())
-    return shares
-
-
-def draw_lengths(seconds: Sequence[float], frontend: FrontendConfig | None = None) -> Plot:
-    """Clip lengths: their histogram, and the share of padding in batches.
+def draw_lengths(seconds: Sequence[float]) -> Plot:
+    """Clip lengths: their histogram.
 
     Errors: KitError without clips, or for a length that is not a number above 0
     """
     lengths = np.asarray(seconds, float)
     if not (len(lengths) and np.isfinite(lengths).all() and lengths.min() > 0):
         raise KitError(f"wanted seconds above 0, got {len(lengths)} lengths: leave out clips without one.")
-    figure, (left, right) = new_figure(10, 3.6, 1, 2, width_ratios=(2, 1))
+    figure, axes = new_figure(10, 3.6)
     low = lengths.min() / 1.05
     high = lengths.max() * 1.05
-    left.hist(lengths, np.geomspace(low, high, 41))
+    axes.hist(lengths, np.geomspace(low, high, 41))
     hours = lengths.sum() / 3600
     title = f"{len(lengths):,} clips, {hours:.3g} h in all, median {np.median(lengths):.3g} s"
-    left.set(xscale="log", xlim=(low, high), xlabel="seconds", ylabel="clips", title=title)
+    axes.set(xscale="log", xlim=(low, high), xlabel="seconds", ylabel="clips", title=title)
     ticks = np.outer(10.0 ** np.arange(-3, 5), (1, 2, 5)).ravel()
-    left.set_xticks(ticks[(low <= ticks) & (ticks <= high)])
-    left.xaxis.set_major_formatter("{x:g}")
-    left.minorticks_off()
-    shares = padding_shares(lengths.tolist(), frontend or FrontendConfig())
-    bars = right.bar(list(shares), [100 * share for share in shares.values()])
-    right.bar_label(bars, fmt="%.1f %%")
-    right.margins(y=0.1)
-    right.set(ylabel="% of all frames", title="padding, in batches of 32")
+    axes.set_xticks(ticks[(low <= ticks) & (ticks <= high)])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     return Plot(figure)
 
 

@@ -1,5 +1,7 @@
 """The named recipes: settings, source, and a small form of each."""
 
+from dataclasses import replace
+
 from kit.audio.augment import WaveAugmentConfig
 from kit.audio.frontend import FrontendConfig
 from kit.audio.mixup import MixupConfig
@@ -128,23 +130,14 @@ MAX_PYRAMID_MEL_SMALL = """
 
 
 # The same training on a short-time spectrum, with frequencies as channels of a one-dimensional network.
-MAX_PYRAMID_STFT = Recipe(
+MAX_PYRAMID_STFT = replace(
+    MAX_PYRAMID_MEL,
     name="max-pyramid-stft",
-    source=f"third place, {FREESOUND}",
     frontend=FrontendConfig(
         kind="stft", n_fft=256, hop_length=128, f_min_hz=0.0, power=1, log="ln", pad_mode="reflect"
     ),
     network={"family": "max-pyramid", "dims": 1, "blocks": 7, "width": 128, "growth": 1.5},
     inference=InferenceConfig(max_frames=65536),
-    loss="lsep",
-    sources=CURATED_AND_NOISY,
-    wave_augment=WAVE_EFFECTS,
-    mixup=MixupConfig(p=0.5),
-    epochs=120,
-    optim=LINEAR_CYCLE,
-    validate_every=1,
-    keep="best",
-    self_training=AGREEMENT,
 )
 MAX_PYRAMID_STFT_SMALL = """
     network.blocks=6 network.width=32 network.head.dropout=0.2 crop_s=3.0 epochs=30 no_augment_epochs=5

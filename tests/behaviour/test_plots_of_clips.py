@@ -8,12 +8,12 @@ import pytest
 
 from kit.audio.decode import decode_file
 from kit.audio.frontend import FrontendConfig
-from kit.audio.windows import InferenceConfig, LengthBuckets
+from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.models.checkpoint import load_tagger
 from kit.models.own_network import wrap_network
-from kit.plots.clips import draw_clip, draw_filters, draw_lengths, padding_shares
+from kit.plots.clips import draw_clip, draw_filters, draw_lengths
 from tests.behaviour.trained import LoudBands, plain_frontend, write_wav
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -115,21 +115,10 @@ def test_the_filters_drawn_are_those_of_the_front_end(bands):
         draw_filters(replace(config, kind="stft", bands_hz=()))
 
 
-def test_padding_is_what_batches_and_buckets_add():
-    config = FrontendConfig(sample_rate=16000, hop_length=160)
+def test_every_length_is_in_the_histogram():
     seconds = np.exp(np.random.default_rng(0).normal(1, 0.8, 75)).tolist()
-    frames = [int(round(s * 16000) // 160 + 1) for s in seconds]
-    totals = {}
-    for name, lengths in (("file order", frames), ("sorted", sorted(frames))):
-        batches = [lengths[i : i + 32] for i in range(0, 75, 32)]
-        totals[name] = sum(max(batch) * len(batch) for batch in batches)
-    totals["length buckets"] = sum(LengthBuckets().round_up(n) for n in frames)
-    shares = padding_shares(seconds, config)
-    assert shares == pytest.approx({name: 1 - sum(frames) / total for name, total in totals.items()})
-    assert shares["length buckets"] < 0.05
-    left, right = draw_lengths(seconds, config).figure.axes
-    assert [bar.get_height() / 100 for bar in right.patches] == pytest.approx([*shares.values()])
-    assert sum(bar.get_height() for bar in left.patches) == 75
+    (axes,) = draw_lengths(seconds).figure.axes
+    assert sum(bar.get_height() for bar in axes.patches) == 75
 
 
 def test_lengths_of_one_clip_are_drawn_and_impossible_ones_refused():
