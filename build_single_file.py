@@ -35,9 +35,9 @@ HEADER = """\
 #
 # Made from kit/ by `python build_single_file.py`: change kit/, not this file.
 # Every file of kit/ is here verbatim; only its imports from kit itself are commented out.
-# A line here is the line of its file plus the section's offset. Contents:
+# A line here is the line of its file plus the section's offset, which is also the line of its banner. Contents:
 #
-#   line  offset  file
+#  offset  file
 """
 
 RUN_NAME = "run_as_module"
@@ -247,7 +247,7 @@ def join_sections(order: Sequence[Source], version: str) -> str:
     for source in order:
         # The contents will have a line per file. The banner is the third line of what is added here.
         offset = len(head) + len(order) + len(code) + len(sections) + 3
-        contents.append(f"# {offset:6} {offset:+7}  {source.path}")
+        contents.append(f"# {offset:+7}  {source.path}")
         sections += ["", "", BANNER.format(path=source.path, offset=offset), *section(source)]
     return "\n".join([*head, *contents, *code, *sections, ""])
 

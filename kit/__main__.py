@@ -11,19 +11,16 @@ from kit.core.errors import KitError
 from kit.core.runtime import VERSION, pick_device
 from kit.demo import run_demo, score_csv
 from kit.doctor import run_doctor
-from kit.infer.blend import blend_scores, fit_weights
+from kit.infer.blend import blend_scores
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import locate_clips
-from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
+from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.boxes import class_bands_hz, read_boxes
 from kit.labels.folds import make_folds
-from kit.labels.metrics import METRICS, compute_metric, lwlrap, metric_per_class
-from kit.labels.soft import read_soft_labels, write_soft_labels
-from kit.labels.table import classes_of_template, clip_labels, read_clip_table, split_labels
+from kit.labels.metrics import METRICS, compute_metric, lwlrap
+from kit.labels.table import clip_labels, read_clip_table, split_labels
 from kit.models.checkpoint import load_tagger, save_tagger
-from kit.models.families import build_network
-from kit.models.heads import HeadConfig
 from kit.models.own_network import wrap_ensemble, wrap_network
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.plots.clips import draw_clip, draw_contact_sheet, draw_filters, draw_lengths
@@ -40,7 +37,7 @@ from kit.report import show
 from kit.toydata import spoil_labels
 from kit.train.ablation import probe
 from kit.train.dataset import box_table
-from kit.train.losses import LOSSES, average_loss, bce_loss, lsep_loss
+from kit.train.losses import LOSSES
 from kit.train.oof import load_run, predict_oof
 from kit.train.recipe import Recipe
 from kit.train.recipes import RECIPES, SYSTEMS, find_recipe
@@ -57,23 +54,17 @@ __all__ = [
     "SYSTEMS",
     "VERSION",
     "FrontendConfig",
-    "HeadConfig",
     "InferenceConfig",
     "KitError",
     "Recipe",
     "Tagger",
     "TaggerCard",
     "add_folds",
-    "average_loss",
-    "bce_loss",
     "blend_scores",
     "bootstrap_difference",
-    "bootstrap_interval",
     "box_table",
-    "build_network",
     "build_tagger",
     "class_bands_hz",
-    "classes_of_template",
     "clip_labels",
     "compute_metric",
     "draw_calibration",
@@ -89,7 +80,6 @@ __all__ = [
     "draw_timeline",
     "find_data",
     "find_recipe",
-    "fit_weights",
     "fitting_checkpoints",
     "header_duration_s",
     "list_audio",
@@ -97,10 +87,8 @@ __all__ = [
     "load_run",
     "load_tagger",
     "locate_clips",
-    "lsep_loss",
     "lwlrap",
     "make_folds",
-    "metric_per_class",
     "parse_duration",
     "pick_device",
     "predict_clips",
@@ -108,7 +96,6 @@ __all__ = [
     "probe",
     "read_boxes",
     "read_clip_table",
-    "read_soft_labels",
     "relabel",
     "run_demo",
     "run_doctor",
@@ -125,7 +112,6 @@ __all__ = [
     "with_bands",
     "wrap_ensemble",
     "wrap_network",
-    "write_soft_labels",
 ]
 
 

@@ -103,6 +103,15 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
     parser.add_argument(flag, help=help_text, **details)
 
 
+# Options that many commands have, with one meaning.
+COMMON_OPTIONS = {
+    "audio": "the folder that holds the clips",
+    "device": "cpu or cuda:0; by default the first GPU that computes, else the CPU",
+    "threads": "threads that decode; by default one per core",
+    "progress": "show a progress bar",
+}
+
+
 def build_parser(name: str, command: Command) -> OneLineParser:
     """Return a command's parser, made from its function's parameters and the `Options:` of its docstring."""
     functions = ", ".join(function.__name__ for function in (command.run, *command.also))
@@ -114,7 +123,9 @@ def build_parser(name: str, command: Command) -> OneLineParser:
     )
     docstring = inspect.getdoc(command.run) or ""
     section = re.search(r"Options:\n(.*?)(\n\n|\Z)", docstring, re.DOTALL)
-    help_texts = dict(re.findall(r"^\s*(\w+): (.*)$", section[1], re.MULTILINE)) if section else {}
+    help_texts = COMMON_OPTIONS.copy()
+    if section:
+        help_texts |= re.findall(r"^\s*(\w+): (.*)$", section[1], re.MULTILINE)
     for parameter in inspect.signature(command.run).parameters.values():
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])

@@ -73,7 +73,6 @@ def train_by_name(
     Options:
         recipe: a name that the command `recipes` lists
         out: the folder of the run
-        audio: the folder that holds the clips
         table: CSV of fname,labels[,false_labels][,fold][,weight][,source]; with boxes, recording_id,fold or none
         boxes: two CSVs, of true and of false boxes
         competition: a competition's folder, instead of audio, table and boxes
@@ -88,9 +87,6 @@ def train_by_name(
         corrections: JSON or CSV with new labels for some clips, or clips to drop
         init: checkpoint or state dict that the networks start from; {fold} in its name stands for the fold
         memory_gb: memory for clips; past it they are mapped to files in TMPDIR; by default half of the memory
-        device: cpu or cuda; by default the first GPU that computes, else cpu
-        threads: threads that decode; by default one per core
-        progress: show a progress bar
     """
     chosen = dict(locals())  # the arguments, as there is nothing else yet
     for name in ("recipe", "small", "overrides", "competition"):
@@ -224,8 +220,6 @@ def add_folds(
         n_folds: number of folds
         seed: decides between equally good folds
         group_column: column of the table; rows with equal values share a fold
-        threads: threads that decode; by default one per core
-        progress: show a progress bar
     """
     if (table is None) == (boxes is None) or (boxes is not None and len(boxes) != 2):
         raise KitError("give --table CSV, or --boxes and two CSVs, of true and of false boxes.")

@@ -108,7 +108,6 @@ def submit(
 
     Options:
         checkpoints: files or patterns of checkpoints, e.g. 'run/fold_*.pt'; in Python, taggers too
-        audio: the folder that holds the clips
         out: the CSV to write; beside it lie its report (.json) and its predictions (.state)
         template: the sample submission; without it, all files and the checkpoint's classes
         deadline: time limit like 55m, 1h30m or 90s
@@ -117,7 +116,7 @@ def submit(
         rows: template, or a row per window of every file, e.g. 5s; auto: template, unless its ids name no file
         rehearse: predict so many training soundscapes where the test holds no audio, and reckon the test's time
         blend: mean, geometric, power, rank, scaled, differences, or column_rank, which looks at all rows at once
-        weights: one positive number per model, in the order of checkpoints, a pattern's sorted by name
+        weights: one positive number per model, in the order of checkpoints; of a pattern, sorted by name
         mode: full or windows, to override the checkpoints' setting
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
@@ -127,11 +126,8 @@ def submit(
         smooth: weights of neighbours at distance 1, 2, ... in a window row's mean, e.g. 0.5
         top_mean: multiply window rows by the mean of their recording's best rows, e.g. 2
         top_power: exponent of that mean; 1 unless given
-        device: cpu or cuda:0; by default the first GPU that works, else the CPU
-        threads: decoding threads; by default one per core
         batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
         precision: float32, bfloat16 or float16
-        progress: show a bar
 
     Errors: KitError, with the cure, for what cannot be read, matched or written
     """

@@ -133,13 +133,9 @@ def probe(
 
     Options:
         run: the folder that `train` wrote
-        audio: the folder that holds the clips
         bands: groups of neighbouring frequency bins to silence
         stretches: parts of each input in time to silence
         seed: seed of the noise that replaces the coordinate channel
-        device: cpu or cuda; without it, the first that computes
-        threads: threads that decode; without it, one per core
-        progress: show a bar
 
     Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
     """

@@ -184,10 +184,6 @@ def predict_oof(
 
     Options:
         run: the folder that `train` wrote
-        audio: the folder that holds the clips
-        device: cpu or cuda; without it, the first that computes
-        threads: threads that decode; without it, one per core
-        progress: show a bar
         mode: full or windows, to compare
         window_s: seconds of a window, to compare
         hop_s: seconds between windows, to compare

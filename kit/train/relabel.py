@@ -144,7 +144,6 @@ def relabel(
 
     Options:
         run: folders that `train` wrote
-        audio: the folder that holds the clips
         out: the folder to write
         method: plain, windows, agreement, snr or curate; plain unless given
         top_k: best clips or windows of each iteration, shares or counts
@@ -152,9 +151,6 @@ def relabel(
         table: the CSV to relabel; the first run's unless given
         boxes: CSVs of true and of false boxes, which correct windows
         overrides: further settings, e.g. power=2 hop_s=1 noisy_sources=[]
-        device: cpu or cuda; without it, the first that computes
-        threads: threads that decode; without it, one per core
-        progress: show a bar
     """
     plan = (plan or SelfTrainingConfig()).override(list(overrides or ()))
     if top_k is not None:

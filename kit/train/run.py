@@ -60,14 +60,10 @@ def train_run(
 ) -> Run:
     """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
-    The same call on the same folder continues where the last one stopped. Folds come from the table's `fold`
-    column; fold -1 is never held out. Without that column they are stratified, and clips with one value in
-    `group_column` share a fold. `boxes` are two CSVs, of true and of false boxes; the table is then
-    `recording_id,fold`, or None. `soft` is a CSV of soft labels that fill unknown labels. `all_data` trains one
-    model on all folds, all.pt, instead. `init` is a checkpoint or a state dict whose tensors the networks start
-    from; `{fold}` in its name stands for the fold. Clips take at most `memory_gb` of memory, by default half of it;
-    the rest is on disk. `logger` is called after each epoch with its row of
-    history.csv, as a dict; the score is NaN without a validation. For TensorBoard:
+    The same call on the same folder continues where the last one stopped. help(train_by_name) explains the options.
+    Without a column `fold` in the table, folds are stratified; fold -1 is never held out. With boxes the table is
+    `recording_id,fold`, or None. `logger` is called after each epoch with its row of history.csv, as a dict; the score
+    is NaN without a validation. For TensorBoard:
 
         def logger(row):
             for name in ("loss", "lr", "score"):

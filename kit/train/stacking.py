@@ -97,9 +97,6 @@ def stack(
         audio: the folder that holds the clips, for image-stacker
         overrides: settings as key=value, e.g. epochs=60 network.widths=[256,128]
         seed: seed of weights, order of rows, and dropout
-        device: cpu or cuda, to predict windows; without it, the first that computes
-        threads: threads that decode; without it, one per core
-        progress: show a bar
     """
     config = StackConfig(kind, seed=seed).override(overrides or [])
     folder = Path(out)

@@ -128,7 +128,7 @@ def test_folds_are_integers_and_weights_floats_and_the_rest_stays_text(tmp_path)
     [
         ("", ["no header"]),
         ("fname,labels\n", ["no clips"]),
-        ("fname,lables\na,x\n", ["'labels'", "did you mean 'label'"]),
+        ("fname,lables\na,x\n", ["'labels'", "did you mean 'lables'"]),
         ("id,labels\na,x\n", ["'fname'"]),
         ("fname,labels,labels\na,x,y\n", ["'labels' twice"]),
         ("fname,labels\na,x\n\nb,y\na,y\n", ["line 5", "'a'", "line 2"]),

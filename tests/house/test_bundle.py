@@ -140,11 +140,11 @@ def test_equal_sources_give_equal_bytes_and_others_another_digest(tmp_path: Path
 def check_verbatim(text: str, root: Path) -> None:
     """Every line of every file is in the bundle at line + offset; the contents and banners agree."""
     lines = text.split("\n")
-    contents = re.findall(r"^# +(\d+) +\+(\d+)  (kit/\S+)$", text, re.MULTILINE)
+    contents = re.findall(r"^# +\+(\d+)  (kit/\S+)$", text, re.MULTILINE)
     files = {path.relative_to(root).as_posix() for path in (root / "kit").rglob("*.py")}
-    assert {path for _, _, path in contents} == {path for path in files if not path.endswith("__init__.py")}
-    for start, offset, path in contents:
-        assert lines[int(start) - 1] == BANNER.format(path=path, offset=int(offset))
+    assert {path for _, path in contents} == {path for path in files if not path.endswith("__init__.py")}
+    for offset, path in contents:
+        assert lines[int(offset) - 1] == BANNER.format(path=path, offset=int(offset))
         source = parse(path, (root / path).read_text(encoding="utf-8"))
         out = {n for node in source.kit_imports for n in range(node.lineno, (node.end_lineno or 0) + 1)}
         for number, line in enumerate(source.text.removesuffix("\n").split("\n"), 1):
