@@ -310,7 +310,7 @@ SED = Recipe(
     name="sed",
     source=f"sound event detection, second place, {BIRDCLEF}",
     frontend=FrontendConfig(
-        sample_rate=32000, f_max_hz=16000.0, top_db=80.0, normalize="clip", reference="window"
+        sample_rate=32000, f_max_hz=None, top_db=80.0, normalize="clip", reference="window"
     ),
     network={
         "family": "timm",
@@ -367,6 +367,11 @@ VARIANTS = {
     "freq-coord-b1": (
         "freq-coord",
         "network.name=tf_efficientnet_b1.ns_jft_in1k crop_s=8 inference.window_s=8",
+    ),
+    "sed-rounds": (
+        "sed",
+        'self_training.iterations=1 self_training.methods=["windows"] self_training.hop_s=5 '
+        "sampling.sample_by_probs=true",
     ),
     "sed-20s": (
         "sed",

@@ -57,7 +57,7 @@ TINY_TEXTS = {
         {MEL} {WINDOWS} sampling.steps=2 network.backbone.blocks=2 network.backbone.width=4 {ONCE}
         self_training.stages=["loss=lsep\\u0020loss_settings={{}}"]
     """,
-    "sed": f"{MEL} frontend.f_max_hz=4000 {PYRAMID} inference.window_s=0.5 inference.hop_s=0.5",
+    "sed": f"{MEL} {PYRAMID} inference.window_s=0.5 inference.hop_s=0.5",
 }
 TINY = {name: f"{COMMON} {text}".split() for name, text in TINY_TEXTS.items()}
 
@@ -241,7 +241,7 @@ PUBLISHED = {
     """,
     "sed": """
         frontend.sample_rate=32000 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=128 frontend.f_min_hz=20
-        frontend.f_max_hz=16000 frontend.log=db frontend.normalize=clip frontend.reference=window loss=bce crop_s=5
+        frontend.f_max_hz=null frontend.log=db frontend.normalize=clip frontend.reference=window loss=bce crop_s=5
         network.head.pool=attention network.head.norm_first=true network.head.dropout=0.3 inference.window_s=5
         inference.hop_s=5 inference.pool=max mixup.domain=wave mixup.p=0.5 mixup.low=0.5 mixup.high=0.5
         mixup.convex=true mixup.labels=union spec_augment.mask_p=0.3 spec_augment.time_masks=3

@@ -23,9 +23,9 @@ Figures = dict[str, float]
 
 
 def make_task(kind: str) -> Path:
-    """Make a task of real clips from ESC-10, once; `kind` is "tagging" or "soundscapes"."""
+    """Make a task of real clips from ESC-10, once; `kind` is "tagging", "soundscapes" or "birdclef"."""
     folder = RUNS_FOLDER / kind
-    if not (folder / "sample_submission.csv").is_file():
+    if not [*folder.glob("**/sample_submission.csv")]:
         script = SHARED / "tools" / "real_tasks.py"
         subprocess.run([sys.executable, str(script), kind, str(folder)], check=True)
     return folder

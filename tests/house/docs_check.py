@@ -30,7 +30,8 @@ SKIPPED = {
     "make test": "this check is a part of it",
     "make docs-check": "this is that check",
     **dict.fromkeys(
-        ("make bench", "make esc10", "make recipes", "make study", "make torture"), "takes minutes or hours"
+        ("make bench", "make birdclef", "make esc10", "make recipes", "make study", "make torture"),
+        "takes minutes or hours",
     ),
     "python -m tests.benchmarks ": "takes minutes",
     "python ../shared/": "wants data beside the repository; the workspace holds toy data in their place",
@@ -170,8 +171,10 @@ def fill_workspace(workspace: Path) -> None:
     from kit.models.tagger import TaggerCard, build_tagger
     from kit.toydata import TOY_CLASSES, make_toy_set, make_toy_soundscapes
     from kit.train.recipes import find_recipe
+    from tests.behaviour.layouts import write_birdclef
 
     (workspace / BUNDLE).write_text(build(workspace), encoding="utf-8")
+    write_birdclef(workspace / "birdclef-2026", 2026)
     make_toy_set(workspace, clips=24, test=6)
     make_toy_soundscapes(workspace / "scapes", recordings=8, test=1)
     for table in ("train_tp.csv", "train_fp.csv"):
