@@ -1,6 +1,6 @@
 """The named recipes: settings, source, and a small form of each."""
 
-from dataclasses import replace
+from typing import Any
 
 from kit.audio.augment import WaveAugmentConfig
 from kit.audio.frontend import FrontendConfig
@@ -106,22 +106,25 @@ AXIS_POOL_SMALL = """
 
 
 # The source mixes waveforms; energies are their expectation.
+MAX_PYRAMID: dict[str, Any] = {
+    "source": f"third place, {FREESOUND}",
+    "loss": "lsep",
+    "sources": CURATED_AND_NOISY,
+    "wave_augment": WAVE_EFFECTS,
+    "mixup": MixupConfig(p=0.5),
+    "epochs": 120,
+    "optim": LINEAR_CYCLE,
+    "validate_every": 1,
+    "keep": "best",
+    "self_training": AGREEMENT,
+}
 MAX_PYRAMID_MEL = Recipe(
     name="max-pyramid-mel",
-    source=f"third place, {FREESOUND}",
     frontend=FrontendConfig(
         hop_length=1024, f_min_hz=5.0, power=1, log="ln", pad_mode="reflect", channels=("log", "coordinate")
     ),
     network={"family": "max-pyramid", "dims": 2, "blocks": 5, "width": 100, "growth": 1.5},
-    loss="lsep",
-    sources=CURATED_AND_NOISY,
-    wave_augment=WAVE_EFFECTS,
-    mixup=MixupConfig(p=0.5),
-    epochs=120,
-    optim=LINEAR_CYCLE,
-    validate_every=1,
-    keep="best",
-    self_training=AGREEMENT,
+    **MAX_PYRAMID,
 )
 MAX_PYRAMID_MEL_SMALL = """
     network.width=16 network.head.dropout=0.2 crop_s=4.0 epochs=30 no_augment_epochs=5 batch_size=16
@@ -130,14 +133,14 @@ MAX_PYRAMID_MEL_SMALL = """
 
 
 # The same training on a short-time spectrum, with frequencies as channels of a one-dimensional network.
-MAX_PYRAMID_STFT = replace(
-    MAX_PYRAMID_MEL,
+MAX_PYRAMID_STFT = Recipe(
     name="max-pyramid-stft",
     frontend=FrontendConfig(
         kind="stft", n_fft=256, hop_length=128, f_min_hz=0.0, power=1, log="ln", pad_mode="reflect"
     ),
     network={"family": "max-pyramid", "dims": 1, "blocks": 7, "width": 128, "growth": 1.5},
     inference=InferenceConfig(max_frames=65536),
+    **MAX_PYRAMID,
 )
 MAX_PYRAMID_STFT_SMALL = """
     network.blocks=6 network.width=32 network.head.dropout=0.2 crop_s=3.0 epochs=30 no_augment_epochs=5
