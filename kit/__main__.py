@@ -18,6 +18,7 @@ from kit.infer.template import locate_clips
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.boxes import class_bands_hz, read_boxes
 from kit.labels.folds import make_folds
+from kit.labels.layouts import CompetitionData, read_competition, test_data
 from kit.labels.metrics import METRICS, compute_metric, lwlrap, metric_per_class
 from kit.labels.soft import read_soft_labels, write_soft_labels
 from kit.labels.table import classes_of_template, clip_labels, read_clip_table, split_labels
@@ -56,6 +57,7 @@ __all__ = [
     "RECIPES",
     "SYSTEMS",
     "VERSION",
+    "CompetitionData",
     "FrontendConfig",
     "HeadConfig",
     "InferenceConfig",
@@ -108,6 +110,7 @@ __all__ = [
     "probe",
     "read_boxes",
     "read_clip_table",
+    "read_competition",
     "read_soft_labels",
     "relabel",
     "run_demo",
@@ -120,6 +123,7 @@ __all__ = [
     "spoil_labels",
     "stack",
     "submit",
+    "test_data",
     "train_by_name",
     "train_run",
     "with_bands",
