@@ -18,6 +18,7 @@ from kit.infer.template import locate_clips
 from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.boxes import class_bands_hz, read_boxes
 from kit.labels.folds import make_folds
+from kit.labels.layouts import CompetitionData, read_competition, test_data
 from kit.labels.metrics import METRICS, compute_metric, lwlrap
 from kit.labels.table import clip_labels, read_clip_table, split_labels
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -53,6 +54,7 @@ __all__ = [
     "RECIPES",
     "SYSTEMS",
     "VERSION",
+    "CompetitionData",
     "FrontendConfig",
     "InferenceConfig",
     "KitError",
@@ -96,6 +98,7 @@ __all__ = [
     "probe",
     "read_boxes",
     "read_clip_table",
+    "read_competition",
     "relabel",
     "run_demo",
     "run_doctor",
@@ -107,6 +110,7 @@ __all__ = [
     "spoil_labels",
     "stack",
     "submit",
+    "test_data",
     "train_by_name",
     "train_run",
     "with_bands",

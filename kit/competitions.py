@@ -63,9 +63,10 @@ def find_data(
 
 
 def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) -> list[Path]:
-    """Return the folds' checkpoints below some folders whose classes are exactly these.
+    """Return the folds' checkpoints below some folders that have no other classes than these.
 
-    Teachers of earlier iterations and states of unfinished training are left out.
+    A model may lack classes that it had no data of. Teachers of earlier iterations and states of unfinished
+    training are left out.
 
     Options:
         classes: names of classes, in any order
@@ -78,4 +79,4 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
             # os.walk skips what is taken out of this list. Folders of audio may hold 100,000 files.
             subfolders[:] = [name for name in subfolders if name not in TEACHER_FOLDERS | AUDIO_FOLDERS]
             found |= {Path(folder, name) for name in fnmatch.filter(names, "fold_*.pt")}
-    return [path for path in sorted(found) if set(open_checkpoint(path).card.classes) == wanted]
+    return [path for path in sorted(found) if set(open_checkpoint(path).card.classes) <= wanted]

@@ -127,7 +127,7 @@ def test_where_no_data_are_found_toy_data_are_made(tmp_path: Path) -> None:
         find_data("clip", tmp_path)
 
 
-def test_checkpoints_fit_by_their_classes_and_teachers_are_left_out(tmp_path: Path) -> None:
+def test_checkpoints_fit_if_they_have_no_other_classes_and_teachers_are_left_out(tmp_path: Path) -> None:
     tagger = build_tagger(TaggerCard(classes=("bark", "meow"), network={"family": "max-pyramid", "width": 4}))
     for place in ("run/fold_0.pt", "run/rounds/0/fold_0.pt"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -136,4 +136,7 @@ def test_checkpoints_fit_by_their_classes_and_teachers_are_left_out(tmp_path: Pa
     (tmp_path / "run/state/fold_0.resume.pt").write_bytes(b"no checkpoint")
     found = fitting_checkpoints(("meow", "bark"), [tmp_path, tmp_path / "run", tmp_path / "nothing"])
     assert found == [tmp_path / "run" / "fold_0.pt"]
+    # A class without data is in the template, but in no model.
+    assert fitting_checkpoints(("meow", "bark", "chink"), [tmp_path]) == found
     assert fitting_checkpoints(("bark",), [tmp_path]) == []
+    assert fitting_checkpoints(("bark", "chink"), [tmp_path]) == []

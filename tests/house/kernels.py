@@ -1,7 +1,9 @@
 """Run notebooks and cells in fresh Jupyter kernels of this interpreter."""
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ def offer_kernel(home: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setenv(name, str(home))
 
 
-def run_notebook(notebook: Any, folder: Path) -> list[Any]:
-    """Run a notebook in a folder, and return its cells with their outputs. An error is an output, too."""
+def run_notebook(notebook: Any, folder: Path, env: Mapping[str, str] | None = None) -> list[Any]:
+    """Run a notebook in a folder, and return its cells with their outputs. An error is an output, too.
+
+    `env` is added to the environment.
+    """
     client = nbclient.NotebookClient(
         notebook,
         timeout=120,
@@ -32,7 +37,7 @@ def run_notebook(notebook: Any, folder: Path) -> list[Any]:
         allow_errors=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    client.execute(env={**os.environ, **(env or {})})
     return list(notebook.cells)
 
 

@@ -1,4 +1,7 @@
-"""Notebooks: their form in git, and a quick run of each on toy data, beside nothing but the bundle."""
+"""Notebooks: their form in git, and a quick run of each on toy data, beside nothing but the bundle.
+
+Those of BirdCLEF make no toy data: they run on a tiny folder of BirdCLEF 2026.
+"""
 
 import ast
 import csv
@@ -14,12 +17,14 @@ import nbformat
 import pytest
 
 from build_single_file import build
+from tests.behaviour.layouts import write_birdclef
 from tests.house.kernels import failure, offer_kernel, printed, run_notebook
 from tests.house.minikit import ROOT
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*/*.ipynb"))
-COMPETITIONS = ("freesound-audio-tagging-2019", "rfcx-species-audio-detection")
+BIRDCLEF = "birdclef-2026"
+COMPETITIONS = ("freesound-audio-tagging-2019", "rfcx-species-audio-detection", BIRDCLEF)
 EVERY_NOTEBOOK = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 Runs = dict[Path, "Future[list[Any]]"]
 
@@ -32,6 +37,11 @@ def read(path: Path) -> Any:
 def code_cells(notebook: Any) -> list[str]:
     """Return the text of each code cell."""
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_birdclef(path: Path) -> bool:
+    """Whether a notebook reads BirdCLEF's folder."""
+    return path.stem.startswith("birdclef-")
 
 
 def settings_in(code: str) -> set[str]:
@@ -71,11 +81,14 @@ def test_a_notebook_is_short_starts_with_the_bundle_and_has_its_settings_in_one_
 
 
 @EVERY_NOTEBOOK
-def test_a_notebook_searches_all_of_kaggles_input_only_through_find_data(path: Path) -> None:
+def test_a_notebook_searches_all_of_kaggles_input_only_through_the_kit(path: Path) -> None:
     code = "\n".join(code_cells(read(path)))
+    search = (
+        r"(read_competition|test_data)\(DATA\b" if is_birdclef(path) else r"find_data\(.*, inputs=DATA\)$"
+    )
     assert "DATA = os.environ.get('AUDIOTAG_KIT_DATA', '/kaggle/input')" in code
     assert code.count("'/kaggle/input'") == 1
-    assert re.search(r"find_data\(.*, inputs=DATA\)$", code, re.MULTILINE)
+    assert re.search(search, code, re.MULTILINE)
     assert len(re.findall(r"\bDATA\b", code)) == 2
     assert not re.search(r"rglob|os\.walk|\*\*/", code)
 
@@ -93,11 +106,12 @@ def test_a_notebook_can_be_pushed_to_kaggle_offline(path: Path) -> None:
     assert metadata["kernel_type"] == "notebook"
     assert metadata["enable_internet"] is False
     assert metadata["is_private"] is True
-    assert metadata["enable_gpu"] is path.stem.startswith("train-")
+    assert metadata["enable_gpu"] is ("train" in path.stem)
     assert metadata["dataset_sources"] == ["OWNER/audiotag-kit"]
     assert metadata["kernel_sources"] == []
     (competition,) = metadata["competition_sources"]
     assert competition in COMPETITIONS
+    assert (competition == BIRDCLEF) == is_birdclef(path)
 
 
 def test_pictures_are_small_and_shown_in_the_readme() -> None:
@@ -113,10 +127,11 @@ def test_pictures_are_small_and_shown_in_the_readme() -> None:
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Run the selected notebooks, two at a time, each in a folder with nothing but the bundle.
 
-    The folder where notebooks search for data is empty, so that toy data are made on every machine.
+    The folder where notebooks search for data is empty, so that toy data are made on every machine. Those of BirdCLEF
+    get a tiny competition; `birdclef-submit` one without test audio, as when a notebook is saved on Kaggle.
     """
     home = tmp_path_factory.mktemp("notebooks")
-    no_data = tmp_path_factory.mktemp("no-data")
+    inputs = tmp_path_factory.mktemp("inputs")
     bundle = build(ROOT)
     items = [item for item in request.session.items if item.path == request.path]
     users = [item for item in items if "runs" in getattr(item, "fixturenames", ())]
@@ -126,19 +141,21 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         folder = home / path.stem
         folder.mkdir()
         (folder / "audiotag_kit.py").write_text(bundle, encoding="utf-8")
-        return [folder, *run_notebook(read(path), folder)]
+        place = inputs / path.stem
+        place.mkdir()
+        if is_birdclef(path):
+            write_birdclef(place / BIRDCLEF, 2026, test=0 if path.stem == "birdclef-submit" else 2)
+        env = {"AUDIOTAG_KIT_QUICK": "1", "AUDIOTAG_KIT_DATA": str(place), "OMP_NUM_THREADS": "1"}
+        return [folder, place, *run_notebook(read(path), folder, env)]
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         offer_kernel(home / "jupyter", patch)
-        patch.setenv("AUDIOTAG_KIT_QUICK", "1")
-        patch.setenv("AUDIOTAG_KIT_DATA", str(no_data))
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield {path: pool.submit(run, path) for path in paths}
 
 
 @EVERY_NOTEBOOK
 def test_a_notebook_runs_beside_nothing_but_the_bundle(path: Path, runs: Runs) -> None:
-    folder, *cells = runs[path].result()
+    folder, place, *cells = runs[path].result()
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert [f"{cell.id}: {failure(cell)}" for cell in code if failure(cell)] == []
     for cell in code:
@@ -153,15 +170,25 @@ def test_a_notebook_runs_beside_nothing_but_the_bundle(path: Path, runs: Runs) -
     else:
         assert "submission.csv" in saved
         assert "The submission needs audiotag_kit.py and" in end
-        check_submission(folder)
+        (data,) = place.glob(BIRDCLEF) if is_birdclef(path) else folder.glob("data/toy_*")
+        ids = window_ids(data / "test_soundscapes")
+        check_submission(folder / "submission.csv", data / "sample_submission.csv", ids)
+    if path.stem == "birdclef-submit":
+        rehearsed = window_ids(data / "train_soundscapes")
+        check_submission(folder / "submission_rehearsal.csv", data / "sample_submission.csv", rehearsed)
+        assert "600 such files would take" in "".join(map(printed, code))
 
 
-def check_submission(folder: Path) -> None:
-    """Assert that the CSV has the template's rows and columns, and a probability in each cell."""
-    (template_path,) = folder.glob("data/toy_*/sample_submission.csv")
+def window_ids(soundscapes: Path) -> list[str]:
+    """Return the ids of rows of five seconds in each soundscape of `write_birdclef`, which last 15 s."""
+    return [f"{path.stem}_{end}" for path in sorted(soundscapes.glob("*.ogg")) for end in (5, 10, 15)]
+
+
+def check_submission(path: Path, template_path: Path, ids: list[str]) -> None:
+    """Assert that a CSV has the template's columns, these rows or else its own, and a probability in each cell."""
     template = list(csv.reader(template_path.open(encoding="utf-8")))
-    rows = list(csv.reader((folder / "submission.csv").open(encoding="utf-8")))
+    rows = list(csv.reader(path.open(encoding="utf-8")))
     assert rows[0] == template[0]
-    assert [row[0] for row in rows] == [row[0] for row in template]
+    assert [row[0] for row in rows[1:]] == (ids or [row[0] for row in template[1:]])
     probabilities = [float(cell) for row in rows[1:] for cell in row[1:]]
     assert all(math.isfinite(p) and 0 <= p <= 1 for p in probabilities)
