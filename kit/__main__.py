@@ -15,7 +15,7 @@ from kit.infer.blend import blend_scores
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import locate_clips
-from kit.labels.bootstrap import bootstrap_difference
+from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.boxes import class_bands_hz, read_boxes
 from kit.labels.folds import make_folds
 from kit.labels.layouts import CompetitionData, read_competition, test_data
@@ -64,6 +64,7 @@ __all__ = [
     "add_folds",
     "blend_scores",
     "bootstrap_difference",
+    "bootstrap_interval",
     "box_table",
     "build_tagger",
     "class_bands_hz",

@@ -121,11 +121,11 @@ def build_parser(name: str, command: Command) -> OneLineParser:
         epilog=f"In Python: {functions}; help(NAME) explains each.",
         allow_abbrev=False,
     )
-    docstring = inspect.getdoc(command.run) or ""
-    section = re.search(r"Options:\n(.*?)(\n\n|\Z)", docstring, re.DOTALL)
     help_texts = COMMON_OPTIONS.copy()
-    if section:
-        help_texts |= re.findall(r"^\s*(\w+): (.*)$", section[1], re.MULTILINE)
+    for function in (*command.also, command.run):  # oof has options of submit
+        section = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+        if section:
+            help_texts |= re.findall(r"^\s*(\w+): (.*)$", section[1], re.MULTILINE)
     for parameter in inspect.signature(command.run).parameters.values():
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])

@@ -296,8 +296,9 @@ COMMANDS = {
     ),
     "oof": Command(
         predict_oof,
-        "predict each fold's held-out clips again, and score them",
+        "predict each fold's held-out clips again, score them, and compare options of submit",
         group="Train",
+        also=(submit,),
     ),
     "relabel": Command(
         relabel,

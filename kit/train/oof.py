@@ -184,15 +184,6 @@ def predict_oof(
 
     Options:
         run: the folder that `train` wrote
-        mode: full or windows, to compare
-        window_s: seconds of a window, to compare
-        hop_s: seconds between windows, to compare
-        pool: one or more of max, mean, top_k, power, geometric and snr, to compare
-        prior_shift: compare odds scaled to the class prevalences estimated from all rows
-        site_prior: weight of the log odds of a window's site and hour, to compare
-        smooth: weights of a window's neighbours, to compare
-        top_mean: best windows of a recording, to compare
-        top_power: exponent of their mean
         blend_with: folders of other runs on the same clips; fits blend weights for `submit`
     """
     runtime = start_runtime(device, threads, progress)

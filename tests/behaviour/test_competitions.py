@@ -15,11 +15,14 @@ from kit.infer.submit import submit
 from kit.labels.folds import make_folds
 from kit.labels.layouts import clock_seconds, find_layout, read_competition, site_of
 from kit.labels.table import clip_labels, is_secondary, rating_weights, read_clip_table
+from kit.train.dataset import load_dataset
 from kit.train.held_out import held_out_models
 from kit.train.oof import load_oof, predict_oof
+from kit.train.recipes import find_recipe
 from tests.behaviour import layouts
 from tests.behaviour.layouts import CODES
 from tests.behaviour.trained import loud_tagger, read_scores, write_template
+from tests.behaviour.training import RUNTIME
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -118,6 +121,23 @@ def test_birdclefs_own_table_is_read_as_a_clip_table(birdclef: Path) -> None:
     weights = rating_weights(frame)
     assert set(weights.tolist()) == {np.float32(1), np.float32(0.7)}
     assert (weights[np.asarray(frame["rating"]) == 0] == 1).all()
+
+
+def test_secondary_labels_and_ratings_count_in_training_as_the_recipe_says(birdclef: Path) -> None:
+    frame = read_clip_table(birdclef / "train.csv")
+    folds = np.arange(len(frame)) % 2
+    recipe = find_recipe("max-pyramid-mel", True, TINY)
+    first = list(frame["fname"]).index("asbfly/XC100.ogg")
+    for settings, target, weight in (
+        ([], np.nan, 1),
+        (["secondary_target=0.5", "weigh_by_rating=true"], 0.5, 0.7),
+    ):
+        changed = recipe.override(settings)
+        data = load_dataset(changed, frame, folds, birdclef / "train_audio", RUNTIME)
+        column = data.classes.index("22930")
+        np.testing.assert_equal(float(data.targets[first, column]), target)
+        assert np.isnan(data.truth[first, column])
+        assert data.weights.min() == np.float32(weight) and data.weights.max() == 1
 
 
 def test_a_class_with_one_clip_is_in_every_training_and_unknown_authors_are_no_group(
