@@ -21,7 +21,7 @@ BUNDLE = "audiotag_kit.py"
 ENTRY = "kit/__main__.py"
 FOLDERS = ("core", "audio", "labels", "models", "infer", "train", "plots")
 METADATA = "dataset-metadata.json"
-BANNER = "# ======== {path}: line N of the file is line N{offset:+} here ========"
+BANNER = "# ==== {path}, offset {offset:+} ===="
 OWN_NAMES = {"__file__", "__name__", "__doc__", "__spec__", "__package__"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SCOPES = (*DEFINITIONS, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
