@@ -73,7 +73,7 @@ def train_by_name(
     Options:
         recipe: a name that the command `recipes` lists
         out: the folder of the run
-        table: CSV of fname,labels[,false_labels][,fold][,weight][,source]; with boxes, recording_id,fold or none
+        table: CSV of fname,labels and more columns; with boxes, recording_id,fold, or clips without boxes
         boxes: two CSVs, of true and of false boxes
         competition: a competition's folder, instead of audio, table and boxes
         soft: CSV of soft labels, used where the table's labels are unknown

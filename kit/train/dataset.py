@@ -19,6 +19,7 @@ from kit.labels.boxes import Boxes, recording_labels, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
 from kit.labels.stretches import is_validated, row_names, stretches_of
 from kit.labels.table import (
+    ALL_OTHERS,
     BIRDCLEF_SOURCES,
     UNLABELLED,
     ClipLabels,
@@ -26,6 +27,7 @@ from kit.labels.table import (
     is_secondary,
     join_labels,
     rating_weights,
+    read_clip_table,
     scored_truth,
 )
 from kit.train.clip_store import load_clips
@@ -104,7 +106,7 @@ class Dataset(ClipLabels):
         """Targets of a crop: by the boxes, else of the clip, filled from the nearest soft window. Shape: -> (K,)"""
         name = self.names[row]
         targets = self.targets[row]
-        if self.boxes is not None:
+        if self.boxes is not None and name in self.boxes.rows:
             targets = window_targets(self.boxes, name, begin_s, end_s, box_share)
         if self.soft_labels is not None and self.has_windows(name):
             targets = fill_unknown(targets, nearest_window(self.soft_labels, name, (begin_s + end_s) / 2))
@@ -130,11 +132,13 @@ class RawWaveforms:
         return wave.new_zeros(1, 1)
 
 
-def box_table(boxes: Boxes, folds: str | Path | None) -> Any:
-    """Make a clip table of recordings from their boxes, with folds from a CSV `recording_id,fold`, if given.
+def box_table(boxes: Boxes, table: str | Path | None) -> Any:
+    """Make a clip table of recordings from their boxes, and of what a CSV adds, if given.
 
-    Recordings that are only in that CSV get no known label.
-    Errors: KitError for a recording with a box but without a fold
+    A CSV `recording_id,fold` has the folds of all; recordings that are only there get no known label. A clip table adds
+    clips without boxes, for example without any call: without a column false_labels, classes that they do not list are
+    false. It may have folds, too, of all clips and recordings.
+    Errors: KitError for a recording with a box but without a fold, and for one with labels in a table without folds
     """
     import pandas
 
@@ -142,23 +146,36 @@ def box_table(boxes: Boxes, folds: str | Path | None) -> Any:
     columns = {}
     for name, value in (("labels", 1), ("false_labels", 0)):
         columns[name] = [join_labels(np.array(labels.classes)[of_row == value]) for of_row in labels.targets]
-    frame = pandas.DataFrame(columns, index=pandas.Index(labels.names, name="fname"))
-    if folds is None:
-        return frame.reset_index()
-    table = read_table(folds, ("fold",))
-    key = "fname" if "fname" in table.columns else "recording_id"
-    choose("column", key, table.columns)
-    table.check_names(key)
-    fold = table.numbers("fold", "a whole number", lambda number: True, int)
-    fold_of = dict(zip(table.columns[key], fold, strict=True))
+    frame = pandas.DataFrame({"fname": labels.names} | columns)
+    if table is None:
+        return frame
+    content = read_table(table)
+    if "labels" in content.columns:
+        clips = read_clip_table(table)
+        with_boxes = clips["fname"].isin(labels.names)
+        if "fold" not in clips and with_boxes.any():
+            raise KitError(f"{table}: {clips['fname'][with_boxes].iloc[0]!r} has boxes, too: leave it out.")
+        false_labels = clips.get("false_labels", ALL_OTHERS)
+        kept = [name for name in ("fname", "labels", "weight", "source") if name in clips]
+        clips = clips[kept].assign(false_labels=false_labels)[~with_boxes]
+        frame = pandas.concat([frame, clips], ignore_index=True).fillna({"weight": 1.0, "source": ""})
+        if "fold" not in content.columns:
+            return frame
+    key = "fname" if "fname" in content.columns else "recording_id"
+    for name in (key, "fold"):
+        choose("column", name, content.columns)
+    content.check_names(key)
+    fold = content.numbers("fold", "a whole number", lambda number: True, int)
+    fold_of = dict(zip(content.columns[key], fold, strict=True))
     without_fold = [name for name in labels.names if name not in fold_of]
     if without_fold:
         raise KitError(
-            f"{folds} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}."
+            f"{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}."
         )
-    names = list(dict.fromkeys([*labels.names, *fold_of]))
-    frame = frame.reindex(pandas.Index(names, name="fname"), fill_value="").reset_index()
-    return frame.assign(fold=[fold_of[name] for name in names])
+    others = [name for name in fold_of if name not in set(frame["fname"])]
+    unknown = pandas.DataFrame({"fname": others, "labels": "", "false_labels": ""})
+    frame = pandas.concat([frame, unknown], ignore_index=True).fillna({"weight": 1.0, "source": ""})
+    return frame.assign(fold=[fold_of[name] for name in frame["fname"]])
 
 
 def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -237,9 +254,10 @@ def load_dataset(
         labels = replace(labels, weights=labels.weights * rating_weights(frame))
     is_inside = begins_inside("stretches", labels.names, stretches[:, 0], stretches[:, 1], sound_s)
     if boxes is not None:
-        boxes = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
-        has_box = np.array([name in boxes.rows for name in labels.names])
-        labels = replace(labels, targets=np.where(has_box[:, None], labels.targets, np.float32(np.nan)))
+        inside = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
+        lost = np.array([name in boxes.rows and name not in inside.rows for name in labels.names])
+        labels = replace(labels, targets=np.where(lost[:, None], np.float32(np.nan), labels.targets))
+        boxes = inside
     for row, name in enumerate(labels.names):
         if name not in clip_numbers:
             continue

@@ -13,6 +13,7 @@ import torch
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.labels.boxes import read_boxes, recording_labels
+from kit.labels.folds import make_folds
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels
 from kit.labels.stretches import stretches_of
@@ -280,6 +281,38 @@ def test_a_table_of_boxes_has_the_labels_of_its_recordings(field):
     np.testing.assert_array_equal(targets[:7], expected)
     assert np.isnan(targets[7]).all()
     np.testing.assert_array_equal(clip_labels(without_folds, boxes.classes).targets, expected)
+
+
+def test_clips_beside_boxes_are_learnt_with_their_own_labels_and_held_out_in_folds(field, tmp_path):
+    audio, box_files, _ = field
+    boxes = read_boxes(*box_files)
+    clips = tmp_path / "clips"
+    shutil.copytree(audio, clips)
+    rng = np.random.default_rng(5)
+    for i in range(4):
+        write_clip(clips / f"n{i}.wav", [], 1.0, rng)
+    table = write_lines(tmp_path / "none.csv", "fname,labels", "n0.wav,", "n1.wav,s1", "n2.wav,", "n3.wav,")
+    frame = box_table(boxes, table)
+    folds = make_folds(frame, 2)
+    data = load_dataset(BCE, frame, folds, clips, RUNTIME, boxes)
+    row = data.names.index("n1.wav")
+    for begin_s in (0.0, 0.6):
+        assert data.crop_targets(row, begin_s, begin_s + 0.4, 0.5).tolist() == [0, 1, 0]
+    assert data.crop_targets(data.names.index("n0.wav"), 0.0, 0.4, 0.5).tolist() == [0, 0, 0]
+    assert np.isnan(data.crop_targets(data.names.index("r0"), 0.0, 0.5, 0.5)).any()
+    assert {*folds.tolist()} == {0, 1}
+    run = train_quietly(BCE, table, clips, tmp_path / "run", boxes=box_files)
+    assert {"n0.wav", "r0"} <= set(run.oof.names)
+    again = box_table(boxes, run.folder / "folds.csv")
+    assert again.set_index("fname")["fold"].to_dict() == dict(zip(frame["fname"], folds, strict=True))
+    columns = ["fname", "labels", "false_labels"]
+    assert again[columns].to_numpy().tolist() == frame[columns].to_numpy().tolist()
+    for lines, words in (
+        (["fname,labels,fold", "n0.wav,,0"], "has no fold for 7 recordings with boxes"),
+        (["fname,labels", "r0,"], "'r0' has boxes, too"),
+    ):
+        with pytest.raises(KitError, match=words):
+            box_table(boxes, write_lines(tmp_path / "wrong.csv", *lines))
 
 
 @pytest.mark.parametrize(
