@@ -18,7 +18,7 @@ from kit.infer.template import locate_clips
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.boxes import class_bands_hz, read_boxes
 from kit.labels.folds import make_folds
-from kit.labels.layouts import CompetitionData, read_competition, test_data
+from kit.labels.layouts import CompetitionData, find_competition, read_competition
 from kit.labels.metrics import METRICS, compute_metric, lwlrap
 from kit.labels.table import clip_labels, read_clip_table, split_labels
 from kit.models.checkpoint import load_tagger, save_tagger
@@ -81,6 +81,7 @@ __all__ = [
     "draw_lengths",
     "draw_self_training",
     "draw_timeline",
+    "find_competition",
     "find_data",
     "find_recipe",
     "fitting_checkpoints",
@@ -111,7 +112,6 @@ __all__ = [
     "spoil_labels",
     "stack",
     "submit",
-    "test_data",
     "train_by_name",
     "train_run",
     "with_bands",

@@ -26,7 +26,7 @@ from kit.infer.submit import submit
 from kit.infer.template import locate_clips
 from kit.labels.boxes import read_boxes
 from kit.labels.folds import group_keys, make_folds
-from kit.labels.layouts import ROW_S, read_competition, test_data
+from kit.labels.layouts import ROW_S, find_competition, read_competition
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES
@@ -111,7 +111,7 @@ def train_by_name(
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:
     """Return the overrides that a competition asks for: its metric, and windows as long as its rows."""
-    data = test_data(folder)
+    data = find_competition(folder)
     settings = [f"metric={data.metric}"]
     if data.soundscapes and recipe.inference.mode == "full":
         settings += ["inference.mode=windows", f"inference.window_s={ROW_S}", f"inference.hop_s={ROW_S}"]

@@ -31,7 +31,7 @@ from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.submission import read_inputs, run_job, run_submission, write_priors
 from kit.infer.suspects import Suspects
 from kit.infer.template import read_report, report_path
-from kit.labels.layouts import ROW_S, test_data
+from kit.labels.layouts import ROW_S, find_competition
 from kit.models.own_network import NetworkBuilder
 from kit.models.tagger import Tagger
 
@@ -136,7 +136,7 @@ def submit(
     if competition is not None:
         if audio is not None or template is not None:
             raise KitError("competition names the audio and the template: leave these out.")
-        data = test_data(competition)
+        data = find_competition(competition)
         audio = data.test
         soundscapes = data.soundscapes
         template = data.template if data.template.is_file() else None

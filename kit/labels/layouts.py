@@ -120,7 +120,7 @@ def data_folders(places: Iterable[Path]) -> list[Path]:
     return folders
 
 
-def test_data(folder: str | Path) -> CompetitionData:
+def find_competition(folder: str | Path) -> CompetitionData:
     """Return what a submission needs of a competition's folder: the test files, the template, the soundscapes."""
     layout, root = find_layout(folder)
     truth = root / "test_truth.csv"
@@ -143,7 +143,7 @@ def read_competition(folder: str | Path, out: str | Path, unlabelled: bool = Fal
     Errors: KitError for a folder that is no known competition's, and for tables that cannot be read
     """
     layout, root = find_layout(folder)
-    return replace(test_data(root), **layout.write_tables(root, Path(out), unlabelled))
+    return replace(find_competition(root), **layout.write_tables(root, Path(out), unlabelled))
 
 
 def write_frame(path: Path, columns: Any) -> Path:
