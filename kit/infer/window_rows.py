@@ -17,6 +17,8 @@ from kit.infer.template import RowPlan, Template, file_identities, plan_rows, sp
 
 # A rest of a file shorter than this share of a row has no row of its own.
 NO_ROW_SHARE = 0.1
+# Stubs have three rows. A long template without a file is the right one for another folder.
+MAX_STUB_ROWS = 10
 
 
 def choose_rows(
@@ -24,7 +26,7 @@ def choose_rows(
 ) -> tuple[Template, RowPlan]:
     """Plan the template's rows, or a row per window of every file: where asked for, or where the template is a stub.
 
-    A template is a stub where all its ids are windows and none of them has a file.
+    A template is a stub where it is short, all its ids are windows, and none of them has a file.
 
     Errors: KitError for rows that are no duration
     """
@@ -32,9 +34,8 @@ def choose_rows(
     identities = file_identities(files)
     plan = plan_rows(template.ids, names, identities)
     ends_s = [end_s for _, end_s in map(split_window, template.ids)]
-    is_stub = (
-        bool(files) and not template.cells and plan.rows_of == {} and None not in ends_s and len(ends_s) > 0
-    )
+    is_stub = 0 < len(template.ids) <= MAX_STUB_ROWS and None not in ends_s and not template.cells
+    is_stub = is_stub and bool(files) and not plan.rows_of
     if rows == "template" or (rows == "auto" and not is_stub):
         return template, plan
     row_s = window_seconds(template.ids) if rows == "auto" else parse_duration(rows)

@@ -246,6 +246,16 @@ def test_a_template_that_names_the_files_is_kept(birdclef: Path, tmp_path: Path)
     assert report["rows"] == 2 and report["rows_with_prior"] == 1
 
 
+def test_a_long_template_without_any_file_is_obeyed_all_the_same(birdclef: Path, tmp_path: Path) -> None:
+    """Law 9: it is the right template, for another folder."""
+    ids = [f"other_{end}" for end in range(5, 65, 5)]
+    template = write_template(tmp_path / "t.csv", ids, CODES)
+    folder = birdclef / "test_soundscapes"
+    report = submit(loud_tagger(classes=TAGGER_CLASSES), folder, tmp_path / "o.csv", template, **QUIET).report
+    assert list(read_scores(tmp_path / "o.csv")[1]) == ids and report["rows_with_prior"] == 12
+    assert any("NO ROW of the template has a file" in note for note in report["notes"])
+
+
 def test_models_with_some_of_the_classes_predict_these_alone(birdclef: Path, tmp_path: Path) -> None:
     models = {
         name: loud_tagger(classes=classes)
