@@ -99,6 +99,12 @@ def tune_process() -> None:
         mallopt(m_top_pad, 64 * 2**20)
 
 
+def trim_memory() -> None:
+    """Return freed memory to the system: after much decoding, it lies scattered between what is kept."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def full_float32() -> contextlib.AbstractContextManager[None]:
     """Return a context in which cuDNN convolves float32 without TF32; its other flags stay."""
     cudnn = torch.backends.cudnn

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kit.core.errors import KitError
-from kit.core.runtime import Runtime, memory_bytes
+from kit.core.runtime import Runtime, memory_bytes, trim_memory
 from kit.infer.cache import map_to_disk
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.template import locate_clips
@@ -83,6 +83,7 @@ def load_clips(
             if clips:
                 spectrograms[key].update(zip(clips, store.keep(specs), strict=True))
             loader.drop(chunk, key)
+        trim_memory()
     loader.print_failures(names)
     if not any(spectrograms.values()):
         raise KitError(f"none of the {len(names)} clips of the table can be decoded in {audio}.")
