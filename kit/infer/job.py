@@ -41,7 +41,7 @@ class SubmitOptions:
     rows: str = "auto"
     prior_shift: bool = False
     site_prior: float | None = None
-    smooth: Sequence[float] | None = None
+    smooth: float | Sequence[float] | None = None
     top_mean: int | None = None
     top_power: float | None = None
     device: str | None = None

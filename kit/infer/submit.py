@@ -153,7 +153,6 @@ def submit(
     check_kind("audio", [audio], str | Path, "give the path of a folder")
     chosen |= {"checkpoints": many, "audio": Path(audio), "out": out}
     chosen["template"] = None if template is None else Path(template)
-    chosen["smooth"] = [smooth] if isinstance(smooth, int | float) else smooth
     options = SubmitOptions(**{field.name: chosen[field.name] for field in fields(SubmitOptions)})
     if rehearse and (competition is None or soundscapes is None):
         raise KitError(

@@ -91,11 +91,9 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path]:
     Errors: KitError, with what was looked for and what is there, where none is found or more than one
     """
     place = Path(folder)
-    found = []
-    for root in data_folders([place]):
-        found += [(layout, root) for layout in LAYOUTS if layout.fits(root)][:1]
-        if found and root == place:
-            break
+    found = layouts_of([place]) or layouts_of(
+        data_folders([place])
+    )  # a competition's own folders are not listed
     if len(found) == 1:
         return found[0]
     if found:
@@ -107,6 +105,14 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path]:
         f"{place} has no known competition's layout; it holds: {', '.join(there) or 'nothing'}. Looked for: "
         f"{looked_for}. For other data use --table CSV --audio FOLDER."
     )
+
+
+def layouts_of(folders: Iterable[Path]) -> list[tuple[Layout, Path]]:
+    """Return those of some folders that are a competition's, each with the first layout that fits."""
+    found = []
+    for folder in folders:
+        found += [(layout, folder) for layout in LAYOUTS if layout.fits(folder)][:1]
+    return found
 
 
 def data_folders(places: Iterable[Path]) -> list[Path]:
@@ -122,7 +128,11 @@ def data_folders(places: Iterable[Path]) -> list[Path]:
 
 def find_competition(folder: str | Path) -> CompetitionData:
     """Return what a submission needs of a competition's folder: the test files, the template, the soundscapes."""
-    layout, root = find_layout(folder)
+    return data_of(*find_layout(folder))
+
+
+def data_of(layout: Layout, root: Path) -> CompetitionData:
+    """Return the paths and settings of a competition whose tables are not written."""
     truth = root / "test_truth.csv"
     return CompetitionData(
         name=root.name,
@@ -143,7 +153,7 @@ def read_competition(folder: str | Path, out: str | Path, unlabelled: bool = Fal
     Errors: KitError for a folder that is no known competition's, and for tables that cannot be read
     """
     layout, root = find_layout(folder)
-    return replace(find_competition(root), **layout.write_tables(root, Path(out), unlabelled))
+    return replace(data_of(layout, root), **layout.write_tables(root, Path(out), unlabelled))
 
 
 def write_frame(path: Path, columns: Any) -> Path:

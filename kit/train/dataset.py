@@ -172,7 +172,8 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
         raise KitError(
             f"{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}."
         )
-    others = [name for name in fold_of if name not in set(frame["fname"])]
+    in_frame = set(frame["fname"])
+    others = [name for name in fold_of if name not in in_frame]
     unknown = pandas.DataFrame({"fname": others, "labels": "", "false_labels": ""})
     frame = pandas.concat([frame, unknown], ignore_index=True).fillna({"weight": 1.0, "source": ""})
     return frame.assign(fold=[fold_of[name] for name in frame["fname"]])

@@ -58,7 +58,8 @@ def predict_held_out(
     """
     clips = list(dict.fromkeys(held.clips))
     outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)
-    clip_of = [clips.index(name) for name in held.clips]
+    position = {name: clip for clip, name in enumerate(clips)}
+    clip_of = [position[name] for name in held.clips]
     frames_per_s = held.tagger.card.frontend.frames_per_s
     of_rows = [split_rows(of_clips, clip_of, held.stretches, frames_per_s) for of_clips in outputs]
     return of_rows, {row: failures[clip] for row, clip in enumerate(clip_of) if clip in failures}
