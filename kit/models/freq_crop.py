@@ -95,9 +95,8 @@ def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes:
     bands = shape.bands if is_crops else len(config.bands_hz)
     if bands != classes:
         name = "frontend.bands_hz" if is_crops else "bands_hz"
-        raise KitError(
-            f"form={config.form} needs {name} with a band for each of {classes} classes, got {bands}."
-        )
+        wanted = f"form={config.form} needs {name} with a band for each of {classes} classes, got {bands}"
+        raise KitError(f"{wanted}: train with --boxes, which give the bands, or set them.")
     return InputShape(shape.channels, shape.bins // classes) if is_crops else shape
 
 

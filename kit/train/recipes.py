@@ -258,13 +258,7 @@ FREQ_COORD_SMALL = """
 """
 
 
-# Hertz: the true boxes of RFCX's 24 species, 100 Hz wider on both sides. A run with boxes computes its own.
-RFCX_BANDS_HZ = (
-    (5806, 8350), (3744, 5725), (369, 3100), (931, 2913), (2244, 4319), (4681, 11350), (463, 4506), (4588, 11538),
-    (3650, 5631), (744, 5819), (847, 10953), (1709, 5785), (463, 3381), (0, 1506), (2431, 6569), (0, 1225),
-    (2994, 4694), (1213, 7506), (3088, 5163), (181, 2913), (1213, 6194), (3181, 4225), (10588, 13788), (6360, 11728),
-)  # fmt: skip
-# Three stages of pseudo-labels with plain BCE, then two with soft LSEP.
+# The bands of the classes come from the boxes. Three stages of pseudo-labels with plain BCE, then two with soft LSEP.
 FREQ_CROP = Recipe(
     name="freq-crop",
     source=f"thirty-second place, {RFCX}",
@@ -275,7 +269,6 @@ FREQ_CROP = Recipe(
         top_db=80.0,
         normalize="clip",
         reference="window",
-        bands_hz=RFCX_BANDS_HZ,
     ),
     network={
         "family": "freq-crop",
@@ -298,7 +291,7 @@ FREQ_CROP = Recipe(
 )
 # The cheaper form: one pass, and each class pools its own band. Crops at width 8 learn little in so few steps.
 FREQ_CROP_SMALL = """
-    frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=64 frontend.bands_hz=[]
+    frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=64
     frontend.channels=["log","coordinate01"] frontend.normalize=none frontend.log=ln frontend.top_db=null
     network={"family":"freq-crop","form":"pooled","head":{"pool":"max"},"backbone":{"family":"max-pyramid","width":16,"blocks":4}}
     inference.mode=windows inference.window_s=3.0 inference.hop_s=1.5

@@ -30,9 +30,10 @@ COLUMNS = (
 
 def make_predictor(system: System) -> Predictor:
     """Build a system's tagger with fresh weights and as many classes as its competition had."""
-    n_classes = len(system.frontend.bands_hz)
-    if not n_classes:
-        n_classes = 24 if system.frontend.sample_rate == 48000 else 80
+    n_classes = 24 if system.frontend.sample_rate == 48000 else 80
+    if system.network["family"] == "freq-crop":
+        bands = [[400 * k, 400 * k + 3000] for k in range(n_classes)]
+        system = system.override([f"frontend.bands_hz={bands}"])
     card = TaggerCard(
         classes=tuple(f"c{k}" for k in range(n_classes)),
         prevalences=(0.5,) * n_classes,
