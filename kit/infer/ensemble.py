@@ -31,7 +31,7 @@ class EnsembleMember:
     """One model of an ensemble, and how far it has come.
 
     `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
-    its last clip on.
+    its last clip on. `cost` is measured: seconds of this machine per second of audio.
     """
 
     name: str
@@ -44,6 +44,7 @@ class EnsembleMember:
     failed_clips: dict[int, str] = field(default_factory=dict)
     failure: str | None = None
     finished: bool = False
+    cost: float = 0.0
 
     @property
     def tagger(self) -> Tagger:
@@ -69,17 +70,6 @@ class EnsembleMember:
 def collect_frontends(members: Sequence[EnsembleMember], device: torch.device) -> dict[str, Frontend]:
     """Move each distinct frontend to the device, once."""
     return {member.frontend_key: member.tagger.frontend.to(device) for member in members}
-
-
-def order_members(members: Sequence[EnsembleMember]) -> list[EnsembleMember]:
-    """Order models for a deadline: cheap ones first, then those with good scores.
-
-    A stack scores a row once all its runs have predicted it, so the first models of all runs come before any second.
-    """
-    cheap_first = sorted(members, key=lambda m: (m.card.cost or 0.0, -(m.card.oof_score or 0.0)))
-    runs = [member.run for member in cheap_first]
-    turns = [runs[:i].count(run) for i, run in enumerate(runs)]
-    return [cheap_first[i] for i in np.argsort(turns, kind="stable")]
 
 
 def predict_ensemble(
@@ -110,6 +100,8 @@ def predict_ensemble(
                 yield member, clip, logits
             if is_last_user:
                 loader.drop(chunk, key)
+        else:
+            member.finished = not budget.stopped  # also where every clip of the last chunk failed
         if is_last_user:
             loader.retire(key)
         member.cache.flush()

@@ -11,6 +11,7 @@ from kit.infer.ensemble import UNPOOLED, EnsembleMember, clip_probabilities
 from kit.infer.postprocess import PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import RowPlan, Template, split_window
+from kit.labels.metrics import METRICS
 from kit.models.tagger import TaggerCard
 
 
@@ -157,6 +158,19 @@ class RowScores:
             if len({self.plan.ends_s[row] for row in rows}) > 1:
                 self.rows_alike.update(rows)
 
+    def usable(self) -> list[np.ndarray]:
+        """Return the rows of each model that count. Shape: (R,) each
+
+        A metric per class compares rows with each other: there a model that is not finished fills only rows that no
+        finished one has.
+        """
+        is_per_class = any(METRICS[member.card.metric].is_per_class for member in self.members)
+        if not is_per_class or not any(member.finished for member in self.members):
+            return self.done
+        pairs = list(zip(self.members, self.done, strict=True))
+        by_finished = np.any([done for member, done in pairs if member.finished], axis=0)
+        return [done if member.finished else done & ~by_finished for member, done in pairs]
+
     def counts(self) -> dict[str, int]:
         """Count the rows, and those with predictions of all models, of some, of none."""
         by_all = np.all(self.done, axis=0)
@@ -171,7 +185,7 @@ class RowScores:
     def blend(self) -> np.ndarray:
         """Blend all models' scores. Shape: -> (R, K)"""
         known = np.stack(self.columns) >= 0
-        return blend_scores(self.scores, self.done, self.weights, self.priors, self.kind, known)
+        return blend_scores(self.scores, self.usable(), self.weights, self.priors, self.kind, known)
 
     def result(self) -> np.ndarray:
         """Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)"""

@@ -25,7 +25,6 @@ from kit.infer.ensemble import (
     collect_frontends,
     member_report,
     members_with_probabilities,
-    order_members,
     predict_ensemble,
     reasons_by_name,
     rounded_spans,
@@ -33,6 +32,7 @@ from kit.infer.ensemble import (
 from kit.infer.identity import code_identity, decoder_functions, model_identity, own_classes
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
+from kit.infer.planner import describe_plan, measure_costs, order_members
 from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.predictor import Predictor
 from kit.infer.rows import (
@@ -200,25 +200,25 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     suspects = Suspects.read(job.state_folder / "suspects.json")
     with job.watch.measure("models"):
         members = build_members(job, inputs, runtime, suspects)
-    ordered = order_members(members)
-    check_members(ordered, options.blend, inputs.plan)
-    rows = make_rows(inputs.stack, inputs.template, inputs.plan, ordered, options.blend, options.postprocess)
+    check_members(members, options.blend, inputs.plan)
+    rows = make_rows(inputs.stack, inputs.template, inputs.plan, members, options.blend, options.postprocess)
     writer = SubmissionWriter(job, inputs.template)
     loader = SpectrogramLoader(
         inputs.files,
-        collect_frontends(ordered, device),
+        collect_frontends(members, device),
         device,
         threads=runtime.threads,
         decoders=options.decoders,
         clips=sorted(inputs.plan.rows_of),
-        is_cached=lambda digest: all(digest in member.cache for member in ordered),
+        is_cached=lambda digest: all(digest in member.cache for member in members),
         timeout_s=max(1.0, min(60.0, job.deadline.left_s() / 4)),
         watch=job.watch,
     )
     loader.isolate(suspects.isolated_clips(inputs.files), suspects.reasons(inputs.files))
-    if add_cached(rows, ordered, inputs):
+    if add_cached(rows, members, inputs):
         writer.write(rows)
     loader.read_headers()
+    ordered = plan_members(job, members, loader)
     bar = progress_bar(len(ordered) * loader.total_s, "submit", "s of audio", runtime.progress)
     with contextlib.closing(loader), bar:
         job.budget.start_step()
@@ -230,7 +230,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
                 writer.write_report(build_report(job, inputs, members, rows, loader, "at work"))
             else:
                 writer.write_if_due(rows)
-    note_results(job, inputs, ordered, rows)
+    note_results(job, inputs, members, rows)
     is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
     failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
     state = "stopped by the deadline" if job.budget.stopped else "finished"
@@ -247,6 +247,20 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
         raise KitError(f"{what}, {options.out} holds {holds}: {failures[0]}")
     return report
+
+
+def plan_members(
+    job: SubmitJob, members: Sequence[EnsembleMember], loader: SpectrogramLoader
+) -> Sequence[EnsembleMember]:
+    """Under a deadline, measure the models and order them; note how many of them fit."""
+    if job.deadline.at == math.inf or len(members) == 1 or not loader.chunks:
+        return members
+    with job.watch.measure("plan"):
+        measure_costs(members, job.budget)
+    left_s = job.deadline.left_s()
+    ordered = order_members(members, loader.total_s, left_s)
+    job.note(describe_plan(ordered, loader.total_s, left_s))
+    return ordered
 
 
 def note_results(
