@@ -21,6 +21,8 @@ from kit.core.errors import KitError
 
 # Channels that hold the frequency bin's position, and the value at the lowest bin; the highest has 1.
 COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
+# What trimming leaves at least.
+TRIM_LEAST_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,9 @@ class FrontendConfig(SpectrumConfig):
     std: float = setting(1.0, "divides in normalize='constants'", low=1e-6, high=1e9)
     reference: str = setting("clip", "what top_db and normalize refer to", choices=("clip", "window"))
     extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
-    stats_frames: int = setting(3, "frames that share one value of wave_stats", low=1, high=1_000_000)
     trim_db: float | None = setting(
         None, "cut ends so many dB below the loudest frame; None: never", low=1e-3, high=1e4
     )
-    trim_least_s: float = setting(0.5, "seconds that trimming leaves at least", low=0, high=86400)
     image_size: tuple[int, ...] = setting(
         (), "(bins, frames) to resize channels to; () = as they are", low=1, high=2**16
     )
@@ -155,16 +155,15 @@ class Frontend(nn.Module):
         device = waves[0].device
         dtype = torch.float64 if waves[0].dtype == torch.float64 else torch.float32
         if config.trim_db is not None:
-            min_samples = round(config.trim_least_s * config.sample_rate)
+            min_samples = round(TRIM_LEAST_S * config.sample_rate)
             waves = [wave[slice(*nonsilent_span(wave, config.trim_db, min_samples))] for wave in waves]
-        with_grad = torch.is_grad_enabled() and any(wave.requires_grad for wave in waves)
         # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
         no_autocast = torch.autocast(device.type, enabled=False)
-        with torch.inference_mode(False), torch.set_grad_enabled(with_grad), no_autocast:
+        with torch.inference_mode(False), torch.no_grad(), no_autocast:
             by_resolution = []
             for resolution in self.resolution_configs:
                 tables = spectrum_tables(resolution, device, dtype)
-                by_resolution.append(log_spectrograms(tables, waves, with_grad))
+                by_resolution.append(log_spectrograms(tables, waves))
             pairs = zip(waves, zip(*by_resolution, strict=True), strict=True)
             return [self.combine(wave.to(dtype), specs) for wave, specs in pairs]
 
@@ -182,8 +181,7 @@ class Frontend(nn.Module):
                 spec = spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
             rows.append(spec)
         if config.extra_rows:
-            sizes = (config.hop_length, config.stats_frames, config.sample_rate)
-            rows.append(compute_extra_rows(wave, config.extra_rows, *sizes))
+            rows.append(compute_extra_rows(wave, config.extra_rows, config.hop_length, config.sample_rate))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def split(self, spec: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kit.audio.frontend import Frontend
 from kit.audio.mixup import check_ranges, probability_of, scale_to_range
-from kit.audio.normalize import mean_by_rows
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
@@ -36,9 +35,6 @@ class SpecAugmentConfig(Config):
         2, "highest number of masks over frequency, at least one is drawn", low=0, high=1000
     )
     freq_share: float = setting(0.15, "widest frequency mask, as a share of the bins", low=0, high=1)
-    mask_fill: str = setting(
-        "min", "value under masks: minimum, mean, or zero", choices=("min", "mean", "zero")
-    )
     outside_p: float = probability_of("one frequency mask below and one above the clip's box")
     outside_share: float = setting(0.3, "widest of these masks, as a share of the bins", low=0, high=1)
     warp_p: float = probability_of("a time warp: one point in time moves, the rest is stretched")
@@ -144,17 +140,12 @@ def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
     return specs + curve[..., None] * deviation
 
 
-def mask_specs(specs: Tensor, draw: SpecDraw, mask_fill: str) -> Tensor:
-    """Mask all spectrograms of a clip alike, each with its own value."""
+def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
+    """Mask all spectrograms of a clip alike, each with its minimum."""
     bins, frames = specs.shape[-2:]
     masked_bins = under_masks(draw.freq, bins).to(specs.device)[:, None, :, None]
     masked_frames = under_masks(draw.time, frames).to(specs.device)[:, None, None, :]
-    value = specs.new_zeros(())
-    if mask_fill == "min":
-        value = specs.amin((-2, -1), keepdim=True)
-    elif mask_fill == "mean":
-        value = mean_by_rows(specs)
-    return value.where(masked_bins | masked_frames, specs)
+    return specs.amin((-2, -1), keepdim=True).where(masked_bins | masked_frames, specs)
 
 
 def under_masks(masks: Tensor, size: int) -> Tensor:
@@ -206,7 +197,7 @@ def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, fron
         raise KitError(f"{len(specs)} spectrograms for a draw of {len(draw.warp)} clips: draw for as many.")
     images, extra_rows = frontend.split(specs)
     images = apply_drawn(images, draw.gains, filter_specs)
-    images = mask_specs(images, draw, config.mask_fill)
+    images = mask_specs(images, draw)
     images = apply_drawn(images, draw.warp, time_warp)
     images = apply_drawn(images, draw.crop, crop_and_resize)
     return torch.cat([images.flatten(-3, -2), extra_rows], dim=-2)

@@ -314,12 +314,10 @@ def window_frames(tables: SpectrumTables, wave: Tensor, first: int, out: Tensor)
 
 
 def log_scaled(config: SpectrumConfig, bands: Tensor) -> Tensor:
-    """Take the logarithm of magnitudes or energies, in place unless they need gradients."""
-    out = None if bands.requires_grad else bands
+    """Take the logarithm of magnitudes or energies, in place."""
     if config.log == "ln":
-        return torch.log(torch.add(bands, config.log_offset, out=out), out=out)
-    decibels = torch.log10(torch.clamp(bands, min=config.amin, out=out), out=out)
-    return torch.mul(decibels, 20.0 if config.power == 1 else 10.0, out=out)
+        return bands.add_(config.log_offset).log_()
+    return bands.clamp_(min=config.amin).log10_().mul_(20.0 if config.power == 1 else 10.0)
 
 
 def log_bands(tables: SpectrumTables, frames: Tensor) -> Tensor:
@@ -339,22 +337,10 @@ def log_bands(tables: SpectrumTables, frames: Tensor) -> Tensor:
     return log_scaled(config, bands)
 
 
-def differentiable_spectrogram(tables: SpectrumTables, wave: Tensor) -> Tensor:
-    """Compute a log spectrogram through which gradients flow. Shape: (T,) -> (M, N)"""
-    config = tables.config
-    frames = cut_frames(tables, wave, 0, config.frames_of(len(wave))) * tables.window
-    spectrum = torch.view_as_real(torch.fft.rfft(frames, config.n_fft))[:, tables.bins]
-    # Unlike the root of a sum of squares, vector_norm has a finite gradient at silence.
-    bands = torch.linalg.vector_norm(spectrum, dim=-1) if config.power == 1 else spectrum.square().sum(-1)
-    if tables.groups:
-        bands = torch.cat([bands[:, bins] @ weights for _, bins, weights in tables.groups], dim=1)
-    return log_scaled(config, bands).T
-
-
 def chunked_spectrograms(
     tables: SpectrumTables, waves: Sequence[Tensor], limit: int, pack: bool
 ) -> list[Tensor]:
-    """Compute log spectrograms in chunks of at most `limit` frames."""
+    """Compute log spectrograms in chunks of at most `limit` frames. Shape: [(T_i,)] -> [(M, N_i)]"""
     config, window = tables.config, tables.window
     n_frames = [config.frames_of(len(wave)) for wave in waves]
     specs = [window.new_empty(config.n_spec_bins, n) for n in n_frames]
@@ -372,10 +358,8 @@ def chunked_spectrograms(
     return specs
 
 
-def log_spectrograms(tables: SpectrumTables, waves: Sequence[Tensor], with_grad: bool) -> list[Tensor]:
-    """Compute log spectrograms, differentiable ones `with_grad`. Shape: [(T_i,)] -> [(M, N_i)]"""
-    if with_grad:
-        return [differentiable_spectrogram(tables, wave) for wave in waves]
+def log_spectrograms(tables: SpectrumTables, waves: Sequence[Tensor]) -> list[Tensor]:
+    """Compute log spectrograms, on a CPU each clip by itself. Shape: [(T_i,)] -> [(M, N_i)]"""
     on_cpu = waves[0].device.type == "cpu"
     samples = CPU_CHUNK_SAMPLES if on_cpu else GPU_CHUNK_SAMPLES
     return chunked_spectrograms(tables, waves, max(1, samples // tables.config.n_fft), pack=not on_cpu)

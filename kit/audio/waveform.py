@@ -15,6 +15,7 @@ TRIM_HOP = 512
 TRIM_FRAME = 4 * TRIM_HOP
 
 STATS_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+STATS_FRAMES = 3
 
 # Samples that wave_stats sorts at once.
 STATS_CHUNK_SAMPLES = 524288
@@ -64,10 +65,8 @@ def wave_stats(wave: Tensor, samples: int) -> Tensor:
     return torch.cat(parts).T
 
 
-def compute_extra_rows(
-    wave: Tensor, kinds: tuple[str, ...], hop: int, stats_frames: int, sample_rate: int
-) -> Tensor:
-    """Compute a clip's extra rows; every `stats_frames` frames share the statistics of their samples.
+def compute_extra_rows(wave: Tensor, kinds: tuple[str, ...], hop: int, sample_rate: int) -> Tensor:
+    """Compute a clip's extra rows; every three frames share the statistics of their samples.
 
     Shape:  wave (T,) -> (sum of EXTRA_ROWS over `kinds`, N), N = T // hop + 1
     Units:  those of the wave; "clip_length" in ln(seconds)
@@ -78,8 +77,8 @@ def compute_extra_rows(
         if kind == "clip_length":
             rows.append(wave.new_full((1, n_frames), math.log(len(wave) / sample_rate)))
         else:
-            stats = wave_stats(wave, stats_frames * hop)
-            columns = torch.arange(n_frames, device=wave.device) // stats_frames
+            stats = wave_stats(wave, STATS_FRAMES * hop)
+            columns = torch.arange(n_frames, device=wave.device) // STATS_FRAMES
             rows.append(stats[:, columns.clamp(max=stats.shape[1] - 1)])
     return torch.cat(rows)
 

@@ -1,7 +1,7 @@
 """Open checkpoints and stacks: models, and a second-level network over their predictions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from kit.models.archive import damaged_file, parse_card, read_content
 from kit.models.checkpoint import Checkpoint, find_models, open_checkpoint
 from kit.models.network import meta_device
 from kit.models.own_network import NetworkBuilder, fill_network
-from kit.models.stackers import STACKERS, Stacker, prediction_image
+from kit.models.stackers import STACKERS, Stacker, StackerConfig, prediction_image
 from kit.models.tagger import Tagger, TaggerCard
 
 MAX_IMAGE_S = 20.0  # in training and in a submission alike
@@ -34,7 +34,7 @@ class StackCard(Config):
     """The description of a stack: all but its tensors and its taggers."""
 
     kind: str = setting("class-mixer", "the second-level network", choices=tuple(STACKERS))
-    network: dict[str, Any] = field(default_factory=dict)
+    network: StackerConfig = setting(StackerConfig(), "its settings")
     runs: tuple[str, ...] = setting((), "names of the runs", longest=1000)
     run_of: tuple[int, ...] = setting((), "each tagger's run", low=0, high=1000, longest=4096)
     classes: tuple[str, ...] = ()
@@ -44,9 +44,7 @@ class StackCard(Config):
 
     def new_network(self) -> Stacker:
         """Create a second-level network with fresh weights."""
-        parts: tuple[type[Config], Callable[..., Stacker]] = STACKERS[self.kind]
-        config, build = parts
-        return build(config.from_dict(self.network), len(self.runs), len(self.classes))
+        return STACKERS[self.kind](self.network, len(self.runs), len(self.classes))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Bootstrap intervals: how much a metric, or the difference of two, would vary with other clips of the same kind."""
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from kit.core.errors import KitError
 from kit.labels.folds import group_texts
 from kit.labels.metrics import (
     METRICS,
-    MetricFunction,
     Statistic,
     class_metric,
     compute_metric,
@@ -28,7 +26,7 @@ MAX_COUNTED = 5 * 10**8
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric on all clips, and the bounds that hold the share `level` of its bootstrap draws.
+    """A metric on all clips, and the bounds that hold 95 % of its bootstrap draws.
 
     `redrawn` counts the draws that were repeated because the metric had no value on them.
     """
@@ -36,48 +34,32 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float = 0.95
     redrawn: int = 0
     draws: int = 1000
 
     def __str__(self) -> str:
         few = f"; {self.draws} draws" if self.draws != 1000 else ""
         note = f"; {self.redrawn} draws without a value repeated" if self.redrawn else ""
-        return f"{self.value:.4f} ({self.level:.4g} within {self.low:.4f} to {self.high:.4f}{few}{note})"
+        return f"{self.value:.4f} (0.95 within {self.low:.4f} to {self.high:.4f}{few}{note})"
 
 
-def bootstrap_interval(
-    metric: str | MetricFunction,
-    truth: Any,
-    scores: Any,
-    groups: Sequence[Any] | None = None,
-    draws: int | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Compute a metric, by its name or a function of truth and scores, and its bootstrap interval over clips.
+def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[Any] | None = None) -> Interval:
+    """Compute a metric by its name, and its bootstrap interval over clips.
 
     All clips of a group (a recording, for example) are drawn together; a clip with an empty group is drawn alone.
     A draw on which the metric has no value is repeated.
 
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
-    Errors: KitError where the metric is no finite number, or has no value on more than `draws` draws
+    Errors: KitError where the metric has no value on all clips, or on more than half of the draws
     """
-    value, statistic = metric_of_counts(metric, truth, scores)
-    group = group_numbers(groups, len(truth))
-    return percentile_interval(value, statistic, group, draws or usual_draws(metric, truth), level, seed)
+    value = compute_metric(metric, truth, scores)
+    statistic = metric_statistic(metric, truth, scores)
+    return percentile_interval(value, statistic, group_numbers(groups, len(truth)), draws_of(metric, truth))
 
 
 def bootstrap_difference(
-    metric: str | MetricFunction,
-    truth: Any,
-    scores: Any,
-    others: Any,
-    groups: Sequence[Any] | None = None,
-    draws: int | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    metric: str, truth: Any, scores: Any, others: Any, groups: Sequence[Any] | None = None
 ) -> Interval:
     """Compute by how much `scores` are better than `others`, with its interval.
 
@@ -85,20 +67,19 @@ def bootstrap_difference(
 
     Shape:  truth (n, K), scores and others (n, K), groups (n,) -> Interval
     """
-    value, statistic = metric_of_counts(metric, truth, scores)
-    other_value, other_statistic = metric_of_counts(metric, truth, others)
+    value = compute_metric(metric, truth, scores) - compute_metric(metric, truth, others)
+    statistic = metric_statistic(metric, truth, scores)
+    other_statistic = metric_statistic(metric, truth, others)
 
     def difference(counts: np.ndarray) -> np.ndarray:
         return statistic(counts) - other_statistic(counts)
 
-    group = group_numbers(groups, len(truth))
-    draws = draws or usual_draws(metric, truth)
-    return percentile_interval(value - other_value, difference, group, draws, level, seed)
+    return percentile_interval(value, difference, group_numbers(groups, len(truth)), draws_of(metric, truth))
 
 
-def usual_draws(metric: str | MetricFunction, truth: Any) -> int:
+def draws_of(metric: str, truth: Any) -> int:
     """Return 1,000, or less where that takes long."""
-    is_slow = isinstance(metric, str) and not METRICS[metric].clip_sums
+    is_slow = not METRICS[metric].clip_sums
     return min(1000, max(100, MAX_COUNTED // np.size(truth))) if is_slow else 1000
 
 
@@ -111,8 +92,9 @@ def class_intervals(name: str, truth: Any, scores: Any, classes: Sequence[int]) 
             value = float(precisions[true[:, k], k].mean())
             statistic = ratio_of_counts(precisions[:, k], true[:, k])
         else:
-            value, statistic = metric_of_counts(name, truth[:, [k]], scores[:, [k]])
-        intervals.append(percentile_interval(value, statistic, np.arange(len(true)), 1000, 0.95, 0))
+            value = compute_metric(name, truth[:, [k]], scores[:, [k]])
+            statistic = metric_statistic(name, truth[:, [k]], scores[:, [k]])
+        intervals.append(percentile_interval(value, statistic, np.arange(len(true)), 1000))
     return intervals
 
 
@@ -128,47 +110,15 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
     return f"{value:.4f}"
 
 
-def metric_of_counts(metric: str | MetricFunction, truth: Any, scores: Any) -> tuple[float, Statistic]:
-    """Return a metric on all clips, and its Statistic. Errors: KitError unless the first is one finite number"""
-    if isinstance(metric, str):
-        return compute_metric(metric, truth, scores), metric_statistic(metric, truth, scores)
-    function = metric
-    value = function(truth, scores)
-    if np.ndim(value) or not np.isfinite(value):
-        raise KitError(f"the metric gave {value!r}, wanted one number.")
-    truth = np.asarray(truth)
-    scores = np.asarray(scores)
-
-    def computed(counts: np.ndarray) -> np.ndarray:
-        values = np.full(counts.shape[1], np.nan)
-        for i, of_draw in enumerate(counts.T):
-            rows = np.repeat(np.arange(len(counts)), of_draw)
-            with contextlib.suppress(KitError):
-                values[i] = function(truth[rows], scores[rows])
-        return values
-
-    return float(value), computed
-
-
-def percentile_interval(
-    value: float,
-    statistic: Statistic,
-    group: np.ndarray,
-    draws: int,
-    level: float,
-    seed: int,
-) -> Interval:
-    """Draw groups with replacement; return the bounds of the middle share `level` of a statistic's values.
+def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:
+    """Draw groups with replacement; return the bounds of the middle 95 % of a statistic's values.
 
     Shape:  group (n,) int64 from 0
     """
-    # Fewer draws would leave less than one draw beyond each bound.
-    if not 0 < level < 1 or draws * (1 - level) < 2 - 1e-9:
-        raise KitError(f"{draws} draws at level {level:g}: at least 2 / (1 - level) draws are needed.")
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
         raise KitError(f"{len(group)} clips in {n_groups} groups: resampling needs 2 or more.")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     values: list[float] = []
     redrawn = 0
     while len(values) < draws:
@@ -184,8 +134,8 @@ def percentile_interval(
             if redrawn > draws:
                 share = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
                 raise KitError(f"the metric has no value in {share}: leave out rare classes.")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return Interval(value, low, high, level, redrawn, draws)
+    low, high = np.quantile(values, [0.025, 0.975]).tolist()
+    return Interval(value, low, high, redrawn, draws)
 
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:

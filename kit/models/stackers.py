@@ -1,5 +1,6 @@
 """Second-level networks: they read the predictions of other models."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,29 +12,20 @@ from kit.core.errors import KitError
 
 
 @dataclass(frozen=True)
-class GatedMlpConfig(Config):
-    """Size of a gated MLP; the defaults are the published network."""
+class StackerConfig(Config):
+    """Settings of a second-level network; a class mixer has none."""
 
     widths: tuple[int, ...] = setting(
-        (1024, 512), "units of each hidden layer", low=1, high=2**16, longest=64
+        (32, 64),
+        "channels of each block, which halves the image (image-stacker)",
+        low=1,
+        high=2**16,
+        longest=64,
     )
-    squeeze: int = setting(16, "inputs per hidden unit of the gate", low=1, high=2**20)
-    dropout: float = setting(0.2, "dropout after each hidden layer", low=0, high=0.95)
-
-
-@dataclass(frozen=True)
-class ClassMixerConfig(Config):
-    """A class mixer has no settings."""
-
-
-@dataclass(frozen=True)
-class ImageStackerConfig(Config):
-    """Size of an image stacker."""
-
-    widths: tuple[int, ...] = setting(
-        (32, 64), "channels of each block, which halves the image", low=1, high=2**16, longest=64
+    dropout: float = setting(0.2, "dropout before the last layer (image-stacker)", low=0, high=0.95)
+    C: float = setting(
+        1.0, "inverse strength of the L2 penalty, as in scikit-learn (logistic)", low=1e-6, high=1e12
     )
-    dropout: float = setting(0.2, "dropout before the last layer", low=0, high=0.95)
 
 
 class Stacker(nn.Module):
@@ -54,31 +46,6 @@ class Stacker(nn.Module):
             raise KitError(f"predictions have the shape {tuple(x.shape)}, wanted {wanted}.")
 
 
-class GatedMlp(Stacker):
-    """An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
-
-    Shape:  probabilities or any finite scores (B, m, K) -> logits (B, K)
-    Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
-    """
-
-    def __init__(self, settings: GatedMlpConfig, models: int, classes: int) -> None:
-        super().__init__(models, classes)
-        width = models * classes
-        narrow = max(1, width // settings.squeeze)
-        gate = (nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
-        self.gate = nn.Sequential(*gate)
-        layers: list[nn.Module] = []
-        for hidden in settings.widths:
-            layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
-            width = hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, classes))
-
-    def forward(self, predictions: Tensor) -> Tensor:
-        self.check_predictions(predictions)
-        x = predictions.flatten(1)
-        return torch.as_tensor(self.mlp(x * self.gate(x)))
-
-
 class ClassMixer(Stacker):
     """A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
 
@@ -87,7 +54,7 @@ class ClassMixer(Stacker):
     Source: second place, Freesound Audio Tagging 2019
     """
 
-    def __init__(self, settings: ClassMixerConfig, models: int, classes: int) -> None:
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__(models, classes)
         self.model_weights = nn.Parameter(torch.zeros(models, classes))
         self.mix = nn.Linear(classes, classes)
@@ -113,7 +80,7 @@ class ImageStacker(Stacker):
     Source: Freesound Audio Tagging 2019
     """
 
-    def __init__(self, settings: ImageStackerConfig, models: int, classes: int) -> None:
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__(models, classes)
         layers: list[nn.Module] = []
         width = models
@@ -133,13 +100,6 @@ class ImageStacker(Stacker):
         return torch.as_tensor(self.head(pooled))
 
 
-@dataclass(frozen=True)
-class LogisticStackerConfig(Config):
-    """Regularisation of the logistic regressions."""
-
-    C: float = setting(1.0, "inverse strength of the L2 penalty, as in scikit-learn", low=1e-6, high=1e12)
-
-
 class LogisticStacker(Stacker):
     """One logistic regression per class on the models' logits of that class; unfitted, their mean.
 
@@ -148,7 +108,7 @@ class LogisticStacker(Stacker):
     Source: Wolpert 1992, Stacked generalization, with logistic regression as the second level
     """
 
-    def __init__(self, settings: LogisticStackerConfig, models: int, classes: int) -> None:
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__(models, classes)
         self.settings = settings
         self.weight = nn.Parameter(torch.full((models, classes), 1 / models))
@@ -163,9 +123,8 @@ class LogisticStacker(Stacker):
         return (self.run_logits(predictions) * self.weight).sum(dim=1) + self.bias
 
 
-STACKERS = {
-    "gated-mlp": (GatedMlpConfig, GatedMlp),
-    "class-mixer": (ClassMixerConfig, ClassMixer),
-    "image-stacker": (ImageStackerConfig, ImageStacker),
-    "logistic": (LogisticStackerConfig, LogisticStacker),
+STACKERS: dict[str, Callable[[StackerConfig, int, int], Stacker]] = {
+    "class-mixer": ClassMixer,
+    "image-stacker": ImageStacker,
+    "logistic": LogisticStacker,
 }

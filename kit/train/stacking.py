@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from kit.labels.metrics import compute_metric
 from kit.labels.soft import SoftLabels
 from kit.models.archive import FORMAT, save_archive
 from kit.models.checkpoint import checkpoint_content, tensors_of
-from kit.models.stackers import STACKERS, LogisticStacker, Stacker
+from kit.models.stackers import STACKERS, LogisticStacker, Stacker, StackerConfig
 from kit.models.tagger import Tagger
 from kit.train.held_out import held_out_models
 from kit.train.losses import average_loss, bce_loss
@@ -34,16 +33,12 @@ class StackConfig(Config):
     """Which second-level model is trained, and how."""
 
     kind: str = setting("class-mixer", "second-level model", choices=tuple(STACKERS))
-    network: dict[str, Any] = setting({}, "settings of that model")
+    network: StackerConfig = setting(StackerConfig(), "settings of that model")
     epochs: int = setting(30, "passes over the rows of the other folds (not for logistic)", low=1)
     batch_size: int = setting(32, "least rows per step (not for logistic)", low=2)
     lr: float = setting(1e-3, "highest learning rate of one cycle (not for logistic)", low=0)
     columns: int = setting(40, "least windows of an image, and most in training (image-stacker)", low=1)
     seed: int = setting(0, "seed of weights, order of rows, and dropout", low=0)
-
-    def check(self) -> None:
-        config: type[Config] = STACKERS[self.kind][0]
-        object.__setattr__(self, "network", config.from_dict(self.network).to_dict())
 
 
 @dataclass(frozen=True)
@@ -93,9 +88,9 @@ def stack(
     Options:
         runs: folders of runs on the same clips and folds, each with its oof.csv
         out: the folder to write
-        kind: class-mixer, logistic, gated-mlp, or image-stacker, which reads predictions of windows
+        kind: class-mixer, logistic, or image-stacker, which reads predictions of windows
         audio: the folder that holds the clips, for image-stacker
-        overrides: settings as key=value, e.g. epochs=60 network.widths=[256,128]
+        overrides: settings as key=value, e.g. epochs=60 network.C=0.1
         seed: seed of weights, order of rows, and dropout
     """
     config = StackConfig(kind, seed=seed).override(overrides or [])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kit.audio.frontend import Frontend, FrontendConfig
-from kit.audio.normalize import normalize_spec
 from kit.audio.spectrogram import chunked_spectrograms, cut_samples, spectrum_tables
 from kit.core.errors import KitError
 
@@ -219,50 +218,3 @@ def test_spectrograms_computed_in_inference_mode_are_the_same_and_can_be_trained
     weight = torch.ones(40, 1, requires_grad=True)
     (raw * weight).sum().backward()
     assert weight.grad is not None and not raw.is_inference()
-
-
-@pytest.mark.parametrize("kind", ["mel", "stft"])
-@pytest.mark.parametrize("log", ["db", "ln"])
-@pytest.mark.parametrize("power", [1, 2])
-def test_a_wave_that_requires_gradients_gives_the_same_spectrogram(kind: str, log: str, power: int) -> None:
-    frontend = Frontend(small(kind=kind, log=log, power=power, pad_mode="reflect", win_length=400))
-    for wave in (chirp_tensor(0.3).double(), chirp_tensor(0.3)[:1].double() + 0.1):
-        spec = frontend.spectrograms([wave.clone().requires_grad_()])[0]
-        assert spec.requires_grad
-        torch.testing.assert_close(spec.detach(), frontend.spectrograms([wave])[0], rtol=1e-9, atol=1e-6)
-    wave = chirp_tensor(0.3).requires_grad_()
-    spec = frontend.spectrograms([wave])[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(frontend.spectrograms([wave])[0], spec)
-    with torch.no_grad():
-        assert not frontend.spectrograms([wave])[0].requires_grad
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"top_db": 40.0, "normalize": "clip", "channels": ("log", "delta", "delta2")},
-        {"normalize": "minmax", "power": 1, "log": "ln", "image_size": (6, 7)},
-        {"normalize": "peak", "resolutions": ((64, 20),), "extra_rows": ("wave_stats", "clip_length")},
-        {"log": "ln", "pad_mode": "reflect", "image_size": (20, 3), "trim_db": 60.0},
-    ],
-    ids=str,
-)
-def test_gradients_agree_with_finite_differences(settings: dict[str, Any]) -> None:
-    frontend = Frontend(small(**{"n_fft": 64, "hop_length": 16, "n_mels": 8, "f_min_hz": 200.0, **settings}))
-    wave = torch.from_numpy(chirp(130, level=1.0)) + 0.1 * torch.randn(130, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda w: frontend(w[None]), wave.requires_grad_(), atol=1e-4)
-
-
-def test_gradients_of_silence_are_finite() -> None:
-    for settings in (
-        {"power": 1, "log": "ln", "extra_rows": ("wave_stats",)},
-        {"normalize": "clip"},
-        {"normalize": "minmax"},
-    ):
-        wave = torch.zeros(1, 800, requires_grad=True)
-        Frontend(small(**settings))(wave).sum().backward()
-        assert wave.grad is not None and torch.isfinite(wave.grad).all(), settings
-    spec = torch.zeros(1, 4, 5, requires_grad=True)
-    normalize_spec(spec, None, "clip", 0.0, 1.0).sum().backward()
-    assert spec.grad is not None and torch.isfinite(spec.grad).all()

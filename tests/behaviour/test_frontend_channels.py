@@ -245,8 +245,8 @@ def test_settings_survive_json_and_overrides() -> None:
 
 
 def test_clips_that_trimming_leaves_uneven_are_not_stacked() -> None:
-    frontend = Frontend(small(trim_db=40.0, trim_least_s=0.0))
-    uneven = torch.zeros(2, 8000)
-    uneven[0, 2000:4000] = uneven[1, 2000:7000] = 0.5
+    frontend = Frontend(small(trim_db=40.0))
+    uneven = torch.zeros(2, 16000)
+    uneven[0, 2000:8000] = uneven[1, 2000:14000] = 0.5
     with pytest.raises(KitError, match="clip by clip"):
         frontend(uneven)

@@ -52,9 +52,9 @@ def augment(specs, **settings):
 
 def masked_places(**settings):
     """Which places of random spectrograms masks cover. Shape: (B, 2, M, N)"""
-    specs = random_specs()
-    changed = augment(specs, mask_fill="zero", **settings) != specs
-    return changed[:, : 2 * M].unflatten(1, (2, M))
+    # A spectrogram's minimum stays as it is under a mask; the other set has it elsewhere.
+    changed = [augment(specs, **settings) != specs for specs in (random_specs(), random_specs(seed=2))]
+    return (changed[0] | changed[1])[:, : 2 * M].unflatten(1, (2, M))
 
 
 def test_masks_cover_no_more_than_their_shares_and_lie_in_bands():
@@ -81,17 +81,15 @@ def test_any_number_of_masks_from_one_to_the_highest_is_equally_likely():
     assert torch.equal(augment(specs, mask_p=1.0, time_masks=0, freq_masks=0), specs)
 
 
-@pytest.mark.parametrize("fill", ["min", "mean", "zero"])
-def test_masks_hold_the_value_of_their_own_clip_and_spectrogram(fill):
+def test_masks_hold_the_minimum_of_their_own_clip_and_spectrogram():
     specs = random_specs() * torch.arange(1, 7)[:, None, None]
-    changed = augment(specs, mask_p=1.0, mask_fill=fill, seed=4)
+    changed = augment(specs, mask_p=1.0, seed=4)
     for clip in range(6):
         for rows in (slice(0, M), slice(M, 2 * M)):
             spec = specs[clip, rows]
-            value = {"min": spec.min(), "mean": spec.mean(), "zero": torch.tensor(0.0)}[fill]
             masked = changed[clip, rows][changed[clip, rows] != spec]
             assert len(masked) > 0
-            torch.testing.assert_close(masked, value.expand(len(masked)))
+            assert bool((masked == spec.min()).all())
 
 
 def test_outside_masks_cover_all_places_but_the_box():
@@ -128,7 +126,7 @@ def test_clips_that_are_not_drawn_stay_bit_for_bit(name):
 
 def test_batchmates_do_not_matter():
     specs = random_specs()
-    draw, config = drawn(boxes=BOXES, mask_fill="mean", **EVERYTHING)
+    draw, config = drawn(boxes=BOXES, **EVERYTHING)
     together = augment_specs(specs, draw, config, FRONTEND)
     for i in range(6):
         row = slice(i, i + 1)

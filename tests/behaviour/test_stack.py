@@ -36,7 +36,6 @@ WINDOWS = InferenceConfig(mode="windows", window_s=0.5, hop_s=0.25, pool="mean")
 COARSE = InferenceConfig(mode="windows", window_s=0.9, hop_s=0.6)
 FAST = ["epochs=8", "batch_size=8", "lr=0.03"]
 SMALL = {
-    "gated-mlp": ["network.widths=[8]", "network.squeeze=2"],
     "class-mixer": [],
     "logistic": [],
     "image-stacker": ["network.widths=[4]", "columns=4"],
@@ -121,7 +120,7 @@ def stacks(runs, audio, tmp_path_factory):
     return made
 
 
-def make_stack(runs, out, kind="gated-mlp", audio=None, more=(), **words):
+def make_stack(runs, out, kind="class-mixer", audio=None, more=(), **words):
     """A stack of a few short epochs."""
     return stack(runs, out, kind, audio, [*FAST, *SMALL[kind], *more], device="cpu", progress=False, **words)
 
@@ -177,7 +176,7 @@ def test_the_network_of_a_fold_is_not_trained_on_its_rows(kind, runs, audio, tmp
 
 
 def test_each_fold_is_scored_by_its_own_network(runs, stacks):
-    for kind in ("gated-mlp", "class-mixer", "logistic"):
+    for kind in ("class-mixer", "logistic"):
         path, result = stacks[kind]
         frame = pd.read_csv(result.folder / "oof.csv")
         assert list(frame) == ["fname", "fold", *CLASSES] and tuple(frame["fname"]) == NAMES
@@ -308,7 +307,7 @@ def test_rows_of_windows_are_predicted_one_by_one(stacks, audio, tmp_path):
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_callers_randomness_alone(runs, stacks, tmp_path):
     state = torch.get_rng_state()
-    path, result = stacks["gated-mlp"]
+    path, result = stacks["class-mixer"]
     again = make_stack(runs, tmp_path / "again")
     assert torch.equal(torch.get_rng_state(), state)
     pairs = zip(networks_of(path), networks_of(tmp_path / "again/stack.pt"), strict=True)
@@ -371,7 +370,7 @@ def test_the_report_says_whether_a_stack_beats_the_plain_mean(runs, tmp_path):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     for copy in copies:  # each class is called by its neighbour's name, which a stack can learn
         write_tables(copy, random_targets(), np.roll(read_probs(copy), 1, axis=1))
-    good = make_stack(copies, tmp_path / "b", more=["epochs=60", "lr=0.02", "network.dropout=0"])
+    good = make_stack(copies, tmp_path / "b", more=["epochs=200", "lr=0.1"])
     assert good.gain.low > 0 and "PLAIN MEAN" not in str(good)
 
 
@@ -383,7 +382,7 @@ def test_the_doctor_shows_what_a_stack_holds(stacks):
 
 
 def test_a_stack_beside_others_or_blended_is_refused(stacks, runs, audio, tmp_path):
-    path = stacks["gated-mlp"][0]
+    path = stacks["class-mixer"][0]
     cases = (([path, runs[0] / "fold_0.pt"], {}), ([path], {"blend": "rank"}), ([path], {"weights": [1]}))
     for items, options in cases:
         with pytest.raises(KitError, match=r"is a stack, .* submit it alone"):
@@ -394,7 +393,7 @@ def test_a_stack_beside_others_or_blended_is_refused(stacks, runs, audio, tmp_pa
 
 
 def test_a_damaged_stack_is_one_error(stacks, audio, tmp_path):
-    content = torch.load(stacks["gated-mlp"][0], weights_only=True)
+    content = torch.load(stacks["class-mixer"][0], weights_only=True)
     for changes, match in (
         ({"format": 9}, "has checkpoint format 9"),
         ({"networks": [{}]}, "is damaged"),
@@ -430,7 +429,7 @@ def test_runs_that_do_not_fit_each_other_are_refused_with_the_first_difference(r
     refused(r"'00.wav' has fold 0 in .*one, but 1 in .*moved", [runs[0], moved])
     refused("each once", [runs[0], runs[0]])
     refused("each once", [])
-    refused("is a stack itself", [runs[0], stacks["gated-mlp"][1].folder])
+    refused("is a stack itself", [runs[0], stacks["class-mixer"][1].folder])
     refused("give audio", runs, kind="image-stacker")
     whole = make_run(tmp_path / "whole", 3, InferenceConfig())
     refused("begin with a run of inference.mode=windows", [whole, runs[0]], kind="image-stacker", audio=audio)
@@ -451,8 +450,8 @@ HOSTILE_STACKS = {
     "a run after the last": ({}, {"run_of": [7] * 6}),
     "many runs": ({}, {"run_of": [0] * 100_000}),
     "many classes": ({}, {"classes": ["a"] * 200_000}),
-    "a wide network": ({}, {"kind": "gated-mlp", "network": {"widths": [2**30]}}),
-    "wide and wide": ({}, {"kind": "gated-mlp", "network": {"widths": [60_000, 60_000]}}),
+    "a wide network": ({}, {"kind": "image-stacker", "network": {"widths": [2**30]}}),
+    "wide and wide": ({}, {"kind": "image-stacker", "network": {"widths": [60_000, 60_000]}}),
     "many columns": ({}, {"columns": 10**12}),
 }
 
