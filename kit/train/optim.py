@@ -50,10 +50,11 @@ class OptimConfig(Config):
     )
     average: str = setting(
         "none",
-        "ema: keep an exponential average of the weights over the steps",
-        choices=("none", "ema"),
+        "average of the weights that is kept: ema over all steps, swa over the last epochs",
+        choices=("none", "ema", "swa"),
     )
     ema_decay: float = setting(0.998, "share of the old average kept at each step (ema)", low=0, high=0.99999)
+    swa_share: float = setting(0.25, "share of the last epochs that are averaged (swa)", low=0.01, high=1)
 
     def check(self) -> None:
         if not self.lr_end <= self.lr_start <= self.lr_peak:
@@ -123,9 +124,11 @@ def averaged_model(config: OptimConfig, network: nn.Module) -> AveragedModel | N
 
     The batch norms' statistics must be estimated anew with the average.
 
-    Source: Tarvainen & Valpola 2017, arXiv:1703.01780
+    Source: EMA, Tarvainen & Valpola 2017, arXiv:1703.01780; SWA, Izmailov et al. 2018, arXiv:1803.05407
     """
     if config.average == "none":
         return None
-    average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    average: Any = None  # AveragedModel's default is the plain mean, as SWA wants.
+    if config.average == "ema":
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
     return AveragedModel(network, multi_avg_fn=average)

@@ -163,6 +163,9 @@ class Trainer:
                 total_loss += loss
         lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.epoch += 1
+        is_swa_epoch = self.epoch > (1 - recipe.optim.swa_share) * recipe.epochs
+        if self.averaged and recipe.optim.average == "swa" and is_swa_epoch:
+            self.averaged.update_parameters(self.network)
         self.seconds.append(time.perf_counter() - start)
         return {"epoch": self.epoch, "loss": total_loss / self.steps, "lr": lr}
 
@@ -186,7 +189,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             if optim.schedule != "plateau":
                 self.schedule.step()
-            if self.averaged:
+            if self.averaged and optim.average == "ema":
                 self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
