@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 
 @dataclass(frozen=True)
 class StackerConfig(Config):
-    """Settings of a second-level network; a class mixer has none."""
+    """Settings of a second-level network; a class mixer has none. Those of the gated MLP are as published."""
 
     widths: tuple[int, ...] = setting(
         (32, 64),
@@ -22,7 +22,15 @@ class StackerConfig(Config):
         high=2**16,
         longest=64,
     )
-    dropout: float = setting(0.2, "dropout before the last layer (image-stacker)", low=0, high=0.95)
+    mlp_widths: tuple[int, ...] = setting(
+        (1024, 512), "units of each hidden layer (gated-mlp)", low=1, high=2**16, longest=64
+    )
+    dropout: float = setting(
+        0.2,
+        "dropout after hidden layers (gated-mlp), before the last layer (image-stacker)",
+        low=0,
+        high=0.95,
+    )
     C: float = setting(
         1.0, "inverse strength of the L2 penalty, as in scikit-learn (logistic)", low=1e-6, high=1e12
     )
@@ -44,6 +52,31 @@ class Stacker(nn.Module):
                 f"(clips, {self.models} models, {self.classes} classes{', windows' if with_windows else ''})"
             )
             raise KitError(f"predictions have the shape {tuple(x.shape)}, wanted {wanted}.")
+
+
+class GatedMlp(Stacker):
+    """An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
+
+    Shape:  probabilities or any finite scores (B, m, K) -> logits (B, K)
+    Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
+    """
+
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
+        super().__init__(models, classes)
+        width = models * classes
+        narrow = max(1, width // 16)
+        gate = (nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
+        self.gate = nn.Sequential(*gate)
+        layers: list[nn.Module] = []
+        for hidden in settings.mlp_widths:
+            layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
+            width = hidden
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, classes))
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        self.check_predictions(predictions)
+        x = predictions.flatten(1)
+        return torch.as_tensor(self.mlp(x * self.gate(x)))
 
 
 class ClassMixer(Stacker):
@@ -124,6 +157,7 @@ class LogisticStacker(Stacker):
 
 
 STACKERS: dict[str, Callable[[StackerConfig, int, int], Stacker]] = {
+    "gated-mlp": GatedMlp,
     "class-mixer": ClassMixer,
     "image-stacker": ImageStacker,
     "logistic": LogisticStacker,

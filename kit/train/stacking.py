@@ -88,7 +88,7 @@ def stack(
     Options:
         runs: folders of runs on the same clips and folds, each with its oof.csv
         out: the folder to write
-        kind: class-mixer, logistic, or image-stacker, which reads predictions of windows
+        kind: class-mixer, logistic, gated-mlp, or image-stacker, which reads predictions of windows
         audio: the folder that holds the clips, for image-stacker
         overrides: settings as key=value, e.g. epochs=60 network.C=0.1
         seed: seed of weights, order of rows, and dropout

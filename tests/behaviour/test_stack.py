@@ -37,6 +37,7 @@ COARSE = InferenceConfig(mode="windows", window_s=0.9, hop_s=0.6)
 FAST = ["epochs=8", "batch_size=8", "lr=0.03"]
 SMALL = {
     "class-mixer": [],
+    "gated-mlp": ["network.mlp_widths=[8]"],
     "logistic": [],
     "image-stacker": ["network.widths=[4]", "columns=4"],
 }
@@ -176,7 +177,7 @@ def test_the_network_of_a_fold_is_not_trained_on_its_rows(kind, runs, audio, tmp
 
 
 def test_each_fold_is_scored_by_its_own_network(runs, stacks):
-    for kind in ("class-mixer", "logistic"):
+    for kind in ("class-mixer", "gated-mlp", "logistic"):
         path, result = stacks[kind]
         frame = pd.read_csv(result.folder / "oof.csv")
         assert list(frame) == ["fname", "fold", *CLASSES] and tuple(frame["fname"]) == NAMES

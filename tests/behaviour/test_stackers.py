@@ -13,7 +13,7 @@ from kit.models.stackers import (
 )
 
 MODELS, CLASSES = 3, 7
-SMALL = StackerConfig(widths=(4, 6))
+SMALL = StackerConfig(widths=(4, 6), mlp_widths=(10, 6))
 each_stacker = pytest.mark.parametrize("name", STACKERS)
 
 
@@ -125,8 +125,20 @@ def test_a_mixer_agrees_with_its_definition():
         np.testing.assert_allclose(mixer(x)[i].detach().numpy(), weight @ logit + bias, rtol=1e-4, atol=1e-5)
 
 
+def test_the_gate_scales_the_input_of_the_mlp():
+    stacker, x = build_small("gated-mlp"), predictions_for("gated-mlp")
+    flat = x.flatten(1)
+    with torch.inference_mode():
+        torch.testing.assert_close(stacker(x), stacker.mlp(flat * stacker.gate(flat)))
+        stacker.gate[2].weight.zero_()
+        stacker.gate[2].bias.fill_(-1e4)
+        torch.testing.assert_close(stacker(x), stacker.mlp(torch.zeros_like(flat)))
+
+
 def test_sizes_agree_with_counts_by_hand():
+    gate = 560 * 35 + 35 + 1 + 35 * 560 + 560
     by_hand = {
+        "gated-mlp": gate + 560 * 1024 + 1024 + 1 + 1024 * 512 + 512 + 1 + 512 * 80 + 80,
         "class-mixer": 7 * 80 + 80 * 80 + 80,
         "image-stacker": 9 * 7 * 32 + 2 * 32 + 1 + 9 * 32 * 64 + 2 * 64 + 1 + 2 * 64 * 20 * 80 + 80,
     }
