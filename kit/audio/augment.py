@@ -30,7 +30,6 @@ class WaveAugmentConfig(Config):
     )
     shift_p: float = probability_of("a shift in time")
     shift_share: float = setting(0.5, "largest shift, as a share of the clip", low=0, high=1)
-    shift_silence: bool = setting(False, "fill the gap with silence, not with what was shifted out")
     speed_p: float = probability_of("another speed, which changes pitch and tempo together")
     speed: float = setting(1.1, "largest factor; the smallest is its inverse", low=1, high=2)
     pitch_p: float = probability_of("another pitch at the same tempo")
@@ -43,9 +42,6 @@ class WaveAugmentConfig(Config):
     )
     reverb_p: float = probability_of("reverberation")
     reverb_s: tuple[float, ...] = setting((0.1, 0.8), "range of its decay time (60 dB), s", low=0.01, high=10)
-    reverb_db: float = setting(
-        0.0, "its energy for a decay of one second, dB above the direct sound's", low=-200, high=200
-    )
     background_p: float = probability_of("a background clip mixed in")
     background_snr_db: tuple[float, ...] = setting(
         (5.0, 30.0), "range of the signal-to-noise ratio, dB", low=-200, high=200
@@ -152,12 +148,10 @@ def match_power(sounds: Tensor, waves: Tensor) -> Tensor:
 
 
 def time_shift(batch: WaveBatch) -> Tensor:
-    """Shift each clip by its own number of samples, later for a positive one."""
+    """Shift each clip in a circle by its own number of samples, later for a positive one."""
     samples = batch.waves.shape[-1]
-    source = (torch.arange(samples) - batch.amount.long()[:, None]).to(batch.waves.device)
-    shifted = batch.waves.gather(1, source % samples)
-    is_gap = batch.config.shift_silence & ((source < 0) | (source >= samples))
-    return shifted.masked_fill(is_gap, 0)
+    source = (torch.arange(samples) - batch.amount.long()[:, None]) % samples
+    return batch.waves.gather(1, source.to(batch.waves.device))
 
 
 def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
@@ -175,31 +169,22 @@ def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
             with full_float32():
                 changed = resampler(step, RATE_STEPS, str(waves.device))(changed)
         if vocode:
-            changed = phase_vocoder(changed, RATE_STEPS / step if resample else step / RATE_STEPS, n_fft)
+            changed = change_tempo(changed, RATE_STEPS / step if resample else step / RATE_STEPS, n_fft)
         waves[steps == step] = changed[:, samples % changed.shape[-1]]
     return waves
 
 
-def phase_vocoder(waves: Tensor, rate: float, n_fft: int) -> Tensor:
-    """Play sounds `rate` times as fast at equal pitch and power.
+def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
+    """Play sounds `rate` times as fast at equal pitch and power, by torchaudio's phase vocoder."""
+    from torchaudio.functional import phase_vocoder
 
-    The result is torchaudio's to 1 %, in two thirds of its time: products of unit numbers replace angles.
-    Source: Flanagan and Golden 1966; Dolson 1986
-    """
     length = max(1, round(waves.shape[-1] / rate))
+    hop = n_fft // 4
     window = torch.hann_window(n_fft).to(waves)
     padded = F.pad(waves, (0, max(0, n_fft - waves.shape[-1])))
-    spec = torch.stft(padded, n_fft, window=window, return_complex=True).mT
-    # Frame i of the result lies at i * rate in the source, between two neighbouring frames.
-    place = torch.arange(4 * length // n_fft + 2, device=waves.device) * rate
-    left_frame = place.long().clamp(max=spec.shape[1] - 2)
-    left, right = spec[:, left_frame], spec[:, left_frame + 1]
-    magnitude = left.abs().lerp(right.abs(), (place - left_frame).clamp(max=1).to(waves)[:, None])
-    # Source and result have the same hop, so a steady sine turns by the same angle from frame to frame. Each
-    # frame's phase is the phase before it, turned by the angle between both neighbours.
-    turn = torch.cat([spec[:, :1], right * left.conj()], dim=1)[:, :-1].sgn()
-    phase = turn.where(turn != 0, 1.0).cumprod(1)
-    changed = torch.istft((magnitude * phase).mT, n_fft, window=window, length=length)
+    spec = torch.stft(padded, n_fft, window=window, return_complex=True)
+    advance = torch.linspace(0, math.pi * hop, spec.shape[1], device=waves.device)[:, None]
+    changed = torch.istft(phase_vocoder(spec, rate, advance), n_fft, window=window, length=length)
     return match_power(changed, waves)
 
 
@@ -219,9 +204,8 @@ def reverb(batch: WaveBatch) -> Tensor:
     decay_s = batch.amount.to(batch.waves)[:, None]
     length = min(samples, round(batch.config.reverb_s[1] * batch.sample_rate))
     time_s = torch.arange(length).to(decay_s) / batch.sample_rate
-    # An amplitude of 1/1000 is -60 dB.
-    response = F.normalize(batch.white_noise(length) * torch.pow(1000, -time_s / decay_s))
-    response = response * (decay_s * 10 ** (batch.config.reverb_db / 10)).sqrt()
+    # An amplitude of 1/1000 is -60 dB. A decay of one second has the energy of the direct sound.
+    response = F.normalize(batch.white_noise(length) * torch.pow(1000, -time_s / decay_s)) * decay_s.sqrt()
     # torchaudio's fftconvolve pads to no power of two: 3 to 6 times as slow.
     n = 1 << (samples + length).bit_length()
     wet: Tensor = torch.fft.irfft(torch.fft.rfft(batch.waves, n) * torch.fft.rfft(response, n), n)

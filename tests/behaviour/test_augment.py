@@ -13,7 +13,6 @@ from kit.audio.augment import (
     WaveAugmentConfig,
     augment_waves,
     draw_wave_augment,
-    phase_vocoder,
 )
 from kit.core.errors import KitError
 
@@ -65,15 +64,11 @@ def test_gain_is_exact():
     assert len(set(gain_db.tolist())) == 4 and float(gain_db.abs().max()) <= 12
 
 
-@pytest.mark.parametrize("silence", [False, True])
-def test_a_shift_moves_each_clip_by_its_own_number_of_samples(silence):
+def test_a_shift_moves_each_clip_by_its_own_number_of_samples():
     waves = noise(12)
-    shifted, steps, _ = augmented(waves, "shift", shift_share=0.3, shift_silence=silence)
+    shifted, steps, _ = augmented(waves, "shift", shift_share=0.3)
     for old, new, step in zip(waves, shifted, steps.int().tolist(), strict=True):
-        expected = old.roll(step)
-        if silence:
-            expected[slice(0, step) if step >= 0 else slice(step, None)] = 0
-        assert torch.equal(new, expected) and abs(step) <= 0.3 * RATE
+        assert torch.equal(new, old.roll(step)) and abs(step) <= 0.3 * RATE
     assert len(steps.unique()) > 8 and steps.min() < 0 < steps.max()
 
 
@@ -146,21 +141,6 @@ def test_speed_tempo_and_pitch_move_what_they_should(name, moves_time, moves_pit
         assert abs(1200 * math.log2(peak_hz(tone[:12_000]) / expected_hz)) < cents_error
 
 
-@pytest.mark.parametrize("rate", [0.8, 55 / 60, 1.0, 1.1, 1.5])
-def test_the_phase_vocoder_agrees_with_torchaudios(rate):
-    from torchaudio.functional import phase_vocoder as torchaudio_vocoder
-
-    wave = (sines([440.0]) + 0.3 * noise(1, 2 * RATE)) * torch.linspace(0, 1, 2 * RATE)
-    window = torch.hann_window(512)
-    spec = torch.stft(wave, 512, window=window, return_complex=True)
-    advance = torch.linspace(0, math.pi * 128, 257)[:, None]
-    samples = round(2 * RATE / rate)
-    expected = torch.istft(torchaudio_vocoder(spec, rate, advance), 512, window=window, length=samples)
-    inner = slice(512, samples - 1024)
-    a, b = phase_vocoder(wave, rate, 512)[0, inner], expected[0, inner]
-    assert float((a / a.norm() - b / b.norm()).norm()) < 0.01
-
-
 def test_factors_are_few_within_their_bounds_and_1_changes_nothing():
     config = WaveAugmentConfig(tempo=1.25)
     draw = draw_wave_augment(replace(config, speed_p=1.0, pitch_p=1.0, tempo_p=1.0), 3000, RATE, generator())
@@ -175,12 +155,12 @@ def test_factors_are_few_within_their_bounds_and_1_changes_nothing():
 def test_reverb_keeps_the_direct_sound_and_decays_in_the_drawn_time():
     clicks = torch.zeros(6, 2 * RATE)
     clicks[:, 100] = 0.5
-    wet, decays_s, _ = augmented(clicks, "reverb", reverb_s=(0.2, 1.2), reverb_db=-3.0)
+    wet, decays_s, _ = augmented(clicks, "reverb", reverb_s=(0.2, 1.2))
     tails = wet - clicks
     assert float(tails[:, :100].abs().max()) < 1e-6
     for tail, decay_s in zip(tails[:, 100:].double(), decays_s.tolist(), strict=True):
         energy_db = 10 * math.log10(float(tail.square().sum()) / 0.25)
-        assert energy_db == pytest.approx(-3 + 10 * math.log10(decay_s), abs=0.1)
+        assert energy_db == pytest.approx(10 * math.log10(decay_s), abs=0.1)
         third = int(decay_s / 3 * RATE)
         early, late = (power_db(tail[start : start + third // 4]) for start in (0, third))
         assert float(late - early) == pytest.approx(-20, abs=2.5)
