@@ -9,7 +9,6 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, Self
 
 from kit.core.errors import KitError, suggest
@@ -123,37 +122,17 @@ def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
 def similar_settings(key: str, names: Sequence[str]) -> list[str]:
     """Return up to three dotted names similar to `key`, the best first.
 
-    Names are compared by their last parts, as users forget or misspell the group: "n_mels" finds "frontend.n_mels".
-    A similar group only decides between similar last parts.
+    Last parts that are alike or begin with the same word count, as users forget or misspell the group.
     """
-    group, _, last = key.rpartition(".")
     scores = {}
     for name in names:
-        name_group, _, name_last = name.rpartition(".")
-        score = name_similarity(last, name_last)
-        if plain_name(name) == plain_name(key):  # "mixup_p" for "mixup.p"
-            score = 1.0
-        if score >= 0.7:
-            scores[name] = score + 0.1 * difflib.SequenceMatcher(None, group, name_group).ratio()
-    best = max(scores.values(), default=0.0)
-    near = [name for name in scores if scores[name] > best - 0.2]
-    return sorted(near, key=lambda name: -scores[name])[:3]
-
-
-def name_similarity(first: str, second: str) -> float:
-    """Return how similar two names without dots are, from 0 to 1.
-
-    Names that start with the same two words or more count as 0.9.
-    """
-    equal = takewhile(lambda pair: pair[0] == pair[1], zip(first.split("_"), second.split("_"), strict=False))
-    same_start = sum(len(word) for word, _ in equal) >= 2
-    spelling = difflib.SequenceMatcher(None, plain_name(first), plain_name(second)).ratio()
-    return max(spelling, 0.9 if same_start else 0.0)
-
-
-def plain_name(name: str) -> str:
-    """Return a name in lower case without dots and underscores."""
-    return name.lower().replace(".", "").replace("_", "")
+        last, other = key.rpartition(".")[2], name.rpartition(".")[2]
+        same_start = 0.75 * (last.split("_")[0] == other.split("_")[0] != "")
+        alike = difflib.SequenceMatcher(None, last, other).ratio()
+        same_letters = key.replace(".", "_") == name.replace(".", "_")  # "mixup_p" for "mixup.p"
+        scores[name] = max(same_start, alike, float(same_letters))
+    least = max(0.7, max(scores.values(), default=0.0) - 0.2)
+    return sorted((name for name in names if scores[name] >= least), key=lambda name: -scores[name])[:3]
 
 
 def read_value(text: str) -> Any:
