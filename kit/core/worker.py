@@ -73,15 +73,11 @@ def self_command() -> tuple[list[str], dict[str, str]]:
     environment = {}
     if source is None:
         run = "runpy.run_module('kit', run_name='__main__', alter_sys=True)"
-        environment = {"PYTHONPATH": os.pathsep.join([str(source_root()), *other_paths()])}
+        paths = [str(source_root()), os.environ.get("PYTHONPATH", "")]
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if not sys.platform.startswith("linux"):
         return [str(source)] if source else ["-m", "kit"], environment
     return ["-c", f"{FOLLOW_PARENT.format(os.getpid())}; {run}"], environment
-
-
-def other_paths() -> list[str]:
-    """Return the folders of PYTHONPATH."""
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -117,18 +113,6 @@ def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         send(False)
-
-
-def end_with_parent() -> None:
-    """In a worker that was started anew: end it as soon as its supervisor ends, which closes the other end of stdin."""
-
-    def wait_for_end() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while os.read(0, 1024):
-                pass
-        os._exit(1)
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 def exit_after(seconds: float) -> Callable[[], object]:
@@ -256,7 +240,7 @@ def spawn_worker(words: Sequence[str], mark: str) -> Worker:
     command, environment = self_command()
     child = subprocess.Popen(
         [sys.executable, "-u", *command, *words],
-        stdin=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, **environment, WORKER_MARK: mark, "PYTHONIOENCODING": "utf-8:backslashreplace"},

@@ -21,7 +21,6 @@ from kit.core.worker import (
     ERROR_MARK,
     as_arguments,
     can_fork,
-    end_with_parent,
     exit_after,
     fork_worker,
     spawn_worker,
@@ -224,7 +223,6 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
     kill_at = Deadline(end - margin_s)
     job = SubmitJob(options, Deadline(kill_at.at - kill_margin_s(duration_s)), kill_at, end)
     if in_worker():
-        end_with_parent()
         return Submission(options.out, run_job(job))
     if job.deadline.left_s() <= 0:
         job.mute_after = Deadline()
