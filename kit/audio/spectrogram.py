@@ -210,29 +210,18 @@ class SpectrumConfig(Config):
 
 
 def group_bands(filters: np.ndarray) -> list[tuple[slice, slice]]:
-    """Split filters into groups of neighbours that are cheapest to multiply, each over its own bins.
+    """Split filters into groups of 16 neighbours, each over its own bins.
 
     A filter is nonzero at few bins: one product with all filters would mostly multiply zeros, and one product per
-    filter would mostly call. The default settings have 6 groups.
+    filter would mostly call.
     Shape:  filters (bins, M) -> [(filters of a group, its bins)]
     """
-    n_mels = filters.shape[1]
-    nonzero = filters > 0
-    first_bin = nonzero.argmax(axis=0)
-    end_bin = len(filters) - nonzero[::-1].argmax(axis=0)
-    # Dynamic programming: the cheapest groups of filters 0..stop extend the cheapest of some 0..start.
-    # Costs are counted in multiplications: a call costs 2000, and fewer than 16 filters take as long as 16.
-    cuts = [*range(0, n_mels, 8), n_mels]
-    cheapest: dict[int, tuple[int, list[tuple[slice, slice]]]] = {0: (0, [])}
-    for stop in cuts[1:]:
-        options = []
-        for start in (cut for cut in cuts if cut < stop):
-            bins = slice(int(first_bin[start:stop].min()), int(end_bin[start:stop].max()))
-            cost, groups = cheapest[start]
-            cost += (bins.stop - bins.start) * max(stop - start, 16) + 2000
-            options.append((cost, [*groups, (slice(start, stop), bins)]))
-        cheapest[stop] = min(options, key=lambda option: option[0])
-    return cheapest[n_mels][1]
+    groups = []
+    for start in range(0, filters.shape[1], 16):
+        rows = slice(start, start + 16)
+        used = np.flatnonzero(filters[:, rows].any(axis=1)).tolist()
+        groups.append((rows, slice(used[0], used[-1] + 1)))
+    return groups
 
 
 @dataclass(frozen=True)
