@@ -13,6 +13,10 @@ from kit.audio.waveform import EXTRA_ROWS, mix_extra_rows
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
+# A fade is the sigmoid of -s to s, around its middle, in crop lengths: the ranges of both.
+FADE_STEEPNESS = (3.0, 12.0)
+FADE_CENTRE = (0.25, 0.75)
+
 
 def probability_of(event: str) -> Any:
     """Return the setting of an event's probability, 0 by default."""
@@ -50,12 +54,6 @@ class MixupConfig(Config):
         0.0, "above 0: draw the share from Beta(beta, beta), not from low to high", low=0, high=1e6
     )
     fade_p: float = probability_of("a mixed crop fading into its partner instead")
-    fade_steepness: tuple[float, ...] = setting(
-        (3.0, 12.0), "range of s: a fade is the sigmoid of -s to s", low=0, high=1e3
-    )
-    fade_centre: tuple[float, ...] = setting(
-        (0.25, 0.75), "range of its middle, in crop lengths", low=0, high=1
-    )
     labels: str = setting(
         "union",
         "mixed labels: the greater of both, the mean weighted by share, or the sum up to 1",
@@ -71,7 +69,7 @@ class MixupConfig(Config):
     )
 
     def check(self) -> None:
-        check_ranges(self, "low_high", "fade_steepness", "fade_centre")
+        check_ranges(self, "low_high")
 
     @property
     def low_high(self) -> tuple[float, float]:
@@ -125,8 +123,8 @@ def draw_mixup(
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
         share = torch.from_numpy(np.random.default_rng(seed).beta(config.beta, config.beta, clips)).float()
     fade = mixed & (for_fade < config.fade_p)
-    centre = scale_to_range(for_centre, config.fade_centre)
-    steepness = scale_to_range(for_steepness, config.fade_steepness)
+    centre = scale_to_range(for_centre, FADE_CENTRE)
+    steepness = scale_to_range(for_steepness, FADE_STEEPNESS)
     return MixupDraw(mixed, partner, share, fade, centre, steepness)
 
 

@@ -36,15 +36,7 @@ class Predictions:
 
     def __repr__(self) -> str:
         counts = f"{len(self.names)} clips, {len(self.classes)} classes, {len(self.failures)} failures"
-        return f"{counts}: probabilities (n, K); to_frame() makes a table"
-
-    def to_frame(self) -> "object":
-        """Return a pandas DataFrame: fname, then a column per class."""
-        import pandas
-
-        frame = pandas.DataFrame(self.probabilities, columns=list(self.classes))
-        frame.insert(0, "fname", list(self.names))
-        return frame
+        return f"{counts}: names (n,), classes (K,), probabilities (n, K)"
 
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:

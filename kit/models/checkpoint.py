@@ -132,16 +132,12 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
     return Checkpoint(path, card, tensors, digest)
 
 
-def load_tagger(
-    path: str | Path,
-    networks: Mapping[str, NetworkBuilder] | None = None,
-    content: Mapping[str, Any] | None = None,
-) -> Tagger:
+def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
     """Load the tagger of a checkpoint, in evaluation mode.
 
     A network that is not of the kit's families needs `networks={name: build}`, with the name it was saved under.
     """
-    return open_checkpoint(Path(path), content).build(networks)
+    return open_checkpoint(Path(path)).build(networks)
 
 
 def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:

@@ -78,30 +78,28 @@ def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
     return alter
 
 
-def replace_coordinate(name: str, seed: int | None = None) -> Alter:
-    """Replace a coordinate channel by zeros or, with a seed, by uniform noise in its range."""
+def replace_coordinate(name: str, noise: bool = False) -> Alter:
+    """Replace a coordinate channel by zeros or by uniform noise in its range."""
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         config = frontend.config
         inputs = frontend.stack(pieces)
         channel = config.channel_names.index(name)
         values = torch.zeros(config.n_bins, inputs.shape[-1])
-        if seed is not None:
-            values.uniform_(COORDINATES[name], 1.0, generator=torch.Generator().manual_seed(seed))
+        if noise:
+            values.uniform_(COORDINATES[name], 1.0, generator=torch.Generator().manual_seed(0))
         inputs[:, channel, : config.n_bins] = values.to(inputs)
         return inputs
 
     return alter
 
 
-def probe_alterations(
-    config: FrontendConfig, bands: int, stretches: int, seed: int
-) -> list[tuple[str, Alter]]:
+def probe_alterations(config: FrontendConfig, bands: int, stretches: int) -> list[tuple[str, Alter]]:
     """List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time."""
     alterations: list[tuple[str, Alter]] = [("everything", Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
         alterations.append((f"{name} zeroed", replace_coordinate(name)))
-        alterations.append((f"{name} noise", replace_coordinate(name, seed)))
+        alterations.append((f"{name} noise", replace_coordinate(name, noise=True)))
     heights = [config.n_spec_rows, *(EXTRA_ROWS[kind] for kind in config.extra_rows)]
     kind_of_row = np.repeat(["spectrogram", *config.extra_rows], heights)
     for kind in config.extra_rows:
@@ -124,7 +122,6 @@ def probe(
     audio: str | Path,
     bands: int = 8,
     stretches: int = 4,
-    seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -135,7 +132,6 @@ def probe(
         run: the folder that `train` wrote
         bands: groups of neighbouring frequency bins to silence
         stretches: parts of each input in time to silence
-        seed: seed of the noise that replaces the coordinate channel
 
     Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
     """
@@ -145,7 +141,7 @@ def probe(
     if len(configs) != 1 or min(bands, stretches) < 0:
         values = f"{len(configs)} frontends, {bands} and {stretches}"
         raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {values}.")
-    alterations = probe_alterations(configs.pop(), bands, stretches, seed)
+    alterations = probe_alterations(configs.pop(), bands, stretches)
     metric = next(iter(models.values())).tagger.card.metric
     truths = []
     probs_of_models = []

@@ -41,12 +41,9 @@ def test_without_a_change_a_probe_scores_what_the_run_scored_and_a_band_less_cos
     assert without_band.score < everything.score
 
 
-def test_the_same_seed_gives_the_same_report(places: tuple[Path, Path]) -> None:
-    once, again, other = (
-        probe(*places, bands=1, stretches=0, seed=seed, device="cpu", progress=False) for seed in (1, 1, 2)
-    )
+def test_the_same_call_gives_the_same_report(places: tuple[Path, Path]) -> None:
+    once, again = (probe(*places, bands=1, stretches=0, device="cpu", progress=False) for _ in range(2))
     assert once == again and str(once) == str(again)
-    assert once.rows[2].name == "coordinate noise" and once.rows[2] != other.rows[2]
 
 
 PLAIN = {
@@ -83,7 +80,7 @@ def test_a_change_removes_what_it_names_and_nothing_else(what: str) -> None:
     config, bands, stretches, frames = FRONTENDS[what], 3, 4, 18
     frontend, bins, hz = Frontend(config), config.n_spec_bins, config.bin_hz
     pieces = torch.randn(5, config.rows, frames, generator=torch.Generator().manual_seed(0))
-    found = probe_alterations(config, bands, stretches, seed=3)
+    found = probe_alterations(config, bands, stretches)
     shown = {name: alter(frontend, pieces.clone()) for name, alter in found}
     plain = frontend.stack(pieces)
     coordinates = [name for name in config.channels if name.startswith("coordinate")]

@@ -199,7 +199,7 @@ PUBLISHED = {
     "skip-attention": """
         frontend.n_fft=2560 frontend.hop_length=690 frontend.n_mels=128 frontend.top_db=80 frontend.trim_db=60
         frontend.std=100 auxiliary=[0.4,0.2,0.1] mixup.p=0.8 mixup.fade_p=0.6 mixup.high=0.5
-        mixup.fade_steepness=[3,12] spec_augment.crop_p=0.33 spec_augment.crop_scale=[0.8,1] spec_augment.mask_p=0.5
+        spec_augment.crop_p=0.33 spec_augment.crop_scale=[0.8,1] spec_augment.mask_p=0.5
         spec_augment.freq_share=0.15 spec_augment.time_share=0.2 optim.lr_peak=9e-4
         optim.schedule=plateau optim.patience=6 optim.factor=0.6 sources.noisy.share=0.01 sources.noisy.loss=bootstrap
         sources.noisy.loss_settings={"trust":0.7} sources.corrected.share=0.42 sources.curated.share=0.57
