@@ -18,9 +18,9 @@ from kit.core.errors import KitError, choose, suggest
 from kit.core.runtime import VERSION, in_notebook, in_worker
 from kit.core.worker import ERROR_MARK
 
+TITLE = f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline"
 HINT = (
-    f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline. "
-    "Next: submit('folds/*.pt', 'test/', template='sample_submission.csv', deadline='55m'); "
+    f"{TITLE}. Next: submit('folds/*.pt', 'test/', template='sample_submission.csv', deadline='55m'); "
     "help(submit) explains it."
 )
 COMMAND_GROUPS = ("Start here", "Train", "Look", "Submit")
@@ -135,7 +135,7 @@ def build_parser(name: str, command: Command) -> OneLineParser:
 def overview(commands: Mapping[str, Command]) -> str:
     """Return the commands with their summaries, under the headings of their groups."""
     lines = [
-        f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline",
+        TITLE,
         "",
         "python audiotag_kit.py COMMAND [options]",
         "python audiotag_kit.py COMMAND --help     lists the options of a command",
