@@ -88,3 +88,13 @@ def describe_plan(members: Sequence[EnsembleMember], audio_s: float, left_s: flo
     at_least = "" if np.isfinite(costs).all() else "more than "
     time_left = f"{needed_s:.0f} s for {audio_s:.0f} s of audio, {max(0.0, left_s):.0f} s are left"
     return f"plan: {n_fit} of {len(members)} models fit: they need {at_least}{time_left}"
+
+
+def plan_members(
+    members: Sequence[EnsembleMember], budget: TimeBudget, audio_s: float
+) -> tuple[list[EnsembleMember], str]:
+    """Measure models and order them for the time left; say how many fit."""
+    measure_costs(members, budget)
+    left_s = budget.deadline.left_s()
+    ordered = order_members(members, audio_s, left_s)
+    return ordered, describe_plan(ordered, audio_s, left_s)

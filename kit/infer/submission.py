@@ -32,7 +32,7 @@ from kit.infer.ensemble import (
 from kit.infer.identity import code_identity, decoder_functions, model_identity, own_classes
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.planner import describe_plan, measure_costs, order_members
+from kit.infer.planner import plan_members
 from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.predictor import Predictor
 from kit.infer.rows import (
@@ -218,7 +218,11 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     if add_cached(rows, members, inputs):
         writer.write(rows)
     loader.read_headers()
-    ordered = plan_members(job, members, loader)
+    ordered = members
+    if job.deadline.at < math.inf and len(members) > 1:
+        with job.watch.measure("plan"):
+            ordered, plan = plan_members(members, job.budget, loader.total_s)
+        job.note(plan)
     bar = progress_bar(len(ordered) * loader.total_s, "submit", "s of audio", runtime.progress)
     with contextlib.closing(loader), bar:
         job.budget.start_step()
@@ -247,20 +251,6 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
         raise KitError(f"{what}, {options.out} holds {holds}: {failures[0]}")
     return report
-
-
-def plan_members(
-    job: SubmitJob, members: Sequence[EnsembleMember], loader: SpectrogramLoader
-) -> Sequence[EnsembleMember]:
-    """Under a deadline, measure the models and order them; note how many of them fit."""
-    if job.deadline.at == math.inf or len(members) == 1 or not loader.chunks:
-        return members
-    with job.watch.measure("plan"):
-        measure_costs(members, job.budget)
-    left_s = job.deadline.left_s()
-    ordered = order_members(members, loader.total_s, left_s)
-    job.note(describe_plan(ordered, loader.total_s, left_s))
-    return ordered
 
 
 def note_results(

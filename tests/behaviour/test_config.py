@@ -16,7 +16,7 @@ from kit.core.errors import KitError, choose, suggest
 from kit.infer.stack import StackCard
 from kit.labels.calibration import Calibration
 from kit.models.families import FAMILIES
-from kit.models.stackers import STACKERS
+from kit.models.stackers import StackerConfig
 from kit.models.tagger import TaggerCard
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
@@ -120,7 +120,7 @@ BOUNDED = {
     config.__name__: config
     for config in config_classes(
         TaggerCard, StackCard, Calibration, Recipe, SourceConfig, System,
-        *FAMILIES.values(), *(config for config, _ in STACKERS.values()),
+        *FAMILIES.values(), StackerConfig,
     )
     if config not in (OptimConfig, SelfTrainingConfig)  # no checkpoint is built from them
 }  # fmt: skip
