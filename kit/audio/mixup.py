@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kit.audio.frontend import FrontendConfig
 from kit.audio.spectrogram import log_scaled
-from kit.audio.waveform import EXTRA_ROWS, mix_extra_rows
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
@@ -165,21 +164,13 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
     Mixing the waveforms gives the same on average over random phases. Clips that are not mixed stay bit for bit.
     Shape:  (B, R, N) -> the same
     """
-    n_spec_rows = frontend.n_spec_rows
-    energies = mix_specs(log_to_energy(specs[:, :n_spec_rows], frontend), draw, config)
+    if frontend.extra_rows:
+        raise KitError(
+            "extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[]."
+        )
+    energies = mix_specs(log_to_energy(specs, frontend), draw, config)
     # With power=1 the bands are magnitudes, the square roots of energies.
     mixed = log_scaled(frontend, energies.pow(frontend.power / 2))
-    kinds = frontend.extra_rows
-    if kinds:
-        rows = specs[:, n_spec_rows:]
-        own_share, partner_share = shares_in_time(draw, config, rows)
-        # Shares weight energies; statistics of samples are amplitudes, so the square roots weight them.
-        own = rows * own_share.sqrt()
-        partner = rows[draw.partner] * partner_share.sqrt()
-        # Each clip keeps its own length.
-        is_length = [kind == "clip_length" for kind in kinds for _ in range(EXTRA_ROWS[kind])]
-        own = rows.where(torch.tensor(is_length, device=rows.device)[:, None], own)
-        mixed = torch.cat([mixed, mix_extra_rows(own, partner, kinds)], dim=1)
     return mixed.where(draw.mixed.to(specs.device)[:, None, None], specs)
 
 

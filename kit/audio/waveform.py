@@ -83,22 +83,6 @@ def compute_extra_rows(wave: Tensor, kinds: tuple[str, ...], hop: int, sample_ra
     return torch.cat(rows)
 
 
-def mix_extra_rows(rows: Tensor, other_rows: Tensor, kinds: tuple[str, ...]) -> Tensor:
-    """Estimate the extra rows of the sum of two waveforms. Shape: (..., S, N) each -> the same
-
-    Means add, and a clip keeps its own length. The others add as squares and get the sign of their sum, which is
-    exact for independent Gaussian samples.
-    """
-    sums = rows + other_rows
-    mixed = torch.sign(sums) * torch.hypot(rows, other_rows)
-    first = 0
-    for kind in kinds:
-        exact = rows if kind == "clip_length" else sums
-        mixed[..., first, :] = exact[..., first, :]
-        first += EXTRA_ROWS[kind]
-    return mixed
-
-
 # Zero crossings of the sinc on either side: torchaudio's default.
 FILTER_WIDTH = 6
 RESAMPLE_CHUNK_SAMPLES = 1 << 22

@@ -124,21 +124,6 @@ def test_silence_and_full_scale_mix_to_finite_numbers(power, log):
     torch.testing.assert_close(mixed[0][loud], specs[1][loud], rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("settings", [{"low": 0.25, "high": 0.25, "convex": True}, {"fade_p": 1.0}], ids=str)
-def test_extra_rows_mix_by_the_roots_of_the_shares_and_clips_keep_their_length(settings):
-    frontend = FrontendConfig(**SMALL, extra_rows=("wave_stats", "clip_length"))
-    specs = torch.rand(4, frontend.rows, 6, generator=generator()) - 0.5
-    config = MixupConfig(p=1.0, **settings)
-    draw = draw_mixup(config, 4, generator())
-    mixed = mix_energies(specs, draw, config, frontend)
-    assert torch.equal(mixed[:, -1], specs[:, -1])
-    for i in range(4):
-        for n, (own, other) in enumerate(slow_shares(config, draw, i, 6)):
-            a, b = math.sqrt(own) * specs[i, 21, n], math.sqrt(other) * specs[draw.partner[i], 21, n]
-            expected = torch.sign(a + b) * torch.hypot(a, b)
-            torch.testing.assert_close(mixed[i, 21, n], expected, rtol=1e-4, atol=1e-5)
-
-
 def slow_label(a, b, share, how, masks):
     """Slow definition of a mixed label, by cases."""
     if masks == "either" and math.isnan(a) != math.isnan(b):
