@@ -70,22 +70,6 @@ def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[in
     return chunks
 
 
-def decode_source(source: Source, decoders: Sequence[Decoder], is_cached: IsCached) -> DecodeResult:
-    """Hash a source, and decode it unless the predictions of that hash are cached.
-
-    Returns the hash of the content, and the sound, the reason why it cannot be used, or None where cached.
-    """
-    if isinstance(source, Sound):
-        return f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}", usable(source)
-    try:
-        digest = file_digest(source) if source.is_file() else ""
-    except OSError as error:
-        return "", Undecodable(f"cannot be read: {one_line(error)}")
-    if digest and is_cached(digest):
-        return digest, None
-    return digest, decode_file(source, decoders)
-
-
 class SpectrogramLoader:
     """Loads the clips of one job in chunks, and computes each frontend's spectrogram of a clip once.
 
@@ -183,13 +167,23 @@ class SpectrogramLoader:
             return header_duration_s(self.sources[clip], self.decoders)
 
     def decode_clip(self, job: tuple[int, IsCached]) -> DecodeResult:
-        """Hash a clip, and decode it where it is not cached."""
+        """Hash a clip, and decode it unless the predictions of that hash are cached.
+
+        Returns the hash of the content, and the sound, the reason why it cannot be used, or None where cached.
+        """
         clip, is_cached = job
         source = self.sources[clip]
-        if not isinstance(source, Sound):
-            self.identities[clip] = file_identity(source)
+        if isinstance(source, Sound):
+            return f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}", usable(source)
+        self.identities[clip] = file_identity(source)
         with opened("file", self.paths([clip])):
-            return decode_source(source, self.decoders, is_cached)
+            try:
+                digest = file_digest(source) if source.is_file() else ""
+            except OSError as error:
+                return "", Undecodable(f"cannot be read: {one_line(error)}")
+            if digest and is_cached(digest):
+                return digest, None
+            return digest, decode_file(source, self.decoders)
 
     def submit_clips(self, clips: Sequence[int], is_cached: IsCached) -> list[Task[Any, DecodeResult]]:
         """Queue clips for decoding."""

@@ -59,14 +59,10 @@ def read_clip_table(path: str | Path) -> Any:
 
     The columns are `fname,labels[,false_labels][,secondary_labels][,fold][,weight][,rating][,source][,begin_s,end_s]`,
     and any others; BirdCLEF's `filename` and `primary_label` are read as `fname` and `labels`, `label` too.
-    Every cell stays text (`000316`, `1e5` and `NA` too), but folds become integers, weights and times floats.
-    Labels are separated by commas; see split_labels. Empty labels mean that the clip has none of the classes.
-    Without `false_labels`, all other classes are
-    false. With `false_labels`, only the classes listed there are false (`*` lists all others), and classes
-    in neither column are unknown. Classes in `secondary_labels` are unknown too: the background of a recording is not
-    known to sound in a crop. Names there that are no class are passed over. `rating` is a quality from 0 (none) to 5.
-    With `begin_s` and `end_s`, a row is that stretch of its clip. If both cells are empty, it is the whole
-    clip, from 0 to infinity.
+    Every cell stays text, but folds become integers, weights, ratings (0, none, to 5) and times floats.
+    Without `false_labels` a class that is not in `labels` is false. With it, only the classes listed there are
+    (`*`: all others), and the rest is unknown, as classes in `secondary_labels` are. A row with `begin_s` and `end_s`
+    is that stretch of its clip; with both empty it is the whole clip, from 0 to infinity.
     Errors: KitError with the line number
     """
     import pandas
@@ -207,10 +203,8 @@ def check_one_state(labels: Sequence[str], false_labels: Sequence[str], places: 
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Encode label texts as targets: 1 for true, 0 for false, NaN for unknown.
+    """Encode label texts as targets: 1 for true, 0 for false, NaN for unknown, as read_clip_table says.
 
-    Without `false_labels`, every class that a clip does not list is false. With them, only the listed
-    classes are false (`*` lists all others), and the rest is unknown.
     Shape:  n texts each -> (n, K) float32
     Errors: KitError for a label that is no class, a repeated class, and a label both true and false
     """
