@@ -38,7 +38,8 @@ $(VENV)/test.stamp: $(INPUTS) | $(VENV)/bin/python
 	@touch $@ $(VENV)/demo.stamp
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/python -m kit demo
+	$(BIN)/python build_single_file.py
+	$(BIN)/python audiotag_kit.py demo
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check $(CODE)

@@ -1,8 +1,8 @@
-"""The demo: make toy data, train, relabel, train again, submit from the single file, and write reports."""
+"""The demo: make toy data, train, relabel, train again, submit in a new process, and write reports."""
 
 import csv
 import importlib.util
-import shutil
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +14,7 @@ import numpy as np
 from kit.audio.decode import header_duration_s, list_audio
 from kit.competitions import find_data
 from kit.core.errors import KitError
-from kit.core.worker import source_file, source_root
+from kit.core.worker import self_command
 from kit.labels.layouts import CompetitionData
 from kit.labels.metrics import lwlrap
 from kit.labels.table import label_targets, read_clip_table
@@ -57,7 +57,7 @@ def run_demo(out: str = "demo", clips: int = 120, epochs: int | None = None) -> 
     teacher = load_run(folder / "run" / "rounds" / "0")
     student = load_run(folder / "run")
 
-    submit_s = submit_from_single_file(folder, data)
+    submit_s = submit_in_new_process(folder, data)
     audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(data.test))
     score, prior_score = score_csv(folder / "submission.csv", data.test.parent / "test_truth.csv")
     pages = report_demo(folder)
@@ -73,51 +73,33 @@ def run_demo(out: str = "demo", clips: int = 120, epochs: int | None = None) -> 
 
 def report_demo(folder: Path) -> str:
     """Write a page about the run and one about the submission; return a sentence that names them."""
-    pages = {folder / "run": folder / "report.html", folder / "submission.csv": folder / "submission.html"}
-    for path, page in pages.items():
-        show(path, page)
-    message = f"see {', '.join(map(str, pages.values()))}"
-    if importlib.util.find_spec("matplotlib") is None:
-        message += ", without plots, which need matplotlib: pip install matplotlib"
-    return message
+    pages = [folder / "report.html", folder / "submission.html"]
+    show(folder / "run", pages[0])
+    show(folder / "submission.csv", pages[1])
+    missing = importlib.util.find_spec("matplotlib") is None
+    note = ", without plots, which need matplotlib: pip install matplotlib" if missing else ""
+    return f"see {pages[0]}, {pages[1]}{note}"
 
 
-def submit_from_single_file(folder: Path, data: CompetitionData) -> float:
-    """Submit with the single file in a new process, as on Kaggle; return the seconds that this took."""
+def submit_in_new_process(folder: Path, data: CompetitionData) -> float:
+    """Submit with this kit's command line in a new process, as on Kaggle; return the seconds that this took."""
+    command, environment = self_command()
+    arguments = [
+        f"--checkpoints={folder.resolve() / 'run'}/fold_*.pt",
+        f"--audio={data.test.resolve()}",
+        f"--template={data.template.resolve()}",
+        f"--out={(folder / 'submission.csv').resolve()}",
+        "--deadline=5m",
+        "--no-progress",
+    ]
+    start = time.perf_counter()
+    # In an empty folder, so that nothing is imported from the working folder.
     with tempfile.TemporaryDirectory(prefix="audiotag_kit_") as work_folder:
-        write_single_file(Path(work_folder) / "audiotag_kit.py")
-        for path in sorted((folder / "run").glob("fold_*.pt")):
-            shutil.copy(path, work_folder)
-        arguments = [
-            "--checkpoints=fold_*.pt",
-            f"--audio={data.test.resolve()}",
-            f"--template={data.template.resolve()}",
-            f"--out={(folder / 'submission.csv').resolve()}",
-            "--deadline=5m",
-            "--no-progress",
-        ]
-        start = time.perf_counter()
-        # -P keeps the folder of the file off the module path, so the file cannot import the package kit/.
-        command = [sys.executable, "-P", "audiotag_kit.py", "submit", *arguments]
-        code = subprocess.run(command, cwd=work_folder, check=False).returncode
-        if code:
-            raise KitError(f"the single file ended with exit code {code}; its error is above.")
-        return time.perf_counter() - start
-
-
-def write_single_file(path: Path) -> None:
-    """Copy the single file to `path`, or build it there if the kit runs as a package."""
-    source = source_file()
-    if source:
-        shutil.copy(source, path)
-        return
-    builder = source_root() / "build_single_file.py"
-    if not builder.is_file():
-        raise KitError(f"there is no {builder}: run the demo from the repository, or from the single file.")
-    command = [sys.executable, str(builder), "--out", str(path)]
-    build = subprocess.run(command, capture_output=True, text=True, check=False)
-    if build.returncode:
-        raise KitError(f"the single file cannot be built: {build.stderr}")
+        words = [sys.executable, *command, "submit", *arguments]
+        code = subprocess.run(words, cwd=work_folder, env=os.environ | environment, check=False).returncode
+    if code:
+        raise KitError(f"the submission ended with exit code {code}; its error is above.")
+    return time.perf_counter() - start
 
 
 def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
