@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
@@ -21,7 +22,7 @@ from kit.models.archive import damaged_file, parse_card, read_content
 from kit.models.checkpoint import Checkpoint, find_models, open_checkpoint
 from kit.models.network import meta_device
 from kit.models.own_network import NetworkBuilder, fill_network
-from kit.models.stackers import STACKERS, Stacker, StackerConfig, prediction_image
+from kit.models.stackers import STACKERS, StackerConfig
 from kit.models.tagger import Tagger, TaggerCard
 
 MAX_IMAGE_S = 20.0  # in training and in a submission alike
@@ -42,7 +43,7 @@ class StackCard(Config):
     metric: str = setting("lwlrap", "the metric of oof_score")
     oof_score: float | None = setting(None, "its score, cross-fitted", low=-1e9, high=1e9)
 
-    def new_network(self) -> Stacker:
+    def new_network(self) -> nn.Module:
         """Create a second-level network with fresh weights."""
         return STACKERS[self.kind](self.network, len(self.runs), len(self.classes))
 
@@ -52,7 +53,7 @@ class Stack:
     """A second level: its card and each fold's network, whose probabilities are averaged."""
 
     card: StackCard
-    networks: Sequence[Stacker]
+    networks: Sequence[nn.Module]
 
     def answer(self, inputs: Sequence[Tensor]) -> np.ndarray:
         """Compute probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)"""
@@ -174,7 +175,7 @@ def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
-    """Stack every run's probabilities at the times of the first one's windows, of a clip's first 20 s.
+    """Stack every run's probabilities at the times of the first one's windows, of a clip's first 20 s; then zeros.
 
     Source: two-stage systems, Freesound 2019
     Shape:  -> (m, K, max(W_0, columns)) float32
@@ -182,7 +183,8 @@ def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
     times, _ = runs[0][0]
     times = times[: max(1, int((times < MAX_IMAGE_S).sum()))]
     probs = np.stack([average_windows(models, times) for models in runs])
-    return prediction_image(torch.from_numpy(probs).float(), columns)
+    image = torch.from_numpy(probs).float().mT
+    return F.pad(image, (0, max(0, columns - image.shape[-1])))
 
 
 class StackRows(RowScores):

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core.config import Config, setting
-from kit.core.errors import KitError
 
 
 @dataclass(frozen=True)
@@ -36,25 +34,7 @@ class StackerConfig(Config):
     )
 
 
-class Stacker(nn.Module):
-    """Base of the networks that read m models' predictions of K classes."""
-
-    def __init__(self, models: int, classes: int) -> None:
-        super().__init__()
-        self.models = models
-        self.classes = classes
-
-    def check_predictions(self, x: Tensor, with_windows: bool = False) -> None:
-        """Raise KitError unless the shape is (B, m, K), or (B, m, K, W) with windows."""
-        n_dims = 4 if with_windows else 3
-        if x.ndim != n_dims or x.shape[1:3] != (self.models, self.classes) or x.shape[-1] == 0:
-            wanted = (
-                f"(clips, {self.models} models, {self.classes} classes{', windows' if with_windows else ''})"
-            )
-            raise KitError(f"predictions have the shape {tuple(x.shape)}, wanted {wanted}.")
-
-
-class GatedMlp(Stacker):
+class GatedMlp(nn.Module):
     """An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
 
     Shape:  probabilities or any finite scores (B, m, K) -> logits (B, K)
@@ -62,7 +42,7 @@ class GatedMlp(Stacker):
     """
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
-        super().__init__(models, classes)
+        super().__init__()
         width = models * classes
         narrow = max(1, width // 16)
         gate = (nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
@@ -74,12 +54,11 @@ class GatedMlp(Stacker):
         self.mlp = nn.Sequential(*layers, nn.Linear(width, classes))
 
     def forward(self, predictions: Tensor) -> Tensor:
-        self.check_predictions(predictions)
         x = predictions.flatten(1)
         return torch.as_tensor(self.mlp(x * self.gate(x)))
 
 
-class ClassMixer(Stacker):
+class ClassMixer(nn.Module):
     """A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
 
     Before training it is the plain mean of the models.
@@ -88,25 +67,19 @@ class ClassMixer(Stacker):
     """
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
-        super().__init__(models, classes)
+        super().__init__()
         self.model_weights = nn.Parameter(torch.zeros(models, classes))
         self.mix = nn.Linear(classes, classes)
         nn.init.eye_(self.mix.weight)
         nn.init.zeros_(self.mix.bias)
 
     def forward(self, predictions: Tensor) -> Tensor:
-        self.check_predictions(predictions)
         # The float32 weights widen half precision, in which 1 - eps would be 1 and its logit infinite.
         mean = (predictions * self.model_weights.softmax(dim=0)).sum(dim=1)
         return torch.as_tensor(self.mix(torch.logit(mean, eps=1e-7)))
 
 
-def prediction_image(scores: Tensor, windows: int = 1) -> Tensor:
-    """Pad a clip's windows with zeros to an image. Shape: scores (..., W, K) -> (..., K, max(W, windows))"""
-    return F.pad(scores.transpose(-1, -2), (0, max(0, windows - scores.shape[-2])))
-
-
-class ImageStacker(Stacker):
+class ImageStacker(nn.Module):
     """A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
 
     Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
@@ -114,7 +87,7 @@ class ImageStacker(Stacker):
     """
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
-        super().__init__(models, classes)
+        super().__init__()
         layers: list[nn.Module] = []
         width = models
         rows = classes
@@ -127,13 +100,12 @@ class ImageStacker(Stacker):
         self.head = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(2 * width * rows, classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        self.check_predictions(images, with_windows=True)
         maps = self.blocks(images)
         pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
         return torch.as_tensor(self.head(pooled))
 
 
-class LogisticStacker(Stacker):
+class LogisticStacker(nn.Module):
     """One logistic regression per class on the models' logits of that class; unfitted, their mean.
 
     Its weights are plain tensors: scikit-learn fits them, but submitting needs only torch.
@@ -142,21 +114,19 @@ class LogisticStacker(Stacker):
     """
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
-        super().__init__(models, classes)
-        self.settings = settings
+        super().__init__()
         self.weight = nn.Parameter(torch.full((models, classes), 1 / models))
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def run_logits(self, predictions: Tensor) -> Tensor:
-        """Logits of the models' probabilities, finite for 0 and 1."""
-        self.check_predictions(predictions)
+        """Compute the logits of the models' probabilities, finite for 0 and 1."""
         return torch.logit(predictions.to(self.weight.dtype), eps=1e-6)
 
     def forward(self, predictions: Tensor) -> Tensor:
         return (self.run_logits(predictions) * self.weight).sum(dim=1) + self.bias
 
 
-STACKERS: dict[str, Callable[[StackerConfig, int, int], Stacker]] = {
+STACKERS: dict[str, Callable[[StackerConfig, int, int], nn.Module]] = {
     "gated-mlp": GatedMlp,
     "class-mixer": ClassMixer,
     "image-stacker": ImageStacker,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
@@ -19,7 +19,7 @@ from kit.labels.metrics import compute_metric
 from kit.labels.soft import SoftLabels
 from kit.models.archive import FORMAT, save_archive
 from kit.models.checkpoint import checkpoint_content, tensors_of
-from kit.models.stackers import STACKERS, LogisticStacker, Stacker, StackerConfig
+from kit.models.stackers import STACKERS, LogisticStacker, StackerConfig
 from kit.models.tagger import Tagger
 from kit.train.held_out import held_out_models
 from kit.train.losses import average_loss, bce_loss
@@ -199,7 +199,7 @@ def prediction_images(
 
 def cross_fit(
     config: StackConfig, card: StackCard, inputs: Sequence[Tensor], first: OofPredictions
-) -> tuple[list[Stacker], np.ndarray]:
+) -> tuple[list[nn.Module], np.ndarray]:
     """Train a network for each fold on the other folds' rows, and predict the fold with it.
 
     Shape:  n inputs (m, K) or (m, K, W_i) -> probabilities (n, K)
@@ -207,7 +207,7 @@ def cross_fit(
     folds = np.unique(first.folds).tolist()
     if len(folds) < 2:
         raise KitError("a stack wants two folds or more: train the others.")
-    networks: list[Stacker] = []
+    networks: list[nn.Module] = []
     probs = np.empty(first.truth.shape)
     for fold in folds:
         train_rows = np.flatnonzero(first.folds != fold).tolist()
@@ -222,10 +222,10 @@ def cross_fit(
     return networks, probs
 
 
-def fit_stacker(config: StackConfig, network: Stacker, x: Tensor, truth: Tensor) -> Stacker:
+def fit_stacker(config: StackConfig, network: nn.Module, x: Tensor, truth: Tensor) -> nn.Module:
     """Fit a network to rows, with torch's own generator. Shape: x (n, m, K) or (n, m, K, W), truth (n, K)"""
     if isinstance(network, LogisticStacker):
-        return fit_logistic(network, x, truth)
+        return fit_logistic(config.network.C, network, x, truth)
     steps = max(1, len(x) // config.batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), config.lr)
     total_steps = max(2, config.epochs * steps)
@@ -240,24 +240,21 @@ def fit_stacker(config: StackConfig, network: Stacker, x: Tensor, truth: Tensor)
     return network.eval()
 
 
-def fit_logistic(network: LogisticStacker, x: Tensor, truth: Tensor) -> Stacker:
+def fit_logistic(C: float, network: LogisticStacker, x: Tensor, truth: Tensor) -> nn.Module:
     """Fit the logistic regression of each class to its known labels. Shape: x (n, m, K), truth (n, K)
 
     A class that has only true or only false labels keeps the mean of the runs' logits.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise KitError("kind=logistic needs scikit-learn: pip install scikit-learn.") from error
+    from sklearn.linear_model import LogisticRegression
 
     logits = network.run_logits(x).numpy()
     labels = truth.numpy()
-    for k in range(network.classes):
+    for k in range(labels.shape[1]):
         known = ~np.isnan(labels[:, k])
         of_class = labels[known, k]
         if len(np.unique(of_class)) < 2:
             continue
-        model = LogisticRegression(C=network.settings.C).fit(logits[known, :, k], of_class)
+        model = LogisticRegression(C=C).fit(logits[known, :, k], of_class)
         with torch.no_grad():
             network.weight[:, k] = torch.from_numpy(model.coef_[0])
             network.bias[k] = float(model.intercept_[0])
