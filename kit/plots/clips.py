@@ -13,7 +13,6 @@ from kit.audio.decode import Undecodable, decode_file
 from kit.audio.frontend import Frontend, FrontendConfig
 from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies, mix_specs, mix_waves
 from kit.audio.specaugment import SpecAugmentConfig, augment_specs, draw_spec_augment
-from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError, choose
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.loader import SpectrogramLoader
@@ -53,7 +52,8 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     seconds = frames / frames_per_s
     by_window = card.inference
     if by_window.mode == "full":
-        by_window = short_windows(by_window, seconds, tagger.min_frames / frames_per_s)
+        window_s = max(0.02, tagger.min_frames / frames_per_s, min(2.0, seconds / 4))
+        by_window = replace(by_window, mode="windows", window_s=window_s, hop_s=window_s / 4)
     outputs = Predictor(tagger, device, inference=card.inference).predict(specs)[0]
     windows = Predictor(tagger, device, inference=by_window).predict(specs)[0]
     assert outputs is not None and windows is not None  # nothing stops these predictions
@@ -89,12 +89,6 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     place = key.inset_axes((0, 0.3, 1, 0.1))
     figure.colorbar(mesh, place, orientation="horizontal", label="probability in a window")
     return Plot(figure)
-
-
-def short_windows(inference: InferenceConfig, seconds: float, shortest_s: float) -> InferenceConfig:
-    """Return settings that predict windows of a quarter of the clip, 2 s at most."""
-    window_s = max(0.02, shortest_s, min(2.0, seconds / 4))
-    return replace(inference, mode="windows", window_s=window_s, hop_s=window_s / 4)
 
 
 def draw_filters(frontend: FrontendConfig) -> Plot:
