@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, Span, batches_by_length, pad_frames
@@ -14,6 +14,7 @@ from kit.core.clock import TimeBudget
 from kit.core.errors import KitError, choose
 from kit.core.runtime import full_float32
 from kit.models.families import memory_format_of
+from kit.models.fusion import fuse_norms
 from kit.models.tagger import Tagger
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +54,8 @@ class Predictor:
     """Runs a tagger on a device.
 
     It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
-    chosen here.
+    chosen here. With `fuse`, at the first batch, a copy of the network takes its place whose batch norms are fused
+    into its convolutions: later training would not change it. `fusion` says what was fused.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Predictor:
         batch_frames: int | None = None,
         precision: str = "float32",
         inference: InferenceConfig | None = None,
+        fuse: bool = False,
     ) -> None:
         self.tagger = tagger
         self.device = device
@@ -70,6 +73,9 @@ class Predictor:
         self.batch_frames = batch_frames or (4000 if device.type == "cpu" else 32000)
         self.dtype = choose("precision", precision, PRECISIONS)
         self.layout = memory_format_of(tagger.network)
+        self.network: nn.Module = tagger.network
+        # The weights of fused convolutions may be too large for float16.
+        self.fusion = "to do" if fuse and self.dtype is None else "off"
         tagger.to(device)
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
@@ -138,7 +144,9 @@ class Predictor:
         Errors: KitError for a network whose output is not (B, K)
         """
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
-        logits = self.tagger.logits(spec)
+        if self.fusion == "to do":
+            self.network, self.fusion = fuse_norms(self.network, *spec.shape[1:3])
+        logits = self.tagger.read_logits(self.network(spec))
         expected = (len(spec), len(self.tagger.card.classes))
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != expected:

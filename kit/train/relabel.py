@@ -76,7 +76,7 @@ def predict_pseudo_labels(
                 f"{path} trims a clip's ends, so its windows are not at their times: leave it out."
             )
         inference = window_inference(card, hop_s) if hop_s else card.inference
-        predictor = Predictor(tagger, runtime.device, inference=inference)
+        predictor = Predictor(tagger, runtime.device, inference=inference, fuse=True)
         clips = list(dict.fromkeys([*held.clips, *held.unlabelled]))
         (outputs,), _ = predict_recordings(clips, [predictor], Path(path).name, Path(audio), runtime)
         counts[path] = len(outputs)
