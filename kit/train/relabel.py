@@ -35,9 +35,11 @@ from kit.train.pseudo_labels import (
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
     """Choose windows as long as the tagger's own, or as the crops of its training."""
     length_s = card.inference.window_s
-    if card.inference.mode != "windows":
+    mode = card.inference.mode
+    if mode == "full":
+        mode = "windows"
         length_s = card.recipe.get("crop_s", length_s)
-    return replace(card.inference, mode="windows", window_s=length_s, hop_s=min(hop_s, length_s))
+    return replace(card.inference, mode=mode, window_s=length_s, hop_s=min(hop_s, length_s))
 
 
 def predict_pseudo_labels(
