@@ -106,10 +106,14 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
 class InferenceConfig(Config):
     """How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it."""
 
-    mode: str = setting("full", "read whole clips, or windows of window_s", choices=("full", "windows"))
-    window_s: float = setting(5.0, "mode windows: seconds per window", low=0.01, high=86400)
+    mode: str = setting(
+        "full",
+        "full: read whole clips; windows: read windows of window_s; frames: read whole clips, predict windows",
+        choices=("full", "windows", "frames"),
+    )
+    window_s: float = setting(5.0, "modes windows, frames: seconds per window", low=0.01, high=86400)
     hop_s: float = setting(
-        2.5, "mode windows: seconds between window starts, at most window_s", low=0.001, high=86400
+        2.5, "modes windows, frames: seconds between window starts, at most window_s", low=0.001, high=86400
     )
     pool: str = setting(
         "max", "how the scores of several windows or pieces become one per class", choices=WINDOW_POOLS
@@ -125,11 +129,14 @@ class InferenceConfig(Config):
         "wrap", "pad short inputs: wrap repeats, reflect mirrors, min appends the minimum", choices=PAD_MODES
     )
     bucket_ratio: float = setting(
-        1.05, "mode full: ratio of neighbouring bucket lengths, to which clips are padded", low=1, high=1.25
+        1.05,
+        "modes full, frames: ratio of neighbouring bucket lengths, to which clips are padded",
+        low=1,
+        high=1.25,
     )
     max_frames: int = setting(
         8192,
-        "mode full: frames above which clips are cut into pieces that overlap by half",
+        "modes full, frames: frames above which clips are cut into pieces that overlap by half",
         low=64,
         high=100_000_000,
     )
@@ -140,14 +147,40 @@ class InferenceConfig(Config):
             raise KitError(f"hop_s must be in {limit}, got {self.hop_s:g}: a longer hop skips audio.")
 
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
-        """Return the parts of a clip that the network reads, one input each. Units: frames"""
-        if self.mode == "windows":
+        """Return the parts of a clip that get logits: windows, or pieces of up to max_frames. Units: frames"""
+        if self.mode != "full":
             # Without 1e-6, an error of the last digit would add a frame to a whole number.
             length = math.ceil(self.window_s * frames_per_s - 1e-6)
             return window_spans(frames, length, max(1.0, min(length, self.hop_s * frames_per_s)))
         if frames <= self.max_frames:
             return [(0, frames)]
         return window_spans(frames, self.max_frames, self.max_frames // 2)
+
+    def inputs(self, frames: int, frames_per_s: float) -> list[tuple[Span, list[Span]]]:
+        """Return the parts of a clip that the network reads, each with the spans whose logits it computes.
+
+        In mode frames these are the windows whose centres are nearest to the part's own.
+        Units:  frames
+        Errors: KitError for windows longer than max_frames in mode frames
+        """
+        spans = self.spans(frames, frames_per_s)
+        if self.mode != "frames":
+            return [(span, [span]) for span in spans]
+        length = spans[0][1]
+        if max(frames, length) <= self.max_frames:
+            return [((0, max(frames, length)), spans)]
+        if length > self.max_frames:
+            needed = f"frames needs max_frames of a window's {length} frames or more"
+            raise KitError(f"mode {needed}, got {self.max_frames}: raise max_frames.")
+        # With this hop, each window is wholly inside the piece whose centre is nearest.
+        hop = max(1, min(self.max_frames // 2, self.max_frames - length))
+        windows_of: dict[Span, list[Span]] = {
+            piece: [] for piece in window_spans(frames, self.max_frames, hop)
+        }
+        for span in spans:
+            nearest = min(windows_of, key=lambda piece: abs(sum(piece) - sum(span)))
+            windows_of[nearest].append(span)
+        return [(piece, windows) for piece, windows in windows_of.items() if windows]
 
     def input_frames(self, span: Span, shortest: int) -> int:
         """Return the length a span is padded to; `shortest` is the fewest frames that the network accepts."""

@@ -78,7 +78,7 @@ def predict_clips(
     members = []
     for model in models:
         tagger = model.build(networks)
-        predictor = Predictor(tagger, runtime.device, batch_frames, precision, inference)
+        predictor = Predictor(tagger, runtime.device, batch_frames, precision, inference, fuse=True)
         members.append(EnsembleMember(model.name, predictor, weight=model.weight, run=model.run))
     names, sources = name_sources(clips)
     template = Template("fname", tuple(names), common_classes([member.card for member in members]))

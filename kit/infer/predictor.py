@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, Span, batches_by_length, pad_frames
@@ -14,6 +14,8 @@ from kit.core.clock import TimeBudget
 from kit.core.errors import KitError, choose
 from kit.core.runtime import full_float32
 from kit.models.families import memory_format_of
+from kit.models.fusion import fuse_norms
+from kit.models.network import Network
 from kit.models.tagger import Tagger
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,11 +51,26 @@ def cut_window(frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mo
     return pad_frames(piece, frames, pad_mode, floor)
 
 
+def check_frames_mode(tagger: Tagger) -> None:
+    """Raise KitError unless mode frames can pool a network's maps over windows."""
+    network = tagger.network
+    problem = ""
+    if not isinstance(network, Network):
+        problem = "a custom network has no feature maps to pool"
+    elif tagger.card.frontend.image_size:
+        problem = "frontend.image_size resizes an input, whose windows then have no fixed length"
+    elif 0 in network.strides:
+        problem = "extra rows describe a whole input, and give a map without time"
+    if problem:
+        raise KitError(f"mode frames cannot predict: {problem}. Use mode windows.")
+
+
 class Predictor:
     """Runs a tagger on a device.
 
     It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
-    chosen here.
+    chosen here. With `fuse`, at the first batch, a copy of the network takes its place whose batch norms are fused
+    into its convolutions: later training would not change it. `fusion` says what was fused.
     """
 
     def __init__(
@@ -63,6 +80,7 @@ class Predictor:
         batch_frames: int | None = None,
         precision: str = "float32",
         inference: InferenceConfig | None = None,
+        fuse: bool = False,
     ) -> None:
         self.tagger = tagger
         self.device = device
@@ -70,6 +88,11 @@ class Predictor:
         self.batch_frames = batch_frames or (4000 if device.type == "cpu" else 32000)
         self.dtype = choose("precision", precision, PRECISIONS)
         self.layout = memory_format_of(tagger.network)
+        if self.inference.mode == "frames":
+            check_frames_mode(tagger)
+        self.network: nn.Module = tagger.network
+        # The weights of fused convolutions may be too large for float16.
+        self.fusion = "to do" if fuse and self.dtype is None else "off"
         tagger.to(device)
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
@@ -92,56 +115,67 @@ class Predictor:
         frontend = self.tagger.frontend
         pad_mode = self.inference.pad_mode
         frames_per_s = self.tagger.card.frontend.frames_per_s
-        spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
-        windows = [(clip, span) for clip, spans in enumerate(spans_of_clip) for span in spans]
-        lengths = [self.inference.input_frames(span, self.tagger.min_frames) for _, span in windows]
-        logits: list[np.ndarray | None] = [None] * len(windows)
+        inputs_of_clip = [self.inference.inputs(spec.shape[-1], frames_per_s) for spec in specs]
+        inputs = [(clip, *one) for clip, of_clip in enumerate(inputs_of_clip) for one in of_clip]
+        lengths = [self.inference.input_frames(part, self.tagger.min_frames) for _, part, _ in inputs]
+        logits: list[np.ndarray | None] = [None] * len(inputs)
         with self.evaluation_mode():
             for batch in batches_by_length(lengths, self.batch_frames):
                 if budget.should_stop():
                     break
-                inputs = []
-                for window in batch:
-                    clip, span = windows[window]
-                    inputs.append(cut_window(frontend, specs[clip], span, lengths[window], pad_mode))
-                for window, row in zip(batch, self.forward(torch.stack(inputs)), strict=True):
-                    logits[window] = row
+                parts = []
+                windows = []
+                for number in batch:
+                    clip, part, spans = inputs[number]
+                    parts.append(cut_window(frontend, specs[clip], part, lengths[number], pad_mode))
+                    windows.append([(start - part[0], end - part[0]) for start, end in spans])
+                for number, rows in zip(batch, self.forward(torch.stack(parts), windows), strict=True):
+                    logits[number] = rows
         outputs: list[WindowLogits | None] = []
         first = 0
-        for spans in spans_of_clip:
-            done = [row for row in logits[first : first + len(spans)] if row is not None]
-            first += len(spans)
-            is_whole = len(done) == len(spans)
-            outputs.append(WindowLogits(np.stack(done), tuple(spans)) if is_whole else None)
+        for of_clip in inputs_of_clip:
+            done = [rows for rows in logits[first : first + len(of_clip)] if rows is not None]
+            first += len(of_clip)
+            all_spans = tuple(span for _, spans in of_clip for span in spans)
+            is_whole = len(done) == len(of_clip)
+            outputs.append(WindowLogits(np.concatenate(done), all_spans) if is_whole else None)
         return outputs
 
-    def forward(self, batch: Tensor) -> np.ndarray:
-        """Compute a batch's logits; where memory is short, halve it and all later ones. Shape: (B, M, N) -> (B, K)"""
+    def forward(self, batch: Tensor, windows: Sequence[Sequence[Span]]) -> list[np.ndarray]:
+        """Compute the logits of a batch's windows; where memory is short, halve it and all later ones.
+
+        Shape:  (B, M, N), windows of each -> B of (W_i, K)
+        """
         if len(batch) == 1 or batch.shape[0] * batch.shape[-1] <= self.batch_frames:
             try:
-                return self.forward_batch(batch)
+                return self.forward_batch(batch, windows)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
             torch.cuda.empty_cache()
             self.batch_frames = (len(batch) + 1) // 2 * batch.shape[-1]
         half = len(batch) // 2
-        return np.concatenate([self.forward(batch[:half]), self.forward(batch[half:])])
+        return self.forward(batch[:half], windows[:half]) + self.forward(batch[half:], windows[half:])
 
     def make_inputs(self, batch: Tensor) -> Tensor:
         """Stack the network's input channels. Shape: (B, M, N) -> (B, C, M, N)"""
         return self.tagger.frontend.stack(batch)
 
-    def forward_batch(self, batch: Tensor) -> np.ndarray:
+    def forward_batch(self, batch: Tensor, windows: Sequence[Sequence[Span]]) -> list[np.ndarray]:
         """Compute the logits of a batch that fits the device.
 
         Errors: KitError for a network whose output is not (B, K)
         """
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
-        logits = self.tagger.logits(spec)
-        expected = (len(spec), len(self.tagger.card.classes))
+        if self.fusion == "to do":
+            self.network, self.fusion = fuse_norms(self.network, *spec.shape[1:3])
+        pools_maps = self.inference.mode == "frames"
+        output = self.network.window_logits(spec, windows) if pools_maps else self.network(spec)  # type: ignore[operator]
+        logits = self.tagger.read_logits(output)
+        counts = [len(spans) for spans in windows]
+        expected = (sum(counts), len(self.tagger.card.classes))
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != expected:
             shapes = f"(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {found}"
             raise KitError(f"a network maps {shapes}: let it return clip logits alone.")
-        return np.asarray(logits.float().cpu().numpy())
+        return np.split(logits.float().cpu().numpy(), np.cumsum(counts)[:-1])

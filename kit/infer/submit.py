@@ -116,7 +116,7 @@ def submit(
         rehearse: predict so many training soundscapes where the test holds no audio, and reckon the test's time
         blend: mean, geometric, power, rank, scaled, differences, or column_rank, which looks at all rows at once
         weights: one positive number per model, in the order of checkpoints; of a pattern, sorted by name
-        mode: full or windows, to override the checkpoints' setting
+        mode: full, windows or frames, to override the checkpoints' setting
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
         pool: max, mean, top_k, power, geometric, snr or snr_top, to override

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kit.audio.windows import Span
 from kit.core.config import setting
 from kit.core.errors import KitError
 from kit.models.heads import Head, HeadConfig, NetworkOutput, with_frequency
@@ -75,13 +76,13 @@ class BandHead(Head):
         self.bins = bins
         self.bands = bands
 
-    def forward(self, maps: Sequence[Tensor]) -> NetworkOutput:
+    def forward(self, maps: Sequence[Tensor], spans: Sequence[Sequence[Span]] = ()) -> NetworkOutput:
         deepest = maps[-1]
         rows = deepest.shape[2]
         pooled = []
         for first, end in self.bands:
             overlap = slice(first * rows // self.bins, -(-end * rows // self.bins))
-            pooled.append(self.features([deepest[:, :, overlap]]))
+            pooled.append(self.features([deepest[:, :, overlap]], spans[-1:]))
         features = F.dropout(torch.stack(pooled, dim=1), self.config.dropout, self.training)
         # Class k has row k of one linear layer (B, K, F) -> (B, K), applied to its own features.
         weight, bias = self.classifier.parameters()

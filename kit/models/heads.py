@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.audio.windows import Span
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
@@ -151,7 +152,9 @@ class Head(nn.Module):
 
     A recurrence, or attention over time, reads all maps as one sequence instead.
 
-    Shape:  maps (B, D_i, [M_i,] N_i), the deepest last -> clip (B, K), frames (B, N', K) or None
+    Shape:  maps (B, D_i, [M_i,] N_i), the deepest last -> clip (B, K), frames (B, N', K) or None. With spans, for
+            each map as many of equal length, of one clip (B = 1) -> clip (W, K)
+    Units:  spans, steps of their map
     """
 
     def __init__(self, config: HeadConfig, widths: Sequence[int], classes: int) -> None:
@@ -181,15 +184,24 @@ class Head(nn.Module):
                 features *= 2
             self.classifier = classifier_layers(config, features, classes)
 
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """Compute the classifier's input. Shape: maps -> (B, F), or (B, F, N') for attention over time"""
+    def features(self, maps: Sequence[Tensor], spans: Sequence[Sequence[Span]] = ()) -> Tensor:
+        """Compute the classifier's input, of each span instead where each map of one clip has spans.
+
+        Shape:  maps -> (B or W, F), or (B or W, F, N') for attention over time
+        """
         if self.recurrence is not None:
             sequence = run_recurrence(self.recurrence, aligned_sequence(maps))
             maps = [self.embedding(sequence.transpose(1, 2)).transpose(1, 2)]
+            spans = spans[-1:]
         if self.config.pool == "attention":
-            return torch.as_tensor(self.projection(aligned_sequence(maps)))
-        return torch.cat([self.pool(with_frequency(x)) for x in maps], dim=1)
+            sequence = torch.as_tensor(self.projection(aligned_sequence(maps)))
+            return torch.cat([sequence[..., a:b] for a, b in spans[-1]]) if spans else sequence
+        pooled = []
+        for i, x in enumerate(map(with_frequency, maps)):
+            cuts = [x[..., start:end] for start, end in spans[i]] if spans else [x]
+            pooled.append(torch.cat([self.pool(cut) for cut in cuts]))
+        return torch.cat(pooled, dim=1)
 
-    def forward(self, maps: Sequence[Tensor]) -> NetworkOutput:
-        logits = self.classifier(self.features(maps))
+    def forward(self, maps: Sequence[Tensor], spans: Sequence[Sequence[Span]] = ()) -> NetworkOutput:
+        logits = self.classifier(self.features(maps, spans))
         return logits if isinstance(logits, NetworkOutput) else NetworkOutput(logits)

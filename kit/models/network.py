@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kit.audio.windows import Span
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.models.heads import HEAD_HELP, Head, HeadConfig, NetworkOutput
@@ -76,6 +77,18 @@ def meta_device() -> Iterator[None]:
         yield
 
 
+def spans_in_steps(spans: Sequence[Span], stride: int, steps: int) -> list[Span]:
+    """Turn spans of equal length from input frames to steps of a map, of `stride` frames each.
+
+    Each starts with the step whose start is nearest to its own, and has as many steps as reach its end from there at
+    worst. So windows that cover a clip cover all steps of its map.
+    """
+    frames = spans[0][1] - spans[0][0]
+    count = min(steps, -(-(2 * frames + stride) // (2 * stride)))
+    starts = [min((2 * start + stride) // (2 * stride), steps - count) for start, _ in spans]
+    return [(start, start + count) for start in starts]
+
+
 class Maps(NamedTuple):
     """A backbone's feature maps. Shape: main (B, D_i, [M_i,] N_i), the deepest last; auxiliary likewise"""
 
@@ -115,10 +128,27 @@ class Network(nn.Module):
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
         self.channels_last = backbone.channels_last
         self.min_frames = backbone.min_frames
+        self.strides = backbone.strides
         self.stride = backbone.strides[-1]
 
     def forward(self, spec: Tensor) -> Tensor:
         return torch.as_tensor(self.head(self.backbone(spec).main).clip)
+
+    def window_logits(self, spec: Tensor, windows: Sequence[Sequence[Span]]) -> Tensor:
+        """Compute the logits of windows of equal length from one pass of the backbone over each clip.
+
+        Shape:  spec (B, C, M, N), windows of each clip in frames -> (windows of all clips, K)
+        """
+        maps = self.backbone(spec).main
+        logits = []
+        for clip, spans in enumerate(windows):
+            of_clip = [x[clip : clip + 1] for x in maps]
+            in_steps = [
+                spans_in_steps(spans, stride, x.shape[-1])
+                for stride, x in zip(self.strides, of_clip, strict=True)
+            ]
+            logits.append(self.head(of_clip, in_steps).clip)
+        return torch.cat(logits)
 
     def outputs(self, spec: Tensor) -> NetworkOutput:
         """Compute every output that a loss may need."""

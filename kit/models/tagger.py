@@ -94,11 +94,14 @@ class Tagger(nn.Module):
         return logits
 
     def logits(self, spec: Tensor) -> Any:
-        """Apply the network. Probabilities become logits. Shape: (B, C, M, N) -> (B, K)
+        """Apply the network. Shape: (B, C, M, N) -> (B, K)"""
+        return self.read_logits(self.network(spec))
+
+    def read_logits(self, output: Any) -> Any:
+        """Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)
 
         Errors: KitError for outputs outside [0, 1] where the card says that they are probabilities
         """
-        output = self.network(spec)
         if self.card.returns == "logits" or not isinstance(output, Tensor):
             return output
         probs = output.float()

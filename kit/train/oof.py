@@ -196,10 +196,11 @@ def predict_oof(
     parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
     for path, held in models.items():
         tagger = held.tagger
-        own = Predictor(tagger, runtime.device)
+        own = Predictor(tagger, runtime.device, fuse=True)
         variants = inference_variants(own.inference, mode, window_s, hop_s, pool)
         predictors = [own]
-        predictors += [Predictor(tagger, runtime.device, inference=other) for other in variants.values()]
+        for asked in variants.values():
+            predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
         part = score_held_out(held, own, outputs[0], failures)
         probs = {"": part.probabilities}

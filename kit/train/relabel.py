@@ -35,9 +35,11 @@ from kit.train.pseudo_labels import (
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
     """Choose windows as long as the tagger's own, or as the crops of its training."""
     length_s = card.inference.window_s
-    if card.inference.mode != "windows":
+    mode = card.inference.mode
+    if mode == "full":
+        mode = "windows"
         length_s = card.recipe.get("crop_s", length_s)
-    return replace(card.inference, mode="windows", window_s=length_s, hop_s=min(hop_s, length_s))
+    return replace(card.inference, mode=mode, window_s=length_s, hop_s=min(hop_s, length_s))
 
 
 def predict_pseudo_labels(
@@ -76,7 +78,7 @@ def predict_pseudo_labels(
                 f"{path} trims a clip's ends, so its windows are not at their times: leave it out."
             )
         inference = window_inference(card, hop_s) if hop_s else card.inference
-        predictor = Predictor(tagger, runtime.device, inference=inference)
+        predictor = Predictor(tagger, runtime.device, inference=inference, fuse=True)
         clips = list(dict.fromkeys([*held.clips, *held.unlabelled]))
         (outputs,), _ = predict_recordings(clips, [predictor], Path(path).name, Path(audio), runtime)
         counts[path] = len(outputs)

@@ -111,7 +111,7 @@ def stack(
             columns = config.columns
             if audio is None:
                 raise KitError("an image-stacker predicts the windows of the clips: give audio.")
-            if taggers[0][0].card.inference.mode != "windows":
+            if taggers[0][0].card.inference.mode == "full":
                 hint = "begin with a run of inference.mode=windows"
                 raise KitError(f"{folders[0]} predicts whole clips: {hint}.")
             windows = []
