@@ -60,6 +60,7 @@ def train_by_name(
     deadline: str | None = None,
     backgrounds: str | None = None,
     corrections: str | None = None,
+    teacher_runs: list[str] | None = None,
     init: str | None = None,
     memory_gb: float | None = None,
     device: str | None = None,
@@ -85,6 +86,7 @@ def train_by_name(
         deadline: time limit like 8h; the best weights by then are kept
         backgrounds: folder of sounds to mix into the crops
         corrections: JSON or CSV with new labels for some clips, or clips to drop
+        teacher_runs: finished runs of the same folds, which make the pseudo-labels together with this recipe
         init: checkpoint or state dict that the networks start from; {fold} in its name stands for the fold
         memory_gb: memory for clips; past it they are mapped to files in TMPDIR; by default half of the memory
     """

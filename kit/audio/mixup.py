@@ -41,6 +41,9 @@ class MixupConfig(Config):
     """How crops and their labels are mixed."""
 
     p: float = probability_of("mixing a crop with a partner")
+    pseudo_p: float = probability_of(
+        "mixing a crop with a pseudo-labelled one; above 0, clips without labels are drawn only so"
+    )
     domain: str = setting(
         "energy",
         "what is added: energies, normalized spectrograms, or waves",
@@ -69,6 +72,11 @@ class MixupConfig(Config):
 
     def check(self) -> None:
         check_ranges(self, "low_high")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any crop is mixed."""
+        return self.p + self.pseudo_p > 0
 
     @property
     def low_high(self) -> tuple[float, float]:
@@ -125,6 +133,17 @@ def draw_mixup(
     centre = scale_to_range(for_centre, FADE_CENTRE)
     steepness = scale_to_range(for_steepness, FADE_STEEPNESS)
     return MixupDraw(mixed, partner, share, fade, centre, steepness)
+
+
+def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
+    """Append partners to a batch: each is mixed into one of the crops, in place of the partner that was drawn.
+
+    Shape:  crops (P,), indices into the batch of B -> a draw of B + P
+    """
+    longer = {name: torch.cat([value, value.new_zeros(len(crops))]) for name, value in vars(draw).items()}
+    longer["partner"][crops] = len(draw.mixed) + torch.arange(len(crops))
+    longer["mixed"][crops] = True
+    return MixupDraw(**longer)
 
 
 def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,8 +81,7 @@ class Dataset(ClipLabels):
 
     def train_split(self, fold: int | None) -> "Dataset":
         """The rows of all other folds (None: of all folds) that have audio and a known or soft label."""
-        is_usable = ~np.isnan(self.targets).all(axis=1)
-        is_usable |= [self.has_windows(name) for name in self.names]
+        is_usable = self.has_label | [self.has_windows(name) for name in self.names]
         is_usable &= [row in self.spectrograms for row in range(len(self))]
         if fold is not None:
             is_usable &= self.folds != fold
@@ -97,20 +96,31 @@ class Dataset(ClipLabels):
         """The name of each row: its clip's, or of a stretch <clip>_<end second>."""
         return row_names(self.names, self.stretches)
 
+    @property
+    def has_label(self) -> np.ndarray:
+        """Whether any label of a row is known, not counting those of windows. Shape: -> (n,)"""
+        return np.asarray(~np.isnan(self.targets).all(axis=1))
+
     def has_windows(self, name: str) -> bool:
         """Whether windows of this clip have soft labels."""
         soft = self.soft_labels
         return soft is not None and bool(soft.times) and name in soft.rows
 
-    def crop_targets(self, row: int, begin_s: float, end_s: float, box_share: float) -> np.ndarray:
-        """Targets of a crop: by the boxes, else of the clip, filled from the nearest soft window. Shape: -> (K,)"""
+    def crop_targets(
+        self, row: int, begin_s: float, end_s: float, box_share: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Targets of a crop, by the boxes or else of the clip, and the soft labels of the nearest window.
+
+        Shape:  -> (K,) each, NaN where unknown
+        """
         name = self.names[row]
         targets = self.targets[row]
+        soft = np.full_like(targets, np.nan)
         if self.boxes is not None and name in self.boxes.rows:
             targets = window_targets(self.boxes, name, begin_s, end_s, box_share)
         if self.soft_labels is not None and self.has_windows(name):
-            targets = fill_unknown(targets, nearest_window(self.soft_labels, name, (begin_s + end_s) / 2))
-        return np.asarray(targets)
+            soft = nearest_window(self.soft_labels, name, (begin_s + end_s) / 2)
+        return targets, soft
 
 
 class RawWaveforms:

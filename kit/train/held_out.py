@@ -25,8 +25,8 @@ from kit.models.tagger import Tagger
 class HeldOut(NamedTuple):
     """A tagger, and the rows that it never trained on: whole clips, or stretches of recordings.
 
-    `clips` are the rows' files, `names` are unique (see row_names). `unlabelled` are soundscapes without labels: they
-    are in no fold, and every model predicts pseudo-labels for them.
+    `clips` are the rows' files, `names` are unique (see row_names). `unlabelled` are soundscapes without labels, and
+    clips asked for that are not in the run's table: every model predicts pseudo-labels for them.
     Shape:  rows (n,) in the run's table, truth (n, K), stretches (n, 2) in seconds
     """
 
@@ -108,8 +108,8 @@ def predict_recordings(
     return outputs, failures
 
 
-def held_out_models(run: Path) -> dict[str, HeldOut]:
-    """Load every checkpoint of a run, by its path, with the clips that it never trained on.
+def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
+    """Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too.
 
     Errors: KitError for a folder without a run or a checkpoint, and for a checkpoint of other folds
     """
@@ -120,6 +120,8 @@ def held_out_models(run: Path) -> dict[str, HeldOut]:
     stretches = stretches_of(table)
     is_scored = is_validated(table["fname"], stretches)
     unlabelled = list(table["fname"][table["source"] == UNLABELLED]) if "source" in table else []
+    in_table = {*table["fname"]}
+    unlabelled += [name for name in more if name not in in_table]
     models = {}
     for path in sorted(run.glob("fold_*.pt")):
         tagger = load_tagger(path)

@@ -221,6 +221,11 @@ RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, "SelfTrainingConfig", int]
 }
 
 
+def at_iteration(values: Sequence[Any], number: int) -> Any:
+    """Select the value of an iteration, counted from 1: the last serves all later ones. None if there is none."""
+    return values[min(number, len(values)) - 1] if values else None
+
+
 @dataclass(frozen=True)
 class SelfTrainingConfig(Config):
     """How out-of-fold predictions become the labels of the next iteration."""
@@ -239,7 +244,12 @@ class SelfTrainingConfig(Config):
     )
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
     hop_s: float = setting(0.5, "seconds between the starts of predicted windows", low=0.01)
-    power: float = setting(1.0, "exponent of the soft labels; above 1 lowers unsure ones", low=0.01, high=100)
+    powers: tuple[float, ...] = setting(
+        (1.0,),
+        "exponent of the soft labels in each iteration; above 1 lowers unsure ones",
+        low=0.01,
+        high=100,
+    )
     teachers: int = setting(1, "average the predictions of the last so many iterations", low=1)
     prior_shift: bool = setting(False, "scale predictions from training prevalences to estimated ones")
     hard: bool = setting(
@@ -249,29 +259,12 @@ class SelfTrainingConfig(Config):
         (),
         "settings that each training after the first changes, as 'key=value ...'; the last serves all later ones",
     )
-    weigh: bool = setting(False, "weight clips that have only soft labels by the sum of these")
 
     def method(self, number: int) -> str:
         """The method of an iteration, counted from 1."""
-        return self.methods[min(number, len(self.methods)) - 1] if self.methods else "plain"
+        return at_iteration(self.methods, number) or "plain"
 
     def best_count(self, number: int, n: int) -> int:
         """How many of n clips or windows count as the best in an iteration."""
-        if not self.top_k:
-            return 0
-        k = self.top_k[min(number, len(self.top_k)) - 1]
+        k = at_iteration(self.top_k, number) or 0
         return min(n, round(k * n) if k <= 1 else int(k))
-
-
-def weigh_by_confidence(frame: Any, soft: SoftLabels) -> Any:
-    """Weight each clip without known labels by the sum over classes of its greatest soft label, 1 on average.
-
-    Source: BirdCLEF 2024 and 2025 (pseudo-labels sampled by their sum)
-    """
-    sum_of_clip = {}
-    for name, rows in soft.rows.items():
-        sum_of_clip[name] = float(np.nan_to_num(soft.targets[rows]).max(0).sum())
-    has_no_label = np.isnan(clip_labels(frame, soft.classes).targets).all(axis=1)
-    sums = frame["fname"].map(sum_of_clip).where(has_no_label)
-    weights = (sums / sums.mean()).clip(lower=1e-3)
-    return frame.assign(weight=weights.fillna(frame.get("weight", 1.0)))

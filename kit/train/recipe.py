@@ -18,7 +18,7 @@ from kit.models.families import complete_network
 from kit.models.heads import NetworkOutput
 from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
-from kit.train.pseudo_labels import SelfTrainingConfig
+from kit.train.pseudo_labels import SelfTrainingConfig, at_iteration
 
 # Losses whose best logits are no log odds, so scores need a calibration. They compare logits, whose level stays
 # open; BCE added to soft-auc sets it, but not the scale for soft labels.
@@ -66,7 +66,9 @@ class SamplingConfig(Config):
     box_share: float = setting(
         0.5, "overlap with a box that labels a crop, as a share of the shorter of the two", low=0.01, high=1
     )
-    sample_by_probs: bool = setting(False, "away from boxes, draw windows by the sum of their soft labels")
+    sample_by_probs: bool = setting(
+        False, "away from boxes, draw clips without labels, and windows, by the sum of their soft labels"
+    )
     rare_boost: float = setting(
         0.0, "extra augmentation of the rarest class (1: twice as often)", low=0, high=1e3
     )
@@ -92,6 +94,12 @@ class Recipe(System):
     name: str = setting("own", "name of the recipe")
     loss: str = setting("lsep", "loss on the logits", choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, "settings of the loss")
+    distill_weight: float = setting(
+        0.0,
+        "weight of a second loss on labelled clips: cross-entropy with the soft labels of their windows",
+        low=0,
+        high=1e6,
+    )
     average_over: str = setting(
         "clips", "what a batch's loss is the mean over: clips or known labels", choices=("clips", "labels")
     )
@@ -203,7 +211,7 @@ class Recipe(System):
     def check_augmentation(self) -> None:
         """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""
         frontend = self.frontend
-        mixes_energies = self.mixup.p > 0 and self.mixup.domain == "energy"
+        mixes_energies = self.mixup.is_used and self.mixup.domain == "energy"
         if mixes_energies and frontend.normalize != "none":
             raise KitError(
                 "energies of normalised crops cannot be mixed: mixup.domain=spec, frontend.normalize=none, "
@@ -221,10 +229,8 @@ class Recipe(System):
 
     def at_stage(self, number: int) -> "Recipe":
         """The recipe of a training of self-training: the first has number 0."""
-        stages = self.self_training.stages
-        if not number or not stages:
-            return self
-        return self.override([*stages[min(number, len(stages)) - 1].split(), "self_training.stages=[]"])
+        changes = at_iteration(self.self_training.stages, number) if number else None
+        return self.override([*changes.split(), "self_training.stages=[]"]) if changes is not None else self
 
     @property
     def system(self) -> System:
@@ -235,7 +241,7 @@ class Recipe(System):
     def needs_waveforms(self) -> bool:
         """Whether crops are cut from waveforms, to augment or mix them, and not from spectrograms."""
         chances = [value for name, value in vars(self.wave_augment).items() if name.endswith("_p")]
-        return any(chances) or (self.mixup.p > 0 and self.mixup.domain == "wave")
+        return any(chances) or (self.mixup.is_used and self.mixup.domain == "wave")
 
     @property
     def uses_frames(self) -> bool:

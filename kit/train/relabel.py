@@ -19,16 +19,16 @@ from kit.infer.rows import fitted_prevalences
 from kit.infer.stack import average_windows
 from kit.labels.boxes import read_boxes
 from kit.labels.soft import SoftLabels, write_soft_labels
-from kit.labels.table import read_clip_table
+from kit.labels.table import UNLABELLED, read_clip_table
 from kit.models.tagger import TaggerCard
 from kit.train.held_out import held_out_models, predict_recordings
 from kit.train.pseudo_labels import (
     LEAKS,
     RELABEL_METHODS,
     SelfTrainingConfig,
+    at_iteration,
     correct_by_boxes,
     pick_soft,
-    weigh_by_confidence,
 )
 
 
@@ -50,12 +50,14 @@ def predict_pseudo_labels(
     threads: int | None = None,
     progress: bool = True,
     prior_shift: bool = False,
+    unlabelled: Sequence[str] = (),
 ) -> tuple[SoftLabels, dict[str, int]]:
     """Predict soft labels of clips: the mean over all models, folds and seeds, that never trained on the clip.
 
     Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips, with it of
     windows that far apart, with 0 of the windows that each model uses; windows nearest in time are averaged. With
     `prior_shift`, probabilities are scaled from the prevalences of the training to those estimated from the clips.
+    Clips that are `unlabelled` are also predicted by runs whose tables lack them.
 
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
     Errors: KitError for runs of different classes, and for ranking scores without a calibration
@@ -65,7 +67,7 @@ def predict_pseudo_labels(
     counts: dict[str, int] = {}
     # For each clip, each model's spans in seconds (W, 2) and probabilities (W, K).
     predictions: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    models = [pair for run in runs for pair in held_out_models(Path(run)).items()]
+    models = [pair for run in runs for pair in held_out_models(Path(run), unlabelled).items()]
     for path, held in models:
         tagger = held.tagger
         card = tagger.card
@@ -152,7 +154,7 @@ def relabel(
         number: the iteration, from 1
         table: the CSV to relabel; the first run's unless given
         boxes: CSVs of true and of false boxes, which correct windows
-        overrides: further settings, e.g. power=2 hop_s=1 noisy_sources=[]
+        overrides: further settings, e.g. powers=[2] hop_s=1 noisy_sources=[]
     """
     plan = (plan or SelfTrainingConfig()).override(list(overrides or ()))
     if top_k is not None:
@@ -168,13 +170,16 @@ def relabel(
         frame = frame[is_whole].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
     clips = set(frame["fname"])
     hop_s = None if name in ("plain", "agreement") else plan.hop_s
-    soft, models = predict_pseudo_labels(run, audio, hop_s, device, threads, progress, plan.prior_shift)
+    unlabelled = [*frame["fname"][frame["source"] == UNLABELLED]] if "source" in frame else []
+    runtime_options = device, threads, progress
+    soft, models = predict_pseudo_labels(run, audio, hop_s, *runtime_options, plan.prior_shift, unlabelled)
     soft = pick_soft(soft, [clip in clips for clip in soft.names])
     if boxes:
         soft = correct_by_boxes(soft, read_boxes(boxes[0], boxes[1]))
     relabeled = RELABEL_METHODS[name](frame, soft, plan, number)
-    labels = replace(relabeled.soft, targets=relabeled.soft.targets**plan.power)
-    frame = weigh_by_confidence(relabeled.frame, labels) if plan.weigh else relabeled.frame
+    power = at_iteration(plan.powers, number) or 1.0
+    labels = replace(relabeled.soft, targets=relabeled.soft.targets**power)
+    frame = relabeled.frame
     report = {
         "method": name,
         "round": number,

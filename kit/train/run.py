@@ -181,7 +181,7 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 
 
 def check_labels(recipe: Recipe, data: Dataset) -> None:
-    """Raise KitError for labels that leave nothing to learn: no known false label, or one class to rank."""
+    """Raise KitError for labels that leave nothing to learn, or that the losses cannot use."""
     for name in data.classes:
         words = name.split()
         if any(mark in name for mark in ";|") or (len(words) > 1 and {*words} <= {*data.classes}):
@@ -190,6 +190,11 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
         classes = ", ".join(data.classes[:5])
         raise KitError(
             f"all known labels are true ({classes}): add clips without these classes, or a column false_labels."
+        )
+    soft = data.soft_labels
+    if recipe.distill_weight and soft is not None and soft.names and not soft.times:
+        raise KitError(
+            'distill_weight wants soft labels of windows: self_training.methods=["windows"], or distill_weight=0.'
         )
     if len(data.classes) == 1 and recipe.loss in CLASS_LOSSES:
         raise KitError(

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from kit.audio.augment import augment_waves, draw_wave_augment
 from kit.audio.frontend import Frontend
-from kit.audio.mixup import draw_mixup, mix_energies, mix_labels, mix_specs, mix_waves
+from kit.audio.mixup import draw_mixup, mix_energies, mix_into, mix_labels, mix_specs, mix_waves
 from kit.audio.specaugment import augment_specs, draw_spec_augment
 from kit.core.errors import KitError
 from kit.infer.predictor import cut_window
+from kit.labels.soft import fill_unknown
 from kit.train.dataset import Dataset, RawWaveforms, crop_steps, source_numbers
 from kit.train.recipe import Recipe, SamplingConfig
 
@@ -23,13 +24,17 @@ class Batch(NamedTuple):
     """Crops of one training step, before augmentation and mixup.
 
     `augment_factor` multiplies the chances of augmentation. `band_rows` are the first and end row of the
-    box that a crop was cut around, -1 without one. `rows` are the crops' rows in the dataset.
-    Shape:  crops (B, M, N), or waveforms (B, 1, T); targets (B, K); weights, sources, augment_factor (B,);
-            band_rows (B, 2)
+    box that a crop was cut around, -1 without one. `rows` are the crops' rows in the dataset, `has_label` tells which
+    have known labels. The last P crops are pseudo-labelled ones, to be mixed into the crops `mixed_into`.
+    Shape:  crops (B + P, M, N), or waveforms (B + P, 1, T); targets and soft labels (B + P, K);
+            augment_factor (B + P,); mixed_into (P,); weights, sources, has_label (B,); band_rows (B, 2)
     """
 
     crops: Tensor
     targets: Tensor
+    soft: Tensor
+    mixed_into: Tensor
+    has_label: Tensor
     weights: Tensor
     sources: Tensor
     augment_factor: Tensor
@@ -111,8 +116,25 @@ def seconds_by_row(clips: Dataset) -> np.ndarray:
     return np.array([clips.seconds[row] for row in range(len(clips))])
 
 
+def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
+    """With sample_by_probs, sum over classes the greatest soft label of each clip without known labels, 1 on average.
+
+    It is 1 for all other clips.
+    Shape:  -> (n,)
+    Source: first place, BirdCLEF 2025 (recordings drawn by that sum)
+    """
+    sums = np.ones(len(clips))
+    rows = [row for row in np.flatnonzero(~clips.has_label) if clips.has_windows(clips.names[row])]
+    soft = clips.soft_labels
+    if recipe.sampling.sample_by_probs and soft is not None and rows:
+        greatest = [soft.targets[soft.rows[clips.names[row]]].max(axis=0) for row in rows]
+        of_rows = np.nansum(greatest, axis=1) + 1e-6
+        sums[rows] = of_rows / of_rows.mean()
+    return sums
+
+
 def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
-    """The chance of each clip to be drawn next, from its boxes, class balance, weights and source shares.
+    """The chance of each clip to be drawn next, from its boxes or soft labels, class balance, weights and shares.
 
     None if an epoch draws every clip once. Where all boxes are equally likely and nothing but boxes has labels, a
     recording's chance is its number of boxes. With a balance, the chance grows with the rarity of the clip's
@@ -123,14 +145,15 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     shares = [source["share"] for source in recipe.sources.values()]
     sources = source_numbers(clips.sources, recipe)
     by_source = len(np.unique(sources)) > 1 and any(share is not None for share in shares)
-    if config.steps is None and config.balance == "none" and not config.sample_by_weight and not by_source:
+    chances = sums_of_probs(clips, recipe)
+    by_chance = by_source or config.sample_by_weight or (chances != 1).any()
+    if config.steps is None and config.balance == "none" and not by_chance:
         return None
-    chances = np.ones(len(clips))
     if clips.boxes is not None and config.true_p is None and clips.soft_labels is None:
         chances = np.array([float(len(clips.boxes.rows.get(name, "x"))) for name in clips.names])
     if config.balance != "none":
         amounts = seconds_by_row(clips) if config.balance == "seconds" else np.ones(len(clips))
-        chances = rarity(clips.targets, amounts) * amounts
+        chances = chances * rarity(clips.targets, amounts) * amounts
     if config.sample_by_weight:
         chances = chances * clips.weights
     if by_source:
@@ -144,9 +167,19 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     return np.asarray(chances / chances.sum())
 
 
+def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
+    """The rows that batches are drawn from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)"""
+    if not recipe.mixup.pseudo_p:
+        return np.arange(len(clips))
+    if not clips.has_label.any():
+        raise KitError("mixup.pseudo_p mixes into clips with labels, and there are none: set it to 0.")
+    return np.flatnonzero(clips.has_label)
+
+
 def batches_per_epoch(clips: Dataset, recipe: Recipe) -> int:
     """The number of batches in an epoch."""
-    return recipe.sampling.steps or len(clips) // min(recipe.batch_size, len(clips))
+    n = len(drawn_rows(clips, recipe))
+    return recipe.sampling.steps or n // min(recipe.batch_size, n)
 
 
 def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> list[list[int]]:
@@ -155,13 +188,15 @@ def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> li
     With chances, every batch holds each source's share, rounded to whole crops at random. A clip comes twice
     in a batch only if its chance is above 1 / batch size.
     """
-    n = len(clips)
     steps = batches_per_epoch(clips, recipe)
+    drawn = torch.from_numpy(drawn_rows(clips, recipe))
+    clips = clips.select(drawn.numpy())
+    n = len(clips)
     size = recipe.batch_size if recipe.sampling.steps else min(recipe.batch_size, n)
     chances = draw_chances(clips, recipe)
     if chances is None:
         order = torch.randperm(n, generator=generator)[: steps * size]
-        return order.view(steps, size).tolist()
+        return drawn[order].view(steps, size).tolist()
     sources = torch.from_numpy(source_numbers(clips.sources, recipe))
     batches = []
     for _ in range(steps):
@@ -173,7 +208,7 @@ def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> li
         edges = torch.from_numpy(chances)[line].cumsum(0)
         points = torch.arange(size) + torch.rand(1, generator=generator, dtype=torch.float64)
         picked = torch.searchsorted(edges / edges[-1], points / size, right=True)
-        batches.append(line[picked].tolist())
+        batches.append(drawn[line[picked]].tolist())
     return batches
 
 
@@ -208,9 +243,16 @@ def draw_batches(
     factors = augment_factors(clips, config.rare_boost)
     # With sample_by_weight, the weights are used already, as chances.
     weights = np.ones_like(clips.weights) if config.sample_by_weight else clips.weights
+    has_label = clips.has_label
+    partner_chances = torch.from_numpy(sums_of_probs(clips, recipe) * ~has_label)
+    partner_p = recipe.mixup.pseudo_p if not has_label.all() else 0.0
     for rows in draw_order(clips, recipe, generator):
-        crops, targets, band_rows = [], [], []
-        for row in rows:
+        mixed_into, partners = torch.zeros(2, 0, dtype=torch.int64)
+        if partner_p:
+            mixed_into = (torch.rand(len(rows), generator=generator) < partner_p).nonzero()[:, 0]
+            partners = torch.multinomial(partner_chances, len(rows), replacement=True, generator=generator)
+        crops, targets, soft_labels, band_rows = [], [], [], []
+        for row in [*rows, *partners[: len(mixed_into)].tolist()]:
             audio = clips.audio[row]
             box = draw_box(clips, row, config, generator)
             begin = draw_begin(clips, row, box, recipe, generator)
@@ -221,7 +263,11 @@ def draw_batches(
                 pad_mode = recipe.crop_pad_modes[number]
             crops.append(cut_window(cutter, audio, (begin, end), length, pad_mode))
             crop_s = begin / steps_per_s, end / steps_per_s
-            targets.append(clips.crop_targets(row, *crop_s, config.box_share))
+            known, soft = clips.crop_targets(row, *crop_s, config.box_share)
+            # With distill_weight, soft labels have their own loss, and unknown labels stay unknown.
+            is_distilled = recipe.distill_weight > 0 and has_label[row]
+            targets.append(known if is_distilled else fill_unknown(known, soft))
+            soft_labels.append(soft)
             band = NO_BOX
             if box is not None and clips.boxes is not None:
                 band = rows_of_box(frontend, clips.boxes.low_hz[box], clips.boxes.high_hz[box])
@@ -229,10 +275,13 @@ def draw_batches(
         yield Batch(
             crops=torch.stack(crops),
             targets=torch.from_numpy(np.stack(targets)),
+            soft=torch.from_numpy(np.stack(soft_labels)),
+            mixed_into=mixed_into,
+            has_label=torch.from_numpy(has_label[rows]),
             weights=torch.from_numpy(weights[rows]),
             sources=torch.from_numpy(sources[rows]),
-            augment_factor=torch.from_numpy(factors[rows]).float(),
-            band_rows=torch.tensor(band_rows),
+            augment_factor=torch.from_numpy(factors[[*rows, *partners]]).float(),
+            band_rows=torch.tensor(band_rows[: len(rows)]),
             rows=rows,
         )
 
@@ -246,17 +295,21 @@ def prepare_batch(
     plain: bool = False,
     mixing: bool = True,
     backgrounds: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Augment and mix a batch as the recipe says, unless it is `plain`.
 
     Waveforms are augmented and mixed as such, then become spectrograms. Energies are mixed before the
     normalisation, spectrograms after it.
-    Shape:  -> normalised spectrograms (B, M, N), before channels are stacked, and targets (B, K)
+    Shape:  -> normalised spectrograms (B, M, N), before channels are stacked; targets (B, K); soft labels (B, K) of
+            clips with known labels, NaN for others
     """
-    crops = batch.crops.to(device)
     mixup = recipe.mixup
-    factor = torch.zeros(len(crops)) if plain else batch.augment_factor
-    mix = draw_mixup(mixup, batch.targets, generator, factor if mixing else torch.zeros(len(crops)))
+    n = len(batch.rows)
+    mixes = mixing and not plain
+    mixed_into = batch.mixed_into[: len(batch.mixed_into) * mixes]
+    crops = batch.crops[: n + len(mixed_into)].to(device)
+    factor = batch.augment_factor[: len(crops)] * (not plain)
+    mix = mix_into(draw_mixup(mixup, batch.targets[:n], generator, factor[:n] * mixes), mixed_into)
     if recipe.needs_waveforms:
         config = recipe.wave_augment
         waves = crops[:, 0]
@@ -271,7 +324,10 @@ def prepare_batch(
         crops = torch.stack([frontend.normalize(spec) for spec in crops])
     if mixup.domain == "spec":
         crops = mix_specs(crops, mix, mixup)
-    size = len(crops), recipe.frontend.n_spec_bins, crops.shape[-1]
-    masks = draw_spec_augment(recipe.spec_augment, *size, generator, batch.band_rows, factor)
-    specs = augment_specs(crops, masks, recipe.spec_augment, frontend)
-    return specs, mix_labels(batch.targets, mix, mixup)
+    size = n, recipe.frontend.n_spec_bins, crops.shape[-1]
+    masks = draw_spec_augment(recipe.spec_augment, *size, generator, batch.band_rows, factor[:n])
+    specs = augment_specs(crops[:n], masks, recipe.spec_augment, frontend)
+    targets, soft = (
+        mix_labels(labels[: len(crops)], mix, mixup)[:n] for labels in (batch.targets, batch.soft)
+    )
+    return specs, targets, soft.where(batch.has_label[:, None], torch.nan)

@@ -12,7 +12,9 @@ from kit.core.clock import Deadline, process_start, set_deadline
 from kit.core.errors import KitError
 from kit.core.files import expand_pattern, file_digest, write_text
 from kit.labels.soft import SoftLabels, write_soft_labels
+from kit.labels.stretches import is_validated, row_names, stretches_of
 from kit.labels.table import apply_corrections, clip_labels, read_clip_table, read_corrections
+from kit.train.held_out import held_out_models
 from kit.train.pseudo_labels import forget_labels, noisy_rows
 from kit.train.recipe import Recipe, check_recipe
 from kit.train.relabel import relabel
@@ -32,13 +34,17 @@ BoxFiles = Sequence[str | Path] | None
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """What all trainings of a self-training share. `options` are passed to train_run."""
+    """What all trainings of a self-training share. `options` are passed to train_run.
+
+    `teacher_runs` are finished runs, which label with the runs of the iterations.
+    """
 
     recipe: Recipe
     audio: str | Path
     clock: Deadline | None
     train: Callable[..., Run]
     options: Mapping[str, Any]
+    teacher_runs: Sequence[str | Path] = ()
 
     def train_one(
         self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
@@ -71,7 +77,7 @@ class SelfTraining:
                 self.train_one(number - 1, current_table, current_soft, teachers[-1], n_to_come, boxes)
             if not (labels / "relabel.json").is_file():
                 result = relabel(
-                    teachers[-plan.teachers :],
+                    [*teachers[-plan.teachers :], *self.teacher_runs],
                     self.audio,
                     labels,
                     number=number,
@@ -119,18 +125,23 @@ def self_train(
     all_data: bool = False,
     deadline: str | float | None = None,
     corrections: str | Path | None = None,
+    teacher_runs: Sequence[str | Path] | None = None,
     train: Callable[..., Run] = train_run,
     **options: Any,
 ) -> Run:
     """Train a recipe with the iterations of its self_training. The last run is in `out`.
 
     `corrections` is a JSON or CSV with new labels; the other parameters are train_run's. Iteration k trains in
-    rounds/k, from scratch, on rounds/k/labels: the corrected table, relabelled by the runs before it. Each training
-    gets an equal share of the time to the deadline.
-    Errors: as train_run and relabel; KitError for a folder of another self-training
+    rounds/k, from scratch, on rounds/k/labels: the corrected table, relabelled by the runs before it and by the
+    finished `teacher_runs`. Each training gets an equal share of the time to the deadline.
+    Errors: as train_run and relabel; KitError for a folder of another self-training, and for teachers of other folds
     """
     check_recipe(recipe)
     plan = recipe.self_training
+    if teacher_runs and not plan.iterations:
+        raise KitError(
+            "teacher_runs make pseudo-labels, for iterations: use --set self_training.iterations=1."
+        )
     if not plan.iterations and corrections is None:
         chosen = {"boxes": boxes, "soft": soft, "all_data": all_data, "deadline": deadline}
         return train(recipe, table, audio, out, only_folds, group_column, **chosen, **options)
@@ -141,15 +152,17 @@ def self_train(
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
+    teachers = [path for run in teacher_runs or () for path in check_teacher(run, frame)]
     files = run_files(recipe, frame, np.asarray(frame["fold"]), boxes, soft)
-    write_rounds(rounds, files | init_text(options.get("init")))
+    inits = expand_pattern(str(options["init"]).replace("{fold}", "*")) if options.get("init") else []
+    write_rounds(rounds, files | digests_text("init.json", inits) | digests_text("teachers.json", teachers))
     soft_file = rounds / "soft.csv" if soft is None else Path(soft)
     if soft is None:
         # Soft labels of no clip, which name all classes: a relabelled table may lack some of them.
         classes = clip_labels(frame).classes if box_labels is None else box_labels.classes
         write_soft_labels(soft_file, SoftLabels((), classes, np.zeros((0, len(classes)))))
     clock = None if deadline is None else set_deadline(deadline)
-    job = SelfTraining(recipe, audio, clock, train, options)
+    job = SelfTraining(recipe, audio, clock, train, options, teacher_runs or ())
 
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
     last = recipe.at_stage(plan.iterations)
@@ -162,17 +175,30 @@ def self_train(
     return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
 
 
-def init_text(init: str | Path | None) -> dict[str, str]:
-    """The text of init.json, with the digests of the files that every training starts from."""
-    if init is None:
-        return {}
-    paths = expand_pattern(str(init).replace("{fold}", "*"))
-    return {"init.json": json.dumps({path.name: file_digest(path) for path in paths}, indent=1) + "\n"}
+def check_teacher(run: str | Path, frame: Any) -> list[Path]:
+    """Return a finished run's checkpoints. Errors: KitError if one held out other clips than a fold of the table"""
+    stretches = stretches_of(frame)
+    is_scored = is_validated(frame["fname"], stretches)
+    names = np.array(row_names(frame["fname"], stretches))
+    models = held_out_models(Path(run))
+    for path, held in models.items():
+        if {*held.names} != {*names[is_scored & (frame["fold"] == held.tagger.card.fold)]}:
+            raise KitError(
+                f"{path} held out other clips than this training's fold {held.tagger.card.fold}, so its labels would "
+                f"leak: train both with the same folds, e.g. --table {Path(run) / 'folds.csv'}."
+            )
+    return [*map(Path, models)]
+
+
+def digests_text(name: str, paths: Sequence[Path]) -> dict[str, str]:
+    """The text of a file with the digests of other files, by its name; nothing without these."""
+    digests = [[path.name, file_digest(path)] for path in paths]
+    return {name: json.dumps(digests, indent=1) + "\n"} if digests else {}
 
 
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
     """Write the texts that identify a self-training. Errors: KitError if the folder has others"""
-    for name in ("folds.csv", "recipe.json", "labels.json", "init.json"):
+    for name in ("folds.csv", "recipe.json", "labels.json", "init.json", "teachers.json"):
         path = rounds / name
         text = files.get(name, "")
         if path.is_file() and path.read_text(encoding="utf-8") != text:

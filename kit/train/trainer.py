@@ -23,7 +23,7 @@ from kit.models.heads import NetworkOutput
 from kit.models.network import Network
 from kit.models.tagger import Tagger
 from kit.train.dataset import Dataset
-from kit.train.losses import sum_by_source
+from kit.train.losses import average_loss, bce_loss, sum_by_source
 from kit.train.optim import averaged_model, build_optimizer, build_schedule
 from kit.train.recipe import Recipe, source_losses
 from kit.train.sampler import Batch, batches_per_epoch, draw_batches, prepare_batch
@@ -175,11 +175,11 @@ class Trainer:
         """Add the gradient of one of `n_batches`, and step the optimiser at the last. Returns the batch's loss."""
         optim = self.recipe.optim
         plain = self.epoch >= self.recipe.epochs - self.recipe.no_augment_epochs
-        inputs, targets = self.make_inputs(batch, generator, plain)
+        inputs, targets, soft = self.make_inputs(batch, generator, plain)
         self.label_counts = self.label_counts + torch.stack([targets.nansum(0), (~targets.isnan()).sum(0)])
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             output = self.forward(inputs)
-        loss = self.loss(output, targets, batch)
+        loss = self.loss(output, targets, soft, batch)
         torch.autograd.backward(self.scaler.scale(loss / n_batches))
         if is_last:
             self.scaler.unscale_(self.optimizer)
@@ -193,22 +193,24 @@ class Trainer:
                 self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
-    def make_inputs(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor]:
+    def make_inputs(
+        self, batch: Batch, generator: torch.Generator, plain: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Augment a batch and stack the network's input channels, at the image size of this epoch.
 
-        Shape:  -> inputs (B, C, M, N) and targets (B, K), on the device
+        Shape:  -> inputs (B, C, M, N), targets and soft labels (B, K), on the device
         """
         recipe = self.recipe
         frontend = self.tagger.frontend
         mixing = self.epoch < recipe.mixup_until * recipe.epochs
-        specs, targets = prepare_batch(
+        specs, targets, soft = prepare_batch(
             batch, recipe, frontend, self.device, generator, plain, mixing, self.clips.backgrounds
         )
         size = None
         if recipe.image_sizes:
             size = image_size_at(recipe.image_sizes, self.epoch / recipe.epochs)
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
-        return inputs, targets.to(self.device)
+        return inputs, targets.to(self.device), soft.to(self.device)
 
     def forward(self, inputs: Tensor) -> NetworkOutput:
         """Apply the network: clip logits, and those of frames, skips and noisy head if the recipe trains them."""
@@ -223,8 +225,8 @@ class Trainer:
             )
         return output
 
-    def loss(self, output: NetworkOutput, targets: Tensor, batch: Batch) -> Tensor:
-        """Sum the weighted losses of all sources, at clips, frames and skips. Shape: -> scalar"""
+    def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
+        """Sum the weighted losses of all sources and of distillation, at clips, frames and skips. Shape: -> scalar"""
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
@@ -236,6 +238,9 @@ class Trainer:
         losses = []
         for weight, logits in recipe.weighted_logits(output._replace(clip=main)):
             loss = sum_by_source(logits, targets, sources, self.losses, weights, *reduction)
+            if recipe.distill_weight:
+                distilled = average_loss(bce_loss(logits, soft), weights, recipe.average_over)
+                loss = loss + recipe.distill_weight * distilled
             losses.append(weight * loss)
         return torch.stack(losses).sum()
 

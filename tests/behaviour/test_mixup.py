@@ -12,6 +12,7 @@ from kit.audio.mixup import (
     MixupConfig,
     draw_mixup,
     mix_energies,
+    mix_into,
     mix_labels,
     mix_specs,
     mix_waves,
@@ -168,6 +169,14 @@ def test_no_clip_is_mixed_with_itself_and_every_clip_is_a_partner_once():
         assert sorted(draw.partner.tolist()) == list(range(clips))
         assert not bool((draw.partner == torch.arange(clips)).any())
     assert not bool(draw_mixup(MixupConfig(p=1.0), 1, generator()).mixed.any())
+
+
+def test_crops_to_be_mixed_in_are_the_partners_of_theirs_and_stay_as_they_are():
+    drawn = draw_mixup(MixupConfig(p=0.5), 5, generator(1))
+    draw = mix_into(drawn, torch.tensor([3, 0]))
+    assert draw.mixed.tolist() == [True, *drawn.mixed[1:3].tolist(), True, bool(drawn.mixed[4]), False, False]
+    assert draw.partner[[3, 0]].tolist() == [5, 6] and torch.equal(draw.partner[1:3], drawn.partner[1:3])
+    assert torch.equal(draw.share[:5], drawn.share), "the shares are those that were drawn"
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4, 0.5])

@@ -27,7 +27,6 @@ from kit.train.pseudo_labels import (
     keep_agreeing,
     make_snr_sets,
     snr_ratio,
-    weigh_by_confidence,
 )
 from kit.train.relabel import predict_pseudo_labels, relabel, window_inference
 from kit.train.run import train_run
@@ -195,13 +194,6 @@ def test_boxes_override_the_predictions_of_windows():
         correct_by_boxes(soft_of([[0, 0]], times=(0 * one, one)), boxes)
 
 
-def test_clips_with_soft_labels_alone_weigh_their_sum():
-    frame = table_of(["A", "", "", ""], false_labels=["*", "", "", ""], weight=[3.0, 1.0, 1.0, 1.0])
-    weights = weigh_by_confidence(frame, soft_of([[1, 1], [0.2, 0.4], [0.9, 0.9]]))["weight"].tolist()
-    assert weights[0] == 3 and weights[3] == 1
-    assert weights[1] / weights[2] == pytest.approx(0.6 / 1.8) and sum(weights[1:3]) == pytest.approx(2)
-
-
 def test_soft_labels_are_the_predictions_of_the_fold_that_never_trained_on_the_clip(run, toy):
     """Law 4 and law 3: of whole clips, as they are submitted."""
     soft, models = predict_pseudo_labels([run], toy[1], **QUIET)
@@ -304,18 +296,16 @@ def test_a_relabelled_table_can_be_trained_on(run, toy, tmp_path, method):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_power_and_weights_are_options_and_a_corrected_table_may_be_relabelled(run, toy, tmp_path):
+def test_each_iteration_has_its_power_and_a_corrected_table_may_be_relabelled(run, toy, tmp_path):
     corrected = apply_corrections(read_clip_table(toy[0]), {"00.wav": None, "01.wav": "high"})
     corrected.to_csv(tmp_path / "table.csv", index=False)
     words = {"method": "agreement", "table": tmp_path / "table.csv", **QUIET}
     plain = relabel([run], toy[1], tmp_path / "one", **words)
-    strong = relabel([run], toy[1], tmp_path / "two", overrides=["power=3", "weigh=true"], **words)
+    strong = relabel([run], toy[1], tmp_path / "two", number=2, overrides=["powers=[1,3]"], **words)
     frame = read_clip_table(strong.table)
     assert len(frame) == 7 and frame["labels"][0] == "high"
     one, two = (read_soft_labels(made.soft).targets for made in (plain, strong))
     np.testing.assert_allclose(two, one**3, rtol=1e-5)
-    assert frame["weight"][frame["source"] == "noisy"].mean() == pytest.approx(1)
-    assert (frame["weight"][frame["source"] == "curated"] == 1).all()
     assert label_targets(list(frame["labels"]), CLASSES, list(frame["false_labels"])).shape == (7, 3)
 
 

@@ -9,7 +9,7 @@ import torch
 from kit.audio.frontend import Frontend
 from kit.core.errors import KitError
 from kit.labels.boxes import Boxes, window_targets
-from kit.labels.soft import SoftLabels
+from kit.labels.soft import SoftLabels, fill_unknown
 from kit.train.recipe import SamplingConfig
 from kit.train.sampler import (
     batches_per_epoch,
@@ -19,6 +19,7 @@ from kit.train.sampler import (
     draw_box,
     draw_chances,
     draw_order,
+    prepare_batch,
     rows_of_box,
 )
 from tests.behaviour import training
@@ -41,6 +42,11 @@ def ramp_clips(seconds, soft_labels):
     spec = torch.arange(frames).float().expand(16, frames)
     unknown = np.full((2, 3), np.nan)
     return clips_of(unknown, names=["r", "s"], spectrograms={0: spec, 1: spec}, soft_labels=soft_labels)
+
+
+def filled(clips, row, begin_s):
+    """Targets of a crop of half a second, filled with soft labels. Shape: -> (3,)"""
+    return fill_unknown(*clips.crop_targets(row, begin_s, begin_s + 0.5, 0.5))
 
 
 def counts_of(order, n):
@@ -261,11 +267,11 @@ def test_a_crop_has_labels_by_its_boxes_then_by_the_nearest_window_with_soft_lab
         by_boxes = window_targets(boxes, "r", begin, begin + 0.5, 0.5)
         nearest = soft.targets[np.abs(centres - (begin + 0.25)).argmin()]
         expected = np.where(np.isnan(by_boxes), nearest, by_boxes)
-        np.testing.assert_array_equal(clips.crop_targets(0, begin, begin + 0.5, 0.5), expected)
+        np.testing.assert_array_equal(filled(clips, 0, begin), expected)
     # A clip without boxes has its own labels.
-    np.testing.assert_array_equal(clips.crop_targets(1, 0.0, 0.5, 0.5), [0, 1, 0])
+    np.testing.assert_array_equal(filled(clips, 1, 0.0), [0, 1, 0])
     plain = clips_of([[1, np.nan, 0]], names=["r"], soft_labels=soft)
-    np.testing.assert_array_equal(plain.crop_targets(0, 0.0, 0.5, 0.5), [1, soft.targets[0, 1], 0])
+    np.testing.assert_array_equal(filled(plain, 0, 0.0), [1, soft.targets[0, 1], 0])
 
 
 @pytest.mark.parametrize("box_share, is_known", [(0.5, True), (1.0, False)])
@@ -340,6 +346,82 @@ def test_crops_by_probability_are_centred_on_windows_in_proportion_to_their_soft
     assert (soft > 2.5).mean() == pytest.approx(0.75, abs=0.06)
     assert np.std(plain) > 0.8 and plain.min() < 0.5 and plain.max() > 3.5
     assert np.std(crop_centres(by_probs=False)[0]) > 0.8
+
+
+def mixed_clips():
+    """Four labelled clips, and four with only soft labels of their two windows; a spectrogram is its row's number.
+
+    The sums of the latter's greatest soft labels are 0, 1, 1 and 2.
+    """
+    targets = np.concatenate([one_hot([0, 1, 2, 0]), np.full((4, 3), np.nan)])
+    targets[0, 2] = np.nan
+    names = np.repeat([f"{i}.wav" for i in range(8)], 2)
+    begin_s = np.tile([0.0, 0.4], 8)
+    sums = np.array([0.6, 0.6, 0.6, 0.6, 0.0, 1.0, 1.0, 2.0])
+    probs = np.repeat(sums, 2)[:, None] * [0.5, 0.5, 0.0] * np.tile([1.0, 0.5], 8)[:, None]
+    soft = SoftLabels(tuple(names), CLASSES, probs, begin_s, begin_s + 0.4)
+    return clips_of(targets, soft_labels=soft)
+
+
+def test_clips_without_labels_are_drawn_by_the_sum_of_their_greatest_soft_labels():
+    chances = draw_chances(mixed_clips(), recipe_with(sample_by_probs=True))
+    np.testing.assert_allclose(chances, np.array([1, 1, 1, 1, 0, 1, 1, 2]) / 8, atol=1e-5)
+    assert draw_chances(mixed_clips(), recipe_with()) is None
+
+
+@pytest.mark.parametrize("domain", ["energy", "spec"])
+def test_with_pseudo_p_clips_without_labels_are_only_mixed_into_labelled_ones(domain):
+    """Their labels are united. Without mixing, at the end of a training, only labelled crops are left."""
+    clips = mixed_clips()
+    recipe = recipe_with(sample_by_probs=True, steps=200)
+    mixup = [
+        "mixup.pseudo_p=0.75",
+        f"mixup.domain={domain}",
+        "mixup.convex=true",
+        "mixup.low=0.5",
+        "mixup.high=0.5",
+    ]
+    recipe = recipe.override(mixup)
+    assert batches_per_epoch(clips, replace(recipe, sampling=SamplingConfig())) == 1
+    partners = np.zeros(8)
+    n_crops = 0
+    for batch in draw_batches(clips, recipe, FRONTEND, seeded()):
+        n_crops += len(batch.rows)
+        assert set(batch.rows) <= {0, 1, 2, 3}
+        extra = batch.crops[len(batch.rows) :, 0, 0]
+        specs, targets, _ = prepare_batch(batch, recipe, FRONTEND, torch.device("cpu"), seeded())
+        plain, labels, _ = prepare_batch(batch, recipe, FRONTEND, torch.device("cpu"), seeded(), plain=True)
+        assert specs.shape == plain.shape and plain[:, 0, 0].tolist() == batch.rows
+        assert torch.equal(labels, batch.targets[: len(batch.rows)])
+        for crop, partner, soft in zip(
+            batch.mixed_into, extra, batch.targets[len(batch.rows) :], strict=True
+        ):
+            partners[int(partner)] += 1
+            low, high = sorted([batch.rows[crop], float(partner)])
+            assert low < float(specs[crop, 0, 0]) < high
+            torch.testing.assert_close(targets[crop], torch.maximum(labels[crop], soft))
+    assert partners[:5].sum() == 0 and partners.sum() / n_crops == pytest.approx(0.75, abs=0.03)
+    np.testing.assert_allclose(partners[5:] / partners.sum(), [0.25, 0.25, 0.5], atol=0.05)
+
+
+def test_mixing_in_pseudo_labels_wants_labelled_clips():
+    clips = mixed_clips().select([4, 5, 6])
+    with pytest.raises(KitError, match=r"mixup\.pseudo_p mixes into clips with labels.*set it to 0"):
+        batches_per_epoch(clips, TINY.override(["mixup.pseudo_p=0.5", "mixup.p=0"]))
+
+
+def test_distilled_labels_are_those_of_labelled_clips_and_fill_no_unknown_label():
+    """Law 5: the unknown label of clip 0 stays unknown, and is learnt from the teachers alone."""
+    clips = mixed_clips()
+    recipe = recipe_with().override(["distill_weight=0.5"])
+    batch = next(draw_batches(clips, recipe, FRONTEND, seeded()))
+    _, targets, soft = prepare_batch(batch, recipe, FRONTEND, torch.device("cpu"), seeded())
+    plain = next(draw_batches(clips, recipe_with(), FRONTEND, seeded())).targets
+    for i, row in enumerate(batch.rows):
+        assert torch.equal(targets[i].isnan(), torch.tensor([False, False, row == 0]))
+        expected = batch.soft[i] if row < 4 else torch.full((3,), torch.nan)
+        torch.testing.assert_close(soft[i], expected, equal_nan=True)
+        assert not plain[i].isnan().any() and torch.equal(targets[i][:2], plain[i][:2])
 
 
 def test_with_equally_likely_boxes_a_recording_is_drawn_as_often_as_it_has_boxes():

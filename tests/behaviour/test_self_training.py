@@ -10,10 +10,11 @@ import pytest
 
 from kit.core.clock import Deadline, set_deadline
 from kit.core.errors import KitError
+from kit.infer.predict import predict_clips
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.pseudo_labels import SelfTrainingConfig
-from kit.train.relabel import predict_pseudo_labels
+from kit.train.relabel import predict_pseudo_labels, relabel
 from kit.train.run import train_run
 from kit.train.self_training import SelfTraining, self_train
 from tests.behaviour.training import CLASSES, QUIET, TINY, Killed, make_set, same_checkpoints, write_clip
@@ -110,6 +111,104 @@ def test_the_last_iterations_are_averaged_as_teachers(toy, tmp_path):
     soft = read_soft_labels(labels / "soft.csv")
     targets = align_soft_labels(expected, soft.names, soft.classes)
     np.testing.assert_allclose(soft.targets, targets, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def teacher(toy, tmp_path_factory):
+    """A finished run of another seed on the same folds."""
+    return train_run(
+        TINY.override(["seed=7"]), *toy, tmp_path_factory.mktemp("teacher") / "run", **QUIET
+    ).folder
+
+
+@pytest.fixture(scope="module")
+def taught(toy, teacher, tmp_path_factory):
+    """Two iterations whose labels are made by this teacher, too."""
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    return self_train(with_iterations(2), *toy, folder, teacher_runs=[teacher], **QUIET)
+
+
+def test_teacher_runs_label_every_iteration_together_with_its_own_runs(taught, teacher, toy):
+    """Law 4: each clip by the models, of both, that held it out."""
+    for number in (1, 2):
+        labels = taught.folder / "rounds" / str(number) / "labels"
+        both = [taught.folder / "rounds" / str(number - 1), teacher]
+        expected, models = predict_pseudo_labels(both, toy[1], **QUIET)
+        assert json.loads((labels / "relabel.json").read_text())["models"] == models and len(models) == 6
+        soft = read_soft_labels(labels / "soft.csv")
+        of_clips = align_soft_labels(expected, soft.names, soft.classes)
+        np.testing.assert_allclose(soft.targets, of_clips, atol=1e-6)
+        alone = align_soft_labels(
+            predict_pseudo_labels(both[:1], toy[1], **QUIET)[0], soft.names, soft.classes
+        )
+        assert np.abs(soft.targets - alone).max() > 1e-4
+
+
+def test_a_killed_self_training_with_teachers_continues_but_not_with_other_teachers(
+    taught, teacher, toy, tmp_path
+):
+    """Law 7."""
+    options = {"teacher_runs": [teacher], **QUIET}
+    with pytest.raises(Killed):
+        self_train(taught.recipe, *toy, tmp_path / "run", train=CountedTraining(2), **options)
+    others = [[taught.folder], [], [teacher, taught.folder]]
+    for runs in others:
+        with pytest.raises(KitError, match=r"teachers\.json belongs to another self-training"):
+            self_train(taught.recipe, *toy, tmp_path / "run", **options | {"teacher_runs": runs})
+    self_train(taught.recipe, *toy, tmp_path / "run", **options)
+    for fold in range(3):
+        assert same_checkpoints(tmp_path / "run" / f"fold_{fold}.pt", taught.folder / f"fold_{fold}.pt")
+
+
+def test_a_teacher_of_other_folds_or_without_an_iteration_is_refused(teacher, toy, tmp_path):
+    """Law 4: nothing is trained before."""
+    frame = pd.read_csv(toy[0])
+    frame.assign(fold=[0, 1, 2, 2, 1, 0] * 2).to_csv(tmp_path / "table.csv", index=False)
+    training = CountedTraining()
+    options = {"teacher_runs": [teacher], "train": training, **QUIET}
+    with pytest.raises(
+        KitError, match=r"fold_0\.pt held out other clips than this training's fold 0.*--table .*folds"
+    ):
+        self_train(with_iterations(1), tmp_path / "table.csv", toy[1], tmp_path / "run", **options)
+    with pytest.raises(KitError, match=r"use --set self_training\.iterations=1"):
+        self_train(TINY, *toy, tmp_path / "run", **options)
+    assert not training.calls
+
+
+def test_a_teacher_labels_unlabelled_clips_unless_its_own_table_has_them(toy, teacher, tmp_path):
+    """Law 4: not even those of its own table that are in no fold, so that it trained on them."""
+    frame = pd.read_csv(toy[0])
+    soundfile = pytest.importorskip("soundfile")
+    shutil.copytree(toy[1], tmp_path / "clips")
+    for name in ("new.wav", "known.wav"):
+        soundfile.write(tmp_path / "clips" / name, 0.1 * np.random.default_rng(3).normal(size=4000), 8000)
+    rows = {
+        "fname": ["new.wav", "known.wav"],
+        "labels": "",
+        "false_labels": "",
+        "source": "unlabelled",
+        "fold": -1,
+    }
+    more = pd.concat([frame.assign(false_labels="*"), pd.DataFrame(rows)])
+    more.to_csv(tmp_path / "table.csv", index=False)
+    shutil.copytree(teacher, tmp_path / "teacher")
+    known = pd.DataFrame({"fname": ["known.wav"], "labels": "high", "source": "curated", "fold": -1})
+    pd.concat([pd.read_csv(teacher / "folds.csv"), known]).to_csv(
+        tmp_path / "teacher" / "folds.csv", index=False
+    )
+    made = relabel(
+        [tmp_path / "teacher"],
+        tmp_path / "clips",
+        tmp_path / "out",
+        "plain",
+        table=tmp_path / "table.csv",
+        **QUIET,
+    )
+    assert made.report["without_prediction"] == ["known.wav"]
+    soft = read_soft_labels(made.soft)
+    paths = [tmp_path / "clips" / "new.wav"]
+    expected = predict_clips(f"{teacher}/fold_*.pt", paths, device="cpu", threads=1).probabilities
+    np.testing.assert_allclose(align_soft_labels(soft, ["new.wav"], soft.classes), expected, atol=1e-5)
 
 
 def test_the_last_student_is_the_run(two, toy, tmp_path):

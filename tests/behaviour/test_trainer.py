@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kit.audio.augment import WaveAugmentConfig
 from kit.audio.frontend import Frontend
@@ -17,6 +18,7 @@ from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
+from kit.labels.soft import SoftLabels
 from kit.train.fold_training import new_tagger
 from kit.train.losses import LOSSES
 from kit.train.recipe import CLASS_LOSSES
@@ -25,6 +27,7 @@ from kit.train.sampler import draw_batches, prepare_batch
 from tests.behaviour.training import (
     CPU,
     TINY,
+    Killed,
     clips_of,
     copy_weights,
     load_table,
@@ -33,6 +36,7 @@ from tests.behaviour.training import (
     same_bits,
     same_checkpoints,
     seeded,
+    train_all,
     train_quietly,
 )
 
@@ -44,6 +48,15 @@ PLAIN = TINY.override(["mixup.p=0", "network.head.dropout=0", "no_augment_epochs
 def first_batch(trainer, seed=0):
     """A batch as it is drawn."""
     return next(draw_batches(trainer.clips, trainer.recipe, trainer.tagger.frontend, seeded(seed)))
+
+
+def with_windows(data):
+    """The data, with soft labels of one window of each clip; every third clip has no other label."""
+    n = len(data)
+    targets = np.where(np.arange(n)[:, None] % 3 == 2, np.float32(np.nan), data.targets)
+    probs = np.random.default_rng(0).random((n, 3))
+    soft = SoftLabels(data.names, data.classes, probs, np.zeros(n), np.full(n, 0.4))
+    return replace(data, targets=targets, soft_labels=soft)
 
 
 # Batches
@@ -73,13 +86,13 @@ def test_every_clip_is_drawn_once_an_epoch_and_mixed_unless_plain():
         [prepare_batch(batch, recipe, frontend, CPU, seeded(), is_plain) for batch in batches]
         for is_plain in (True, False)
     )
-    assert [specs.shape for specs, _ in plain] == [(4, 16, recipe.crop_frames)] * 3
-    assert sorted(torch.cat([specs[:, 0, 0] for specs, _ in plain]).tolist()) == list(range(12))
+    assert [specs.shape for specs, _, _ in plain] == [(4, 16, recipe.crop_frames)] * 3
+    assert sorted(torch.cat([specs[:, 0, 0] for specs, *_ in plain]).tolist()) == list(range(12))
     # In decibels a sum of energies lies above both, and at most 3 dB above the louder.
-    values = torch.cat([specs[:, 0, 0] for specs, _ in mixed])
+    values = torch.cat([specs[:, 0, 0] for specs, *_ in mixed])
     assert not set(values.tolist()) & set(range(12))
     assert float(values.max()) <= 11 + 10 * math.log10(2)
-    n_labels = torch.cat([targets for _, targets in mixed]).sum(dim=1)
+    n_labels = torch.cat([targets for _, targets, _ in mixed]).sum(dim=1)
     assert set(n_labels.tolist()) <= {1, 2}
 
 
@@ -92,17 +105,58 @@ def test_crops_of_waveforms_on_the_frame_grid_equal_the_spectrogram_inside(toy):
     row = max(data.waveforms, key=lambda i: data.waveforms[i].shape[-1])
     wave = data.waveforms[row][:, 10 * hop : 10 * hop + (recipe.crop_frames - 1) * hop]
     batch = first_batch(new_trainer(data, recipe))._replace(crops=wave[None].repeat(7, 1, 1))
-    specs, targets = prepare_batch(batch, recipe, frontend, CPU, seeded(), plain=True)
+    specs, targets, _ = prepare_batch(batch, recipe, frontend, CPU, seeded(), plain=True)
     assert torch.equal(targets, batch.targets)
     inside = slice(1, recipe.crop_frames - 1)
     expected = data.spectrograms[row][:, 10 : 10 + recipe.crop_frames]
     torch.testing.assert_close(specs[0][:, inside], expected[:, inside], rtol=0, atol=1e-3)
     by_crop = recipe.override(["mixup.domain=spec", "frontend.normalize=clip", "frontend.reference=window"])
-    normal, _ = prepare_batch(batch, by_crop, Frontend(by_crop.frontend), CPU, seeded(), plain=True)
+    normal, *_ = prepare_batch(batch, by_crop, Frontend(by_crop.frontend), CPU, seeded(), plain=True)
     standard = (specs[0] - specs[0].mean()) / specs[0].std(correction=0)
     torch.testing.assert_close(normal[0], standard, rtol=1e-3, atol=1e-3)
-    augmented, _ = prepare_batch(batch, recipe, frontend, CPU, seeded(), plain=False)
+    augmented, *_ = prepare_batch(batch, recipe, frontend, CPU, seeded(), plain=False)
     assert float((augmented - specs).abs().amax((1, 2)).max()) > 1
+
+
+@pytest.mark.parametrize("setting", ["mixup.pseudo_p=0.5", "distill_weight=0.5"])
+def test_pseudo_labels_train_to_the_same_weights_again_and_after_a_kill(data, tmp_path, setting):
+    """Laws 7 and 14."""
+    data = with_windows(data)
+    recipe = TINY.override(["loss=bce", "epochs=3", setting])
+    whole, again, plain = (
+        new_trainer(data, r) for r in (recipe, recipe, TINY.override(["loss=bce", "epochs=3"]))
+    )
+    train_all(whole, tmp_path / "whole.pt")
+    with pytest.raises(Killed):
+        train_all(again, tmp_path / "killed.pt", killed_after=1)
+    again.restore(tmp_path / "killed.pt")
+    train_all(again, tmp_path / "killed.pt")
+    train_all(plain, tmp_path / "plain.pt")
+    assert same_bits(whole.network.state_dict(), again.network.state_dict())
+    assert not same_bits(whole.network.state_dict(), plain.network.state_dict())
+
+
+def test_distillation_adds_the_weighted_cross_entropy_with_the_soft_labels_of_labelled_clips(data):
+    clips = with_windows(data)
+    recipe = PLAIN.override(["loss=bce", "distill_weight=0.25", "batch_size=7"])
+    trainer = new_trainer(clips, recipe)
+    batch = first_batch(trainer)
+    inputs, targets, soft = trainer.make_inputs(batch, seeded(), plain=True)
+    output = trainer.forward(inputs)
+    is_labelled = ~soft.isnan().any(dim=1)
+    assert is_labelled.tolist() == batch.has_label.tolist() and 0 < int(is_labelled.sum()) < 7
+    of_labels = F.binary_cross_entropy_with_logits(output.clip, targets)
+    of_soft = F.binary_cross_entropy_with_logits(output.clip[is_labelled], batch.soft[is_labelled])
+    loss = trainer.loss(output, targets, soft, batch)
+    torch.testing.assert_close(loss, of_labels + 0.25 * of_soft)
+
+
+def test_soft_labels_of_whole_clips_are_not_distilled(data):
+    soft = SoftLabels(data.names, data.classes, np.full((len(data), 3), 0.5))
+    recipe = TINY.override(["distill_weight=1"])
+    with pytest.raises(KitError, match=r"distill_weight wants soft labels of windows.*methods"):
+        check_labels(recipe, replace(data, soft_labels=soft))
+    check_labels(recipe, replace(data, soft_labels=SoftLabels((), data.classes, np.zeros((0, 3)))))
 
 
 @pytest.mark.parametrize("domain", ["energy", "spec", "wave"])
@@ -122,7 +176,7 @@ def test_waveforms_are_mixed_before_they_become_spectrograms(toy):
     trainer = new_trainer(load_table(recipe, *toy), recipe)
     batch = first_batch(trainer)
     frontend = Frontend(recipe.frontend)
-    specs, targets = prepare_batch(batch, recipe, frontend, CPU, seeded(1))
+    specs, targets, _ = prepare_batch(batch, recipe, frontend, CPU, seeded(1))
     waves = batch.crops[:, 0]
     for i in range(4):
         sums = {j: frontend.spectrograms([waves[i] + waves[j]])[0] for j in range(4) if j != i}
@@ -154,7 +208,7 @@ def test_crops_are_mixed_until_mixup_until_and_neither_mixed_nor_augmented_at_th
     states = []
     for epoch in range(10):
         trainer.epoch = epoch
-        _, targets = trainer.make_inputs(batch, seeded(5), epoch >= 7)
+        _, targets, _ = trainer.make_inputs(batch, seeded(5), epoch >= 7)
         trainer.train_step(batch, seeded(5))
         is_augmented = not torch.equal(inputs_of_step[-1][:, :1], plain_inputs[:, :1])
         states.append((not torch.equal(targets, batch.targets), is_augmented))
