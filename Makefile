@@ -11,7 +11,7 @@ ABREAST := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --dist loadfile --ign
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bundle docs-check torture bench esc10 recipes birdclef study clean
+.PHONY: help demo test lint bundle docs-check torture bench esc10 recipes pools birdclef study clean
 
 help:
 	@echo "make demo     the whole job on toy data, in about a minute"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench    the README's figures, measured here"
 	@echo "make esc10    ESC-10's own five folds from scratch, three systems and their ensemble"
 	@echo "make recipes  every recipe in its small form, on the task it was made for"
+	@echo "make pools    pools over windows of two lengths, out of fold, on two of these runs"
 	@echo "make birdclef BirdCLEF from its folder to its CSV: clips alone, soundscapes, pseudo-labels, steps after the models"
 	@echo "make study    what the write-ups claim, measured: 45 minutes, and the same command goes on"
 	@echo "make clean    remove what these targets made"
@@ -67,7 +68,7 @@ torture: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m tests.benchmarks
 
-esc10 recipes birdclef study: $(VENV)/test.stamp
+esc10 recipes pools birdclef study: $(VENV)/test.stamp
 	$(BIN)/python -m tests.benchmarks.$@
 
 clean:

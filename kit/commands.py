@@ -115,6 +115,8 @@ def competition_settings(recipe: Recipe, folder: str) -> list[str]:
     """Return the overrides that a competition asks for: its metric, and windows as long as its rows."""
     data = find_competition(folder)
     settings = [f"metric={data.metric}"]
+    if data.scored_classes:
+        settings.append(f"scored_classes={json.dumps(data.scored_classes)}")
     if data.soundscapes and recipe.inference.mode == "full":
         settings += ["inference.mode=windows", f"inference.window_s={ROW_S}", f"inference.hop_s={ROW_S}"]
     print(f"note: the competition asks for {' '.join(settings)}", flush=True)

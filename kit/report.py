@@ -66,7 +66,7 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     metric = oof.metric
     details = {metric: "no oof.csv yet"}
     if oof.names:
-        details[metric] = format_metric(bootstrap_interval, metric, truth, scores)
+        details[metric] = format_metric(bootstrap_interval, metric, truth, scores, oof.groups)
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
             details["top1"] = format_metric(compute_metric, "top1", truth, scores)
@@ -76,7 +76,8 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         gain = "not comparable: other clips or labels"
         same_columns = oof.names == first.oof.names and oof.classes == first.oof.classes
         if same_columns and np.array_equal(truth, first.oof.truth, equal_nan=True):
-            gain = format_metric(bootstrap_difference, metric, truth, scores, first.oof.probabilities)
+            others = first.oof.probabilities
+            gain = format_metric(bootstrap_difference, metric, truth, scores, others, oof.groups)
         details[f"gain in {metric} over the first run"] = gain
     details["clips"] = str(len(oof.names))
     if run.history:

@@ -30,14 +30,16 @@ UNPOOLED = (
 class EnsembleMember:
     """One model of an ensemble, and how far it has come.
 
-    `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
-    its last clip on. `cost` is measured: seconds of this machine per second of audio.
+    `weight_of_class` are factors of the weight, 1 for other classes. `failure` says why the model stopped,
+    `failed_clips` why single clips have no prediction. `finished` is true from its last clip on. `cost` is measured:
+    seconds of this machine per second of audio.
     """
 
     name: str
     predictor: Predictor
     cache: PredictionCache = field(default_factory=PredictionCache)
     weight: float = 1.0
+    weight_of_class: Mapping[str, float] = field(default_factory=dict)
     run: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
     predicted: set[int] = field(default_factory=set)

@@ -1,25 +1,31 @@
 """Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report."""
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kit.audio.decode import Decoder
 from kit.core.clock import Deadline, Stopwatch, TimeBudget
 from kit.core.errors import KitError
 from kit.core.files import write_json
 from kit.core.runtime import in_worker
+from kit.infer.blend import BLENDS
 from kit.infer.postprocess import PostprocessConfig, postprocess_config
 from kit.infer.rows import RowScores
+from kit.infer.stack import ModelSpec
 from kit.infer.template import (
     Template,
     report_path,
     write_submission,
 )
+from kit.labels.table import values_of_classes
 from kit.models.own_network import NetworkBuilder
 from kit.models.tagger import Tagger
 
@@ -39,11 +45,14 @@ class SubmitOptions:
     hop_s: float | None = None
     pool: str | None = None
     rows: str = "auto"
+    class_windows: str | Path | None = None
     prior_shift: bool = False
+    prevalences: str | Path | None = None
     site_prior: float | None = None
     smooth: float | Sequence[float] | None = None
     top_mean: int | None = None
     top_power: float | None = None
+    thresholds: str | Path | None = None
     device: str | None = None
     threads: int | None = None
     batch_frames: int | None = None
@@ -61,13 +70,23 @@ class SubmitOptions:
     @property
     def postprocess(self) -> PostprocessConfig:
         """What is done to the blended rows."""
-        return postprocess_config(
-            prior_shift=self.prior_shift,
-            site_prior=self.site_prior,
-            smooth=self.smooth,
-            top_mean=self.top_mean,
-            top_power=self.top_power,
-        )
+        names = [item.name for item in fields(PostprocessConfig)]
+        return postprocess_config(**{name: getattr(self, name) for name in names})
+
+
+def predict_every_way(models: Sequence[ModelSpec], class_windows: str | Path | None) -> list[ModelSpec]:
+    """Return each model once per way of class_windows.json, or the models. Errors: KitError for another file"""
+    if class_windows is None:
+        return [*models]
+    specs = []
+    try:
+        for overrides, weights in json.loads(Path(class_windows).read_text(encoding="utf-8")):
+            factors = {name: abs(float(weight)) for name, weight in weights.items()}
+            way: Any = {"overrides": dict(overrides), "weight_of_class": factors}
+            specs += [replace(model, **way) for model in models]
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise KitError(f"{class_windows} is no class_windows.json of `oof`: {error}.") from error
+    return specs
 
 
 class SubmitJob:
@@ -119,6 +138,24 @@ class SubmitJob:
         """Note how many names there are, if any, and the first."""
         if names:
             self.note(f"{len(names)} {what}, e.g. {names[0]!r}")
+
+
+def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> None:
+    """Refuse options that the blend, the stack or the template cannot have. Errors: KitError"""
+    kind = BLENDS[options.blend]
+    blend = "a stack" if is_stack else options.blend
+    steps = options.postprocess
+    for name in ("prior_shift", "prevalences", "thresholds"):
+        values = getattr(steps, name)
+        if values and (is_stack or kind.new_scale):
+            raise KitError(f"{name} needs probabilities, which {blend} does not give: use --blend mean.")
+        if isinstance(values, dict) and values:
+            values_of_classes(values, template.classes, np.zeros(len(template.classes)))
+    if steps.thresholds and template.answer not in ("birds", "target"):
+        raise KitError("thresholds are for a template of decisions (birds, target): this one wants scores.")
+    if options.class_windows and (is_stack or options.overrides or kind.whole_row):
+        what = "mode, window_s, hop_s and pool"
+        raise KitError(f"class_windows sets {what}, and not for {blend}: leave one of them out.")
 
 
 class SubmissionWriter:

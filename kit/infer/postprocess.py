@@ -12,7 +12,7 @@ from kit.core.errors import KitError
 from kit.infer.blend import TINY, check_strength
 from kit.labels.bootstrap import group_numbers
 from kit.labels.layouts import hour_of, site_of
-from kit.labels.table import rows_by_name
+from kit.labels.table import read_class_values, rows_by_name, values_of_classes
 
 NO_WINDOWS = (
     "smooth, top_mean and site_prior work on rows that are windows of recordings, named <recording>_<end second>: "
@@ -24,10 +24,12 @@ NO_WINDOWS = (
 class PostprocessConfig(Config):
     """What is done to rows after the models; nothing unless set.
 
-    The order is fixed: shifts of odds first, because they need probabilities, then smoothing, then top mean.
+    The order is fixed: shifts of odds first, because they need probabilities, then smoothing, then top mean, and
+    decisions last.
     """
 
     prior_shift: bool = setting(False, "scale odds to the class prevalences estimated from these rows")
+    prevalences: dict[str, float] = setting({}, "scale odds to these prevalences of classes")
     site_prior: float = setting(
         0.0,
         "weight of the classes' log odds at a window's site and hour, by its file's name",
@@ -39,11 +41,16 @@ class PostprocessConfig(Config):
     )
     top_mean: int = setting(0, "multiply windows by the mean of their recording's best k", low=0)
     top_power: float = setting(1.0, "exponent of that mean", low=0.01, high=10)
+    thresholds: dict[str, float] = setting({}, "scale odds so that these thresholds of classes become 0.5")
+
+    def check(self) -> None:
+        if self.prior_shift and self.prevalences:
+            raise KitError("prior_shift estimates what prevalences holds: leave one of them out.")
 
     @property
     def changes_scores(self) -> bool:
         """Whether anything is set."""
-        return self.prior_shift or self.needs_windows
+        return bool(self.prior_shift or self.prevalences or self.thresholds) or self.needs_windows
 
     @property
     def needs_windows(self) -> bool:
@@ -52,11 +59,13 @@ class PostprocessConfig(Config):
 
 
 def postprocess_config(**options: Any) -> PostprocessConfig:
-    """Make the settings of options, None where not given; `smooth` may be one number.
+    """Make the settings of options, None where not given; `smooth` may be one number, values of classes are CSVs.
 
-    Errors: KitError for top_power without top_mean
+    Errors: KitError for top_power without top_mean, and for a CSV that cannot be read
     """
     chosen = {name: value for name, value in options.items() if value is not None}
+    for name in {"prevalences", "thresholds"} & chosen.keys():
+        chosen[name] = read_class_values(chosen[name], name[:-1])
     smooth = chosen.get("smooth", ())
     chosen["smooth"] = tuple(smooth) if isinstance(smooth, Sequence) else (float(smooth),)
     if "top_power" in chosen and not chosen.get("top_mean"):
@@ -70,10 +79,11 @@ def apply_postprocess(
     recordings: Sequence[str] | None,
     times_s: Any,
     trained: np.ndarray,
+    classes: Sequence[str] = (),
 ) -> np.ndarray:
     """Apply the steps that are set.
 
-    `recordings` are the rows' file names.
+    `recordings` are the rows' file names, `trained` the prevalences of the training.
     Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
     Errors: KitError for steps over windows where rows are not windows
     """
@@ -81,21 +91,23 @@ def apply_postprocess(
         raise KitError(NO_WINDOWS)
     changed = np.asarray(scores, np.float64)
     if postprocess.prior_shift:
-        changed = shift_priors(changed, trained)
-    if recordings is None:
-        return changed
-    if postprocess.site_prior > 0:
-        changed = shift_by_site(changed, recordings, postprocess.site_prior)
-    if any(postprocess.smooth):
-        changed = smooth_neighbours(changed, recordings, times_s, postprocess.smooth)
-    if postprocess.top_mean > 0:
-        changed = weigh_by_recording(changed, recordings, postprocess.top_mean, postprocess.top_power)
+        changed = scale_odds(changed, trained, estimate_prevalences(changed, trained))
+    if postprocess.prevalences:
+        wanted = values_of_classes(postprocess.prevalences, classes, trained)
+        # A class that was always false or true in training stays: its odds would change without bound.
+        is_trained = (trained > 0) & (trained < 1)
+        changed = scale_odds(changed, trained, np.where(is_trained, wanted, trained))
+    if recordings is not None:
+        if postprocess.site_prior > 0:
+            changed = shift_by_site(changed, recordings, postprocess.site_prior)
+        if any(postprocess.smooth):
+            changed = smooth_neighbours(changed, recordings, times_s, postprocess.smooth)
+        if postprocess.top_mean > 0:
+            changed = weigh_by_recording(changed, recordings, postprocess.top_mean, postprocess.top_power)
+    if postprocess.thresholds:
+        half = np.full(len(classes), 0.5)
+        changed = scale_odds(changed, values_of_classes(postprocess.thresholds, classes, half), half)
     return changed
-
-
-def shift_priors(scores: Any, trained: np.ndarray) -> np.ndarray:
-    """Scale odds from the training prevalences to those estimated from these rows."""
-    return scale_odds(scores, trained, estimate_prevalences(scores, trained))
 
 
 def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -120,6 +121,9 @@ class RowScores:
         self.postprocess = postprocess or PostprocessConfig()
         self.weights = [member.weight for member in members]
         self.columns = [class_columns(member.card.classes, template.classes) for member in members]
+        # Classes that a model does not know have no share of it.
+        factors = [[member.weight_of_class.get(name, 1.0) for name in template.classes] for member in members]
+        self.shares = (np.stack(self.columns) >= 0) * np.array(factors)
         self.priors = blend_priors([member.card for member in members], self.weights, template.classes)
         self.scores = [np.zeros(shape, np.float32) for _ in members]
         self.done = [np.zeros(len(template.ids), bool) for _ in members]
@@ -184,8 +188,7 @@ class RowScores:
 
     def blend(self) -> np.ndarray:
         """Blend all models' scores. Shape: -> (R, K)"""
-        known = np.stack(self.columns) >= 0
-        return blend_scores(self.scores, self.usable(), self.weights, self.priors, self.kind, known)
+        return blend_scores(self.scores, self.usable(), self.weights, self.priors, self.kind, self.shares)
 
     def result(self) -> np.ndarray:
         """Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)"""
@@ -208,13 +211,15 @@ class RowScores:
             recordings = [name_of_file[self.plan.files[row]] for row in windows]
             times_s = [self.plan.ends_s[row] for row in windows]
             scores[windows] = apply_postprocess(
-                self.postprocess, scores[windows], recordings, times_s, trained
+                self.postprocess, scores[windows], recordings, times_s, trained, self.template.classes
             )
         if len(whole):
             # Whole files have prevalences of their own, and no neighbours.
-            steps = PostprocessConfig(prior_shift=self.postprocess.prior_shift)
+            steps = replace(self.postprocess, site_prior=0.0, smooth=(), top_mean=0)
             steps = steps if is_window.any() else self.postprocess
-            scores[whole] = apply_postprocess(steps, scores[whole], None, None, trained)
+            scores[whole] = apply_postprocess(
+                steps, scores[whole], None, None, trained, self.template.classes
+            )
         if self.postprocess.top_mean > 0:
             # A window without predictions is a recording of its own: its best mean is its prior itself.
             scores[~done & is_window] **= 1 + self.postprocess.top_power

@@ -70,7 +70,8 @@ class Stack:
 class ModelSpec:
     """A tagger, or a checkpoint whose network is not built yet.
 
-    `place` is its position in a stack, `run` the run of the stack that it belongs to.
+    `place` is its position in a stack, `run` the run of the stack that it belongs to. With class_windows there is one
+    spec per way to predict: its `overrides` of the inference settings, and factors of the weight for classes.
     """
 
     name: str
@@ -79,6 +80,8 @@ class ModelSpec:
     path: Path | None = None
     place: int = 0
     run: int = 0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    weight_of_class: dict[str, float] = field(default_factory=dict)
 
     @property
     def card(self) -> TaggerCard:

@@ -30,7 +30,7 @@ from kit.infer.ensemble import (
     rounded_spans,
 )
 from kit.infer.identity import code_identity, decoder_functions, model_identity, own_classes
-from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, check_steps, predict_every_way
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import plan_members
 from kit.infer.postprocess import NO_WINDOWS
@@ -126,8 +126,8 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     blend = stack.card.kind if stack else options.blend
     if options.postprocess.needs_windows and plan.form != "window":
         raise KitError(NO_WINDOWS)
-    if options.prior_shift and (stack is not None or BLENDS[options.blend].new_scale):
-        raise KitError(f"prior_shift needs probabilities, which {blend} does not give: use --blend mean.")
+    check_steps(options, template, stack is not None)
+    models = predict_every_way(models, options.class_windows)
     n_rows = len(template.ids)
     without_file = plan.rows_without_file(template.ids)
     job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
@@ -139,7 +139,8 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     for text in plan_notes(plan):
         job.note(text)
     weights = [model.weight for model in models]
-    settings = (blend, options.overrides, options.postprocess, weights, template)
+    of_classes = [(model.overrides, model.weight_of_class) for model in models]
+    settings = (blend, options.overrides, of_classes, options.postprocess, weights, template)
     key = text_digest(str(settings), *names, "", *map(file_identity, files), "", *map(model_identity, models))
     builders = (options.networks or {}).values()
     key = text_digest(key, code_identity([*builders, *decoder_functions(options.decoders)]))
@@ -309,10 +310,9 @@ def build_members(
     changed: dict[str, list[str]] = {}
     for model in inputs.models:
         own = model.card.inference
-        inference = inference_of(job, inputs.plan, own)
+        inference = inference_of(options.overrides | model.overrides, inputs.plan, own)
         if inference != own:
-            scored = own.to_dict()
-            changes = {key: value for key, value in inference.to_dict().items() if value != scored[key]}
+            changes = {name: value for name, value in vars(inference).items() if value != vars(own)[name]}
             changed.setdefault(str(changes), []).append(Path(model.name).name)
         cache_path = None
         try:
@@ -335,8 +335,15 @@ def build_members(
             tagger, runtime.device, options.batch_frames, options.precision, inference, fuse=True
         )
         cache = PredictionCache.open(cache_path, job.deadline.now)
-        watch = Stopwatch(job.watch.began)
-        member = EnsembleMember(model.name, predictor, cache, weight=model.weight, run=model.run, watch=watch)
+        member = EnsembleMember(
+            name=model.name,
+            predictor=predictor,
+            cache=cache,
+            weight=model.weight,
+            weight_of_class=model.weight_of_class,
+            run=model.run,
+            watch=Stopwatch(job.watch.began),
+        )
         members.append(member)
     if not members:
         raise KitError(failures[0])
@@ -346,9 +353,8 @@ def build_members(
     return members
 
 
-def inference_of(job: SubmitJob, plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
+def inference_of(changes: dict[str, Any], plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
     """Return a model's inference settings, with what the options or window rows change."""
-    changes = job.options.overrides
     if plan.form == "window" and own.mode == "full" and "mode" not in changes:
         period_s = float(plan.period_s or own.window_s)
         changes = {"mode": "windows", "window_s": period_s, "hop_s": period_s} | changes

@@ -85,11 +85,14 @@ def submit(
     window_s: float | None = None,
     hop_s: float | None = None,
     pool: str | None = None,
+    class_windows: str | Path | None = None,
     prior_shift: bool = False,
+    prevalences: str | Path | None = None,
     site_prior: float | None = None,
     smooth: float | Sequence[float] | None = None,
     top_mean: int | None = None,
     top_power: float | None = None,
+    thresholds: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch_frames: int | None = None,
@@ -120,11 +123,14 @@ def submit(
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
         pool: max, mean, top_k, power, geometric, snr or snr_top, to override
+        class_windows: JSON that `oof` writes: every model predicts with several settings, and each class weighs them
         prior_shift: scale odds to the class prevalences estimated from all rows
+        prevalences: CSV of class,prevalence to scale odds to, e.g. known of the test; other classes keep their own
         site_prior: weight by which window rows' log odds are shifted to those of their site and hour, e.g. 0.3
         smooth: weights of neighbours at distance 1, 2, ... in a window row's mean, e.g. 0.5
         top_mean: multiply window rows by the mean of their recording's best rows, e.g. 2
         top_power: exponent of that mean; 1 unless given
+        thresholds: CSV of class,threshold as `oof` writes for F1; for a template of decisions, which are at 0.5 else
         batch_frames: frames per batch; 4,000 on the CPU and 32,000 on a GPU unless given
         precision: float32, bfloat16 or float16
 

@@ -83,9 +83,12 @@ def draws_of(metric: str, truth: Any) -> int:
     return min(1000, max(100, MAX_COUNTED // np.size(truth))) if is_slow else 1000
 
 
-def class_intervals(name: str, truth: Any, scores: Any, classes: Sequence[int]) -> list[Interval]:
+def class_intervals(
+    name: str, truth: Any, scores: Any, classes: Sequence[int], groups: Sequence[Any] | None = None
+) -> list[Interval]:
     """Compute the class_metric of some classes, with 95 % intervals."""
     precisions, true = true_precisions(truth, scores)
+    group = group_numbers(groups, len(true))
     intervals = []
     for k in classes:
         if class_metric(name) == "lwlrap":
@@ -94,7 +97,7 @@ def class_intervals(name: str, truth: Any, scores: Any, classes: Sequence[int]) 
         else:
             value = compute_metric(name, truth[:, [k]], scores[:, [k]])
             statistic = metric_statistic(name, truth[:, [k]], scores[:, [k]])
-        intervals.append(percentile_interval(value, statistic, np.arange(len(true)), 1000))
+        intervals.append(percentile_interval(value, statistic, group, 1000))
     return intervals
 
 
@@ -140,7 +143,7 @@ def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, d
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
     """Number the groups; a row without a group gets its own number. Shape: -> (n,) int64"""
-    if groups is None:
+    if groups is None or not len(groups):
         return np.arange(n_rows)
     if len(groups) != n_rows:
         raise KitError(f"{len(groups)} groups for {n_rows} clips: pass one group per row.")

@@ -1,8 +1,8 @@
-"""Platt scaling of raw scores, fitted to probabilities that are pooled over windows."""
+"""Platt scaling of raw scores, fitted to probabilities that are pooled over windows; thresholds for decisions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
+from kit.labels.metrics import METRICS, f1_scores, ranking_masks
 
 CALIBRATION_CHUNK = 1 << 20
 
@@ -153,3 +154,23 @@ def pool_each(probabilities: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor
         return torch.vmap(pool)(probabilities)
     except RuntimeError:
         return torch.stack([pool(clip) for clip in probabilities])
+
+
+def fit_thresholds(metric: str, truth: Any, probs: Any, strength: float = 16.0) -> np.ndarray:
+    """Fit the thresholds of the best F1: one for all classes if the metric is over clips, else one per class.
+
+    A prior pulls each class towards the threshold of the best mean over classes; it counts as `strength` true labels.
+
+    Shape:  truth (n, K) of 1, 0 or NaN, probs (n, K) in [0, 1] -> (K,)
+    """
+    true, known, probs = ranking_masks(truth, probs, some_true=True)
+    grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
+    is_over_clips = METRICS[metric].clip_sums is not None
+    axis = 1 if is_over_clips else 0
+    f1 = np.stack([f1_scores(true, known & (probs >= threshold), axis) for threshold in grid])
+    if is_over_clips:
+        common = f1[:, known.any(axis=1)].mean(axis=1)
+        return np.full(true.shape[1], grid[common.argmax()])
+    n_true = true.sum(axis=0)
+    common = f1[:, n_true > 0].mean(axis=1)
+    return np.asarray(grid[(n_true * f1 + strength * common[:, None]).argmax(axis=0)])

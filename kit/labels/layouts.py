@@ -1,5 +1,6 @@
 """Recognise a competition's folder, and turn its tables into the kit's own."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ class CompetitionData:
 
     `table` is a clip table, `curated` the part of it without noisy clips; boxes are two files, true and false ones.
     `soundscapes` is the folder of training soundscapes, `truth` the labels of the test where they are available.
+    `scored_classes` are those that count, if not all.
     """
 
     name: str
@@ -43,11 +45,12 @@ class CompetitionData:
     metric: str = "lwlrap"
     soundscapes: Path | None = None
     truth: Path | None = None
+    scored_classes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes of the template."""
-        return classes_of_template(self.template)
+        return self.scored_classes or classes_of_template(self.template)
 
     def __str__(self) -> str:
         details = []
@@ -134,6 +137,7 @@ def find_competition(folder: str | Path) -> CompetitionData:
 def data_of(layout: Layout, root: Path) -> CompetitionData:
     """Return the paths and settings of a competition whose tables are not written."""
     truth = root / "test_truth.csv"
+    scored = root / "scored_birds.json"  # BirdCLEF 2022
     return CompetitionData(
         name=root.name,
         audio=root / layout.audio,
@@ -142,6 +146,7 @@ def data_of(layout: Layout, root: Path) -> CompetitionData:
         metric=layout.metric or birdclef_metric(root),
         soundscapes=first_existing(root, SOUNDSCAPE_FOLDERS),
         truth=truth if truth.is_file() else None,
+        scored_classes=tuple(json.loads(scored.read_text("utf-8"))) if scored.is_file() else (),
     )
 
 
@@ -272,8 +277,9 @@ def birdclef_metric(root: Path) -> str:
     """Return the metric of a BirdCLEF by what its folder holds: F1 until 2022, padded cmAP in 2023, then AUC."""
     if (root / "taxonomy.csv").is_file() or (root / "unlabeled_soundscapes").is_dir():
         return "macro_auc"
-    is_old = not (root / "eBird_Taxonomy_v2021.csv").is_file() or (root / "scored_birds.json").is_file()
-    return "micro_f1" if is_old else "padded_cmap"
+    if (root / "scored_birds.json").is_file():
+        return "macro_f1"
+    return "padded_cmap" if (root / "eBird_Taxonomy_v2021.csv").is_file() else "micro_f1"
 
 
 def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError, suggest
+from kit.core.errors import KitError, choose, suggest
 from kit.core.files import TextTable, join_cells, read_table
 from kit.labels.stretches import read_stretches
 
@@ -274,11 +274,37 @@ def rating_weights(table: Any) -> np.ndarray:
     return np.where(ratings > 0, (ratings / 5).clip(0.1, 1), np.float32(1))
 
 
-def scored_truth(labels: ClipLabels, recipe_sources: Mapping[str, Any]) -> np.ndarray:
-    """Targets for validation: as labelled, but unknown in rows of sources with scored=false. Shape: -> (n, K)"""
-    unscored = [name for name, settings in recipe_sources.items() if not settings["scored"]]
-    is_unscored = np.isin(labels.sources, unscored)
-    return np.where(is_unscored[:, None], np.float32(np.nan), labels.targets)
+def scored_truth(labels: ClipLabels, recipe: Mapping[str, Any]) -> np.ndarray:
+    """Targets for validation: as labelled, but unknown in rows of sources with scored=false, and in unscored classes.
+
+    Shape:  -> (n, K)
+    """
+    unscored = [name for name, settings in recipe.get("sources", {}).items() if not settings["scored"]]
+    is_unscored = np.isin(labels.sources, unscored)[:, None]
+    if recipe.get("scored_classes"):
+        is_unscored = is_unscored | ~np.isin(labels.classes, recipe["scored_classes"])
+    return np.where(is_unscored, np.float32(np.nan), labels.targets)
+
+
+def read_class_values(path: str | Path, column: str) -> dict[str, float]:
+    """Read one number in [0, 1] per class from a CSV of class,<column>."""
+    table = read_table(path, ("class", column), exact=True)
+    table.check_names("class")
+    return dict(
+        zip(table.columns["class"], table.numbers(column, "0 to 1", lambda p: 0 <= p <= 1), strict=True)
+    )
+
+
+def values_of_classes(values: Mapping[str, float], classes: Sequence[str], others: np.ndarray) -> np.ndarray:
+    """Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)
+
+    Errors: KitError for a name that is no class
+    """
+    column = column_of_class(classes)
+    changed = others.copy()
+    for name, value in values.items():
+        changed[choose("class", name, column)] = value
+    return changed
 
 
 def known_prevalences(targets: np.ndarray) -> list[float]:

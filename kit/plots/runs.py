@@ -70,7 +70,8 @@ def draw_classes(run: SavedRun) -> Plot:
     The predictions are out of fold. The number beside a class counts the clips that have it.
     """
     shown = hardest_classes(run)
-    values, lengths = error_bars(class_intervals(run.oof.metric, run.oof.truth, run.oof.probabilities, shown))
+    oof = run.oof
+    values, lengths = error_bars(class_intervals(oof.metric, oof.truth, oof.probabilities, shown, oof.groups))
     clips = (run.oof.truth == 1).sum(axis=0)
     labels = [f"{shown_name(run.oof.classes[k])}  {clips[k]}" for k in shown]
     figure, (axes,) = new_row_figure(labels, 8)
@@ -208,7 +209,8 @@ def draw_self_training(run: str | Path) -> Plot:
     intervals = []
     for number in scored:
         saved = load_run(folders[number], rounds / "folds.csv")
-        intervals.append(bootstrap_interval(saved.oof.metric, saved.oof.truth, saved.oof.probabilities))
+        oof = saved.oof
+        intervals.append(bootstrap_interval(oof.metric, oof.truth, oof.probabilities, oof.groups))
     values, lengths = error_bars(intervals)
     figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
     left.errorbar(scored, values, lengths, fmt="o-", capsize=3)

@@ -257,7 +257,7 @@ def load_dataset(
     digests: dict[int, str] = {}
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
     sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded["spec"]}
-    truth = scored_truth(labels, recipe.sources)
+    truth = scored_truth(labels, vars(recipe))
     if recipe.secondary_target is not None:
         mask = is_secondary(frame, labels.classes)
         labels = replace(labels, targets=np.where(mask, np.float32(recipe.secondary_target), labels.targets))

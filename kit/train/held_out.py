@@ -131,7 +131,7 @@ def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
         clips = [labels.names[row] for row in rows]
         if card.held_out != names_digest(row_names(clips, stretches[rows])):
             raise KitError(f"{path} was trained with other folds than folds.csv: its scores would leak.")
-        truth = scored_truth(labels, card.recipe.get("sources", {}))
+        truth = scored_truth(labels, card.recipe)
         models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth[rows], unlabelled)
     if not models:
         raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")

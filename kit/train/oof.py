@@ -1,5 +1,6 @@
 """Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,103 +14,30 @@ from kit.core.errors import KitError, choose
 from kit.core.files import read_table, write_text
 from kit.core.runtime import start_runtime
 from kit.infer.ensemble import NOT_FINITE
-from kit.infer.postprocess import shift_priors
+from kit.infer.postprocess import apply_postprocess, postprocess_config
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
 from kit.labels.calibration import fit_calibration
+from kit.labels.folds import group_keys
 from kit.labels.metrics import METRICS, compute_metric
 from kit.labels.stretches import row_names, stretches_of
 from kit.labels.table import clip_labels, read_clip_table, scored_truth
 from kit.models.checkpoint import save_tagger
 from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 from kit.train.oof_report import (
-    OofVariant,
+    OofPredictions,
     compare,
+    compare_class_windows,
     compare_fitted_weights,
     compare_steps,
+    compare_thresholds,
     inference_variants,
     pooled_probabilities,
     read_metric,
     read_recipe,
-    summarize_scores,
     window_steps,
     windows_of_names,
 )
-
-
-@dataclass(frozen=True)
-class OofPredictions:
-    """Predictions of clips by models that never trained on them.
-
-    `failures` holds, by name, why a clip has the prior. `metric` is the recipe's. `variants` are other ways that were
-    asked for.
-    Shape:  folds (n,), truth and probabilities (n, K)
-    """
-
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    folds: np.ndarray
-    truth: np.ndarray
-    probabilities: np.ndarray
-    failures: dict[str, str]
-    metric: str = "lwlrap"
-    variants: tuple[OofVariant, ...] = ()
-
-    @property
-    def score(self) -> float:
-        """The metric of all clips together."""
-        return compute_metric(self.metric, self.truth, self.probabilities)
-
-    @property
-    def fold_of_clip(self) -> dict[str, int]:
-        """The fold of each clip."""
-        return dict(zip(self.names, self.folds.tolist(), strict=True))
-
-    def reordered(self, rows: np.ndarray) -> "OofPredictions":
-        """Return the clips in another order. Shape: rows (n,)"""
-        return replace(
-            self,
-            names=tuple(self.names[row] for row in rows),
-            folds=self.folds[rows],
-            truth=self.truth[rows],
-            probabilities=self.probabilities[rows],
-        )
-
-    def probabilities_like(self, first: "OofPredictions", place: Path, first_place: Path) -> np.ndarray:
-        """Return the probabilities in the order of another run's clips and classes.
-
-        Errors: KitError that names the first clip in another fold, or the first other class
-        """
-        check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
-        different = sorted(set(first.classes) ^ set(self.classes))
-        if different:
-            raise KitError(f"{place} has other classes than {first_place}, e.g. {different[0]!r}.")
-        row = {name: i for i, name in enumerate(self.names)}
-        rows = [row[name] for name in first.names]
-        columns = [self.classes.index(name) for name in first.classes]
-        return self.probabilities[np.ix_(rows, columns)]
-
-    def __str__(self) -> str:
-        lines = summarize_scores(self.metric, self.truth, self.probabilities, self.folds, self.classes)
-        lines += [f"  {variant}" for variant in self.variants]
-        if self.failures:
-            lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
-        lines += [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def check_same_folds(
-    folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path
-) -> None:
-    """Raise KitError that names the first clip whose fold differs between two places."""
-    for name in sorted({*folds, *other_folds}):
-        fold = folds.get(name, "none")
-        other = other_folds.get(name, "none")
-        if fold != other:
-            where = f"{fold} in {place}, but {other} in {other_place}"
-            raise KitError(f"{name!r} has fold {where}: use runs of one split.")
 
 
 def score_held_out(
@@ -170,6 +98,7 @@ def predict_oof(
     hop_s: float | None = None,
     pool: Sequence[str] | None = None,
     prior_shift: bool = False,
+    prevalences: str | Path | None = None,
     site_prior: float | None = None,
     smooth: float | Sequence[float] | None = None,
     top_mean: int | None = None,
@@ -180,7 +109,8 @@ def predict_oof(
 
     The options of `submit` from mode to top_power are compared with the run's own way: a line for each has its score
     and the gain with its 95 % interval. oof.csv holds the run's own way. The steps over windows need rows that are
-    stretches of recordings, or names <recording>_<end second>.
+    stretches of recordings, or names <recording>_<end second>. For each class, weights of the inference settings are
+    fitted and cross-fitted, and for a metric of F1 thresholds: `submit` takes class_windows.json and thresholds.csv.
 
     Options:
         run: the folder that `train` wrote
@@ -189,6 +119,8 @@ def predict_oof(
     runtime = start_runtime(device, threads, progress)
     models = held_out_models(Path(run))
     others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
+    shifts = {"prior_shift": prior_shift, "prevalences": prevalences}
+    shift_steps = {name: postprocess_config(**{name: value}) for name, value in shifts.items() if value}
     steps = window_steps(site_prior=site_prior, smooth=smooth, top_mean=top_mean, top_power=top_power)
     if steps:  # other names are refused before the long work
         windows_of_names([name for held in models.values() for name in held.names])
@@ -198,40 +130,61 @@ def predict_oof(
         tagger = held.tagger
         own = Predictor(tagger, runtime.device, fuse=True)
         variants = inference_variants(own.inference, mode, window_s, hop_s, pool)
+        # Pools of the same windows share the network's logits.
+        unpooled = {name: replace(other, pool=own.inference.pool) for name, other in variants.items()}
+        distinct = list(dict.fromkeys([own.inference, *unpooled.values()]))
         predictors = [own]
-        for asked in variants.values():
-            predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
+        for other in distinct[1:]:
+            predictors.append(Predictor(tagger, runtime.device, inference=other, fuse=True))
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
         part = score_held_out(held, own, outputs[0], failures)
         probs = {"": part.probabilities}
-        for (name, inference), logits in zip(variants.items(), outputs[1:], strict=True):
-            probs[name] = pooled_probabilities(tagger, inference, logits, len(held.rows))
-        if prior_shift:
-            probs["prior_shift"] = shift_priors(part.probabilities, fitted_prevalences(tagger.card))
+        logits = dict(zip(distinct, outputs, strict=True))
+        for name, inference in variants.items():
+            probs[name] = pooled_probabilities(tagger, inference, logits[unpooled[name]], len(held.rows))
+        trained = fitted_prevalences(tagger.card)
+        for name, step in shift_steps.items():
+            probs[name] = apply_postprocess(step, part.probabilities, None, None, trained, part.classes)
         for name, of_fold in probs.items():
             parts.setdefault(name, []).append((held.rows, replace(part, probabilities=of_fold)))
     joined = {name: join_folds(of_folds) for name, of_folds in parts.items()}
     result = joined.pop("")
+    result = replace(result, groups=groups_of_rows(read_clip_table(Path(run) / "folds.csv"), result.names))
     compared = []
     for name, other in joined.items():
-        variant = compare(name, result.metric, result.truth, other.probabilities, result.probabilities)
-        if name == "prior_shift" and METRICS[result.metric].is_per_class:
+        advice = ""
+        if name in shift_steps and METRICS[result.metric].is_per_class:
             advice = (
                 f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
             )
-            variant = replace(variant, advice=advice)
-        compared.append(variant)
+        compared.append(compare(result, name, other.probabilities, advice=advice))
+    has_folds = len(np.unique(result.folds)) > 1
+    if variants and has_folds:
+        ways = {own.inference: result.probabilities}
+        ways |= {inference: joined[name].probabilities for name, inference in variants.items()}
+        compared.append(compare_class_windows(Path(run), result, ways))
+    if "_f1" in result.metric and has_folds:
+        compared.append(compare_thresholds(Path(run), result))
     if steps:
-        compared += compare_steps(result.metric, result.names, result.truth, result.probabilities, steps)
+        compared += compare_steps(result, steps)
     if others:
         scores = {Path(run): result.probabilities}
         for folder, predictions in others.items():
             scores[folder] = predictions.probabilities_like(result, folder, Path(run))
-        compared.append(compare_fitted_weights(result.metric, scores, result.truth, result.folds))
+        compared.append(compare_fitted_weights(result, scores))
     for path, held in models.items():
         save_tagger(path, held.tagger)
     write_oof(Path(run), result)
     return replace(result, variants=tuple(compared))
+
+
+def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the groups by which the rows of these names are resampled: the table's column `group`, and clips."""
+    keys = group_keys(table, "group" if "group" in table else None)
+    count = Counter(keys)
+    rows = row_names(table["fname"], stretches_of(table))
+    group_of = {name: key if count[key] > 1 else "" for name, key in zip(rows, keys, strict=True)}
+    return tuple(group_of[name] for name in names)
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
@@ -282,11 +235,18 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     names = oof.columns["fname"]
     rows = [choose(f"clip of {folder}/folds.csv", name, row) for name in names]
     classes = [name for name in oof.columns if name not in ("fname", "fold")]
-    truth = scored_truth(clip_labels(table, classes), read_recipe(folder).get("sources", {}))
+    truth = scored_truth(clip_labels(table, classes), read_recipe(folder))
     columns = [oof.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
     folds = np.array(oof.numbers("fold", kind=int))
     return OofPredictions(
-        tuple(names), tuple(classes), folds, truth[rows], np.array(columns).T, {}, read_metric(folder)
+        names=tuple(names),
+        classes=tuple(classes),
+        folds=folds,
+        truth=truth[rows],
+        probabilities=np.array(columns).T,
+        failures={},
+        metric=read_metric(folder),
+        groups=groups_of_rows(table, names),
     )
 
 

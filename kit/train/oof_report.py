@@ -1,7 +1,7 @@
-"""Summarize out-of-fold scores; measure by how much other settings, postprocessing or fitted weights help."""
+"""Out-of-fold predictions: their scores, and by how much other settings, steps, weights or thresholds help."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,12 +10,14 @@ import numpy as np
 
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.infer.blend import blend_scores, fit_weights
+from kit.core.files import write_json, write_rows
+from kit.infer.blend import fit_weights
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess, postprocess_config
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
 from kit.labels.bootstrap import Interval, bootstrap_difference, format_metric
+from kit.labels.calibration import fit_thresholds
 from kit.labels.metrics import class_metric, compute_metric, metric_per_class
 from kit.models.tagger import Tagger
 
@@ -38,20 +40,94 @@ class OofVariant:
     __repr__ = __str__
 
 
-def compare(
-    name: str,
-    metric: str,
-    truth: np.ndarray,
-    probs: np.ndarray,
-    baseline: np.ndarray,
-    recordings: Sequence[str] | None = None,
-) -> OofVariant:
-    """Score a variant against a baseline on the same rows; rows of one recording are resampled together.
+@dataclass(frozen=True)
+class OofPredictions:
+    """Predictions of clips by models that never trained on them.
 
-    Shape:  truth, probs and baseline (n, K), recordings (n,)
+    `failures` holds, by name, why a clip has the prior. `metric` is the recipe's. `variants` are other ways that were
+    asked for. Clips of one of `groups` (n, or none) are resampled together; an empty one is a clip's own.
+    Shape:  folds (n,), truth and probabilities (n, K)
     """
-    gain = bootstrap_difference(metric, truth, probs, baseline, recordings)
-    return OofVariant(name, metric, compute_metric(metric, truth, probs), gain)
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    folds: np.ndarray
+    truth: np.ndarray
+    probabilities: np.ndarray
+    failures: dict[str, str]
+    metric: str = "lwlrap"
+    variants: tuple[OofVariant, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """The metric of all clips together."""
+        return compute_metric(self.metric, self.truth, self.probabilities)
+
+    @property
+    def fold_of_clip(self) -> dict[str, int]:
+        """The fold of each clip."""
+        return dict(zip(self.names, self.folds.tolist(), strict=True))
+
+    def reordered(self, rows: np.ndarray) -> "OofPredictions":
+        """Return the clips in another order. Shape: rows (n,)"""
+        return replace(
+            self,
+            names=tuple(self.names[row] for row in rows),
+            folds=self.folds[rows],
+            truth=self.truth[rows],
+            probabilities=self.probabilities[rows],
+            groups=tuple(self.groups[row] for row in rows if self.groups),
+        )
+
+    def probabilities_like(self, first: "OofPredictions", place: Path, first_place: Path) -> np.ndarray:
+        """Return the probabilities in the order of another run's clips and classes.
+
+        Errors: KitError that names the first clip in another fold, or the first other class
+        """
+        check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
+        different = sorted(set(first.classes) ^ set(self.classes))
+        if different:
+            raise KitError(f"{place} has other classes than {first_place}, e.g. {different[0]!r}.")
+        row = {name: i for i, name in enumerate(self.names)}
+        rows = [row[name] for name in first.names]
+        columns = [self.classes.index(name) for name in first.classes]
+        return self.probabilities[np.ix_(rows, columns)]
+
+    def __str__(self) -> str:
+        lines = summarize_scores(self)
+        lines += [f"  {variant}" for variant in self.variants]
+        if self.failures:
+            lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
+        lines += [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def check_same_folds(
+    folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path
+) -> None:
+    """Raise KitError that names the first clip whose fold differs between two places."""
+    for name in sorted({*folds, *other_folds}):
+        fold = folds.get(name, "none")
+        other = other_folds.get(name, "none")
+        if fold != other:
+            where = f"{fold} in {place}, but {other} in {other_place}"
+            raise KitError(f"{name!r} has fold {where}: use runs of one split.")
+
+
+def compare(
+    oof: OofPredictions,
+    name: str,
+    probs: np.ndarray,
+    baseline: np.ndarray | None = None,
+    advice: str = "",
+) -> OofVariant:
+    """Score a variant of predictions against a baseline, or against these. Shape: probs and baseline (n, K)"""
+    baseline = oof.probabilities if baseline is None else baseline
+    gain = bootstrap_difference(oof.metric, oof.truth, probs, baseline, oof.groups)
+    return OofVariant(name, oof.metric, compute_metric(oof.metric, oof.truth, probs), gain, advice)
 
 
 def pooled_probabilities(
@@ -64,20 +140,21 @@ def pooled_probabilities(
     return probs
 
 
-def summarize_scores(
-    metric: str, truth: np.ndarray, probs: np.ndarray, folds: np.ndarray, classes: Sequence[str]
-) -> list[str]:
+def summarize_scores(oof: OofPredictions) -> list[str]:
     """Describe the score of all clips, of each fold, and of the hardest classes, a line each."""
+    metric = oof.metric
+    truth = oof.truth
+    probs = oof.probabilities
     is_scored = np.isfinite(truth).any(axis=1)
     lines = [
         f"out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips"
     ]
-    for fold in np.unique(folds):
-        rows = is_scored & (folds == fold)
+    for fold in np.unique(oof.folds):
+        rows = is_scored & (oof.folds == fold)
         score = format_metric(compute_metric, metric, truth[rows], probs[rows])
         lines.append(f"  fold {fold}: {score} on {rows.sum()} clips")
     scores = metric_per_class(metric, truth, probs)
-    hardest = [f"{classes[k]} {scores[k]:.3f}" for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
+    hardest = [f"{oof.classes[k]} {scores[k]:.3f}" for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
     lines.append(f"  hardest classes ({class_metric(metric)}): {', '.join(hardest)}")
     return lines
 
@@ -123,19 +200,27 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[f
     return rows, recordings, times_s
 
 
-def cross_fit_weights(scores: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Blend runs by weights that were fitted on the other folds. Shape: scores (m, n, K) -> (n, K)
+def fit_on_other_folds(
+    fit: Callable[[Any, Any], np.ndarray], scores: np.ndarray, truth: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
+    """Fit weights or thresholds for each row on the other folds. Shape: scores (m, n, K) -> (n, ...)
 
     Errors: KitError where all rows are in one fold
     """
-    blended = np.empty(truth.shape)
-    for fold in np.unique(folds):
+    fitted = {}
+    for fold in np.unique(folds).tolist():
         held = folds == fold
         if held.all():
             raise KitError("all rows are in one fold: weights need two folds, to be measured on other rows.")
-        weights = fit_weights(scores[:, ~held], truth[~held])
-        blended[held] = blend_scores(list(scores[:, held]), weights=weights)
-    return blended
+        fitted[fold] = fit(scores[:, ~held], truth[~held])
+    return np.stack([fitted[fold] for fold in folds.tolist()])
+
+
+def fit_class_weights(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Fit weights for each class, pulled towards those of all. Shape: scores (m, n, K), truth (n, K) -> (m, K)"""
+    common = fit_weights(scores, truth)
+    columns = range(truth.shape[1])
+    return np.stack([fit_weights(scores[..., [k]], truth[:, [k]], 16.0, common) for k in columns], axis=1)
 
 
 def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
@@ -151,48 +236,80 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
     }
 
 
-def compare_steps(
-    metric: str,
-    names: Sequence[str],
-    truth: np.ndarray,
-    probs: np.ndarray,
-    steps: Mapping[str, PostprocessConfig],
-) -> list[OofVariant]:
+def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
     """Compare steps over a recording's windows with the plain predictions, on the rows that are windows.
 
-    Shape:  names (n,), truth and probs (n, K)
     Errors: KitError where no name makes a row a window of a recording
     """
-    rows, recordings, times_s = windows_of_names(names)
-    unused_prevalences = np.zeros(truth.shape[1])
+    rows, recordings, times_s = windows_of_names(oof.names)
+    windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
+    unused_prevalences = np.zeros(len(oof.classes))
     compared = []
     for name, step in steps.items():
-        changed = apply_postprocess(step, probs[rows], recordings, times_s, unused_prevalences)
-        label = name if len(rows) == len(names) else f"{name}, on {len(rows)} windows"
-        compared.append(compare(label, metric, truth[rows], changed, probs[rows], recordings))
+        changed = apply_postprocess(step, windows.probabilities, recordings, times_s, unused_prevalences)
+        label = name if len(rows) == len(oof.names) else f"{name}, on {len(rows)} windows"
+        compared.append(compare(windows, label, changed))
     return compared
 
 
-def compare_fitted_weights(
-    metric: str, runs: Mapping[Path, np.ndarray], truth: np.ndarray, folds: np.ndarray
-) -> OofVariant:
+def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray]) -> OofVariant:
     """Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
 
     A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
 
-    Shape:  probabilities (n, K) of each run's folder, truth (n, K), folds (n,)
+    Shape:  probabilities (n, K) of each run's folder
     """
     scores = np.stack(list(runs.values())).astype(np.float64)
-    blended = cross_fit_weights(scores, truth, folds)
-    name = "fitted weights, against the plain mean of the runs"
-    variant = compare(name, metric, truth, blended, scores.mean(axis=0))
+    of_rows = fit_on_other_folds(fit_weights, scores, oof.truth, oof.folds)
+    blended = np.einsum("nm,mnk->nk", of_rows, scores)
     weights = []
-    for folder, weight in zip(runs, fit_weights(scores, truth), strict=True):
+    for folder, weight in zip(runs, fit_weights(scores, oof.truth), strict=True):
         checkpoints = len(list(folder.glob("fold_*.pt")))
         weights += [f"{weight / max(1, checkpoints):.4g}"] * checkpoints
     patterns = " ".join(f"'{folder}/fold_*.pt'" for folder in runs)
-    options = f"--checkpoints {patterns} --weights {' '.join(weights)}"
-    return replace(variant, advice=f"to use them: submit {options}")
+    advice = f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
+    name = "fitted weights, against the plain mean of the runs"
+    return compare(oof, name, blended, scores.mean(axis=0), advice)
+
+
+def compare_class_windows(
+    run: Path, oof: OofPredictions, ways: Mapping[InferenceConfig, np.ndarray]
+) -> OofVariant:
+    """Fit each class's weights of several inference settings, and write them to class_windows.json for `submit`.
+
+    As by compare_fitted_weights, the gain is measured on other folds, here over the first settings, the run's own.
+
+    Shape:  `ways`: probabilities (n, K) by InferenceConfig
+    """
+    scores = np.stack(list(ways.values())).astype(np.float64)
+    of_rows = fit_on_other_folds(fit_class_weights, scores, oof.truth, oof.folds)
+    blended = np.einsum("nmk,mnk->nk", of_rows, scores)
+    own, *_ = ways
+    fitted = []
+    for inference, weights in zip(ways, fit_class_weights(scores, oof.truth).tolist(), strict=True):
+        changes = {name: value for name, value in vars(inference).items() if value != vars(own)[name]}
+        fitted.append([changes, dict(zip(oof.classes, weights, strict=True))])
+    path = run / "class_windows.json"
+    write_json(path, fitted)
+    advice = f"to use them: submit --class-windows {path}"
+    return compare(oof, "each class's own weights of these settings", blended, advice=advice)
+
+
+def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
+    """Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv for `submit`."""
+    scores = oof.probabilities[None].astype(np.float64)
+
+    def fit(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return fit_thresholds(oof.metric, truth, scores[0])
+
+    of_rows = fit_on_other_folds(fit, scores, oof.truth, oof.folds)
+    decided = (scores[0] >= of_rows).astype(float)
+    thresholds = fit(scores, oof.truth).tolist()
+    path = run / "thresholds.csv"
+    rows = [(name, f"{value:.4g}") for name, value in zip(oof.classes, thresholds, strict=True)]
+    write_rows(path, [("class", "threshold"), *rows])
+    advice = f"to use them: submit --thresholds {path}"
+    return compare(oof, "fitted thresholds, against 0.5", decided, advice=advice)
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

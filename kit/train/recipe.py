@@ -148,6 +148,7 @@ class Recipe(System):
     optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
     amp: bool = setting(True, "train in float16 autocast on a GPU")
     metric: str = setting("lwlrap", "score of validations, of the best epoch, and of runs", choices=METRICS)
+    scored_classes: tuple[str, ...] = setting((), "classes that count in scores; []: all")
     validate_every: int = setting(
         10, "epochs between validations; the last epoch is always validated", low=1, high=10**6
     )

@@ -20,7 +20,8 @@ from kit.labels.soft import read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.fold_training import EpochLogger, train_fold
-from kit.train.oof import OofPredictions, join_folds, write_oof
+from kit.train.oof import join_folds, write_oof
+from kit.train.oof_report import OofPredictions
 from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
 from kit.train.warm_start import check_init, init_files, read_inits
 
@@ -85,6 +86,8 @@ def train_run(
     frame = read_training_table(table, box_labels)
     soft_labels = None if soft is None else read_soft_labels(soft)
     folds = choose_folds(frame, recipe, group_column)
+    if group_column is not None:  # intervals of scores resample its clips together
+        frame = frame.assign(group=frame[group_column])
     trained_folds: list[int | None] = [None] if all_data else [*select_folds(folds, only_folds)]
 
     folder = Path(out)

@@ -150,6 +150,8 @@ def self_train(
     box_labels = read_box_files(boxes)
     frame = read_training_table(table, box_labels)
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
+    if group_column is not None:
+        frame = frame.assign(group=frame[group_column])
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
     teachers = [path for run in teacher_runs or () for path in check_teacher(run, frame)]

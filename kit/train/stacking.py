@@ -23,7 +23,8 @@ from kit.models.stackers import STACKERS, LogisticStacker, StackerConfig
 from kit.models.tagger import Tagger
 from kit.train.held_out import held_out_models
 from kit.train.losses import average_loss, bce_loss
-from kit.train.oof import OofPredictions, check_same_folds, load_oof, write_oof
+from kit.train.oof import load_oof, write_oof
+from kit.train.oof_report import OofPredictions, check_same_folds
 from kit.train.relabel import predict_pseudo_labels
 from kit.train.trainer import mixed_seed
 
@@ -141,7 +142,7 @@ def stack(
         runs={str(path): score(predictions[:, run]) for run, path in enumerate(folders)},
         mean=score(mean),
         score=oof.score,
-        gain=bootstrap_difference(first.metric, first.truth, probs, mean),
+        gain=bootstrap_difference(first.metric, first.truth, probs, mean, first.groups),
     )
     write_text(folder / "folds.csv", (folders[0] / "folds.csv").read_text(encoding="utf-8"))
     write_oof(folder, oof)

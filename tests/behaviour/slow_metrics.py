@@ -66,16 +66,8 @@ def mean_of_classes(value, truth, scores, needs_false=False):
 
 
 def slow_macro_f1(truth, scores):
-    """The mean of each class's F1 at the best of all thresholds."""
-
-    def best(labels, of_class):
-        values = []
-        for threshold in of_class:
-            hits = (of_class >= threshold) @ labels
-            values.append(2 * hits / ((of_class >= threshold).sum() + labels.sum()))
-        return max(values)
-
-    return mean_of_classes(best, truth, scores)
+    """The mean of scikit-learn's F1 of each class at 0.5."""
+    return mean_of_classes(lambda labels, of_class: f1_score(labels, of_class >= 0.5), truth, scores)
 
 
 def slow_padded_cmap(truth, scores):

@@ -1,5 +1,6 @@
 """Steps after the models: `submit` applies them to rows, `oof` measures out of fold by how much they help."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from kit.core.errors import KitError
 from kit.infer.blend import fit_weights
 from kit.infer.postprocess import (
     PostprocessConfig,
+    apply_postprocess,
     estimate_prevalences,
     scale_odds,
     smooth_neighbours,
@@ -18,11 +20,13 @@ from kit.infer.postprocess import (
 )
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
-from kit.labels.bootstrap import bootstrap_difference
-from kit.labels.metrics import lwlrap
+from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval, format_metric
+from kit.labels.calibration import fit_thresholds
+from kit.labels.metrics import compute_metric, lwlrap
 from kit.models.checkpoint import load_tagger
+from kit.report import show
 from kit.train.oof import load_oof, load_run, predict_oof
-from kit.train.oof_report import cross_fit_weights
+from kit.train.oof_report import fit_class_weights, fit_on_other_folds
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (
@@ -88,11 +92,88 @@ def test_a_submission_scales_odds_to_the_prevalences_of_its_own_rows(tmp_path: P
     assert any("depend on the other rows" in note for note in done.report["notes"])
 
 
+def write_values(path: Path, column: str, **values: float) -> Path:
+    """Write a CSV of one value per class."""
+    path.write_text(
+        "\n".join([f"class,{column}", *(f"{name},{value}" for name, value in values.items()), ""])
+    )
+    return path
+
+
+def test_a_submission_scales_odds_to_given_prevalences_and_other_classes_keep_their_own(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "in", [f"{i}.wav" for i in range(3)])
+    tagger = loud_tagger()
+    probs = predict_clips(tagger, tmp_path / "in", **QUIET).probabilities
+    table = write_values(tmp_path / "p.csv", "prevalence", c=0.9, a=0.02)
+    submit(tagger, tmp_path / "in", tmp_path / "out.csv", prevalences=table, **QUIET)
+    found = np.stack(list(read_scores(tmp_path / "out.csv")[1].values()))
+    trained = np.array(tagger.card.prevalences)
+    expected = scale_odds(probs, trained, np.array([0.02, trained[1], 0.9]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found[:, 1], probs[:, 1], atol=1e-6)
+
+
+def test_the_odds_of_a_class_that_was_never_true_in_training_stay() -> None:
+    step = PostprocessConfig(prevalences={"a": 0.3, "b": 0.3})
+    probs = np.array([[1e-4, 0.5], [1e-3, 0.2]])
+    changed = apply_postprocess(step, probs, None, None, np.array([0.0, 0.5]), ("a", "b"))
+    np.testing.assert_allclose(changed[:, 0], probs[:, 0])
+    assert (changed[:, 1] < probs[:, 1]).all()
+
+
+def test_decisions_are_at_each_classs_own_threshold(tmp_path: Path) -> None:
+    _, ids = write_windows(tmp_path)
+    scores = scores_of(tmp_path, write_template(tmp_path / "scores.csv", ids, ["a", "b", "c"]))[:6]
+    thresholds = {name: float(np.median(column)) for name, column in zip("abc", scores.T, strict=True)}
+    table = write_values(tmp_path / "t.csv", "threshold", **thresholds)
+    template = tmp_path / "birds.csv"
+    template.write_text("\n".join(["row_id,birds", *(f"{name}," for name in ids), ""]))
+    submit(loud_tagger(), tmp_path / "in", tmp_path / "o.csv", template, thresholds=table, **QUIET)
+    answers = (tmp_path / "o.csv").read_text().splitlines()[1:7]
+    for answer, row in zip(answers, scores, strict=True):
+        above = {name for name, p in zip("abc", row, strict=True) if p > thresholds[name]}
+        assert {*answer.partition(",")[2].split()} - {"nocall"} == above
+    assert len({answer.partition(",")[2] for answer in answers}) > 1
+    with pytest.raises(KitError, match="this one wants scores"):
+        scores_of(tmp_path, tmp_path / "scores.csv", thresholds=table)
+
+
+def test_each_class_is_predicted_by_its_own_weights_of_the_window_settings(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", [f"{i}.wav" for i in range(3)])
+    ways: list[dict[str, Any]] = [{}, {"mode": "windows", "window_s": 0.2, "hop_s": 0.1, "pool": "mean"}]
+    weights = np.array([[0.25, 1.0, 0.0], [0.75, 0.0, 1.0]])
+    of_ways = []
+    for way in ways:
+        submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", **way, **QUIET)
+        of_ways.append(list(read_scores(tmp_path / "out.csv")[1].values()))
+    content = [
+        [way, dict(zip("abc", of_way, strict=True))] for way, of_way in zip(ways, weights, strict=True)
+    ]
+    path = tmp_path / "class_windows.json"
+    path.write_text(json.dumps(content))
+    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", class_windows=path, **QUIET)
+    found = np.array(list(read_scores(tmp_path / "out.csv")[1].values()))
+    np.testing.assert_allclose(found, np.einsum("mk,mnk->nk", weights, np.array(of_ways)), atol=1e-7)
+    assert not np.allclose(of_ways[0], of_ways[1])
+
+
 def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
     write_folder(tmp_path / "in", ["a.wav"])
+    values = write_values(tmp_path / "p.csv", "prevalence", x=0.5)
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"a": 1}')
     cases: list[tuple[dict[str, Any], str]] = [
+        ({"prevalences": values}, "unknown class 'x'"),
+        ({"prevalences": values, "prior_shift": True}, "leave one of them out"),
+        ({"prevalences": values, "blend": "rank"}, "needs probabilities, which rank does not give"),
+        ({"thresholds": values}, "has no column 'threshold'"),
+        ({"class_windows": values}, "is no class_windows.json of `oof`"),
+        ({"class_windows": broken}, "is no class_windows.json of `oof`"),
+        ({"class_windows": broken, "pool": "max"}, "class_windows sets mode, window_s, hop_s and pool"),
         ({"smooth": 0.5}, "whole clips, so leave them out"),
         ({"top_mean": 2}, "whole clips, so leave them out"),
         ({"smooth": 1.5}, "smooth must be at most 1"),
@@ -118,7 +199,7 @@ def test_with_steps_rows_without_any_prediction_keep_their_prior(tmp_path: Path)
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A table of the windows of six recordings, and their folder."""
     folder = tmp_path_factory.mktemp("windows")
-    rows = ["fname,labels,fold"]
+    rows = ["fname,labels,fold,author"]
     for recording in range(6):
         for end in (1, 2, 3):
             name = f"rec{recording}_{end}.wav"
@@ -127,7 +208,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             if recording % 2:
                 wave += 0.2 * np.sin(np.arange(len(wave)) * 0.7).astype(np.float32)
             write_wav(folder / "in" / name, wave)
-            rows.append(f"{name},{'tone' if recording % 2 else 'hiss'},{recording // 2 % 2}")
+            rows.append(f"{name},{'tone' if recording % 2 else 'hiss'},{recording // 2 % 2},A{recording}")
     (folder / "table.csv").write_text("\n".join([*rows, ""]))
     return folder / "table.csv", folder / "in"
 
@@ -141,6 +222,64 @@ def runs(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> l
     return [folder / "0", folder / "1"]
 
 
+@pytest.fixture(scope="module")
+def f1_run(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a metric of decisions, with groups."""
+    folder = tmp_path_factory.mktemp("f1") / "run"
+    train_run(TINY.override(["metric=macro_f1"]), *data, folder, group_column="author", **QUIET)
+    return folder
+
+
+def test_thresholds_are_measured_on_folds_they_were_not_fitted_on_and_written_for_submit(
+    data: tuple[Path, Path], f1_run: Path
+) -> None:
+    result = predict_oof(f1_run, data[1], **QUIET)
+    (variant,) = result.variants
+    decided = np.empty(result.truth.shape)
+    for fold in (0, 1):
+        held = result.folds == fold
+        fitted = fit_thresholds("macro_f1", result.truth[~held], result.probabilities[~held])
+        decided[held] = result.probabilities[held] >= fitted
+    assert variant.metric == "macro_f1"
+    assert variant.score == pytest.approx(compute_metric("macro_f1", result.truth, decided))
+    assert f"submit --thresholds {f1_run}/thresholds.csv" in str(variant)
+    lines = (f1_run / "thresholds.csv").read_text().splitlines()
+    fitted = fit_thresholds("macro_f1", result.truth, result.probabilities)
+    assert lines == [
+        "class,threshold",
+        *(f"{n},{t:.4g}" for n, t in zip(result.classes, fitted, strict=True)),
+    ]
+
+
+def test_intervals_are_over_the_groups_that_folds_were_made_of(
+    data: tuple[Path, Path], f1_run: Path, runs: list[Path]
+) -> None:
+    oof = load_oof(f1_run)
+    groups = [f"A{name[3]}" for name in oof.names]
+    assert len({*oof.groups}) == 6 and len({*zip(oof.groups, groups, strict=True)}) == 6
+    assert {*load_oof(runs[0]).groups} == {""}
+    by_name = np.argsort(oof.names)
+    arguments = ("macro_f1", oof.truth[by_name], oof.probabilities[by_name])
+    grouped = format_metric(bootstrap_interval, *arguments, [groups[row] for row in by_name])
+    assert grouped in str(show([f1_run]))
+    assert format_metric(bootstrap_interval, *arguments) not in str(show([f1_run]))
+
+
+def test_given_prevalences_are_measured_out_of_fold_with_each_folds_training_prevalences(
+    data: tuple[Path, Path], runs: list[Path], tmp_path: Path
+) -> None:
+    table = write_values(tmp_path / "p.csv", "prevalence", tone=0.9)
+    result = predict_oof(runs[0], data[1], prevalences=table, **QUIET)
+    (variant,) = result.variants
+    shifted = np.empty_like(result.probabilities)
+    for fold in (0, 1):
+        rows = result.folds == fold
+        trained = np.array(load_tagger(runs[0] / f"fold_{fold}.pt").card.train_prevalences)
+        wanted = np.where([name == "tone" for name in result.classes], 0.9, trained)
+        shifted[rows] = scale_odds(result.probabilities[rows], trained, wanted)
+    assert variant.name == "prevalences" and variant.score == pytest.approx(lwlrap(result.truth, shifted))
+
+
 def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
     data: tuple[Path, Path], runs: list[Path]
 ) -> None:
@@ -148,8 +287,10 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
     ways: dict[str, Any] = {"mode": "windows", "window_s": 0.3, "hop_s": 0.15, "pool": ["mean", "max"]}
     result = predict_oof(runs[0], data[1], **ways, **QUIET)
     assert (runs[0] / "oof.csv").read_bytes() == before, "oof.csv holds the run's own way"
-    assert len(result.variants) == 2
-    for variant, pool in zip(result.variants, ("mean", "max"), strict=True):
+    *variants, of_classes = result.variants
+    assert len(variants) == 2
+    scores = [result.probabilities]
+    for variant, pool in zip(variants, ("mean", "max"), strict=True):
         probs = np.empty_like(result.probabilities)
         for fold in (0, 1):
             rows = np.flatnonzero(result.folds == fold)
@@ -157,10 +298,31 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
             inference = replace(tagger.card.inference, mode="windows", window_s=0.3, hop_s=0.15, pool=pool)
             paths = [data[1] / result.names[row] for row in rows]
             probs[rows] = predict_clips(tagger, paths, inference=inference, device="cpu").probabilities
+        scores.append(probs)
         gain = bootstrap_difference("lwlrap", result.truth, probs, result.probabilities)
         assert f"pool={pool}" in variant.name and variant.score == pytest.approx(lwlrap(result.truth, probs))
         assert (variant.gain.low, variant.gain.high) == pytest.approx((gain.low, gain.high))
         assert str(variant) in str(result) and "95 % within" in str(variant)
+    stacked = np.stack(scores).astype(np.float64)
+    blended = np.empty(result.truth.shape)
+    for fold in (0, 1):
+        held = result.folds == fold
+        weights = fit_class_weights(stacked[:, ~held], result.truth[~held])
+        blended[held] = np.einsum("mk,mnk->nk", weights, stacked[:, held])
+    assert of_classes.score == pytest.approx(lwlrap(result.truth, blended))
+    own, *others = json.loads((runs[0] / "class_windows.json").read_text())
+    assert own[0] == {} and [way["pool"] for way, _ in others if way.get("pool")] == ["mean"]
+    for column, name in enumerate(result.classes):
+        fitted = fit_class_weights(stacked, result.truth)[:, column]
+        np.testing.assert_allclose([weights[name] for _, weights in (own, *others)], fitted, rtol=1e-4)
+    # `submit` reads what `oof` wrote.
+    submit(
+        f"{runs[0]}/fold_*.pt",
+        data[1],
+        runs[0] / "s.csv",
+        class_windows=runs[0] / "class_windows.json",
+        **QUIET,
+    )
 
 
 def test_steps_are_measured_out_of_fold_and_recordings_are_drawn_whole(
@@ -210,21 +372,26 @@ def test_fitted_weights_are_measured_on_folds_they_were_not_fitted_on_and_printe
     np.testing.assert_allclose([float(w) for w in words], np.repeat(fitted / 2, 2), rtol=1e-3)
 
 
-def test_no_row_is_blended_by_weights_that_its_own_fold_fitted() -> None:
+def test_no_row_is_changed_by_what_its_own_fold_fitted() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random((60, 4)) < 0.3).astype(float)
     skill = np.array([1.0, 0.6, 0.1])[:, None, None]
     scores = 1 / (1 + np.exp(-(skill * (4 * truth - 2) + rng.normal(size=(3, 60, 4)))))
     folds = np.arange(60) % 3
-    blended = cross_fit_weights(scores, truth, folds)
-    for fold in range(3):
-        held = folds == fold
-        flipped = np.where(held[:, None], 1 - truth, truth)
-        changed = cross_fit_weights(scores, flipped, folds)
-        np.testing.assert_array_equal(changed[held], blended[held])
-        assert not np.allclose(changed[~held], blended[~held])
-    with pytest.raises(KitError, match="all rows are in one fold"):
-        cross_fit_weights(scores, truth, folds * 0)
+
+    def fit_f1(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return fit_thresholds("macro_f1", truth, scores[0])
+
+    for fit in (fit_weights, fit_class_weights, fit_f1):
+        fitted = fit_on_other_folds(fit, scores, truth, folds)
+        for fold in range(3):
+            held = folds == fold
+            flipped = np.where(held[:, None], 1 - truth, truth)
+            changed = fit_on_other_folds(fit, scores, flipped, folds)
+            np.testing.assert_array_equal(changed[held], fitted[held])
+            assert not np.allclose(changed[~held], fitted[~held])
+        with pytest.raises(KitError, match="all rows are in one fold"):
+            fit_on_other_folds(fit, scores, truth, folds * 0)
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_predicted(

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.labels.calibration import Calibration, fit_calibration
+from kit.labels.calibration import Calibration, fit_calibration, fit_thresholds
+from kit.labels.metrics import compute_metric
 
 
 def share_of_top_two(windows):
@@ -184,3 +185,41 @@ def test_input_that_cannot_be_fitted_is_refused(change, words):
 def test_a_pool_without_one_value_per_class_is_refused():
     with pytest.raises(KitError, match="one value per class"):
         fit_calibration(*draw(), lambda windows: windows.mean(1))
+
+
+def f1_at(truth, probs, threshold):
+    """The F1 of one class's known labels, decided at a threshold."""
+    known = ~np.isnan(truth)
+    true, chosen = truth[known] == 1, probs[known] >= threshold
+    return 2 * (true & chosen).sum() / max(1, true.sum() + chosen.sum())
+
+
+def draw_decisions(n=300, seed=0):
+    """Truth with unknown labels, frequent and rare, and probabilities that are too low by one unit of log odds."""
+    generator = np.random.default_rng(seed)
+    truth = (generator.random((n, 3)) < [0.5, 0.2, 0.01]).astype(float)
+    probs = 1 / (1 + np.exp(1 - 3 * truth + 2 - generator.normal(size=truth.shape)))
+    return np.where(generator.random(truth.shape) < 0.2, np.nan, truth), probs
+
+
+def test_a_fitted_threshold_has_the_best_f1_of_its_class_and_rare_classes_lean_on_the_others():
+    truth, probs = draw_decisions()
+    grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
+    f1 = np.array([[f1_at(truth[:, k], probs[:, k], t) for k in range(3)] for t in grid])
+    alone = fit_thresholds("macro_f1", truth, probs, strength=1e-9)
+    for k in range(3):
+        assert f1_at(truth[:, k], probs[:, k], alone[k]) == pytest.approx(f1[:, k].max())
+    together = fit_thresholds("macro_f1", truth, probs, strength=1e9)
+    np.testing.assert_allclose(together, grid[f1.mean(axis=1).argmax()])
+    n_true = (truth == 1).sum(axis=0)
+    usual = grid[(n_true * f1 + 16 * f1.mean(axis=1, keepdims=True)).argmax(axis=0)]
+    np.testing.assert_allclose(fit_thresholds("macro_f1", truth, probs), usual)
+
+
+def test_a_metric_over_clips_has_one_threshold_for_all_classes():
+    truth, probs = draw_decisions()
+    grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
+    values = [compute_metric("micro_f1", truth, np.where(probs >= t, 1.0, 0.0)) for t in grid]
+    fitted = fit_thresholds("micro_f1", truth, probs)
+    np.testing.assert_allclose(fitted, grid[int(np.argmax(values))])
+    assert max(values) > compute_metric("micro_f1", truth, probs)

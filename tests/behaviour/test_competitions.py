@@ -353,6 +353,38 @@ def test_windows_of_2021_and_clocks_and_sites_are_read(tmp_path: Path) -> None:
     assert site_of("7019_COR_20190904.ogg") == "COR" and site_of("soundscape_12.ogg") == ""
 
 
+def test_only_the_scored_birds_of_2022_count_in_scores(tmp_path: Path) -> None:
+    root = tmp_path / "birdclef-2022"
+    layouts.write_birdclef(root, 2024)
+    shutil.rmtree(root / "unlabeled_soundscapes")
+    (root / "eBird_Taxonomy_v2021.csv").write_text("SPECIES_CODE\n")
+    (root / "scored_birds.json").write_text('["22930", "asbfly"]')
+    cells = [f"soundscape_0_{bird}_{end}" for end in (5, 10) for bird in ("22930", "asbfly")]
+    (root / "sample_submission.csv").write_text("row_id,target\n" + "".join(f"{c},False\n" for c in cells))
+    data = read_competition(root, tmp_path / "tables")
+    assert data.metric == "macro_f1" and data.classes == ("22930", "asbfly")
+    run = train_by_name(
+        "max-pyramid-mel",
+        str(tmp_path / "run"),
+        competition=str(root),
+        small=True,
+        overrides=[*TINY, "epochs=1", "no_augment_epochs=0", "validate_every=1"],
+        **QUIET,
+    )
+    assert run.recipe.scored_classes == ("22930", "asbfly") and run.oof is not None
+    for oof in (run.oof, load_oof(run.folder), predict_oof(run.folder, root, **QUIET)):
+        unscored = [k for k, name in enumerate(oof.classes) if name not in data.classes]
+        assert unscored and np.isnan(oof.truth[:, unscored]).all()
+        assert np.isfinite(np.delete(oof.truth, unscored, axis=1)).any(axis=0).all()
+    thresholds = run.folder / "thresholds.csv"
+    submit(
+        f"{run.folder}/fold_*.pt", out=tmp_path / "o.csv", competition=root, thresholds=thresholds, **QUIET
+    )
+    lines = (tmp_path / "o.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["row_id", *cells]
+    assert {line.partition(",")[2] for line in lines[1:]} <= {"True", "False"}
+
+
 ANSWERS = {
     "label": (["soundscape_0.ogg", "soundscape_1.ogg"], "fname"),
     "birds": (["soundscape_0_5", "soundscape_0_10"], "row_id"),
