@@ -1,7 +1,7 @@
 """Open checkpoints and stacks: models, and a second-level network over their predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 

@@ -51,15 +51,15 @@ def new_tagger(
         return build_tagger(card, start)
 
 
-def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset, epoch: int) -> OofPredictions:
-    """Predict and score a fold's held-out clips with the network's weights, which are those of an epoch.
+def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset) -> OofPredictions:
+    """Predict and score a fold's held-out clips with the network's weights as they are.
 
     Writes output, calibration, score and cost into the tagger's card.
     """
     tagger = trainer.tagger
     rows = data.held_out(trainer.fold)
     clips = data.select(rows)
-    tagger.card = replace(tagger.card, output=trainer.recipe.output_at(epoch), calibration=None)
+    tagger.card = replace(tagger.card, output=trainer.recipe.output, calibration=None)
     start = time.perf_counter()
     recordings = {clips.names[row]: data.recordings[clips.names[row]] for row in clips.spectrograms}
     outputs = predictor.predict(list(recordings.values()))
@@ -104,7 +104,7 @@ def train_fold(
         if fold is None:
             return math.nan
         predictions.clear()
-        predictions[trainer.epoch] = validate_fold(trainer, predictor, data, trainer.epoch)
+        predictions[trainer.epoch] = validate_fold(trainer, predictor, data)
         return predictions[trainer.epoch].score
 
     trainer.restore(state_path)
@@ -132,11 +132,11 @@ def train_fold(
     kept_epoch = trainer.kept_epoch
     tagger.card = replace(tagger.card, train_prevalences=tuple(trainer.prevalences))
     if fold is None:
-        output = recipe.output_at(kept_epoch)
-        tagger.card = replace(tagger.card, output=output, calibration=mean_calibration(folder, output))
+        calibration = mean_calibration(folder, recipe.output)
+        tagger.card = replace(tagger.card, output=recipe.output, calibration=calibration)
     else:
         if kept_epoch not in predictions:
-            predictions[kept_epoch] = validate_fold(trainer, predictor, data, kept_epoch)
+            predictions[kept_epoch] = validate_fold(trainer, predictor, data)
         score = f"{recipe.metric} {predictions[kept_epoch].score:.4f}, "
     save_tagger(folder / f"{name}.pt", tagger)
     if runtime.progress:

@@ -134,8 +134,8 @@ def predict_oof(
         unpooled = {name: replace(other, pool=own.inference.pool) for name, other in variants.items()}
         distinct = list(dict.fromkeys([own.inference, *unpooled.values()]))
         predictors = [own]
-        for other in distinct[1:]:
-            predictors.append(Predictor(tagger, runtime.device, inference=other, fuse=True))
+        for asked in distinct[1:]:
+            predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
         part = score_held_out(held, own, outputs[0], failures)
         probs = {"": part.probabilities}

@@ -84,9 +84,9 @@ def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict
     ]
 
 
-def build_optimizer(config: OptimConfig, network: nn.Module, share: float = 1.0) -> torch.optim.Optimizer:
-    """Build the optimizer of a network's trainable parameters, with all learning rates times `share`."""
-    groups = layer_groups(network, config.layer_decay, config.lr_peak * share)
+def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer of a network's trainable parameters."""
+    groups = layer_groups(network, config.layer_decay, config.lr_peak)
     decay = config.weight_decay
     if config.kind == "nadam":
         return torch.optim.NAdam(groups, weight_decay=decay, decoupled_weight_decay=True)

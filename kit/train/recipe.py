@@ -113,14 +113,6 @@ class Recipe(System):
     )
     sources: dict[str, Any] = setting({}, "settings for each source in the table")
     weight_by_share: bool = setting(True, "multiply the loss of a source by its share of the batch")
-    finetune_loss: str | None = setting(
-        None, "loss of the fine-tuning epochs; None: as before", choices=(None, *LOSSES)
-    )
-    finetune_epochs: int = setting(
-        0, "last epochs that fine-tune, with their own lr schedule", low=0, high=10**6
-    )
-    finetune_lr: float = setting(0.1, "factor of the learning rates in fine-tuning", low=1e-6, high=1e6)
-    finetune_freeze: bool = setting(False, "fine-tune the heads only")
     secondary_target: float | None = setting(
         None, "target of the classes in the table's secondary_labels; None: unknown", low=0, high=1
     )
@@ -175,16 +167,9 @@ class Recipe(System):
         self.check_augmentation()
         for number in range(len(self.self_training.stages)):
             self.at_stage(number + 1)  # raises for a stage that cannot be
-        if self.finetune_epochs >= self.epochs:
+        if self.optim.freeze_epochs > self.epochs:
             raise KitError(
-                f"finetune_epochs must be below epochs ({self.epochs}), got {self.finetune_epochs}."
-            )
-        if self.patience and self.finetune_epochs:
-            raise KitError("patience could end a training before its finetune_epochs: set one of them to 0.")
-        if self.optim.freeze_epochs > self.epochs - self.finetune_epochs:
-            raise KitError(
-                f"optim.freeze_epochs must be at most epochs - finetune_epochs "
-                f"({self.epochs - self.finetune_epochs}), got {self.optim.freeze_epochs}."
+                f"optim.freeze_epochs must be at most epochs ({self.epochs}), got {self.optim.freeze_epochs}."
             )
         if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
             raise KitError(
@@ -259,15 +244,9 @@ class Recipe(System):
 
     @property
     def output(self) -> str:
-        """What the logits are after the whole training: "probability" or "ranking"."""
-        return self.output_at(self.epochs)
-
-    def output_at(self, epoch: int) -> str:
-        """What the logits are after an epoch, counted from 1."""
-        is_finetuned = epoch > self.epochs - self.finetune_epochs
-        loss = self.finetune_loss if self.finetune_loss and is_finetuned else self.loss
+        """What the logits are after the training: "probability" or "ranking"."""
         # Trained at frames alone, frames have log odds, and the clip has not.
-        return "ranking" if loss in RANKING_LOSSES or self.clip_weight == 0 else "probability"
+        return "ranking" if self.loss in RANKING_LOSSES or self.clip_weight == 0 else "probability"
 
     @property
     def crop_frames(self) -> int:
@@ -281,14 +260,9 @@ def check_recipe(recipe: object) -> None:
         raise KitError(f"a recipe is e.g. find_recipe('max-pyramid-mel', small=True), got {recipe!r:.60}.")
 
 
-def source_losses(recipe: Recipe, finetune: bool) -> list[tuple[RowLossFunction, float]]:
+def source_losses(recipe: Recipe) -> list[tuple[RowLossFunction, float]]:
     """The loss of each source and its weight; one loss for all rows if the recipe has no sources."""
-    loss = recipe.loss
-    settings = recipe.loss_settings
-    if finetune and recipe.finetune_loss and recipe.finetune_loss != loss:
-        loss = recipe.finetune_loss
-        settings = {}
-    recipe_loss = functools.partial(LOSSES[loss], **settings)
+    recipe_loss = functools.partial(LOSSES[recipe.loss], **recipe.loss_settings)
     if not recipe.sources:
         return [(recipe_loss, 1.0)]
     losses: list[tuple[RowLossFunction, float]] = []

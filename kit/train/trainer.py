@@ -79,11 +79,10 @@ class Trainer:
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
         self.frozen_backbone: nn.Module | None = None
-        self.losses = source_losses(recipe, finetune=False)
+        self.losses = source_losses(recipe)
         self.uses_noisy_head = [source["head"] == "noisy" for source in recipe.sources.values()]
         self.optimizer = build_optimizer(recipe.optim, self.network)
-        n_epochs = recipe.epochs - recipe.finetune_epochs
-        self.schedule = build_schedule(recipe.optim, self.optimizer, n_epochs * self.optimizer_steps)
+        self.schedule = build_schedule(recipe.optim, self.optimizer, recipe.epochs * self.optimizer_steps)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.seconds: list[float] = []
@@ -135,11 +134,7 @@ class Trainer:
         """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
         recipe = self.recipe
         start = time.perf_counter()
-        first_finetuning = recipe.epochs - recipe.finetune_epochs
-        if self.epoch < first_finetuning:
-            self.freeze_backbone(self.epoch < recipe.optim.freeze_epochs)
-        elif recipe.finetune_epochs and self.epoch == first_finetuning:
-            self.start_finetuning()
+        self.freeze_backbone(self.epoch < recipe.optim.freeze_epochs)
         self.network.train()
         if self.frozen_backbone is not None:
             self.frozen_backbone.eval()
@@ -244,15 +239,6 @@ class Trainer:
             losses.append(weight * loss)
         return torch.stack(losses).sum()
 
-    def start_finetuning(self) -> None:
-        """Begin the fine-tuning epochs: their own loss, optimiser and schedule, the backbone frozen if asked."""
-        recipe = self.recipe
-        self.freeze_backbone(recipe.finetune_freeze)
-        self.losses = source_losses(recipe, finetune=True)
-        self.optimizer = build_optimizer(recipe.optim, self.network, recipe.finetune_lr)
-        n_steps = recipe.finetune_epochs * self.optimizer_steps
-        self.schedule = build_schedule(recipe.optim, self.optimizer, n_steps)
-
     def freeze_backbone(self, frozen: bool) -> None:
         """Keep the backbone's weights and batch-norm statistics as they are, or let it train."""
         if isinstance(self.network, Network):
@@ -356,9 +342,6 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Replace this training's state by a saved one of the same recipe."""
-        recipe = self.recipe
-        if recipe.finetune_epochs and state["epoch"] > recipe.epochs - recipe.finetune_epochs:
-            self.start_finetuning()
         for name in STATEFUL_PARTS:
             # The scaler's state is empty if the training began on a device without AMP.
             if state.get(name):

@@ -314,8 +314,7 @@ SETTINGS = {
     "steps": ["optim.schedule=steps"],
     "cosine": ["optim.schedule=cosine", "optim.kind=nadam"],
     "sgd": ["optim.kind=sgd", "optim.schedule=constant", "optim.layer_decay=0.1"],
-    "finetune": ["finetune_epochs=2", "finetune_loss=bce"],
-    "freeze": ["finetune_epochs=2", "finetune_freeze=true", "optim.average=ema", "keep=best"],
+    "freeze": ["optim.freeze_epochs=2", "optim.average=ema", "keep=best"],
     "balanced": ["sampling.balance=clips", "sampling.steps=2"],
     "noisy": ["network.noisy_head=true", 'sources={"x":{},"y":{"head":"noisy","share":0.5}}'],
 }
@@ -323,7 +322,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize(
     ("name", "killed_after"),
-    [*((name, 2) for name in SETTINGS), ("freeze", 3), ("finetune", 1), ("swa", 3), ("plateau", 1)],
+    [*((name, 2) for name in SETTINGS), ("freeze", 3), ("swa", 3), ("plateau", 1)],
 )
 def test_a_killed_training_resumes_to_the_same_bits_with_any_settings(tmp_path, name, killed_after):
     recipe = TINY.override(SETTINGS[name])

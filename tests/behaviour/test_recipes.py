@@ -237,7 +237,7 @@ PUBLISHED = {
     """,
     "freq-crop": """
         frontend.n_mels=32 loss=bootstrap loss_settings={"on":"unknown","trust":0.1,"detach":false}
-        finetune_epochs=0 inference.mode=full mixup.labels=union mixup.domain=wave self_training.iterations=5
+        inference.mode=full mixup.labels=union mixup.domain=wave self_training.iterations=5
     """,
     "sed": """
         frontend.sample_rate=32000 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=128 frontend.f_min_hz=20

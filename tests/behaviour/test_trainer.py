@@ -1,7 +1,6 @@
 """The trainer's steps: batches, augmentation, losses and fine-tuning."""
 
 import copy
-import itertools
 import math
 from dataclasses import replace
 
@@ -414,47 +413,7 @@ def test_a_small_training_fits_its_clips(data):
 # Fine-tuning
 
 
-def parts_moved(before, after):
-    """Which parts of a network changed, batch-norm statistics included."""
-    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-
-
-@pytest.mark.parametrize("freeze", [True, False])
-def test_finetuning_has_its_own_loss_and_rates_and_moves_only_the_heads_if_frozen(data, freeze):
-    settings = ["finetune_loss=lsep", "finetune_epochs=2", "finetune_lr=0.1", f"finetune_freeze={freeze}"]
-    settings += ["epochs=5", "batch_size=7", "optim.schedule=cosine"]
-    recipe = replace(PLAIN, loss="bce", loss_settings={"smoothing": 0.1}).override(settings)
-    trainer = new_trainer(data, recipe)
-    assert trainer.steps == 1
-    losses, expected, rates, outputs = [], [], [], []
-    trainer.network.register_forward_hook(lambda _, inputs, output: outputs.append(output.detach()))
-    weights = [copy_weights(trainer.network)]
-    for epoch in range(5):
-        with trainer.seeded() as generator:
-            batch = next(draw_batches(trainer.clips, recipe, trainer.tagger.frontend, generator))
-        row = trainer.run_epoch()
-        targets = torch.from_numpy(trainer.clips.targets[batch.rows])
-        name, settings = ("lsep", {}) if epoch >= 3 else ("bce", {"smoothing": 0.1})
-        losses.append(row["loss"])
-        expected.append(slow_mean(name, outputs[-1], targets, torch.ones(7), **settings))
-        rates.append(row["lr"])
-        weights.append(copy_weights(trainer.network))
-    assert losses == pytest.approx(expected, rel=1e-5)
-    moved = [parts_moved(one, two) for one, two in itertools.pairwise(weights)]
-    assert moved[:3] == [{"backbone", "head"}] * 3
-    assert moved[3:] == [{"head"} if freeze else {"backbone", "head"}] * 2
-    assert 0.05 * recipe.optim.lr_peak < rates[0] and rates[3] < 0.1 * recipe.optim.lr_peak
-    assert rates[2] < rates[1] < rates[0] and rates[4] < rates[3]
-
-
-def test_the_output_is_of_the_last_loss_s_kind(data):
+def test_the_output_is_of_the_loss_s_kind(data):
     """Law 12."""
     assert TINY.output == "ranking" and TINY.override(["loss=bce"]).output == "probability"
-    unused = TINY.override(["loss=bce", "finetune_loss=lsep"])
-    assert unused.output == "probability"
-    finetuned = unused.override(["finetune_epochs=1"])
-    assert finetuned.output == "ranking" == new_tagger(finetuned, data, 0).card.output
-    assert TINY.override(["finetune_loss=bce", "finetune_epochs=1"]).output == "probability"
-    for epochs in (4, 9):
-        with pytest.raises(KitError, match=r"finetune_epochs must be below epochs \(4\)"):
-            TINY.override([f"finetune_epochs={epochs}"])
+    assert new_tagger(TINY, data, 0).card.output == "ranking"

@@ -38,7 +38,7 @@ SKIPPED = {
 }
 # What is added behind a verb, before the page's own words, so that it takes seconds.
 QUICK = {
-    "train": "--set epochs=1 no_augment_epochs=0 finetune_epochs=0 validate_every=1 n_folds=2 batch_size=8 "
+    "train": "--set epochs=1 no_augment_epochs=0 validate_every=1 n_folds=2 batch_size=8 "
     "sampling.steps=2 frontend.sample_rate=16000 self_training.hop_s=2.0",
     "folds": "--n-folds 2",
     "stack": "--set=epochs=2",
