@@ -153,9 +153,8 @@ def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> N
             values_of_classes(values, template.classes, np.zeros(len(template.classes)))
     if steps.thresholds and template.answer not in ("birds", "target"):
         raise KitError("thresholds are for a template of decisions (birds, target): this one wants scores.")
-    if options.class_windows and (is_stack or options.overrides or kind.whole_row):
-        what = "mode, window_s, hop_s and pool"
-        raise KitError(f"class_windows sets {what}, and not for {blend}: leave one of them out.")
+    if options.class_windows and (is_stack or kind.whole_row):
+        raise KitError(f"class_windows weighs single classes, which {blend} cannot: use --blend mean.")
 
 
 class SubmissionWriter:

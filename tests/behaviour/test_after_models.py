@@ -173,7 +173,7 @@ def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything
         ({"thresholds": values}, "has no column 'threshold'"),
         ({"class_windows": values}, "is no class_windows.json of `oof`"),
         ({"class_windows": broken}, "is no class_windows.json of `oof`"),
-        ({"class_windows": broken, "pool": "max"}, "class_windows sets mode, window_s, hop_s and pool"),
+        ({"class_windows": broken, "blend": "rank"}, "weighs single classes, which rank cannot"),
         ({"smooth": 0.5}, "whole clips, so leave them out"),
         ({"top_mean": 2}, "whole clips, so leave them out"),
         ({"smooth": 1.5}, "smooth must be at most 1"),
