@@ -335,16 +335,9 @@ def build_members(
             tagger, runtime.device, options.batch_frames, options.precision, inference, fuse=True
         )
         cache = PredictionCache.open(cache_path, job.deadline.now)
-        member = EnsembleMember(
-            name=model.name,
-            predictor=predictor,
-            cache=cache,
-            weight=model.weight,
-            weight_of_class=model.weight_of_class,
-            run=model.run,
-            watch=Stopwatch(job.watch.began),
-        )
-        members.append(member)
+        watch = Stopwatch(job.watch.began)
+        weights = (model.weight, model.weight_of_class)
+        members.append(EnsembleMember(model.name, predictor, cache, *weights, model.run, watch))
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():
