@@ -40,12 +40,27 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
     return [frontend.normalize(spec) for spec in specs]
 
 
-def cut_window(frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mode: str) -> Tensor:
+def normalize_by_windows(frontend: Frontend, spec: Tensor, spans: Sequence[Span]) -> Tensor:
+    """Normalize a spectrogram as its windows would be: each frame gets the mean of what they make of it.
+
+    Shape:  (M, N), spans that cover N -> (M, N)
+    """
+    total = torch.zeros_like(spec, dtype=torch.float32)
+    count = torch.zeros(spec.shape[-1], device=spec.device)
+    for start, end in spans:
+        total[:, start:end] += frontend.normalize(spec[:, start:end])
+        count[start:end] += 1
+    return total / count
+
+
+def cut_window(
+    frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mode: str, normalize: bool = True
+) -> Tensor:
     """Cut a window from a cached spectrogram, normalize it and pad it. Shape: (M, N) -> (M, frames)"""
     piece = spec[:, span[0] : span[1]]
     if piece.dtype == torch.float16:  # kept so in training where memory is short
         piece = piece.float()
-    if frontend.config.reference == "window":
+    if normalize and frontend.config.reference == "window":
         piece = frontend.normalize(piece)
     floor = frontend.floor(piece) if pad_mode == "min" else None
     return pad_frames(piece, frames, pad_mode, floor)
@@ -116,6 +131,14 @@ class Predictor:
         pad_mode = self.inference.pad_mode
         frames_per_s = self.tagger.card.frontend.frames_per_s
         inputs_of_clip = [self.inference.inputs(spec.shape[-1], frames_per_s) for spec in specs]
+        pools_maps = self.inference.mode == "frames"
+        if pools_maps and frontend.config.reference == "window":
+            # A network that was trained on normalized windows is lost on a clip that was normalized as a whole.
+            pairs = zip(specs, inputs_of_clip, strict=True)
+            specs = [
+                normalize_by_windows(frontend, spec, [span for _, spans in inputs for span in spans])
+                for spec, inputs in pairs
+            ]
         inputs = [(clip, *one) for clip, of_clip in enumerate(inputs_of_clip) for one in of_clip]
         lengths = [self.inference.input_frames(part, self.tagger.min_frames) for _, part, _ in inputs]
         logits: list[np.ndarray | None] = [None] * len(inputs)
@@ -127,7 +150,8 @@ class Predictor:
                 windows = []
                 for number in batch:
                     clip, part, spans = inputs[number]
-                    parts.append(cut_window(frontend, specs[clip], part, lengths[number], pad_mode))
+                    length = lengths[number]
+                    parts.append(cut_window(frontend, specs[clip], part, length, pad_mode, not pools_maps))
                     windows.append([(start - part[0], end - part[0]) for start, end in spans])
                 for number, rows in zip(batch, self.forward(torch.stack(parts), windows), strict=True):
                     logits[number] = rows

@@ -12,11 +12,14 @@ from kit.audio.frontend import FrontendConfig
 from kit.audio.windows import InferenceConfig, window_spans
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
-from kit.infer.predictor import Predictor
+from kit.infer.predictor import Predictor, normalize_by_windows
+from kit.infer.rows import windows_of_row
+from kit.infer.submit import submit
+from kit.models.checkpoint import save_tagger
 from kit.models.families import complete_network
 from kit.models.network import spans_in_steps
 from kit.models.tagger import TaggerCard, build_tagger
-from tests.behaviour.trained import loud_tagger
+from tests.behaviour.trained import loud_tagger, noise, read_scores, write_template, write_wav
 
 CPU = torch.device("cpu")
 RATE = 8000
@@ -251,3 +254,52 @@ def test_the_head_of_a_recurrent_network_differs_between_a_window_and_the_same_w
     windows = Predictor(tagger, CPU, inference=replace(FRAMES, mode="windows")).predict([spec])[0]
     assert frames.spans == windows.spans and frames.logits.shape == windows.logits.shape
     assert np.abs(frames.logits - windows.logits).max() > 0
+
+
+def test_a_frame_is_normalized_as_the_mean_of_the_windows_that_hold_it():
+    """A network trained on normalized windows never saw a clip normalized as a whole."""
+    tagger = frames_tagger(PYRAMID, normalize="clip", reference="window", top_db=2.0)
+    for frames in (40, 100, 457):
+        spec = spectrogram(tagger, frames)
+        spans = FRAMES.spans(frames, 100.0)
+        expected = torch.zeros(spec.shape)
+        for frame in range(frames):
+            windows = [span for span in spans if span[0] <= frame < span[1]]
+            for start, end in windows:
+                normalized = tagger.frontend.normalize(spec[:, start:end])
+                expected[:, frame] += normalized[:, frame - start] / len(windows)
+        output = normalize_by_windows(tagger.frontend, spec, spans)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        plain = frames_tagger(PYRAMID, normalize="none", reference="clip")
+        (by_windows,) = Predictor(tagger, CPU).predict([spec])
+        (as_it_is,) = Predictor(plain, CPU).predict([output])
+        np.testing.assert_allclose(by_windows.logits, as_it_is.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_clip_of_one_window_has_one_result_in_modes_frames_and_windows():
+    tagger = frames_tagger(PYRAMID, replace(FRAMES, bucket_ratio=1.0), normalize="clip", reference="window")
+    spec = spectrogram(tagger, 100)
+    (frames,) = Predictor(tagger, CPU).predict([spec])
+    (windows,) = Predictor(tagger, CPU, inference=replace(FRAMES, mode="windows")).predict([spec])
+    np.testing.assert_allclose(frames.logits, windows.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["windows", "frames"])
+def test_every_mode_of_windows_gives_rows_of_a_submission(mode, tmp_path):
+    tagger = frames_tagger(PYRAMID)
+    checkpoint = tmp_path / "model.pt"
+    save_tagger(checkpoint, tagger)
+    write_wav(tmp_path / "audio" / "one.wav", noise(4 * RATE, seed=3), RATE)
+    template = write_template(tmp_path / "t.csv", ["one_1", "one_2", "one_4"], CLASSES)
+    out = tmp_path / "out.csv"
+    ways = {"mode": mode, "window_s": 1.0, "hop_s": 1.0, "progress": False}
+    submit(str(checkpoint), tmp_path / "audio", out, template, **ways)
+    _, rows = read_scores(out)
+    (wave,) = [Sound(noise(4 * RATE, seed=3), RATE).wave]
+    spec = tagger.frontend.spectrograms([torch.from_numpy(wave)])[0]
+    inference = InferenceConfig(mode=mode, window_s=1.0, hop_s=1.0)
+    (output,) = Predictor(tagger, CPU, inference=inference).predict([spec])
+    probs = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
+    for end_s in (1, 2, 4):
+        windows = windows_of_row(output, 100.0, end_s - 1, end_s)
+        np.testing.assert_allclose(rows[f"one_{end_s}"], probs[windows].max(0), atol=1e-4)
