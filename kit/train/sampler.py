@@ -251,8 +251,9 @@ def draw_batches(
         if partner_p:
             mixed_into = (torch.rand(len(rows), generator=generator) < partner_p).nonzero()[:, 0]
             partners = torch.multinomial(partner_chances, len(rows), replacement=True, generator=generator)
+            partners = partners[: len(mixed_into)]
         crops, targets, soft_labels, band_rows = [], [], [], []
-        for row in [*rows, *partners[: len(mixed_into)].tolist()]:
+        for row in [*rows, *partners.tolist()]:
             audio = clips.audio[row]
             box = draw_box(clips, row, config, generator)
             begin = draw_begin(clips, row, box, recipe, generator)

@@ -1,7 +1,8 @@
-"""BirdCLEF 2026's folder, made from ESC-10, to its CSV: `python -m tests.benchmarks.birdclef [SEEDS]`.
+"""BirdCLEF 2026's folder, made from ESC-10, to its CSV: `python -m tests.benchmarks.birdclef [SEEDS] [options]`.
 
 Each arm trains two folds, by three seeds unless told otherwise, and is scored on 40 soundscapes of a minute. Finished
-cells are kept in runs/birdclef/cells.csv, their predictions beside it.
+cells are kept in runs/birdclef/cells.csv, their predictions beside it. With `options`, other ways to use pseudo-labels
+are arms, too.
 """
 
 import sys
@@ -33,6 +34,13 @@ ARMS = {
     "sed-rounds": ("sed-rounds", "sed"),
     "sed-rounds and steps": (None, "sed-rounds"),
 }
+OPTIONS = {
+    "powers": ["self_training.iterations=2", "self_training.powers=[1,1.5]"],
+    "mixed in": ["mixup.pseudo_p=0.5"],
+    "teacher": [],  # the arm max-pyramid-mel of the same seed labels, too
+    "distilled": ["distill_weight=0.5"],
+}
+OPTION_ARMS = {f"sed-rounds, {name}": ("sed-rounds", "sed-rounds") for name in OPTIONS}
 
 
 def train_cell(cell: str) -> None:
@@ -42,8 +50,9 @@ def train_cell(cell: str) -> None:
     arm, _, seed = cell.rpartition(" ")
     root = make_task("birdclef") / "birdclef-2026"
     folder = FOLDER / cell.replace(" ", "-")
-    recipe, _ = ARMS[arm]
-    settings = ["n_folds=2", f"seed={seed}"]
+    recipe, _ = (ARMS | OPTION_ARMS)[arm]
+    option = arm.partition(", ")[2]
+    settings = ["n_folds=2", f"seed={seed}", *OPTIONS.get(option, [])]
     if arm == "sed, clips alone":
         table = read_competition(root, folder / "tables").table
         frame = pandas.read_csv(table, dtype=str, keep_default_na=False)
@@ -53,6 +62,8 @@ def train_cell(cell: str) -> None:
         settings.append("metric=macro_auc")
     else:
         words = {"competition": str(root)}
+    if option == "teacher":
+        words["teacher_runs"] = [str(FOLDER / f"max-pyramid-mel-{seed}" / "run")]
     assert recipe is not None
     train_by_name(recipe, str(folder / "run"), small=True, overrides=settings, **words, **QUIET)
     checkpoints = f"{folder}/run/fold_*.pt"
@@ -92,20 +103,22 @@ def main(arguments: list[str]) -> None:
     """Train the arms that are not trained yet, and print the table."""
     if arguments[:1] == ["--cell"]:
         return train_cell(arguments[1])
-    seeds = range(int(arguments[0]) if arguments else 3)
+    numbers = [int(text) for text in arguments if text.isdigit()]
+    seeds = range(numbers[0] if numbers else 3)
+    arms = ARMS | OPTION_ARMS if "options" in arguments else ARMS
     task = make_task("birdclef")
-    cells = [f"{arm} {seed}" for seed in seeds for arm, (recipe, _) in ARMS.items() if recipe]
+    cells = [f"{arm} {seed}" for seed in seeds for arm, (recipe, _) in arms.items() if recipe]
     done = run_cells("tests.benchmarks.birdclef", cells, FOLDER / "cells.csv", minutes=24 * 60)
     template = pandas.read_csv(task / "birdclef-2026" / "sample_submission.csv", dtype={0: str})
     labels = pandas.read_csv(task / "truth.csv", dtype=str, keep_default_na=False)
     truth = label_targets(list(labels["labels"]), list(template.columns[1:]))
     recordings = [name.rpartition("_")[0] for name in labels["row_id"]]
     scores = {
-        arm: [read_scores(FOLDER / f"{arm} {seed}.csv", labels["row_id"]) for seed in seeds] for arm in ARMS
+        arm: [read_scores(FOLDER / f"{arm} {seed}.csv", labels["row_id"]) for seed in seeds] for arm in arms
     }
     print("| arm | macro AUC | gain | padded cmAP | gain | processor seconds |")
     print("|---|---|---|---|---|---|")
-    for arm, (_, base) in ARMS.items():
+    for arm, (_, base) in arms.items():
         columns = []
         for metric in METRICS:
             values = [compute_metric(metric, truth, of_seed) for of_seed in scores[arm]]
