@@ -179,7 +179,7 @@ def test_weight_decay_does_not_depend_on_the_gradient(kind, optimizer_class, dec
     """Without a gradient a weight shrinks by rate * decay; in SGD Nesterov's momentum makes it 1.9 times that."""
     network = nn.Linear(2, 2, bias=False)
     before = network.weight.detach().clone()
-    optimizer = build_optimizer(OptimConfig(kind=kind, weight_decay=0.1, lr_peak=1e-2), network, 0.5)
+    optimizer = build_optimizer(OptimConfig(kind=kind, weight_decay=0.1, lr_peak=5e-3), network)
     assert isinstance(optimizer, optimizer_class) and optimizer.param_groups[0]["lr"] == 5e-3
     network.weight.grad = torch.zeros(2, 2)
     optimizer.step()
