@@ -23,7 +23,7 @@ AUDIO_MAGIC = {
     b"\x30\x26\xb2\x75": "WMA",
     b"\x1a\x45\xdf\xa3": "Matroska",
 }
-# Formats that libsndfile and Python's standard library do not read.
+# Formats that libsndfile does not read.
 FFMPEG_FORMATS = ("AAC", "WMA", "Matroska")
 
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -76,7 +76,6 @@ def close_recording(path: Path) -> bytes | None:
     if open_place:
         raw[open_place : open_place + 4] = b"\xff" * 4
     if raw[:4] == b"RIFF":
-        # Python's wave module reads as far as the size of the whole file.
         raw[4:8] = b"\xff" * 4
     return bytes(raw)
 

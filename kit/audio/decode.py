@@ -2,7 +2,6 @@
 
 Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) is the fastest, and
 lets other threads run while it decodes. TorchCodec reads AAC, M4A and WMA as well, but is often not installed.
-Python's own `wave` module is always installed, but reads integer PCM WAV only.
 
 Files are read to their end, whatever their header states. What decodes before and behind damage is used, and
 `Sound.notes` names what is lost. Only regular files are opened: opening a named pipe blocks until something writes to
@@ -12,11 +11,9 @@ it, and a device such as /dev/zero never ends.
 import contextlib
 import functools
 import importlib
-import io
 import os
 import stat
 import textwrap
-import wave as wave_file
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import FFMPEG_FORMATS, audio_kind, close_recording
-from kit.audio.libsndfile import (
-    BLOCK_SAMPLES,
-    MAX_HOURS,
-    STREAM_BYTES,
-    UNCLOSED_NOTE,
-    MonoMix,
-    check_duration,
-    libsndfile_duration_s,
-    read_libsndfile,
-)
+from kit.audio.containers import FFMPEG_FORMATS, audio_kind
+from kit.audio.libsndfile import MAX_HOURS, MonoMix, libsndfile_duration_s, read_libsndfile
 from kit.core.errors import KitError
 
 # What libsndfile and FFmpeg read.
@@ -139,53 +127,9 @@ def torchcodec_duration_s(path: Path) -> float | None:
     return float(open_torchcodec(path).metadata.duration_seconds)
 
 
-def read_wave(path: Path) -> Sound:
-    """Decode integer PCM WAV with Python's standard library."""
-    closed = close_recording(path)
-    with wave_file.open(io.BytesIO(closed) if closed else str(path), "rb") as handle:
-        width = handle.getsampwidth()
-        channels = handle.getnchannels()
-        stated = handle.getnframes()
-        stated_bytes = stated * width * channels
-        if stated_bytes <= path.stat().st_size:
-            check_duration(stated / handle.getframerate())
-        mix = MonoMix(handle.getframerate())
-        while raw := handle.readframes(max(1, BLOCK_SAMPLES // channels)):
-            mix.add(pcm_samples(raw, width, channels))
-    if closed:
-        mix.notes.append(UNCLOSED_NOTE)
-    elif mix.samples < stated and stated_bytes < STREAM_BYTES:
-        mix.note_early_end(stated - mix.samples)
-    return as_sound(mix)
-
-
-def pcm_samples(raw: bytes, width: int, channels: int) -> np.ndarray:
-    """Return the samples of little-endian PCM of `width` bytes. Shape: -> (n, channels)"""
-    # A truncated file may end within a frame.
-    whole = len(raw) - len(raw) % (width * channels)
-    samples: np.ndarray = np.frombuffer(raw, dtype=np.uint8)[:whole].reshape(-1, width)
-    if width == 1:
-        # Samples of one byte are unsigned; flipping the highest bit makes them signed.
-        samples = samples ^ 128
-    # Each sample becomes the highest bytes of a little-endian 32-bit integer.
-    padded = np.zeros((len(samples), 4), dtype=np.uint8)
-    padded[:, 4 - width :] = samples
-    values = (padded.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
-    return values.reshape(-1, channels)
-
-
-def wave_duration_s(path: Path) -> float | None:
-    """Return the duration that the header states, None where the file is shorter. Units: seconds"""
-    with wave_file.open(str(path), "rb") as handle:
-        stated_bytes = handle.getnframes() * handle.getnchannels() * handle.getsampwidth()
-        seconds = handle.getnframes() / handle.getframerate()
-        return seconds if stated_bytes <= path.stat().st_size else None
-
-
 DECODERS = (
     Decoder("soundfile", read_soundfile, soundfile_duration_s),
     Decoder("torchcodec", read_torchcodec, torchcodec_duration_s),
-    Decoder("wave", read_wave, wave_duration_s),
 )
 
 
@@ -218,13 +162,11 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
         kind = audio_kind(path)
     except OSError as error:
         return f"cannot be read: {one_line(error)}"
-    if not reasons:
-        return "cannot be decoded, because no decoder is installed: pip install soundfile"
     if kind in FFMPEG_FORMATS and "torchcodec" in missing:
         cure = f"no decoder here reads {kind}: pip install torchcodec (it is {missing['torchcodec']})"
-    elif kind != "WAV" and "soundfile" in missing:
-        state = missing["soundfile"]
-        cure = f"soundfile is missing: only WAV can be read: pip install soundfile (it is {state})"
+    elif "soundfile" in missing or not reasons:
+        state = missing.get("soundfile", "not installed")
+        cure = f"soundfile is missing: pip install soundfile (it is {state})"
     else:
         return f"cannot be decoded ({'; '.join(reasons)})"
     return f"cannot be decoded: {cure}"

@@ -20,7 +20,6 @@ from kit.audio.decode import (
 from kit.core.errors import KitError
 
 RATE = 16000
-BY_NAME = {decoder.name: decoder for decoder in DECODERS}
 LOSSLESS = [
     ("WAV", "PCM_U8", 2**-7),
     ("WAV", "PCM_16", 2**-15),
@@ -56,13 +55,6 @@ def not_installed(path):
 def must_not_read(path):
     """A reader that must not be called."""
     raise AssertionError(f"{path} was decoded")
-
-
-# The kit's decoders on a machine that has the standard library only.
-ONLY_WAVE = [
-    *(Decoder(decoder.name, not_installed, not_installed) for decoder in DECODERS[:-1]),
-    BY_NAME["wave"],
-]
 
 
 def reason_of(path, decoders=DECODERS):
@@ -108,17 +100,6 @@ def test_a_lossy_file_keeps_its_sines_and_a_part_of_it_is_shorter_or_a_reason(
         assert isinstance(part, Undecodable) or 0 < len(part.wave) < rate
 
 
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32"])
-@pytest.mark.parametrize("channels", [1, 2, 5])
-def test_the_standard_library_reads_the_integers_that_soundfile_reads(tmp_path, subtype, channels):
-    path = write_sound(tmp_path / "a.wav", noise(801, channels), subtype=subtype)
-    sound, reference = decode_file(path, ONLY_WAVE), decode_file(path, [BY_NAME["soundfile"]])
-    assert isinstance(sound, Sound) and isinstance(reference, Sound)
-    assert sound.sample_rate == reference.sample_rate and sound.wave.dtype == np.float32
-    np.testing.assert_allclose(sound.wave, reference.wave, rtol=0, atol=0 if channels <= 2 else 1.2e-7)
-    assert header_duration_s(path, ONLY_WAVE) == header_duration_s(path) == 801 / RATE
-
-
 def test_decoders_are_tried_in_order_until_one_reads_the_file(tmp_path):
     path = write_sound(tmp_path / "a.wav", noise())
 
@@ -159,16 +140,14 @@ def test_a_path_that_is_no_audio_file_is_a_reason(tmp_path):
     for name, word in words.items():
         assert word in reason_of(tmp_path / name), name
         assert header_duration_s(tmp_path / name) is None
-    assert "pip install soundfile" in reason_of(tmp_path / "text.wav", ONLY_WAVE)
 
 
-@pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
-def test_a_truncated_wav_is_what_is_left_of_it_or_a_reason(tmp_path, decoders):
+def test_a_truncated_wav_is_what_is_left_of_it_or_a_reason(tmp_path):
     path = write_sound(tmp_path / "a.wav", noise(5000, 2), subtype="PCM_24")
     whole, raw = decode_file(path), path.read_bytes()
     for size in (len(raw) - 1, len(raw) // 2 + 1, 61, 44, 43, 5, 1):
         path.write_bytes(raw[:size])
-        part = decode_file(path, decoders)
+        part = decode_file(path)
         if size > 60:
             np.testing.assert_array_equal(part.wave, whole.wave[: max(1, len(part.wave))])
         else:
@@ -186,15 +165,14 @@ def test_a_sample_that_is_no_sound_makes_the_file_undecodable(tmp_path, wrong):
     assert header_duration_s(path, readers) == 4001 / RATE
 
 
-@pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
-def test_a_file_of_no_samples_or_a_rate_of_zero_is_a_reason_and_one_sample_is_a_sound(tmp_path, decoders):
+def test_a_file_of_no_samples_or_a_rate_of_zero_is_a_reason_and_one_sample_is_a_sound(tmp_path):
     path = tmp_path / "a.wav"
     for raw in (wav_header(0, rate=RATE), wav_header(2000, rate=0) + bytes(2000)):
         path.write_bytes(raw)
-        reason_of(path, decoders)
-        assert not header_duration_s(path, decoders)
+        reason_of(path)
+        assert not header_duration_s(path)
     write_sound(path, np.array([0.5], np.float32))
-    assert decode_file(path, decoders).wave.tolist() == [0.5]
+    assert decode_file(path).wave.tolist() == [0.5]
 
 
 def wav_header(data_bytes, rate):
@@ -204,17 +182,15 @@ def wav_header(data_bytes, rate):
     return form + struct.pack("<4sI", b"data", data_bytes)
 
 
-@pytest.mark.parametrize("decoders", [DECODERS, ONLY_WAVE], ids=["soundfile", "wave"])
-def test_a_file_of_days_is_refused_and_a_header_that_only_promises_days_is_not(tmp_path, decoders):
+def test_a_file_of_days_is_refused_and_a_header_that_only_promises_days_is_not(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(wav_header(2**32 - 40, rate=100) + bytes(2000))
-    assert decode_file(path, decoders).seconds == 10
-    assert header_duration_s(path, ONLY_WAVE) is None
+    assert decode_file(path).seconds == 10
     with open(tmp_path / "sparse.wav", "wb") as handle:
         handle.write(wav_header(2**31, rate=100))
         handle.truncate(2**31 + 44)
-    assert "hours" in reason_of(tmp_path / "sparse.wav", decoders)
-    assert header_duration_s(tmp_path / "sparse.wav", decoders) is None
+    assert "hours" in reason_of(tmp_path / "sparse.wav")
+    assert header_duration_s(tmp_path / "sparse.wav") is None
 
 
 WRONG_RESULTS = [
