@@ -84,7 +84,7 @@ def blend_scores(
     only models that scored every row which any model scored, if there is one.
 
     Shape:  scores (R, K) and done (R,) bool of each of m models; weights (m,); priors (K,); known (m, K) bool, all of
-            them unless given, or factors of the weights by class -> (R, K)
+            them unless given -> (R, K)
     Source: power is the quadratic mean; scaled and differences after RFCX 2021's 32nd place
     Errors: KitError for a blend that compares a row's classes, where models know different ones
     """
@@ -141,21 +141,19 @@ def keep_whole_columns(
 NEWTON_TOLERANCE = 1e-8
 
 
-def fit_weights(
-    scores: Any, truth: Any, strength: float = 1.0, towards: np.ndarray | None = None
-) -> np.ndarray:
+def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
     """Fit one weight per model, summing to 1, so that the mean blend has the least log loss on known labels.
 
-    A prior pulls them towards others, or equal ones; it counts as `strength` labels of the rarer kind.
+    A prior pulls them towards equal weights; it counts as `strength` labels of the rarer kind.
 
-    Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN, towards (m,) -> (m,)
+    Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN -> (m,)
     """
     check_strength(strength)
     likelihood, is_true, is_known = label_likelihoods(scores, truth)
     rarer = min(is_true.sum(), (is_known & ~is_true).sum())
     share = max(strength / (strength + rarer), 1e-6)
-    towards = np.ones(len(likelihood)) / len(likelihood) if towards is None else towards
-    return mixture_weights(likelihood[:, is_known], towards, float(share))
+    equal = np.ones(len(likelihood)) / len(likelihood)
+    return mixture_weights(likelihood[:, is_known], equal, float(share))
 
 
 def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

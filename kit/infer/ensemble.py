@@ -39,7 +39,6 @@ class EnsembleMember:
     predictor: Predictor
     cache: PredictionCache = field(default_factory=PredictionCache)
     weight: float = 1.0
-    weight_of_class: Mapping[str, float] = field(default_factory=dict)
     run: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
     predicted: set[int] = field(default_factory=set)

@@ -1,11 +1,10 @@
 """Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from kit.core.runtime import in_worker
 from kit.infer.blend import BLENDS
 from kit.infer.postprocess import PostprocessConfig, postprocess_config
 from kit.infer.rows import RowScores
-from kit.infer.stack import ModelSpec
 from kit.infer.template import (
     Template,
     report_path,
@@ -45,7 +43,6 @@ class SubmitOptions:
     hop_s: float | None = None
     pool: str | None = None
     rows: str = "auto"
-    class_windows: str | Path | None = None
     prior_shift: bool = False
     prevalences: str | Path | None = None
     site_prior: float | None = None
@@ -72,21 +69,6 @@ class SubmitOptions:
         """What is done to the blended rows."""
         names = [item.name for item in fields(PostprocessConfig)]
         return postprocess_config(**{name: getattr(self, name) for name in names})
-
-
-def predict_every_way(models: Sequence[ModelSpec], class_windows: str | Path | None) -> list[ModelSpec]:
-    """Return each model once per way of class_windows.json, or the models. Errors: KitError for another file"""
-    if class_windows is None:
-        return [*models]
-    specs = []
-    try:
-        for overrides, weights in json.loads(Path(class_windows).read_text(encoding="utf-8")):
-            factors = {name: abs(float(weight)) for name, weight in weights.items()}
-            way: Any = {"overrides": dict(overrides), "weight_of_class": factors}
-            specs += [replace(model, **way) for model in models]
-    except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise KitError(f"{class_windows} is no class_windows.json of `oof`: {error}.") from error
-    return specs
 
 
 class SubmitJob:
@@ -153,8 +135,6 @@ def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> N
             values_of_classes(values, template.classes, np.zeros(len(template.classes)))
     if steps.thresholds and template.answer not in ("birds", "target"):
         raise KitError("thresholds are for a template of decisions (birds, target): this one wants scores.")
-    if options.class_windows and (is_stack or kind.whole_row):
-        raise KitError(f"class_windows weighs single classes, which {blend} cannot: use --blend mean.")
 
 
 class SubmissionWriter:

@@ -122,8 +122,7 @@ class RowScores:
         self.weights = [member.weight for member in members]
         self.columns = [class_columns(member.card.classes, template.classes) for member in members]
         # Classes that a model does not know have no share of it.
-        factors = [[member.weight_of_class.get(name, 1.0) for name in template.classes] for member in members]
-        self.shares = (np.stack(self.columns) >= 0) * np.array(factors)
+        self.shares = np.stack(self.columns) >= 0
         self.priors = blend_priors([member.card for member in members], self.weights, template.classes)
         self.scores = [np.zeros(shape, np.float32) for _ in members]
         self.done = [np.zeros(len(template.ids), bool) for _ in members]

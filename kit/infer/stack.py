@@ -1,7 +1,7 @@
 """Open checkpoints and stacks: models, and a second-level network over their predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ class Stack:
 class ModelSpec:
     """A tagger, or a checkpoint whose network is not built yet.
 
-    `place` is its position in a stack, `run` the run of the stack that it belongs to. With class_windows there is one
-    spec per way to predict: its `overrides` of the inference settings, and factors of the weight for classes.
+    `place` is its position in a stack, `run` the run of the stack that it belongs to.
     """
 
     name: str
@@ -80,8 +79,6 @@ class ModelSpec:
     path: Path | None = None
     place: int = 0
     run: int = 0
-    overrides: dict[str, Any] = field(default_factory=dict)
-    weight_of_class: dict[str, float] = field(default_factory=dict)
 
     @property
     def card(self) -> TaggerCard:

@@ -30,7 +30,7 @@ from kit.infer.ensemble import (
     rounded_spans,
 )
 from kit.infer.identity import code_identity, decoder_functions, model_identity, own_classes
-from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, check_steps, predict_every_way
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, check_steps
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import plan_members
 from kit.infer.postprocess import NO_WINDOWS
@@ -127,7 +127,6 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     if options.postprocess.needs_windows and plan.form != "window":
         raise KitError(NO_WINDOWS)
     check_steps(options, template, stack is not None)
-    models = predict_every_way(models, options.class_windows)
     n_rows = len(template.ids)
     without_file = plan.rows_without_file(template.ids)
     job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
@@ -139,8 +138,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     for text in plan_notes(plan):
         job.note(text)
     weights = [model.weight for model in models]
-    of_classes = [(model.overrides, model.weight_of_class) for model in models]
-    settings = (blend, options.overrides, of_classes, options.postprocess, weights, template)
+    settings = (blend, options.overrides, options.postprocess, weights, template)
     key = text_digest(str(settings), *names, "", *map(file_identity, files), "", *map(model_identity, models))
     builders = (options.networks or {}).values()
     key = text_digest(key, code_identity([*builders, *decoder_functions(options.decoders)]))
@@ -310,7 +308,7 @@ def build_members(
     changed: dict[str, list[str]] = {}
     for model in inputs.models:
         own = model.card.inference
-        inference = inference_of(options.overrides | model.overrides, inputs.plan, own)
+        inference = inference_of(options.overrides, inputs.plan, own)
         if inference != own:
             changes = {name: value for name, value in vars(inference).items() if value != vars(own)[name]}
             changed.setdefault(str(changes), []).append(Path(model.name).name)
@@ -336,8 +334,7 @@ def build_members(
         )
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
-        weights = (model.weight, model.weight_of_class)
-        members.append(EnsembleMember(model.name, predictor, cache, *weights, model.run, watch))
+        members.append(EnsembleMember(model.name, predictor, cache, model.weight, model.run, watch))
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():

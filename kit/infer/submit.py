@@ -85,7 +85,6 @@ def submit(
     window_s: float | None = None,
     hop_s: float | None = None,
     pool: str | None = None,
-    class_windows: str | Path | None = None,
     prior_shift: bool = False,
     prevalences: str | Path | None = None,
     site_prior: float | None = None,
@@ -123,7 +122,6 @@ def submit(
         window_s: seconds of a window, to override
         hop_s: seconds between windows, to override
         pool: max, mean, top_k, power, geometric, snr or snr_top, to override
-        class_windows: JSON that `oof` writes: every model predicts with several settings, and each class weighs them
         prior_shift: scale odds to the class prevalences estimated from all rows
         prevalences: CSV of class,prevalence to scale odds to, e.g. known of the test; other classes keep their own
         site_prior: weight by which window rows' log odds are shifted to those of their site and hour, e.g. 0.3

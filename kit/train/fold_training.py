@@ -69,7 +69,7 @@ def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset) -> OofP
     held = HeldOut(tagger, rows, clips.names, clips.stretches, clips.truth)
     of_clips = {name: output for name, output in zip(recordings, outputs, strict=True) if output is not None}
     logits = split_rows(of_clips, clips.names, clips.stretches, tagger.card.frontend.frames_per_s)
-    return score_held_out(held, predictor, logits, clips.failures)
+    return score_held_out(held, predictor.inference, logits, clips.failures)
 
 
 def train_fold(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.windows import pool_windows
+from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.errors import KitError, choose
 from kit.core.files import read_table, write_text
 from kit.core.runtime import start_runtime
@@ -27,7 +27,6 @@ from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 from kit.train.oof_report import (
     OofPredictions,
     compare,
-    compare_class_windows,
     compare_fitted_weights,
     compare_steps,
     compare_thresholds,
@@ -42,7 +41,7 @@ from kit.train.oof_report import (
 
 def score_held_out(
     held: HeldOut,
-    predictor: Predictor,
+    inference: InferenceConfig,
     outputs: Mapping[int, WindowLogits | None],
     failures: Mapping[int, str],
 ) -> OofPredictions:
@@ -57,11 +56,11 @@ def score_held_out(
             finite[clip] = output
     if finite and tagger.card.output == "ranking":
         logits = [output.logits for output in finite.values()]
-        pool = partial(pool_windows, inference=predictor.inference)
+        pool = partial(pool_windows, inference=inference)
         calibration = fit_calibration(logits, held.truth[list(finite)], pool)
         tagger.card = replace(tagger.card, calibration=calibration)
     clips = len(held.names)
-    probs = pooled_probabilities(tagger, predictor.inference, finite, clips)
+    probs = pooled_probabilities(tagger, inference, finite, clips)
     metric = tagger.card.metric
     tagger.card = replace(tagger.card, oof_score=round(compute_metric(metric, held.truth, probs), 6))
     missing = [clip for clip in range(clips) if clip not in finite]
@@ -103,19 +102,23 @@ def predict_oof(
     smooth: float | Sequence[float] | None = None,
     top_mean: int | None = None,
     top_power: float | None = None,
+    adopt: bool = False,
     blend_with: Sequence[str | Path] | None = None,
 ) -> OofPredictions:
     """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
 
     The options of `submit` from mode to top_power are compared with the run's own way: a line for each has its score
     and the gain with its 95 % interval. oof.csv holds the run's own way. The steps over windows need rows that are
-    stretches of recordings, or names <recording>_<end second>. For each class, weights of the inference settings are
-    fitted and cross-fitted, and for a metric of F1 thresholds: `submit` takes class_windows.json and thresholds.csv.
+    stretches of recordings, or names <recording>_<end second>. For a metric of F1, thresholds are fitted and
+    cross-fitted: `submit` takes thresholds.csv.
 
     Options:
         run: the folder that `train` wrote
+        adopt: predict this way from now on: write the inference settings, their calibration and score into the run
         blend_with: folders of other runs on the same clips; fits blend weights for `submit`
     """
+    if adopt and not len(pool or [""]) == 1 <= len([x for x in (mode, window_s, hop_s, pool) if x]):
+        raise KitError("adopt takes one way to predict: give mode, window_s, hop_s or one pool.")
     runtime = start_runtime(device, threads, progress)
     models = held_out_models(Path(run))
     others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
@@ -137,11 +140,17 @@ def predict_oof(
         for asked in distinct[1:]:
             predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
-        part = score_held_out(held, own, outputs[0], failures)
+        part = score_held_out(held, own.inference, outputs[0], failures)
         probs = {"": part.probabilities}
         logits = dict(zip(distinct, outputs, strict=True))
+        own_card = tagger.card
         for name, inference in variants.items():
-            probs[name] = pooled_probabilities(tagger, inference, logits[unpooled[name]], len(held.rows))
+            # Calibrated anew: scores of whole clips and of windows are not alike.
+            tagger.card = replace(own_card, inference=inference)
+            other = score_held_out(held, inference, logits[unpooled[name]], failures)
+            parts.setdefault(name, []).append((held.rows, other))
+        if not adopt:
+            tagger.card = own_card
         trained = fitted_prevalences(tagger.card)
         for name, step in shift_steps.items():
             probs[name] = apply_postprocess(step, part.probabilities, None, None, trained, part.classes)
@@ -158,12 +167,7 @@ def predict_oof(
                 f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
             )
         compared.append(compare(result, name, other.probabilities, advice=advice))
-    has_folds = len(np.unique(result.folds)) > 1
-    if variants and has_folds:
-        ways = {own.inference: result.probabilities}
-        ways |= {inference: joined[name].probabilities for name, inference in variants.items()}
-        compared.append(compare_class_windows(Path(run), result, ways))
-    if "_f1" in result.metric and has_folds:
+    if "_f1" in result.metric and len(np.unique(result.folds)) > 1:
         compared.append(compare_thresholds(Path(run), result))
     if steps:
         compared += compare_steps(result, steps)
@@ -174,7 +178,7 @@ def predict_oof(
         compared.append(compare_fitted_weights(result, scores))
     for path, held in models.items():
         save_tagger(path, held.tagger)
-    write_oof(Path(run), result)
+    write_oof(Path(run), next(iter(joined.values())) if adopt else result)
     return replace(result, variants=tuple(compared))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.core.files import write_json, write_rows
+from kit.core.files import write_rows
 from kit.infer.blend import fit_weights
 from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess, postprocess_config
@@ -216,13 +216,6 @@ def fit_on_other_folds(
     return np.stack([fitted[fold] for fold in folds.tolist()])
 
 
-def fit_class_weights(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Fit weights for each class, pulled towards those of all. Shape: scores (m, n, K), truth (n, K) -> (m, K)"""
-    common = fit_weights(scores, truth)
-    columns = range(truth.shape[1])
-    return np.stack([fit_weights(scores[..., [k]], truth[:, [k]], 16.0, common) for k in columns], axis=1)
-
-
 def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
     """List the steps over windows that are to be compared: each option alone, and then all together."""
     chosen = {name: value for name, value in options.items() if value}
@@ -270,29 +263,6 @@ def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray])
     advice = f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
     name = "fitted weights, against the plain mean of the runs"
     return compare(oof, name, blended, scores.mean(axis=0), advice)
-
-
-def compare_class_windows(
-    run: Path, oof: OofPredictions, ways: Mapping[InferenceConfig, np.ndarray]
-) -> OofVariant:
-    """Fit each class's weights of several inference settings, and write them to class_windows.json for `submit`.
-
-    As by compare_fitted_weights, the gain is measured on other folds, here over the first settings, the run's own.
-
-    Shape:  `ways`: probabilities (n, K) by InferenceConfig
-    """
-    scores = np.stack(list(ways.values())).astype(np.float64)
-    of_rows = fit_on_other_folds(fit_class_weights, scores, oof.truth, oof.folds)
-    blended = np.einsum("nmk,mnk->nk", of_rows, scores)
-    own, *_ = ways
-    fitted = []
-    for inference, weights in zip(ways, fit_class_weights(scores, oof.truth).tolist(), strict=True):
-        changes = {name: value for name, value in vars(inference).items() if value != vars(own)[name]}
-        fitted.append([changes, dict(zip(oof.classes, weights, strict=True))])
-    path = run / "class_windows.json"
-    write_json(path, fitted)
-    advice = f"to use them: submit --class-windows {path}"
-    return compare(oof, "each class's own weights of these settings", blended, advice=advice)
 
 
 def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:

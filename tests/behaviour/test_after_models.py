@@ -1,6 +1,5 @@
 """Steps after the models: `submit` applies them to rows, `oof` measures out of fold by how much they help."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from kit.labels.metrics import compute_metric, lwlrap
 from kit.models.checkpoint import load_tagger
 from kit.report import show
 from kit.train.oof import load_oof, load_run, predict_oof
-from kit.train.oof_report import fit_class_weights, fit_on_other_folds
+from kit.train.oof_report import fit_on_other_folds
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (
@@ -140,40 +139,16 @@ def test_decisions_are_at_each_classs_own_threshold(tmp_path: Path) -> None:
         scores_of(tmp_path, tmp_path / "scores.csv", thresholds=table)
 
 
-def test_each_class_is_predicted_by_its_own_weights_of_the_window_settings(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", [f"{i}.wav" for i in range(3)])
-    ways: list[dict[str, Any]] = [{}, {"mode": "windows", "window_s": 0.2, "hop_s": 0.1, "pool": "mean"}]
-    weights = np.array([[0.25, 1.0, 0.0], [0.75, 0.0, 1.0]])
-    of_ways = []
-    for way in ways:
-        submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", **way, **QUIET)
-        of_ways.append(list(read_scores(tmp_path / "out.csv")[1].values()))
-    content = [
-        [way, dict(zip("abc", of_way, strict=True))] for way, of_way in zip(ways, weights, strict=True)
-    ]
-    path = tmp_path / "class_windows.json"
-    path.write_text(json.dumps(content))
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", class_windows=path, **QUIET)
-    found = np.array(list(read_scores(tmp_path / "out.csv")[1].values()))
-    np.testing.assert_allclose(found, np.einsum("mk,mnk->nk", weights, np.array(of_ways)), atol=1e-7)
-    assert not np.allclose(of_ways[0], of_ways[1])
-
-
 def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
     write_folder(tmp_path / "in", ["a.wav"])
     values = write_values(tmp_path / "p.csv", "prevalence", x=0.5)
-    broken = tmp_path / "broken.json"
-    broken.write_text('{"a": 1}')
     cases: list[tuple[dict[str, Any], str]] = [
         ({"prevalences": values}, "unknown class 'x'"),
         ({"prevalences": values, "prior_shift": True}, "leave one of them out"),
         ({"prevalences": values, "blend": "rank"}, "needs probabilities, which rank does not give"),
         ({"thresholds": values}, "has no column 'threshold'"),
-        ({"class_windows": values}, "is no class_windows.json of `oof`"),
-        ({"class_windows": broken}, "is no class_windows.json of `oof`"),
-        ({"class_windows": broken, "blend": "rank"}, "weighs single classes, which rank cannot"),
         ({"smooth": 0.5}, "whole clips, so leave them out"),
         ({"top_mean": 2}, "whole clips, so leave them out"),
         ({"smooth": 1.5}, "smooth must be at most 1"),
@@ -287,7 +262,7 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
     ways: dict[str, Any] = {"mode": "windows", "window_s": 0.3, "hop_s": 0.15, "pool": ["mean", "max"]}
     result = predict_oof(runs[0], data[1], **ways, **QUIET)
     assert (runs[0] / "oof.csv").read_bytes() == before, "oof.csv holds the run's own way"
-    *variants, of_classes = result.variants
+    variants = result.variants
     assert len(variants) == 2
     scores = [result.probabilities]
     for variant, pool in zip(variants, ("mean", "max"), strict=True):
@@ -303,26 +278,27 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
         assert f"pool={pool}" in variant.name and variant.score == pytest.approx(lwlrap(result.truth, probs))
         assert (variant.gain.low, variant.gain.high) == pytest.approx((gain.low, gain.high))
         assert str(variant) in str(result) and "95 % within" in str(variant)
-    stacked = np.stack(scores).astype(np.float64)
-    blended = np.empty(result.truth.shape)
-    for fold in (0, 1):
-        held = result.folds == fold
-        weights = fit_class_weights(stacked[:, ~held], result.truth[~held])
-        blended[held] = np.einsum("mk,mnk->nk", weights, stacked[:, held])
-    assert of_classes.score == pytest.approx(lwlrap(result.truth, blended))
-    own, *others = json.loads((runs[0] / "class_windows.json").read_text())
-    assert own[0] == {} and [way["pool"] for way, _ in others if way.get("pool")] == ["mean"]
-    for column, name in enumerate(result.classes):
-        fitted = fit_class_weights(stacked, result.truth)[:, column]
-        np.testing.assert_allclose([weights[name] for _, weights in (own, *others)], fitted, rtol=1e-4)
-    # `submit` reads what `oof` wrote.
-    submit(
-        f"{runs[0]}/fold_*.pt",
-        data[1],
-        runs[0] / "s.csv",
-        class_windows=runs[0] / "class_windows.json",
-        **QUIET,
-    )
+
+
+def test_an_adopted_way_to_predict_is_calibrated_scored_and_used_from_then_on(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_run(TINY.override(["loss=lsep", "loss_settings={}"]), *data, run, **QUIET)
+    before = load_tagger(run / "fold_0.pt").card
+    ways: dict[str, Any] = {"mode": "windows", "window_s": 0.3, "hop_s": 0.15, "pool": ["mean"]}
+    (variant,) = predict_oof(run, data[1], adopt=True, **ways, **QUIET).variants
+    card = load_tagger(run / "fold_0.pt").card
+    assert card.inference == replace(before.inference, **ways | {"pool": "mean"})
+    assert card.output == "ranking" and None is not card.calibration != before.calibration
+    adopted = load_oof(run)
+    assert adopted.score == pytest.approx(variant.score, abs=1e-6)
+    again = predict_oof(run, data[1], **QUIET)
+    assert again.score == pytest.approx(variant.score, abs=1e-6) and not again.variants
+    with pytest.raises(KitError, match="adopt takes one way to predict"):
+        predict_oof(run, data[1], adopt=True, pool=["mean", "max"], **QUIET)
+    with pytest.raises(KitError, match="adopt takes one way to predict"):
+        predict_oof(run, data[1], adopt=True, **QUIET)
 
 
 def test_steps_are_measured_out_of_fold_and_recordings_are_drawn_whole(
@@ -382,7 +358,7 @@ def test_no_row_is_changed_by_what_its_own_fold_fitted() -> None:
     def fit_f1(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
         return fit_thresholds("macro_f1", truth, scores[0])
 
-    for fit in (fit_weights, fit_class_weights, fit_f1):
+    for fit in (fit_weights, fit_f1):
         fitted = fit_on_other_folds(fit, scores, truth, folds)
         for fold in range(3):
             held = folds == fold
