@@ -294,6 +294,7 @@ def test_an_adopted_way_to_predict_is_calibrated_scored_and_used_from_then_on(
     adopted = load_oof(run)
     assert adopted.score == pytest.approx(variant.score, abs=1e-6)
     again = predict_oof(run, data[1], **QUIET)
+    np.testing.assert_allclose(adopted.probabilities, again.probabilities, atol=1e-6)
     assert again.score == pytest.approx(variant.score, abs=1e-6) and not again.variants
     with pytest.raises(KitError, match="adopt takes one way to predict"):
         predict_oof(run, data[1], adopt=True, pool=["mean", "max"], **QUIET)
