@@ -40,13 +40,13 @@ def run_doctor(
     unusable = 0
     for path in paths:
         try:
-            models, stack = open_models(path)
+            models, stacks = open_models(path)
             descriptions = [f"{model.name}: {describe_model(model)}" for model in models]
         except KitError as error:
             unusable += 1
             lines.append(f"{path}: NOT USABLE: {error}")
             continue
-        if stack:
+        for stack in stacks:
             score = stack.card.oof_score
             lines.append(
                 f"{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:"

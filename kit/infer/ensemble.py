@@ -30,15 +30,16 @@ UNPOOLED = (
 class EnsembleMember:
     """One model of an ensemble, and how far it has come.
 
-    `weight_of_class` are factors of the weight, 1 for other classes. `failure` says why the model stopped,
-    `failed_clips` why single clips have no prediction. `finished` is true from its last clip on. `cost` is measured:
-    seconds of this machine per second of audio.
+    `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
+    its last clip on. `cost` is measured: seconds of this machine per second of audio. A model of a stack has the
+    stack's number, and its run there.
     """
 
     name: str
     predictor: Predictor
     cache: PredictionCache = field(default_factory=PredictionCache)
     weight: float = 1.0
+    stack: int | None = None
     run: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
     predicted: set[int] = field(default_factory=set)

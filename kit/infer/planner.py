@@ -75,7 +75,7 @@ def order_members(members: Sequence[EnsembleMember], audio_s: float, left_s: flo
         cheapest = min(order, key=lambda i: members[i].cost)
         order.remove(cheapest)
         order.insert(0, cheapest)
-    runs = [members[i].run for i in order]
+    runs = [(members[i].stack, members[i].run) for i in order]
     turns = [runs[:k].count(run) for k, run in enumerate(runs)]
     return [members[order[k]] for k in np.argsort(turns, kind="stable")]
 

@@ -74,17 +74,18 @@ def predict_clips(
     """
     check_kind("inference", [inference], InferenceConfig | None, "give InferenceConfig(mode=...)")
     runtime = start_runtime(device, threads, progress)
-    models, stack = open_models(checkpoints, blend, weights)
+    models, stacks = open_models(checkpoints, weights)
     members = []
     for model in models:
         tagger = model.build(networks)
         predictor = Predictor(tagger, runtime.device, batch_frames, precision, inference, fuse=True)
-        members.append(EnsembleMember(model.name, predictor, weight=model.weight, run=model.run))
+        member = EnsembleMember(model.name, predictor, weight=model.weight, stack=model.stack, run=model.run)
+        members.append(member)
     names, sources = name_sources(clips)
     template = Template("fname", tuple(names), common_classes([member.card for member in members]))
     plan = RowPlan("name", tuple(range(len(names))), (None,) * len(names), ())
     check_members(members, blend, plan)
-    rows = make_rows(stack, template, plan, members, blend)
+    rows = make_rows(stacks, template, plan, members, blend)
     frontends = collect_frontends(members, runtime.device)
     loader = SpectrogramLoader(sources, frontends, runtime.device, threads=runtime.threads, decoders=decoders)
     loader.read_headers()

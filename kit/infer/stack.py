@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
+from kit.infer.blend import blend_scores
 from kit.infer.ensemble import EnsembleMember
 from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights, class_columns
 from kit.infer.template import RowPlan, Template
-from kit.models.archive import damaged_file, parse_card, read_content
+from kit.models.archive import content_digest, damaged_file, parse_card, read_content
 from kit.models.checkpoint import Checkpoint, find_models, open_checkpoint
 from kit.models.network import meta_device
 from kit.models.own_network import NetworkBuilder, fill_network
@@ -50,10 +51,19 @@ class StackCard(Config):
 
 @dataclass(frozen=True)
 class Stack:
-    """A second level: its card and each fold's network, whose probabilities are averaged."""
+    """A second level: its card and each fold's network, whose probabilities are averaged. `weight` is in a blend."""
 
     card: StackCard
     networks: Sequence[nn.Module]
+    weight: float = 1.0
+
+    @property
+    def digest(self) -> str:
+        """A text that is equal for stacks with equal cards and tensors."""
+        tensors: dict[str, Tensor] = {}
+        for fold, network in enumerate(self.networks):
+            tensors |= {f"{fold}.{name}": tensor for name, tensor in network.state_dict().items()}
+        return content_digest(self.card.canonical_json(), tensors)
 
     def answer(self, inputs: Sequence[Tensor]) -> np.ndarray:
         """Compute probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)"""
@@ -70,13 +80,14 @@ class Stack:
 class ModelSpec:
     """A tagger, or a checkpoint whose network is not built yet.
 
-    `place` is its position in a stack, `run` the run of the stack that it belongs to.
+    `stack` is the number of the stack that it belongs to, `place` its position in it, `run` its run.
     """
 
     name: str
     source: Tagger | Checkpoint
     weight: float = 1.0
     path: Path | None = None
+    stack: int | None = None
     place: int = 0
     run: int = 0
 
@@ -92,39 +103,38 @@ class ModelSpec:
 
 def open_models(
     items: str | Path | Tagger | Sequence[str | Path | Tagger],
-    blend: str = "mean",
     weights: Sequence[float] | None = None,
     skipped: dict[str, str] | None = None,
-) -> tuple[list[ModelSpec], Stack | None]:
-    """Open the models that paths and patterns name, or a stack with its taggers.
+) -> tuple[list[ModelSpec], list[Stack]]:
+    """Open the models that paths and patterns name; of stacks, their taggers too.
 
     With `skipped`, a checkpoint that cannot be used is left out and its reason noted there, if others can be used.
 
-    Errors: KitError as find_models and open_checkpoint; for a stack beside other models, or with a blend or weights
+    Errors: KitError as find_models and open_checkpoint
     """
     found = find_models(items)
-    models = []
+    models: list[ModelSpec] = []
+    stacks: list[Stack] = []
     for (name, model), weight in zip(found, check_weights(weights, len(found)), strict=True):
         if isinstance(model, Tagger):
             models.append(ModelSpec(name, model, weight))
             continue
         try:
             content = read_content(model)
-            is_stack = "members" in content
-            if not is_stack:
+            if "members" in content:
+                taggers, stack = open_stack(model, content)
+                models += [replace(tagger, stack=len(stacks)) for tagger in taggers]
+                stacks.append(replace(stack, weight=weight))
+            else:
                 models.append(ModelSpec(name, open_checkpoint(model, content), weight, model))
         except KitError as error:
             if skipped is None or len(found) == 1:
                 raise
             skipped[name] = str(error)
             continue
-        if is_stack and len(found) == 1 and blend == "mean" and weights is None:
-            return open_stack(model, content)
-        if is_stack:
-            raise KitError(f"{name} is a stack, which blends by itself: submit it alone, unweighted.")
     if skipped and not models:
         raise KitError(f"none of {len(found)} checkpoints can be used: {next(iter(skipped.values()))}")
-    return models, None
+    return models, stacks
 
 
 def models_with_classes(
@@ -159,7 +169,8 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
             checkpoint = open_checkpoint(path, member)
             name = f"{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]"
             checkpoint = replace(checkpoint, path=Path(name))
-            models.append(ModelSpec(name, checkpoint, 1 / card.run_of.count(run), path, place, run))
+            weight = 1 / card.run_of.count(run)
+            models.append(ModelSpec(name, checkpoint, weight, path, place=place, run=run))
         return models, Stack(card, networks)
     except Exception as error:
         raise damaged_file(path, error) from error
@@ -235,20 +246,54 @@ class StackRows(RowScores):
                 inputs.append(clip_image(runs, self.stack.card.columns))
         blended[rows] = self.stack.answer(inputs)
         known = self.template_columns >= 0
-        return np.where(known, blended[:, self.template_columns], self.priors.mean())
+        return np.where(known, blended[:, self.template_columns], 0.0)
+
+
+class BlendOfStacks(RowScores):
+    """Rows scored by stacks and by models beside them, blended as if each stack were one model."""
+
+    def __init__(
+        self,
+        stacks: Sequence[Stack],
+        template: Template,
+        plan: RowPlan,
+        members: Sequence[EnsembleMember],
+        kind: str,
+        postprocess: PostprocessConfig | None = None,
+    ) -> None:
+        super().__init__(template, plan, members, kind, postprocess)
+        self.parts = []
+        for number, stack in enumerate(stacks):
+            taggers = [member for member in members if member.stack == number]
+            self.parts.append(StackRows(stack, template, plan, taggers))
+
+    def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
+        super().add(member, clip, output)
+        if member.stack is not None:
+            self.parts[member.stack].add(member, clip, output)
+
+    def blend(self) -> np.ndarray:
+        """Blend all stacks' and other models' scores. Shape: -> (R, K)"""
+        alone = [i for i, member in enumerate(self.members) if member.stack is None]
+        usable = self.usable()
+        scores = [self.scores[i] for i in alone] + [part.blend() for part in self.parts]
+        done = [usable[i] for i in alone] + [np.any(part.done, axis=0) for part in self.parts]
+        weights = [self.weights[i] for i in alone] + [part.stack.weight for part in self.parts]
+        known = [self.shares[i] for i in alone] + [part.template_columns >= 0 for part in self.parts]
+        return blend_scores(scores, done, weights, self.priors, self.kind, np.stack(known))
 
 
 def make_rows(
-    stack: Stack | None,
+    stacks: Sequence[Stack],
     template: Template,
     plan: RowPlan,
     members: Sequence[EnsembleMember],
     blend: str,
     postprocess: PostprocessConfig | None = None,
 ) -> RowScores:
-    """Create the scores of all rows, for a stack or a blend. Errors: KitError for a stack of clips over window rows"""
-    if stack is None:
+    """Create the scores of all rows. Errors: KitError for a stack of clips over window rows"""
+    if not stacks:
         return RowScores(template, plan, members, blend, postprocess)
-    if stack.card.columns and plan.form == "window":
+    if plan.form == "window" and any(stack.card.columns for stack in stacks):
         raise KitError("this stack reads whole clips, the template asks for windows: use a class-mixer.")
-    return StackRows(stack, template, plan, members, postprocess)
+    return BlendOfStacks(stacks, template, plan, members, blend, postprocess)

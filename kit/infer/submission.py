@@ -68,7 +68,7 @@ class SubmitInputs:
     files: list[Path]
     names: list[str]
     models: list[ModelSpec]
-    stack: Stack | None
+    stacks: list[Stack]
     template: Template
     plan: RowPlan
     key: str
@@ -108,25 +108,24 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     files, others = scan_folder(options.audio)
     names = [path.relative_to(options.audio).as_posix() for path in files]
     skipped: dict[str, str] = {}
-    models, stack = open_models(options.checkpoints, options.blend, options.weights, skipped)
+    models, stacks = open_models(options.checkpoints, options.weights, skipped)
     if options.template:
         template = read_template(options.template)
     else:
         id_column = "fname" if options.rows in ("auto", "template") else "row_id"
         template = Template(id_column, tuple(names), common_classes([model.card for model in models]))
     if template.answer:
-        known = stack.card.classes if stack else common_classes([model.card for model in models])
+        known = stacks[0].card.classes if stacks else common_classes([model.card for model in models])
         template = with_classes(template, known)
-    if stack is None:
+    if not stacks:
         models = models_with_classes(models, template, skipped)
     for name, reason in skipped.items():
         job.note(f"{name} IS LEFT OUT: {reason}")
-    note_classes(job, template, models, stack)
+    note_classes(job, template, models, stacks)
     template, plan = choose_rows(job, template, files, names)
-    blend = stack.card.kind if stack else options.blend
     if options.postprocess.needs_windows and plan.form != "window":
         raise KitError(NO_WINDOWS)
-    check_steps(options, template, stack is not None)
+    check_steps(options, template, bool(stacks))
     n_rows = len(template.ids)
     without_file = plan.rows_without_file(template.ids)
     job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
@@ -138,21 +137,23 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     for text in plan_notes(plan):
         job.note(text)
     weights = [model.weight for model in models]
-    settings = (blend, options.overrides, options.postprocess, weights, template)
+    of_stacks = [(stack.weight, stack.digest) for stack in stacks]
+    settings = (options.blend, options.overrides, options.postprocess, weights, of_stacks, template)
     key = text_digest(str(settings), *names, "", *map(file_identity, files), "", *map(model_identity, models))
     builders = (options.networks or {}).values()
     key = text_digest(key, code_identity([*builders, *decoder_functions(options.decoders)]))
-    return SubmitInputs(files, names, models, stack, template, plan, key)
+    return SubmitInputs(files, names, models, stacks, template, plan, key)
 
 
 def note_classes(
-    job: SubmitJob, template: Template, models: Sequence[ModelSpec], stack: Stack | None
+    job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]
 ) -> None:
     """Note the template's classes that no model knows, or only some do.
 
     Errors: KitError for a blend that compares a row's classes, where models know different ones
     """
-    known_names = [stack.card.classes] if stack else [model.card.classes for model in models]
+    known_names = [stack.card.classes for stack in stacks]
+    known_names += [model.card.classes for model in models if model.stack is None]
     known = np.stack([class_columns(names, template.classes) for names in known_names]) >= 0
     by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
     if by_none:
@@ -200,7 +201,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     with job.watch.measure("models"):
         members = build_members(job, inputs, runtime, suspects)
     check_members(members, options.blend, inputs.plan)
-    rows = make_rows(inputs.stack, inputs.template, inputs.plan, members, options.blend, options.postprocess)
+    rows = make_rows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
     writer = SubmissionWriter(job, inputs.template)
     loader = SpectrogramLoader(
         inputs.files,
@@ -319,7 +320,7 @@ def build_members(
             with opened("model", [model.name]):
                 tagger = model.build(options.networks)
         except KitError as error:
-            if inputs.stack or len(inputs.models) == 1:
+            if model.stack is not None or len(inputs.models) == 1:
                 raise
             failures.append(str(error))
             job.note(f"{model.name} IS LEFT OUT: {error}")
@@ -334,7 +335,9 @@ def build_members(
         )
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
-        members.append(EnsembleMember(model.name, predictor, cache, model.weight, model.run, watch))
+        members.append(
+            EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch)
+        )
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():
@@ -383,7 +386,8 @@ def build_report(
         "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
         "audio_s": round(loader.audio_s, 3),
         "device": str(loader.device),
-        "blend": inputs.stack.card.kind if inputs.stack else job.options.blend,
+        "blend": job.options.blend,
+        "stacks": [stack.card.kind for stack in inputs.stacks],
         "postprocess": job.options.postprocess.to_dict(),
         "models": [member_report(member, inputs.names) for member in members],
         "seconds": {name: round(s, 3) for name, s in job.watch.seconds.items()},

@@ -14,11 +14,13 @@ from kit.audio.decode import decode_file
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.doctor import run_doctor
+from kit.infer.blend import blend_scores
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor, compute_spectrograms
 from kit.infer.stack import Stack, StackCard, clip_image, open_models
 from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
+from kit.models.archive import save_archive
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.own_network import wrap_network
 from kit.models.tagger import TaggerCard, build_tagger
@@ -128,7 +130,7 @@ def make_stack(runs, out, kind="class-mixer", audio=None, more=(), **words):
 
 def networks_of(path):
     """The state dicts of a stack's networks, by fold."""
-    return [network.state_dict() for network in open_models(path)[1].networks]
+    return [network.state_dict() for network in open_models(path)[1][0].networks]
 
 
 def windows_of(tagger, path):
@@ -141,7 +143,7 @@ def windows_of(tagger, path):
 
 def slow_prediction(path, clip):
     """Members' mean in each run, then the mean of the networks' sigmoids, of one clip. Shape: -> (K,)"""
-    models, made = open_models(path)
+    models, (made,) = open_models(path)
     of_runs = [[model.build() for model in models if model.run == run] for run in (0, 1)]
     if not made.card.columns:
         means = [
@@ -182,7 +184,7 @@ def test_each_fold_is_scored_by_its_own_network(runs, stacks):
         frame = pd.read_csv(result.folder / "oof.csv")
         assert list(frame) == ["fname", "fold", *CLASSES] and tuple(frame["fname"]) == NAMES
         x = np.stack([read_probs(run) for run in runs], axis=1)
-        networks = open_models(path)[1].networks
+        networks = open_models(path)[1][0].networks
         with torch.inference_mode():
             probs = [network(torch.from_numpy(x).float()).sigmoid().numpy() for network in networks]
         expected = np.where(np.array(FOLDS)[:, None] == 0, *probs)
@@ -203,7 +205,7 @@ def test_one_file_submits_by_itself_and_equals_its_slow_definition(kind, stacks,
     template = write_template(tmp_path / "t.csv", ids, classes)
     report = submit(path, audio, tmp_path / "out.csv", template, device="cpu", progress=False).report
     header, rows = read_scores(tmp_path / "out.csv")
-    assert header == ["fname", *classes] and report["blend"] == kind and len(report["models"]) == 6
+    assert header == ["fname", *classes] and report["stacks"] == [kind] and len(report["models"]) == 6
     for name in ids:
         np.testing.assert_allclose(rows[name], slow_prediction(path, audio / name)[[2, 0]], atol=2e-6)
     probs = predict_clips(path, [audio / name for name in ids], device="cpu")
@@ -290,7 +292,7 @@ def test_rows_of_windows_are_predicted_one_by_one(stacks, audio, tmp_path):
     template = write_template(tmp_path / "t.csv", ids, CLASSES)
     path = stacks["class-mixer"][0]
     submit(path, audio, tmp_path / "out.csv", template, device="cpu", progress=False)
-    models, made = open_models(path)
+    models, (made,) = open_models(path)
     per_run = [[], []]
     for model in models:
         save_tagger(tmp_path / "one.pt", model.build(None))
@@ -343,7 +345,7 @@ def test_classes_in_another_order_are_the_same_classes(runs, tmp_path):
     make_stack(runs, tmp_path / "other")
     pair = (networks_of(tmp_path / name / "stack.pt")[0] for name in ("one", "other"))
     assert same_bits(*pair)
-    assert open_models(tmp_path / "one/stack.pt")[1].card.classes == CLASSES
+    assert open_models(tmp_path / "one/stack.pt")[1][0].card.classes == CLASSES
 
 
 def test_a_logistic_stack_is_scikit_learn_s_regression_of_each_class(runs, stacks):
@@ -354,7 +356,7 @@ def test_a_logistic_stack_is_scikit_learn_s_regression_of_each_class(runs, stack
     logits = np.log(probs / (1 - probs))
     truth = random_targets()
     held_out = np.array(FOLDS) == 0
-    network = open_models(stacks["logistic"][0])[1].networks[0]
+    network = open_models(stacks["logistic"][0])[1][0].networks[0]
     with torch.inference_mode():
         predicted = network(torch.from_numpy(probs[held_out]).float()).sigmoid().numpy()
     for k in range(len(CLASSES)):
@@ -382,15 +384,33 @@ def test_the_doctor_shows_what_a_stack_holds(stacks):
     assert shown.count("max-pyramid") == 6 and "[5 two, fold 1]" in shown
 
 
-def test_a_stack_beside_others_or_blended_is_refused(stacks, runs, audio, tmp_path):
-    path = stacks["class-mixer"][0]
-    cases = (([path, runs[0] / "fold_0.pt"], {}), ([path], {"blend": "rank"}), ([path], {"weights": [1]}))
-    for items, options in cases:
-        with pytest.raises(KitError, match=r"is a stack, .* submit it alone"):
-            submit(items, audio, tmp_path / "o.csv", **options)
+@pytest.mark.parametrize("blend", ["mean", "geometric"])
+def test_a_stack_counts_as_one_model_in_a_blend(stacks, runs, audio, tmp_path, blend):
+    """Two stacks and a model, of weights 1, 2 and 4, against the blend of what each predicts alone."""
+    items = [stacks["class-mixer"][0], stacks["logistic"][0], runs[0] / "fold_0.pt"]
+    alone = [predict_clips(item, audio) for item in items]
+    both = predict_clips(items, audio, blend=blend, weights=[1, 2, 4])
+    columns = [[part.classes.index(name) for name in both.classes] for part in alone]
+    scores = [part.probabilities[:, of_part] for part, of_part in zip(alone, columns, strict=True)]
+    expected = blend_scores(scores, weights=[1, 2, 4], kind=blend)
+    np.testing.assert_allclose(both.probabilities, expected, atol=1e-6)
+
+
+def test_a_stack_that_was_trained_anew_is_another_job(stacks, audio, tmp_path):
+    path = tmp_path / "stack.pt"
+    shutil.copy(stacks["class-mixer"][0], path)
+    first = submit(path, audio, tmp_path / "o.csv", progress=False).report
+    content = torch.load(path, weights_only=True)
+    for network in content["networks"]:
+        network["mix.bias"] += 1
+    save_archive(path, content)
+    second = submit(path, audio, tmp_path / "o.csv", progress=False).report
+    assert first["job"] != second["job"] and first["stacks"] == ["class-mixer"]
+
+
+def test_a_stack_is_no_tagger(stacks):
     with pytest.raises(KitError, match="is a stack of many taggers, not one: give it to submit"):
-        load_tagger(path)
-    assert not (tmp_path / "o.csv").exists()
+        load_tagger(stacks["class-mixer"][0])
 
 
 def test_a_damaged_stack_is_one_error(stacks, audio, tmp_path):
