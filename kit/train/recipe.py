@@ -66,8 +66,10 @@ class SamplingConfig(Config):
     box_share: float = setting(
         0.5, "overlap with a box that labels a crop, as a share of the shorter of the two", low=0.01, high=1
     )
-    sample_by_probs: bool = setting(
-        False, "away from boxes, draw clips without labels, and windows, by the sum of their soft labels"
+    sample_by_probs: str = setting(
+        "none",
+        "what is drawn by the sum of its soft labels: windows away from boxes, or clips without labels, too",
+        choices=("none", "windows", "clips"),
     )
     rare_boost: float = setting(
         0.0, "extra augmentation of the rarest class (1: twice as often)", low=0, high=1e3

@@ -254,7 +254,7 @@ FREQ_COORD_SMALL = """
     network={"family":"max-pyramid","width":12} wave_augment={} batch_size=16 sampling.steps=50 epochs=12
     validate_every=12 optim.lr_start=3e-3 optim.lr_peak=3e-3 self_training.iterations=2
     mixup.labels=union self_training.prior_shift=true self_training.teachers=3
-    sampling.sample_by_probs=true
+    sampling.sample_by_probs=windows
 """
 
 
@@ -367,7 +367,7 @@ VARIANTS = {
     "sed-rounds": (
         "sed",
         'self_training.iterations=1 self_training.methods=["windows"] self_training.hop_s=5 '
-        "sampling.sample_by_probs=true",
+        "sampling.sample_by_probs=windows",
     ),
     "sed-20s": (
         "sed",

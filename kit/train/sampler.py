@@ -85,7 +85,7 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
     if box is not None and clips.boxes is not None:
         box_s = clips.boxes.begin_s[box], clips.boxes.end_s[box]
         begin_s = crop_at_box(*box_s, n_steps / steps_per_s, crop_s, generator)
-    elif recipe.sampling.sample_by_probs and soft is not None and clips.has_windows(name):
+    elif recipe.sampling.sample_by_probs != "none" and soft is not None and clips.has_windows(name):
         windows = soft.rows[name]
         # The small constant lets clips whose soft labels are all zero be drawn, too.
         cumulative = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6).cumsum()
@@ -117,16 +117,16 @@ def seconds_by_row(clips: Dataset) -> np.ndarray:
 
 
 def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    """With sample_by_probs, sum over classes the greatest soft label of each clip without known labels, 1 on average.
+    """The sum over classes of each clip's greatest soft label, 1 on average, for drawing clips without labels by it.
 
-    It is 1 for all other clips.
+    It is 1 for clips with a known label, and for all unless sample_by_probs="clips".
     Shape:  -> (n,)
     Source: first place, BirdCLEF 2025 (recordings drawn by that sum)
     """
     sums = np.ones(len(clips))
     rows = [row for row in np.flatnonzero(~clips.has_label) if clips.has_windows(clips.names[row])]
     soft = clips.soft_labels
-    if recipe.sampling.sample_by_probs and soft is not None and rows:
+    if recipe.sampling.sample_by_probs == "clips" and soft is not None and rows:
         greatest = [soft.targets[soft.rows[clips.names[row]]].max(axis=0) for row in rows]
         of_rows = np.nansum(greatest, axis=1) + 1e-6
         sums[rows] = of_rows / of_rows.mean()

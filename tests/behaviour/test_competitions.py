@@ -34,7 +34,7 @@ TINY_TEXT = """
 TINY = TINY_TEXT.split()
 ROUND_TEXT = """
     self_training.iterations=1 self_training.methods=["windows"] self_training.hop_s=5
-    sampling.sample_by_probs=true
+    sampling.sample_by_probs=windows
 """
 ROUND = ROUND_TEXT.split()
 

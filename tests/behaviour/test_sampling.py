@@ -326,7 +326,7 @@ def test_a_crop_s_labels_are_those_of_the_part_that_was_cut():
 
 
 def test_crops_by_probability_are_centred_on_windows_in_proportion_to_their_soft_labels():
-    """Clips without soft labels, and all clips unless sample_by_probs is set, are cut anywhere."""
+    """Clips without soft labels, and all clips without sample_by_probs, are cut anywhere."""
     begin_s = np.arange(4.0)
     sums = np.array([0.0, 0.3, 0.0, 0.9])
     targets = np.stack([sums, np.full(4, np.nan), np.zeros(4)], axis=1)
@@ -341,11 +341,11 @@ def test_crops_by_probability_are_centred_on_windows_in_proportion_to_their_soft
                 centres[row].append(float(crop[0].mean()) / FRAMES_PER_S)
         return np.array(centres[0]), np.array(centres[1])
 
-    soft, plain = crop_centres(by_probs=True)
+    soft, plain = crop_centres("windows")
     assert np.abs(soft - np.where(soft < 2.5, 1.5, 3.5)).max() < 0.05
     assert (soft > 2.5).mean() == pytest.approx(0.75, abs=0.06)
     assert np.std(plain) > 0.8 and plain.min() < 0.5 and plain.max() > 3.5
-    assert np.std(crop_centres(by_probs=False)[0]) > 0.8
+    assert np.std(crop_centres("none")[0]) > 0.8
 
 
 def mixed_clips():
@@ -364,16 +364,17 @@ def mixed_clips():
 
 
 def test_clips_without_labels_are_drawn_by_the_sum_of_their_greatest_soft_labels():
-    chances = draw_chances(mixed_clips(), recipe_with(sample_by_probs=True))
+    chances = draw_chances(mixed_clips(), recipe_with(sample_by_probs="clips"))
     np.testing.assert_allclose(chances, np.array([1, 1, 1, 1, 0, 1, 1, 2]) / 8, atol=1e-5)
-    assert draw_chances(mixed_clips(), recipe_with()) is None
+    for what in ("none", "windows"):
+        assert draw_chances(mixed_clips(), recipe_with(sample_by_probs=what)) is None
 
 
 @pytest.mark.parametrize("domain", ["energy", "spec"])
 def test_with_pseudo_p_clips_without_labels_are_only_mixed_into_labelled_ones(domain):
     """Their labels are united. Without mixing, at the end of a training, only labelled crops are left."""
     clips = mixed_clips()
-    recipe = recipe_with(sample_by_probs=True, steps=200)
+    recipe = recipe_with(sample_by_probs="clips", steps=200)
     mixup = [
         "mixup.pseudo_p=0.75",
         f"mixup.domain={domain}",

@@ -35,6 +35,7 @@ ARMS = {
     "sed-rounds and steps": (None, "sed-rounds"),
 }
 OPTIONS = {
+    "by sum": ["sampling.sample_by_probs=clips"],
     "powers": ["self_training.iterations=2", "self_training.powers=[1,1.5]"],
     "mixed in": ["mixup.pseudo_p=0.5"],
     "teacher": [],  # the arm max-pyramid-mel of the same seed labels, too
