@@ -159,7 +159,7 @@ class InferenceConfig(Config):
     def inputs(self, frames: int, frames_per_s: float) -> list[tuple[Span, list[Span]]]:
         """Return the parts of a clip that the network reads, each with the spans whose logits it computes.
 
-        In mode frames these are the windows whose centres are nearest to the part's own.
+        In mode frames these are the windows with the nearest centres.
         Units:  frames
         Errors: KitError for windows longer than max_frames in mode frames
         """

@@ -41,7 +41,9 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
 
 
 def normalize_by_windows(frontend: Frontend, spec: Tensor, spans: Sequence[Span]) -> Tensor:
-    """Normalize a spectrogram as its windows would be: each frame gets the mean of what they make of it.
+    """Normalize each window of a spectrogram, and average a frame over the windows that hold it.
+
+    A network that was trained on normalized windows is lost on a clip that was normalized as a whole.
 
     Shape:  (M, N), spans that cover N -> (M, N)
     """
@@ -84,8 +86,8 @@ class Predictor:
     """Runs a tagger on a device.
 
     It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
-    chosen here. With `fuse`, at the first batch, a copy of the network takes its place whose batch norms are fused
-    into its convolutions: later training would not change it. `fusion` says what was fused.
+    chosen here. With `fuse`, the first batch fuses batch norms into convolutions, in a copy that no later training
+    changes; `fusion` says what was fused.
     """
 
     def __init__(
@@ -133,12 +135,9 @@ class Predictor:
         inputs_of_clip = [self.inference.inputs(spec.shape[-1], frames_per_s) for spec in specs]
         pools_maps = self.inference.mode == "frames"
         if pools_maps and frontend.config.reference == "window":
-            # A network that was trained on normalized windows is lost on a clip that was normalized as a whole.
-            pairs = zip(specs, inputs_of_clip, strict=True)
-            specs = [
-                normalize_by_windows(frontend, spec, [span for _, spans in inputs for span in spans])
-                for spec, inputs in pairs
-            ]
+            spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
+            pairs = zip(specs, spans_of_clip, strict=True)
+            specs = [normalize_by_windows(frontend, spec, spans) for spec, spans in pairs]
         inputs = [(clip, *one) for clip, of_clip in enumerate(inputs_of_clip) for one in of_clip]
         lengths = [self.inference.input_frames(part, self.tagger.min_frames) for _, part, _ in inputs]
         logits: list[np.ndarray | None] = [None] * len(inputs)

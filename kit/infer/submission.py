@@ -330,9 +330,8 @@ def build_members(
             settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
             digest = text_digest(digests[model.path], code_identity(code), *settings)[:16]
             cache_path = job.state_folder / f"{model.path.stem}_{digest}.npz"
-        predictor = Predictor(
-            tagger, runtime.device, options.batch_frames, options.precision, inference, fuse=True
-        )
+        sizes = options.batch_frames, options.precision
+        predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
         members.append(

@@ -255,11 +255,12 @@ def test_given_prevalences_are_measured_out_of_fold_with_each_folds_training_pre
     assert variant.name == "prevalences" and variant.score == pytest.approx(lwlrap(result.truth, shifted))
 
 
+@pytest.mark.parametrize("mode", ["windows", "frames"])
 def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
-    data: tuple[Path, Path], runs: list[Path]
+    data: tuple[Path, Path], runs: list[Path], mode: str
 ) -> None:
     before = (runs[0] / "oof.csv").read_bytes()
-    ways: dict[str, Any] = {"mode": "windows", "window_s": 0.3, "hop_s": 0.15, "pool": ["mean", "max"]}
+    ways: dict[str, Any] = {"mode": mode, "window_s": 0.3, "hop_s": 0.15, "pool": ["mean", "max"]}
     result = predict_oof(runs[0], data[1], **ways, **QUIET)
     assert (runs[0] / "oof.csv").read_bytes() == before, "oof.csv holds the run's own way"
     variants = result.variants
@@ -270,7 +271,7 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
         for fold in (0, 1):
             rows = np.flatnonzero(result.folds == fold)
             tagger = load_tagger(runs[0] / f"fold_{fold}.pt")
-            inference = replace(tagger.card.inference, mode="windows", window_s=0.3, hop_s=0.15, pool=pool)
+            inference = replace(tagger.card.inference, mode=mode, window_s=0.3, hop_s=0.15, pool=pool)
             paths = [data[1] / result.names[row] for row in rows]
             probs[rows] = predict_clips(tagger, paths, inference=inference, device="cpu").probabilities
         scores.append(probs)
