@@ -207,7 +207,7 @@ TWO_STAGE = Recipe(
 # A random ResNet-18 learns little in so few steps.
 TWO_STAGE_SMALL = """
     network={"family":"max-pyramid","width":16,"head":{"pool":"mean-max"}} frontend.image_size=[64,64]
-    image_sizes=[[32,32],[48,48],[64,64]] epochs=22 batch_size=16 validate_every=22 optim.layer_decay=1
+    image_sizes=[[32,32],[48,48],[64,64]] epochs=40 batch_size=16 validate_every=40 optim.layer_decay=1
     optim.lr_start=2e-4 optim.lr_peak=5e-3 mixup.p=0.5 mixup.beta=0.4 mixup.domain=spec mixup.convex=true
     mixup.labels=weighted
 """
@@ -295,8 +295,8 @@ FREQ_CROP_SMALL = """
     frontend.channels=["log","coordinate01"] frontend.normalize=none frontend.log=ln frontend.top_db=null
     network={"family":"freq-crop","form":"pooled","head":{"pool":"max"},"backbone":{"family":"max-pyramid","width":16,"blocks":4}}
     inference.mode=windows inference.window_s=3.0 inference.hop_s=1.5
-    wave_augment={} mixup.domain=energy crop_s=3.0 batch_size=16 sampling.steps=25 epochs=16
-    no_augment_epochs=2 validate_every=16 optim.lr_start=3e-3 optim.lr_peak=3e-3 self_training.iterations=0
+    wave_augment={} mixup.domain=energy crop_s=3.0 batch_size=16 sampling.steps=25 epochs=32
+    no_augment_epochs=2 validate_every=32 optim.lr_start=3e-3 optim.lr_peak=3e-3 self_training.iterations=0
 """
 
 
