@@ -33,19 +33,25 @@ def choose_rows(
     rows = job.options.rows
     identities = file_identities(files)
     plan = plan_rows(template.ids, names, identities)
-    ends_s = [end_s for _, end_s in map(split_window, template.ids)]
+    stems, ends_s = zip(*map(split_window, template.ids), strict=True) if template.ids else ((), ())
     is_stub = 0 < len(template.ids) <= MAX_STUB_ROWS and None not in ends_s and not template.cells
     is_stub = is_stub and bool(files) and not plan.rows_of
     if rows == "template" or (rows == "auto" and not is_stub):
         return template, plan
-    row_s = window_seconds(template.ids) if rows == "auto" else parse_duration(rows)
+    if rows == "auto":
+        row_s = RowPlan("window", tuple(map(stems.index, stems)), ends_s, ()).period_s or 0.0
+        if not row_s > 0:
+            cure = "give rows, e.g. --rows 5s"
+            raise KitError(f"the id {template.ids[0]!r} does not tell how long a row is: {cure}.")
+    else:
+        row_s = parse_duration(rows)
     first_s = 0.0 if 0 in ends_s else row_s
     counts = count_windows(job, files, row_s)
-    stems = [Path(name).stem for name in names]
-    if len(set(stems)) < len(stems):
-        stems = [name.rpartition(".")[0] or name for name in names]
+    new_stems = [Path(name).stem for name in names]
+    if len(set(new_stems)) < len(new_stems):
+        new_stems = [name.rpartition(".")[0] or name for name in names]
     ids = []
-    for stem, count in zip(stems, counts, strict=True):
+    for stem, count in zip(new_stems, counts, strict=True):
         ids += [f"{stem}_{first_s + window * row_s:g}" for window in range(count)]
     if is_stub:
         job.note(
@@ -55,19 +61,6 @@ def choose_rows(
         )
     template = replace(template, ids=tuple(ids))
     return template, plan_rows(template.ids, names, identities)
-
-
-def window_seconds(ids: Sequence[str]) -> float:
-    """Return the seconds of a window from ids <stem>_<end second>: the least distance in a stem, else the least end."""
-    ends_of: dict[str, list[float]] = {}
-    for name in ids:
-        stem, end_s = split_window(name)
-        ends_of.setdefault(stem, []).append(end_s or 0.0)
-    gaps = [abs(b - a) for ends in ends_of.values() for a in ends for b in ends if a != b]
-    row_s = min(gaps or [end for ends in ends_of.values() for end in ends])
-    if not row_s > 0:
-        raise KitError(f"the id {ids[0]!r} does not tell how long a row is: give rows, e.g. --rows 5s.")
-    return row_s
 
 
 def count_windows(job: SubmitJob, files: Sequence[Path], row_s: float) -> list[int]:
