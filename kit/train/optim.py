@@ -38,7 +38,6 @@ class OptimConfig(Config):
     )
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
     clip_norm: float = setting(10.0, "highest norm of the gradient; larger ones are scaled down", low=1e-6)
-    accumulate: int = setting(1, "number of batches whose gradients make one step", low=1)
     layer_decay: float = setting(
         1.0,
         "learning rate of the first layers relative to that of the last, geometric between",

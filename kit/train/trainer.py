@@ -74,7 +74,6 @@ class Trainer:
         self.network: nn.Module = tagger.network.to(device)
         self.layout = memory_format_of(self.network)
         self.steps = batches_per_epoch(clips, recipe)
-        self.optimizer_steps = math.ceil(self.steps / recipe.optim.accumulate)
         self.amp = recipe.amp and device.type == "cuda"
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
@@ -82,7 +81,7 @@ class Trainer:
         self.losses = source_losses(recipe)
         self.uses_noisy_head = [source["head"] == "noisy" for source in recipe.sources.values()]
         self.optimizer = build_optimizer(recipe.optim, self.network)
-        self.schedule = build_schedule(recipe.optim, self.optimizer, recipe.epochs * self.optimizer_steps)
+        self.schedule = build_schedule(recipe.optim, self.optimizer, recipe.epochs * self.steps)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.seconds: list[float] = []
@@ -138,17 +137,11 @@ class Trainer:
         self.network.train()
         if self.frozen_backbone is not None:
             self.frozen_backbone.eval()
-        accumulate = recipe.optim.accumulate
         total_loss = 0.0
         with self.seeded() as generator:
-            self.optimizer.zero_grad(set_to_none=True)
             batches = draw_batches(self.clips, recipe, self.tagger.frontend, generator)
             for step, batch in enumerate(batches):
-                # The last optimiser step of an epoch may have fewer batches.
-                first = step - step % accumulate
-                n_batches = min(accumulate, self.steps - first)
-                is_last = step == first + n_batches - 1
-                loss = self.train_step(batch, generator, is_last, n_batches)
+                loss = self.train_step(batch, generator)
                 if not math.isfinite(loss):
                     names = ", ".join(self.clips.names[row] for row in batch.rows[:8])
                     raise KitError(
@@ -164,10 +157,8 @@ class Trainer:
         self.seconds.append(time.perf_counter() - start)
         return {"epoch": self.epoch, "loss": total_loss / self.steps, "lr": lr}
 
-    def train_step(
-        self, batch: Batch, generator: torch.Generator, is_last: bool = True, n_batches: int = 1
-    ) -> float:
-        """Add the gradient of one of `n_batches`, and step the optimiser at the last. Returns the batch's loss."""
+    def train_step(self, batch: Batch, generator: torch.Generator) -> float:
+        """Step the optimiser along the gradient of a batch. Returns the batch's loss."""
         optim = self.recipe.optim
         plain = self.epoch >= self.recipe.epochs - self.recipe.no_augment_epochs
         inputs, targets, soft = self.make_inputs(batch, generator, plain)
@@ -175,17 +166,16 @@ class Trainer:
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             output = self.forward(inputs)
         loss = self.loss(output, targets, soft, batch)
-        torch.autograd.backward(self.scaler.scale(loss / n_batches))
-        if is_last:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            if optim.schedule != "plateau":
-                self.schedule.step()
-            if self.averaged and optim.average == "ema":
-                self.averaged.update_parameters(self.network)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if optim.schedule != "plateau":
+            self.schedule.step()
+        if self.averaged and optim.average == "ema":
+            self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
     def make_inputs(

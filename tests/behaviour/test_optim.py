@@ -18,7 +18,6 @@ from kit.train.dataset import Dataset
 from kit.train.fold_training import new_tagger
 from kit.train.optim import OptimConfig, build_optimizer, build_schedule, layer_groups
 from kit.train.recipe import Recipe
-from kit.train.sampler import draw_batches
 from kit.train.trainer import Trainer
 from tests.behaviour.training import whole_clips
 
@@ -192,45 +191,14 @@ def test_learning_rates_that_do_not_rise_and_fall_are_refused():
         OptimConfig(lr_start=1.0)
 
 
-def test_accumulated_batches_move_the_weights_as_one_large_batch_does():
-    plain = ["network.head.dropout=0", "mixup.p=0", "loss=bce", "optim.kind=sgd", "optim.schedule=constant"]
-    small = new_trainer(TINY.override([*plain, "batch_size=2", "optim.accumulate=3"]))
-    large = new_trainer(TINY.override([*plain, "batch_size=6"]))
-    for trainer in (small, large):
-        for module in trainer.network.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.eval()
-    batch = next(draw_batches(large.clips, large.recipe, large.tagger.frontend, torch.Generator()))
-    for k in range(3):
-        part = type(batch)(*(column[2 * k : 2 * k + 2] for column in batch))
-        small.train_step(part, torch.Generator(), k == 2, 3)
-        assert (k < 2) == (not small.optimizer.state)
-    large.train_step(batch, torch.Generator())
-    for one, other in zip(small.network.parameters(), large.network.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("accumulate, clips, steps", [(2, 6, 2), (2, 12, 3), (4, 12, 2), (5, 16, 2)])
-def test_an_epoch_ends_with_a_step_and_the_schedule_with_the_last_one(tmp_path, accumulate, clips, steps):
-    """With two clips in a batch, the last step of an epoch may have fewer batches, and takes their mean."""
-    settings = [f"optim.accumulate={accumulate}", "batch_size=2", "epochs=3", "no_augment_epochs=0"]
-    trainer = new_trainer(TINY.override(settings), noise_data(2 * clips))
-    rates, calls = [], []
+def test_the_schedule_begins_with_the_first_step_and_ends_with_the_last_one(tmp_path):
+    trainer = new_trainer(TINY.override(["batch_size=2", "epochs=3", "no_augment_epochs=0"]), noise_data(12))
+    rates = []
     trainer.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
-    train_step = trainer.train_step
-
-    def recorded(batch, generator, last, of):
-        calls.append((last, of))
-        return train_step(batch, generator, last, of)
-
-    trainer.train_step = recorded
     train_to_end(trainer, tmp_path)
-    assert len(rates) == 3 * steps
+    assert len(rates) == 3 * trainer.steps
     assert rates[0] == pytest.approx(trainer.recipe.optim.lr_start)
     assert rates[-1] == pytest.approx(trainer.recipe.optim.lr_end)
-    n_batches = clips // 2
-    sizes = [min(accumulate, n_batches - k * accumulate) for k in range(steps)]
-    assert calls == [(j + 1 == size, size) for size in sizes for j in range(size)] * 3
 
 
 def test_ema_equals_its_definition(tmp_path):
@@ -309,7 +277,6 @@ class Killed(Exception):
 SETTINGS = {
     "ema": ["optim.average=ema", "optim.ema_decay=0.9"],
     "swa": ["optim.average=swa", "optim.swa_share=0.6"],
-    "accumulate": ["optim.accumulate=2", "batch_size=2"],
     "plateau": ["optim.schedule=plateau", "optim.patience=0"],
     "steps": ["optim.schedule=steps"],
     "cosine": ["optim.schedule=cosine", "optim.kind=nadam"],
