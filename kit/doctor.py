@@ -15,6 +15,8 @@ from kit.core.clock import parse_duration
 from kit.core.errors import KitError
 from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, pick_device
 from kit.core.worker import source_file, source_root
+from kit.infer.planner import measure_cost
+from kit.infer.predictor import Predictor
 from kit.infer.stack import ModelSpec, open_models
 from kit.models.checkpoint import find_checkpoints
 from kit.models.tagger import Tagger, TaggerCard
@@ -36,7 +38,7 @@ def run_doctor(
     """
     lines = describe_machine()
     paths = find_checkpoints(checkpoints) if checkpoints else []
-    cards: list[TaggerCard] = []
+    usable: list[ModelSpec] = []
     unusable = 0
     for path in paths:
         try:
@@ -52,9 +54,9 @@ def run_doctor(
                 f"{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:"
             )
         lines += descriptions
-        cards += [model.card for model in models]
+        usable += models
     if audio is not None:
-        lines.append(describe_job(Path(audio), cards, deadline))
+        lines.append(describe_job(Path(audio), usable, deadline))
     if unusable:
         print(*lines, sep="\n", flush=True)
         raise KitError(f"{unusable} of {len(paths)} checkpoints cannot be used; the reasons are above.")
@@ -82,8 +84,8 @@ def describe_machine() -> list[str]:
     return lines
 
 
-def describe_job(audio: Path, cards: Sequence[TaggerCard], deadline: str | None) -> str:
-    """Return a line on how much audio there is, and how long the networks should need for it."""
+def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None) -> str:
+    """Return a line on how much audio there is, and how long the models need for it, as measured here."""
     files, others = scan_folder(audio)
     durations_s = [header_duration_s(path) for path in files]
     audio_s = sum(seconds or 0.0 for seconds in durations_s)
@@ -92,19 +94,23 @@ def describe_job(audio: Path, cards: Sequence[TaggerCard], deadline: str | None)
         line += f" without {durations_s.count(None)} files whose headers state no length"
     if others:
         line += f", {len(others)} files passed over, as they are no audio, e.g. {others[0].name!r}"
-    device = pick_device()[0].type
-    is_measured = [card.cost is not None and card.cost_device == device for card in cards]
-    if not cards or not all(is_measured):
-        return f"{line}; the time cannot be estimated, as no checkpoint's speed was measured on {device}"
-    needed_s = audio_s * sum(card.cost or 0.0 for card in cards)
-    line += (
-        f"; the networks should need {needed_s:.0f} s, if this {device} is as fast as that of the training"
-    )
+    if not models:
+        return line
+    device = pick_device()[0]
+    # Own networks need their code, which is not here.
+    known = [model for model in models if not is_custom(model.card)]
+    needed_s = audio_s * sum(measure_cost(Predictor(model.build(), device, fuse=True)) for model in known)
+    line += f"; {len(known)} of {len(models)} models, measured on this {device.type}, need {needed_s:.0f} s"
     if deadline is None:
         return line
     # Decoding, start-up and slower neighbours take time too.
     fits = needed_s * 1.3 + 10 < parse_duration(deadline)
     return f"{line}: {'fits' if fits else 'DOES NOT FIT'} into {deadline}, with a margin of 30 % and 10 s"
+
+
+def is_custom(card: TaggerCard) -> bool:
+    """Return whether a tagger's network is the user's own."""
+    return str(card.network.get("family")).startswith("custom:")
 
 
 def package_version(name: str) -> str:
@@ -117,8 +123,8 @@ def package_version(name: str) -> str:
 def describe_model(model: ModelSpec) -> str:
     """Return a line on a model; build its network to see whether its tensors fit, if its code is there."""
     card = model.card
-    family = str(card.network.get("family"))
-    if not family.startswith("custom:"):
+    family = card.network.get("family")
+    if not is_custom(card):
         model.build()
     tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6

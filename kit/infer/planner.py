@@ -14,7 +14,7 @@ from kit.infer.predictor import Predictor, compute_spectrograms
 
 SAMPLE_S = 5.0
 MEASURING_SHARE = 0.05  # of the time left
-LEAST_LEFT_S = 10.0  # with less time left nothing is measured
+LEAST_LEFT_S = 10.0
 GOOD_MARGIN = 0.05  # a score this far below the best is still good
 
 
@@ -37,11 +37,9 @@ def measure_costs(members: Sequence[EnsembleMember], budget: TimeBudget) -> None
     """Measure every model's `cost`, small models first and equal ones once.
 
     The cost is infinite for a model that fails, and for the largest ones where measuring takes too long. With little
-    time left, it is the one that the checkpoint states.
+    time left nothing is measured.
     """
     if budget.deadline.left_s() < LEAST_LEFT_S:
-        for member in members:
-            member.cost = member.card.cost or 0.0
         return
     sizes = [sum(x.numel() for x in member.tagger.network.parameters()) for member in members]
     cost_of_kind: dict[str, float] = {}

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from kit.core.config import setting
-from kit.core.errors import KitError
 from kit.models.heads import HEAD_HELP, HeadConfig
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input
 
@@ -17,15 +16,10 @@ class PyramidConfig(NetworkConfig):
     """Size of a max-pyramid; the defaults are the published network of 9.25 M weights."""
 
     dims: int = setting(2, "2: convolve frequency and time; 1: time, bins are channels", choices=(1, 2))
-    blocks: int = setting(5, "number of blocks; each halves its map", low=1, high=8)
+    blocks: int = setting(5, "number of blocks; each halves its map", low=2, high=8)
     width: int = setting(100, "channels of the first block", low=4, high=2**16)
     growth: float = setting(1.5, "factor on the channels from block to block", low=1, high=4)
-    pooled_from: int = setting(1, "first block, counted from 0, whose map the head reads", low=0, high=7)
     head: HeadConfig = setting(HeadConfig("max", hidden=None, norm_first=True, dropout=0.5), HEAD_HELP)
-
-    def check(self) -> None:
-        if self.pooled_from >= self.blocks:
-            raise KitError(f"pooled_from must be below blocks ({self.blocks}), got {self.pooled_from}.")
 
 
 LAYERS_OF_DIMS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d), 2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)}
@@ -70,7 +64,7 @@ def pyramid_block(dims: int, width_in: int, width: int) -> nn.Sequential:
 
 
 class MaxPyramid(Backbone):
-    """Blocks that each halve their map; the head reads the maps from block `pooled_from` on.
+    """Blocks that each halve their map; the head reads the maps from the second on.
 
     Shape:  spec (B, C, M, N) -> maps (B, D, [M',] N'), N' = N / 4, N / 8, ... rounded up, for any N >= 1
     Source: third place, Freesound Audio Tagging 2019; its recurrent variant has head.recurrent=gru
@@ -87,8 +81,8 @@ class MaxPyramid(Backbone):
         self.blocks = nn.ModuleList(
             pyramid_block(settings.dims, before, width) for before, width in pairwise([width_in, *widths])
         )
-        self.widths = widths[settings.pooled_from :]
-        self.strides = [2 ** (k + 1) for k in range(settings.pooled_from, settings.blocks)]
+        self.widths = widths[1:]
+        self.strides = [2 ** (k + 1) for k in range(1, settings.blocks)]
 
     def forward(self, spec: Tensor) -> Maps:
         # Batch norm over one or two channels is many times faster in the contiguous layout.
@@ -97,4 +91,4 @@ class MaxPyramid(Backbone):
         for block in self.blocks:
             x = block(x)
             maps.append(x)
-        return Maps(maps[self.settings.pooled_from :])
+        return Maps(maps[1:])

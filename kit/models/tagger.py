@@ -44,10 +44,6 @@ class TaggerCard(Config):
     held_out: str = setting("", "digest of that fold's clip names")
     seed: int = setting(0, "seed of its training", low=-(2**63), high=2**64)
     oof_score: float | None = setting(None, "the recipe's metric on that fold", low=-1e9, high=1e9)
-    cost: float | None = setting(
-        None, "measured seconds of network time per second of audio", low=0, high=1e9
-    )
-    cost_device: str = setting("", "the device where the cost was measured")
     recipe: dict[str, Any] = setting({}, "the recipe of its training")
     train_prevalences: tuple[float, ...] = setting(
         (), "share of true labels among those drawn in training, by class", low=0, high=1e6

@@ -54,18 +54,14 @@ def new_tagger(
 def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset) -> OofPredictions:
     """Predict and score a fold's held-out clips with the network's weights as they are.
 
-    Writes output, calibration, score and cost into the tagger's card.
+    Writes output, calibration and score into the tagger's card.
     """
     tagger = trainer.tagger
     rows = data.held_out(trainer.fold)
     clips = data.select(rows)
     tagger.card = replace(tagger.card, output=trainer.recipe.output, calibration=None)
-    start = time.perf_counter()
     recordings = {clips.names[row]: data.recordings[clips.names[row]] for row in clips.spectrograms}
     outputs = predictor.predict(list(recordings.values()))
-    seconds = sum(spec.shape[-1] for spec in recordings.values()) / tagger.card.frontend.frames_per_s
-    cost = (time.perf_counter() - start) / seconds
-    tagger.card = replace(tagger.card, cost=round(cost, 6), cost_device=trainer.device.type)
     held = HeldOut(tagger, rows, clips.names, clips.stretches, clips.truth)
     of_clips = {name: output for name, output in zip(recordings, outputs, strict=True) if output is not None}
     logits = split_rows(of_clips, clips.names, clips.stretches, tagger.card.frontend.frames_per_s)

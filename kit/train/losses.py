@@ -137,12 +137,6 @@ def soft_bootstrap_loss(
     return mean_over_known(bce_of_labels(logits, targets), known | selected)
 
 
-def mse_loss(logits: Tensor, targets: Tensor) -> RowLoss:
-    """Compute the squared error of the probabilities. Shape: logits and targets (B, K) -> RowLoss"""
-    logits, targets, known = widen_for_loss(logits, targets)
-    return mean_over_known((logits.sigmoid() - targets).square(), known)
-
-
 def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     """Compute log-sum-exp pairwise loss: log(1 + sum over known i, j of max(0, t_i - t_j) exp(s_j - s_i)).
 
@@ -254,7 +248,6 @@ LOSSES: dict[str, RowLossFunction] = {
     "lsep": lsep_loss,
     "focal": focal_loss,
     "bootstrap": soft_bootstrap_loss,
-    "mse": mse_loss,
     "soft-auc": soft_auc_loss,
     "cross-entropy": cross_entropy_loss,
 }

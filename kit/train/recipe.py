@@ -53,7 +53,6 @@ class SamplingConfig(Config):
     balance: str = setting(
         "none", "draw all classes equally often, by clips or by seconds", choices=("none", "clips", "seconds")
     )
-    sample_by_weight: bool = setting(False, "clips' weights are chances to be drawn, not factors of the loss")
     box_p: float = setting(
         0.5, "chance to cut a crop at a box, if the recording has soft labels; else always", low=0, high=1
     )

@@ -146,7 +146,7 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     sources = source_numbers(clips.sources, recipe)
     by_source = len(np.unique(sources)) > 1 and any(share is not None for share in shares)
     chances = sums_of_probs(clips, recipe)
-    by_chance = by_source or config.sample_by_weight or (chances != 1).any()
+    by_chance = by_source or (chances != 1).any()
     if config.steps is None and config.balance == "none" and not by_chance:
         return None
     if clips.boxes is not None and config.true_p is None and clips.soft_labels is None:
@@ -154,8 +154,6 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     if config.balance != "none":
         amounts = seconds_by_row(clips) if config.balance == "seconds" else np.ones(len(clips))
         chances = chances * rarity(clips.targets, amounts) * amounts
-    if config.sample_by_weight:
-        chances = chances * clips.weights
     if by_source:
         # Each source's chances are scaled to a total of its share, or of its share of the rows.
         totals = np.bincount(sources, chances, len(shares))
@@ -241,8 +239,6 @@ def draw_batches(
     cutter: Any = RawWaveforms(recipe.frontend) if recipe.needs_waveforms else frontend
     sources = source_numbers(clips.sources, recipe)
     factors = augment_factors(clips, config.rare_boost)
-    # With sample_by_weight, the weights are used already, as chances.
-    weights = np.ones_like(clips.weights) if config.sample_by_weight else clips.weights
     has_label = clips.has_label
     partner_chances = torch.from_numpy(sums_of_probs(clips, recipe) * ~has_label)
     partner_p = recipe.mixup.pseudo_p if not has_label.all() else 0.0
@@ -279,7 +275,7 @@ def draw_batches(
             soft=torch.from_numpy(np.stack(soft_labels)),
             mixed_into=mixed_into,
             has_label=torch.from_numpy(has_label[rows]),
-            weights=torch.from_numpy(weights[rows]),
+            weights=torch.from_numpy(clips.weights[rows]),
             sources=torch.from_numpy(sources[rows]),
             augment_factor=torch.from_numpy(factors[[*rows, *partners]]).float(),
             band_rows=torch.tensor(band_rows[: len(rows)]),

@@ -40,7 +40,7 @@ def read_init(path: Path) -> InitModel:
     if isinstance(content, dict) and {"format", "card"} <= content.keys():
         checkpoint = open_checkpoint(path)
         card = checkpoint.card
-        # Not the file's digest: a run that is continued measures its costs anew and writes them into the card.
+        # Not the file's digest: `oof` writes calibration and score into the card.
         digest = content_digest(json.dumps(card.classes), checkpoint.tensors)
         return InitModel(path, checkpoint.tensors, digest, card.classes, card.held_out)
     return InitModel(path, strip_prefixes(find_state(str(path), content)), file_digest(path))

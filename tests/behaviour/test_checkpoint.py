@@ -39,8 +39,6 @@ def small_card(**changes):
         "held_out": "abc",
         "seed": 5,
         "oof_score": 0.8125,
-        "cost": 0.0017,
-        "cost_device": "cpu",
         "recipe": {"name": "own", "epochs": 3},
     }
     return TaggerCard(**(settings | changes))
@@ -281,7 +279,7 @@ HOSTILE_CARDS = {
     "many resolutions": ({"frontend": {"resolutions": [[256, 128]] * 17}}, "at most 16 items, got 17"),
     "a large image": ({"frontend": {"image_size": [2**20, 2**20]}}, "image_size must be at most"),
     "many classes": ({"classes": list(map(str, range(100_001)))}, "at most 100000 items, got 100001"),
-    "a long name": ({"cost_device": "x" * 20_000}, "at most 10000 characters, got 20000"),
+    "a long name": ({"held_out": "x" * 20_000}, "at most 10000 characters, got 20000"),
     "a huge integer": ({"seed": 10**4000}, "seed must be at most"),
     "a huge integer as a float": ({"frontend": {"mean": 10**4000}}, "mean must be at most"),
     "NaN": ({"frontend": {"mean": float("nan")}}, "mean must be at least"),

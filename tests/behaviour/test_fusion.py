@@ -107,8 +107,7 @@ class Reader(nn.Module):
 def test_only_a_norm_that_alone_reads_its_convolution_is_fused(form):
     network = build_network({"family": "max-pyramid", "width": 4, "blocks": 2}, SHAPE, 5)
     reader = Reader(form)
-    network.backbone.blocks = nn.ModuleList([nn.Sequential(reader, nn.MaxPool2d(8))])
-    network.backbone.settings = replace(network.backbone.settings, pooled_from=0)
+    network.backbone.blocks = nn.ModuleList([nn.Identity(), nn.Sequential(reader, nn.MaxPool2d(8))])
     width = 8 if form == "joined" else 4
     network.head = type(network.head)(replace(network.head.config, norm_first=False), [width], 5)
     with_statistics(network)
@@ -117,7 +116,7 @@ def test_only_a_norm_that_alone_reads_its_convolution_is_fused(form):
         spec = torch.randn(2, 2, 32, 40)
         torch.testing.assert_close(fused(spec), network(spec), rtol=1e-5, atol=1e-5)
     is_fused = form in ("plain", "size")
-    assert isinstance(fused.backbone.blocks[0][0].norm, nn.BatchNorm2d) != is_fused
+    assert isinstance(fused.backbone.blocks[1][0].norm, nn.BatchNorm2d) != is_fused
     assert message.startswith("1 " if is_fused else "0 ")
 
 

@@ -16,7 +16,6 @@ from kit.train.losses import (
     cross_entropy_loss,
     focal_loss,
     lsep_loss,
-    mse_loss,
     soft_auc_loss,
     soft_bootstrap_loss,
     sum_by_source,
@@ -118,7 +117,6 @@ CASES = {
     "lsep": (lsep_loss, slow_lsep),
     "focal": (focal_loss, by_label(lambda s, t, k: focal_term(s, t, 2.0))),
     "bootstrap": (soft_bootstrap_loss, by_label(lambda s, t, k: bootstrap_term(s, t))),
-    "mse": (mse_loss, by_label(lambda s, t, k: (probability(s) - t) ** 2)),
     "cross-entropy": (cross_entropy_loss, slow_softmax),
     "soft-auc": (soft_auc_loss, slow_soft_auc),
     "soft-auc bce": (partial(soft_auc_loss, bce=0.25), partial(slow_soft_auc, bce=0.25)),
@@ -262,7 +260,6 @@ def test_losses_stay_finite_at_huge_logits(name, dtype, kind):
         ("bce", 1e4, [-0.5, 0.5, 0]),
         ("focal", 1e4, [-0.5, 0.5, 0]),
         ("bootstrap", 7e3, [-0.35, 0.35, 0]),
-        ("mse", 1, [0, 0, 0]),
         ("cross-entropy", 2e4, [-1, 1, 0]),
         ("soft-auc", 5e3, [-0.25, 0.25, 0]),
     ],
@@ -333,7 +330,7 @@ def test_the_level_of_the_logits_does_not_change_a_ranking_loss(name):
     assert name in RANKING_LOSSES
 
 
-@pytest.mark.parametrize("name", ["bce", "focal", "focal alpha", "mse"])
+@pytest.mark.parametrize("name", ["bce", "focal", "focal alpha"])
 def test_the_loss_of_a_soft_label_is_least_at_its_own_probability(name):
     targets = torch.tensor([[0.2], [0.5], [0.9]], dtype=torch.float64)
     least = CASES[name][0](targets.logit(), targets).loss
@@ -363,7 +360,7 @@ def test_sources_are_summed_by_weight_and_share(weight_by_share, over):
     logits, targets = draw("hard")
     sources = torch.arange(len(logits)) % 5 // 2  # 10, 10 and 4 clips; none of the fourth source
     weights = torch.linspace(0.1, 2.0, len(logits), dtype=torch.float64)
-    parts = [(bce_loss, 0.5), (soft_bootstrap_loss, 0.3), (lsep_loss, 2.0), (mse_loss, 9.0)]
+    parts = [(bce_loss, 0.5), (soft_bootstrap_loss, 0.3), (lsep_loss, 2.0), (bce_loss, 9.0)]
     expected = 0.0
     for index, (loss, weight) in enumerate(parts[:3]):
         rows = sources == index

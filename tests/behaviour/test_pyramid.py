@@ -13,8 +13,6 @@ from tests.behaviour.receptive import receptive_field
 CONFIGS = {
     "2-D": (PyramidConfig(blocks=3, width=6), InputShape(2, 20)),
     "1-D": (PyramidConfig(dims=1, blocks=3, width=6), InputShape(1, 33)),
-    "all blocks pooled": (PyramidConfig(blocks=3, width=6, pooled_from=0), InputShape(2, 20)),
-    "last block pooled": (PyramidConfig(blocks=3, width=6, pooled_from=2), InputShape(2, 20)),
 }
 
 
@@ -52,7 +50,7 @@ def slow_count(settings, shape, classes):
         total += 2 * before + kernel * before * w + 2 * w + 1
         total += (w * w + 2 * w + 1) + (kernel * w * w + 2 * w + 1) + (w * w + 2 * w + 1)
         before = w
-    features = sum(widths[settings.pooled_from :])
+    features = sum(widths[1:])
     return total + 2 * features + features * (features + 1) + 2 * features + 1 + (features + 1) * classes
 
 
@@ -72,9 +70,9 @@ def test_each_map_has_half_the_rows_and_frames_rounded_up(name):
     for frames in (1, 2, 7, 8, 9, 63, 64, 65):
         with torch.inference_mode():
             maps = backbone(noise(name, 1, frames)).main
-        assert len(maps) == settings.blocks - settings.pooled_from
+        assert len(maps) == settings.blocks - 1
         for k, x in enumerate(maps):
-            stride = 2 ** (settings.pooled_from + k + 1)
+            stride = 2 ** (k + 2)
             rows = [-(-shape.bins // stride)] if settings.dims == 2 else []
             assert [*x.shape[2:]] == [*rows, -(-frames // stride)]
             assert backbone.strides[k] == stride and backbone.widths[k] == x.shape[1]
@@ -122,7 +120,5 @@ def test_settings_and_inputs_that_make_no_network_are_refused_with_the_cure():
         build(PyramidConfig(blocks=5), InputShape(1, 20))
     with pytest.raises(KitError, match=r"max-pyramid reads 0 extra rows, got 13: set frontend\.extra_rows"):
         build(PyramidConfig(), InputShape(1, 128, n_extra_rows=13))
-    with pytest.raises(KitError, match=r"pooled_from must be below blocks \(3\), got 3"):
-        PyramidConfig(blocks=3, pooled_from=3)
     with pytest.raises(KitError, match=r"dims is 3.*1, 2"):
         PyramidConfig(dims=3)

@@ -165,18 +165,6 @@ def test_an_unknown_or_improbable_label_makes_no_class_rare():
     np.testing.assert_allclose(chances, [1 / 6, 1 / 6, 3 / 6, 1 / 6])
 
 
-def test_weights_are_chances_if_asked_and_then_no_factors_of_the_loss():
-    weights = np.array([1.0, 1, 1, 1, 4, 4, 4, 8])
-    clips = clips_of(one_hot(np.arange(8) % 3), weights=weights)
-    recipe = recipe_with(sample_by_weight=True, steps=400)
-    counts = counts_of(draw_order(clips, recipe, seeded()), 8)
-    np.testing.assert_allclose(counts / counts.sum(), weights / weights.sum(), atol=0.01)
-    batch = next(draw_batches(clips, recipe, FRONTEND, seeded()))
-    assert batch.weights.tolist() == [1.0] * 8
-    plain = next(draw_batches(clips, recipe_with(steps=400), FRONTEND, seeded()))
-    assert plain.weights.tolist() == weights[plain.rows].tolist()
-
-
 def test_clips_of_rare_classes_are_augmented_more_often():
     clips = clips_of(one_hot([0] + [1] * 4 + [2] * 16))
     factors = np.zeros(21)

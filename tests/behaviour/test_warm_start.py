@@ -274,7 +274,7 @@ def test_a_model_of_another_fold_is_a_leak_and_one_of_unknown_clips_may_be(pre, 
 
 
 def test_a_killed_run_resumes_from_the_same_init_bit_for_bit(pre, toy, tmp_path, monkeypatch):
-    """Law 7. The pre-training may be run again between: its checkpoint gets other costs, not other tensors."""
+    """Law 7. The pre-training may be run again between: its checkpoint gets another score, not other tensors."""
     init = str(pre / "fold_{fold}.pt")
     recipe = SHORT.override(["optim.freeze_epochs=1", "optim.average=ema", "epochs=4"])
     whole = train_quietly(recipe, *toy, tmp_path / "whole", init=init)
@@ -291,7 +291,7 @@ def test_a_killed_run_resumes_from_the_same_init_bit_for_bit(pre, toy, tmp_path,
             train_quietly(recipe, *toy, tmp_path / "run", init=init)
     copy = shutil.copytree(pre, tmp_path / "copy")
     tagger = load_tagger(copy / "fold_1.pt")
-    save_tagger(copy / "fold_1.pt", Tagger(replace(tagger.card, cost=1.5), tagger.network))
+    save_tagger(copy / "fold_1.pt", Tagger(replace(tagger.card, oof_score=0.5), tagger.network))
     again = train_quietly(recipe, *toy, tmp_path / "run", init=str(copy / "fold_{fold}.pt"))
     for fold in (0, 1):
         assert same_checkpoints(again.folder / f"fold_{fold}.pt", whole.folder / f"fold_{fold}.pt")
