@@ -149,10 +149,7 @@ def overview(commands: Mapping[str, Command]) -> str:
 
 
 def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
-    """Run the command that the words of a command line name, and print its result.
-
-    Errors: KitError; SystemExit from --help
-    """
+    """Run the command that the words of a command line name, and print its result."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview(commands))
         return

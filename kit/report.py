@@ -17,6 +17,7 @@ from kit.labels.table import read_clip_table
 from kit.models.checkpoint import open_checkpoint
 from kit.plots.figure import IMAGE_FORMATS, Plot, page_plot, page_table, write_page
 from kit.plots.runs import (
+    calibration_bins,
     draw_calibration,
     draw_classes,
     draw_confusion,
@@ -70,6 +71,10 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
             details["top1"] = format_metric(compute_metric, "top1", truth, scores)
+        is_known = ~np.isnan(truth)
+        likelihood = np.where(truth > 0.5, scores, 1 - scores)[is_known].clip(1e-7)
+        details["log loss"] = f"{-np.log(likelihood).mean():.4f}"
+        details["expected calibration error"] = f"{calibration_bins(truth, scores).error:.4f}"
     if run is not first and oof.names:
         # The first run's metric compares all runs.
         metric = first.oof.metric

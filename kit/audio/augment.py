@@ -268,7 +268,6 @@ def augment_waves(
     """Augment clips as drawn. Clips without any effect stay bit for bit, and silence stays silence.
 
     Shape:  waves (B, T) float32 -> the same; backgrounds (n, T')
-    Errors: KitError for another number of clips than drawn, and where backgrounds are drawn but missing
     """
     if len(waves) != len(draw.seeds):
         raise KitError(f"{len(waves)} waves for a draw of {len(draw.seeds)} clips: draw for as many.")

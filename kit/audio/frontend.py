@@ -223,7 +223,7 @@ class Frontend(nn.Module):
         return self.stack(self.normalize(raw))
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Compute the network's input of clips of one length. Errors: KitError if trimming leaves several"""
+        """Compute the network's input of clips of one length."""
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
             raise KitError(

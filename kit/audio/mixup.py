@@ -108,7 +108,6 @@ def draw_mixup(
     With partners="any" each clip is the partner of exactly one other clip, never of itself. With "sure-negatives"
     a clip is not mixed where it shares no known-false class with any partner: all these labels would be lost.
     Shape:  targets (B, K), or the number of clips; chance (B,) multiplies the probability p of each clip
-    Errors: KitError for "sure-negatives" without targets
     """
     clips = targets if isinstance(targets, int) else len(targets)
     # In a random order, each clip's partner is the one before it.

@@ -191,7 +191,6 @@ def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, fron
     """Augment spectrograms as drawn. Clips without any effect stay bit for bit.
 
     Shape:  normalized spectrograms (B, R, N) -> the same; effects get the S resolutions (B, S, M, N)
-    Errors: KitError for another number of clips than drawn
     """
     if len(specs) != len(draw.warp):
         raise KitError(f"{len(specs)} spectrograms for a draw of {len(draw.warp)} clips: draw for as many.")

@@ -55,7 +55,6 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
     """Lengthen a spectrogram: "wrap" repeats it, "reflect" mirrors it, "min" appends `floor` or its minimum.
 
     Shape:  spec (..., N), floor (..., 1) -> (..., frames), 1 <= N <= frames
-    Errors: KitError for another N or an unknown mode
     """
     n_frames = spec.shape[-1]
     if not 0 < n_frames <= frames:
@@ -92,7 +91,6 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
 
     A clip shorter than one window gets the one span (0, length); the caller pads it.
     Units:  frames; `hop` may be a fraction
-    Errors: KitError for a hop outside (0, length]
     """
     if not 0 < hop <= length:
         raise KitError(f"hop must be in (0, {length}] frames, got {hop}: a longer hop skips audio.")
@@ -161,7 +159,6 @@ class InferenceConfig(Config):
 
         In mode frames these are the windows with the nearest centres.
         Units:  frames
-        Errors: KitError for windows longer than max_frames in mode frames
         """
         spans = self.spans(frames, frames_per_s)
         if self.mode != "frames":

@@ -64,10 +64,7 @@ class Deadline:
 
 
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
-    """Return the deadline `duration` after `started_at`, or after the start of this process.
-
-    Errors: KitError where `started_at` lies in the future, or more than 60 days ago, as times of other clocks do
-    """
+    """Return the deadline `duration` after `started_at`, or after the start of this process."""
     try:
         start = process_start() if started_at is None else float(started_at)
     except (TypeError, ValueError):

@@ -177,10 +177,7 @@ def brief(value: Any) -> str:
 
 
 def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
-    """Convert lists and arrays to tuples, dicts to settings, integers to floats.
-
-    Errors: KitError for a value of another type than `hint`, or with too many items
-    """
+    """Convert lists and arrays to tuples, dicts to settings, integers to floats."""
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -34,7 +34,7 @@ def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
 
 
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
-    """Return the option called `name`. Errors: KitError that lists the valid names"""
+    """Return the option called `name`."""
     if name not in [*options]:
         raise KitError(f"unknown {what} {name!r}: {suggest(str(name), options)}.")
     return options[name]

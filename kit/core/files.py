@@ -25,7 +25,6 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     A killed process leaves the old file or the new one, never a part of it. Its own temporary file stays until
     `locked` removes it.
-    Errors: KitError where the file cannot be written
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -71,7 +70,6 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
 
     The system opens the lock when the process ends, however it ends. Temporary files that killed processes left in
     the folders of both are removed.
-    Errors: KitError, with the other process, where the lock is taken
     """
     try:
         import fcntl
@@ -163,10 +161,7 @@ class TextTable:
         fits: Callable[[Any], bool] = lambda value: 0 <= value < math.inf,
         kind: Callable[[str], Any] = float,
     ) -> list[Any]:
-        """Convert a column with `kind`.
-
-        Errors: KitError at the first cell that cannot be converted or does not fit; the message says what is `wanted`
-        """
+        """Convert a column with `kind`."""
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
             try:
@@ -189,7 +184,6 @@ def read_table(
     With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 stay as
     surrogate escapes, which write_text turns back. With `first_column`, the other columns are left empty: a template
     may have a million rows of zeros.
-    Errors: KitError for a file that is no CSV in UTF-8, a column missing or named twice, a row of another length
     """
     if not isinstance(path, str | Path):
         raise KitError(f"a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.")

@@ -144,7 +144,6 @@ def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.nd
     Ranking scores without a calibration stay as they are; only rank blends take them.
 
     Shape:  logits (W, K) -> (K,)
-    Errors: KitError where ranking scores without a calibration would have to be pooled over windows
     """
     if tagger.card.is_calibrated:
         return pool_windows(tagger.probabilities(torch.from_numpy(logits)), inference).numpy()

@@ -123,7 +123,7 @@ class SubmitJob:
 
 
 def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> None:
-    """Refuse options that the blend, the stack or the template cannot have. Errors: KitError"""
+    """Refuse options that the blend, the stack or the template cannot have."""
     kind = BLENDS[options.blend]
     blend = "a stack" if is_stack else options.blend
     steps = options.postprocess

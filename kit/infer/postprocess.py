@@ -59,10 +59,7 @@ class PostprocessConfig(Config):
 
 
 def postprocess_config(**options: Any) -> PostprocessConfig:
-    """Make the settings of options, None where not given; `smooth` may be one number, values of classes are CSVs.
-
-    Errors: KitError for top_power without top_mean, and for a CSV that cannot be read
-    """
+    """Make the settings of options, None where not given; `smooth` may be one number, values of classes are CSVs."""
     chosen = {name: value for name, value in options.items() if value is not None}
     for name in {"prevalences", "thresholds"} & chosen.keys():
         chosen[name] = read_class_values(chosen[name], name[:-1])
@@ -85,7 +82,6 @@ def apply_postprocess(
 
     `recordings` are the rows' file names, `trained` the prevalences of the training.
     Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
-    Errors: KitError for steps over windows where rows are not windows
     """
     if postprocess.needs_windows and recordings is None:
         raise KitError(NO_WINDOWS)
@@ -229,7 +225,7 @@ def weigh_by_recording(
 
 
 def row_probabilities(scores: Any) -> np.ndarray:
-    """Return scores in float64. Errors: KitError unless they are (rows, classes) in [0, 1]"""
+    """Return scores in float64."""
     probs = np.asarray(scores, np.float64)
     if probs.ndim != 2 or not ((probs >= 0) & (probs <= 1)).all():
         raise KitError(f"scores {probs.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.")
@@ -237,7 +233,7 @@ def row_probabilities(scores: Any) -> np.ndarray:
 
 
 def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    """Return one prevalence per class, clipped off 0 and 1. Errors: KitError for another shape"""
+    """Return one prevalence per class, clipped off 0 and 1."""
     checked = np.asarray(prevalences, np.float64)
     if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
         raise KitError(f"prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).")

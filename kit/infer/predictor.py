@@ -185,10 +185,7 @@ class Predictor:
         return self.tagger.frontend.stack(batch)
 
     def forward_batch(self, batch: Tensor, windows: Sequence[Sequence[Span]]) -> list[np.ndarray]:
-        """Compute the logits of a batch that fits the device.
-
-        Errors: KitError for a network whose output is not (B, K)
-        """
+        """Compute the logits of a batch that fits the device."""
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
         if self.fusion == "to do":
             self.network, self.fusion = fuse_norms(self.network, *spec.shape[1:3])

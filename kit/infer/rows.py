@@ -17,10 +17,7 @@ from kit.models.tagger import TaggerCard
 
 
 def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Find the template's classes among a model's; -1 for one that it lacks. Shape: -> (K,) int
-
-    Errors: KitError where the model has none of them
-    """
+    """Find the template's classes among a model's; -1 for one that it lacks. Shape: -> (K,) int"""
     place = {name: column for column, name in enumerate(known)}
     columns = np.array([place.get(name, -1) for name in classes], np.int64)
     if (columns < 0).all():
@@ -53,7 +50,7 @@ def average_known(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
-    """Return the models' classes. Errors: KitError where they differ"""
+    """Return the models' classes."""
     if any(set(card.classes) != set(cards[0].classes) for card in cards):
         raise KitError("the checkpoints' classes differ: give a template.")
     return cards[0].classes
@@ -235,7 +232,7 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    """Return one positive weight per model, 1 by default. Errors: KitError for other weights"""
+    """Return one positive weight per model, 1 by default."""
     try:
         checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
     except (TypeError, ValueError):
@@ -246,11 +243,7 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
 
 
 def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
-    """Refuse to average scores that share no scale, and rows that a model cannot locate in time.
-
-    Errors: KitError for an unknown blend, ranking scores without a calibration in a mean over models or windows, and
-    window rows with a frontend that trims silence
-    """
+    """Refuse to average scores that share no scale, and rows that a model cannot locate in time."""
     blend = choose("blend", kind, BLENDS)
     for member in members:
         if not member.card.is_calibrated:

@@ -109,8 +109,6 @@ def open_models(
     """Open the models that paths and patterns name; of stacks, their taggers too.
 
     With `skipped`, a checkpoint that cannot be used is left out and its reason noted there, if others can be used.
-
-    Errors: KitError as find_models and open_checkpoint
     """
     found = find_models(items)
     models: list[ModelSpec] = []
@@ -140,7 +138,7 @@ def open_models(
 def models_with_classes(
     models: list[ModelSpec], template: Template, skipped: dict[str, str]
 ) -> list[ModelSpec]:
-    """Return the models that know any of the template's classes. Errors: KitError where none does"""
+    """Return the models that know any of the template's classes."""
     usable = []
     for model in models:
         try:
@@ -291,7 +289,7 @@ def make_rows(
     blend: str,
     postprocess: PostprocessConfig | None = None,
 ) -> RowScores:
-    """Create the scores of all rows. Errors: KitError for a stack of clips over window rows"""
+    """Create the scores of all rows."""
     if not stacks:
         return RowScores(template, plan, members, blend, postprocess)
     if plan.form == "window" and any(stack.card.columns for stack in stacks):

@@ -148,10 +148,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
 def note_classes(
     job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]
 ) -> None:
-    """Note the template's classes that no model knows, or only some do.
-
-    Errors: KitError for a blend that compares a row's classes, where models know different ones
-    """
+    """Note the template's classes that no model knows, or only some do."""
     known_names = [stack.card.classes for stack in stacks]
     known_names += [model.card.classes for model in models if model.stack is None]
     known = np.stack([class_columns(names, template.classes) for names in known_names]) >= 0
@@ -179,10 +176,7 @@ def holds_job(out: Path, inputs: SubmitInputs) -> bool:
 
 
 def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
-    """Predict all that the time allows, write the CSV and the report, and return the report.
-
-    Errors: KitError where nothing could be predicted without a deadline, and for a CSV that cannot be written
-    """
+    """Predict all that the time allows, write the CSV and the report, and return the report."""
     options = job.options
     job.is_quiet = False
     tune_process()

@@ -195,11 +195,7 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
 
 
 def check_output(out: str | Path, template: str | Path | None) -> Path:
-    """Return the path of the CSV to write.
-
-    Errors: KitError for what is no file of the kit's own: another kind of file, a device, the template, or a CSV beside
-    a JSON that is no report
-    """
+    """Return the path of the CSV to write."""
     check_kind("out", [out], str | Path, "give the path of a CSV")
     check_kind("template", [template], str | Path | None, "give the path of a CSV")
     path = Path(out).expanduser()

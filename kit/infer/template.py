@@ -79,10 +79,7 @@ class RowPlan:
 
 
 def read_template(path: Path) -> Template:
-    """Read a sample submission: a column of ids, then the classes, byte for byte.
-
-    Errors: KitError for no classes, an id that is empty or appears twice, and what read_table refuses
-    """
+    """Read a sample submission: a column of ids, then the classes, byte for byte."""
     table = read_table(path, exact=True, first_column=True)
     id_column, *classes = table.columns
     if not classes:
@@ -211,7 +208,6 @@ def plan_rows(
     Two paths with one identity are one file: each is found, and neither is ambiguous.
 
     Shape:  ids of rows, files as paths relative to the audio folder -> one entry per row
-    Errors: KitError where ids without extension could mean two files
     """
     identities = files if identities is None else identities
     stems = [name.rpartition(".")[0] or name for name in files]
@@ -289,7 +285,7 @@ def format_rows(scores: np.ndarray) -> list[str]:
 
 
 def write_submission(path: Path, template: Template, scores: np.ndarray) -> None:
-    """Write the template's CSV. Errors: KitError where a score is not finite, or the shape is not the template's"""
+    """Write the template's CSV."""
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
         raise KitError(f"scores {scores.shape} do not fit the template or are not all finite.")
     if template.answer:

@@ -27,8 +27,6 @@ def choose_rows(
     """Plan the template's rows, or a row per window of every file: where asked for, or where the template is a stub.
 
     A template is a stub where it is short, all its ids are windows, and none of them has a file.
-
-    Errors: KitError for rows that are no duration
     """
     rows = job.options.rows
     identities = file_identities(files)

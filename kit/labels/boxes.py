@@ -107,7 +107,6 @@ def window_targets(
 
     Shape:  begin_s, end_s: numbers -> (K,) float32; both (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
-    Errors: KitError for a window without length, or min_share outside (0, 1]
     """
     if not 0 < min_share <= 1:
         raise KitError(f"min_share must be in (0, 1], got {min_share}.")

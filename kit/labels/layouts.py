@@ -89,10 +89,7 @@ def first_existing(root: Path, names: Iterable[str]) -> Path | None:
 
 
 def find_layout(folder: str | Path) -> tuple[Layout, Path]:
-    """Find the competition in a folder or in one of its subfolders, down to two levels.
-
-    Errors: KitError, with what was looked for and what is there, where none is found or more than one
-    """
+    """Find the competition in a folder or in one of its subfolders, down to two levels."""
     place = Path(folder)
     found = layouts_of([place]) or layouts_of(
         data_folders([place])
@@ -283,10 +280,7 @@ def birdclef_metric(root: Path) -> str:
 
 
 def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the labelled windows of training soundscapes, each once, as rows of a clip table.
-
-    Errors: KitError for times that are none, and for windows of a soundscape that is not there
-    """
+    """Read the labelled windows of training soundscapes, each once, as rows of a clip table."""
     path = first_existing(root, ("train_soundscapes_labels.csv", "train_soundscape_labels.csv"))
     if path is None:
         return []

@@ -317,7 +317,6 @@ def ranking_masks(
     """Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
-    Errors: KitError for soft truth, a NaN score, shapes that differ or, if `some_true`, no true label at all
     """
     truth, scores = check_aligned(truth, scores)
     true = truth == 1
@@ -334,7 +333,7 @@ def ranking_masks(
 
 
 def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays. Errors: KitError unless both are (clips, classes), of one shape"""
+    """Return both as arrays."""
     truth = np.asarray(truth, np.float64)
     scores = np.asarray(scores)
     if truth.ndim != 2 or truth.shape != scores.shape:

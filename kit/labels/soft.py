@@ -74,7 +74,7 @@ def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
 
 
 def read_soft_labels(path: str | Path) -> SoftLabels:
-    """Read what write_soft_labels wrote. Errors: KitError with the line of a wrong value"""
+    """Read what write_soft_labels wrote."""
     table = read_table(path, exact=True)
     header = tuple(table.columns)
     if header[0] != "fname":

@@ -11,10 +11,7 @@ from kit.core.files import TextTable
 
 
 def read_stretches(table: TextTable) -> None:
-    """Turn the columns begin_s and end_s into numbers, in place.
-
-    Errors: KitError for one column without the other, for an empty stretch, and for a repeated one
-    """
+    """Turn the columns begin_s and end_s into numbers, in place."""
     columns = table.columns
     if not {"begin_s", "end_s"} <= columns.keys():
         raise KitError(f"{table.path} has begin_s or end_s, not both: add the other, empty for a whole clip.")

@@ -182,7 +182,7 @@ def classes_of_template(path: str | Path) -> tuple[str, ...]:
 
 
 def column_of_class(classes: Sequence[str]) -> dict[str, int]:
-    """Map each class to its column. Errors: KitError for a repeated class, or one named as a column of the kit's"""
+    """Map each class to its column."""
     column = {name: k for k, name in enumerate(classes)}
     for name in OWN_COLUMNS:
         if name in column:
@@ -206,7 +206,6 @@ def label_targets(
     """Encode label texts as targets: 1 for true, 0 for false, NaN for unknown, as read_clip_table says.
 
     Shape:  n texts each -> (n, K) float32
-    Errors: KitError for a label that is no class, a repeated class, and a label both true and false
     """
     column = column_of_class(classes)
     texts_of_value = {1: labels}
@@ -357,7 +356,6 @@ def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
     """Copy a clip table with corrected labels and without dropped clips.
 
     The labels of a corrected clip are complete: its other classes become false.
-    Errors: KitError for a clip or a label that the table does not have, and for a table left empty
     """
     classes = class_names([*table["labels"], *table.get("false_labels", ())])
     clips = set(table["fname"])

@@ -32,7 +32,7 @@ SEAL_PREFIX = b"sha256:"
 
 
 def check_tensor(name: Any, value: Any) -> int:
-    """Return a tensor's bytes. Errors: KitError for what is no plain, contiguous tensor in the CPU's memory"""
+    """Return a tensor's bytes."""
     if not isinstance(name, str):
         raise KitError(f"a tensor's name is a {type(name).__name__}, wanted a text.")
     problem = ""
@@ -61,7 +61,7 @@ def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def parse_card(text: Any) -> dict[str, Any]:
-    """Parse a card's JSON. Errors: KitError, or a ValueError or RecursionError of the parser"""
+    """Parse a card's JSON."""
     if not isinstance(text, str) or len(text) > MAX_CARD:
         came = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
         raise KitError(f"its card is {came}, wanted JSON of at most {MAX_CARD}.")
@@ -168,7 +168,7 @@ def damaged_file(path: Path, error: Exception) -> KitError:
 
 
 def load_archive(path: Path) -> Any:
-    """Load what torch.save wrote; its tensors stay mapped from disk. Errors: KitError for what cannot be read"""
+    """Load what torch.save wrote; its tensors stay mapped from disk."""
     if not path.is_file():
         raise KitError(f"no checkpoint {path}: name .pt files that training wrote.")
     try:

@@ -39,7 +39,7 @@ def check_sizes(
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a network's tensors on the CPU, contiguous. Errors: KitError for what cannot be saved"""
+    """Return copies of a network's tensors on the CPU, contiguous."""
     tensors = {}
     for name, value in network.state_dict().items():
         if nn.parameter.is_lazy(value):

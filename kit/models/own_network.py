@@ -133,7 +133,7 @@ def read_states(states: Any) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def find_state(source: str, item: Any) -> Mapping[str, Any]:
-    """Read a file where `item` is a path, and find the state dict in it. Errors: KitError where there is none"""
+    """Read a file where `item` is a path, and find the state dict in it."""
     if isinstance(item, Path):
         try:
             item = torch.load(item, map_location="cpu", weights_only=True)
@@ -187,7 +187,7 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fill_network(
     network: NetworkType, tensors: Mapping[str, Tensor], source: str = "", assign: bool = False
 ) -> NetworkType:
-    """Load tensors into a network, or `assign` them. Errors: KitError where they do not fit"""
+    """Load tensors into a network, or `assign` them."""
     try:
         network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
@@ -196,7 +196,7 @@ def fill_network(
 
 
 def build_custom(where: str, builder: NetworkBuilder) -> nn.Module:
-    """Build a network of the user's. Errors: KitError for what is no builder, and for what it raises"""
+    """Build a network of the user's."""
     if isinstance(builder, nn.Module) or not callable(builder):
         came = type(builder).__name__
         raise KitError(f"{where} is a {came}: pass the function that builds it, build, not build().")

@@ -94,10 +94,7 @@ class Tagger(nn.Module):
         return self.read_logits(self.network(spec))
 
     def read_logits(self, output: Any) -> Any:
-        """Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)
-
-        Errors: KitError for outputs outside [0, 1] where the card says that they are probabilities
-        """
+        """Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)"""
         if self.card.returns == "logits" or not isinstance(output, Tensor):
             return output
         probs = output.float()

@@ -63,7 +63,6 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
     """Create an empty figure and its axes. `grid` goes to matplotlib's `Figure.subplots`.
 
     Units:  width and height in inches
-    Errors: KitError without matplotlib
     """
     try:
         import matplotlib

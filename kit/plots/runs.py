@@ -113,6 +113,11 @@ class CalibrationBins(NamedTuple):
     high: np.ndarray
     n_labels: np.ndarray
 
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean distance of predicted and observed."""
+        return float(self.n_labels @ np.abs(self.observed - self.predicted) / self.n_labels.sum())
+
 
 def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
     """Compare predicted probabilities with observed frequencies in ten bins of equal width, without empty ones.
@@ -140,12 +145,11 @@ def draw_calibration(run: SavedRun) -> Plot:
     """
     require_predictions(run)
     bins = calibration_bins(run.oof.truth, run.oof.probabilities)
-    gap = float(bins.n_labels @ np.abs(bins.observed - bins.predicted) / bins.n_labels.sum())
     lengths = np.array([bins.observed - bins.low, bins.high - bins.observed]).clip(0)
     figure, (top, bottom) = new_figure(6.5, 6, 2, 1, sharex=True, height_ratios=(3, 1))
     top.plot((0, 1), (0, 1), "--", color="0.5")
     top.errorbar(bins.predicted, bins.observed, lengths, fmt="o-")
-    top.set(ylabel="observed frequency", title=f"expected calibration error {gap:.3f}")
+    top.set(ylabel="observed frequency", title=f"expected calibration error {bins.error:.3f}")
     bars = bottom.bar(bins.predicted, bins.n_labels, 0.05)
     bottom.bar_label(bars, fmt="{:,.0f}", fontsize=8)
     # From 0.5, so that a bin of one label has a bar on the logarithmic axis.

@@ -71,7 +71,6 @@ def load_clips(
     """Decode every clip once and apply each frontend to it.
 
     Returns the loader, which holds seconds and failures, and for each frontend the spectrograms by clip.
-    Errors: KitError if no clip can be decoded, and as ClipStore
     """
     loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}

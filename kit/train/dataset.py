@@ -195,7 +195,6 @@ def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
     A row without a source, or of one of BirdCLEF's, belongs to the first source that is scored.
 
     Shape:  (n,) str -> (n,) int64
-    Errors: KitError for a source that the recipe does not have
     """
     if not recipe.sources:
         return np.zeros(len(sources), np.int64)
@@ -223,9 +222,6 @@ def load_dataset(
     """Decode every clip of a table once and keep its spectrogram.
 
     Stretches, boxes and windows that begin after the end of their sound are left out, with a note.
-
-    Errors: KitError if no clip can be decoded, for a source that the recipe does not have, for times of which most lie
-    outside their sound, and for any with a frontend that trims
     """
     import pandas
 
@@ -322,7 +318,6 @@ def begins_inside(
     """Find the stretches that begin inside their sound; a note tells how many do not. Whole clips always do.
 
     Shape:  names, begin_s and end_s (n,); sound_s the decoded seconds of each name -> (n,) bool
-    Errors: KitError where most begin after the end of their sound, or end at 100 times its length
     """
     length_s = np.array([sound_s.get(name, np.nan) for name in names])
     length_s[np.isinf(end_s)] = np.nan
@@ -382,7 +377,6 @@ def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime
     """Load sounds to mix under crops, looped or cut to a crop's length; None if the recipe uses none.
 
     Shape:  -> (n, T), n at most 64
-    Errors: KitError for a missing folder or one without audio
     """
     if not recipe.wave_augment.background_p:
         return None

@@ -83,7 +83,6 @@ def predict_recordings(
     """Predict files with several predictors of one tagger.
 
     Returns each predictor's logits, and why files have none; both by the files' positions.
-    Errors: KitError where no file can be read, or a predictor fails
     """
     members = [EnsembleMember(name, predictor) for predictor in predictors]
     frontends = collect_frontends(members, runtime.device)
@@ -109,10 +108,7 @@ def predict_recordings(
 
 
 def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
-    """Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too.
-
-    Errors: KitError for a folder without a run or a checkpoint, and for a checkpoint of other folds
-    """
+    """Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too."""
     if not (run / "folds.csv").is_file():
         raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
     table = read_clip_table(run / "folds.csv")

@@ -229,10 +229,7 @@ def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
 
 
 def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Check both, convert them to float32 or wider, set unknown targets to 0, and return the mask of known ones.
-
-    Errors: KitError for shapes that differ, or a target outside [0, 1]
-    """
+    """Check both, convert them to float32 or wider, set unknown targets to 0, and return the mask of known ones."""
     if logits.ndim != 2 or logits.shape != targets.shape:
         shapes = tuple(logits.shape), tuple(targets.shape)
         raise KitError(f"logits and targets {shapes} must both be (clips, classes).")

@@ -228,7 +228,6 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     """Read the out-of-fold predictions of a run or stack, in the order of its oof.csv.
 
     The truth comes from the run's own table, or from that of `labels`.
-    Errors: KitError for a folder without oof.csv, and for numbers that are no folds or probabilities
     """
     folder = Path(folder)
     if not (folder / "oof.csv").is_file():

@@ -81,10 +81,7 @@ class OofPredictions:
         )
 
     def probabilities_like(self, first: "OofPredictions", place: Path, first_place: Path) -> np.ndarray:
-        """Return the probabilities in the order of another run's clips and classes.
-
-        Errors: KitError that names the first clip in another fold, or the first other class
-        """
+        """Return the probabilities in the order of another run's clips and classes."""
         check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
         different = sorted(set(first.classes) ^ set(self.classes))
         if different:
@@ -180,10 +177,7 @@ def inference_variants(
 
 
 def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[float]]:
-    """Find the rows named <recording>_<end second>[.ogg], their recordings and end seconds.
-
-    Errors: KitError where there is none
-    """
+    """Find the rows named <recording>_<end second>[.ogg], their recordings and end seconds."""
     rows = []
     recordings = []
     times_s = []
@@ -203,10 +197,7 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[f
 def fit_on_other_folds(
     fit: Callable[[Any, Any], np.ndarray], scores: np.ndarray, truth: np.ndarray, folds: np.ndarray
 ) -> np.ndarray:
-    """Fit weights or thresholds for each row on the other folds. Shape: scores (m, n, K) -> (n, ...)
-
-    Errors: KitError where all rows are in one fold
-    """
+    """Fit weights or thresholds for each row on the other folds. Shape: scores (m, n, K) -> (n, ...)"""
     fitted = {}
     for fold in np.unique(folds).tolist():
         held = folds == fold

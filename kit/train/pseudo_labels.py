@@ -82,10 +82,7 @@ def pick_soft(soft: SoftLabels, rows: Any) -> SoftLabels:
 
 
 def noisy_rows(frame: Any, plan: "SelfTrainingConfig") -> np.ndarray:
-    """Find the rows whose labels may be replaced. Shape: -> (m,)
-
-    Errors: KitError if there is none, or if one is in fold -1, which no model holds out
-    """
+    """Find the rows whose labels may be replaced. Shape: -> (m,)"""
     is_noisy = np.ones(len(frame), bool)
     if "source" in frame and plan.noisy_sources:
         is_noisy = np.isin(frame["source"], plan.noisy_sources)

@@ -60,7 +60,6 @@ def predict_pseudo_labels(
     Clips that are `unlabelled` are also predicted by runs whose tables lack them.
 
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
-    Errors: KitError for runs of different classes, and for ranking scores without a calibration
     """
     runtime = start_runtime(device, threads, progress)
     classes: tuple[str, ...] = ()

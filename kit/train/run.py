@@ -175,7 +175,7 @@ def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.nda
 
 
 def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[int]:
-    """The folds to train, sorted: all of the table's, or those asked for. Errors: KitError for a missing fold"""
+    """The folds to train, sorted: all of the table's, or those asked for."""
     in_table = sorted({fold for fold in folds.tolist() if fold >= 0})
     selected = in_table if only_folds is None else sorted(set(only_folds))
     if not selected or not set(selected) <= set(in_table):
@@ -247,7 +247,7 @@ def run_files(
 
 
 def check_run(folder: Path, files: Mapping[str, str]) -> bool:
-    """Return whether a folder holds this run already. Errors: KitError if it holds another, with the differences"""
+    """Return whether a folder holds this run already."""
     if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
         return False
     for name, text in files.items():

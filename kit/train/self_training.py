@@ -178,7 +178,7 @@ def self_train(
 
 
 def check_teacher(run: str | Path, frame: Any) -> list[Path]:
-    """Return a finished run's checkpoints. Errors: KitError if one held out other clips than a fold of the table"""
+    """Return a finished run's checkpoints."""
     stretches = stretches_of(frame)
     is_scored = is_validated(frame["fname"], stretches)
     names = np.array(row_names(frame["fname"], stretches))
@@ -199,7 +199,7 @@ def digests_text(name: str, paths: Sequence[Path]) -> dict[str, str]:
 
 
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
-    """Write the texts that identify a self-training. Errors: KitError if the folder has others"""
+    """Write the texts that identify a self-training."""
     for name in ("folds.csv", "recipe.json", "labels.json", "init.json", "teachers.json"):
         path = rounds / name
         text = files.get(name, "")

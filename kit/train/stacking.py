@@ -166,7 +166,7 @@ def check_folders(folders: Sequence[Path], out: Path) -> None:
 
 
 def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
-    """Load a run's taggers. Errors: KitError without calibrations, and for an oof.csv without their held-out clips"""
+    """Load a run's taggers."""
     models = held_out_models(folder).values()
     if not all(model.tagger.card.is_calibrated for model in models):
         raise KitError(f"{folder} lacks its calibrations: run `oof` on it.")

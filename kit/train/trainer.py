@@ -314,10 +314,7 @@ class Trainer:
         write_whole(path, lambda handle: torch.save(state, handle))
 
     def restore(self, path: Path) -> None:
-        """Continue from a state on disk, if there is one.
-
-        Errors: KitError for a damaged file and for one of another recipe
-        """
+        """Continue from a state on disk, if there is one."""
         if not path.is_file():
             return
         try:

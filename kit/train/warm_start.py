@@ -33,7 +33,7 @@ class InitModel:
 
 
 def read_init(path: Path) -> InitModel:
-    """Read a checkpoint, or a file with a state dict. Errors: KitError for any other file"""
+    """Read a checkpoint, or a file with a state dict."""
     if not path.is_file():
         raise KitError(f"no file {path} for --init: name a checkpoint or a file with a state dict.")
     content = load_archive(path)
@@ -52,7 +52,6 @@ def read_inits(
     """Read the file that each network starts from, by its fold; {} without a pattern.
 
     One file is that of all `folds` of the table, also of those that a later call trains.
-    Errors: KitError for a file that is missing or holds no tensors, and for `{fold}` where a model has no fold
     """
     if pattern is None:
         return {}
@@ -66,10 +65,7 @@ def read_inits(
 
 
 def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bool) -> dict[str, str]:
-    """The text of init.json: the digest of what each network of a run starts from, of earlier calls too.
-
-    Errors: KitError if the networks of a begun run start from other tensors
-    """
+    """The text of init.json: the digest of what each network of a run starts from, of earlier calls too."""
     path = folder / "init.json"
     record: dict[str, str] = {}
     if is_begun and path.is_file():

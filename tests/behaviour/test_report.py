@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
 from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
@@ -64,6 +65,11 @@ def test_scores_and_gains_are_those_of_the_predictions_on_disk(tmp_path):
     for fold in (0, 1):
         assert rows[f"lwlrap, fold {fold}"][1] == f"{lwlrap(truth[fold::2], strong[fold::2]):.4f}"
     assert rows["top1"][0] == f"{(weak.argmax(1) == truth.argmax(1)).mean():.4f}"
+    assert rows["log loss"][0] == f"{log_loss(truth.ravel(), weak.astype(float).ravel()):.4f}"
+    bin_of = np.minimum((weak * 10).astype(int), 9)
+    gaps = [abs(truth[bin_of == k].mean() - weak[bin_of == k].mean()) for k in np.unique(bin_of)]
+    shares = [(bin_of == k).mean() for k in np.unique(bin_of)]
+    assert float(rows["expected calibration error"][0]) == pytest.approx(np.dot(gaps, shares), abs=1e-4)
     assert rows["clips"] == ("30", "30")
 
 
