@@ -18,12 +18,12 @@ from kit.core.errors import KitError, choose, suggest
 from kit.core.runtime import VERSION, in_notebook, in_worker
 from kit.core.worker import ERROR_MARK
 
-TITLE = f"audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline"
+TITLE = f'audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline'
 HINT = (
     f"{TITLE}. Next: submit('folds/*.pt', 'test/', template='sample_submission.csv', deadline='55m'); "
-    "help(submit) explains it."
+    'help(submit) explains it.'
 )
-COMMAND_GROUPS = ("Start here", "Train", "Look", "Submit")
+COMMAND_GROUPS = ('Start here', 'Train', 'Look', 'Submit')
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that raises KitError with a message of one line, where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise KitError(f"{self.prog}: {message}. `{self.prog} --help` lists the options.")
+        raise KitError(f'{self.prog}: {message}. `{self.prog} --help` lists the options.')
 
 
 def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -52,7 +52,7 @@ def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     def parse_list(text: str) -> list[Any]:
         if kind is str:
             return [text]
-        return [kind(item) for item in text.split(",") if item]
+        return [kind(item) for item in text.split(',') if item]
 
     return parse_list
 
@@ -64,68 +64,68 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
     """
     name = parameter.name
     default = parameter.default
-    help_text = help_text.replace("%", "%%")
-    if name == "name":
-        parser.add_argument(name, nargs="?", default=default, help=help_text)
+    help_text = help_text.replace('%', '%%')
+    if name == 'name':
+        parser.add_argument(name, nargs='?', default=default, help=help_text)
         return
-    if name == "runs":
-        parser.add_argument(name, nargs="+", metavar="RUN", type=list_parser(str), help=help_text)
+    if name == 'runs':
+        parser.add_argument(name, nargs='+', metavar='RUN', type=list_parser(str), help=help_text)
         return
 
-    is_overrides = name == "overrides"
-    flag = "--set" if is_overrides else "--" + name.replace("_", "-")
+    is_overrides = name == 'overrides'
+    flag = '--set' if is_overrides else '--' + name.replace('_', '-')
     if parameter.annotation is bool:
         if default:
-            no_flag = "--no" + flag.removeprefix("-")
-            parser.add_argument(no_flag, dest=name, action="store_false", help=f"do not {help_text}")
+            no_flag = '--no' + flag.removeprefix('-')
+            parser.add_argument(no_flag, dest=name, action='store_false', help=f'do not {help_text}')
         else:
-            parser.add_argument(flag, dest=name, action="store_true", help=help_text)
+            parser.add_argument(flag, dest=name, action='store_true', help=help_text)
         return
 
     annotation = str(parameter.annotation)
     kind: Callable[[str], Any] = int
-    if "str" in annotation or "Path" in annotation:
+    if 'str' in annotation or 'Path' in annotation:
         kind = str
-    elif "float" in annotation:
+    elif 'float' in annotation:
         kind = float
-    details: dict[str, Any] = {"dest": name, "metavar": name.upper(), "type": kind}
+    details: dict[str, Any] = {'dest': name, 'metavar': name.upper(), 'type': kind}
     if is_overrides:
-        details["metavar"] = "KEY=VALUE"
-        help_text += f"; {SETTINGS_HINT}"
+        details['metavar'] = 'KEY=VALUE'
+        help_text += f'; {SETTINGS_HINT}'
     if default is inspect.Parameter.empty:
-        details["required"] = True
+        details['required'] = True
     else:
-        details["default"] = default
+        details['default'] = default
         if default is not None:
-            help_text += f" (default: {default})"
-    if "Sequence" in annotation or "list" in annotation:
-        details |= {"type": list_parser(kind), "nargs": "+", "action": "extend"}
+            help_text += f' (default: {default})'
+    if 'Sequence' in annotation or 'list' in annotation:
+        details |= {'type': list_parser(kind), 'nargs': '+', 'action': 'extend'}
     parser.add_argument(flag, help=help_text, **details)
 
 
 # Options that many commands have, with one meaning.
 COMMON_OPTIONS = {
-    "audio": "the folder that holds the clips",
-    "device": "cpu or cuda:0; by default the first GPU that computes, else the CPU",
-    "threads": "threads that decode; by default one per core",
-    "progress": "show a progress bar",
+    'audio': 'the folder that holds the clips',
+    'device': 'cpu or cuda:0; by default the first GPU that computes, else the CPU',
+    'threads': 'threads that decode; by default one per core',
+    'progress': 'show a progress bar',
 }
 
 
 def build_parser(name: str, command: Command) -> OneLineParser:
     """Return a command's parser, made from its function's parameters and the `Options:` of its docstring."""
-    functions = ", ".join(function.__name__ for function in (command.run, *command.also))
+    functions = ', '.join(function.__name__ for function in (command.run, *command.also))
     parser = OneLineParser(
-        f"audiotag_kit {name}",
+        f'audiotag_kit {name}',
         description=command.summary,
-        epilog=f"In Python: {functions}; help(NAME) explains each.",
+        epilog=f'In Python: {functions}; help(NAME) explains each.',
         allow_abbrev=False,
     )
     help_texts = COMMON_OPTIONS.copy()
     for function in (*command.also, command.run):  # oof has options of submit
-        section = re.search(r"Options:\n(.*?)(\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+        section = re.search(r'Options:\n(.*?)(\n\n|\Z)', inspect.getdoc(function) or '', re.DOTALL)
         if section:
-            help_texts |= re.findall(r"^\s*(\w+): (.*)$", section[1], re.MULTILINE)
+            help_texts |= re.findall(r'^\s*(\w+): (.*)$', section[1], re.MULTILINE)
     for parameter in inspect.signature(command.run).parameters.values():
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])
@@ -136,36 +136,36 @@ def overview(commands: Mapping[str, Command]) -> str:
     """Return the commands with their summaries, under the headings of their groups."""
     lines = [
         TITLE,
-        "",
-        "python audiotag_kit.py COMMAND [options]",
-        "python audiotag_kit.py COMMAND --help     lists the options of a command",
+        '',
+        'python audiotag_kit.py COMMAND [options]',
+        'python audiotag_kit.py COMMAND --help     lists the options of a command',
     ]
     for group in COMMAND_GROUPS:
-        lines += ["", f"{group}:"]
+        lines += ['', f'{group}:']
         for name, command in commands.items():
             if command.group == group:
-                lines.append(f"  {name:9} {command.summary}")
-    return "\n".join(lines)
+                lines.append(f'  {name:9} {command.summary}')
+    return '\n'.join(lines)
 
 
 def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
     """Run the command that the words of a command line name, and print its result."""
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] in ('-h', '--help', 'help'):
         print(overview(commands))
         return
-    if words[0] == "--version":
+    if words[0] == '--version':
         print(VERSION)
         return
-    command = choose("command", words[0], commands)
+    command = choose('command', words[0], commands)
     if command.run.__doc__ is None:
-        raise KitError("python -OO removes the texts that the options are made of: run Python without it.")
+        raise KitError('python -OO removes the texts that the options are made of: run Python without it.')
     parser = build_parser(words[0], command)
-    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith('--')]
     # argparse names no alternative to a misspelt option, so options are checked first.
     for word in words[1:]:
-        flag = word.partition("=")[0]
-        if flag.startswith("--") and flag not in flags:
-            raise KitError(f"{words[0]} has no option {flag!r}: {suggest(flag, flags)}.")
+        flag = word.partition('=')[0]
+        if flag.startswith('--') and flag not in flags:
+            raise KitError(f'{words[0]} has no option {flag!r}: {suggest(flag, flags)}.')
     options = vars(parser.parse_args(words[1:]))
     for name, value in options.items():
         if isinstance(value, list):  # each argument was parsed as a list of its own
@@ -186,14 +186,14 @@ def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
     except KitError as error:
         message = one_line(error)
         if in_worker():
-            print(f"{ERROR_MARK}{message}", flush=True)
+            print(f'{ERROR_MARK}{message}', flush=True)
         else:
-            print(f"audiotag-kit: {message}", file=sys.stderr, flush=True)
+            print(f'audiotag-kit: {message}', file=sys.stderr, flush=True)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        print("audiotag-kit: interrupted; the same command continues the work.", file=sys.stderr)
+        print('audiotag-kit: interrupted; the same command continues the work.', file=sys.stderr)
         return 130
 
 
@@ -229,12 +229,12 @@ class PatientStream:
 
 def open_streams() -> None:
     """Make printing safe in a script: streams escape what a terminal cannot show, and never fail."""
-    for name in ("stdout", "stderr"):
+    for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is None:  # closed before this process began
-            stream = open(os.devnull, "w", encoding="utf-8")
+            stream = open(os.devnull, 'w', encoding='utf-8')
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors='backslashreplace')
         setattr(sys, name, PatientStream(stream))
 
 
@@ -250,7 +250,7 @@ def enter(commands: Mapping[str, Command], file: str | None) -> None:
         print(HINT)
         return
     code = run_command(commands, sys.argv[1:])
-    if not notebook and any(word.startswith("--deadline") for word in sys.argv):
+    if not notebook and any(word.startswith('--deadline') for word in sys.argv):
         # The interpreter takes seconds to end on a busy machine, with torch in it. All files are written.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -91,35 +91,35 @@ def train_by_name(
         memory_gb: memory for clips; past it they are mapped to files in TMPDIR; by default half of the memory
     """
     chosen = dict(locals())  # the arguments, as there is nothing else yet
-    for name in ("recipe", "small", "overrides", "competition"):
+    for name in ('recipe', 'small', 'overrides', 'competition'):
         del chosen[name]
     settings = find_recipe(recipe, small, overrides)
     if competition is not None:
         if audio or table or boxes:
-            raise KitError("competition names the audio, the table and the boxes: leave these out.")
+            raise KitError('competition names the audio, the table and the boxes: leave these out.')
         settings = find_recipe(
             recipe, small, [*competition_settings(settings, competition), *(overrides or ())]
         )
-        data = read_competition(competition, Path(out) / "tables", settings.self_training.iterations > 0)
+        data = read_competition(competition, Path(out) / 'tables', settings.self_training.iterations > 0)
         audio, group_column = str(data.audio), group_column or data.group_column
         table = None if data.table is None else str(data.table)
         boxes = None if data.boxes is None else [str(path) for path in data.boxes]
         print(data, flush=True)
     elif audio is None:
-        raise KitError("give --audio FOLDER and --table CSV or --boxes CSV CSV, or --competition FOLDER.")
-    chosen |= {"audio": audio, "table": table, "boxes": boxes, "group_column": group_column}
+        raise KitError('give --audio FOLDER and --table CSV or --boxes CSV CSV, or --competition FOLDER.')
+    chosen |= {'audio': audio, 'table': table, 'boxes': boxes, 'group_column': group_column}
     return self_train(settings, **chosen)
 
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:
     """Return the overrides that a competition asks for: its metric, and windows as long as its rows."""
     data = find_competition(folder)
-    settings = [f"metric={data.metric}"]
+    settings = [f'metric={data.metric}']
     if data.scored_classes:
-        settings.append(f"scored_classes={json.dumps(data.scored_classes)}")
-    if data.soundscapes and recipe.inference.mode == "full":
-        settings += ["inference.mode=windows", f"inference.window_s={ROW_S}", f"inference.hop_s={ROW_S}"]
-    print(f"note: the competition asks for {' '.join(settings)}", flush=True)
+        settings.append(f'scored_classes={json.dumps(data.scored_classes)}')
+    if data.soundscapes and recipe.inference.mode == 'full':
+        settings += ['inference.mode=windows', f'inference.window_s={ROW_S}', f'inference.hop_s={ROW_S}']
+    print(f'note: the competition asks for {" ".join(settings)}', flush=True)
     return settings
 
 
@@ -131,22 +131,22 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
         small: print its small variant
     """
     if name is None and small:
-        raise KitError("small is the small form of one recipe: name it, recipes NAME --small.")
+        raise KitError('small is the small form of one recipe: name it, recipes NAME --small.')
     if name is None:
-        lines = [f"{recipe.name:22} {recipe.source}" for recipe in RECIPES.values()]
-        lines += [f"{variant:22} {base} with {changes}" for variant, (base, changes) in VARIANTS.items()]
-        return "\n".join(lines)
+        lines = [f'{recipe.name:22} {recipe.source}' for recipe in RECIPES.values()]
+        lines += [f'{variant:22} {base} with {changes}' for variant, (base, changes) in VARIANTS.items()]
+        return '\n'.join(lines)
     recipe = find_recipe(name, small)
-    lines = [f"{recipe.name}: {recipe.source}"]
+    lines = [f'{recipe.name}: {recipe.source}']
     for key, value, meaning in explain_settings(recipe.to_dict(), Recipe):
-        if key not in ("name", "source"):
-            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            lines.append(f"  {key} = {text}".ljust(44) + f"  {meaning}")
-    return "\n".join(lines)
+        if key not in ('name', 'source'):
+            text = value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))
+            lines.append(f'  {key} = {text}'.ljust(44) + f'  {meaning}')
+    return '\n'.join(lines)
 
 
 def explain_settings(
-    values: Mapping[str, Any], config: type[Config] | None, prefix: str = "", meaning: str = ""
+    values: Mapping[str, Any], config: type[Config] | None, prefix: str = '', meaning: str = ''
 ) -> Iterator[tuple[str, Any, str]]:
     """Yield the dotted name, the value and the help text of each setting in nested `values`.
 
@@ -154,13 +154,13 @@ def explain_settings(
     """
     help_texts = {}
     for item in fields(config) if config else ():
-        choices = ", ".join(map(str, item.metadata["choices"]))
-        help_texts[item.name] = item.metadata["help"] + (f" [{choices}]" if choices else "")
+        choices = ', '.join(map(str, item.metadata['choices']))
+        help_texts[item.name] = item.metadata['help'] + (f' [{choices}]' if choices else '')
     for name, value in values.items():
         key = prefix + name
         text = help_texts.get(name, meaning)
         if isinstance(value, dict) and value:
-            yield from explain_settings(value, settings_class(config, key, value), f"{key}.", text)
+            yield from explain_settings(value, settings_class(config, key, value), f'{key}.', text)
         else:
             yield key, value, text
 
@@ -170,10 +170,10 @@ def settings_class(config: type[Config] | None, key: str, values: Mapping[str, A
 
     A network's settings are a dict, because their names depend on its family.
     """
-    if "family" in values:
-        return FAMILIES[values["family"]]
-    group, _, name = key.rpartition(".")
-    if group == "sources":
+    if 'family' in values:
+        return FAMILIES[values['family']]
+    group, _, name = key.rpartition('.')
+    if group == 'sources':
         return SourceConfig
     kind = typing.get_type_hints(config)[name] if config else None
     return kind if isinstance(kind, type) and issubclass(kind, Config) else None
@@ -187,15 +187,15 @@ def compute_fingerprints(
     fingerprints = [np.zeros(0, np.int64) for _ in names]
     loader = SpectrogramLoader(
         locate_clips(names, Path(audio)),
-        {"": fingerprint_frontend()},
-        torch.device("cpu"),
+        {'': fingerprint_frontend()},
+        torch.device('cpu'),
         threads=threads,
     )
-    for chunk in loader.load_chunks("fingerprint", progress):
-        clips, specs = loader.specs(chunk, "")
+    for chunk in loader.load_chunks('fingerprint', progress):
+        clips, specs = loader.specs(chunk, '')
         for clip, spec in zip(clips, specs, strict=True):
             fingerprints[clip] = fingerprint_of_spec(spec)
-        loader.drop(chunk, "")
+        loader.drop(chunk, '')
     loader.print_failures(names)
     return fingerprints
 
@@ -226,24 +226,24 @@ def add_folds(
         group_column: column of the table; rows with equal values share a fold
     """
     if (table is None) == (boxes is None) or (boxes is not None and len(boxes) != 2):
-        raise KitError("give --table CSV, or --boxes and two CSVs, of true and of false boxes.")
+        raise KitError('give --table CSV, or --boxes and two CSVs, of true and of false boxes.')
     frame = read_clip_table(table) if table else box_table(read_boxes(*boxes or ()), None)
-    new_columns = ["fold"]
-    if audio and group_column != "group":
-        new_columns.append("group")
+    new_columns = ['fold']
+    if audio and group_column != 'group':
+        new_columns.append('group')
     for column in new_columns:
         if column in frame:
-            raise KitError(f"{table} has a {column} column already: drop it to make new ones.")
+            raise KitError(f'{table} has a {column} column already: drop it to make new ones.')
 
     fold_column = group_column
-    details = group_column or "none (--group-column, --audio)"
+    details = group_column or 'none (--group-column, --audio)'
     if audio:
-        frame["group"], details = group_copies(frame, group_column, audio, threads, progress)
-        fold_column = "group"
-    frame["fold"] = make_folds(frame, n_folds, seed, fold_column)
-    write_text(Path(out), frame.to_csv(index=False, lineterminator="\n"))
-    counts = ", ".join(map(str, frame["fold"].value_counts().sort_index()))
-    return f"{out}: {len(frame)} clips in folds of {counts}, groups kept together: {details}"
+        frame['group'], details = group_copies(frame, group_column, audio, threads, progress)
+        fold_column = 'group'
+    frame['fold'] = make_folds(frame, n_folds, seed, fold_column)
+    write_text(Path(out), frame.to_csv(index=False, lineterminator='\n'))
+    counts = ', '.join(map(str, frame['fold'].value_counts().sort_index()))
+    return f'{out}: {len(frame)} clips in folds of {counts}, groups kept together: {details}'
 
 
 def group_copies(
@@ -253,86 +253,86 @@ def group_copies(
 
     A clip's group is the name of the first clip that copies or `group_column` link to it; empty for a lone clip.
     """
-    names = frame["fname"]
+    names = frame['fname']
     copies = near_duplicates(compute_fingerprints(list(names), audio, threads, progress))
     by_column = frame.assign(fname=group_keys(frame, group_column), group=copies)
-    groups = names.groupby(group_keys(by_column, "group"))
-    column = groups.transform("first").where(groups.transform("size") > 1, "")
+    groups = names.groupby(group_keys(by_column, 'group'))
+    column = groups.transform('first').where(groups.transform('size') > 1, '')
 
     sizes = Counter(copy for copy in copies if copy)
     details = (
-        f"{len(sizes)} groups of {sizes.total()} near-duplicates" if sizes else "no near-duplicates found"
+        f'{len(sizes)} groups of {sizes.total()} near-duplicates' if sizes else 'no near-duplicates found'
     )
     if sizes:
         first = next(iter(sizes))
         members = names[np.array(copies) == first]
-        details += f", the first: {', '.join(members[:5])}"
+        details += f', the first: {", ".join(members[:5])}'
     return column, details
 
 
 COMMANDS = {
-    "demo": Command(
+    'demo': Command(
         run_demo,
-        "make toy data, train on it, and submit: the whole kit in about a minute",
-        group="Start here",
+        'make toy data, train on it, and submit: the whole kit in about a minute',
+        group='Start here',
         also=(find_data, fitting_checkpoints),
     ),
-    "doctor": Command(
+    'doctor': Command(
         run_doctor,
-        "check this machine, and whether checkpoints are usable and fit a deadline",
-        group="Start here",
+        'check this machine, and whether checkpoints are usable and fit a deadline',
+        group='Start here',
     ),
-    "recipes": Command(
+    'recipes': Command(
         list_recipes,
-        "list the recipes; `recipes NAME` explains every setting of one",
-        group="Start here",
+        'list the recipes; `recipes NAME` explains every setting of one',
+        group='Start here',
     ),
-    "folds": Command(
+    'folds': Command(
         add_folds,
-        "add a fold column to a table; near-duplicates share a fold",
-        group="Train",
+        'add a fold column to a table; near-duplicates share a fold',
+        group='Train',
     ),
-    "train": Command(
+    'train': Command(
         train_by_name,
-        "train a recipe: one checkpoint per fold, and out-of-fold predictions",
-        group="Train",
+        'train a recipe: one checkpoint per fold, and out-of-fold predictions',
+        group='Train',
         also=(train_run, find_recipe),
     ),
-    "oof": Command(
+    'oof': Command(
         predict_oof,
         "predict each fold's held-out clips again, score them, and compare options of submit",
-        group="Train",
+        group='Train',
         also=(submit,),
     ),
-    "relabel": Command(
+    'relabel': Command(
         relabel,
-        "make pseudo-labels for a table with models that did not train on its clips",
-        group="Train",
+        'make pseudo-labels for a table with models that did not train on its clips',
+        group='Train',
     ),
-    "stack": Command(
+    'stack': Command(
         stack,
-        "train a second-level model on the predictions of several runs",
-        group="Train",
+        'train a second-level model on the predictions of several runs',
+        group='Train',
     ),
-    "show": Command(
+    'show': Command(
         show,
-        "compare runs, or look at a submission; --out report.html adds plots",
-        group="Look",
+        'compare runs, or look at a submission; --out report.html adds plots',
+        group='Look',
     ),
-    "augment": Command(
+    'augment': Command(
         draw_contact_sheet,
-        "plot a clip under every augmentation",
-        group="Look",
+        'plot a clip under every augmentation',
+        group='Look',
     ),
-    "probe": Command(
+    'probe': Command(
         probe,
-        "measure how scores fall when frequency bands or stretches of time are masked",
-        group="Look",
+        'measure how scores fall when frequency bands or stretches of time are masked',
+        group='Look',
     ),
-    "submit": Command(
+    'submit': Command(
         submit,
-        "predict a folder of audio and write a valid CSV before the deadline",
-        group="Submit",
+        'predict a folder of audio and write a valid CSV before the deadline',
+        group='Submit',
         also=(predict_clips, wrap_network, wrap_ensemble, save_tagger, load_tagger),
     ),
 }

@@ -17,9 +17,9 @@ from kit.labels.layouts import (
 from kit.models.checkpoint import open_checkpoint
 from kit.toydata import make_toy_set, make_toy_soundscapes
 
-KAGGLE_INPUT = Path("/kaggle/input")
-TEACHER_FOLDERS = {"rounds", "state"}
-AUDIO_FOLDERS = {"train", "test", "audio", "train_audio", "train_curated", "train_noisy", "train_soundscapes"}
+KAGGLE_INPUT = Path('/kaggle/input')
+TEACHER_FOLDERS = {'rounds', 'state'}
+AUDIO_FOLDERS = {'train', 'test', 'audio', 'train_audio', 'train_curated', 'train_noisy', 'train_soundscapes'}
 
 
 def find_data(
@@ -37,25 +37,25 @@ def find_data(
 
     Errors: KitError where a competition is attached whose layout is unknown or has the other kind of data
     """
-    choose("kind of data", kind, {"clips": "", "boxes": ""})
+    choose('kind of data', kind, {'clips': '', 'boxes': ''})
     out = Path(out)
     if not toy:
         places = [inputs] if isinstance(inputs, str | Path) else inputs
         folders = data_folders([Path(place) for place in places])
         for layout in LAYOUTS:
             for folder in folders:
-                if layout.fits(folder) and (layout.name == BOX_LAYOUT) == (kind == "boxes"):
+                if layout.fits(folder) and (layout.name == BOX_LAYOUT) == (kind == 'boxes'):
                     return read_competition(folder, out)
         for folder in folders:
-            if (folder / "sample_submission.csv").is_file():
+            if (folder / 'sample_submission.csv').is_file():
                 layout, root = find_layout(folder)
                 raise KitError(
-                    f"{root} is of {layout.name}, whose data are not {kind}: use its own notebook."
+                    f'{root} is of {layout.name}, whose data are not {kind}: use its own notebook.'
                 )
 
     clips = toy or 120
-    folder = out / f"toy_{kind}_{clips}"
-    if kind == "boxes":
+    folder = out / f'toy_{kind}_{clips}'
+    if kind == 'boxes':
         make_toy_soundscapes(folder, clips, clips // 2)
     else:
         make_toy_set(folder, clips, clips // 2, noisy=clips)
@@ -78,5 +78,5 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
         for folder, subfolders, names in os.walk(place):
             # os.walk skips what is taken out of this list. Folders of audio may hold 100,000 files.
             subfolders[:] = [name for name in subfolders if name not in TEACHER_FOLDERS | AUDIO_FOLDERS]
-            found |= {Path(folder, name) for name in fnmatch.filter(names, "fold_*.pt")}
+            found |= {Path(folder, name) for name in fnmatch.filter(names, 'fold_*.pt')}
     return [path for path in sorted(found) if set(open_checkpoint(path).card.classes) <= wanted]

@@ -21,7 +21,7 @@ from kit.infer.stack import ModelSpec, open_models
 from kit.models.checkpoint import find_checkpoints
 from kit.models.tagger import Tagger, TaggerCard
 
-PACKAGES = ("torch", "torchaudio", "timm", "numpy", "pandas", "scikit-learn", "soundfile", "tqdm")
+PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm')
 
 
 def run_doctor(
@@ -43,44 +43,44 @@ def run_doctor(
     for path in paths:
         try:
             models, stacks = open_models(path)
-            descriptions = [f"{model.name}: {describe_model(model)}" for model in models]
+            descriptions = [f'{model.name}: {describe_model(model)}' for model in models]
         except KitError as error:
             unusable += 1
-            lines.append(f"{path}: NOT USABLE: {error}")
+            lines.append(f'{path}: NOT USABLE: {error}')
             continue
         for stack in stacks:
             score = stack.card.oof_score
             lines.append(
-                f"{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:"
+                f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:'
             )
         lines += descriptions
         usable += models
     if audio is not None:
         lines.append(describe_job(Path(audio), usable, deadline))
     if unusable:
-        print(*lines, sep="\n", flush=True)
-        raise KitError(f"{unusable} of {len(paths)} checkpoints cannot be used; the reasons are above.")
-    return "\n".join(lines)
+        print(*lines, sep='\n', flush=True)
+        raise KitError(f'{unusable} of {len(paths)} checkpoints cannot be used; the reasons are above.')
+    return '\n'.join(lines)
 
 
 def describe_machine() -> list[str]:
     """Return lines on versions, packages, cores, memory, folders and GPUs."""
-    source = source_file() or source_root() / "kit"
+    source = source_file() or source_root() / 'kit'
     folder = Path.cwd()
     free_gb = shutil.disk_usage(folder).free / 1e9
-    packages = ", ".join(f"{name} {package_version(name)}" for name in PACKAGES)
+    packages = ', '.join(f'{name} {package_version(name)}' for name in PACKAGES)
     lines = [
-        f"audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}",
-        f"packages: {packages}",
-        f"cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free",
-        f"paths: the kit is {source}; the working folder is {folder}, with {free_gb:.0f} GB free",
+        f'audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}',
+        f'packages: {packages}',
+        f'cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free',
+        f'paths: the kit is {source}; the working folder is {folder}, with {free_gb:.0f} GB free',
     ]
     for i in range(torch.cuda.device_count()):
-        problem = device_problem(torch.device("cuda", i))
-        state = f"CANNOT COMPUTE: {problem}" if problem else "computes"
-        lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, {state}")
+        problem = device_problem(torch.device('cuda', i))
+        state = f'CANNOT COMPUTE: {problem}' if problem else 'computes'
+        lines.append(f'cuda:{i}: {torch.cuda.get_device_name(i)}, {state}')
     if not torch.cuda.device_count():
-        lines.append("cuda: none")
+        lines.append('cuda: none')
     return lines
 
 
@@ -89,50 +89,50 @@ def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None)
     files, others = scan_folder(audio)
     durations_s = [header_duration_s(path) for path in files]
     audio_s = sum(seconds or 0.0 for seconds in durations_s)
-    line = f"{audio}: {len(files)} audio files, {audio_s:.0f} s"
+    line = f'{audio}: {len(files)} audio files, {audio_s:.0f} s'
     if None in durations_s:
-        line += f" without {durations_s.count(None)} files whose headers state no length"
+        line += f' without {durations_s.count(None)} files whose headers state no length'
     if others:
-        line += f", {len(others)} files passed over, as they are no audio, e.g. {others[0].name!r}"
+        line += f', {len(others)} files passed over, as they are no audio, e.g. {others[0].name!r}'
     if not models:
         return line
     device = pick_device()[0]
     # Own networks need their code, which is not here.
     known = [model for model in models if not is_custom(model.card)]
     needed_s = audio_s * sum(measure_cost(Predictor(model.build(), device, fuse=True)) for model in known)
-    line += f"; {len(known)} of {len(models)} models, measured on this {device.type}, need {needed_s:.0f} s"
+    line += f'; {len(known)} of {len(models)} models, measured on this {device.type}, need {needed_s:.0f} s'
     if deadline is None:
         return line
     # Decoding, start-up and slower neighbours take time too.
     fits = needed_s * 1.3 + 10 < parse_duration(deadline)
-    return f"{line}: {'fits' if fits else 'DOES NOT FIT'} into {deadline}, with a margin of 30 % and 10 s"
+    return f'{line}: {"fits" if fits else "DOES NOT FIT"} into {deadline}, with a margin of 30 % and 10 s'
 
 
 def is_custom(card: TaggerCard) -> bool:
     """Return whether a tagger's network is the user's own."""
-    return str(card.network.get("family")).startswith("custom:")
+    return str(card.network.get('family')).startswith('custom:')
 
 
 def package_version(name: str) -> str:
     """Return the version of an installed package, or "missing"."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    return "missing"
+    return 'missing'
 
 
 def describe_model(model: ModelSpec) -> str:
     """Return a line on a model; build its network to see whether its tensors fit, if its code is there."""
     card = model.card
-    family = card.network.get("family")
+    family = card.network.get('family')
     if not is_custom(card):
         model.build()
     tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-    score = "no oof score" if card.oof_score is None else f"oof {card.metric} {card.oof_score:.4f}"
-    scores = f"{card.output} scores"
+    score = 'no oof score' if card.oof_score is None else f'oof {card.metric} {card.oof_score:.4f}'
+    scores = f'{card.output} scores'
     if card.calibration:
-        scores += ", calibrated"
+        scores += ', calibrated'
     return (
-        f"{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, "
-        f"inference mode {card.inference.mode} at {card.frontend.sample_rate} Hz"
+        f'{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, '
+        f'inference mode {card.inference.mode} at {card.frontend.sample_rate} Hz'
     )

@@ -31,12 +31,12 @@ from kit.train.run import flat_settings
 
 # What a submission's report lists item by item: a table counts these, a page shows them.
 SUBMISSION_LISTS = (
-    "files_failed",
-    "audio_notes",
-    "notes",
-    "files_without_row",
-    "rows_without_file",
-    "files_split",
+    'files_failed',
+    'audio_notes',
+    'notes',
+    'files_without_row',
+    'rows_without_file',
+    'files_split',
 )
 
 
@@ -48,13 +48,13 @@ class ReportTable:
     rows: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
-        table = [("", *self.runs), *self.rows]
+        table = [('', *self.runs), *self.rows]
         widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
         lines = []
         for row in table:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+            lines.append('  '.join(cells).rstrip())
+        return '\n'.join(lines)
 
     __repr__ = __str__
 
@@ -65,60 +65,60 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     truth = oof.truth
     scores = oof.probabilities
     metric = oof.metric
-    details = {metric: "no oof.csv yet"}
+    details = {metric: 'no oof.csv yet'}
     if oof.names:
         details[metric] = format_metric(bootstrap_interval, metric, truth, scores, oof.groups)
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
-            details["top1"] = format_metric(compute_metric, "top1", truth, scores)
+            details['top1'] = format_metric(compute_metric, 'top1', truth, scores)
         is_known = ~np.isnan(truth)
         likelihood = np.where(truth > 0.5, scores, 1 - scores)[is_known].clip(1e-7)
-        details["log loss"] = f"{-np.log(likelihood).mean():.4f}"
-        details["expected calibration error"] = f"{calibration_bins(truth, scores).error:.4f}"
+        details['log loss'] = f'{-np.log(likelihood).mean():.4f}'
+        details['expected calibration error'] = f'{calibration_bins(truth, scores).error:.4f}'
     if run is not first and oof.names:
         # The first run's metric compares all runs.
         metric = first.oof.metric
-        gain = "not comparable: other clips or labels"
+        gain = 'not comparable: other clips or labels'
         same_columns = oof.names == first.oof.names and oof.classes == first.oof.classes
         if same_columns and np.array_equal(truth, first.oof.truth, equal_nan=True):
             others = first.oof.probabilities
             gain = format_metric(bootstrap_difference, metric, truth, scores, others, oof.groups)
-        details[f"gain in {metric} over the first run"] = gain
-    details["clips"] = str(len(oof.names))
+        details[f'gain in {metric} over the first run'] = gain
+    details['clips'] = str(len(oof.names))
     if run.history:
-        last_epochs = " ".join(str(epochs["epoch"].iloc[-1]) for epochs in run.history)
-        seconds = sum(epochs["seconds"].sum() for epochs in run.history)
-        details["epochs"] = f"{last_epochs} of {run.recipe.get('epochs', '?')}"
+        last_epochs = ' '.join(str(epochs['epoch'].iloc[-1]) for epochs in run.history)
+        seconds = sum(epochs['seconds'].sum() for epochs in run.history)
+        details['epochs'] = f'{last_epochs} of {run.recipe.get("epochs", "?")}'
         if not oof.names:
-            last = [epochs["score"].dropna().tail(1).map("{:.4f}".format) for epochs in run.history]
-            details[f"last {metric}"] = " ".join("".join(score) or "-" for score in last)
-        details["minutes"] = f"{seconds / 60:.1f}"
-    for path in sorted(run.folder.glob("fold_*.pt")):
+            last = [epochs['score'].dropna().tail(1).map('{:.4f}'.format) for epochs in run.history]
+            details[f'last {metric}'] = ' '.join(''.join(score) or '-' for score in last)
+        details['minutes'] = f'{seconds / 60:.1f}'
+    for path in sorted(run.folder.glob('fold_*.pt')):
         checkpoint = open_checkpoint(path)
         card, tensors = checkpoint.card, checkpoint.tensors
         parameters = 0
         for name, tensor in tensors.items():
             # Batch norm's running statistics are saved too, but they are no parameters.
-            if tensor.is_floating_point() and "running_" not in name:
+            if tensor.is_floating_point() and 'running_' not in name:
                 parameters += tensor.numel()
-        details["parameters"] = f"{parameters:,}"
-        details["output"] = card.output
+        details['parameters'] = f'{parameters:,}'
+        details['output'] = card.output
         if card.oof_score is not None:
-            details[f"{card.metric}, fold {card.fold}"] = f"{card.oof_score:.4f}"
+            details[f'{card.metric}, fold {card.fold}'] = f'{card.oof_score:.4f}'
     for fold in np.unique(oof.folds):
         in_fold = oof.folds == fold
         score = format_metric(compute_metric, oof.metric, truth[in_fold], scores[in_fold])
-        details[f"{oof.metric}, fold {fold}"] = score
+        details[f'{oof.metric}, fold {fold}'] = score
     if (truth == 1).any():
         of_classes = metric_per_class(oof.metric, truth, scores)
         for k in np.flatnonzero(np.isfinite(of_classes)):
-            details[f"class {oof.classes[k]}, {class_metric(oof.metric)}"] = f"{of_classes[k]:.4f}"
+            details[f'class {oof.classes[k]}, {class_metric(oof.metric)}'] = f'{of_classes[k]:.4f}'
     return details
 
 
 def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tuple[str, ...]]:
     """Return a row for each name, with "-" for a column that lacks it."""
-    return [(name, *(column.get(name, "-") for column in columns)) for name in names]
+    return [(name, *(column.get(name, '-') for column in columns)) for name in names]
 
 
 def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
@@ -128,7 +128,7 @@ def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
     names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
     class_means = {}
     for name in names:
-        if name.startswith("class "):
+        if name.startswith('class '):
             class_means[name] = np.mean([float(column[name]) for column in details if name in column])
     hardest_names = sorted(class_means, key=lambda name: (class_means[name], name))[:hardest]
 
@@ -147,14 +147,14 @@ def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
 
 def submission_table(path: Path, report: Mapping[str, Any]) -> ReportTable:
     """Describe a submission's report: its single values, the lengths of its lists, and its models."""
-    if "job" not in report:
-        raise KitError(f"no report beside {path}: pass the CSV that `submit` wrote, or its .json.")
+    if 'job' not in report:
+        raise KitError(f'no report beside {path}: pass the CSV that `submit` wrote, or its .json.')
     rows = [(name, str(value)) for name, value in report.items() if isinstance(value, str | int | float)]
     rows += [(name, str(len(report.get(name, ())))) for name in SUBMISSION_LISTS]
-    for model in report.get("models", ()):
-        cost = f"{model['network_s']:.1f} s for {model['clips_predicted']} clips"
-        text = f"weight {model['weight']:g}, {cost}; failure: {model['failure']}"
-        rows.append((model["checkpoint"], text))
+    for model in report.get('models', ()):
+        cost = f'{model["network_s"]:.1f} s for {model["clips_predicted"]} clips'
+        text = f'weight {model["weight"]:g}, {cost}; failure: {model["failure"]}'
+        rows.append((model['checkpoint'], text))
     return ReportTable((str(path),), tuple(rows))
 
 
@@ -166,19 +166,19 @@ def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(items, dict):
             rows = []
             for key, text in items.items():
-                rows.append((key, "; ".join(text) if isinstance(text, list) else text))
+                rows.append((key, '; '.join(text) if isinstance(text, list) else text))
         yield page_table(rows, name)
 
 
 def run_sections(run: SavedRun) -> Iterator[str]:
     """Yield one run's part of a page as HTML: its plots and its settings."""
-    yield f"<h2>{escape(run.folder.resolve().name)}</h2>"
-    yield page_plot(draw_labels, read_clip_table(run.folder / "folds.csv"))
+    yield f'<h2>{escape(run.folder.resolve().name)}</h2>'
+    yield page_plot(draw_labels, read_clip_table(run.folder / 'folds.csv'))
     for draw in (draw_classes, draw_confusion, draw_calibration):
         yield page_plot(draw, run)
-    if (run.folder / "rounds").is_dir():
+    if (run.folder / 'rounds').is_dir():
         yield page_plot(draw_self_training, run.folder)
-    yield page_table(flat_settings(run.recipe).items(), "settings")
+    yield page_table(flat_settings(run.recipe).items(), 'settings')
 
 
 def show(
@@ -195,12 +195,12 @@ def show(
     """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     target = None if out is None else Path(out)
-    choose("ending of out", target.suffix if target else ".html", {**IMAGE_FORMATS, ".html": ""})
+    choose('ending of out', target.suffix if target else '.html', {**IMAGE_FORMATS, '.html': ''})
 
     draw: Callable[..., Plot]
     source: Any
     sections: Iterator[str]
-    if len(paths) == 1 and paths[0].suffix in (".csv", ".json"):
+    if len(paths) == 1 and paths[0].suffix in ('.csv', '.json'):
         source = read_report(paths[0])
         draw = draw_timeline
         table = submission_table(paths[0], source)
@@ -212,10 +212,10 @@ def show(
         sections = (section for run in source for section in run_sections(run))
 
     if target:
-        print(f"note: writing {target}", flush=True)
-    if target and target.suffix == ".html":
-        title = ", ".join(path.resolve().name for path in paths)
-        overview = page_table([("", *table.runs), *table.rows])
+        print(f'note: writing {target}', flush=True)
+    if target and target.suffix == '.html':
+        title = ', '.join(path.resolve().name for path in paths)
+        overview = page_table([('', *table.runs), *table.rows])
         write_page(target, title, [overview, page_plot(draw, source), *sections])
     elif target:
         draw(source).save(target)

@@ -26,55 +26,55 @@ class WaveAugmentConfig(Config):
     """How waveforms are augmented, in this order. Nothing is clipped to [-1, 1]."""
 
     chance: float = setting(
-        1.0, "chance that a crop is augmented at all, by all effects that it draws", low=0, high=1
+        1.0, 'chance that a crop is augmented at all, by all effects that it draws', low=0, high=1
     )
-    shift_p: float = probability_of("a shift in time")
-    shift_share: float = setting(0.5, "largest shift, as a share of the clip", low=0, high=1)
-    speed_p: float = probability_of("another speed, which changes pitch and tempo together")
-    speed: float = setting(1.1, "largest factor; the smallest is its inverse", low=1, high=2)
-    pitch_p: float = probability_of("another pitch at the same tempo")
-    pitch_cents: float = setting(300.0, "largest shift up or down, cents", low=0, high=1200)
-    tempo_p: float = probability_of("another tempo at the same pitch")
-    tempo: float = setting(1.1, "largest factor; the smallest is its inverse", low=1, high=2)
-    overdrive_p: float = probability_of("overdrive: soft clipping at the same power")
+    shift_p: float = probability_of('a shift in time')
+    shift_share: float = setting(0.5, 'largest shift, as a share of the clip', low=0, high=1)
+    speed_p: float = probability_of('another speed, which changes pitch and tempo together')
+    speed: float = setting(1.1, 'largest factor; the smallest is its inverse', low=1, high=2)
+    pitch_p: float = probability_of('another pitch at the same tempo')
+    pitch_cents: float = setting(300.0, 'largest shift up or down, cents', low=0, high=1200)
+    tempo_p: float = probability_of('another tempo at the same pitch')
+    tempo: float = setting(1.1, 'largest factor; the smallest is its inverse', low=1, high=2)
+    overdrive_p: float = probability_of('overdrive: soft clipping at the same power')
     overdrive_db: tuple[float, ...] = setting(
         (5.0, 25.0), "range of the peak's level above the knee, dB", low=-200, high=200
     )
-    reverb_p: float = probability_of("reverberation")
-    reverb_s: tuple[float, ...] = setting((0.1, 0.8), "range of its decay time (60 dB), s", low=0.01, high=10)
-    background_p: float = probability_of("a background clip mixed in")
+    reverb_p: float = probability_of('reverberation')
+    reverb_s: tuple[float, ...] = setting((0.1, 0.8), 'range of its decay time (60 dB), s', low=0.01, high=10)
+    background_p: float = probability_of('a background clip mixed in')
     background_snr_db: tuple[float, ...] = setting(
-        (5.0, 30.0), "range of the signal-to-noise ratio, dB", low=-200, high=200
+        (5.0, 30.0), 'range of the signal-to-noise ratio, dB', low=-200, high=200
     )
-    noise_p: float = probability_of("noise mixed in")
+    noise_p: float = probability_of('noise mixed in')
     noise_snr_db: tuple[float, ...] = setting(
-        (5.0, 30.0), "range of the signal-to-noise ratio, dB", low=-200, high=200
+        (5.0, 30.0), 'range of the signal-to-noise ratio, dB', low=-200, high=200
     )
     noise_colours: tuple[float, ...] = setting(
-        (0.0, -1.0, -2.0), "exponents of Hz in its power: 0 white, -1 pink, -2 brown", low=-4, high=4
+        (0.0, -1.0, -2.0), 'exponents of Hz in its power: 0 white, -1 pink, -2 brown', low=-4, high=4
     )
-    gain_p: float = probability_of("a gain")
-    gain_db: tuple[float, ...] = setting((-6.0, 6.0), "range of the gain, dB", low=-200, high=200)
+    gain_p: float = probability_of('a gain')
+    gain_db: tuple[float, ...] = setting((-6.0, 6.0), 'range of the gain, dB', low=-200, high=200)
 
     def check(self) -> None:
-        check_ranges(self, "overdrive_db", "reverb_s", "background_snr_db", "noise_snr_db", "gain_db")
+        check_ranges(self, 'overdrive_db', 'reverb_s', 'background_snr_db', 'noise_snr_db', 'gain_db')
         if not self.noise_colours:
-            raise KitError("noise_colours is empty: name at least one exponent, as 0 for white noise.")
+            raise KitError('noise_colours is empty: name at least one exponent, as 0 for white noise.')
 
     def amount_ranges(self, samples: int) -> dict[str, tuple[float, ...]]:
         """Return the range of each effect's amount. Units: see `WaveDraw`"""
         shift = self.shift_share * samples
         pitch = 2 ** (self.pitch_cents / 1200)
         return {
-            "shift": (-shift, shift),
-            "speed": (1 / self.speed, self.speed),
-            "pitch": (1 / pitch, pitch),
-            "tempo": (1 / self.tempo, self.tempo),
-            "overdrive": self.overdrive_db,
-            "reverb": self.reverb_s,
-            "background": self.background_snr_db,
-            "noise": self.noise_snr_db,
-            "gain": self.gain_db,
+            'shift': (-shift, shift),
+            'speed': (1 / self.speed, self.speed),
+            'pitch': (1 / pitch, pitch),
+            'tempo': (1 / self.tempo, self.tempo),
+            'overdrive': self.overdrive_db,
+            'reverb': self.reverb_s,
+            'background': self.background_snr_db,
+            'noise': self.noise_snr_db,
+            'gain': self.gain_db,
         }
 
 
@@ -105,14 +105,14 @@ def draw_wave_augment(
     # All numbers are drawn, also for effects that are off: changing one probability changes no other draw.
     for name, (low, high) in config.amount_ranges(samples).items():
         for_event, for_amount = torch.rand(2, clips, generator=generator, dtype=torch.float64)
-        if name in ("shift", "speed", "pitch", "tempo"):
+        if name in ('shift', 'speed', 'pitch', 'tempo'):
             # Whole samples, or whole steps of the rate, inside the range.
-            steps = 1 if name == "shift" else RATE_STEPS
+            steps = 1 if name == 'shift' else RATE_STEPS
             ends = (math.ceil(low * steps - 1e-9), math.floor(high * steps + 1e-9) + 1)
             amount = scale_to_range(for_amount, ends).floor() / steps
         else:
             amount = scale_to_range(for_amount, (low, high))
-        is_on = for_event < getattr(config, f"{name}_p") * chance
+        is_on = for_event < getattr(config, f'{name}_p') * chance
         amounts[name] = amount.where(is_on, torch.nan)
     return WaveDraw(amounts, torch.randint(1 << 31, (clips,), generator=generator))
 
@@ -224,7 +224,7 @@ def mix_at_snr(batch: WaveBatch, other: Tensor) -> Tensor:
 def add_background(batch: WaveBatch) -> Tensor:
     """Mix in a background clip from a drawn place on, repeated where it is too short."""
     if batch.backgrounds is None or not batch.backgrounds.numel():
-        raise KitError("background_p is above 0, but there are no backgrounds: pass some, or set it to 0.")
+        raise KitError('background_p is above 0, but there are no backgrounds: pass some, or set it to 0.')
     clips, samples = batch.backgrounds.shape
     seeds = batch.seeds[:, None]
     clip = seeds % clips
@@ -246,15 +246,15 @@ def add_coloured_noise(batch: WaveBatch) -> Tensor:
 
 
 WAVE_AUGMENTS: dict[str, Callable[[WaveBatch], Tensor]] = {
-    "shift": time_shift,
-    "speed": lambda batch: change_rate(batch, resample=True, vocode=False),
-    "pitch": lambda batch: change_rate(batch, resample=True, vocode=True),
-    "tempo": lambda batch: change_rate(batch, resample=False, vocode=True),
-    "overdrive": overdrive,
-    "reverb": reverb,
-    "background": add_background,
-    "noise": add_coloured_noise,
-    "gain": lambda batch: batch.waves * batch.gain,
+    'shift': time_shift,
+    'speed': lambda batch: change_rate(batch, resample=True, vocode=False),
+    'pitch': lambda batch: change_rate(batch, resample=True, vocode=True),
+    'tempo': lambda batch: change_rate(batch, resample=False, vocode=True),
+    'overdrive': overdrive,
+    'reverb': reverb,
+    'background': add_background,
+    'noise': add_coloured_noise,
+    'gain': lambda batch: batch.waves * batch.gain,
 }
 
 
@@ -270,7 +270,7 @@ def augment_waves(
     Shape:  waves (B, T) float32 -> the same; backgrounds (n, T')
     """
     if len(waves) != len(draw.seeds):
-        raise KitError(f"{len(waves)} waves for a draw of {len(draw.seeds)} clips: draw for as many.")
+        raise KitError(f'{len(waves)} waves for a draw of {len(draw.seeds)} clips: draw for as many.')
     for name, effect in WAVE_AUGMENTS.items():
         amount = draw.amounts[name]
         rows = (~amount.isnan()).nonzero()[:, 0]

@@ -12,29 +12,29 @@ from pathlib import Path
 
 # The first bytes of formats.
 AUDIO_MAGIC = {
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"RIFF": "WAV",
-    b"RF64": "WAV",
-    b"riff": "W64",
-    b"FORM": "AIFF",
-    b".snd": "AU",
-    b"caff": "CAF",
-    b"\x30\x26\xb2\x75": "WMA",
-    b"\x1a\x45\xdf\xa3": "Matroska",
+    b'fLaC': 'FLAC',
+    b'OggS': 'Ogg',
+    b'RIFF': 'WAV',
+    b'RF64': 'WAV',
+    b'riff': 'W64',
+    b'FORM': 'AIFF',
+    b'.snd': 'AU',
+    b'caff': 'CAF',
+    b'\x30\x26\xb2\x75': 'WMA',
+    b'\x1a\x45\xdf\xa3': 'Matroska',
 }
 # Formats that libsndfile does not read.
-FFMPEG_FORMATS = ("AAC", "WMA", "Matroska")
+FFMPEG_FORMATS = ('AAC', 'WMA', 'Matroska')
 
-REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+REVERSED_BITS = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
 NO_GRANULE = 2**64 - 1
 
 
 def audio_kind(path: Path) -> str:
     """Return the format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format."""
-    with open(path, "rb") as file:
+    with open(path, 'rb') as file:
         head = file.read(16)
-        has_id3 = head[:3] == b"ID3"
+        has_id3 = head[:3] == b'ID3'
         if has_id3:
             file.seek(skip_id3(head))
             head = file.read(16)
@@ -42,11 +42,11 @@ def audio_kind(path: Path) -> str:
         return AUDIO_MAGIC[head[:4]]
     # The last bits of an ADTS header's second byte: layer 0, which MP3 does not have.
     is_adts = len(head) >= 4 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
-    if head[4:8] == b"ftyp" or is_adts:
-        return "AAC"
+    if head[4:8] == b'ftyp' or is_adts:
+        return 'AAC'
     # Other bytes may stand before the first frame of an MP3.
-    length, _ = mp3_frame(int.from_bytes(head[:4], "big"))
-    return "MP3" if length or has_id3 or path.suffix.lower() == ".mp3" else ""
+    length, _ = mp3_frame(int.from_bytes(head[:4], 'big'))
+    return 'MP3' if length or has_id3 or path.suffix.lower() == '.mp3' else ''
 
 
 def close_recording(path: Path) -> bytes | None:
@@ -54,18 +54,18 @@ def close_recording(path: Path) -> bytes | None:
 
     libsndfile itself reads to the end where a size is too large.
     """
-    with open(path, "rb") as file:
+    with open(path, 'rb') as file:
         head = file.read(1 << 16)
     open_place = 0
     size_is_open = False
-    if head[:4] == b".snd" and head[8:12] == bytes(4):
+    if head[:4] == b'.snd' and head[8:12] == bytes(4):
         open_place = 8
     place = 12
-    while head[:4] == b"RIFF" and place + 8 < len(head) and not open_place:
-        name, length = struct.unpack_from("<4sI", head, place)
+    while head[:4] == b'RIFF' and place + 8 < len(head) and not open_place:
+        name, length = struct.unpack_from('<4sI', head, place)
         # Some recorders leave the size of the whole file open as well, or alone.
-        if name == b"data":
-            size_is_open = int.from_bytes(head[4:8], "little") == 0
+        if name == b'data':
+            size_is_open = int.from_bytes(head[4:8], 'little') == 0
             open_place = 0 if length else place + 4
             break
         # A chunk begins at an even byte.
@@ -74,9 +74,9 @@ def close_recording(path: Path) -> bytes | None:
         return None
     raw = bytearray(path.read_bytes())
     if open_place:
-        raw[open_place : open_place + 4] = b"\xff" * 4
-    if raw[:4] == b"RIFF":
-        raw[4:8] = b"\xff" * 4
+        raw[open_place : open_place + 4] = b'\xff' * 4
+    if raw[:4] == b'RIFF':
+        raw[4:8] = b'\xff' * 4
     return bytes(raw)
 
 
@@ -87,25 +87,25 @@ def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
              the codec's own count; whether no page is missing; notes on what is
     Source: RFC 3533
     """
-    headers = b""
+    headers = b''
     parts: list[tuple[bytearray, int]] = []
     serial = last = -1
     is_whole = True
     is_ended = False
     notes = []
-    place = raw.find(b"OggS")
+    place = raw.find(b'OggS')
     while place >= 0:
-        body = place + 27 + int.from_bytes(raw[place + 26 : place + 27], "big")
+        body = place + 27 + int.from_bytes(raw[place + 26 : place + 27], 'big')
         end = body + sum(raw[place + 27 : body])
         page = raw[place:end]
         if len(page) < 27 or end > len(raw) or ogg_crc(page) != page[22:26]:
-            place = raw.find(b"OggS", place + 1)
+            place = raw.find(b'OggS', place + 1)
             continue
-        granule, page_serial, sequence = struct.unpack_from("<QII", page, 6)
+        granule, page_serial, sequence = struct.unpack_from('<QII', page, 6)
         if parts and page[5] & 2:
-            notes.append(f"another stream follows, {len(raw) - place} bytes long: it is left out")
+            notes.append(f'another stream follows, {len(raw) - place} bytes long: it is left out')
             break
-        place = raw.find(b"OggS", end)
+        place = raw.find(b'OggS', end)
         # Streams side by side, as in a video: the first page's stream is read.
         if serial not in (-1, page_serial):
             continue
@@ -123,7 +123,7 @@ def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
         stretch += page
         parts[-1] = (stretch, last_granule if granule == NO_GRANULE else granule)
     if not is_ended:
-        notes.append("the file ends early: its end mark is missing; how much is lost is not known")
+        notes.append('the file ends early: its end mark is missing; how much is lost is not known')
     return [(bytes(stretch), granule) for stretch, granule in parts], is_whole, notes
 
 
@@ -135,7 +135,7 @@ def ogg_crc(page: bytes) -> bytes:
     """
     without = page[:22] + bytes(4) + page[26:]
     crc = zlib.crc32(without.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return crc.to_bytes(4, "big").translate(REVERSED_BITS)
+    return crc.to_bytes(4, 'big').translate(REVERSED_BITS)
 
 
 MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
@@ -143,7 +143,7 @@ MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 # Samples that libsndfile takes off the beginning of a stream with a table.
 DECODER_DELAY = 529
-MP3_TAGS = (b"TAG", b"ID3", b"APE", b"LYR")
+MP3_TAGS = (b'TAG', b'ID3', b'APE', b'LYR')
 
 
 @functools.lru_cache(maxsize=4096)
@@ -193,7 +193,7 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
     """
 
     def frame_at(place: int) -> tuple[int, int]:
-        return mp3_frame(int.from_bytes(raw[place : place + 4], "big"))
+        return mp3_frame(int.from_bytes(raw[place : place + 4], 'big'))
 
     begin = place = skip_id3(raw)
     runs: list[tuple[int, int, int]] = []
@@ -212,36 +212,36 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
             runs.append((start, end, count + 1))
             place = end
         else:
-            place = raw.find(b"\xff", place + 1)
+            place = raw.find(b'\xff', place + 1)
     if not runs:
         return None
     notes = []
     if others > 2:
         notes.append(
-            f"{others} frames of another sample rate or number of channels are not read: files were joined"
+            f'{others} frames of another sample rate or number of channels are not read: files were joined'
         )
     first, first_end, count = runs[0]
     # Tags are often padded with zeros.
-    skipped = len(raw[begin:first].lstrip(b"\0"))
+    skipped = len(raw[begin:first].lstrip(b'\0'))
     if skipped:
-        notes.append(f"{skipped} bytes before the first frame are damaged, or no sound")
+        notes.append(f'{skipped} bytes before the first frame are damaged, or no sound')
     # The table states its number of frames if the lowest bit of its flags is set.
     table = re.search(
-        rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)", raw[first : first + 64], re.DOTALL
+        rb'(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)', raw[first : first + 64], re.DOTALL
     )
     if table and count > 1:
         runs[0] = (first + frame_at(first)[0], first_end, count - 1)
     last_end = runs[-1][1]
     length, last_kind = frame_at(last_end)
     if not table and last_kind == kind and last_end + length > len(raw):
-        notes.append("the file ends early, within a frame; how much is lost is not known")
+        notes.append('the file ends early, within a frame; how much is lost is not known')
     version = kind >> 19 & 3
     return Mp3Scan(
         runs=runs,
         frames=sum(count for _, _, count in runs),
         frame_samples=1152 if version == 3 else 576,
         sample_rate=MP3_RATES[version][kind >> 10 & 3],
-        stated=int.from_bytes(table[1], "big") if table else 0,
+        stated=int.from_bytes(table[1], 'big') if table else 0,
         notes=notes,
     )
 
@@ -250,19 +250,19 @@ def without_inner_tags(raw: bytes) -> bytes:
     """Remove the ID3 tags behind the first one, which files that were joined have before each part."""
     begin = skip_id3(raw)
     parts = [raw[:begin]]
-    for tag in re.finditer(rb"(?s)ID3[\2-\4]\0.[\0-\x7f]{4}", raw):
+    for tag in re.finditer(rb'(?s)ID3[\2-\4]\0.[\0-\x7f]{4}', raw):
         place = tag.start()
         end = place + skip_id3(raw[place : place + 10])
         if place >= begin and end <= len(raw):
             parts.append(raw[begin:place])
             begin = end
-    return b"".join([*parts, raw[begin:]])
+    return b''.join([*parts, raw[begin:]])
 
 
 def skip_id3(raw: bytes) -> int:
     """Return where the ID3 tags at a file's beginning end."""
     place = 0
-    while raw[place : place + 3] == b"ID3" and place + 10 <= len(raw):
+    while raw[place : place + 3] == b'ID3' and place + 10 <= len(raw):
         # Seven bits of each byte count.
         high, second, third, low = raw[place + 6 : place + 10]
         place += 10 + (high << 21 | second << 14 | third << 7 | low)
@@ -288,7 +288,7 @@ def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
         parts.append((mp3_stream(raw[start:end], count), frames * scan.frame_samples - DECODER_DELAY))
     # A table may count its own frame.
     if scan.stated > frames + 1:
-        parts.append((b"", scan.stated * scan.frame_samples))
+        parts.append((b'', scan.stated * scan.frame_samples))
     return parts
 
 
@@ -300,6 +300,6 @@ def mp3_stream(frames: bytes, count: int) -> bytes:
     is_mpeg1 = header[1] >> 3 & 3 == 3
     # The table stands behind the side information.
     side_bytes = (9, 17, 32)[is_mpeg1 + (not is_mono)]
-    table = header + bytes(side_bytes) + b"Info" + struct.pack(">II", 1, count)
-    length, _ = mp3_frame(int.from_bytes(header, "big"))
-    return table.ljust(length, b"\0") + frames
+    table = header + bytes(side_bytes) + b'Info' + struct.pack('>II', 1, count)
+    length, _ = mp3_frame(int.from_bytes(header, 'big'))
+    return table.ljust(length, b'\0') + frames

@@ -75,9 +75,9 @@ def import_problem(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
-        return "not installed"
+        return 'not installed'
     except (Exception, SystemExit) as error:
-        return f"broken: {one_line(error)}"
+        return f'broken: {one_line(error)}'
     return None
 
 
@@ -90,7 +90,7 @@ def require_module(module: str) -> None:
 
 def read_soundfile(path: Path) -> Sound:
     """Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken"""
-    require_module("soundfile")
+    require_module('soundfile')
     return as_sound(read_libsndfile(path))
 
 
@@ -101,13 +101,13 @@ def as_sound(mix: MonoMix) -> Sound:
 
 def soundfile_duration_s(path: Path) -> float | None:
     """Return the duration by the header; that of an MP3 by its frames. Units: seconds"""
-    require_module("soundfile")
+    require_module('soundfile')
     return libsndfile_duration_s(path)
 
 
 def open_torchcodec(path: Path) -> Any:
     """Open a file with TorchCodec, which uses FFmpeg. Errors: ImportError where it is missing or broken"""
-    require_module("torchcodec.decoders")
+    require_module('torchcodec.decoders')
     from torchcodec.decoders import AudioDecoder
 
     return AudioDecoder(str(path))
@@ -128,8 +128,8 @@ def torchcodec_duration_s(path: Path) -> float | None:
 
 
 DECODERS = (
-    Decoder("soundfile", read_soundfile, soundfile_duration_s),
-    Decoder("torchcodec", read_torchcodec, torchcodec_duration_s),
+    Decoder('soundfile', read_soundfile, soundfile_duration_s),
+    Decoder('torchcodec', read_torchcodec, torchcodec_duration_s),
 )
 
 
@@ -152,7 +152,7 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
             result = Undecodable(one_line(error))
         if isinstance(result, Sound):
             return result
-        reasons.append(f"{decoder.name}: {shorten(result.reason)}")
+        reasons.append(f'{decoder.name}: {shorten(result.reason)}')
     return Undecodable(failure_reason(path, reasons, missing))
 
 
@@ -161,15 +161,15 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
     try:
         kind = audio_kind(path)
     except OSError as error:
-        return f"cannot be read: {one_line(error)}"
-    if kind in FFMPEG_FORMATS and "torchcodec" in missing:
-        cure = f"no decoder here reads {kind}: pip install torchcodec (it is {missing['torchcodec']})"
-    elif "soundfile" in missing or not reasons:
-        state = missing.get("soundfile", "not installed")
-        cure = f"soundfile is missing: pip install soundfile (it is {state})"
+        return f'cannot be read: {one_line(error)}'
+    if kind in FFMPEG_FORMATS and 'torchcodec' in missing:
+        cure = f'no decoder here reads {kind}: pip install torchcodec (it is {missing["torchcodec"]})'
+    elif 'soundfile' in missing or not reasons:
+        state = missing.get('soundfile', 'not installed')
+        cure = f'soundfile is missing: pip install soundfile (it is {state})'
     else:
-        return f"cannot be decoded ({'; '.join(reasons)})"
-    return f"cannot be decoded: {cure}"
+        return f'cannot be decoded ({"; ".join(reasons)})'
+    return f'cannot be decoded: {cure}'
 
 
 def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
@@ -194,12 +194,12 @@ def file_problem(path: Path) -> str | None:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        return f"cannot be opened: {reason}"
+        reason = getattr(error, 'strerror', None) or one_line(error)
+        return f'cannot be opened: {reason}'
     if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file"
+        return 'is not a regular file'
     if status.st_size == 0:
-        return "is empty (0 bytes)"
+        return 'is empty (0 bytes)'
     return None
 
 
@@ -207,17 +207,17 @@ def usable(sound: Sound) -> Sound | Undecodable:
     """Return a sound, or the reason why it cannot be used."""
     wave = sound.wave
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
-        return Undecodable(f"decodes to {wave.dtype} of shape {wave.shape}, not to mono floats (T,)")
+        return Undecodable(f'decodes to {wave.dtype} of shape {wave.shape}, not to mono floats (T,)')
     if len(wave) == 0:
-        return Undecodable("holds no samples")
+        return Undecodable('holds no samples')
     if not 0 < sound.sample_rate < np.inf:
-        return Undecodable(f"states a sample rate of {sound.sample_rate} Hz")
+        return Undecodable(f'states a sample rate of {sound.sample_rate} Hz')
     peak = float(max(-wave.min(), wave.max()))
     # The comparison is false for NaN too.
     if not peak <= MAX_SAMPLE:
-        return Undecodable(f"holds samples up to {peak:.3g}: not finite, or no sound")
+        return Undecodable(f'holds samples up to {peak:.3g}: not finite, or no sound')
     if peak > LOUD_SAMPLE:
-        note = f"samples reach {peak:.3g}, far beyond full scale (1.0): were they integers?"
+        note = f'samples reach {peak:.3g}, far beyond full scale (1.0): were they integers?'
         return replace(sound, notes=(*sound.notes, note))
     return sound
 
@@ -225,13 +225,13 @@ def usable(sound: Sound) -> Sound | Undecodable:
 def one_line(error: BaseException) -> str:
     """Return an exception's message on one line, or its type if it has none."""
     # libsndfile's own words come without the file's name.
-    text = getattr(error, "error_string", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = getattr(error, 'error_string', None) or str(error)
+    return ' '.join(text.split()) or type(error).__name__
 
 
 def shorten(text: str) -> str:
     """Return a text's first words."""
-    return textwrap.shorten(text, 90, placeholder=" ...")
+    return textwrap.shorten(text, 90, placeholder=' ...')
 
 
 def list_audio(folder: Path) -> list[Path]:
@@ -246,8 +246,8 @@ def list_audio(folder: Path) -> list[Path]:
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """List the audio files under a folder, as list_audio does, and the files that are passed over as no audio."""
     if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise KitError(f"the audio folder {folder} {problem}: give the folder of the clips.")
+        problem = 'is a file, not a folder' if folder.exists() else 'does not exist'
+        raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')
     audio: list[Path] = []
     others: list[Path] = []
     # The real folders on the way to each folder, itself included: one that is entered again is a circle of links.
@@ -255,13 +255,13 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     for root, folders, names in os.walk(folder, followlinks=True):
         way = way_to.pop(root)
         real = {
-            name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith(".")
+            name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith('.')
         }
         # os.walk enters the folders that are left in this list, in its order.
         folders[:] = sorted(name for name in real if real[name] not in way)
         way_to |= {os.path.join(root, name): way | {real[name]} for name in folders}
         for name in names:
-            if not name.startswith("."):
+            if not name.startswith('.'):
                 path = Path(root, name)
                 (audio if is_audio_name(path) else others).append(path)
     return sorted(audio), sorted(others)
@@ -272,5 +272,5 @@ def is_audio_name(path: Path) -> bool:
     if path.suffix:
         return path.suffix.lower() in AUDIO_SUFFIXES.split()
     with contextlib.suppress(OSError):
-        return file_problem(path) is None and audio_kind(path) != ""
+        return file_problem(path) is None and audio_kind(path) != ''
     return False

@@ -99,7 +99,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
             matches.append(np.ravel_multi_index((clip[same], clip[same + step], shift + longest), shape))
 
     pairs, counts = np.unique(np.concatenate(matches), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
+    order = np.argsort(-counts, kind='stable')
     likely = pairs[order][: (counts >= MIN_COMMON_KEYS).sum()]
     clip, later_clip, shift = np.unravel_index(likely, shape)
     return np.stack([clip, later_clip, shift - longest], axis=1)
@@ -115,4 +115,4 @@ def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
         if low != high and are_copies(fingerprints[one], fingerprints[other], shift):
             groups[groups == high] = low
     sizes = np.bincount(groups)
-    return [f"copies of {group}" if sizes[group] > 1 else "" for group in groups]
+    return [f'copies of {group}' if sizes[group] > 1 else '' for group in groups]

@@ -20,7 +20,7 @@ from kit.core.config import setting
 from kit.core.errors import KitError
 
 # Channels that hold the frequency bin's position, and the value at the lowest bin; the highest has 1.
-COORDINATES = {"coordinate": -1.0, "coordinate01": 0.0}
+COORDINATES = {'coordinate': -1.0, 'coordinate01': 0.0}
 # What trimming leaves at least.
 TRIM_LEAST_S = 0.5
 
@@ -30,42 +30,42 @@ class FrontendConfig(SpectrumConfig):
     """Settings of the whole front end: trim, transform, normalize, stack channels, resize."""
 
     resolutions: tuple[tuple[int, ...], ...] = setting(
-        (), "more (n_fft, hop_length) pairs; each adds channels", low=1, high=2**17, longest=16
+        (), 'more (n_fft, hop_length) pairs; each adds channels', low=1, high=2**17, longest=16
     )
     top_db: float | None = setting(
-        None, "raise values to the maximum minus so many dB; None: never", low=1e-3, high=1e4
+        None, 'raise values to the maximum minus so many dB; None: never', low=1e-3, high=1e4
     )
     channels: tuple[str, ...] = setting(
-        ("log",),
+        ('log',),
         "channels in order: log spectrogram, its derivatives, the bin's position from -1 or 0 to 1",
-        choices=("log", *COORDINATES, *DELTA_KERNELS),
+        choices=('log', *COORDINATES, *DELTA_KERNELS),
     )
     normalize: str = setting(
-        "none",
-        "clip: mean 0 and std 1; constants: (x - mean) / std; peak: maximum 0; minmax: 0 to 1",
+        'none',
+        'clip: mean 0 and std 1; constants: (x - mean) / std; peak: maximum 0; minmax: 0 to 1',
         choices=NORMALIZATIONS,
     )
     mean: float = setting(0.0, "subtracted by normalize='constants'", low=-1e9, high=1e9)
     std: float = setting(1.0, "divides in normalize='constants'", low=1e-6, high=1e9)
-    reference: str = setting("clip", "what top_db and normalize refer to", choices=("clip", "window"))
+    reference: str = setting('clip', 'what top_db and normalize refer to', choices=('clip', 'window'))
     extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
     trim_db: float | None = setting(
-        None, "cut ends so many dB below the loudest frame; None: never", low=1e-3, high=1e4
+        None, 'cut ends so many dB below the loudest frame; None: never', low=1e-3, high=1e4
     )
     image_size: tuple[int, ...] = setting(
-        (), "(bins, frames) to resize channels to; () = as they are", low=1, high=2**16
+        (), '(bins, frames) to resize channels to; () = as they are', low=1, high=2**16
     )
 
     def check(self) -> None:
         super().check()
-        if self.top_db is not None and self.log != "db":
+        if self.top_db is not None and self.log != 'db':
             raise KitError(f"top_db needs log='db', got {self.log!r}: use top_db=None.")
         kinds = set(self.channels)
         if len(kinds) != len(self.channels) or kinds <= set(COORDINATES):
-            raise KitError(f"channels must differ and hold sound, as log, got {self.channels}.")
+            raise KitError(f'channels must differ and hold sound, as log, got {self.channels}.')
         if len(set(self.extra_rows)) != len(self.extra_rows):
-            raise KitError(f"extra_rows must differ, got {self.extra_rows}.")
-        self.check_pairs("resolutions")
+            raise KitError(f'extra_rows must differ, got {self.extra_rows}.')
+        self.check_pairs('resolutions')
         check_image_size(self.image_size, self.extra_rows)
         # Creating the settings of every resolution checks them too.
         self.resolution_configs()
@@ -112,8 +112,8 @@ class FrontendConfig(SpectrumConfig):
 def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
     """Raise KitError unless a size is () or (bins, frames) without extra rows."""
     if size and (len(size) != 2 or min(size) < 1 or extra_rows):
-        got = f"{tuple(size)} and {extra_rows}"
-        raise KitError(f"image_size is () or (bins, frames) without extra rows, got {got}.")
+        got = f'{tuple(size)} and {extra_rows}'
+        raise KitError(f'image_size is () or (bins, frames) without extra rows, got {got}.')
 
 
 def check_waves(waves: Sequence[Tensor]) -> None:
@@ -121,8 +121,8 @@ def check_waves(waves: Sequence[Tensor]) -> None:
     for wave in waves:
         is_mono = wave.ndim == 1 and len(wave) > 0 and wave.is_floating_point()
         if not is_mono or (wave.dtype, wave.device) != (waves[0].dtype, waves[0].device):
-            got = f"{tuple(wave.shape)} of {wave.dtype} on {wave.device}"
-            raise KitError(f"waves are (T,) floats, alike in type and device, got {got}: pass scaled mono.")
+            got = f'{tuple(wave.shape)} of {wave.dtype} on {wave.device}'
+            raise KitError(f'waves are (T,) floats, alike in type and device, got {got}: pass scaled mono.')
 
 
 class Frontend(nn.Module):
@@ -227,7 +227,7 @@ class Frontend(nn.Module):
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
             raise KitError(
-                "trimming left several lengths: call spectrograms(), then network_input() clip by clip."
+                'trimming left several lengths: call spectrograms(), then network_input() clip by clip.'
             )
         return self.network_input(torch.stack(specs))
 

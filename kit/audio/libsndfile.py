@@ -37,8 +37,8 @@ MAX_SCAN_BYTES = 1 << 30
 STREAM_BYTES = 0x7FFF0000
 # Channels whose mean has less than this share of their energy cancel each other: -40 dB.
 CANCELLED_SHARE = 1e-4
-UNCLOSED_NOTE = "the recording was never closed: its header states no length"
-CANCELLED_NOTE = "the channels cancel each other: one of them is used instead of their mean"
+UNCLOSED_NOTE = 'the recording was never closed: its header states no length'
+CANCELLED_NOTE = 'the channels cancel each other: one of them is used instead of their mean'
 
 
 class MonoMix:
@@ -61,7 +61,7 @@ class MonoMix:
         if lost:
             at_s = self.samples / self.sample_rate
             lost_s = lost / self.sample_rate
-            self.notes.append(f"{lost_s:.2f} s at {at_s:.1f} s are damaged and became silence")
+            self.notes.append(f'{lost_s:.2f} s at {at_s:.1f} s are damaged and became silence')
             self.blocks.append(np.zeros(lost, np.float32))
         self.blocks.append(self.mono(block))
         self.samples += lost + len(block)
@@ -95,13 +95,13 @@ class MonoMix:
     def note_early_end(self, lost: float) -> None:
         """Note that a file ends before the end that its header states. Units: samples"""
         lost_s = lost / self.sample_rate
-        length = f"{lost_s:.1f}" if lost_s >= 0.1 else f"{lost_s:.3f}"
-        self.notes.append(f"the file ends early: its last {length} s are missing")
+        length = f'{lost_s:.1f}' if lost_s >= 0.1 else f'{lost_s:.3f}'
+        self.notes.append(f'the file ends early: its last {length} s are missing')
 
 
 def libsndfile_name(path: Path) -> str | bytes:
     """Return the path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8."""
-    return str(path) if os.name == "nt" else os.fsencode(path)
+    return str(path) if os.name == 'nt' else os.fsencode(path)
 
 
 def credible_frames(frames: int, path: Path) -> int | None:
@@ -112,7 +112,7 @@ def credible_frames(frames: int, path: Path) -> int | None:
 def check_duration(seconds: float) -> None:
     """Raise ValueError for more than MAX_HOURS, before memory is allocated for it."""
     if not seconds <= MAX_HOURS * 3600:
-        raise ValueError(f"it holds {seconds / 3600:.1f} hours, more than the limit of {MAX_HOURS}")
+        raise ValueError(f'it holds {seconds / 3600:.1f} hours, more than the limit of {MAX_HOURS}')
 
 
 def read_libsndfile(path: Path) -> MonoMix:
@@ -123,15 +123,15 @@ def read_libsndfile(path: Path) -> MonoMix:
     import soundfile
 
     kind = audio_kind(path)
-    raw = path.read_bytes() if kind in ("MP3", "Ogg") and path.stat().st_size <= MAX_SCAN_BYTES else b""
-    if kind == "MP3":
+    raw = path.read_bytes() if kind in ('MP3', 'Ogg') and path.stat().st_size <= MAX_SCAN_BYTES else b''
+    if kind == 'MP3':
         raw = without_inner_tags(raw)
-    scan = scan_mp3(raw) if kind == "MP3" else None
+    scan = scan_mp3(raw) if kind == 'MP3' else None
     if scan:
         check_duration(scan.seconds)
         notes = scan.notes
         mix = read_by_seeking(path) if is_whole_mp3(path, scan) else read_parts(mp3_parts(raw, scan))
-    elif kind == "Ogg" and raw:
+    elif kind == 'Ogg' and raw:
         parts, is_whole, notes = scan_ogg(raw)
         mix = read_by_seeking(path) if is_whole else read_parts(parts)
     else:
@@ -139,10 +139,10 @@ def read_libsndfile(path: Path) -> MonoMix:
         try:
             mix = read_by_seeking(path)
         except soundfile.SoundFileError as problem:
-            if kind != "MP3":
+            if kind != 'MP3':
                 raise
             # libsndfile's own words are that the file does not exist.
-            raise ValueError("the file holds no whole MP3 frame") from problem
+            raise ValueError('the file holds no whole MP3 frame') from problem
     mix.notes += notes
     return mix
 
@@ -162,7 +162,7 @@ def read_by_seeking(path: Path) -> MonoMix:
         if closed:
             mix.notes.append(UNCLOSED_NOTE)
         # libsndfile logs a header that states more bytes of sound than there are, and corrects its length.
-        sizes = re.search(r"(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", handle.extra_info)
+        sizes = re.search(r'(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)', handle.extra_info)
         if sizes and not closed and 0 < int(sizes[2]) < int(sizes[1]) < STREAM_BYTES:
             lost = mix.samples * (int(sizes[1]) / int(sizes[2]) - 1)
             if lost > 0.01 * mix.sample_rate:
@@ -186,7 +186,7 @@ def read_by_seeking(path: Path) -> MonoMix:
         raise error
     if error and stated is None:
         at_s = mix.samples / mix.sample_rate
-        mix.notes.append(f"reading ended at damage at {at_s:.1f} s; how much is lost is not known")
+        mix.notes.append(f'reading ended at damage at {at_s:.1f} s; how much is lost is not known')
     if stated and 0 < mix.samples < stated:
         mix.note_early_end(stated - mix.samples)
     return mix
@@ -208,7 +208,7 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
         block = buffer[: min(rows, left)]
         block.fill(np.nan)
         try:
-            count = len(handle.read(dtype="float32", always_2d=True, out=block))
+            count = len(handle.read(dtype='float32', always_2d=True, out=block))
         except Exception as problem:
             error = problem
             # What the block got before the error is no longer NaN.
@@ -235,7 +235,7 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
         with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(io.BytesIO(data)) as handle:
             part = MonoMix(handle.samplerate)
             add_blocks(handle, part)
-            end_rate = 48000 if handle.subtype == "OPUS" else handle.samplerate
+            end_rate = 48000 if handle.subtype == 'OPUS' else handle.samplerate
             start = end * part.sample_rate // end_rate - part.samples
             if mix is None:
                 mix = MonoMix(part.sample_rate)
@@ -245,7 +245,7 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
             mix.add(part.wave()[:, None])
             mix.notes += [note for note in part.notes if note not in mix.notes]
     if mix is None:
-        raise ValueError("no part of the file can be decoded")
+        raise ValueError('no part of the file can be decoded')
     lost = end * mix.sample_rate // end_rate - mix.samples
     if lost > 0.1 * mix.sample_rate:
         mix.note_early_end(lost)
@@ -267,7 +267,7 @@ def libsndfile_duration_s(path: Path) -> float | None:
     """Return the duration by the header; that of an MP3 by its frames. Units: seconds"""
     import soundfile
 
-    if audio_kind(path) == "MP3" and path.stat().st_size <= MAX_SCAN_BYTES:
+    if audio_kind(path) == 'MP3' and path.stat().st_size <= MAX_SCAN_BYTES:
         scan = scan_mp3(without_inner_tags(path.read_bytes()))
         if scan and not is_whole_mp3(path, scan):
             return scan.seconds

@@ -19,7 +19,7 @@ FADE_CENTRE = (0.25, 0.75)
 
 def probability_of(event: str) -> Any:
     """Return the setting of an event's probability, 0 by default."""
-    return setting(0.0, f"probability of {event}", low=0, high=1)
+    return setting(0.0, f'probability of {event}', low=0, high=1)
 
 
 def check_ranges(config: Config, *names: str) -> None:
@@ -27,7 +27,7 @@ def check_ranges(config: Config, *names: str) -> None:
     for name in names:
         ends = getattr(config, name)
         if len(ends) != 2 or ends[0] > ends[1]:
-            raise KitError(f"{name} must be two numbers from low to high, got {ends}.")
+            raise KitError(f'{name} must be two numbers from low to high, got {ends}.')
 
 
 def scale_to_range(uniform: Tensor, ends: tuple[float, ...]) -> Tensor:
@@ -40,38 +40,38 @@ def scale_to_range(uniform: Tensor, ends: tuple[float, ...]) -> Tensor:
 class MixupConfig(Config):
     """How crops and their labels are mixed."""
 
-    p: float = probability_of("mixing a crop with a partner")
+    p: float = probability_of('mixing a crop with a partner')
     pseudo_p: float = probability_of(
-        "mixing a crop with a pseudo-labelled one; above 0, clips without labels are drawn only so"
+        'mixing a crop with a pseudo-labelled one; above 0, clips without labels are drawn only so'
     )
     domain: str = setting(
-        "energy",
-        "what is added: energies, normalized spectrograms, or waves",
-        choices=("energy", "spec", "wave"),
+        'energy',
+        'what is added: energies, normalized spectrograms, or waves',
+        choices=('energy', 'spec', 'wave'),
     )
     convex: bool = setting(False, "weight the crop itself by 1 - the partner's share, not by 1")
-    low: float = setting(1.0, "lowest share of the partner", low=0, high=1)
-    high: float = setting(1.0, "highest share of the partner", low=0, high=1)
+    low: float = setting(1.0, 'lowest share of the partner', low=0, high=1)
+    high: float = setting(1.0, 'highest share of the partner', low=0, high=1)
     beta: float = setting(
-        0.0, "above 0: draw the share from Beta(beta, beta), not from low to high", low=0, high=1e6
+        0.0, 'above 0: draw the share from Beta(beta, beta), not from low to high', low=0, high=1e6
     )
-    fade_p: float = probability_of("a mixed crop fading into its partner instead")
+    fade_p: float = probability_of('a mixed crop fading into its partner instead')
     labels: str = setting(
-        "union",
-        "mixed labels: the greater of both, the mean weighted by share, or the sum up to 1",
-        choices=("union", "weighted", "sum"),
+        'union',
+        'mixed labels: the greater of both, the mean weighted by share, or the sum up to 1',
+        choices=('union', 'weighted', 'sum'),
     )
     masks: str = setting(
-        "known", "a class unknown in one crop: mask it, or count it as false", choices=("known", "either")
+        'known', 'a class unknown in one crop: mask it, or count it as false', choices=('known', 'either')
     )
     partners: str = setting(
-        "any",
-        "a random crop, or the one that shares most known-false classes",
-        choices=("any", "sure-negatives"),
+        'any',
+        'a random crop, or the one that shares most known-false classes',
+        choices=('any', 'sure-negatives'),
     )
 
     def check(self) -> None:
-        check_ranges(self, "low_high")
+        check_ranges(self, 'low_high')
 
     @property
     def is_used(self) -> bool:
@@ -115,7 +115,7 @@ def draw_mixup(
     partner = order.roll(-1)[order.argsort()]
     for_mixed, for_share, for_fade, for_centre, for_steepness = torch.rand(5, clips, generator=generator)
     mixed = (for_mixed < config.p * chance) & (clips > 1)
-    if config.partners == "sure-negatives" and clips:
+    if config.partners == 'sure-negatives' and clips:
         if isinstance(targets, int):
             raise KitError("partners='sure-negatives' needs labels: pass targets, not the number of clips.")
         false = (targets.cpu() == 0).float()
@@ -140,8 +140,8 @@ def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
     Shape:  crops (P,), indices into the batch of B -> a draw of B + P
     """
     longer = {name: torch.cat([value, value.new_zeros(len(crops))]) for name, value in vars(draw).items()}
-    longer["partner"][crops] = len(draw.mixed) + torch.arange(len(crops))
-    longer["mixed"][crops] = True
+    longer['partner'][crops] = len(draw.mixed) + torch.arange(len(crops))
+    longer['mixed'][crops] = True
     return MixupDraw(**longer)
 
 
@@ -171,7 +171,7 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
 
 def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
     """Undo the logarithm of a raw log spectrogram."""
-    if config.log == "db":
+    if config.log == 'db':
         return torch.pow(10.0, spec / 10.0)
     return (spec.exp() - config.log_offset).clamp_min(0.0).pow(2 / config.power)
 
@@ -184,7 +184,7 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
     """
     if frontend.extra_rows:
         raise KitError(
-            "extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[]."
+            'extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].'
         )
     energies = mix_specs(log_to_energy(specs, frontend), draw, config)
     # With power=1 the bands are magnitudes, the square roots of energies.
@@ -201,16 +201,16 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     """
     first = targets
     second = targets[draw.partner]
-    if config.masks == "either":
+    if config.masks == 'either':
         # An unknown label counts as 0 where the other clip's label is known.
         first = targets.where(~targets.isnan() | second.isnan(), 0.0)
         second = second.where(~second.isnan() | targets.isnan(), 0.0)
     # fmax ignores NaN and maximum returns it: NaN beside 1 gives 1, and NaN beside anything less gives NaN.
     greater = torch.fmax(first, second)
     united = torch.maximum(first, second).where(greater < 1, greater)
-    if config.labels == "sum":
+    if config.labels == 'sum':
         mixed = (first + second).clamp(max=1).where(greater < 1, greater)
-    elif config.labels == "weighted":
+    elif config.labels == 'weighted':
         mixed = first.lerp(second, draw.share.to(targets)[:, None])
     else:
         mixed = united

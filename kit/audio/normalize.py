@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NORMALIZATIONS = ("none", "clip", "constants", "peak", "minmax")
+NORMALIZATIONS = ('none', 'clip', 'constants', 'peak', 'minmax')
 
 # Savitzky-Golay filters over nine frames: (divisor, weights of frames -4 to 4).
 DELTA_KERNELS = {
-    "delta": (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
-    "delta2": (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
+    'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
+    'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
 }
 
 # A range this small is no range.
@@ -26,17 +26,17 @@ def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: flo
     peak = spec.amax((-2, -1), keepdim=True)
     if top_db is not None:
         spec = torch.maximum(spec, peak - top_db)
-    if normalize == "clip":
+    if normalize == 'clip':
         # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
         spec = spec - peak
         centred = spec - mean_by_rows(spec)
         variance = mean_by_rows(centred.square())
         return centred / variance.clamp(min=1e-6).sqrt()
-    if normalize == "constants":
+    if normalize == 'constants':
         return (spec - mean) / std
-    if normalize == "peak":
+    if normalize == 'peak':
         return spec - peak
-    if normalize == "minmax":
+    if normalize == 'minmax':
         minimum = spec.amin((-2, -1), keepdim=True)
         return (spec - minimum) / (peak - minimum).clamp(min=NEGLIGIBLE)
     return spec
@@ -74,7 +74,7 @@ def extend_edges(spec: Tensor, frames: int) -> Tensor:
 def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
     """Resize spectrograms bilinearly, antialiased where they shrink. Shape: (..., M, N) -> (..., *size)"""
     flat = spec.reshape(-1, 1, *spec.shape[-2:])
-    resized = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(flat, tuple(size), mode='bilinear', align_corners=False, antialias=True)
     return resized.reshape(*spec.shape[:-2], *size)
 
 

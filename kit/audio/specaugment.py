@@ -24,22 +24,22 @@ class SpecAugmentConfig(Config):
             arXiv:2110.03282, linear; crop: first place, Freesound Audio Tagging 2019, with aspects of 1.7 to 2.3
     """
 
-    filter_p: float = probability_of("a filter: gains at five frequencies, linear between them")
+    filter_p: float = probability_of('a filter: gains at five frequencies, linear between them')
     filter_share: float = setting(
-        0.5, "largest gain, in standard deviations of the spectrogram", low=0, high=1e3
+        0.5, 'largest gain, in standard deviations of the spectrogram', low=0, high=1e3
     )
-    mask_p: float = probability_of("masks over time and frequency")
-    time_masks: int = setting(2, "highest number of masks over time, at least one is drawn", low=0, high=1000)
-    time_share: float = setting(0.2, "widest time mask, as a share of the frames", low=0, high=1)
+    mask_p: float = probability_of('masks over time and frequency')
+    time_masks: int = setting(2, 'highest number of masks over time, at least one is drawn', low=0, high=1000)
+    time_share: float = setting(0.2, 'widest time mask, as a share of the frames', low=0, high=1)
     freq_masks: int = setting(
-        2, "highest number of masks over frequency, at least one is drawn", low=0, high=1000
+        2, 'highest number of masks over frequency, at least one is drawn', low=0, high=1000
     )
-    freq_share: float = setting(0.15, "widest frequency mask, as a share of the bins", low=0, high=1)
+    freq_share: float = setting(0.15, 'widest frequency mask, as a share of the bins', low=0, high=1)
     outside_p: float = probability_of("one frequency mask below and one above the clip's box")
-    outside_share: float = setting(0.3, "widest of these masks, as a share of the bins", low=0, high=1)
-    warp_p: float = probability_of("a time warp: one point in time moves, the rest is stretched")
-    warp_share: float = setting(0.1, "largest move of that point, as a share of the frames", low=0, high=0.15)
-    crop_p: float = probability_of("a random crop, resized to the size before")
+    outside_share: float = setting(0.3, 'widest of these masks, as a share of the bins', low=0, high=1)
+    warp_p: float = probability_of('a time warp: one point in time moves, the rest is stretched')
+    warp_share: float = setting(0.1, 'largest move of that point, as a share of the frames', low=0, high=0.15)
+    crop_p: float = probability_of('a random crop, resized to the size before')
     crop_scale: tuple[float, ...] = setting(
         (0.8, 1.0), "range of the crop's area, as a share of the whole", low=0.01, high=1
     )
@@ -48,7 +48,7 @@ class SpecAugmentConfig(Config):
     )
 
     def check(self) -> None:
-        check_ranges(self, "crop_scale", "crop_aspect")
+        check_ranges(self, 'crop_scale', 'crop_aspect')
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used
 
 def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
     """Add gains over frequency, linear between evenly spaced points."""
-    curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode="linear", align_corners=True)
+    curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode='linear', align_corners=True)
     deviation = specs.std((-2, -1), correction=0, keepdim=True)
     return specs + curve[..., None] * deviation
 
@@ -176,7 +176,7 @@ def crop_and_resize(specs: Tensor, crop: Tensor) -> Tensor:
     to_y = [zero, height, 2 * top + height - 1]
     affine = torch.stack(to_x + to_y, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(affine, list(specs.shape), align_corners=False)
-    return F.grid_sample(specs, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(specs, grid, padding_mode='border', align_corners=False)
 
 
 def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -193,7 +193,7 @@ def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, fron
     Shape:  normalized spectrograms (B, R, N) -> the same; effects get the S resolutions (B, S, M, N)
     """
     if len(specs) != len(draw.warp):
-        raise KitError(f"{len(specs)} spectrograms for a draw of {len(draw.warp)} clips: draw for as many.")
+        raise KitError(f'{len(specs)} spectrograms for a draw of {len(draw.warp)} clips: draw for as many.')
     images, extra_rows = frontend.split(specs)
     images = apply_drawn(images, draw.gains, filter_specs)
     images = mask_specs(images, draw)

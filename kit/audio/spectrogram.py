@@ -41,7 +41,7 @@ FrameRange = tuple[int, int, int]
 
 def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
     """Convert hertz to mel. Source: HTK: Young et al., The HTK Book; Slaney: Auditory Toolbox, 1998"""
-    if scale == "htk":
+    if scale == 'htk':
         return np.asarray(2595.0 * np.log10(1.0 + hz / 700.0))
     log_ratio = np.log(np.maximum(hz, SLANEY_KNEE_HZ) / SLANEY_KNEE_HZ)
     above = SLANEY_KNEE_MEL + log_ratio / SLANEY_LOG_STEP
@@ -50,7 +50,7 @@ def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
 
 def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
     """Convert mel to hertz, the inverse of `hz_to_mel`."""
-    if scale == "htk":
+    if scale == 'htk':
         return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
     above = SLANEY_KNEE_HZ * np.exp(SLANEY_LOG_STEP * (np.maximum(mel, SLANEY_KNEE_MEL) - SLANEY_KNEE_MEL))
     return np.where(mel < SLANEY_KNEE_MEL, mel * SLANEY_HZ_PER_MEL, above)
@@ -59,10 +59,10 @@ def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
 def check_mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray) -> None:
     """Raise KitError where no bin lies within a filter."""
     low, high = edges_hz[:-2], edges_hz[2:]
-    empty = np.flatnonzero(np.searchsorted(bins_hz, low, "right") >= np.searchsorted(bins_hz, high, "left"))
+    empty = np.flatnonzero(np.searchsorted(bins_hz, low, 'right') >= np.searchsorted(bins_hz, high, 'left'))
     if len(empty):
-        span = f"{low[empty[0]]:.1f} to {high[empty[0]]:.1f} Hz"
-        raise KitError(f"{len(empty)} mel filters are empty, one at {span}: lower n_mels or raise n_fft.")
+        span = f'{low[empty[0]]:.1f} to {high[empty[0]]:.1f} Hz'
+        raise KitError(f'{len(empty)} mel filters are empty, one at {span}: lower n_mels or raise n_fft.')
 
 
 def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> np.ndarray:
@@ -86,47 +86,47 @@ def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> 
 class SpectrumConfig(Config):
     """Settings of a log spectrogram. Frame n is centred on sample n * hop_length."""
 
-    kind: str = setting("mel", "mel: mel bands; stft: bins of the Fourier transform", choices=("mel", "stft"))
-    sample_rate: int = setting(44100, "samples per second; other clips are resampled", low=1, high=4_000_000)
-    n_fft: int = setting(2048, "samples per Fourier transform", low=16, high=2**17)
-    win_length: int | None = setting(None, "samples of the Hann window; None = n_fft", low=2, high=2**17)
-    hop_length: int = setting(512, "samples between frames", low=1, high=2**17)
-    n_mels: int = setting(128, "number of mel bands; with bands_hz, in each of its bands", low=1, high=8192)
-    f_min_hz: float = setting(20.0, "lowest frequency in hertz", low=0, high=2e6)
+    kind: str = setting('mel', 'mel: mel bands; stft: bins of the Fourier transform', choices=('mel', 'stft'))
+    sample_rate: int = setting(44100, 'samples per second; other clips are resampled', low=1, high=4_000_000)
+    n_fft: int = setting(2048, 'samples per Fourier transform', low=16, high=2**17)
+    win_length: int | None = setting(None, 'samples of the Hann window; None = n_fft', low=2, high=2**17)
+    hop_length: int = setting(512, 'samples between frames', low=1, high=2**17)
+    n_mels: int = setting(128, 'number of mel bands; with bands_hz, in each of its bands', low=1, high=8192)
+    f_min_hz: float = setting(20.0, 'lowest frequency in hertz', low=0, high=2e6)
     f_max_hz: float | None = setting(
-        None, "highest frequency in hertz; None = half the sample rate", low=0, high=2e6
+        None, 'highest frequency in hertz; None = half the sample rate', low=0, high=2e6
     )
     bands_hz: tuple[tuple[float, ...], ...] = setting(
         (),
-        "(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz",
+        '(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz',
         low=0,
         high=2e6,
         longest=4096,
     )
-    mel_scale: str = setting("slaney", "mel scale of kind='mel'", choices=("htk", "slaney"))
-    mel_norm: str | None = setting("slaney", "mel filters have height 1 or area 1", choices=(None, "slaney"))
-    power: int = setting(2, "1: magnitudes; 2: energies", choices=(1, 2))
-    log: str = setting("db", "natural log, or decibels", choices=("ln", "db"))
+    mel_scale: str = setting('slaney', "mel scale of kind='mel'", choices=('htk', 'slaney'))
+    mel_norm: str | None = setting('slaney', 'mel filters have height 1 or area 1', choices=(None, 'slaney'))
+    power: int = setting(2, '1: magnitudes; 2: energies', choices=(1, 2))
+    log: str = setting('db', 'natural log, or decibels', choices=('ln', 'db'))
     log_offset: float = setting(1e-4, "log='ln' takes ln(x + log_offset)", low=1e-30, high=1e9)
     amin: float = setting(1e-10, "log='db' takes the decibels of max(x, amin)", low=1e-30, high=1e9)
     pad_mode: str = setting(
-        "constant", "beyond a clip's ends: zeros or mirrored samples", choices=("constant", "reflect")
+        'constant', "beyond a clip's ends: zeros or mirrored samples", choices=('constant', 'reflect')
     )
 
     def check(self) -> None:
         sizes = (self.hop_length, self.window_samples, self.n_fft)
         if list(sizes) != sorted(sizes):
-            raise KitError(f"hop_length <= win_length <= n_fft, got {sizes}: lower the former.")
-        self.check_pairs("bands_hz")
+            raise KitError(f'hop_length <= win_length <= n_fft, got {sizes}: lower the former.')
+        self.check_pairs('bands_hz')
         for low_hz, high_hz in self.mel_bands:
             if not 0 <= low_hz < high_hz <= self.sample_rate / 2:
-                rule = f"0 <= f_min_hz < f_max_hz <= {self.sample_rate / 2:g} Hz, half the sample rate"
-                raise KitError(f"{rule}, got {low_hz:g} and {high_hz:g}: lower them, or f_max_hz=None.")
-        if self.kind == "mel":
+                rule = f'0 <= f_min_hz < f_max_hz <= {self.sample_rate / 2:g} Hz, half the sample rate'
+                raise KitError(f'{rule}, got {low_hz:g} and {high_hz:g}: lower them, or f_max_hz=None.')
+        if self.kind == 'mel':
             weights = (self.n_fft // 2 + 1) * self.n_spec_bins
             if weights > MAX_FILTER_WEIGHTS:
-                limit = f"at most {MAX_FILTER_WEIGHTS} weights"
-                raise KitError(f"mel filters may have {limit}, got {weights}: lower n_fft or n_mels.")
+                limit = f'at most {MAX_FILTER_WEIGHTS} weights'
+                raise KitError(f'mel filters may have {limit}, got {weights}: lower n_fft or n_mels.')
             bins_hz = self.fft_bins_hz
             for edges_hz in self.mel_edges_hz:
                 check_mel_filters(bins_hz, edges_hz)
@@ -136,7 +136,7 @@ class SpectrumConfig(Config):
     def check_pairs(self, name: str) -> None:
         """Raise KitError unless the setting is empty, or holds pairs and kind is mel."""
         pairs = getattr(self, name)
-        if pairs and (self.kind != "mel" or any(len(pair) != 2 for pair in pairs)):
+        if pairs and (self.kind != 'mel' or any(len(pair) != 2 for pair in pairs)):
             raise KitError(f"{name} needs kind='mel' and pairs, got {self.kind!r}, {pairs}.")
 
     def filters(self) -> np.ndarray:
@@ -150,7 +150,7 @@ class SpectrumConfig(Config):
         first = int((self.fft_bins_hz < low).sum())
         end = int((self.fft_bins_hz <= high).sum())
         if first >= end:
-            raise KitError(f"no FFT bin lies between {low:g} and {high:g} Hz: widen the band or raise n_fft.")
+            raise KitError(f'no FFT bin lies between {low:g} and {high:g} Hz: widen the band or raise n_fft.')
         return first, end
 
     @property
@@ -187,7 +187,7 @@ class SpectrumConfig(Config):
     @property
     def n_spec_bins(self) -> int:
         """Frequency bins of the spectrogram."""
-        if self.kind == "mel":
+        if self.kind == 'mel':
             return self.n_mels * len(self.mel_bands)
         first, end = self.stft_band()
         return end - first
@@ -195,7 +195,7 @@ class SpectrumConfig(Config):
     @property
     def bin_hz(self) -> np.ndarray:
         """Centre frequency of each bin. Shape: -> (n_spec_bins,)"""
-        if self.kind == "stft":
+        if self.kind == 'stft':
             return self.fft_bins_hz[slice(*self.stft_band())]
         return np.concatenate([edges_hz[1:-1] for edges_hz in self.mel_edges_hz])
 
@@ -238,7 +238,7 @@ class SpectrumTables:
 def spectrum_tables(config: SpectrumConfig, device: torch.device, dtype: torch.dtype) -> SpectrumTables:
     """Return window and grouped filters, computed in float64 and rounded once."""
     window = torch.hann_window(config.window_samples, dtype=torch.float64).to(device, dtype)
-    if config.kind == "stft":
+    if config.kind == 'stft':
         return SpectrumTables(config, window, slice(*config.stft_band()), ())
     filters = config.filters()
     used = np.flatnonzero(filters.any(axis=1)).tolist()
@@ -273,7 +273,7 @@ def cut_samples(wave: Tensor, start: int, stop: int, pad_mode: str) -> Tensor:
     """Return samples start..stop of a clip, padded beyond its ends."""
     if start >= 0 and stop <= len(wave):
         return wave[start:stop]
-    if pad_mode == "constant":
+    if pad_mode == 'constant':
         return F.pad(wave[max(start, 0) : stop], (max(-start, 0), max(stop - len(wave), 0)))
     return wave[reflect_index(torch.arange(start, stop, device=wave.device), len(wave))]
 
@@ -304,7 +304,7 @@ def window_frames(tables: SpectrumTables, wave: Tensor, first: int, out: Tensor)
 
 def log_scaled(config: SpectrumConfig, bands: Tensor) -> Tensor:
     """Take the logarithm of magnitudes or energies, in place."""
-    if config.log == "ln":
+    if config.log == 'ln':
         return bands.add_(config.log_offset).log_()
     return bands.clamp_(min=config.amin).log10_().mul_(20.0 if config.power == 1 else 10.0)
 
@@ -349,6 +349,6 @@ def chunked_spectrograms(
 
 def log_spectrograms(tables: SpectrumTables, waves: Sequence[Tensor]) -> list[Tensor]:
     """Compute log spectrograms, on a CPU each clip by itself. Shape: [(T_i,)] -> [(M, N_i)]"""
-    on_cpu = waves[0].device.type == "cpu"
+    on_cpu = waves[0].device.type == 'cpu'
     samples = CPU_CHUNK_SAMPLES if on_cpu else GPU_CHUNK_SAMPLES
     return chunked_spectrograms(tables, waves, max(1, samples // tables.config.n_fft), pack=not on_cpu)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+Job = TypeVar('Job')
+Result = TypeVar('Result')
 
 # How often `TimeoutPool.result` compares the clock with the time limit.
 POLL_S = 0.1

@@ -21,7 +21,7 @@ STATS_FRAMES = 3
 STATS_CHUNK_SAMPLES = 524288
 
 # Kinds of extra rows, and how many rows each has. The first row of a kind is its mean or its only row.
-EXTRA_ROWS = {"wave_stats": 3 + len(STATS_PERCENTILES), "clip_length": 1}
+EXTRA_ROWS = {'wave_stats': 3 + len(STATS_PERCENTILES), 'clip_length': 1}
 
 
 def nonsilent_span(wave: Tensor, top_db: float, min_samples: int = 1) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def compute_extra_rows(wave: Tensor, kinds: tuple[str, ...], hop: int, sample_ra
     n_frames = len(wave) // hop + 1
     rows = []
     for kind in kinds:
-        if kind == "clip_length":
+        if kind == 'clip_length':
             rows.append(wave.new_full((1, n_frames), math.log(len(wave) / sample_rate)))
         else:
             stats = wave_stats(wave, STATS_FRAMES * hop)

@@ -10,8 +10,8 @@ from torch import Tensor
 from kit.core.config import Config, setting
 from kit.core.errors import KitError, choose
 
-PAD_MODES = ("wrap", "reflect", "min")
-WINDOW_POOLS = ("max", "mean", "top_k", "power", "geometric", "snr", "snr_top")
+PAD_MODES = ('wrap', 'reflect', 'min')
+WINDOW_POOLS = ('max', 'mean', 'top_k', 'power', 'geometric', 'snr', 'snr_top')
 
 # Scores are not allowed below this where they are divided by or where a logarithm is taken.
 MIN_SCORE = 1e-30
@@ -33,7 +33,7 @@ class LengthBuckets:
 
     def __post_init__(self) -> None:
         if self.shortest < 1 or not 1.0 <= self.ratio <= 2.0:
-            raise KitError(f"length buckets need shortest >= 1 and ratio in [1, 2], got {self}.")
+            raise KitError(f'length buckets need shortest >= 1 and ratio in [1, 2], got {self}.')
 
     def round_up(self, frames: int) -> int:
         """Return the smallest bucket length that is at least `frames`."""
@@ -58,15 +58,15 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
     """
     n_frames = spec.shape[-1]
     if not 0 < n_frames <= frames:
-        raise KitError(f"cannot pad {n_frames} frames up to {frames}: pass 1 to {frames} frames.")
-    choose("pad_mode", mode, dict.fromkeys(PAD_MODES))
+        raise KitError(f'cannot pad {n_frames} frames up to {frames}: pass 1 to {frames} frames.')
+    choose('pad_mode', mode, dict.fromkeys(PAD_MODES))
     if n_frames == frames:
         return spec
-    if mode == "min":
+    if mode == 'min':
         value = spec.amin() if floor is None else floor
         return torch.cat([spec, value.expand(*spec.shape[:-1], frames - n_frames)], dim=-1)
     index = torch.arange(frames, device=spec.device)
-    index = index % n_frames if mode == "wrap" else reflect_index(index, n_frames)
+    index = index % n_frames if mode == 'wrap' else reflect_index(index, n_frames)
     return spec[..., index]
 
 
@@ -93,7 +93,7 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
     Units:  frames; `hop` may be a fraction
     """
     if not 0 < hop <= length:
-        raise KitError(f"hop must be in (0, {length}] frames, got {hop}: a longer hop skips audio.")
+        raise KitError(f'hop must be in (0, {length}] frames, got {hop}: a longer hop skips audio.')
     last = max(0, frames - length)
     # Adding rounded hops would drift. A hop below one frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
@@ -105,48 +105,48 @@ class InferenceConfig(Config):
     """How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it."""
 
     mode: str = setting(
-        "full",
-        "full: read whole clips; windows: read windows of window_s; frames: read whole clips, predict windows",
-        choices=("full", "windows", "frames"),
+        'full',
+        'full: read whole clips; windows: read windows of window_s; frames: read whole clips, predict windows',
+        choices=('full', 'windows', 'frames'),
     )
-    window_s: float = setting(5.0, "modes windows, frames: seconds per window", low=0.01, high=86400)
+    window_s: float = setting(5.0, 'modes windows, frames: seconds per window', low=0.01, high=86400)
     hop_s: float = setting(
-        2.5, "modes windows, frames: seconds between window starts, at most window_s", low=0.001, high=86400
+        2.5, 'modes windows, frames: seconds between window starts, at most window_s', low=0.001, high=86400
     )
     pool: str = setting(
-        "max", "how the scores of several windows or pieces become one per class", choices=WINDOW_POOLS
+        'max', 'how the scores of several windows or pieces become one per class', choices=WINDOW_POOLS
     )
     pool_k: int = setting(
         3,
-        "pool top_k averages so many windows per class, pools snr and snr_top compare so many classes with all",
+        'pool top_k averages so many windows per class, pools snr and snr_top compare so many classes with all',
         low=1,
         high=1_000_000,
     )
-    pool_power: float = setting(2.0, "exponent of pool power", low=1e-3, high=1e3)
+    pool_power: float = setting(2.0, 'exponent of pool power', low=1e-3, high=1e3)
     pad_mode: str = setting(
-        "wrap", "pad short inputs: wrap repeats, reflect mirrors, min appends the minimum", choices=PAD_MODES
+        'wrap', 'pad short inputs: wrap repeats, reflect mirrors, min appends the minimum', choices=PAD_MODES
     )
     bucket_ratio: float = setting(
         1.05,
-        "modes full, frames: ratio of neighbouring bucket lengths, to which clips are padded",
+        'modes full, frames: ratio of neighbouring bucket lengths, to which clips are padded',
         low=1,
         high=1.25,
     )
     max_frames: int = setting(
         8192,
-        "modes full, frames: frames above which clips are cut into pieces that overlap by half",
+        'modes full, frames: frames above which clips are cut into pieces that overlap by half',
         low=64,
         high=100_000_000,
     )
 
     def check(self) -> None:
         if self.hop_s > self.window_s:
-            limit = f"(0, {self.window_s:g}]"
-            raise KitError(f"hop_s must be in {limit}, got {self.hop_s:g}: a longer hop skips audio.")
+            limit = f'(0, {self.window_s:g}]'
+            raise KitError(f'hop_s must be in {limit}, got {self.hop_s:g}: a longer hop skips audio.')
 
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
         """Return the parts of a clip that get logits: windows, or pieces of up to max_frames. Units: frames"""
-        if self.mode != "full":
+        if self.mode != 'full':
             # Without 1e-6, an error of the last digit would add a frame to a whole number.
             length = math.ceil(self.window_s * frames_per_s - 1e-6)
             return window_spans(frames, length, max(1.0, min(length, self.hop_s * frames_per_s)))
@@ -161,14 +161,14 @@ class InferenceConfig(Config):
         Units:  frames
         """
         spans = self.spans(frames, frames_per_s)
-        if self.mode != "frames":
+        if self.mode != 'frames':
             return [(span, [span]) for span in spans]
         length = spans[0][1]
         if max(frames, length) <= self.max_frames:
             return [((0, max(frames, length)), spans)]
         if length > self.max_frames:
             needed = f"frames needs max_frames of a window's {length} frames or more"
-            raise KitError(f"mode {needed}, got {self.max_frames}: raise max_frames.")
+            raise KitError(f'mode {needed}, got {self.max_frames}: raise max_frames.')
         # With this hop, each window is wholly inside the piece whose centre is nearest.
         hop = max(1, min(self.max_frames // 2, self.max_frames - length))
         windows_of: dict[Span, list[Span]] = {
@@ -182,7 +182,7 @@ class InferenceConfig(Config):
     def input_frames(self, span: Span, shortest: int) -> int:
         """Return the length a span is padded to; `shortest` is the fewest frames that the network accepts."""
         frames = span[1] - span[0]
-        if self.mode == "windows" or frames >= self.max_frames:
+        if self.mode == 'windows' or frames >= self.max_frames:
             return max(frames, shortest)
         return LengthBuckets(shortest, self.bucket_ratio).round_up(frames)
 
@@ -190,25 +190,25 @@ class InferenceConfig(Config):
 def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
     """Pool the scores of a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)"""
     pool = inference.pool
-    if pool == "max":
+    if pool == 'max':
         return scores.amax(dim=0)
-    if pool == "mean":
+    if pool == 'mean':
         return scores.mean(dim=0)
-    if pool == "top_k":
+    if pool == 'top_k':
         k = min(inference.pool_k, len(scores))
         return scores.topk(k, dim=0).values.mean(dim=0)
-    if pool == "power":
+    if pool == 'power':
         # The mean at power 1, the maximum at infinity. Scores relative to the peak neither underflow nor overflow.
         power = inference.pool_power
         peak = scores.amax(dim=0).clamp_min(MIN_SCORE)
         return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
-    if pool == "geometric":
+    if pool == 'geometric':
         return scores.clamp_min(MIN_SCORE).log().mean(dim=0).exp()
     # "snr": a window with few clear classes counts more than one with many weak ones. Its weight is the share of its
     # k highest scores in their sum (Freesound Audio Tagging 2019, averaging by signal-to-noise ratio).
     k = min(inference.pool_k, scores.shape[1])
     weights = scores.topk(k).values.sum(1) / scores.sum(1).clamp_min(MIN_SCORE)
-    if pool == "snr_top":
+    if pool == 'snr_top':
         # The mean of the quarter of the windows with the highest ratios, as the source labels whole clips.
         best = weights.argsort(descending=True, stable=True)[: math.ceil(len(scores) / 4)]
         return scores[best].mean(dim=0)

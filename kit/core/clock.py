@@ -15,8 +15,8 @@ from typing import Any
 from kit.core.errors import KitError
 from kit.core.runtime import in_worker
 
-UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
-BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}"
+UNIT_S = {'h': 3600.0, 'm': 60.0, 's': 1.0}
+BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}'
 
 
 def parse_duration(text: str | float | int) -> float:
@@ -25,16 +25,16 @@ def parse_duration(text: str | float | int) -> float:
     Errors: KitError for anything else
     """
     cleaned = str(text).strip().lower()
-    parts = re.findall(r"[\d.]+[hms]", cleaned)
+    parts = re.findall(r'[\d.]+[hms]', cleaned)
     try:
-        if "".join(parts) == cleaned:
+        if ''.join(parts) == cleaned:
             seconds = sum(float(part[:-1]) * UNIT_S[part[-1]] for part in parts)
         else:
             seconds = float(cleaned)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise KitError(f"a duration is seconds or like 55m, 1h30m or 90s, got {text!r}.")
+        raise KitError(f'a duration is seconds or like 55m, 1h30m or 90s, got {text!r}.')
     return seconds
 
 
@@ -43,8 +43,8 @@ def process_start() -> float:
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
-        ticks = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19]
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - float(ticks) / os.sysconf("SC_CLK_TCK")
+        ticks = Path('/proc/self/stat').read_text('utf-8').rpartition(')')[2].split()[19]
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - float(ticks) / os.sysconf('SC_CLK_TCK')
     return time.time() - max(age_s, 0.0)
 
 
@@ -71,14 +71,14 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
         start = math.nan
     # Written as "not between", so that NaN is refused too.
     if not -60 < time.time() - start < 60 * 86400:
-        raise KitError(f"started_at is a past moment in Unix seconds, like time.time(), got {started_at}.")
+        raise KitError(f'started_at is a past moment in Unix seconds, like time.time(), got {started_at}.')
     return Deadline(start + parse_duration(duration))
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
     """Return a tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm warns where notebook widgets are not installed
+        warnings.simplefilter('ignore')  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
     return tqdm(
         total=total,

@@ -15,7 +15,7 @@ from kit.core.errors import KitError, suggest
 
 MAX_ITEMS = 100_000  # of a list, unless its setting has another limit
 MAX_TEXT = 10_000
-SETTINGS_HINT = "`recipes NAME` prints every setting of a recipe"
+SETTINGS_HINT = '`recipes NAME` prints every setting of a recipe'
 
 
 def setting(
@@ -31,7 +31,7 @@ def setting(
 
     Inclusive bounds and choices apply to each item of a tuple, of which there are `longest` at most.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "longest": longest}
+    metadata = {'help': help, 'low': low, 'high': high, 'choices': choices, 'longest': longest}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -49,14 +49,14 @@ class Config:
         names = [item.name for item in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
-                raise KitError(f"{cls.__name__} has no setting {name!r}: {suggest(name, names)}.")
+                raise KitError(f'{cls.__name__} has no setting {name!r}: {suggest(name, names)}.')
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
-            where = f"{type(self).__name__}.{item.name}"
-            longest = item.metadata.get("longest", MAX_ITEMS)
+            where = f'{type(self).__name__}.{item.name}'
+            longest = item.metadata.get('longest', MAX_ITEMS)
             value = coerce(getattr(self, item.name), hints[item.name], where, longest)
             check_bounds(value, item.metadata, where)
             # A frozen dataclass has no other way to store the converted value.
@@ -86,11 +86,11 @@ class Config:
         """
         values = self.to_dict()
         for assignment in assignments:
-            key, equals, text = assignment.partition("=")
+            key, equals, text = assignment.partition('=')
             key = key.strip()
             if not equals:
-                raise KitError(f"an override is key=value, got {assignment!r}, e.g. epochs=20.")
-            *groups, last = key.split(".")
+                raise KitError(f'an override is key=value, got {assignment!r}, e.g. epochs=20.')
+            *groups, last = key.split('.')
             target = values
             for group in groups:
                 if not isinstance(target.get(group), dict):
@@ -105,17 +105,17 @@ class Config:
 def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
     """Return an error message with the settings most similar to `key`, or else those of its group."""
     near = similar_settings(key, setting_names(values))
-    hint = f"did you mean {', '.join(near)}?" if near else f"the choices are: {', '.join(sorted(group))}."
-    return f"no setting {key!r}: {hint} {SETTINGS_HINT}."
+    hint = f'did you mean {", ".join(near)}?' if near else f'the choices are: {", ".join(sorted(group))}.'
+    return f'no setting {key!r}: {hint} {SETTINGS_HINT}.'
 
 
-def setting_names(values: dict[str, Any], prefix: str = "") -> list[str]:
+def setting_names(values: dict[str, Any], prefix: str = '') -> list[str]:
     """Return the dotted names of nested settings, a group before its members."""
     names = []
     for name, value in values.items():
         names.append(prefix + name)
         if isinstance(value, dict):
-            names += setting_names(value, f"{prefix}{name}.")
+            names += setting_names(value, f'{prefix}{name}.')
     return names
 
 
@@ -126,10 +126,10 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
     """
     scores = {}
     for name in names:
-        last, other = key.rpartition(".")[2], name.rpartition(".")[2]
-        same_start = 0.75 * (last.split("_")[0] == other.split("_")[0] != "")
+        last, other = key.rpartition('.')[2], name.rpartition('.')[2]
+        same_start = 0.75 * (last.split('_')[0] == other.split('_')[0] != '')
         alike = difflib.SequenceMatcher(None, last, other).ratio()
-        same_letters = key.replace(".", "_") == name.replace(".", "_")  # "mixup_p" for "mixup.p"
+        same_letters = key.replace('.', '_') == name.replace('.', '_')  # "mixup_p" for "mixup.p"
         scores[name] = max(same_start, alike, float(same_letters))
     least = max(0.7, max(scores.values(), default=0.0) - 0.2)
     return sorted((name for name in names if scores[name] >= least), key=lambda name: -scores[name])[:3]
@@ -137,7 +137,7 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
 
 def read_value(text: str) -> Any:
     """Parse a text as JSON, or as Python's None, True or False; return any other text unchanged."""
-    python_words = {"None": "null", "True": "true", "False": "false"}
+    python_words = {'None': 'null', 'True': 'true', 'False': 'false'}
     try:
         return json.loads(python_words.get(text, text))
     except json.JSONDecodeError:
@@ -146,9 +146,9 @@ def read_value(text: str) -> Any:
 
 def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> None:
     """Raise KitError where a value, or an item of a tuple, is out of bounds, not a choice, or not finite."""
-    low = metadata.get("low")
-    high = metadata.get("high")
-    choices = metadata.get("choices")
+    low = metadata.get('low')
+    high = metadata.get('high')
+    choices = metadata.get('choices')
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue
@@ -156,23 +156,23 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
             check_bounds(item, metadata, where)
             continue
         if choices and item not in choices:
-            raise KitError(f"{where} is {brief(item)}: {suggest(str(item), map(str, choices))}.")
+            raise KitError(f'{where} is {brief(item)}: {suggest(str(item), map(str, choices))}.')
         # Written as "not above", so that NaN fails too.
-        wanted = ""
+        wanted = ''
         if low is not None and not item >= low:
-            wanted = f"at least {low}"
+            wanted = f'at least {low}'
         elif high is not None and not item <= high:
-            wanted = f"at most {high}"
+            wanted = f'at most {high}'
         elif isinstance(item, float) and not math.isfinite(item):
-            wanted = "a finite number"
+            wanted = 'a finite number'
         if wanted:
-            raise KitError(f"{where} must be {wanted}, got {brief(item)}: {metadata.get('help')}.")
+            raise KitError(f'{where} must be {wanted}, got {brief(item)}: {metadata.get("help")}.')
 
 
 def brief(value: Any) -> str:
     """Return a value's text, cut short."""
     if isinstance(value, int) and value.bit_length() > 1000:
-        return "a huge integer"  # Python writes no integer of more than 4300 digits
+        return 'a huge integer'  # Python writes no integer of more than 4300 digits
     return repr(value) if isinstance(value, str) and len(value) < 200 else reprlib.repr(value)
 
 
@@ -184,11 +184,11 @@ def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
         if value is None and types.NoneType in arguments:
             return None
         return coerce(value, next(kind for kind in arguments if kind is not types.NoneType), where, longest)
-    if origin is tuple and hasattr(value, "tolist"):
+    if origin is tuple and hasattr(value, 'tolist'):
         value = value.tolist()
     if origin is tuple and isinstance(value, list | tuple):
         if len(value) > longest:
-            raise KitError(f"{where} must have at most {longest} items, got {len(value)}.")
+            raise KitError(f'{where} must have at most {longest} items, got {len(value)}.')
         # The items of an inner list are a pair, or a few.
         return tuple(coerce(item, arguments[0], where, 16) for item in value)
     if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, dict):
@@ -197,10 +197,10 @@ def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
         # A longer integer is no float.
         return float(value) if value.bit_length() < 1024 else math.inf
     if hint is str and isinstance(value, str) and len(value) > MAX_TEXT:
-        raise KitError(f"{where} must have at most {MAX_TEXT} characters, got {len(value)}.")
+        raise KitError(f'{where} must have at most {MAX_TEXT} characters, got {len(value)}.')
     # In Python, True is an int. As a number in settings it is a mistake.
     is_flag = isinstance(value, bool) and hint in (int, float)
     if hint is Any or (isinstance(value, origin or hint) and not is_flag):
         return value
-    wanted = {tuple: "a list", dict: "a table of names and values"}.get(origin) or hint.__name__
-    raise KitError(f"{where} wants {wanted}, got {brief(value)} ({type(value).__name__}).")
+    wanted = {tuple: 'a list', dict: 'a table of names and values'}.get(origin) or hint.__name__
+    raise KitError(f'{where} wants {wanted}, got {brief(value)} ({type(value).__name__}).')

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-Value = TypeVar("Value")
+Value = TypeVar('Value')
 
 
 class KitError(Exception):
@@ -15,26 +15,26 @@ class KitError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this method, if there is one, to show an exception.
-        return [f"KitError: {self}"]
+        return [f'KitError: {self}']
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
     """Return the valid names as a phrase for an error message, the most similar one first."""
     names = sorted(options)
     near = difflib.get_close_matches(name[:100], names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}the choices are: {', '.join(names) or 'none'}"
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    return f'{hint}the choices are: {", ".join(names) or "none"}'
 
 
 def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
     """Raise KitError unless all values are of one of some types."""
     for value in values:
         if not isinstance(value, kinds):
-            raise KitError(f"{what} is no {type(value).__name__}: {cure}.")
+            raise KitError(f'{what} is no {type(value).__name__}: {cure}.')
 
 
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
     """Return the option called `name`."""
     if name not in [*options]:
-        raise KitError(f"unknown {what} {name!r}: {suggest(str(name), options)}.")
+        raise KitError(f'unknown {what} {name!r}: {suggest(str(name), options)}.')
     return options[name]

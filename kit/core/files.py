@@ -26,13 +26,13 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     A killed process leaves the old file or the new one, never a part of it. Its own temporary file stays until
     `locked` removes it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         if path.is_symlink():
             path = path.resolve()
             part = path.with_name(part.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w+b") as handle:
+        with open(part, 'w+b') as handle:
             write(handle)
             handle.flush()
             # Without fsync, a crash of the machine after the rename could leave an empty file.
@@ -41,27 +41,27 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        message = f"cannot write {path}: {error.strerror or error}"
-        raise KitError(f"{message}. Choose a folder with free space where you may write.") from error
+        message = f'cannot write {path}: {error.strerror or error}'
+        raise KitError(f'{message}. Choose a folder with free space where you may write.') from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file in UTF-8; surrogate escapes, as in file names that are not UTF-8, become their bytes."""
-    content = text.encode("utf-8", "surrogateescape")
+    content = text.encode('utf-8', 'surrogateescape')
     write_whole(path, lambda handle: handle.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON as a whole file."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + '\n')
 
 
 def file_identity(path: Path) -> str:
     """Return a text that changes when a file is replaced or written: its inode, size and times; empty for no file."""
     with contextlib.suppress(OSError):
         status = path.stat()
-        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    return ""
+        return f'{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}'
+    return ''
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
         import fcntl
 
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a+", encoding="utf-8")
+        lock = open(folder / 'lock', 'a+', encoding='utf-8')
     except (ImportError, OSError):  # Windows, or a folder where nothing can be written: what follows says so
         yield
         return
@@ -84,19 +84,19 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            owner = lock.read().strip() or "another process"
+            owner = lock.read().strip() or 'another process'
             raise KitError(
-                f"{owner} writes to {output} now: wait until it has ended, or choose another --out."
+                f'{owner} writes to {output} now: wait until it has ended, or choose another --out.'
             ) from error
         except OSError:  # some network file systems have no locks
             yield
             return
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}, since {time.ctime()},")
+        lock.write(f'process {os.getpid()} on {platform.node()}, since {time.ctime()},')
         lock.flush()
         for place in {folder, output if output.is_dir() else output.parent}:
-            for part in place.glob(".*.*.part"):
-                if not is_running(part.suffixes[-2].removeprefix(".")):
+            for part in place.glob('.*.*.part'):
+                if not is_running(part.suffixes[-2].removeprefix('.')):
                     part.unlink(missing_ok=True)
         yield
 
@@ -114,8 +114,8 @@ def is_running(process: str) -> bool:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    with open(path, 'rb') as handle:
+        return hashlib.file_digest(handle, 'sha256').hexdigest()
 
 
 def bytes_digest(content: bytes) -> str:
@@ -125,8 +125,8 @@ def bytes_digest(content: bytes) -> str:
 
 def text_digest(*texts: str) -> str:
     """Return one SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart."""
-    joined = "".join(f"{len(text)}:{text}" for text in texts)
-    return bytes_digest(joined.encode("utf-8", "surrogateescape"))
+    joined = ''.join(f'{len(text)}:{text}' for text in texts)
+    return bytes_digest(joined.encode('utf-8', 'surrogateescape'))
 
 
 @dataclass(frozen=True)
@@ -139,25 +139,25 @@ class TextTable:
 
     def at(self, row: int) -> str:
         """Return a row's file and line, for error messages."""
-        return f"{self.path}, line {self.lines[row]}"
+        return f'{self.path}, line {self.lines[row]}'
 
     def check_names(self, column: str, once: bool = True) -> None:
         """Raise KitError at a name that is empty or, if `once`, that an earlier row has too."""
         first_row: dict[str, int] = {}
         for row, name in enumerate(self.columns[column]):
             if not name.strip():
-                raise KitError(f"{self.at(row)}: {column} is empty: fill it in or remove the line.")
+                raise KitError(f'{self.at(row)}: {column} is empty: fill it in or remove the line.')
             earlier = first_row.setdefault(name, row)
             if once and earlier != row:
                 raise KitError(
-                    f"{self.at(row)}: {name!r} stands on line {self.lines[earlier]} already: "
-                    "give it one line (labels are joined by commas)."
+                    f'{self.at(row)}: {name!r} stands on line {self.lines[earlier]} already: '
+                    'give it one line (labels are joined by commas).'
                 )
 
     def numbers(
         self,
         column: str,
-        wanted: str = "a number from 0, such as 44.5",
+        wanted: str = 'a number from 0, such as 44.5',
         fits: Callable[[Any], bool] = lambda value: 0 <= value < math.inf,
         kind: Callable[[str], Any] = float,
     ) -> list[Any]:
@@ -167,11 +167,11 @@ class TextTable:
             try:
                 value = kind(text)
                 # Python reads "1_0" as ten. In a table it is a typing error.
-                is_good = "_" not in text and fits(value)
+                is_good = '_' not in text and fits(value)
             except ValueError:
                 is_good = False
             if not is_good:
-                raise KitError(f"{self.at(row)}: {column} is {text!r}, wanted {wanted}.")
+                raise KitError(f'{self.at(row)}: {column} is {text!r}, wanted {wanted}.')
             values.append(value)
         return values
 
@@ -186,13 +186,13 @@ def read_table(
     may have a million rows of zeros.
     """
     if not isinstance(path, str | Path):
-        raise KitError(f"a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.")
-    errors = "surrogateescape" if exact else "strict"
+        raise KitError(f'a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.')
+    errors = 'surrogateescape' if exact else 'strict'
     rows: list[Any] = []  # lists of cells, or first cells after the header
     lines: list[int] = []
     lengths: list[int] = []
     try:
-        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
+        with open(path, encoding='utf-8-sig', errors=errors, newline='') as file:
             reader = csv.reader(file)
             for row in reader:
                 if row:
@@ -200,28 +200,28 @@ def read_table(
                     lines.append(reader.line_num)
                     rows.append(row[0] if first_column and rows else row)
         # These are the first bytes of UTF-16, as surrogate escapes show them.
-        if rows and rows[0][0].startswith(("\udcff", "\udcfe")):
-            raise UnicodeError("it is in UTF-16")
+        if rows and rows[0][0].startswith(('\udcff', '\udcfe')):
+            raise UnicodeError('it is in UTF-16')
     except OSError as error:
-        raise KitError(f"cannot read {path}: {error.strerror or error}: check the path.") from error
+        raise KitError(f'cannot read {path}: {error.strerror or error}: check the path.') from error
     except (UnicodeError, csv.Error) as error:
-        raise KitError(f"cannot read {path}: {error}. It must be a CSV in UTF-8.") from error
+        raise KitError(f'cannot read {path}: {error}. It must be a CSV in UTF-8.') from error
     if not rows:
-        raise KitError(f"{path} has no header: its first line must name the columns.")
+        raise KitError(f'{path} has no header: its first line must name the columns.')
 
     header, *body = rows
     names = header if exact else [name.strip() for name in header]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise KitError(f"{path} names the column {name!r} twice: rename one of them.")
+        raise KitError(f'{path} names the column {name!r} twice: rename one of them.')
     for name in wanted:
         if name not in names:
-            raise KitError(f"{path} has no column {name!r}: {suggest(name, names)}.")
+            raise KitError(f'{path} has no column {name!r}: {suggest(name, names)}.')
     for line, length in zip(lines, lengths, strict=True):
         if length != len(names):
             raise KitError(
-                f"{path}, line {line}: {length} fields under {len(names)} columns: "
-                "a field with commas must be quoted."
+                f'{path}, line {line}: {length} fields under {len(names)} columns: '
+                'a field with commas must be quoted.'
             )
     if first_column:
         columns = {name: [] for name in names} | {names[0]: body}
@@ -232,16 +232,16 @@ def read_table(
 
 def join_cells(cells: Iterable[str]) -> str:
     """Join cells to a line of CSV without its end; cells with commas, quotes or line ends are quoted."""
-    text = io.StringIO(newline="")
+    text = io.StringIO(newline='')
     # The characters of the line's end are quoted too.
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
-    return text.getvalue().removesuffix("\r\n")
+    csv.writer(text, lineterminator='\r\n').writerow(cells)
+    return text.getvalue().removesuffix('\r\n')
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a whole CSV file with LF line ends."""
-    out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows(rows)
+    out = io.StringIO(newline='')
+    csv.writer(out, lineterminator='\n').writerows(rows)
     write_text(path, out.getvalue())
 
 

@@ -11,11 +11,11 @@ import torch
 
 from kit.core.errors import KitError
 
-VERSION = "0.1.0"
+VERSION = '0.1.0'
 
 # Set in the environment of a child process that a supervisor may stop, to the seconds by which it must end earlier.
-WORKER_MARK = "AUDIOTAG_KIT_WORKER"
-OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+WORKER_MARK = 'AUDIOTAG_KIT_WORKER'
+OFFLINE_SWITCHES = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE')
 
 
 def device_problem(device: torch.device) -> str | None:
@@ -25,7 +25,7 @@ def device_problem(device: torch.device) -> str | None:
         total = float((ones @ ones).sum())
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().splitlines()[0]
-    return None if total == 512 else f"a product gave {total}, not 512"
+    return None if total == 512 else f'a product gave {total}, not 512'
 
 
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
@@ -39,22 +39,22 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
         try:
             device = torch.device(wanted)
         except RuntimeError as error:
-            raise KitError(f"no device is called {wanted!r}: try cpu, cuda:0 or mps.") from error
+            raise KitError(f'no device is called {wanted!r}: try cpu, cuda:0 or mps.') from error
         problem = device_problem(device)
         if problem:
-            raise KitError(f"the device {wanted!r} cannot compute ({problem}): use cpu.")
+            raise KitError(f'the device {wanted!r} cannot compute ({problem}): use cpu.')
         return device, None
 
-    candidates = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    candidates = [torch.device('cuda', i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
-        candidates.append(torch.device("mps"))
+        candidates.append(torch.device('mps'))
     problems: list[str] = []
     for device in candidates:
         problem = device_problem(device)
         if problem is None:
-            return device, "; ".join(problems) or None
-        problems.append(f"{device} is listed but cannot compute ({problem})")
-    return torch.device("cpu"), "; ".join([*problems, "using the CPU"]) if problems else None
+            return device, '; '.join(problems) or None
+        problems.append(f'{device} is listed but cannot compute ({problem})')
+    return torch.device('cpu'), '; '.join([*problems, 'using the CPU']) if problems else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
     tune_process()
     chosen, note = pick_device(device)
     if note:
-        print(f"note: {note}", flush=True)
+        print(f'note: {note}', flush=True)
     return Runtime(chosen, threads or cpu_count(), progress)
 
 
@@ -82,17 +82,17 @@ def tune_process() -> None:
     """Set up this process for offline work on clips of many lengths. The user's own environment variables stay."""
     # Without these, a look-up on a model hub hangs 46 s before it fails, as Kaggle has no network at submission.
     for switch in OFFLINE_SWITCHES:
-        os.environ.setdefault(switch, "1")
+        os.environ.setdefault(switch, '1')
 
     # oneDNN compiles a primitive for each convolution and length and caches 1,024 of them. With more lengths it
     # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
+    os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '20000')
 
     # glibc returns large freed blocks to the kernel. Each new tensor then costs page faults, and batches above
     # 4,000 frames are 1.5 to 3 times slower. These settings of mallopt (numbers from malloc.h) make glibc keep the
     # blocks; peak memory changes by less than 2 %. Other systems have no libc.so.6 and need no cure.
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt = ctypes.CDLL('libc.so.6').mallopt
         m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
@@ -102,7 +102,7 @@ def tune_process() -> None:
 def trim_memory() -> None:
     """Return freed memory to the system: after much decoding, it lies scattered between what is kept."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 def full_float32() -> contextlib.AbstractContextManager[None]:
@@ -115,13 +115,13 @@ def full_float32() -> contextlib.AbstractContextManager[None]:
 
 def in_notebook() -> bool:
     """Return whether this is IPython, whose process must not be ended."""
-    ipython = sys.modules.get("IPython")
-    return getattr(ipython, "get_ipython", lambda: None)() is not None
+    ipython = sys.modules.get('IPython')
+    return getattr(ipython, 'get_ipython', lambda: None)() is not None
 
 
 def cpu_count() -> int:
     """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -130,9 +130,9 @@ def memory_bytes() -> int:
     """Return the memory of this machine or container, or 4 GiB where neither says: the same in each run here."""
     total = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        total = min(total, int(Path('/sys/fs/cgroup/memory.max').read_text()))
     return total
 
 
@@ -140,13 +140,13 @@ def free_memory_bytes() -> int:
     """Return the memory free for the system and this container, or 4 GiB where neither says."""
     free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
-        free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        free = int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError, IndexError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
+        group = Path('/sys/fs/cgroup')
+        limit = int((group / 'memory.max').read_text())
+        used = int((group / 'memory.current').read_text())
         # Cached files count as used, but the kernel drops them when memory is needed.
-        cached = int((group / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
+        cached = int((group / 'memory.stat').read_text().split('inactive_file ')[1].split()[0])
         free = min(free, limit - used + cached)
     return max(0, free)
 

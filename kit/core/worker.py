@@ -33,13 +33,13 @@ from kit.core.errors import KitError
 from kit.core.runtime import WORKER_MARK, cpu_count, in_notebook, in_worker
 
 # A worker prints this before the text of its error, and its supervisor raises the error.
-ERROR_MARK = "\x1e"
+ERROR_MARK = '\x1e'
 # A worker prints this before a line of JSON, [is_open, kind, names]; see `opened`.
-OPENED_MARK = "\x1d"
-READY = b"\x06"
+OPENED_MARK = '\x1d'
+READY = b'\x06'
 # What a started interpreter runs first: the kernel then ends it together with its parent. 1 is PR_SET_PDEATHSIG.
 FOLLOW_PARENT = (
-    "import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)"
+    'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)'
 )
 
 
@@ -49,15 +49,15 @@ def source_file() -> Path | None:
     Code that was pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
     """
     name = source_file.__code__.co_filename
-    if source_file.__module__.startswith("kit."):
+    if source_file.__module__.startswith('kit.'):
         return None
     if Path(name).is_file():
         return Path(name).resolve()
     lines = linecache.getlines(name)
     if not lines:
         raise KitError("cannot find the kit's own source: save audiotag_kit.py and %run it.")
-    path = Path(tempfile.mkdtemp(prefix="audiotag_kit_")) / "audiotag_kit.py"
-    path.write_text("".join(lines), encoding="utf-8")
+    path = Path(tempfile.mkdtemp(prefix='audiotag_kit_')) / 'audiotag_kit.py'
+    path.write_text(''.join(lines), encoding='utf-8')
     return path
 
 
@@ -73,11 +73,11 @@ def self_command() -> tuple[list[str], dict[str, str]]:
     environment = {}
     if source is None:
         run = "runpy.run_module('kit', run_name='__main__', alter_sys=True)"
-        paths = [str(source_root()), os.environ.get("PYTHONPATH", "")]
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if not sys.platform.startswith("linux"):
-        return [str(source)] if source else ["-m", "kit"], environment
-    return ["-c", f"{FOLLOW_PARENT.format(os.getpid())}; {run}"], environment
+        paths = [str(source_root()), os.environ.get('PYTHONPATH', '')]
+        environment = {'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+    if not sys.platform.startswith('linux'):
+        return [str(source)] if source else ['-m', 'kit'], environment
+    return ['-c', f'{FOLLOW_PARENT.format(os.getpid())}; {run}'], environment
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -87,12 +87,12 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     """
     arguments = []
     for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
+        flag = '--' + name.replace('_', '-')
         is_list = isinstance(value, Iterable) and not isinstance(value, str)
         for item in value if is_list else [value]:
             if item is None or item is False:
                 continue
-            arguments.append(flag if item is True else f"{flag}={item}")
+            arguments.append(flag if item is True else f'{flag}={item}')
     return arguments
 
 
@@ -101,7 +101,7 @@ def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
     """In a worker, tell the supervisor what is read or computed meanwhile: it knows then what was open at a death."""
 
     def send(is_open: bool) -> None:
-        line = f"{OPENED_MARK}{json.dumps([is_open, kind, names])}\n"
+        line = f'{OPENED_MARK}{json.dumps([is_open, kind, names])}\n'
         with contextlib.suppress(OSError):
             os.write(1, line.encode())  # one write, so that lines of several threads do not mix
 
@@ -123,14 +123,14 @@ def exit_after(seconds: float) -> Callable[[], object]:
     """
 
     try:
-        libc = ctypes.CDLL("libc.so.6")
+        libc = ctypes.CDLL('libc.so.6')
         timer_create = libc.timer_create
     except (OSError, AttributeError):
         return lambda: None
     clock_monotonic, sigev_thread = 1, 2  # constants of time.h and signal.h
     # struct sigevent in 64 bytes: value (the exit code that _exit gets), signal number, kind, function, attributes
     function = ctypes.cast(libc._exit, ctypes.c_void_p).value
-    fields = struct.pack("PiiPP", 0, 0, sigev_thread, function, 0)
+    fields = struct.pack('PiiPP', 0, 0, sigev_thread, function, 0)
     event = ctypes.create_string_buffer(fields, 64)
     # struct itimerspec: no repetition, then seconds and nanoseconds; all zero would disarm the timer
     span = (ctypes.c_long * 4)(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))
@@ -167,7 +167,7 @@ def can_fork() -> bool:
     if in_notebook() or threading.active_count() > 1 or uses_gpu:
         return False
     try:
-        return len(os.listdir("/proc/self/task")) <= cpu_count()
+        return len(os.listdir('/proc/self/task')) <= cpu_count()
     except OSError:  # no Linux; elsewhere libraries of the system forbid it
         return False
 
@@ -182,7 +182,7 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
     parent = os.getpid()
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of threads; can_fork has looked at them
+        warnings.simplefilter('ignore')  # Python warns of threads; can_fork has looked at them
         pid = os.fork()
     if pid == 0:
         code = 1
@@ -192,9 +192,9 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
             os.dup2(write_end, 1)
             os.dup2(write_end, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.environ[WORKER_MARK] = "1"
+            os.environ[WORKER_MARK] = '1'
             # The streams may be those of a test or of another program.
-            sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+            sys.stdout = os.fdopen(1, 'w', 1, encoding='utf-8', errors='backslashreplace', closefd=False)
             sys.stderr = sys.stdout
             torch.ones(2**20).exp_()  # on all cores
             os.write(1, READY)
@@ -228,7 +228,7 @@ def worker_exit_code(work: Callable[[], object]) -> int:
         work()
         return 0
     except KitError as error:
-        print(f"{ERROR_MARK}{' '.join(str(error).split())}", flush=True)
+        print(f'{ERROR_MARK}{" ".join(str(error).split())}', flush=True)
         return 2
     except Exception:
         traceback.print_exc()
@@ -239,11 +239,11 @@ def spawn_worker(words: Sequence[str], mark: str) -> Worker:
     """Run this kit's command line in a new interpreter. `mark` is the value of the variable that marks a worker."""
     command, environment = self_command()
     child = subprocess.Popen(
-        [sys.executable, "-u", *command, *words],
+        [sys.executable, '-u', *command, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **environment, WORKER_MARK: mark, "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        env={**os.environ, **environment, WORKER_MARK: mark, 'PYTHONIOENCODING': 'utf-8:backslashreplace'},
         start_new_session=True,
     )
     assert child.stdout is not None
@@ -253,7 +253,7 @@ def spawn_worker(words: Sequence[str], mark: str) -> Worker:
 def kill_worker(worker: Worker) -> None:
     """Kill a worker and the processes that it started, and wait a moment until it is gone."""
     with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
+        if hasattr(os, 'killpg'):
             os.killpg(worker.pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
         os.kill(worker.pid, signal.SIGKILL)
@@ -275,7 +275,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
 
     def read_pipe() -> None:
         # A read may end inside a character of several bytes; the decoder keeps its first bytes for the next read.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder = codecs.getincrementaldecoder('utf-8')('replace')
         with contextlib.suppress(OSError):
             while chunk := os.read(worker.pipe, 65536):
                 printed.put(decoder.decode(chunk))
@@ -283,21 +283,21 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
         printed.put(None)
 
     still_open: list[tuple[str, list[str]]] = []
-    rest = ""
+    rest = ''
 
     def show(text: str, is_end: bool) -> str:
         """Echo all but the lines on what is opened. Return the beginning of such a line, for the next text."""
         whole, mark, last = text.rpartition(OPENED_MARK)
-        begun = "" if is_end or "\n" in last else mark + last
+        begun = '' if is_end or '\n' in last else mark + last
         if not mark or not begun:
-            whole, begun = text, ""
-        for line in re.findall(f"{OPENED_MARK}(.*)\n", whole):
+            whole, begun = text, ''
+        for line in re.findall(f'{OPENED_MARK}(.*)\n', whole):
             is_open, kind, names = json.loads(line)
             if is_open:
                 still_open.append((kind, names))
             elif (kind, names) in still_open:
                 still_open.remove((kind, names))
-        visible = re.sub(f"{OPENED_MARK}.*\n", "", whole)
+        visible = re.sub(f'{OPENED_MARK}.*\n', '', whole)
         if visible:
             echo(visible)
         return begun
@@ -309,7 +309,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
                 text = printed.get(timeout=min(0.2, stop_by.left_s()))
             except queue.Empty:
                 continue
-            rest = show(rest + (text or ""), is_end=text is None)
+            rest = show(rest + (text or ''), is_end=text is None)
             if text is None:
                 code = wait_for_exit(worker, max(0.1, min(stop_by.left_s(), 3600.0)))
                 return Ending(code, still_open)

@@ -15,8 +15,8 @@ TINY = 1e-12
 def row_ranks(scores: np.ndarray) -> np.ndarray:
     """Rank each row's scores in (0, 1]; ties share their mean rank."""
     # A stable sort counts ties from the left. Sorting the mirrored row counts them from the right.
-    from_left = np.argsort(scores, 1, "stable").argsort(1)
-    from_right = np.argsort(scores[:, ::-1], 1, "stable").argsort(1)[:, ::-1]
+    from_left = np.argsort(scores, 1, 'stable').argsort(1)
+    from_right = np.argsort(scores[:, ::-1], 1, 'stable').argsort(1)[:, ::-1]
     return np.asarray(((from_left + from_right) / 2 + 1) / max(1, scores.shape[1]))
 
 
@@ -58,15 +58,15 @@ class BlendKind:
 
 # "differences" orders a row as its mean does, without what raises the row as a whole. It needs calibrated scores.
 BLENDS: dict[str, BlendKind] = {
-    "mean": BlendKind(),
-    "geometric": BlendKind(lambda scores: np.log(np.maximum(scores, TINY)), np.exp),
-    "power": BlendKind(np.square, np.sqrt),
-    "rank": BlendKind(row_ranks, new_scale=True, any_scale=True, whole_row=True),
-    "scaled": BlendKind(scale_rows, new_scale=True, any_scale=True, whole_row=True),
-    "differences": BlendKind(
+    'mean': BlendKind(),
+    'geometric': BlendKind(lambda scores: np.log(np.maximum(scores, TINY)), np.exp),
+    'power': BlendKind(np.square, np.sqrt),
+    'rank': BlendKind(row_ranks, new_scale=True, any_scale=True, whole_row=True),
+    'scaled': BlendKind(scale_rows, new_scale=True, any_scale=True, whole_row=True),
+    'differences': BlendKind(
         mean_differences, lambda scores: (1 + scores) / 2, new_scale=True, whole_row=True
     ),
-    "column_rank": BlendKind(column_ranks, new_scale=True, whole_set=True),
+    'column_rank': BlendKind(column_ranks, new_scale=True, whole_set=True),
 }
 
 
@@ -75,7 +75,7 @@ def blend_scores(
     done: Sequence[np.ndarray] | None = None,
     weights: Any = None,
     priors: np.ndarray | None = None,
-    kind: str = "mean",
+    kind: str = 'mean',
     known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Average the scores that the models gave each row; rows without any get the priors, on the same scale.
@@ -88,7 +88,7 @@ def blend_scores(
     Source: power is the quadratic mean; scaled and differences after RFCX 2021's 32nd place
     Errors: KitError for a blend that compares a row's classes, where models know different ones
     """
-    blend = choose("blend", kind, BLENDS)
+    blend = choose('blend', kind, BLENDS)
     if done is None:
         done = [np.ones(len(score), bool) for score in scores]
     if priors is None:
@@ -97,7 +97,7 @@ def blend_scores(
         known = np.ones((len(scores), len(priors)), bool)
     if blend.whole_row and (known != known[:1]).any():
         raise KitError(
-            f"blend {kind} compares the classes of a row, but the models know different ones: use mean."
+            f'blend {kind} compares the classes of a row, but the models know different ones: use mean.'
         )
     shares = check_blend_weights(weights, len(scores))[:, None] * known
     if blend.whole_set and len(done):
@@ -120,7 +120,7 @@ def check_blend_weights(weights: Any, models: int) -> np.ndarray:
     """Return a weight from 0 up per model, 1 by default."""
     checked = np.ones(models) if weights is None else np.asarray(weights, np.float64)
     if checked.shape != (models,) or not ((checked >= 0) & np.isfinite(checked)).all():
-        raise KitError(f"weights of shape {np.shape(weights)}, wanted one from 0 up per model ({models},).")
+        raise KitError(f'weights of shape {np.shape(weights)}, wanted one from 0 up per model ({models},).')
     return checked
 
 
@@ -162,11 +162,11 @@ def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, 
     Shape:  scores (m, n, K), truth (n, K) -> (m, n, K) in (0, 1], (n, K), (n, K)
     """
     if np.ndim(scores) != 3 or not len(scores):
-        raise KitError(f"scores {np.shape(scores)}, wanted (models, clips, classes): stack them.")
+        raise KitError(f'scores {np.shape(scores)}, wanted (models, clips, classes): stack them.')
     likelihood = np.ones(np.shape(scores))
     for model, raw in enumerate(scores):
         is_true, is_known, probs = ranking_masks(truth, raw)
-        check_unit_range("the probability", probs)
+        check_unit_range('the probability', probs)
         probs = np.clip(probs.astype(np.float64), LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
         likelihood[model][is_known] = np.where(is_true, probs, 1 - probs)[is_known]
     return likelihood, is_true, is_known
@@ -205,7 +205,7 @@ def mixture_weights(
     return weights
 
 
-def check_strength(strength: float, unit: str = "labels") -> None:
+def check_strength(strength: float, unit: str = 'labels') -> None:
     """Raise KitError unless a prior's strength is above 0."""
     if not strength > 0:
-        raise KitError(f"strength must be above 0 {unit}, got {strength}.")
+        raise KitError(f'strength must be above 0 {unit}, got {strength}.')

@@ -36,7 +36,7 @@ class PredictionCache:
         self.problem: str | None = None
 
     @classmethod
-    def open(cls, path: Path | None, now: Callable[[], float] = time.monotonic) -> "PredictionCache":
+    def open(cls, path: Path | None, now: Callable[[], float] = time.monotonic) -> 'PredictionCache':
         """Create a cache with what an earlier job wrote to its path."""
         cache = cls(path, now)
         if path is not None and path.is_file():
@@ -48,7 +48,7 @@ class PredictionCache:
 
     def find(self, identity: str) -> WindowLogits | None:
         """Return the logits of a file by its identity, where they are cached and the file is the same."""
-        return self.entries.get(self.digests.get(identity, ""))
+        return self.entries.get(self.digests.get(identity, ''))
 
     def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
         """Add the logits of some files; write now and then.
@@ -101,10 +101,10 @@ def read_entries(path: Path) -> tuple[dict[str, WindowLogits], dict[str, str]]:
     entries: dict[str, WindowLogits] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            logits = arrays["logits"]
-            spans = [(start, end) for start, end in arrays["spans"].tolist()]
-            files = dict(arrays["files"].tolist())
-            counts = dict(zip(arrays["digests"].tolist(), arrays["counts"].tolist(), strict=True))
+            logits = arrays['logits']
+            spans = [(start, end) for start, end in arrays['spans'].tolist()]
+            files = dict(arrays['files'].tolist())
+            counts = dict(zip(arrays['digests'].tolist(), arrays['counts'].tolist(), strict=True))
         first = 0
         for digest, count in counts.items():
             rows = slice(first, first + count)
@@ -120,7 +120,7 @@ def map_to_disk(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     A process may have some 65,000 maps: where there are many tensors, map them together.
     """
-    with tempfile.NamedTemporaryFile(prefix="audiotag_kit_") as file:
+    with tempfile.NamedTemporaryFile(prefix='audiotag_kit_') as file:
         for tensor in tensors:
             file.write(tensor.numpy().tobytes())
         file.flush()
@@ -145,7 +145,7 @@ class SpectrogramCache:
     def put(self, key: Hashable, spec: Tensor) -> None:
         """Keep a spectrogram as float32 in host memory or on disk."""
         self.drop(key)
-        spec = spec.detach().to("cpu", torch.float32).contiguous()
+        spec = spec.detach().to('cpu', torch.float32).contiguous()
         if self.used_bytes + spec.nbytes > self.budget_bytes:
             self.spilled.add(key)
             try:

@@ -21,8 +21,8 @@ from kit.models.tagger import Tagger, TaggerCard
 
 NOT_FINITE = "the network's answer is no finite number"
 UNPOOLED = (
-    "ranking scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or "
-    "use mode full."
+    'ranking scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or '
+    'use mode full.'
 )
 
 
@@ -121,7 +121,7 @@ def predict_chunk(
         clips, specs = loader.specs(chunk, member.frontend_key)
         budget.start_step()
         names = [member.name, *loader.paths(clips)]
-        with member.watch.measure("network"), loader.watch.measure("network"), opened("model", names):
+        with member.watch.measure('network'), loader.watch.measure('network'), opened('model', names):
             outputs = member.predictor.predict(specs, budget)
         finite = []
         for clip, output in zip(clips, outputs, strict=True):
@@ -169,20 +169,20 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
     """Describe a model and its work for the report."""
     card = member.card
     return {
-        "checkpoint": Path(member.name).name,
-        "weight": member.weight,
-        "family": card.network.get("family"),
-        "output": card.output,
-        "calibrated": card.is_calibrated,
-        "metric": card.metric,
-        "oof_score": card.oof_score,
-        "inference": member.predictor.inference.to_dict(),
-        "fusion": member.predictor.fusion,
-        "clips_predicted": len(member.predicted),
-        "clips_failed": reasons_by_name(member.failed_clips, names),
-        "network_s": round(member.watch.seconds.get("network", 0.0), 3),
-        "spans": rounded_spans(member.watch).get("network", []),
-        "failure": member.failure,
+        'checkpoint': Path(member.name).name,
+        'weight': member.weight,
+        'family': card.network.get('family'),
+        'output': card.output,
+        'calibrated': card.is_calibrated,
+        'metric': card.metric,
+        'oof_score': card.oof_score,
+        'inference': member.predictor.inference.to_dict(),
+        'fusion': member.predictor.fusion,
+        'clips_predicted': len(member.predicted),
+        'clips_failed': reasons_by_name(member.failed_clips, names),
+        'network_s': round(member.watch.seconds.get('network', 0.0), 3),
+        'spans': rounded_spans(member.watch).get('network', []),
+        'failure': member.failure,
     }
 
 
@@ -191,8 +191,8 @@ def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
     names = []
     for member in members:
         outputs = [output.logits for output in member.cache.entries.values()]
-        is_custom = str(member.card.network.get("family")).startswith("custom:")
-        is_doubtful = is_custom and member.card.returns == "logits"
+        is_custom = str(member.card.network.get('family')).startswith('custom:')
+        is_doubtful = is_custom and member.card.returns == 'logits'
         if is_doubtful and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
             names.append(Path(member.name).name)
     return names

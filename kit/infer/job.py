@@ -36,13 +36,13 @@ class SubmitOptions:
     audio: Path
     out: Path
     template: Path | None = None
-    blend: str = "mean"
+    blend: str = 'mean'
     weights: Sequence[float] | None = None
     mode: str | None = None
     window_s: float | None = None
     hop_s: float | None = None
     pool: str | None = None
-    rows: str = "auto"
+    rows: str = 'auto'
     prior_shift: bool = False
     prevalences: str | Path | None = None
     site_prior: float | None = None
@@ -53,7 +53,7 @@ class SubmitOptions:
     device: str | None = None
     threads: int | None = None
     batch_frames: int | None = None
-    precision: str = "float32"
+    precision: str = 'float32'
     progress: bool = True
     networks: Mapping[str, NetworkBuilder] | None = None
     decoders: Sequence[Decoder] | None = None
@@ -61,7 +61,7 @@ class SubmitOptions:
     @property
     def overrides(self) -> dict[str, Any]:
         """The inference settings that replace those of every checkpoint."""
-        settings = {"mode": self.mode, "window_s": self.window_s, "hop_s": self.hop_s, "pool": self.pool}
+        settings = {'mode': self.mode, 'window_s': self.window_s, 'hop_s': self.hop_s, 'pool': self.pool}
         return {name: value for name, value in settings.items() if value is not None}
 
     @property
@@ -104,7 +104,7 @@ class SubmitJob:
         """Print a note and add it to the report."""
         self.notes.append(text)
         if not self.is_quiet:
-            print(f"note: {text}", flush=True)
+            print(f'note: {text}', flush=True)
 
     @property
     def is_mute(self) -> bool:
@@ -114,27 +114,27 @@ class SubmitJob:
     @property
     def state_folder(self) -> Path:
         """The folder beside the CSV that holds what a later call continues with."""
-        return self.options.out.with_name(self.options.out.name + ".state")
+        return self.options.out.with_name(self.options.out.name + '.state')
 
     def note_names(self, names: Sequence[str], what: str) -> None:
         """Note how many names there are, if any, and the first."""
         if names:
-            self.note(f"{len(names)} {what}, e.g. {names[0]!r}")
+            self.note(f'{len(names)} {what}, e.g. {names[0]!r}')
 
 
 def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> None:
     """Refuse options that the blend, the stack or the template cannot have."""
     kind = BLENDS[options.blend]
-    blend = "a stack" if is_stack else options.blend
+    blend = 'a stack' if is_stack else options.blend
     steps = options.postprocess
-    for name in ("prior_shift", "prevalences", "thresholds"):
+    for name in ('prior_shift', 'prevalences', 'thresholds'):
         values = getattr(steps, name)
         if values and (is_stack or kind.new_scale):
-            raise KitError(f"{name} needs probabilities, which {blend} does not give: use --blend mean.")
+            raise KitError(f'{name} needs probabilities, which {blend} does not give: use --blend mean.')
         if isinstance(values, dict) and values:
             values_of_classes(values, template.classes, np.zeros(len(template.classes)))
-    if steps.thresholds and template.answer not in ("birds", "target"):
-        raise KitError("thresholds are for a template of decisions (birds, target): this one wants scores.")
+    if steps.thresholds and template.answer not in ('birds', 'target'):
+        raise KitError('thresholds are for a template of decisions (birds, target): this one wants scores.')
 
 
 class SubmissionWriter:
@@ -155,7 +155,7 @@ class SubmissionWriter:
         if self.job.is_mute:
             return
         began = self.job.deadline.now()
-        with self.job.watch.measure("write"):
+        with self.job.watch.measure('write'):
             scores = rows.result()
             try:
                 write_submission(self.job.options.out, self.template, scores)
@@ -164,7 +164,7 @@ class SubmissionWriter:
                 if not isinstance(error.__cause__, OSError):
                     raise
                 for member in rows.members:
-                    member.cache.stop("the disk has no space for both them and the CSV")
+                    member.cache.stop('the disk has no space for both them and the CSV')
                 self.problem = error
                 with contextlib.suppress(KitError):
                     write_submission(self.job.options.out, self.template, scores)

@@ -31,7 +31,7 @@ from kit.core.worker import opened
 from kit.infer.cache import SpectrogramCache
 from kit.infer.predictor import compute_spectrograms
 
-TIMED_OUT = Undecodable("took too long to read; given up")
+TIMED_OUT = Undecodable('took too long to read; given up')
 CHUNK_CLIPS = 24
 CHUNK_SECONDS = 600.0
 Source = Path | Sound
@@ -141,7 +141,7 @@ class SpectrogramLoader:
             self.threads,
             self.timeout_s,
         )
-        with self.watch.measure("headers"):
+        with self.watch.measure('headers'):
             clips = [clip for clip in self.clips if clip not in self.failures]
             tasks = [pool.submit(clip) for clip in clips]
             headers = [pool.result(task) for task in tasks]
@@ -154,7 +154,7 @@ class SpectrogramLoader:
         self.chunks = plan_chunks(self.durations_s, self.isolated)
         self.pool = TimeoutPool(
             self.decode_clip,
-            lambda _: ("", TIMED_OUT),
+            lambda _: ('', TIMED_OUT),
             self.threads,
             self.timeout_s,
         )
@@ -163,7 +163,7 @@ class SpectrogramLoader:
         """Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone."""
         if clip in self.isolated:
             return None
-        with opened("file", self.paths([clip])):
+        with opened('file', self.paths([clip])):
             return header_duration_s(self.sources[clip], self.decoders)
 
     def decode_clip(self, job: tuple[int, IsCached]) -> DecodeResult:
@@ -174,20 +174,20 @@ class SpectrogramLoader:
         clip, is_cached = job
         source = self.sources[clip]
         if isinstance(source, Sound):
-            return f"{bytes_digest(source.wave.tobytes())}-{source.sample_rate}", usable(source)
+            return f'{bytes_digest(source.wave.tobytes())}-{source.sample_rate}', usable(source)
         self.identities[clip] = file_identity(source)
-        with opened("file", self.paths([clip])):
+        with opened('file', self.paths([clip])):
             try:
-                digest = file_digest(source) if source.is_file() else ""
+                digest = file_digest(source) if source.is_file() else ''
             except OSError as error:
-                return "", Undecodable(f"cannot be read: {one_line(error)}")
+                return '', Undecodable(f'cannot be read: {one_line(error)}')
             if digest and is_cached(digest):
                 return digest, None
             return digest, decode_file(source, self.decoders)
 
     def submit_clips(self, clips: Sequence[int], is_cached: IsCached) -> list[Task[Any, DecodeResult]]:
         """Queue clips for decoding."""
-        assert self.pool is not None, "call read_headers() first"
+        assert self.pool is not None, 'call read_headers() first'
         return [self.pool.submit((clip, is_cached)) for clip in clips]
 
     def prefetch(self, chunk: Chunk) -> None:
@@ -202,7 +202,7 @@ class SpectrogramLoader:
             tasks = chunk.tasks
             chunk.tasks = []
             following = self.chunks.index(chunk) + 1
-            if self.device.type != "cpu" and following < len(self.chunks):
+            if self.device.type != 'cpu' and following < len(self.chunks):
                 next_chunk = self.chunks[following]
                 if next_chunk.clips[0] not in self.isolated:
                     self.prefetch(next_chunk)
@@ -225,7 +225,7 @@ class SpectrogramLoader:
         """Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed."""
         assert self.pool is not None
         self.cache.drop_unmapped()
-        with self.watch.measure("decode"):
+        with self.watch.measure('decode'):
             results = [self.pool.result(task) for task in tasks]
         sounds: dict[int, Sound] = {}
         for clip, (digest, sound) in zip(clips, results, strict=True):
@@ -237,7 +237,7 @@ class SpectrogramLoader:
                 self.seconds[clip] = sound.seconds
                 if sound.notes:
                     self.notes[clip] = sound.notes
-        with self.watch.measure("frontend"), opened("file", self.paths(sounds)):
+        with self.watch.measure('frontend'), opened('file', self.paths(sounds)):
             rates = sorted({frontend.config.sample_rate for frontend in self.frontends.values()})
             waves_at = {rate: self.resampled(sounds, rate) for rate in rates}
             for key, frontend in self.frontends.items():
@@ -255,13 +255,13 @@ class SpectrogramLoader:
                 wave = torch.from_numpy(np.ascontiguousarray(sound.wave, np.float32))
                 waves[clip] = resample(wave.to(self.device), *ratio)
             else:
-                self.failures[clip] = f"{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers"
+                self.failures[clip] = f'{sound.sample_rate} Hz to {rate} Hz is no ratio of small integers'
         return waves
 
     def load_chunks(self, task: str, progress: bool) -> Iterator[Chunk]:
         """Read the headers, then yield every chunk under a progress bar; stop the threads at the end."""
         self.read_headers()
-        with contextlib.closing(self), progress_bar(self.total_s, task, "s of audio", progress) as bar:
+        with contextlib.closing(self), progress_bar(self.total_s, task, 's of audio', progress) as bar:
             for chunk in self.chunks:
                 yield chunk
                 advance(bar, chunk.seconds)
@@ -269,11 +269,11 @@ class SpectrogramLoader:
     def print_failures(self, names: Sequence[str]) -> None:
         """Print why the first five clips failed, and what sound the first five clips lost."""
         for clip, reason in list(self.failures.items())[:5]:
-            print(f"note: could not read {names[clip]}: {reason}", flush=True)
+            print(f'note: could not read {names[clip]}: {reason}', flush=True)
         if len(self.notes) > 5:
-            print(f"note: sound is lost or was changed in {len(self.notes)} clips, e.g.:", flush=True)
+            print(f'note: sound is lost or was changed in {len(self.notes)} clips, e.g.:', flush=True)
         for clip, notes in list(self.notes.items())[:5]:
-            print(f"note: {names[clip]}: {'; '.join(notes)}", flush=True)
+            print(f'note: {names[clip]}: {"; ".join(notes)}', flush=True)
 
     def notes_by_name(self, names: Sequence[str], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:
         """Return the notes on each clip by its name; those of an earlier call for clips that were not decoded."""

@@ -22,7 +22,7 @@ def measure_cost(predictor: Predictor, now: Callable[[], float] = time.perf_coun
     """Measure the seconds that a model takes for a second of audio, on five seconds of noise or one window."""
     card = predictor.tagger.card
     inference = predictor.inference
-    seconds = SAMPLE_S if inference.mode == "full" else max(SAMPLE_S, inference.window_s)
+    seconds = SAMPLE_S if inference.mode == 'full' else max(SAMPLE_S, inference.window_s)
     noise = torch.randn(
         round(seconds * card.frontend.sample_rate), generator=torch.Generator().manual_seed(0)
     )
@@ -44,15 +44,15 @@ def measure_costs(members: Sequence[EnsembleMember], budget: TimeBudget) -> None
     sizes = [sum(x.numel() for x in member.tagger.network.parameters()) for member in members]
     cost_of_kind: dict[str, float] = {}
     stop_at_s = (1 - MEASURING_SHARE) * budget.deadline.left_s()
-    for i in np.argsort(sizes, kind="stable"):
+    for i in np.argsort(sizes, kind='stable'):
         member = members[i]
         member.cost = math.inf
-        kind = f"{sizes[i]} {member.card.network} {member.predictor.inference} {member.frontend_key}"
+        kind = f'{sizes[i]} {member.card.network} {member.predictor.inference} {member.frontend_key}'
         if kind not in cost_of_kind:
             if budget.deadline.left_s() < stop_at_s:
                 continue
             try:
-                with opened("model", [member.name]):
+                with opened('model', [member.name]):
                     cost_of_kind[kind] = measure_cost(member.predictor)
             except Exception:  # predicting fails again, and then the reason is kept
                 cost_of_kind[kind] = math.inf
@@ -75,7 +75,7 @@ def order_members(members: Sequence[EnsembleMember], audio_s: float, left_s: flo
         order.insert(0, cheapest)
     runs = [(members[i].stack, members[i].run) for i in order]
     turns = [runs[:k].count(run) for k, run in enumerate(runs)]
-    return [members[order[k]] for k in np.argsort(turns, kind="stable")]
+    return [members[order[k]] for k in np.argsort(turns, kind='stable')]
 
 
 def describe_plan(members: Sequence[EnsembleMember], audio_s: float, left_s: float) -> str:
@@ -83,9 +83,9 @@ def describe_plan(members: Sequence[EnsembleMember], audio_s: float, left_s: flo
     costs = np.array([member.cost for member in members])
     n_fit = int((np.cumsum(costs) * audio_s <= left_s).sum())
     needed_s = costs[np.isfinite(costs)].sum() * audio_s
-    at_least = "" if np.isfinite(costs).all() else "more than "
-    time_left = f"{needed_s:.0f} s for {audio_s:.0f} s of audio, {max(0.0, left_s):.0f} s are left"
-    return f"plan: {n_fit} of {len(members)} models fit: they need {at_least}{time_left}"
+    at_least = '' if np.isfinite(costs).all() else 'more than '
+    time_left = f'{needed_s:.0f} s for {audio_s:.0f} s of audio, {max(0.0, left_s):.0f} s are left'
+    return f'plan: {n_fit} of {len(members)} models fit: they need {at_least}{time_left}'
 
 
 def plan_members(

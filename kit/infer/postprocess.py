@@ -15,8 +15,8 @@ from kit.labels.layouts import hour_of, site_of
 from kit.labels.table import read_class_values, rows_by_name, values_of_classes
 
 NO_WINDOWS = (
-    "smooth, top_mean and site_prior work on rows that are windows of recordings, named <recording>_<end second>: "
-    "these rows are whole clips, so leave them out."
+    'smooth, top_mean and site_prior work on rows that are windows of recordings, named <recording>_<end second>: '
+    'these rows are whole clips, so leave them out.'
 )
 
 
@@ -28,8 +28,8 @@ class PostprocessConfig(Config):
     decisions last.
     """
 
-    prior_shift: bool = setting(False, "scale odds to the class prevalences estimated from these rows")
-    prevalences: dict[str, float] = setting({}, "scale odds to these prevalences of classes")
+    prior_shift: bool = setting(False, 'scale odds to the class prevalences estimated from these rows')
+    prevalences: dict[str, float] = setting({}, 'scale odds to these prevalences of classes')
     site_prior: float = setting(
         0.0,
         "weight of the classes' log odds at a window's site and hour, by its file's name",
@@ -40,12 +40,12 @@ class PostprocessConfig(Config):
         (), "weights of a window's neighbours at distance 1, 2, ... in its mean; its own is 1", low=0, high=1
     )
     top_mean: int = setting(0, "multiply windows by the mean of their recording's best k", low=0)
-    top_power: float = setting(1.0, "exponent of that mean", low=0.01, high=10)
-    thresholds: dict[str, float] = setting({}, "scale odds so that these thresholds of classes become 0.5")
+    top_power: float = setting(1.0, 'exponent of that mean', low=0.01, high=10)
+    thresholds: dict[str, float] = setting({}, 'scale odds so that these thresholds of classes become 0.5')
 
     def check(self) -> None:
         if self.prior_shift and self.prevalences:
-            raise KitError("prior_shift estimates what prevalences holds: leave one of them out.")
+            raise KitError('prior_shift estimates what prevalences holds: leave one of them out.')
 
     @property
     def changes_scores(self) -> bool:
@@ -61,12 +61,12 @@ class PostprocessConfig(Config):
 def postprocess_config(**options: Any) -> PostprocessConfig:
     """Make the settings of options, None where not given; `smooth` may be one number, values of classes are CSVs."""
     chosen = {name: value for name, value in options.items() if value is not None}
-    for name in {"prevalences", "thresholds"} & chosen.keys():
+    for name in {'prevalences', 'thresholds'} & chosen.keys():
         chosen[name] = read_class_values(chosen[name], name[:-1])
-    smooth = chosen.get("smooth", ())
-    chosen["smooth"] = tuple(smooth) if isinstance(smooth, Sequence) else (float(smooth),)
-    if "top_power" in chosen and not chosen.get("top_mean"):
-        raise KitError("top_power is the exponent of top_mean: give that too, e.g. top_mean=2.")
+    smooth = chosen.get('smooth', ())
+    chosen['smooth'] = tuple(smooth) if isinstance(smooth, Sequence) else (float(smooth),)
+    if 'top_power' in chosen and not chosen.get('top_mean'):
+        raise KitError('top_power is the exponent of top_mean: give that too, e.g. top_mean=2.')
     return PostprocessConfig(**chosen)
 
 
@@ -130,7 +130,7 @@ def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np
     Shape:  scores (n, K) in [0, 1], trained (K,) -> (K,)
     Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier
     """
-    check_strength(strength, "rows")
+    check_strength(strength, 'rows')
     probs = row_probabilities(scores)
     before = class_prevalences(trained, probs.shape[1])
     when_true = probs / before
@@ -190,7 +190,7 @@ def smooth_neighbours(
         raise KitError(f"times {times.shape} for {len(probs)} rows: give each row's own.")
     smooth = np.empty_like(probs)
     for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
-        rows = rows[times[rows].argsort(kind="stable")]
+        rows = rows[times[rows].argsort(kind='stable')]
         for row, other in pairwise(rows):
             if times[row] == times[other]:
                 raise KitError(f"rows {row} and {other} are one recording's at one time: keep one.")
@@ -228,7 +228,7 @@ def row_probabilities(scores: Any) -> np.ndarray:
     """Return scores in float64."""
     probs = np.asarray(scores, np.float64)
     if probs.ndim != 2 or not ((probs >= 0) & (probs <= 1)).all():
-        raise KitError(f"scores {probs.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.")
+        raise KitError(f'scores {probs.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.')
     return probs
 
 
@@ -236,5 +236,5 @@ def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
     """Return one prevalence per class, clipped off 0 and 1."""
     checked = np.asarray(prevalences, np.float64)
     if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
-        raise KitError(f"prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).")
+        raise KitError(f'prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).')
     return checked.clip(TINY, 1 - TINY)

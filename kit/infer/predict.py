@@ -35,8 +35,8 @@ class Predictions:
     failures: dict[str, str]
 
     def __repr__(self) -> str:
-        counts = f"{len(self.names)} clips, {len(self.classes)} classes, {len(self.failures)} failures"
-        return f"{counts}: names (n,), classes (K,), probabilities (n, K)"
+        counts = f'{len(self.names)} clips, {len(self.classes)} classes, {len(self.failures)} failures'
+        return f'{counts}: names (n,), classes (K,), probabilities (n, K)'
 
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
@@ -46,23 +46,23 @@ def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list
     if isinstance(clips, str | Path):
         paths = list_audio(Path(clips))
         return [path.relative_to(clips).as_posix() for path in paths], list(paths)
-    cure = "give a folder, or a list of files and sounds; Sound(wave, sample_rate) makes one of a wave"
-    check_kind("clips", [clips], list | tuple, cure)
-    check_kind("a clip", clips, str | Path | Sound, cure)
-    names = [f"clip {i}" if isinstance(clip, Sound) else str(clip) for i, clip in enumerate(clips)]
+    cure = 'give a folder, or a list of files and sounds; Sound(wave, sample_rate) makes one of a wave'
+    check_kind('clips', [clips], list | tuple, cure)
+    check_kind('a clip', clips, str | Path | Sound, cure)
+    names = [f'clip {i}' if isinstance(clip, Sound) else str(clip) for i, clip in enumerate(clips)]
     return names, [clip if isinstance(clip, Sound) else Path(clip) for clip in clips]
 
 
 def predict_clips(
     checkpoints: str | Path | Tagger | Sequence[str | Path | Tagger],
     clips: str | Path | Sequence[str | Path | Sound],
-    blend: str = "mean",
+    blend: str = 'mean',
     weights: Sequence[float] | None = None,
     inference: InferenceConfig | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch_frames: int | None = None,
-    precision: str = "float32",
+    precision: str = 'float32',
     progress: bool = False,
     decoders: Sequence[Decoder] | None = None,
     networks: Mapping[str, NetworkBuilder] | None = None,
@@ -72,7 +72,7 @@ def predict_clips(
     `clips` is a folder, or files and decoded sounds; `inference` overrides every model's own settings.
     Errors: KitError for what cannot be loaded, and for a model that fails; clips that cannot be read are in `failures`
     """
-    check_kind("inference", [inference], InferenceConfig | None, "give InferenceConfig(mode=...)")
+    check_kind('inference', [inference], InferenceConfig | None, 'give InferenceConfig(mode=...)')
     runtime = start_runtime(device, threads, progress)
     models, stacks = open_models(checkpoints, weights)
     members = []
@@ -82,14 +82,14 @@ def predict_clips(
         member = EnsembleMember(model.name, predictor, weight=model.weight, stack=model.stack, run=model.run)
         members.append(member)
     names, sources = name_sources(clips)
-    template = Template("fname", tuple(names), common_classes([member.card for member in members]))
-    plan = RowPlan("name", tuple(range(len(names))), (None,) * len(names), ())
+    template = Template('fname', tuple(names), common_classes([member.card for member in members]))
+    plan = RowPlan('name', tuple(range(len(names))), (None,) * len(names), ())
     check_members(members, blend, plan)
     rows = make_rows(stacks, template, plan, members, blend)
     frontends = collect_frontends(members, runtime.device)
     loader = SpectrogramLoader(sources, frontends, runtime.device, threads=runtime.threads, decoders=decoders)
     loader.read_headers()
-    bar = progress_bar(len(members) * loader.total_s, "predict", "s of audio", runtime.progress)
+    bar = progress_bar(len(members) * loader.total_s, 'predict', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         for member, clip, logits in predict_ensemble(members, loader):
             rows.add(member, clip, logits)
@@ -97,7 +97,7 @@ def predict_clips(
     reasons: dict[int, str] = {}
     for member in members:
         if member.failure:
-            raise KitError(f"{member.name} failed: {member.failure}")
-        reasons |= {clip: f"{member.name}: {reason}" for clip, reason in member.failed_clips.items()}
+            raise KitError(f'{member.name} failed: {member.failure}')
+        reasons |= {clip: f'{member.name}: {reason}' for clip, reason in member.failed_clips.items()}
     failures = reasons_by_name(reasons | loader.failures, names)
     return Predictions(template.ids, template.classes, rows.blend().astype(np.float32), failures)

@@ -18,7 +18,7 @@ from kit.models.fusion import fuse_norms
 from kit.models.network import Network
 from kit.models.tagger import Tagger
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
     Shape:  waves (T_i,) -> list of (M, N_i)
     """
     specs = frontend.spectrograms(waves)
-    if frontend.config.reference != "clip":
+    if frontend.config.reference != 'clip':
         return specs
     return [frontend.normalize(spec) for spec in specs]
 
@@ -62,24 +62,24 @@ def cut_window(
     piece = spec[:, span[0] : span[1]]
     if piece.dtype == torch.float16:  # kept so in training where memory is short
         piece = piece.float()
-    if normalize and frontend.config.reference == "window":
+    if normalize and frontend.config.reference == 'window':
         piece = frontend.normalize(piece)
-    floor = frontend.floor(piece) if pad_mode == "min" else None
+    floor = frontend.floor(piece) if pad_mode == 'min' else None
     return pad_frames(piece, frames, pad_mode, floor)
 
 
 def check_frames_mode(tagger: Tagger) -> None:
     """Raise KitError unless mode frames can pool a network's maps over windows."""
     network = tagger.network
-    problem = ""
+    problem = ''
     if not isinstance(network, Network):
-        problem = "a custom network has no feature maps to pool"
+        problem = 'a custom network has no feature maps to pool'
     elif tagger.card.frontend.image_size:
-        problem = "frontend.image_size resizes an input, whose windows then have no fixed length"
+        problem = 'frontend.image_size resizes an input, whose windows then have no fixed length'
     elif 0 in network.strides:
-        problem = "extra rows describe a whole input, and give a map without time"
+        problem = 'extra rows describe a whole input, and give a map without time'
     if problem:
-        raise KitError(f"mode frames cannot predict: {problem}. Use mode windows.")
+        raise KitError(f'mode frames cannot predict: {problem}. Use mode windows.')
 
 
 class Predictor:
@@ -95,21 +95,21 @@ class Predictor:
         tagger: Tagger,
         device: torch.device,
         batch_frames: int | None = None,
-        precision: str = "float32",
+        precision: str = 'float32',
         inference: InferenceConfig | None = None,
         fuse: bool = False,
     ) -> None:
         self.tagger = tagger
         self.device = device
         self.inference = inference or tagger.card.inference
-        self.batch_frames = batch_frames or (4000 if device.type == "cpu" else 32000)
-        self.dtype = choose("precision", precision, PRECISIONS)
+        self.batch_frames = batch_frames or (4000 if device.type == 'cpu' else 32000)
+        self.dtype = choose('precision', precision, PRECISIONS)
         self.layout = memory_format_of(tagger.network)
-        if self.inference.mode == "frames":
+        if self.inference.mode == 'frames':
             check_frames_mode(tagger)
         self.network: nn.Module = tagger.network
         # The weights of fused convolutions may be too large for float16.
-        self.fusion = "to do" if fuse and self.dtype is None else "off"
+        self.fusion = 'to do' if fuse and self.dtype is None else 'off'
         tagger.to(device)
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
@@ -133,8 +133,8 @@ class Predictor:
         pad_mode = self.inference.pad_mode
         frames_per_s = self.tagger.card.frontend.frames_per_s
         inputs_of_clip = [self.inference.inputs(spec.shape[-1], frames_per_s) for spec in specs]
-        pools_maps = self.inference.mode == "frames"
-        if pools_maps and frontend.config.reference == "window":
+        pools_maps = self.inference.mode == 'frames'
+        if pools_maps and frontend.config.reference == 'window':
             spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
             pairs = zip(specs, spans_of_clip, strict=True)
             specs = [normalize_by_windows(frontend, spec, spans) for spec, spans in pairs]
@@ -187,15 +187,15 @@ class Predictor:
     def forward_batch(self, batch: Tensor, windows: Sequence[Sequence[Span]]) -> list[np.ndarray]:
         """Compute the logits of a batch that fits the device."""
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
-        if self.fusion == "to do":
+        if self.fusion == 'to do':
             self.network, self.fusion = fuse_norms(self.network, *spec.shape[1:3])
-        pools_maps = self.inference.mode == "frames"
+        pools_maps = self.inference.mode == 'frames'
         output = self.network.window_logits(spec, windows) if pools_maps else self.network(spec)  # type: ignore[operator]
         logits = self.tagger.read_logits(output)
         counts = [len(spans) for spans in windows]
         expected = (sum(counts), len(self.tagger.card.classes))
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != expected:
-            shapes = f"(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {found}"
-            raise KitError(f"a network maps {shapes}: let it return clip logits alone.")
+            shapes = f'(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {found}'
+            raise KitError(f'a network maps {shapes}: let it return clip logits alone.')
         return np.split(logits.float().cpu().numpy(), np.cumsum(counts)[:-1])

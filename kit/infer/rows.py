@@ -23,7 +23,7 @@ def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     if (columns < 0).all():
         nearest = nearest_name(classes[0], known)
         lacks = f"a checkpoint has none of the template's {len(classes)} classes, e.g. {classes[0]!r}"
-        raise KitError(f"{lacks}: did you mean {nearest!r}? Use the template of its training data.")
+        raise KitError(f'{lacks}: did you mean {nearest!r}? Use the template of its training data.')
     return columns
 
 
@@ -107,7 +107,7 @@ class RowScores:
         template: Template,
         plan: RowPlan,
         members: Sequence[EnsembleMember],
-        kind: str = "mean",
+        kind: str = 'mean',
         postprocess: PostprocessConfig | None = None,
     ) -> None:
         shape = (len(template.ids), len(template.classes))
@@ -130,7 +130,7 @@ class RowScores:
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
         """Fill a clip's rows from one model's logits; a clip that cannot be pooled is noted as failed."""
         number = self.members.index(member)
-        if member.predictor.inference.mode == "full" and len(output.spans) > 1:
+        if member.predictor.inference.mode == 'full' and len(output.spans) > 1:
             self.split_clips.add(clip)
         rows_of_window: dict[int, list[int]] = {}
         for row in self.plan.rows_of.get(clip, []):
@@ -176,10 +176,10 @@ class RowScores:
         by_all = np.all(self.done, axis=0)
         by_any = np.any(self.done, axis=0)
         return {
-            "rows": len(by_all),
-            "rows_all_models": int(by_all.sum()),
-            "rows_some_models": int((by_any & ~by_all).sum()),
-            "rows_with_prior": int((~by_any).sum()),
+            'rows': len(by_all),
+            'rows_all_models': int(by_all.sum()),
+            'rows_some_models': int((by_any & ~by_all).sum()),
+            'rows_with_prior': int((~by_any).sum()),
         }
 
     def blend(self) -> np.ndarray:
@@ -227,7 +227,7 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
 
     A ranking model was calibrated on out-of-fold clips, whose prevalences are those of the table.
     """
-    is_drawn = card.output == "probability" and len(card.train_prevalences) > 0
+    is_drawn = card.output == 'probability' and len(card.train_prevalences) > 0
     return np.array(card.train_prevalences if is_drawn else card.prevalences)
 
 
@@ -238,22 +238,22 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
     except (TypeError, ValueError):
         checked = []
     if len(checked) != models or not all(1e-9 < weight < 1e9 for weight in checked):
-        raise KitError(f"weights: one positive number per model, {models} of them, got {weights}.")
+        raise KitError(f'weights: one positive number per model, {models} of them, got {weights}.')
     return checked
 
 
 def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
     """Refuse to average scores that share no scale, and rows that a model cannot locate in time."""
-    blend = choose("blend", kind, BLENDS)
+    blend = choose('blend', kind, BLENDS)
     for member in members:
         if not member.card.is_calibrated:
             if not blend.any_scale:
                 raise KitError(
-                    f"{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, "
-                    "which fits one, or use --blend rank."
+                    f'{member.name} gives rank scores without a calibration, which {kind} cannot blend: run `oof`, '
+                    'which fits one, or use --blend rank.'
                 )
-            if member.predictor.inference.mode != "full":
-                raise KitError(f"{member.name}: {UNPOOLED}")
+            if member.predictor.inference.mode != 'full':
+                raise KitError(f'{member.name}: {UNPOOLED}')
     trimmed = [member.name for member in members if member.card.frontend.trim_db is not None]
     if trimmed and any(end_s is not None for end_s in plan.ends_s):
         raise KitError(

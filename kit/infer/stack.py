@@ -35,14 +35,14 @@ WindowProbs = Sequence[tuple[np.ndarray, np.ndarray]]
 class StackCard(Config):
     """The description of a stack: all but its tensors and its taggers."""
 
-    kind: str = setting("class-mixer", "the second-level network", choices=tuple(STACKERS))
-    network: StackerConfig = setting(StackerConfig(), "its settings")
-    runs: tuple[str, ...] = setting((), "names of the runs", longest=1000)
+    kind: str = setting('class-mixer', 'the second-level network', choices=tuple(STACKERS))
+    network: StackerConfig = setting(StackerConfig(), 'its settings')
+    runs: tuple[str, ...] = setting((), 'names of the runs', longest=1000)
     run_of: tuple[int, ...] = setting((), "each tagger's run", low=0, high=1000, longest=4096)
     classes: tuple[str, ...] = ()
-    columns: int = setting(0, "least windows of an image; 0 for scores of rows", low=0, high=100_000)
-    metric: str = setting("lwlrap", "the metric of oof_score")
-    oof_score: float | None = setting(None, "its score, cross-fitted", low=-1e9, high=1e9)
+    columns: int = setting(0, 'least windows of an image; 0 for scores of rows', low=0, high=100_000)
+    metric: str = setting('lwlrap', 'the metric of oof_score')
+    oof_score: float | None = setting(None, 'its score, cross-fitted', low=-1e9, high=1e9)
 
     def new_network(self) -> nn.Module:
         """Create a second-level network with fresh weights."""
@@ -62,7 +62,7 @@ class Stack:
         """A text that is equal for stacks with equal cards and tensors."""
         tensors: dict[str, Tensor] = {}
         for fold, network in enumerate(self.networks):
-            tensors |= {f"{fold}.{name}": tensor for name, tensor in network.state_dict().items()}
+            tensors |= {f'{fold}.{name}': tensor for name, tensor in network.state_dict().items()}
         return content_digest(self.card.canonical_json(), tensors)
 
     def answer(self, inputs: Sequence[Tensor]) -> np.ndarray:
@@ -119,7 +119,7 @@ def open_models(
             continue
         try:
             content = read_content(model)
-            if "members" in content:
+            if 'members' in content:
                 taggers, stack = open_stack(model, content)
                 models += [replace(tagger, stack=len(stacks)) for tagger in taggers]
                 stacks.append(replace(stack, weight=weight))
@@ -131,7 +131,7 @@ def open_models(
             skipped[name] = str(error)
             continue
     if skipped and not models:
-        raise KitError(f"none of {len(found)} checkpoints can be used: {next(iter(skipped.values()))}")
+        raise KitError(f'none of {len(found)} checkpoints can be used: {next(iter(skipped.values()))}')
     return models, stacks
 
 
@@ -156,16 +156,16 @@ def models_with_classes(
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
     """Open a stack and its taggers. The taggers of one run share a weight of 1."""
     try:
-        card = StackCard.from_dict(parse_card(content["card"]))
+        card = StackCard.from_dict(parse_card(content['card']))
         networks = []
-        for tensors in content["networks"]:
+        for tensors in content['networks']:
             with meta_device():  # wrong sizes take no memory there
                 fill_network(card.new_network(), tensors, assign=True)
             networks.append(fill_network(card.new_network(), tensors))
         models = []
-        for place, (run, member) in enumerate(zip(card.run_of, content["members"], strict=True)):
+        for place, (run, member) in enumerate(zip(card.run_of, content['members'], strict=True)):
             checkpoint = open_checkpoint(path, member)
-            name = f"{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]"
+            name = f'{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]'
             checkpoint = replace(checkpoint, path=Path(name))
             weight = 1 / card.run_of.count(run)
             models.append(ModelSpec(name, checkpoint, weight, path, place=place, run=run))
@@ -292,6 +292,6 @@ def make_rows(
     """Create the scores of all rows."""
     if not stacks:
         return RowScores(template, plan, members, blend, postprocess)
-    if plan.form == "window" and any(stack.card.columns for stack in stacks):
-        raise KitError("this stack reads whole clips, the template asks for windows: use a class-mixer.")
+    if plan.form == 'window' and any(stack.card.columns for stack in stacks):
+        raise KitError('this stack reads whole clips, the template asks for windows: use a class-mixer.')
     return BlendOfStacks(stacks, template, plan, members, blend, postprocess)

@@ -95,16 +95,16 @@ def write_priors(job: SubmitJob, inputs: SubmitInputs) -> None:
         weights = [model.weight for model in inputs.models]
         priors = blend_priors(cards, weights, inputs.template.classes)
         began = job.deadline.now()
-        with job.watch.measure("write"):
+        with job.watch.measure('write'):
             write_submission(out, inputs.template, np.tile(priors, (len(inputs.template.ids), 1)))
         job.budget.write_s = job.deadline.now() - began
-        write_json(report_path(out), {"job": inputs.key, "state": "priors", "notes": job.notes})
+        write_json(report_path(out), {'job': inputs.key, 'state': 'priors', 'notes': job.notes})
 
 
 def read_inputs(job: SubmitJob) -> SubmitInputs:
     """List the files, open the checkpoints, and read the template."""
     options = job.options
-    choose("blend", options.blend, BLENDS)
+    choose('blend', options.blend, BLENDS)
     files, others = scan_folder(options.audio)
     names = [path.relative_to(options.audio).as_posix() for path in files]
     skipped: dict[str, str] = {}
@@ -112,7 +112,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     if options.template:
         template = read_template(options.template)
     else:
-        id_column = "fname" if options.rows in ("auto", "template") else "row_id"
+        id_column = 'fname' if options.rows in ('auto', 'template') else 'row_id'
         template = Template(id_column, tuple(names), common_classes([model.card for model in models]))
     if template.answer:
         known = stacks[0].card.classes if stacks else common_classes([model.card for model in models])
@@ -120,26 +120,26 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     if not stacks:
         models = models_with_classes(models, template, skipped)
     for name, reason in skipped.items():
-        job.note(f"{name} IS LEFT OUT: {reason}")
+        job.note(f'{name} IS LEFT OUT: {reason}')
     note_classes(job, template, models, stacks)
     template, plan = choose_rows(job, template, files, names)
-    if options.postprocess.needs_windows and plan.form != "window":
+    if options.postprocess.needs_windows and plan.form != 'window':
         raise KitError(NO_WINDOWS)
     check_steps(options, template, bool(stacks))
     n_rows = len(template.ids)
     without_file = plan.rows_without_file(template.ids)
-    job.note_names(without_file, f"of {n_rows} rows have no file and get the prior")
+    job.note_names(without_file, f'of {n_rows} rows have no file and get the prior')
     if names and n_rows and len(without_file) == n_rows:
-        folder = f"{options.audio}, which holds {names[0]!r}"
-        job.note(f"WARNING: NO ROW of the template has a file in {folder}: is it the right folder?")
-    job.note_names([names[i] for i in plan.idle_files], "files have no row and are left out")
-    job.note_names([path.name for path in others], "files are passed over, as they are no audio")
+        folder = f'{options.audio}, which holds {names[0]!r}'
+        job.note(f'WARNING: NO ROW of the template has a file in {folder}: is it the right folder?')
+    job.note_names([names[i] for i in plan.idle_files], 'files have no row and are left out')
+    job.note_names([path.name for path in others], 'files are passed over, as they are no audio')
     for text in plan_notes(plan):
         job.note(text)
     weights = [model.weight for model in models]
     of_stacks = [(stack.weight, stack.digest) for stack in stacks]
     settings = (options.blend, options.overrides, options.postprocess, weights, of_stacks, template)
-    key = text_digest(str(settings), *names, "", *map(file_identity, files), "", *map(model_identity, models))
+    key = text_digest(str(settings), *names, '', *map(file_identity, files), '', *map(model_identity, models))
     builders = (options.networks or {}).values()
     key = text_digest(key, code_identity([*builders, *decoder_functions(options.decoders)]))
     return SubmitInputs(files, names, models, stacks, template, plan, key)
@@ -156,21 +156,21 @@ def note_classes(
     if by_none:
         nearest = nearest_name(by_none[0], known_names[0])
         what = (
-            f"CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)"
+            f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
         )
         job.note_names(by_none, what)
     by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
     if by_some and BLENDS[job.options.blend].whole_row:
         raise KitError(
-            f"--blend {job.options.blend} compares the classes of a row, but some models lack {by_some[0]!r}: use mean."
+            f'--blend {job.options.blend} compares the classes of a row, but some models lack {by_some[0]!r}: use mean.'
         )
-    job.note_names(by_some, "classes are known to some models only, which alone predict them")
+    job.note_names(by_some, 'classes are known to some models only, which alone predict them')
 
 
 def holds_job(out: Path, inputs: SubmitInputs) -> bool:
     """Decide whether an earlier call of the same job left its CSV."""
     try:
-        return read_report(out).get("job") == inputs.key and read_template(out) == inputs.template
+        return read_report(out).get('job') == inputs.key and read_template(out) == inputs.template
     except KitError:
         return False
 
@@ -185,14 +185,14 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         job.note(remark)
     runtime = Runtime(device, options.threads or cpu_count(), options.progress)
     if not inputs.files:
-        job.note(f"NO AUDIO FILES in {options.audio}: all is prior")
+        job.note(f'NO AUDIO FILES in {options.audio}: all is prior')
     if BLENDS[options.blend].whole_set:
         job.note(f"--blend {options.blend} lets a row's answer depend on the other rows")
-    for name in ("prior_shift", "site_prior"):
+    for name in ('prior_shift', 'site_prior'):
         if getattr(options, name):
             job.note(f"--{name.replace('_', '-')} lets a row's answer depend on the other rows")
-    suspects = Suspects.read(job.state_folder / "suspects.json")
-    with job.watch.measure("models"):
+    suspects = Suspects.read(job.state_folder / 'suspects.json')
+    with job.watch.measure('models'):
         members = build_members(job, inputs, runtime, suspects)
     check_members(members, options.blend, inputs.plan)
     rows = make_rows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
@@ -214,10 +214,10 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     loader.read_headers()
     ordered = members
     if job.deadline.at < math.inf and len(members) > 1:
-        with job.watch.measure("plan"):
+        with job.watch.measure('plan'):
             ordered, plan = plan_members(members, job.budget, loader.total_s)
         job.note(plan)
-    bar = progress_bar(len(ordered) * loader.total_s, "submit", "s of audio", runtime.progress)
+    bar = progress_bar(len(ordered) * loader.total_s, 'submit', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         job.budget.start_step()
         for member, clip, logits in predict_ensemble(ordered, loader, job.budget):
@@ -225,15 +225,15 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             advance(bar, loader.durations_s[clip] or 0.0)
             if member.finished:
                 writer.write(rows)
-                writer.write_report(build_report(job, inputs, members, rows, loader, "at work"))
+                writer.write_report(build_report(job, inputs, members, rows, loader, 'at work'))
             else:
                 writer.write_if_due(rows)
     note_results(job, inputs, members, rows)
     is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
     failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
-    state = "stopped by the deadline" if job.budget.stopped else "finished"
+    state = 'stopped by the deadline' if job.budget.stopped else 'finished'
     if is_nothing and failures:
-        state = f"nothing was predicted: {failures[0]}"
+        state = f'nothing was predicted: {failures[0]}'
     writer.write(rows)
     report = build_report(job, inputs, members, rows, loader, state)
     writer.write_report(report)
@@ -241,9 +241,9 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         raise writer.problem
     # With a deadline, the CSV that exists is the result.
     if is_nothing and failures and job.deadline.at == math.inf:
-        what = "every model failed" if any(member.failure for member in members) else "no file could be read"
-        holds = "priors" if report["rows_with_prior"] == report["rows"] else "earlier predictions"
-        raise KitError(f"{what}, {options.out} holds {holds}: {failures[0]}")
+        what = 'every model failed' if any(member.failure for member in members) else 'no file could be read'
+        holds = 'priors' if report['rows_with_prior'] == report['rows'] else 'earlier predictions'
+        raise KitError(f'{what}, {options.out} holds {holds}: {failures[0]}')
     return report
 
 
@@ -254,28 +254,28 @@ def note_results(
     for member in members:
         name = Path(member.name).name
         if member.cache.problem:
-            job.note(f"the predictions of {name} cannot be kept: {member.cache.problem}")
+            job.note(f'the predictions of {name} cannot be kept: {member.cache.problem}')
         if member.failed_clips and not member.predicted:
             member.failure = (
-                f"none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}"
+                f'none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}'
             )
         elif member.failed_clips:
             reason = next(iter(member.failed_clips.values()))
-            job.note(f"{name} has no prediction for {len(member.failed_clips)} clips: {reason}")
+            job.note(f'{name} has no prediction for {len(member.failed_clips)} clips: {reason}')
         if member.failure:
-            job.note(f"{name} FAILED after {len(member.predicted)} clips: {member.failure}")
+            job.note(f'{name} FAILED after {len(member.predicted)} clips: {member.failure}')
     late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
-    job.note_names(late_rows, "rows are windows after the end of their file and get the prior")
+    job.note_names(late_rows, 'rows are windows after the end of their file and get the prior')
     alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
     job.note_names(
-        alike_rows, "rows share a window of a model with another row: use a shorter window_s or hop_s"
+        alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s'
     )
     for name in members_with_probabilities(members):
         job.note(
             f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')"
         )
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
-    job.note_names(split_files, "clips beyond max_frames were predicted in overlapping pieces")
+    job.note_names(split_files, 'clips beyond max_frames were predicted in overlapping pieces')
 
 
 def add_cached(rows: RowScores, members: Sequence[EnsembleMember], inputs: SubmitInputs) -> bool:
@@ -311,19 +311,19 @@ def build_members(
         try:
             if model.name in suspects.models_out:
                 raise KitError(suspects.models_out[model.name])
-            with opened("model", [model.name]):
+            with opened('model', [model.name]):
                 tagger = model.build(options.networks)
         except KitError as error:
             if model.stack is not None or len(inputs.models) == 1:
                 raise
             failures.append(str(error))
-            job.note(f"{model.name} IS LEFT OUT: {error}")
+            job.note(f'{model.name} IS LEFT OUT: {error}')
             continue
         if model.path:
             code = [*own_classes(tagger.network), *decoder_functions(options.decoders)]
             settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
             digest = text_digest(digests[model.path], code_identity(code), *settings)[:16]
-            cache_path = job.state_folder / f"{model.path.stem}_{digest}.npz"
+            cache_path = job.state_folder / f'{model.path.stem}_{digest}.npz'
         sizes = options.batch_frames, options.precision
         predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True)
         cache = PredictionCache.open(cache_path, job.deadline.now)
@@ -334,20 +334,20 @@ def build_members(
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():
-        which = names[0] if len(names) == 1 else f"{len(names)} models, e.g. {names[0]},"
-        job.note(f"{which} use other inference settings than they were scored with: {changes_text}")
+        which = names[0] if len(names) == 1 else f'{len(names)} models, e.g. {names[0]},'
+        job.note(f'{which} use other inference settings than they were scored with: {changes_text}')
     return members
 
 
 def inference_of(changes: dict[str, Any], plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
     """Return a model's inference settings, with what the options or window rows change."""
-    if plan.form == "window" and own.mode == "full" and "mode" not in changes:
+    if plan.form == 'window' and own.mode == 'full' and 'mode' not in changes:
         period_s = float(plan.period_s or own.window_s)
-        changes = {"mode": "windows", "window_s": period_s, "hop_s": period_s} | changes
+        changes = {'mode': 'windows', 'window_s': period_s, 'hop_s': period_s} | changes
     inference = dataclasses.replace(own, **changes)
-    idle = {"window_s", "hop_s"} & changes.keys()
-    if inference.mode == "full" and idle:
-        raise KitError(f"{min(idle)} has no effect on whole clips: add --mode windows, or leave it out.")
+    idle = {'window_s', 'hop_s'} & changes.keys()
+    if inference.mode == 'full' and idle:
+        raise KitError(f'{min(idle)} has no effect on whole clips: add --mode windows, or leave it out.')
     return inference
 
 
@@ -361,31 +361,31 @@ def build_report(
 ) -> dict[str, Any]:
     """Describe a submission: what was predicted, what failed and why, and where the time went."""
     # Clips whose predictions are cached are not decoded again: the last report has the notes on them.
-    earlier = read_report(job.options.out).get("audio_notes", {})
+    earlier = read_report(job.options.out).get('audio_notes', {})
     return {
-        "kit": VERSION,
-        "job": inputs.key,
-        "csv": str(job.options.out),
-        "state": state,
+        'kit': VERSION,
+        'job': inputs.key,
+        'csv': str(job.options.out),
+        'state': state,
         **rows.counts(),
-        "id_form": inputs.plan.form,
-        "files": len(inputs.files),
-        "files_failed": reasons_by_name(loader.failures, inputs.names),
-        "audio_notes": loader.notes_by_name(inputs.names, earlier),
-        "files_split": [inputs.names[clip] for clip in sorted(rows.split_clips)],
-        "files_without_row": [inputs.names[i] for i in inputs.plan.idle_files],
-        "rows_after_end": [inputs.template.ids[row] for row in sorted(rows.rows_after_end)],
-        "rows_alike": [inputs.template.ids[row] for row in sorted(rows.rows_alike)],
-        "rows_without_file": inputs.plan.rows_without_file(inputs.template.ids),
-        "audio_s": round(loader.audio_s, 3),
-        "device": str(loader.device),
-        "blend": job.options.blend,
-        "stacks": [stack.card.kind for stack in inputs.stacks],
-        "postprocess": job.options.postprocess.to_dict(),
-        "models": [member_report(member, inputs.names) for member in members],
-        "seconds": {name: round(s, 3) for name, s in job.watch.seconds.items()},
-        "seconds_total": round(time.time() - job.began, 3),
-        "spans": rounded_spans(job.watch),
-        "deadline_s": job.deadline_s,
-        "notes": job.notes,
+        'id_form': inputs.plan.form,
+        'files': len(inputs.files),
+        'files_failed': reasons_by_name(loader.failures, inputs.names),
+        'audio_notes': loader.notes_by_name(inputs.names, earlier),
+        'files_split': [inputs.names[clip] for clip in sorted(rows.split_clips)],
+        'files_without_row': [inputs.names[i] for i in inputs.plan.idle_files],
+        'rows_after_end': [inputs.template.ids[row] for row in sorted(rows.rows_after_end)],
+        'rows_alike': [inputs.template.ids[row] for row in sorted(rows.rows_alike)],
+        'rows_without_file': inputs.plan.rows_without_file(inputs.template.ids),
+        'audio_s': round(loader.audio_s, 3),
+        'device': str(loader.device),
+        'blend': job.options.blend,
+        'stacks': [stack.card.kind for stack in inputs.stacks],
+        'postprocess': job.options.postprocess.to_dict(),
+        'models': [member_report(member, inputs.names) for member in members],
+        'seconds': {name: round(s, 3) for name, s in job.watch.seconds.items()},
+        'seconds_total': round(time.time() - job.began, 3),
+        'spans': rounded_spans(job.watch),
+        'deadline_s': job.deadline_s,
+        'notes': job.notes,
     }

@@ -46,25 +46,25 @@ class Submission:
 
     def __str__(self) -> str:
         report = self.report
-        if "rows" not in report:
-            return f"{self.csv}: no model was done by the deadline; the CSV is whole"
-        models = len(report["models"])
+        if 'rows' not in report:
+            return f'{self.csv}: no model was done by the deadline; the CSV is whole'
+        models = len(report['models'])
         lines = [
-            f"{self.csv}: {report['rows']} rows, {report['rows_all_models']} predicted by all of {models} models, "
-            f"{report['rows_some_models']} by some, {report['rows_with_prior']} with the prior; {report['state']}",
-            f"{report['audio_s']:.0f} s of audio in {report['seconds_total']:.1f} s on {report['device']}",
+            f'{self.csv}: {report["rows"]} rows, {report["rows_all_models"]} predicted by all of {models} models, '
+            f'{report["rows_some_models"]} by some, {report["rows_with_prior"]} with the prior; {report["state"]}',
+            f'{report["audio_s"]:.0f} s of audio in {report["seconds_total"]:.1f} s on {report["device"]}',
         ]
-        for name, reason in list(report["files_failed"].items())[:5]:
-            lines.append(f"could not read {name}: {reason}")
-        audio_notes = report.get("audio_notes")
+        for name, reason in list(report['files_failed'].items())[:5]:
+            lines.append(f'could not read {name}: {reason}')
+        audio_notes = report.get('audio_notes')
         if audio_notes:
             name, notes = next(iter(audio_notes.items()))
             lines.append(
-                f"sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {'; '.join(notes)}"
+                f'sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {"; ".join(notes)}'
             )
-        if report["rows_with_prior"] == report["rows"]:
-            lines.append("NOTHING WAS PREDICTED: every row has the class frequencies; see the notes above.")
-        return "\n".join(lines)
+        if report['rows_with_prior'] == report['rows']:
+            lines.append('NOTHING WAS PREDICTED: every row has the class frequencies; see the notes above.')
+        return '\n'.join(lines)
 
     __repr__ = __str__
 
@@ -72,14 +72,14 @@ class Submission:
 def submit(
     checkpoints: str | Path | Tagger | Sequence[str | Path | Tagger],
     audio: str | Path | None = None,
-    out: str | Path = "submission.csv",
+    out: str | Path = 'submission.csv',
     template: str | Path | None = None,
     deadline: str | float | None = None,
     started_at: float | None = None,
     competition: str | Path | None = None,
-    rows: str = "auto",
+    rows: str = 'auto',
     rehearse: int = 0,
-    blend: str = "mean",
+    blend: str = 'mean',
     weights: Sequence[float] | None = None,
     mode: str | None = None,
     window_s: float | None = None,
@@ -95,7 +95,7 @@ def submit(
     device: str | None = None,
     threads: int | None = None,
     batch_frames: int | None = None,
-    precision: str = "float32",
+    precision: str = 'float32',
     progress: bool = True,
     networks: Mapping[str, NetworkBuilder] | None = None,
     decoders: Sequence[Decoder] | None = None,
@@ -138,7 +138,7 @@ def submit(
     soundscapes = None
     if competition is not None:
         if audio is not None or template is not None:
-            raise KitError("competition names the audio and the template: leave these out.")
+            raise KitError('competition names the audio and the template: leave these out.')
         data = find_competition(competition)
         audio = data.test
         soundscapes = data.soundscapes
@@ -147,15 +147,15 @@ def submit(
         raise KitError("give audio, a folder of clips, or competition, the folder of a competition's data.")
     many = [checkpoints] if isinstance(checkpoints, str | Path | nn.Module) else checkpoints
     out = check_output(out, template)
-    for name, number in (("threads", threads), ("batch_frames", batch_frames)):
+    for name, number in (('threads', threads), ('batch_frames', batch_frames)):
         if number is not None and not (type(number) is int and number > 0):
-            raise KitError(f"{name} is a whole number above 0, got {number!r}.")
-    check_kind("decoders", decoders or [], Decoder, "give Decoder(name, read, duration_s), or none")
+            raise KitError(f'{name} is a whole number above 0, got {number!r}.')
+    check_kind('decoders', decoders or [], Decoder, 'give Decoder(name, read, duration_s), or none')
     if started_at is not None and deadline is None:
-        raise KitError("started_at has no effect without a deadline: give one, or leave it out.")
-    check_kind("audio", [audio], str | Path, "give the path of a folder")
-    chosen |= {"checkpoints": many, "audio": Path(audio), "out": out}
-    chosen["template"] = None if template is None else Path(template)
+        raise KitError('started_at has no effect without a deadline: give one, or leave it out.')
+    check_kind('audio', [audio], str | Path, 'give the path of a folder')
+    chosen |= {'checkpoints': many, 'audio': Path(audio), 'out': out}
+    chosen['template'] = None if template is None else Path(template)
     options = SubmitOptions(**{field.name: chosen[field.name] for field in fields(SubmitOptions)})
     if rehearse and (competition is None or soundscapes is None):
         raise KitError(
@@ -165,8 +165,8 @@ def submit(
         submission = Submission(options.out, run_submission(options, Deadline()))
     else:
         submission = submit_before(options, deadline, started_at)
-    if rehearse and soundscapes and submission.report.get("files") == 0:
-        submission.report["rehearsal"] = rehearse_test(options, soundscapes, rehearse)
+    if rehearse and soundscapes and submission.report.get('files') == 0:
+        submission.report['rehearsal'] = rehearse_test(options, soundscapes, rehearse)
     return submission
 
 
@@ -177,18 +177,18 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
     """
     files = scan_folder(soundscapes)[0]
     chosen = files[:: max(1, len(files) // count)][:count]
-    out = options.out.with_name(f"{options.out.stem}_rehearsal.csv")
+    out = options.out.with_name(f'{options.out.stem}_rehearsal.csv')
     with tempfile.TemporaryDirectory() as folder:
         for path in chosen:
             (Path(folder) / path.name).symlink_to(path.resolve())
-        rows = options.rows if options.rows not in ("auto", "template") else f"{ROW_S:g}s"
+        rows = options.rows if options.rows not in ('auto', 'template') else f'{ROW_S:g}s'
         report = run_submission(replace(options, audio=Path(folder), out=out, rows=rows), Deadline())
-    fixed_s = report["seconds"].get("models", 0.0)
-    per_file_s = (report["seconds_total"] - fixed_s) / max(1, len(chosen))
+    fixed_s = report['seconds'].get('models', 0.0)
+    per_file_s = (report['seconds_total'] - fixed_s) / max(1, len(chosen))
     minutes = (fixed_s + TEST_FILES * per_file_s) / 60
     text = (
-        f"rehearsal: {len(chosen)} soundscapes, {report['audio_s']:.0f} s of audio, took "
-        f"{report['seconds_total']:.1f} s ({out.name}); {TEST_FILES} such files would take {minutes:.1f} min here"
+        f'rehearsal: {len(chosen)} soundscapes, {report["audio_s"]:.0f} s of audio, took '
+        f'{report["seconds_total"]:.1f} s ({out.name}); {TEST_FILES} such files would take {minutes:.1f} min here'
     )
     print(text, flush=True)
     return text
@@ -196,17 +196,17 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
 
 def check_output(out: str | Path, template: str | Path | None) -> Path:
     """Return the path of the CSV to write."""
-    check_kind("out", [out], str | Path, "give the path of a CSV")
-    check_kind("template", [template], str | Path | None, "give the path of a CSV")
+    check_kind('out', [out], str | Path, 'give the path of a CSV')
+    check_kind('template', [template], str | Path | None, 'give the path of a CSV')
     path = Path(out).expanduser()
-    if path.suffix.lower() != ".csv":
+    if path.suffix.lower() != '.csv':
         raise KitError(f"out is a CSV's path, got {str(out)!r}: e.g. submission.csv.")
     if path.exists() and not path.is_file():
-        raise KitError(f"{path} is no file: choose another --out.")
+        raise KitError(f'{path} is no file: choose another --out.')
     if template is not None and path.exists() and Path(template).exists() and path.samefile(template):
-        raise KitError(f"{path} is the template itself: choose another --out.")
+        raise KitError(f'{path} is the template itself: choose another --out.')
     report = report_path(path)
-    if report.exists() and "job" not in read_report(path):
+    if report.exists() and 'job' not in read_report(path):
         raise KitError(f"{report} would be replaced, and is no report of the kit's: choose another --out.")
     return path
 
@@ -227,15 +227,15 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
     if job.deadline.left_s() <= 0:
         job.mute_after = Deadline()
         write_priors(job, read_inputs(job))
-        since = f"{deadline} after {time.ctime(end - duration_s)}"
-        print(f"WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().")
+        since = f'{deadline} after {time.ctime(end - duration_s)}'
+        print(f'WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().')
         return Submission(options.out, read_report(options.out))
     has_taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
     if has_taggers or options.networks or options.decoders:
         return submit_in_thread(job, kill_at, Deadline(end - 0.75 * margin_s))
-    words = vars(options) | {"networks": None, "progress": None, "no_progress": not options.progress}
-    words |= {"deadline": deadline, "started_at": repr(end - duration_s)}
-    return submit_in_children(job, ["submit", *as_arguments(words)], kill_at, margin_s)
+    words = vars(options) | {'networks': None, 'progress': None, 'no_progress': not options.progress}
+    words |= {'deadline': deadline, 'started_at': repr(end - duration_s)}
+    return submit_in_children(job, ['submit', *as_arguments(words)], kill_at, margin_s)
 
 
 def kill_margin_s(duration_s: float) -> float:
@@ -261,7 +261,7 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
     A child that dies is followed by another one, without the file or model that was open, while there is time.
     """
     out = job.options.out
-    suspects = Suspects.read(job.state_folder / "suspects.json")
+    suspects = Suspects.read(job.state_folder / 'suspects.json')
     can_start_at_once = can_fork()
     if not can_start_at_once:
         write_priors_soon(job)
@@ -273,7 +273,7 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
             errors.append(text)
             return
         output, mark, error = text.partition(ERROR_MARK)
-        print(output, end="", flush=True)
+        print(output, end='', flush=True)
         if mark:
             errors.append(error)
 
@@ -289,17 +289,17 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
             can_start_at_once = worker is not None
         ending = supervise(worker or spawn_worker(words, repr(margin_s)), kill_at, echo)
         if errors:
-            raise KitError("".join(errors).strip())
+            raise KitError(''.join(errors).strip())
         if ending.code == 0:
             return Submission(out, read_report(out))
         if ending.code is None:
-            return warn_of_cut(job, "was stopped at the deadline")
-        reason = f"the process ended with code {ending.code} (below 0: signal)"
+            return warn_of_cut(job, 'was stopped at the deadline')
+        reason = f'the process ended with code {ending.code} (below 0: signal)'
         deaths.append(reason)
         change = suspects.blame(ending, reason)
         if change is None or job.deadline.left_s() <= 0:
-            return warn_of_cut(job, f"stopped after {len(deaths)} tries, as {reason}")
-        print(f"WARNING: {reason}; {change}, and the work goes on", flush=True)
+            return warn_of_cut(job, f'stopped after {len(deaths)} tries, as {reason}')
+        print(f'WARNING: {reason}; {change}, and the work goes on', flush=True)
 
 
 def write_priors_soon(job: SubmitJob) -> None:
@@ -331,9 +331,9 @@ def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
     """Warn that work was cut short, and return what exists of it."""
     out = job.options.out
     report = read_report(out)
-    print(f"WARNING: the work {ending}; {out} holds what was done by then", flush=True)
+    print(f'WARNING: the work {ending}; {out} holds what was done by then', flush=True)
     if report:
-        report["state"] = ending
+        report['state'] = ending
         with contextlib.suppress(KitError):
             write_json(report_path(out), report)
     return Submission(out, report)
@@ -362,4 +362,4 @@ def submit_in_thread(job: SubmitJob, kill_at: Deadline, last: Deadline) -> Submi
     if done.done():
         return Submission(out, done.result())
     job.is_abandoned = True
-    return warn_of_cut(job, "was left at the deadline")
+    return warn_of_cut(job, 'was left at the deadline')

@@ -31,7 +31,7 @@ class Suspects:
     blind_deaths: int = 0
 
     @classmethod
-    def read(cls, path: Path) -> "Suspects":
+    def read(cls, path: Path) -> 'Suspects':
         """Read what earlier deaths left; nothing, where there were none."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             return cls(path, **json.loads(path.read_bytes()))
@@ -39,8 +39,8 @@ class Suspects:
 
     def blame(self, ending: Ending, reason: str) -> str | None:
         """Note a worker's death; return what the next one changes, or None where another one would die as well."""
-        files = sorted({name for kind, names in ending.opened if kind == "file" for name in names})
-        computing = [names for kind, names in ending.opened if kind == "model"]
+        files = sorted({name for kind, names in ending.opened if kind == 'file' for name in names})
+        computing = [names for kind, names in ending.opened if kind == 'model']
         if not files and computing:
             # The first name is the model's, the others are its clips.
             model, *files = computing[0]
@@ -48,10 +48,10 @@ class Suspects:
             if self.deaths_of_model[model] >= MAX_DEATHS_OF_MODEL or not files:
                 self.models_out[model] = reason
                 self.save()
-                return f"{model} is left out"
+                return f'{model} is left out'
         if not files:
             self.blind_deaths += 1
-            return None if self.blind_deaths >= MAX_BLIND_DEATHS else "nothing was open"
+            return None if self.blind_deaths >= MAX_BLIND_DEATHS else 'nothing was open'
         identities = [file_identity(Path(name)) for name in files]
         if len(files) == 1:
             self.files_out[identities[0]] = reason
@@ -59,12 +59,12 @@ class Suspects:
             self.isolated += [identity for identity in identities if identity not in self.isolated]
         self.save()
         return (
-            f"{files[0]} is left out" if len(files) == 1 else f"{len(files)} files are read last, one by one"
+            f'{files[0]} is left out' if len(files) == 1 else f'{len(files)} files are read last, one by one'
         )
 
     def save(self) -> None:
         """Write all this for the next worker, which may be of a later call. A full disk is no reason to stop."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("path", "blind_deaths")}
+        values = {name: value for name, value in asdict(self).items() if name not in ('path', 'blind_deaths')}
         with contextlib.suppress(KitError):
             write_json(self.path, values)
 
@@ -78,5 +78,5 @@ class Suspects:
         """Return why files are left out, by their position."""
         if not self.files_out:
             return {}
-        found = {clip: self.files_out.get(file_identity(path), "") for clip, path in enumerate(files)}
+        found = {clip: self.files_out.get(file_identity(path), '') for clip, path in enumerate(files)}
         return {clip: reason for clip, reason in found.items() if reason}

@@ -29,7 +29,7 @@ class Template:
     id_column: str
     ids: tuple[str, ...]
     classes: tuple[str, ...]
-    answer: str = ""
+    answer: str = ''
     cell_ids: tuple[str, ...] = ()
     cells: tuple[tuple[int, int], ...] = ()
 
@@ -83,25 +83,25 @@ def read_template(path: Path) -> Template:
     table = read_table(path, exact=True, first_column=True)
     id_column, *classes = table.columns
     if not classes:
-        raise KitError(f"{path} has no class columns after {id_column!r}: give the sample submission.")
+        raise KitError(f'{path} has no class columns after {id_column!r}: give the sample submission.')
     table.check_names(id_column)
     ids = tuple(table.columns[id_column])
-    if len(classes) == 1 and classes[0] in ("label", "birds", "target"):
+    if len(classes) == 1 and classes[0] in ('label', 'birds', 'target'):
         return Template(id_column, ids, (), answer=classes[0])
     return Template(id_column, ids, tuple(classes))
 
 
 def with_classes(template: Template, classes: Sequence[str]) -> Template:
     """Give the models' classes to a template without scores. A class that no model knows is never above .5."""
-    if template.answer != "target":
+    if template.answer != 'target':
         return replace(template, classes=tuple(classes))
     column = {name: k for k, name in enumerate(classes)}
     rows: dict[str, int] = {}
     cells = []
     for name in template.ids:
-        head, _, end = name.rpartition("_")
-        stem, _, class_name = head.rpartition("_")
-        row = rows.setdefault(f"{stem}_{end}", len(rows))
+        head, _, end = name.rpartition('_')
+        stem, _, class_name = head.rpartition('_')
+        row = rows.setdefault(f'{stem}_{end}', len(rows))
         cells.append((row, column.get(class_name, -1)))
     return replace(
         template, ids=tuple(rows), classes=tuple(classes), cell_ids=template.ids, cells=tuple(cells)
@@ -110,24 +110,24 @@ def with_classes(template: Template, classes: Sequence[str]) -> Template:
 
 def answer_lines(template: Template, scores: np.ndarray) -> list[str]:
     """Format the rows of a template without scores as lines of CSV."""
-    if template.answer == "target":
+    if template.answer == 'target':
         answers = [str(k >= 0 and bool(scores[row, k] > 0.5)) for row, k in template.cells]
         return [
-            f"{join_cells((name, answer))}\n" for name, answer in zip(template.cell_ids, answers, strict=True)
+            f'{join_cells((name, answer))}\n' for name, answer in zip(template.cell_ids, answers, strict=True)
         ]
     lines = []
     for name, row in zip(template.ids, scores, strict=True):
-        best = np.argsort(-row, kind="stable")
-        chosen = best[:3] if template.answer == "label" else best[row[best] > 0.5]
-        text = " ".join(template.classes[k] for k in chosen) or "nocall"
-        lines.append(f"{join_cells((name, text))}\n")
+        best = np.argsort(-row, kind='stable')
+        chosen = best[:3] if template.answer == 'label' else best[row[best] > 0.5]
+        text = ' '.join(template.classes[k] for k in chosen) or 'nocall'
+        lines.append(f'{join_cells((name, text))}\n')
     return lines
 
 
 def split_window(name: str) -> tuple[str, float | None]:
     """Split an id <stem>_<end second>; return (name, None) for others."""
-    stem, _, end = name.rpartition("_")
-    digits = end.replace(".", "", 1)
+    stem, _, end = name.rpartition('_')
+    digits = end.replace('.', '', 1)
     is_time = stem and len(end) < 12 and digits.isascii() and digits.isdigit()
     return (stem, float(end)) if is_time else (name, None)
 
@@ -146,8 +146,8 @@ def file_identities(paths: Sequence[Path]) -> list[Hashable]:
 
 def near_name(name: str) -> str:
     """Reduce a file's name to what is left without folder, extension, case and the form of Unicode."""
-    base = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].lower()
-    stem, dot, extension = base.rpartition(".")
+    base = unicodedata.normalize('NFC', name).replace('\\', '/').rpartition('/')[2].lower()
+    stem, dot, extension = base.rpartition('.')
     return stem if stem and dot + extension in AUDIO_SUFFIXES.split() else base
 
 
@@ -163,7 +163,7 @@ def unique_positions(names: Sequence[str], identities: Sequence[Hashable]) -> di
 
 def positions_by_name(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
     """Find each name's position by its whole path, or by its last part where that means one file."""
-    bases = [name.rpartition("/")[2] for name in names]
+    bases = [name.rpartition('/')[2] for name in names]
     return unique_positions(bases, identities) | {name: i for i, name in enumerate(names)}
 
 
@@ -175,9 +175,9 @@ def plan_notes(plan: RowPlan) -> list[str]:
         notes.append(f"{n} names differ from their file's in case, extension or folder, e.g. {example!r}")
     if plan.whole_names:
         n, example = len(plan.whole_names), plan.whole_names[0]
-        notes.append(f"{n} rows are whole files, e.g. {example!r}, and the others windows of files")
+        notes.append(f'{n} rows are whole files, e.g. {example!r}, and the others windows of files')
     if plan.ids_hold_beginnings:
-        period = f"{plan.period_s:g} s"
+        period = f'{plan.period_s:g} s'
         notes.append(
             f"the ids' seconds are read as BEGINNINGS of windows of {period}: one begins at second 0"
         )
@@ -193,7 +193,7 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     files = [path.relative_to(folder).as_posix() for path in paths]
     plan = plan_rows(names, files, file_identities(paths))
     if plan.near_names:
-        print(f"note: {plan_notes(plan)[0]}", flush=True)
+        print(f'note: {plan_notes(plan)[0]}', flush=True)
     located = []
     for name, file, end_s in zip(names, plan.files, plan.ends_s, strict=True):
         located.append(paths[file] if file is not None and end_s is None else folder / name)
@@ -210,14 +210,14 @@ def plan_rows(
     Shape:  ids of rows, files as paths relative to the audio folder -> one entry per row
     """
     identities = files if identities is None else identities
-    stems = [name.rpartition(".")[0] or name for name in files]
+    stems = [name.rpartition('.')[0] or name for name in files]
     by_name = positions_by_name(files, identities)
     by_stem = positions_by_name(stems, identities)
     windows = [split_window(name) for name in ids]
     candidates = {
-        "name": [by_name.get(name) for name in ids],
-        "stem": [by_stem.get(name) for name in ids],
-        "window": [by_stem.get(stem) if end_s is not None else None for stem, end_s in windows],
+        'name': [by_name.get(name) for name in ids],
+        'stem': [by_stem.get(name) for name in ids],
+        'window': [by_stem.get(stem) if end_s is not None else None for stem, end_s in windows],
     }
     form = min(candidates, key=lambda kind: candidates[kind].count(None))
     found = list(candidates[form])
@@ -227,26 +227,26 @@ def plan_rows(
     for row in missing:
         stem, end_s = windows[row]
         files_of_row = {kind: column[row] for kind, column in candidates.items()}
-        near = {"near name": near_files.get(near_name(ids[row]))}
+        near = {'near name': near_files.get(near_name(ids[row]))}
         if end_s is not None:
-            near["near window"] = near_files.get(near_name(stem))
-        files_of_row |= {kind: near[kind] for kind in sorted(near, reverse=form == "window")}
+            near['near window'] = near_files.get(near_name(stem))
+        files_of_row |= {kind: near[kind] for kind in sorted(near, reverse=form == 'window')}
         for kind, file in files_of_row.items():
             if file is not None:
                 found[row], kinds[row] = file, kind
                 break
     count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))
     for kind, file in zip(kinds, found, strict=True):
-        if kind in ("stem", "window") and file is not None and count[stems[file]] > 1:
-            names = " or ".join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
-            raise KitError(f"the id {stems[file]!r} could mean {names}: keep one of them.")
+        if kind in ('stem', 'window') and file is not None and count[stems[file]] > 1:
+            names = ' or '.join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
+            raise KitError(f'the id {stems[file]!r} could mean {names}: keep one of them.')
     ends_s = tuple(
-        end_s if kind.endswith("window") else None for kind, (_, end_s) in zip(kinds, windows, strict=True)
+        end_s if kind.endswith('window') else None for kind, (_, end_s) in zip(kinds, windows, strict=True)
     )
-    near_names = tuple(ids[row] for row in missing if kinds[row].startswith("near"))
+    near_names = tuple(ids[row] for row in missing if kinds[row].startswith('near'))
     whole_names = []
-    if any(kind.endswith("window") for kind in kinds):
-        form = "window"
+    if any(kind.endswith('window') for kind in kinds):
+        form = 'window'
         rows = zip(ids, found, ends_s, strict=True)
         whole_names = [name for name, file, end_s in rows if file is not None and end_s is None]
     used = {identities[file] for file in found if file is not None}
@@ -257,7 +257,7 @@ def plan_rows(
         period_s = plan.period_s
         if not period_s:
             raise KitError(
-                f"the id {ids[ends_s.index(0)]!r} names a window that ends at second 0: give its end."
+                f'the id {ids[ends_s.index(0)]!r} names a window that ends at second 0: give its end.'
             )
         ends_s = tuple(None if end_s is None else end_s + period_s for end_s in ends_s)
         return replace(plan, ends_s=ends_s, ids_hold_beginnings=True)
@@ -266,8 +266,8 @@ def plan_rows(
 
 def format_score(value: float) -> str:
     """Format a float with nine significant digits; 0 is 0.0."""
-    text = format(value, ".9g")
-    return text if set(text) & set(".en") else text + ".0"
+    text = format(value, '.9g')
+    return text if set(text) & set('.en') else text + '.0'
 
 
 def format_rows(scores: np.ndarray) -> list[str]:
@@ -275,34 +275,34 @@ def format_rows(scores: np.ndarray) -> list[str]:
     if len(scores) > 1 and (scores == scores[0]).all():
         return format_rows(scores[:1]) * len(scores)
     # One format for a whole row is three times as fast, but writes 1 for 1.0.
-    row_format = ",".join(["%.9g"] * scores.shape[1])
+    row_format = ','.join(['%.9g'] * scores.shape[1])
     lines = [row_format % tuple(row) for row in scores.tolist()]
     for row in np.flatnonzero(
         (np.abs(scores - np.rint(scores)) < 1e-8 * np.abs(scores).clip(min=1)).any(axis=1)
     ):
-        lines[row] = ",".join(map(format_score, scores[row].tolist()))
+        lines[row] = ','.join(map(format_score, scores[row].tolist()))
     return lines
 
 
 def write_submission(path: Path, template: Template, scores: np.ndarray) -> None:
     """Write the template's CSV."""
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
-        raise KitError(f"scores {scores.shape} do not fit the template or are not all finite.")
+        raise KitError(f'scores {scores.shape} do not fit the template or are not all finite.')
     if template.answer:
         header = join_cells((template.id_column, template.answer))
-        write_text(path, "".join([header + "\n", *answer_lines(template, scores)]))
+        write_text(path, ''.join([header + '\n', *answer_lines(template, scores)]))
         return
     header = join_cells((template.id_column, *template.classes))
     ids: Sequence[str] = template.ids
     if any(mark in name for mark in ',"\r\n' for name in ids):
         ids = [join_cells((name,)) for name in ids]
-    lines = [f"{name},{row}\n" for name, row in zip(ids, format_rows(scores), strict=True)]
-    write_text(path, "".join([header + "\n", *lines]))
+    lines = [f'{name},{row}\n' for name, row in zip(ids, format_rows(scores), strict=True)]
+    write_text(path, ''.join([header + '\n', *lines]))
 
 
 def report_path(out: Path) -> Path:
     """Return the path of a submission's report: submission.json beside submission.csv."""
-    return out.with_suffix(".json")
+    return out.with_suffix('.json')
 
 
 def read_report(out: Path) -> dict[str, Any]:

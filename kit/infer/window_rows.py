@@ -34,27 +34,27 @@ def choose_rows(
     stems, ends_s = zip(*map(split_window, template.ids), strict=True) if template.ids else ((), ())
     is_stub = 0 < len(template.ids) <= MAX_STUB_ROWS and None not in ends_s and not template.cells
     is_stub = is_stub and bool(files) and not plan.rows_of
-    if rows == "template" or (rows == "auto" and not is_stub):
+    if rows == 'template' or (rows == 'auto' and not is_stub):
         return template, plan
-    if rows == "auto":
-        row_s = RowPlan("window", tuple(map(stems.index, stems)), ends_s, ()).period_s or 0.0
+    if rows == 'auto':
+        row_s = RowPlan('window', tuple(map(stems.index, stems)), ends_s, ()).period_s or 0.0
         if not row_s > 0:
-            cure = "give rows, e.g. --rows 5s"
-            raise KitError(f"the id {template.ids[0]!r} does not tell how long a row is: {cure}.")
+            cure = 'give rows, e.g. --rows 5s'
+            raise KitError(f'the id {template.ids[0]!r} does not tell how long a row is: {cure}.')
     else:
         row_s = parse_duration(rows)
     first_s = 0.0 if 0 in ends_s else row_s
     counts = count_windows(job, files, row_s)
     new_stems = [Path(name).stem for name in names]
     if len(set(new_stems)) < len(new_stems):
-        new_stems = [name.rpartition(".")[0] or name for name in names]
+        new_stems = [name.rpartition('.')[0] or name for name in names]
     ids = []
     for stem, count in zip(new_stems, counts, strict=True):
-        ids += [f"{stem}_{first_s + window * row_s:g}" for window in range(count)]
+        ids += [f'{stem}_{first_s + window * row_s:g}' for window in range(count)]
     if is_stub:
         job.note(
-            f"THE TEMPLATE IS A STUB: none of its {len(template.ids)} ids, e.g. {template.ids[0]!r}, names one of the "
-            f"{len(files)} files in {job.options.audio}. The CSV has a row for every {row_s:g} s of each file; "
+            f'THE TEMPLATE IS A STUB: none of its {len(template.ids)} ids, e.g. {template.ids[0]!r}, names one of the '
+            f'{len(files)} files in {job.options.audio}. The CSV has a row for every {row_s:g} s of each file; '
             "--rows template keeps the template's."
         )
     template = replace(template, ids=tuple(ids))
@@ -63,11 +63,11 @@ def choose_rows(
 
 def count_windows(job: SubmitJob, files: Sequence[Path], row_s: float) -> list[int]:
     """Count the windows of each file by its header; a file that cannot be read has as many as most others."""
-    suspects = Suspects.read(job.state_folder / "suspects.json")
+    suspects = Suspects.read(job.state_folder / 'suspects.json')
     loader = SpectrogramLoader(
         files,
         {},
-        torch.device("cpu"),
+        torch.device('cpu'),
         threads=job.options.threads,
         decoders=job.options.decoders,
         timeout_s=max(1.0, min(10.0, job.deadline.left_s() / 8)),

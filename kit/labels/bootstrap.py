@@ -38,9 +38,9 @@ class Interval:
     draws: int = 1000
 
     def __str__(self) -> str:
-        few = f"; {self.draws} draws" if self.draws != 1000 else ""
-        note = f"; {self.redrawn} draws without a value repeated" if self.redrawn else ""
-        return f"{self.value:.4f} (0.95 within {self.low:.4f} to {self.high:.4f}{few}{note})"
+        few = f'; {self.draws} draws' if self.draws != 1000 else ''
+        note = f'; {self.redrawn} draws without a value repeated' if self.redrawn else ''
+        return f'{self.value:.4f} (0.95 within {self.low:.4f} to {self.high:.4f}{few}{note})'
 
 
 def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[Any] | None = None) -> Interval:
@@ -91,7 +91,7 @@ def class_intervals(
     group = group_numbers(groups, len(true))
     intervals = []
     for k in classes:
-        if class_metric(name) == "lwlrap":
+        if class_metric(name) == 'lwlrap':
             value = float(precisions[true[:, k], k].mean())
             statistic = ratio_of_counts(precisions[:, k], true[:, k])
         else:
@@ -106,11 +106,11 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
     try:
         value = metric(*arguments)
     except KitError:
-        return "-"
+        return '-'
     if isinstance(value, Interval):
-        few = f", {value.draws} draws" if value.draws != 1000 else ""
-        return f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f}{few})"
-    return f"{value:.4f}"
+        few = f', {value.draws} draws' if value.draws != 1000 else ''
+        return f'{value.value:.4f} ({value.low:.4f} to {value.high:.4f}{few})'
+    return f'{value:.4f}'
 
 
 def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:
@@ -120,7 +120,7 @@ def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, d
     """
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
-        raise KitError(f"{len(group)} clips in {n_groups} groups: resampling needs 2 or more.")
+        raise KitError(f'{len(group)} clips in {n_groups} groups: resampling needs 2 or more.')
     generator = np.random.default_rng(0)
     values: list[float] = []
     redrawn = 0
@@ -135,8 +135,8 @@ def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, d
             else:
                 redrawn += 1
             if redrawn > draws:
-                share = f"{redrawn} of {redrawn + len(values)} draws of {n_groups} groups"
-                raise KitError(f"the metric has no value in {share}: leave out rare classes.")
+                share = f'{redrawn} of {redrawn + len(values)} draws of {n_groups} groups'
+                raise KitError(f'the metric has no value in {share}: leave out rare classes.')
     low, high = np.quantile(values, [0.025, 0.975]).tolist()
     return Interval(value, low, high, redrawn, draws)
 
@@ -146,8 +146,8 @@ def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
     if groups is None or not len(groups):
         return np.arange(n_rows)
     if len(groups) != n_rows:
-        raise KitError(f"{len(groups)} groups for {n_rows} clips: pass one group per row.")
-    keys = [(text, 0) if text else ("", row) for row, text in enumerate(group_texts(groups))]
+        raise KitError(f'{len(groups)} groups for {n_rows} clips: pass one group per row.')
+    keys = [(text, 0) if text else ('', row) for row, text in enumerate(group_texts(groups))]
     # Numbers follow the sorted names, so that the draws do not depend on the order of the rows.
     number_of_key = {key: number for number, key in enumerate(sorted(set(keys)))}
     return np.array([number_of_key[key] for key in keys], np.int64)

@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 from kit.core.files import read_table
 from kit.labels.table import ClipLabels, check_line_ends, column_of_class, rows_by_name
 
-BOX_EDGES = ("t_min", "t_max", "f_min", "f_max")
+BOX_EDGES = ('t_min', 't_max', 'f_min', 'f_max')
 # A file whose edges are all below this gives them in kHz: calls are not that low in Hz, nor as high in kHz.
 LOWEST_HZ = 100.0
 
@@ -39,7 +39,7 @@ class Boxes:
         """The indices of each recording's boxes."""
         return rows_by_name(self.recordings.tolist())
 
-    def select(self, rows: np.ndarray) -> "Boxes":
+    def select(self, rows: np.ndarray) -> 'Boxes':
         """Some of the boxes. Shape: rows (m,) int, or a mask (n,) bool"""
         values = {column.name: getattr(self, column.name) for column in fields(self)}
         return replace(self, **{name: x[rows] for name, x in values.items() if isinstance(x, np.ndarray)})
@@ -64,8 +64,8 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
     recordings, species, *edges = columns
     begin_s, end_s, low_hz, high_hz = np.array(edges, np.float64)
     if not species:
-        raise KitError(f"{true_path} and {false_path} hold no boxes.")
-    names = classes or [f"s{i}" for i in range(max(species) + 1)]
+        raise KitError(f'{true_path} and {false_path} hold no boxes.')
+    names = classes or [f's{i}' for i in range(max(species) + 1)]
     return Boxes(
         classes=tuple(column_of_class(names)),
         recordings=np.array(recordings, str),
@@ -80,21 +80,21 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
 
 def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
     """Read one file's recordings, species, begins, ends, low and high edges, checked."""
-    table = read_table(path, ("recording_id", "species_id", *BOX_EDGES))
-    table.check_names("recording_id", once=False)
+    table = read_table(path, ('recording_id', 'species_id', *BOX_EDGES))
+    table.check_names('recording_id', once=False)
     check_line_ends(table)
-    expected = f"the index of a class, from 0 to {n_classes - 1}"
-    species = table.numbers("species_id", expected, lambda index: 0 <= index < n_classes, int)
+    expected = f'the index of a class, from 0 to {n_classes - 1}'
+    species = table.numbers('species_id', expected, lambda index: 0 <= index < n_classes, int)
     edges = [table.numbers(name) for name in BOX_EDGES]
-    for axis, lows, highs in (("t", edges[0], edges[1]), ("f", edges[2], edges[3])):
+    for axis, lows, highs in (('t', edges[0], edges[1]), ('f', edges[2], edges[3])):
         for row, (low, high) in enumerate(zip(lows, highs, strict=True)):
             if not high > low:
-                raise KitError(f"{table.at(row)}: {axis}_max {high:g} must be above {axis}_min {low:g}.")
+                raise KitError(f'{table.at(row)}: {axis}_max {high:g} must be above {axis}_min {low:g}.')
     highest = max(edges[3], default=math.inf)
     if highest < LOWEST_HZ:
-        cure = "are f_min and f_max in kHz? Multiply them by 1000"
-        raise KitError(f"{path}: no f_max is above {highest:g} Hz: {cure}.")
-    return [table.columns["recording_id"], species, *edges]
+        cure = 'are f_min and f_max in kHz? Multiply them by 1000'
+        raise KitError(f'{path}: no f_max is above {highest:g} Hz: {cure}.')
+    return [table.columns['recording_id'], species, *edges]
 
 
 def window_targets(
@@ -109,11 +109,11 @@ def window_targets(
     Source: second place, RFCX Species Audio Detection
     """
     if not 0 < min_share <= 1:
-        raise KitError(f"min_share must be in (0, 1], got {min_share}.")
+        raise KitError(f'min_share must be in (0, 1], got {min_share}.')
     begin = np.asarray(begin_s, np.float64)[..., None]
     end = np.asarray(end_s, np.float64)[..., None]
     if not (end > begin).all():
-        raise KitError(f"a window must end after it begins, got {begin_s} to {end_s} s.")
+        raise KitError(f'a window must end after it begins, got {begin_s} to {end_s} s.')
     rows = boxes.rows.get(recording, np.zeros(0, np.int64))
     box_begin = boxes.begin_s[rows]
     box_end = boxes.end_s[rows]
@@ -144,7 +144,7 @@ def recording_labels(boxes: Boxes) -> ClipLabels:
     targets[row_of_box[~is_true], boxes.species[~is_true]] = 0
     targets[row_of_box[is_true], boxes.species[is_true]] = 1
     weights = np.ones(len(names), np.float32)
-    return ClipLabels(tuple(names.tolist()), boxes.classes, targets, weights, np.full(len(names), ""))
+    return ClipLabels(tuple(names.tolist()), boxes.classes, targets, weights, np.full(len(names), ''))
 
 
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
@@ -158,8 +158,8 @@ def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
     used = np.where(true_mask.any(axis=0), true_mask, boxes.class_mask)
     without_box = [boxes.classes[k] for k in np.flatnonzero(~used.any(axis=0))]
     if without_box:
-        named = ", ".join(without_box[:9])
-        raise KitError(f"{len(without_box)} of {len(boxes.classes)} classes have no box: {named}.")
+        named = ', '.join(without_box[:9])
+        raise KitError(f'{len(without_box)} of {len(boxes.classes)} classes have no box: {named}.')
     low = np.where(used, boxes.low_hz[:, None], np.inf).min(axis=0) - margin_hz
     high = np.where(used, boxes.high_hz[:, None], 0.0).max(axis=0) + margin_hz
     return np.stack([low.clip(min=0.0), high], axis=1)

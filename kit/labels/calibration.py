@@ -19,8 +19,8 @@ CALIBRATION_CHUNK = 1 << 20
 class Calibration(Config):
     """The map from a raw score to a probability: sigmoid(scale * score + offset)."""
 
-    scale: float = setting(1.0, "factor of the raw score", low=1e-12, high=1e12)
-    offset: float = setting(0.0, "constant added to the scaled score", low=-1e12, high=1e12)
+    scale: float = setting(1.0, 'factor of the raw score', low=1e-12, high=1e12)
+    offset: float = setting(0.0, 'constant added to the scaled score', low=-1e12, high=1e12)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Compute probabilities in float32 or wider, of the same shape."""
@@ -77,7 +77,7 @@ def fit_calibration(
         best_start = starts[int(np.argmin(start_losses))]
         theta = torch.tensor(best_start, dtype=torch.float64, requires_grad=True)
         optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-            [theta], max_iter=50, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+            [theta], max_iter=50, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn='strong_wolfe'
         )
 
         def evaluate() -> float:
@@ -93,19 +93,19 @@ def fit_calibration(
 def check_calibration_input(logits: Sequence[np.ndarray], truth: np.ndarray) -> None:
     """Raise KitError where scores and truth do not fit each other, or cannot be fitted to."""
     if truth.ndim != 2 or len(logits) != len(truth):
-        raise KitError(f"{len(logits)} clips of scores for truth {truth.shape}, wanted (clips, classes).")
+        raise KitError(f'{len(logits)} clips of scores for truth {truth.shape}, wanted (clips, classes).')
     classes = truth.shape[1]
     for i, scores in enumerate(logits):
         if scores.ndim != 2 or not len(scores) or scores.shape[1] != classes:
-            raise KitError(f"clip {i} has scores {scores.shape}, wanted (windows, {classes}).")
+            raise KitError(f'clip {i} has scores {scores.shape}, wanted (windows, {classes}).')
         if not np.isfinite(scores).all():
-            raise KitError(f"clip {i} has scores that are not finite: leave it out.")
+            raise KitError(f'clip {i} has scores that are not finite: leave it out.')
     labels = truth[~np.isnan(truth)]
     if ((labels < 0) | (labels > 1)).any():
-        raise KitError(f"truth runs from {labels.min():g} to {labels.max():g}, wanted 0 to 1, or NaN.")
-    for kind, total in (("true", labels.sum()), ("false", (1 - labels).sum())):
+        raise KitError(f'truth runs from {labels.min():g} to {labels.max():g}, wanted 0 to 1, or NaN.')
+    for kind, total in (('true', labels.sum()), ('false', (1 - labels).sum())):
         if not total > 0:
-            raise KitError(f"none of the {len(labels)} known labels is {kind}: use rank blends.")
+            raise KitError(f'none of the {len(labels)} known labels is {kind}: use rank blends.')
 
 
 def batch_by_windows(
@@ -139,7 +139,7 @@ def calibration_loss(
         scaled = (scale * batch.scores + theta[1]).clamp(-30.0, 30.0)
         pooled = pool_each(torch.sigmoid(scaled), pool).clamp(1e-12, 1 - 1e-12)
         if pooled.shape != batch.targets.shape:
-            raise KitError(f"pool made {tuple(pooled.shape[1:])}, wanted one value per class.")
+            raise KitError(f'pool made {tuple(pooled.shape[1:])}, wanted one value per class.')
         losses = -(batch.targets * pooled.log() + (1 - batch.targets) * (-pooled).log1p())
         loss = losses.masked_fill(~batch.known, 0.0).sum() / n_known
         if theta.requires_grad:

@@ -20,20 +20,20 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
     Errors: KitError for fewer than 2 folds, fewer groups than folds, or a missing column
     """
     if n_folds < 2:
-        raise KitError(f"n_folds must be at least 2, got {n_folds}.")
-    if not hasattr(table, "columns"):
-        raise KitError(f"make_folds needs a table, got {type(table).__name__}: pass read_clip_table(path).")
-    for column in ("labels", group_column or "labels"):
-        choose("column", column, table)
+        raise KitError(f'n_folds must be at least 2, got {n_folds}.')
+    if not hasattr(table, 'columns'):
+        raise KitError(f'make_folds needs a table, got {type(table).__name__}: pass read_clip_table(path).')
+    for column in ('labels', group_column or 'labels'):
+        choose('column', column, table)
     groups, group_of_row = np.unique(group_keys(table, group_column), return_inverse=True)
-    labels = list(table["labels"])
+    labels = list(table['labels'])
     targets = label_targets(labels, class_names(labels)).astype(np.int64)
     counts = np.zeros((len(groups), targets.shape[1]), np.int64)
     np.add.at(counts, group_of_row, targets)
-    is_unlabelled = np.asarray(table.get("source", [""] * len(table)), str) == UNLABELLED
+    is_unlabelled = np.asarray(table.get('source', [''] * len(table)), str) == UNLABELLED
     in_folds = ~np.isin(np.arange(len(groups)), group_of_row[is_unlabelled])
     if in_folds.sum() < n_folds:
-        raise KitError(f"{n_folds} folds need as many groups, got {in_folds.sum()} in {len(table)} rows.")
+        raise KitError(f'{n_folds} folds need as many groups, got {in_folds.sum()} in {len(table)} rows.')
     # A model that has never met a class cannot be validated on it. In tiny tables there is no choice.
     has_company = ~counts[:, (counts > 0).sum(axis=0) == 1].any(axis=1)
     if (in_folds & has_company).sum() >= 2 * n_folds:
@@ -46,8 +46,8 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
     """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows."""
-    clips = [f"clip {name}" for name in table.get("fname", range(len(table)))]
-    groups = [""] * len(clips) if group_column is None else group_texts(table[group_column])
+    clips = [f'clip {name}' for name in table.get('fname', range(len(table)))]
+    groups = [''] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
     parent: dict[str, str] = {}
 
@@ -58,7 +58,7 @@ def group_keys(table: Any, group_column: str | None) -> np.ndarray:
 
     for clip, group in zip(clips, groups, strict=True):
         if group:
-            smaller, larger = sorted([root(clip), root(f"group {group}")])
+            smaller, larger = sorted([root(clip), root(f'group {group}')])
             if smaller != larger:
                 parent[smaller] = larger
     return np.array([root(clip) for clip in clips], dtype=object)
@@ -69,8 +69,8 @@ def group_texts(groups: Sequence[Any]) -> list[str]:
     import pandas
 
     column = pandas.Series(list(groups), dtype=object)
-    texts = [str(group) for group in column.where(column.notna(), "")]
-    return [text if text.strip() else "" for text in texts]
+    texts = [str(group) for group in column.where(column.notna(), '')]
+    return [text if text.strip() else '' for text in texts]
 
 
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
@@ -104,11 +104,11 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
         # The rarest label goes first: later on, no group would be left to correct its spread with.
         label = int(np.where(unassigned > 0, unassigned, np.iinfo(np.int64).max).argmin())
         candidates = shuffled[(folds[shuffled] < 0) & (counts[shuffled, label] > 0)]
-        largest_first = np.argsort(-counts[candidates, label], kind="stable")
+        largest_first = np.argsort(-counts[candidates, label], kind='stable')
         for group in candidates[largest_first]:
             assign(group, lacking[:, label])
     unlabelled = shuffled[folds[shuffled] < 0]
-    largest_first = np.argsort(-sizes[unlabelled], kind="stable")
+    largest_first = np.argsort(-sizes[unlabelled], kind='stable')
     for group in unlabelled[largest_first]:
         assign(group, lacking_clips)
     return folds
@@ -117,7 +117,7 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:
     """Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped."""
     if len(folds) != len(groups):
-        raise KitError(f"{len(folds)} folds for {len(groups)} rows: pass one per row.")
+        raise KitError(f'{len(folds)} folds for {len(groups)} rows: pass one per row.')
     folds_of_group: dict[str, set[int]] = {}
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:
@@ -125,5 +125,5 @@ def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> N
     leaking = [group for group, its_folds in folds_of_group.items() if len(its_folds) > 1]
     if leaking:
         first, second, *_ = sorted(folds_of_group[leaking[0]])
-        message = f"group {leaking[0]!r} lies in fold {first} and in fold {second}"
-        raise KitError(f"{message} ({len(leaking)} of {len(folds_of_group)} do so): use group_column.")
+        message = f'group {leaking[0]!r} lies in fold {first} and in fold {second}'
+        raise KitError(f'{message} ({len(leaking)} of {len(folds_of_group)} do so): use group_column.')

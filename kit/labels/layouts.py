@@ -18,11 +18,11 @@ from kit.labels.table import (
     split_labels,
 )
 
-BOX_LAYOUT = "RFCX 2021"
+BOX_LAYOUT = 'RFCX 2021'
 ROW_S = 5.0  # seconds of a row of every BirdCLEF
-SOUNDSCAPE_FOLDERS = ("train_soundscapes", "unlabeled_soundscapes")
+SOUNDSCAPE_FOLDERS = ('train_soundscapes', 'unlabeled_soundscapes')
 # What stands in a cell for "not known".
-NO_VALUES = ("", "none", "nan", "null", "unknown", "anonymous")
+NO_VALUES = ('', 'none', 'nan', 'null', 'unknown', 'anonymous')
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CompetitionData:
     curated: Path | None = None
     boxes: tuple[Path, Path] | None = None
     group_column: str | None = None
-    metric: str = "lwlrap"
+    metric: str = 'lwlrap'
     soundscapes: Path | None = None
     truth: Path | None = None
     scored_classes: tuple[str, ...] = ()
@@ -56,9 +56,9 @@ class CompetitionData:
         details = []
         for path in (self.table, *(self.boxes or ())):
             if path:
-                details.append(f"{len(read_table(path).lines):,} rows in {path.name}")
-        details.append(f"{len(self.classes)} classes")
-        return f"{self.name}: {', '.join(details)}; audio in {self.audio}, test in {self.test}"
+                details.append(f'{len(read_table(path).lines):,} rows in {path.name}')
+        details.append(f'{len(self.classes)} classes')
+        return f'{self.name}: {", ".join(details)}; audio in {self.audio}, test in {self.test}'
 
     __repr__ = __str__
 
@@ -75,12 +75,12 @@ class Layout:
     marks: tuple[str, ...]
     test: str
     write_tables: Callable[[Path, Path, bool], Mapping[str, Any]]
-    audio: str = "."
-    metric: str = "lwlrap"
+    audio: str = '.'
+    metric: str = 'lwlrap'
 
     def fits(self, root: Path) -> bool:
         """Whether a folder looks so."""
-        return all(first_existing(root, mark.split("|")) for mark in self.marks)
+        return all(first_existing(root, mark.split('|')) for mark in self.marks)
 
 
 def first_existing(root: Path, names: Iterable[str]) -> Path | None:
@@ -97,13 +97,13 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path]:
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(str(root) for _, root in found)
-        raise KitError(f"{place} holds {len(found)} competitions: name one of {names}.")
-    looked_for = "; ".join(f"{' and '.join(layout.marks)} ({layout.name})" for layout in LAYOUTS)
-    there = sorted(path.name for path in place.iterdir())[:12] if place.is_dir() else ["no such folder"]
+        names = ', '.join(str(root) for _, root in found)
+        raise KitError(f'{place} holds {len(found)} competitions: name one of {names}.')
+    looked_for = '; '.join(f'{" and ".join(layout.marks)} ({layout.name})' for layout in LAYOUTS)
+    there = sorted(path.name for path in place.iterdir())[:12] if place.is_dir() else ['no such folder']
     raise KitError(
         f"{place} has no known competition's layout; it holds: {', '.join(there) or 'nothing'}. Looked for: "
-        f"{looked_for}. For other data use --table CSV --audio FOLDER."
+        f'{looked_for}. For other data use --table CSV --audio FOLDER.'
     )
 
 
@@ -122,7 +122,7 @@ def data_folders(places: Iterable[Path]) -> list[Path]:
     """
     folders = []
     for place in places:
-        folders += [place, *sorted(place.glob("*/")), *sorted(place.glob("*/*/"))]
+        folders += [place, *sorted(place.glob('*/')), *sorted(place.glob('*/*/'))]
     return folders
 
 
@@ -133,17 +133,17 @@ def find_competition(folder: str | Path) -> CompetitionData:
 
 def data_of(layout: Layout, root: Path) -> CompetitionData:
     """Return the paths and settings of a competition whose tables are not written."""
-    truth = root / "test_truth.csv"
-    scored = root / "scored_birds.json"  # BirdCLEF 2022
+    truth = root / 'test_truth.csv'
+    scored = root / 'scored_birds.json'  # BirdCLEF 2022
     return CompetitionData(
         name=root.name,
         audio=root / layout.audio,
         test=root / layout.test,
-        template=root / "sample_submission.csv",
+        template=root / 'sample_submission.csv',
         metric=layout.metric or birdclef_metric(root),
         soundscapes=first_existing(root, SOUNDSCAPE_FOLDERS),
         truth=truth if truth.is_file() else None,
-        scored_classes=tuple(json.loads(scored.read_text("utf-8"))) if scored.is_file() else (),
+        scored_classes=tuple(json.loads(scored.read_text('utf-8'))) if scored.is_file() else (),
     )
 
 
@@ -162,7 +162,7 @@ def write_frame(path: Path, columns: Any) -> Path:
     """Write a table, a pandas DataFrame or columns by name, as a whole CSV file."""
     import pandas
 
-    write_text(path, pandas.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+    write_text(path, pandas.DataFrame(columns).to_csv(index=False, lineterminator='\n'))
     return path
 
 
@@ -173,29 +173,29 @@ def write_curated_and_noisy(folders: Sequence[str]) -> Callable[[Path, Path, boo
         import pandas
 
         tables = []
-        for folder, source in zip(folders, ("curated", "noisy"), strict=True):
-            if (root / f"{folder}.csv").is_file():
-                table = read_clip_table(root / f"{folder}.csv")
-                tables.append(table.assign(fname=f"{folder}/" + table["fname"], source=source))
-        table = write_frame(out / "train.csv", pandas.concat(tables))
-        return {"table": table, "curated": write_frame(out / "curated.csv", tables[0])}
+        for folder, source in zip(folders, ('curated', 'noisy'), strict=True):
+            if (root / f'{folder}.csv').is_file():
+                table = read_clip_table(root / f'{folder}.csv')
+                tables.append(table.assign(fname=f'{folder}/' + table['fname'], source=source))
+        table = write_frame(out / 'train.csv', pandas.concat(tables))
+        return {'table': table, 'curated': write_frame(out / 'curated.csv', tables[0])}
 
     return write_tables
 
 
 def write_freesound_2018(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
     """Write the table of Freesound 2018: clips that nobody verified count as noisy."""
-    frame = read_clip_table(root / "train.csv")
-    is_verified = frame["manually_verified"] == "1"
-    source = is_verified.map({True: "curated", False: "noisy"})
-    frame = frame.assign(fname="audio_train/" + frame["fname"], source=source)
-    curated = write_frame(out / "curated.csv", frame[is_verified])
-    return {"table": write_frame(out / "train.csv", frame), "curated": curated}
+    frame = read_clip_table(root / 'train.csv')
+    is_verified = frame['manually_verified'] == '1'
+    source = is_verified.map({True: 'curated', False: 'noisy'})
+    frame = frame.assign(fname='audio_train/' + frame['fname'], source=source)
+    curated = write_frame(out / 'curated.csv', frame[is_verified])
+    return {'table': write_frame(out / 'train.csv', frame), 'curated': curated}
 
 
 def find_boxes(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
     """Return the boxes of RFCX, which are read as they are."""
-    return {"boxes": (root / "train_tp.csv", root / "train_fp.csv")}
+    return {'boxes': (root / 'train_tp.csv', root / 'train_fp.csv')}
 
 
 def split_esc(table_name: str, label: str, source: str) -> Callable[[Path, Path, bool], Mapping[str, Any]]:
@@ -204,22 +204,22 @@ def split_esc(table_name: str, label: str, source: str) -> Callable[[Path, Path,
     def write_tables(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
         import pandas
 
-        columns = read_table(root / table_name, ("fold", label, source)).columns
-        names = columns.get("fname") or columns["filename"]
+        columns = read_table(root / table_name, ('fold', label, source)).columns
+        names = columns.get('fname') or columns['filename']
         labels = [join_labels([name]) for name in columns[label]]
-        frame = pandas.DataFrame({"fname": names, "labels": labels, "source_id": columns[source]})
-        is_test = pandas.Series(columns["fold"]) == "5"
+        frame = pandas.DataFrame({'fname': names, 'labels': labels, 'source_id': columns[source]})
+        is_test = pandas.Series(columns['fold']) == '5'
         test = frame[is_test]
-        classes = sorted({name for text in test["labels"] for name in split_labels(text)})
-        table = write_frame(out / "train.csv", frame[~is_test].assign(source="curated"))
+        classes = sorted({name for text in test['labels'] for name in split_labels(text)})
+        table = write_frame(out / 'train.csv', frame[~is_test].assign(source='curated'))
         return {
-            "template": write_frame(
-                out / "sample_submission.csv", {"fname": test["fname"]} | dict.fromkeys(classes, "0")
+            'template': write_frame(
+                out / 'sample_submission.csv', {'fname': test['fname']} | dict.fromkeys(classes, '0')
             ),
-            "table": table,
-            "curated": table,
-            "group_column": "source_id",
-            "truth": write_frame(out / "test_truth.csv", test),
+            'table': table,
+            'curated': table,
+            'group_column': 'source_id',
+            'truth': write_frame(out / 'test_truth.csv', test),
         }
 
     return write_tables
@@ -230,100 +230,100 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
 
     Codes stay text. Secondary labels are kept apart (`secondary_labels`); codes that are no class are not used.
     """
-    path = first_existing(root, ("train.csv", "train_metadata.csv")) or root / "train.csv"
-    table = read_table(path, ("filename",))
+    path = first_existing(root, ('train.csv', 'train_metadata.csv')) or root / 'train.csv'
+    table = read_table(path, ('filename',))
     columns = table.columns
-    codes = columns.get("primary_label") or columns.get("ebird_code")
+    codes = columns.get('primary_label') or columns.get('ebird_code')
     if codes is None:
         raise KitError(f"{path} has no column primary_label: give BirdCLEF's own table of clips.")
-    folder = "train_short_audio" if (root / "train_short_audio").is_dir() else "train_audio"
-    empty = [""] * len(codes)
+    folder = 'train_short_audio' if (root / 'train_short_audio').is_dir() else 'train_audio'
+    empty = [''] * len(codes)
     rows = []
-    cells = [columns.get(name, empty) for name in ("secondary_labels", "author", "latitude", "longitude")]
-    for name, code, others, author, *place in zip(columns["filename"], codes, *cells, strict=True):
+    cells = [columns.get(name, empty) for name in ('secondary_labels', 'author', 'latitude', 'longitude')]
+    for name, code, others, author, *place in zip(columns['filename'], codes, *cells, strict=True):
         rows.append(
             {
-                "fname": f"{folder}/{name}" if "/" in name else f"{folder}/{code}/{name}",
-                "labels": join_labels([code]),
-                "secondary_labels": join_labels(split_labels(others)),
-                "author": "" if author.strip().lower() in NO_VALUES else author,
-                "place": "" if {text.lower() for text in place} & {*NO_VALUES} else " ".join(place),
-                "source": "clips",
-                "false_labels": ALL_OTHERS,
+                'fname': f'{folder}/{name}' if '/' in name else f'{folder}/{code}/{name}',
+                'labels': join_labels([code]),
+                'secondary_labels': join_labels(split_labels(others)),
+                'author': '' if author.strip().lower() in NO_VALUES else author,
+                'place': '' if {text.lower() for text in place} & {*NO_VALUES} else ' '.join(place),
+                'source': 'clips',
+                'false_labels': ALL_OTHERS,
             }
         )
-    if "rating" in columns:
-        for row, rating in zip(rows, columns["rating"], strict=True):
-            row["rating"] = rating
+    if 'rating' in columns:
+        for row, rating in zip(rows, columns['rating'], strict=True):
+            row['rating'] = rating
     soundscapes = first_existing(root, SOUNDSCAPE_FOLDERS)
     files = sorted(path.name for path in soundscapes.iterdir()) if soundscapes else []
     labelled = read_soundscape_labels(root, files)
     rows += labelled
     if unlabelled and soundscapes:
-        used = {row["fname"] for row in labelled}
-        names = [f"{soundscapes.name}/{name}" for name in files]
+        used = {row['fname'] for row in labelled}
+        names = [f'{soundscapes.name}/{name}' for name in files]
         rows += [
-            {"fname": name, "labels": "", "site": site_of(name), "source": UNLABELLED}
+            {'fname': name, 'labels': '', 'site': site_of(name), 'source': UNLABELLED}
             for name in names
             if name not in used
         ]
-    return {"table": write_frame(out / "train.csv", rows), "group_column": "author"}
+    return {'table': write_frame(out / 'train.csv', rows), 'group_column': 'author'}
 
 
 def birdclef_metric(root: Path) -> str:
     """Return the metric of a BirdCLEF by what its folder holds: F1 until 2022, padded cmAP in 2023, then AUC."""
-    if (root / "taxonomy.csv").is_file() or (root / "unlabeled_soundscapes").is_dir():
-        return "macro_auc"
-    if (root / "scored_birds.json").is_file():
-        return "macro_f1"
-    return "padded_cmap" if (root / "eBird_Taxonomy_v2021.csv").is_file() else "micro_f1"
+    if (root / 'taxonomy.csv').is_file() or (root / 'unlabeled_soundscapes').is_dir():
+        return 'macro_auc'
+    if (root / 'scored_birds.json').is_file():
+        return 'macro_f1'
+    return 'padded_cmap' if (root / 'eBird_Taxonomy_v2021.csv').is_file() else 'micro_f1'
 
 
 def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, Any]]:
     """Read the labelled windows of training soundscapes, each once, as rows of a clip table."""
-    path = first_existing(root, ("train_soundscapes_labels.csv", "train_soundscape_labels.csv"))
+    path = first_existing(root, ('train_soundscapes_labels.csv', 'train_soundscape_labels.csv'))
     if path is None:
         return []
     table = read_table(path)
-    windows = windows_of_2021(table, files) if "row_id" in table.columns else windows_of_labels(table)
+    windows = windows_of_2021(table, files) if 'row_id' in table.columns else windows_of_labels(table)
     rows: dict[tuple[str, float, float], dict[str, Any]] = {}
     for place, (name, begin_s, end_s, codes) in enumerate(windows):
         row = {
-            "fname": f"train_soundscapes/{name}",
-            "labels": join_labels([code for code in codes if code != "nocall"]),
-            "begin_s": begin_s,
-            "end_s": end_s,
-            "site": site_of(name),
-            "source": "soundscapes",
-            "false_labels": ALL_OTHERS,
+            'fname': f'train_soundscapes/{name}',
+            'labels': join_labels([code for code in codes if code != 'nocall']),
+            'begin_s': begin_s,
+            'end_s': end_s,
+            'site': site_of(name),
+            'source': 'soundscapes',
+            'false_labels': ALL_OTHERS,
         }
         first = rows.setdefault((name, begin_s, end_s), row)
         if first != row:
             raise KitError(
-                f"{table.at(place)}: {name} from {begin_s:g} s has other labels above: keep one row."
+                f'{table.at(place)}: {name} from {begin_s:g} s has other labels above: keep one row.'
             )
     return list(rows.values())
 
 
 def windows_of_labels(table: TextTable) -> list[tuple[str, float, float, list[str]]]:
     """Return name, begin, end and codes of each row of `filename,start,end,primary_label`, codes joined by ;."""
-    columns = read_table(table.path, ("filename", "start", "end", "primary_label")).columns
-    begins = table.numbers("start", "HH:MM:SS or seconds", kind=clock_seconds)
-    ends = table.numbers("end", "HH:MM:SS or seconds", kind=clock_seconds)
-    codes = [[code.strip() for code in text.split(";")] for text in columns["primary_label"]]
-    return list(zip(columns["filename"], begins, ends, codes, strict=True))
+    columns = read_table(table.path, ('filename', 'start', 'end', 'primary_label')).columns
+    begins = table.numbers('start', 'HH:MM:SS or seconds', kind=clock_seconds)
+    ends = table.numbers('end', 'HH:MM:SS or seconds', kind=clock_seconds)
+    codes = [[code.strip() for code in text.split(';')] for text in columns['primary_label']]
+    return list(zip(columns['filename'], begins, ends, codes, strict=True))
 
 
 def windows_of_2021(table: TextTable, files: Sequence[str]) -> list[tuple[str, float, float, list[str]]]:
     """Return name, begin, end and codes of each row of `row_id,site,audio_id,seconds,birds`, codes joined by blanks."""
     columns = table.columns
-    ends = table.numbers("seconds")
-    file_of = {"_".join(name.split("_")[:2]): name for name in files}
+    ends = table.numbers('seconds')
+    file_of = {'_'.join(name.split('_')[:2]): name for name in files}
     windows = []
-    for row, (name, end_s, codes) in enumerate(zip(columns["row_id"], ends, columns["birds"], strict=True)):
-        recording = name.rpartition("_")[0]
+    for row, (name, end_s, codes) in enumerate(zip(columns['row_id'], ends, columns['birds'], strict=True)):
+        recording = name.rpartition('_')[0]
         if recording not in file_of:
-            raise KitError(f"{table.at(row)}: train_soundscapes has no file {recording}_*: add it.")
+            raise KitError(f'{table.at(row)}: train_soundscapes has no file {recording}_*: add it.')
         windows.append((file_of[recording], end_s - ROW_S, end_s, codes.split()))
     return windows
 
@@ -331,48 +331,48 @@ def windows_of_2021(table: TextTable, files: Sequence[str]) -> list[tuple[str, f
 def clock_seconds(text: str) -> float:
     """Convert HH:MM:SS, MM:SS or seconds to seconds. Errors: ValueError for other texts"""
     seconds = 0.0
-    for part in text.split(":"):
+    for part in text.split(':'):
         seconds = 60 * seconds + float(part)
     return seconds
 
 
 def site_of(name: str) -> str:
     """Return the site in a soundscape's name, e.g. S22 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none."""
-    match = re.search(r"(?:^|[/_])([A-Z]{1,4}\d*)_\d{8}", name)
-    return match[1] if match else ""
+    match = re.search(r'(?:^|[/_])([A-Z]{1,4}\d*)_\d{8}', name)
+    return match[1] if match else ''
 
 
 def hour_of(name: str) -> str:
     """Return the hour in a soundscape's name, e.g. 05 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none."""
-    match = re.search(r"_\d{8}_(\d{2})\d{4}", name)
-    return match[1] if match else ""
+    match = re.search(r'_\d{8}_(\d{2})\d{4}', name)
+    return match[1] if match else ''
 
 
 LAYOUTS = (
     Layout(
-        "Freesound 2019",
-        ("train_curated.csv",),
-        "test",
-        write_curated_and_noisy(("train_curated", "train_noisy")),
+        'Freesound 2019',
+        ('train_curated.csv',),
+        'test',
+        write_curated_and_noisy(('train_curated', 'train_noisy')),
     ),
-    Layout(BOX_LAYOUT, ("train_tp.csv", "train_fp.csv"), "test", find_boxes, audio="train"),
+    Layout(BOX_LAYOUT, ('train_tp.csv', 'train_fp.csv'), 'test', find_boxes, audio='train'),
     Layout(
-        "BirdCLEF",
-        ("train.csv|train_metadata.csv", "train_audio|train_short_audio"),
-        "test_soundscapes",
+        'BirdCLEF',
+        ('train.csv|train_metadata.csv', 'train_audio|train_short_audio'),
+        'test_soundscapes',
         write_birdclef,
-        metric="",
+        metric='',
     ),
-    Layout("Freesound 2018", ("train.csv", "audio_train"), "audio_test", write_freesound_2018, metric="map3"),
+    Layout('Freesound 2018', ('train.csv', 'audio_train'), 'audio_test', write_freesound_2018, metric='map3'),
     Layout(
-        "ESC-50",
-        ("meta/esc50.csv", "audio"),
-        "audio",
-        split_esc("meta/esc50.csv", "category", "src_file"),
-        "audio",
+        'ESC-50',
+        ('meta/esc50.csv', 'audio'),
+        'audio',
+        split_esc('meta/esc50.csv', 'category', 'src_file'),
+        'audio',
     ),
     Layout(
-        "ESC-10", ("labels.csv", "audio"), "audio", split_esc("labels.csv", "labels", "source_id"), "audio"
+        'ESC-10', ('labels.csv', 'audio'), 'audio', split_esc('labels.csv', 'labels', 'source_id'), 'audio'
     ),
-    Layout("toy data", ("train.csv", "noisy.csv"), "test", write_curated_and_noisy(("train", "noisy"))),
+    Layout('toy data', ('train.csv', 'noisy.csv'), 'test', write_curated_and_noisy(('train', 'noisy'))),
 )

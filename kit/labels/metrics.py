@@ -29,7 +29,7 @@ def lwlrap(truth: Any, scores: Any) -> float:
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
     Source: Fonseca et al. 2019, arXiv:1906.02975; ties as in scikit-learn
     """
-    return compute_metric("lwlrap", truth, scores)
+    return compute_metric('lwlrap', truth, scores)
 
 
 def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def map3_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 def f1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label."""
     true, known, scores = ranking_masks(truth, scores)
-    check_unit_range("the probability", scores)
+    check_unit_range('the probability', scores)
     counts = known.any(axis=1)
     return f1_scores(true, known & (scores >= 0.5), axis=1) * counts, np.asarray(counts)
 
@@ -122,10 +122,10 @@ class SortedLabels(NamedTuple):
 
 def sort_labels(rows: np.ndarray, true: np.ndarray, scores: np.ndarray) -> SortedLabels:
     """Sort a list of labels. Shape: three of (L,)"""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind='stable')
     rising = -scores[order]
     places = np.flatnonzero(true[order])
-    bounds = [np.searchsorted(rising, rising[places], side) for side in ("left", "right")]
+    bounds = [np.searchsorted(rising, rising[places], side) for side in ('left', 'right')]
     cuts = np.union1d(0, bounds)
     return SortedLabels(rows[order], places, cuts[cuts < len(rows)])
 
@@ -135,7 +135,7 @@ def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, 
     of_labels = np.take(counts, labels.rows, axis=0)
     totals = np.zeros((2, len(labels.cuts) + 1, counts.shape[1]))
     true, known = totals[:, 1:]
-    np.add.at(true, np.searchsorted(labels.cuts, labels.places, "right") - 1, of_labels[labels.places])
+    np.add.at(true, np.searchsorted(labels.cuts, labels.places, 'right') - 1, of_labels[labels.places])
     # The sums of the parts are ten times as fast as running totals over all labels.
     np.add.reduceat(of_labels, labels.cuts, axis=0, out=known)
     true, known = totals.cumsum(axis=1)
@@ -187,15 +187,15 @@ class Metric:
 # BirdCLEF: micro_f1 (row-wise) 2021, macro_f1 like 2022, padded_cmap 2023, macro_auc from 2024 on.
 # F1 is at 0.5: `oof` fits thresholds.
 METRICS = {
-    "lwlrap": Metric(clip_precision_sums),
-    "lwlrap_flat": Metric(pooled=True),
-    "macro_auc": Metric(of_counts=auc_of_counts),
-    "macro_ap": Metric(),
-    "padded_cmap": Metric(padding=5),
-    "macro_f1": Metric(of_counts=f1_of_counts, padding=1, decides=True),
-    "micro_f1": Metric(f1_clip_sums),
-    "map3": Metric(map3_clip_sums),
-    "top1": Metric(top1_clip_sums),
+    'lwlrap': Metric(clip_precision_sums),
+    'lwlrap_flat': Metric(pooled=True),
+    'macro_auc': Metric(of_counts=auc_of_counts),
+    'macro_ap': Metric(),
+    'padded_cmap': Metric(padding=5),
+    'macro_f1': Metric(of_counts=f1_of_counts, padding=1, decides=True),
+    'micro_f1': Metric(f1_clip_sums),
+    'map3': Metric(map3_clip_sums),
+    'top1': Metric(top1_clip_sums),
 }
 
 
@@ -207,19 +207,19 @@ def compute_metric(name: str, truth: Any, scores: Any) -> float:
     value = float(metric_statistic(name, truth, scores)(np.ones((len(truth), 1), np.int32))[0])
     if np.isnan(value):
         raise KitError(
-            f"{name} has no value on {len(truth)} clips: it needs known labels, both true and false."
+            f'{name} has no value on {len(truth)} clips: it needs known labels, both true and false.'
         )
     return value
 
 
 def class_metric(name: str) -> str:
     """Name the metric of single classes: lwlrap for a metric over rows."""
-    return "lwlrap" if METRICS[name].clip_sums else name
+    return 'lwlrap' if METRICS[name].clip_sums else name
 
 
 def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
     """Compute the class_metric of each class, NaN without a value or a true label. Shape: two of (n, K) -> (K,)"""
-    metric = choose("metric", name, METRICS)
+    metric = choose('metric', name, METRICS)
     precisions, true = true_precisions(truth, scores)
     n_true = true.sum(axis=0)
     values = precisions.sum(axis=0)[:, None] / n_true.clip(1)[:, None]
@@ -231,7 +231,7 @@ def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
 
 def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
     """Return the function that computes a metric from how often draws hold each clip."""
-    metric = choose("metric", name, METRICS)
+    metric = choose('metric', name, METRICS)
     if metric.clip_sums:
         return ratio_of_counts(*metric.clip_sums(truth, scores))
     lists = label_lists(metric, truth, scores)
@@ -256,7 +256,7 @@ def ratio_of_counts(numerators: np.ndarray, denominators: np.ndarray) -> Statist
 
 def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     """Divide, with NaN where both are 0."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid='ignore'):
         return np.asarray(numerators / denominators)
 
 
@@ -267,7 +267,7 @@ def label_lists(metric: Metric, truth: Any, scores: Any) -> list[SortedLabels]:
     if metric.pooled:
         return [sort_labels(np.nonzero(known)[0], true[known], scores[known])]
     if metric.padding:
-        check_unit_range("the probability", scores)
+        check_unit_range('the probability', scores)
     if metric.decides:
         scores = (scores >= 0.5).astype(np.float64)
     lists = []
@@ -282,7 +282,7 @@ def label_lists(metric: Metric, truth: Any, scores: Any) -> list[SortedLabels]:
 def values_of_lists(metric: Metric, lists: Sequence[SortedLabels], counts: np.ndarray) -> np.ndarray:
     """Compute a metric over columns on each list, NaN where it has no value. Shape: counts (n, D) -> (lists, D)"""
     padded = np.vstack([counts, np.ones_like(counts[:1])]).astype(np.float32)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid='ignore'):
         return np.stack([metric.of_counts(*count_labels(labels, padded)) for labels in lists])
 
 
@@ -297,10 +297,10 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
     """
     truth, probabilities = check_aligned(truth, probabilities)
     known = ~np.isnan(truth)
-    check_unit_range("truth", truth, ~known)
-    check_unit_range("the probability", probabilities)
+    check_unit_range('truth', truth, ~known)
+    check_unit_range('the probability', probabilities)
     if not known.any():
-        raise KitError(f"none of the labels of {len(truth)} clips is known: the log loss needs one or more.")
+        raise KitError(f'none of the labels of {len(truth)} clips is known: the log loss needs one or more.')
     labels = truth[known]
     probs = probabilities[known].astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
     return weighted_mean(-np.log(probs), labels), weighted_mean(-np.log1p(-probs), 1 - labels)
@@ -308,7 +308,7 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     """Compute the weighted mean, NaN where all weights are 0."""
-    return float(np.average(values, weights=weights)) if weights.any() else float("nan")
+    return float(np.average(values, weights=weights)) if weights.any() else float('nan')
 
 
 def ranking_masks(
@@ -323,12 +323,12 @@ def ranking_masks(
     known = ~np.isnan(truth)
     soft = known & ~true & (truth != 0)
     if soft.any():
-        raise KitError(f"truth is {truth[soft][0]:g} at {describe_first(soft)}, wanted 1, 0 or NaN.")
+        raise KitError(f'truth is {truth[soft][0]:g} at {describe_first(soft)}, wanted 1, 0 or NaN.')
     missing = np.isnan(scores)
     if missing.any():
-        raise KitError(f"the score at {describe_first(missing)} is NaN: leave such rows out.")
+        raise KitError(f'the score at {describe_first(missing)} is NaN: leave such rows out.')
     if some_true and not true.any():
-        raise KitError(f"none of the {len(true)} clips has a true label: the metric needs one or more.")
+        raise KitError(f'none of the {len(true)} clips has a true label: the metric needs one or more.')
     return true, known, scores
 
 
@@ -337,7 +337,7 @@ def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     truth = np.asarray(truth, np.float64)
     scores = np.asarray(scores)
     if truth.ndim != 2 or truth.shape != scores.shape:
-        raise KitError(f"truth {truth.shape} and scores {scores.shape} must both be (clips, classes).")
+        raise KitError(f'truth {truth.shape} and scores {scores.shape} must both be (clips, classes).')
     return truth, scores
 
 
@@ -345,10 +345,10 @@ def check_unit_range(what: str, values: np.ndarray, allowed: Any = False) -> Non
     """Raise KitError at the first value outside [0, 1], except where the mask `allowed` is True."""
     bad = ~((values >= 0) & (values <= 1) | allowed)
     if bad.any():
-        raise KitError(f"{what} is {values[bad][0]:g} at {describe_first(bad)}, wanted 0 to 1.")
+        raise KitError(f'{what} is {values[bad][0]:g} at {describe_first(bad)}, wanted 0 to 1.')
 
 
 def describe_first(mask: np.ndarray) -> str:
     """Name the position of a mask's first True value."""
     row, column = np.argwhere(mask)[0]
-    return f"row {row}, column {column}"
+    return f'row {row}, column {column}'

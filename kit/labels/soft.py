@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 from kit.core.files import read_table, write_rows
 from kit.labels.table import column_of_class, rows_by_name
 
-WINDOW_COLUMNS = ("begin_s", "end_s")
+WINDOW_COLUMNS = ('begin_s', 'end_s')
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,26 @@ class SoftLabels:
     end_s: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", np.asarray(self.targets, np.float32))
+        object.__setattr__(self, 'targets', np.asarray(self.targets, np.float32))
         reserved = {*WINDOW_COLUMNS}.intersection(self.classes)
         if reserved:
-            raise KitError(f"{min(reserved)!r} is no class: times are begin_s,end_s, both or none.")
+            raise KitError(f'{min(reserved)!r} is no class: times are begin_s,end_s, both or none.')
         column_of_class([name.strip() for name in self.classes])
         n = len(self.names)
         times = self.times
         expected = (n, len(self.classes))
         if len(times) == 1 or self.targets.shape != expected or any(t.shape != (n,) for t in times):
-            shapes = f"soft labels {self.targets.shape} with times {[t.shape for t in times]}"
-            raise KitError(f"{shapes}, wanted {expected} and both begin_s and end_s ({n},) or neither.")
+            shapes = f'soft labels {self.targets.shape} with times {[t.shape for t in times]}'
+            raise KitError(f'{shapes}, wanted {expected} and both begin_s and end_s ({n},) or neither.')
         if ((self.targets < 0) | (self.targets > 1)).any():
-            raise KitError("soft labels must be in [0, 1], or NaN where unknown.")
+            raise KitError('soft labels must be in [0, 1], or NaN where unknown.')
         if times:
             begin, end = times
             if not ((begin >= 0) & (begin < end) & (end < np.inf)).all():
-                raise KitError("a window must begin at 0 s or later and end after that.")
+                raise KitError('a window must begin at 0 s or later and end after that.')
         keys = set(zip(self.names, *(t.tolist() for t in times), strict=True))
-        if "" in self.names or len(keys) < n:
-            raise KitError(f"{n} soft labels name {len(keys)} clips or windows: name each once.")
+        if '' in self.names or len(keys) < n:
+            raise KitError(f'{n} soft labels name {len(keys)} clips or windows: name each once.')
 
     @property
     def times(self) -> list[np.ndarray]:
@@ -65,10 +65,10 @@ class SoftLabels:
 
 def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
     """Write a CSV `fname[,begin_s,end_s],class...`; an empty cell is an unknown label."""
-    rows: list[list[Any]] = [["fname", *(WINDOW_COLUMNS if soft.times else ()), *soft.classes]]
+    rows: list[list[Any]] = [['fname', *(WINDOW_COLUMNS if soft.times else ()), *soft.classes]]
     for name, *span, probs in zip(soft.names, *soft.times, soft.targets.tolist(), strict=True):
         # Nine digits are enough to read every float32 back exactly.
-        cells = ["" if math.isnan(prob) else f"{prob:.9g}" for prob in probs]
+        cells = ['' if math.isnan(prob) else f'{prob:.9g}' for prob in probs]
         rows.append([name, *map(float, span), *cells])
     write_rows(Path(path), rows)
 
@@ -77,8 +77,8 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
     """Read what write_soft_labels wrote."""
     table = read_table(path, exact=True)
     header = tuple(table.columns)
-    if header[0] != "fname":
-        raise KitError(f"{path} begins with {header[0]!r}, wanted fname[,begin_s,end_s],class...")
+    if header[0] != 'fname':
+        raise KitError(f'{path} begins with {header[0]!r}, wanted fname[,begin_s,end_s],class...')
     first_class = 3 if header[1:3] == WINDOW_COLUMNS else 1
     classes = header[first_class:]
     times = [np.array(table.numbers(name)) for name in header[1:first_class]]
@@ -89,17 +89,17 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
     def fits(prob: float | None) -> bool:
         return prob is None or 0 <= prob <= 1
 
-    expected = "a number from 0 to 1, or an empty cell"
+    expected = 'a number from 0 to 1, or an empty cell'
     columns = [table.numbers(name, expected, fits, read_cell) for name in classes]
     # None becomes NaN in a float array.
     probs = np.array(columns, np.float32).T
-    return SoftLabels(tuple(table.columns["fname"]), classes, probs, *times)
+    return SoftLabels(tuple(table.columns['fname']), classes, probs, *times)
 
 
 def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
     """Replace unknown targets by soft labels; known targets stay."""
     if targets.shape != soft.shape:
-        raise KitError(f"targets {targets.shape}, soft labels {soft.shape}: align_soft_labels first.")
+        raise KitError(f'targets {targets.shape}, soft labels {soft.shape}: align_soft_labels first.')
     return np.where(np.isnan(targets), soft, targets)
 
 
@@ -109,7 +109,7 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
     Shape:  -> (clips, classes) float32
     """
     if soft.times:
-        raise KitError("these are soft labels of windows: read them with nearest_window.")
+        raise KitError('these are soft labels of windows: read them with nearest_window.')
     # A row and a column of NaN are added at the end. Clips and classes without soft labels get index -1.
     padded = np.pad(soft.targets, ((0, 1), (0, 1)), constant_values=np.nan)
     column = column_of_class(soft.classes)
@@ -124,7 +124,7 @@ def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
     Source: second place, RFCX Species Audio Detection
     """
     if not soft.times or name not in soft.rows:
-        raise KitError(f"the soft labels hold no windows of {str(name)!r}: predict it in windows.")
+        raise KitError(f'the soft labels hold no windows of {str(name)!r}: predict it in windows.')
     rows = soft.rows[name]
     distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - np.mean(soft.times, axis=0)[rows])
     return np.asarray(soft.targets[rows[distances.argmin(axis=-1)]])

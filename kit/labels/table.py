@@ -20,17 +20,17 @@ from kit.labels.stretches import read_stretches
 
 # The columns that a clip table need not have, as they are compared with misspelt ones.
 OPTIONAL_COLUMNS = {
-    name.rstrip("s"): name
-    for name in ("false_labels", "secondary_labels", "fold", "weight", "rating", "source", "begin_s", "end_s")
+    name.rstrip('s'): name
+    for name in ('false_labels', 'secondary_labels', 'fold', 'weight', 'rating', 'source', 'begin_s', 'end_s')
 }
 # Columns of BirdCLEF's and Freesound 2018's own tables that are read as the kit's.
-OTHER_NAMES = {"filename": "fname", "primary_label": "labels", "label": "labels"}
+OTHER_NAMES = {'filename': 'fname', 'primary_label': 'labels', 'label': 'labels'}
 # The source of soundscapes without labels: they are in no fold, and all models predict their pseudo-labels.
-UNLABELLED = "unlabelled"
+UNLABELLED = 'unlabelled'
 # The sources of BirdCLEF's rows. A recipe that does not name them has one loss for all.
-BIRDCLEF_SOURCES = ("clips", "soundscapes", UNLABELLED)
+BIRDCLEF_SOURCES = ('clips', 'soundscapes', UNLABELLED)
 # In a table's `false_labels`, this stands for every class that is not listed in `labels`.
-ALL_OTHERS = "*"
+ALL_OTHERS = '*'
 # The columns of the kit's own tables. A class with such a name is a header in the wrong line, or would take the place
 # of the column where tables have one column per class.
 OWN_COLUMNS = (
@@ -72,32 +72,32 @@ def read_clip_table(path: str | Path) -> Any:
     for name, own_name in OTHER_NAMES.items():
         if name in columns and own_name not in columns:
             columns[own_name] = columns.pop(name)
-    for name in ("fname", "labels"):
+    for name in ('fname', 'labels'):
         if name not in columns:
-            raise KitError(f"{path} has no column {name!r}: {suggest(name, columns)}.")
+            raise KitError(f'{path} has no column {name!r}: {suggest(name, columns)}.')
     for name in columns:
-        meant = OPTIONAL_COLUMNS.get(name.lower().rstrip("s"), name)
+        meant = OPTIONAL_COLUMNS.get(name.lower().rstrip('s'), name)
         if meant != name and meant not in columns:
             raise KitError(
-                f"{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none."
+                f'{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none.'
             )
     if not table.lines:
-        raise KitError(f"{path} holds no clips: add a line per clip.")
-    table.check_names("fname", once="begin_s" not in columns)
+        raise KitError(f'{path} holds no clips: add a line per clip.')
+    table.check_names('fname', once='begin_s' not in columns)
     check_line_ends(table)
     check_label_cells(table)
-    if "begin_s" in columns or "end_s" in columns:
+    if 'begin_s' in columns or 'end_s' in columns:
         read_stretches(table)
-    if "false_labels" in columns:
+    if 'false_labels' in columns:
         lines = [table.at(row) for row in range(len(table.lines))]
-        check_one_state(columns["labels"], columns["false_labels"], lines)
-    if "fold" in columns:
-        columns["fold"] = table.numbers("fold", "a whole number", lambda fold: abs(fold) < 10**9, int)
-    if "rating" in columns:
-        columns["rating"] = [text or "0" for text in columns["rating"]]
-        columns["rating"] = table.numbers("rating", "a number from 0 to 5", lambda rating: 0 <= rating <= 5)
-    if "weight" in columns:
-        columns["weight"] = table.numbers("weight", "a number above 0", lambda weight: 0 < weight < math.inf)
+        check_one_state(columns['labels'], columns['false_labels'], lines)
+    if 'fold' in columns:
+        columns['fold'] = table.numbers('fold', 'a whole number', lambda fold: abs(fold) < 10**9, int)
+    if 'rating' in columns:
+        columns['rating'] = [text or '0' for text in columns['rating']]
+        columns['rating'] = table.numbers('rating', 'a number from 0 to 5', lambda rating: 0 <= rating <= 5)
+    if 'weight' in columns:
+        columns['weight'] = table.numbers('weight', 'a number above 0', lambda weight: 0 < weight < math.inf)
     return pandas.DataFrame(columns)
 
 
@@ -115,10 +115,10 @@ def split_labels(text: str) -> tuple[str, ...]:
     A name with a comma is quoted, as in `"Speech, male",Rain`. Python and JSON lists are read too.
     """
     if not isinstance(text, str):
-        raise KitError(f"labels must be text, got {text!r}: read the table with read_clip_table.")
-    parts = text.split(",")
+        raise KitError(f'labels must be text, got {text!r}: read the table with read_clip_table.')
+    parts = text.split(',')
     # Python would join the neighbours of numpy's ['Rain' 'Wind'].
-    if text.strip().startswith("[") and not re.search(r"['\"]\s+['\"]", text):
+    if text.strip().startswith('[') and not re.search(r"['\"]\s+['\"]", text):
         with contextlib.suppress(ValueError, SyntaxError):
             names = ast.literal_eval(text.strip())
             if all(isinstance(name, str) for name in names):
@@ -138,34 +138,34 @@ def check_line_ends(table: TextTable) -> None:
     """Raise KitError at a cell with a lone carriage return: unquoted, as csv and pandas write it, it ends the line."""
     for column, cells in table.columns.items():
         for row, cell in enumerate(cells):
-            if "\r" in cell and "\n" not in cell:
-                raise KitError(f"{table.at(row)}: {column} is {cell!r}: remove the carriage return.")
+            if '\r' in cell and '\n' not in cell:
+                raise KitError(f'{table.at(row)}: {column} is {cell!r}: remove the carriage return.')
 
 
 def check_label_cells(table: TextTable) -> None:
     """Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files."""
     first_cells: dict[str, tuple[int, str]] = {}
-    for column in sorted({"labels", "false_labels"} & table.columns.keys(), reverse=True):
+    for column in sorted({'labels', 'false_labels'} & table.columns.keys(), reverse=True):
         for row, text in enumerate(table.columns[column]):
             for name in split_labels(text):
                 first_cells.setdefault(name, (row, column))
     # Names that another separator joins have parts that are classes by themselves, or parts of several names.
-    parts = {name: {part.strip() for part in re.split(r"[;|\t]", name)} - {""} for name in first_cells}
+    parts = {name: {part.strip() for part in re.split(r'[;|\t]', name)} - {''} for name in first_cells}
     count = Counter(part for name in first_cells for part in parts[name])
     for name, (row, column) in first_cells.items():
         if name in OWN_COLUMNS:
             raise KitError(
                 f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is."
             )
-        if name in ("nan", "NaN"):
-            raise KitError(f"{table.at(row)}: {name!r} is an exported missing value: leave the cell empty.")
+        if name in ('nan', 'NaN'):
+            raise KitError(f'{table.at(row)}: {name!r} is an exported missing value: leave the cell empty.')
         is_quoted = len(name) > 1 and name[0] == name[-1] == "'"
-        is_cut = name[0] in '["' or (name[-1] in ']"' and "[" not in name)
+        is_cut = name[0] in '["' or (name[-1] in ']"' and '[' not in name)
         is_joined = parts[name] != {name} and any(count[part] > 1 for part in parts[name])
-        if is_quoted or is_cut or is_joined or "\r" in name or "\n" in name:
-            cure = "separate names by commas, and put a name that holds a comma in double quotes"
+        if is_quoted or is_cut or is_joined or '\r' in name or '\n' in name:
+            cure = 'separate names by commas, and put a name that holds a comma in double quotes'
             cell = table.columns[column][row]
-            raise KitError(f"{table.at(row)}: {column} is {cell!r}, which gives the class {name!r}: {cure}.")
+            raise KitError(f'{table.at(row)}: {column} is {cell!r}, which gives the class {name!r}: {cure}.')
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ def classes_of_template(path: str | Path) -> tuple[str, ...]:
     """Read the class columns of a sample submission: all columns but the first, byte for byte."""
     id_column, *classes = read_table(path, exact=True).columns
     if not classes:
-        raise KitError(f"{path} names no classes, only {id_column!r}: its first column is the id.")
+        raise KitError(f'{path} names no classes, only {id_column!r}: its first column is the id.')
     return tuple(classes)
 
 
@@ -188,7 +188,7 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
         if name in column:
             raise KitError(f"a class cannot be named {name!r}, as a column of the kit's files is: rename it.")
     if len(column) != len(classes):
-        raise KitError(f"{len(classes)} classes have {len(column)} names: remove the repeated ones.")
+        raise KitError(f'{len(classes)} classes have {len(column)} names: remove the repeated ones.')
     return column
 
 
@@ -197,7 +197,7 @@ def check_one_state(labels: Sequence[str], false_labels: Sequence[str], places: 
     for true_text, false_text, place in zip(labels, false_labels, places, strict=True):
         both = set(split_labels(true_text)) & set(split_labels(false_text))
         if both:
-            raise KitError(f"{place}: {min(both)!r} stands in labels and in false_labels: remove one.")
+            raise KitError(f'{place}: {min(both)!r} stands in labels and in false_labels: remove one.')
 
 
 def label_targets(
@@ -210,7 +210,7 @@ def label_targets(
     column = column_of_class(classes)
     texts_of_value = {1: labels}
     if false_labels is not None:
-        check_one_state(labels, false_labels, [f"clip {i}" for i in range(len(labels))])
+        check_one_state(labels, false_labels, [f'clip {i}' for i in range(len(labels))])
         texts_of_value = {0: false_labels, 1: labels}  # true comes last, because * sets all classes to false
     targets = np.full((len(labels), len(classes)), 0 if false_labels is None else np.nan, np.float32)
     no_classes: set[str] = set()
@@ -224,10 +224,10 @@ def label_targets(
                 else:
                     no_classes.add(name)
     if no_classes:
-        first_ten = ", ".join(repr(name) for name in sorted(no_classes)[:10])
+        first_ten = ', '.join(repr(name) for name in sorted(no_classes)[:10])
         raise KitError(
-            f"{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}. "
-            f"Correct or add them: {suggest(min(no_classes), classes)}."
+            f'{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}. '
+            f'Correct or add them: {suggest(min(no_classes), classes)}.'
         )
     return targets
 
@@ -237,27 +237,27 @@ def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
 
     Without `classes`, they are all the classes in the table, sorted. Weights default to 1, sources to "".
     """
-    labels = list(table["labels"])
-    false_labels = list(table["false_labels"]) if "false_labels" in table else None
+    labels = list(table['labels'])
+    false_labels = list(table['false_labels']) if 'false_labels' in table else None
     if classes is None:
         classes = [name for name in class_names(labels + (false_labels or [])) if name != ALL_OTHERS]
     targets = label_targets(labels, classes, false_labels)
     return ClipLabels(
-        names=tuple(table["fname"]),
+        names=tuple(table['fname']),
         classes=tuple(classes),
         targets=np.where(is_secondary(table, classes), np.float32(np.nan), targets),
-        weights=np.asarray(table.get("weight", np.ones(len(table))), np.float32),
-        sources=np.asarray(table.get("source", [""] * len(table)), str),
+        weights=np.asarray(table.get('weight', np.ones(len(table))), np.float32),
+        sources=np.asarray(table.get('source', [''] * len(table)), str),
     )
 
 
 def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
     """Find the classes that are in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool"""
     mask = np.zeros((len(table), len(classes)), bool)
-    if "secondary_labels" not in table:
+    if 'secondary_labels' not in table:
         return mask
     column = column_of_class(classes)
-    for row, (text, labels) in enumerate(zip(table["secondary_labels"], table["labels"], strict=True)):
+    for row, (text, labels) in enumerate(zip(table['secondary_labels'], table['labels'], strict=True)):
         if text:
             names = {*split_labels(text)} - {*split_labels(labels)}
             mask[row, [column[name] for name in names if name in column]] = True
@@ -269,7 +269,7 @@ def rating_weights(table: Any) -> np.ndarray:
 
     Source: second place, BirdCLEF 2023
     """
-    ratings = np.asarray(table.get("rating", np.zeros(len(table))), np.float32)
+    ratings = np.asarray(table.get('rating', np.zeros(len(table))), np.float32)
     return np.where(ratings > 0, (ratings / 5).clip(0.1, 1), np.float32(1))
 
 
@@ -278,19 +278,19 @@ def scored_truth(labels: ClipLabels, recipe: Mapping[str, Any]) -> np.ndarray:
 
     Shape:  -> (n, K)
     """
-    unscored = [name for name, settings in recipe.get("sources", {}).items() if not settings["scored"]]
+    unscored = [name for name, settings in recipe.get('sources', {}).items() if not settings['scored']]
     is_unscored = np.isin(labels.sources, unscored)[:, None]
-    if recipe.get("scored_classes"):
-        is_unscored = is_unscored | ~np.isin(labels.classes, recipe["scored_classes"])
+    if recipe.get('scored_classes'):
+        is_unscored = is_unscored | ~np.isin(labels.classes, recipe['scored_classes'])
     return np.where(is_unscored, np.float32(np.nan), labels.targets)
 
 
 def read_class_values(path: str | Path, column: str) -> dict[str, float]:
     """Read one number in [0, 1] per class from a CSV of class,<column>."""
-    table = read_table(path, ("class", column), exact=True)
-    table.check_names("class")
+    table = read_table(path, ('class', column), exact=True)
+    table.check_names('class')
     return dict(
-        zip(table.columns["class"], table.numbers(column, "0 to 1", lambda p: 0 <= p <= 1), strict=True)
+        zip(table.columns['class'], table.numbers(column, '0 to 1', lambda p: 0 <= p <= 1), strict=True)
     )
 
 
@@ -302,7 +302,7 @@ def values_of_classes(values: Mapping[str, float], classes: Sequence[str], other
     column = column_of_class(classes)
     changed = others.copy()
     for name, value in values.items():
-        changed[choose("class", name, column)] = value
+        changed[choose('class', name, column)] = value
     return changed
 
 
@@ -325,30 +325,30 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
     Source: first place, Freesound 2019 (dropped and corrected the clips that earlier models scored badly)
     """
     pairs: Any
-    if Path(path).suffix.lower() == ".json":
+    if Path(path).suffix.lower() == '.json':
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = Path(path).read_text(encoding='utf-8-sig')
             # A dict would hide a repeated clip, so objects are read as lists of pairs.
             pairs = json.loads(text, object_pairs_hook=list)
         except (OSError, ValueError) as error:
-            raise KitError(f"cannot read the corrections {path}: {error}.") from error
+            raise KitError(f'cannot read the corrections {path}: {error}.') from error
     else:
-        table = read_table(path, ("fname", "labels"))
-        names, labels = table.columns["fname"], table.columns["labels"]
-        drops = table.columns.get("drop", [""] * len(names))
+        table = read_table(path, ('fname', 'labels'))
+        names, labels = table.columns['fname'], table.columns['labels']
+        drops = table.columns.get('drop', [''] * len(names))
         for row, (text, drop) in enumerate(zip(labels, drops, strict=True)):
-            if drop not in ("", "0", "1") or (drop == "1" and text.strip()):
-                raise KitError(f"{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.")
-        new_labels = [None if drop == "1" else text for text, drop in zip(labels, drops, strict=True)]
+            if drop not in ('', '0', '1') or (drop == '1' and text.strip()):
+                raise KitError(f'{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.')
+        new_labels = [None if drop == '1' else text for text, drop in zip(labels, drops, strict=True)]
         pairs = list(zip(names, new_labels, strict=True))
     corrections: dict[str, str | None] = {}
     for pair in pairs if isinstance(pairs, list) else [pairs]:
-        name, text = pair if isinstance(pair, tuple) else ("", pair)
+        name, text = pair if isinstance(pair, tuple) else ('', pair)
         if not name or name in corrections or not isinstance(text, str | None):
             raise KitError(
-                f"{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once."
+                f'{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once.'
             )
-        corrections[name] = None if text == "remove" else text  # the word of the first place's file
+        corrections[name] = None if text == 'remove' else text  # the word of the first place's file
     return corrections
 
 
@@ -357,20 +357,20 @@ def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
 
     The labels of a corrected clip are complete: its other classes become false.
     """
-    classes = class_names([*table["labels"], *table.get("false_labels", ())])
-    clips = set(table["fname"])
+    classes = class_names([*table['labels'], *table.get('false_labels', ())])
+    clips = set(table['fname'])
     for name, text in corrections.items():
         if name not in clips:
-            raise KitError(f"the corrected clip {name!r} is not in the table of {len(clips)} clips.")
-        for label in split_labels(text or ""):
+            raise KitError(f'the corrected clip {name!r} is not in the table of {len(clips)} clips.')
+        for label in split_labels(text or ''):
             if label not in classes:
-                raise KitError(f"{name!r} is corrected to a new label {label!r}: {suggest(label, classes)}.")
+                raise KitError(f'{name!r} is corrected to a new label {label!r}: {suggest(label, classes)}.')
     dropped = [name for name, text in corrections.items() if text is None]
-    corrected = table[~table["fname"].isin(dropped)].reset_index(drop=True)
+    corrected = table[~table['fname'].isin(dropped)].reset_index(drop=True)
     if not len(corrected):
-        raise KitError("the corrections drop every clip of the table.")
-    is_corrected = corrected["fname"].isin(list(corrections))
-    corrected.loc[is_corrected, "labels"] = corrected["fname"].map(corrections)
-    if "false_labels" in corrected:
-        corrected.loc[is_corrected, "false_labels"] = ALL_OTHERS
+        raise KitError('the corrections drop every clip of the table.')
+    is_corrected = corrected['fname'].isin(list(corrections))
+    corrected.loc[is_corrected, 'labels'] = corrected['fname'].map(corrections)
+    if 'false_labels' in corrected:
+        corrected.loc[is_corrected, 'false_labels'] = ALL_OTHERS
     return corrected

@@ -20,13 +20,13 @@ class AxisPoolConfig(NetworkConfig):
 
     width: int = setting(
         512,
-        "channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2",
+        'channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2',
         low=16,
         high=2**16,
     )
-    stat_steps: int = setting(128, "time steps that the wave statistics are averaged to", low=1, high=2**16)
-    stat_width: int = setting(64, "units of their recurrence in each direction", low=1, high=2**16)
-    head: HeadConfig = setting(HeadConfig("time-max"), HEAD_HELP)
+    stat_steps: int = setting(128, 'time steps that the wave statistics are averaged to', low=1, high=2**16)
+    stat_width: int = setting(64, 'units of their recurrence in each direction', low=1, high=2**16)
+    head: HeadConfig = setting(HeadConfig('time-max'), HEAD_HELP)
 
 
 class AxisPool(Backbone):
@@ -46,7 +46,7 @@ class AxisPool(Backbone):
 
     def __init__(self, settings: AxisPoolConfig, shape: InputShape) -> None:
         super().__init__()
-        check_input("axis-pool", shape, min_bins=8, n_extra_rows=(0, N_WAVE_STATS + 1))
+        check_input('axis-pool', shape, min_bins=8, n_extra_rows=(0, N_WAVE_STATS + 1))
         self.settings = settings
         self.bins = shape.bins
         self.has_extra_rows = shape.n_extra_rows > 0

@@ -43,8 +43,8 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     tensors = {}
     for name, value in network.state_dict().items():
         if nn.parameter.is_lazy(value):
-            raise KitError(f"{name} has no shape yet: run a batch through the network, then save it.")
-        if isinstance(value, Tensor) and value.device.type != "meta" and value.layout is torch.strided:
+            raise KitError(f'{name} has no shape yet: run a batch through the network, then save it.')
+        if isinstance(value, Tensor) and value.device.type != 'meta' and value.layout is torch.strided:
             value = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         check_tensor(name, value)
         tensors[name] = value
@@ -56,16 +56,16 @@ def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
     card = json.dumps(tagger.card.to_dict())
     parse_card(card)
     tensors = tensors_of(tagger.network)
-    return {"format": FORMAT, "card": card, "tensors": tensors, "digest": content_digest(card, tensors)}
+    return {'format': FORMAT, 'card': card, 'tensors': tensors, 'digest': content_digest(card, tensors)}
 
 
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
     """Write a checkpoint. A failure or a kill leaves the file as it was."""
     arguments: tuple[Any, Any] = (path, tagger)
     if not isinstance(arguments[0], str | Path) or not isinstance(arguments[1], Tagger):
-        types = " and ".join(type(argument).__name__ for argument in arguments)
+        types = ' and '.join(type(argument).__name__ for argument in arguments)
         raise KitError(
-            f"save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...)."
+            f'save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...).'
         )
     save_archive(Path(path), checkpoint_content(tagger))
 
@@ -88,47 +88,47 @@ class Checkpoint:
             tagger = self.new_tagger(builders)
             fill_network(tagger.network, self.tensors)
         except KitError as error:
-            raise KitError(f"{self.path}: {error}") from error
+            raise KitError(f'{self.path}: {error}') from error
         except Exception as error:
-            raise KitError(f"{self.path}: its network cannot be built: {one_line(error)[:200]}.") from error
+            raise KitError(f'{self.path}: its network cannot be built: {one_line(error)[:200]}.') from error
         return tagger.eval()
 
     def new_tagger(self, builders: Mapping[str, NetworkBuilder]) -> Tagger:
         """Build the tagger with random weights."""
         card = self.card
-        family = str(card.network.get("family"))
-        name = family.removeprefix("custom:")
+        family = str(card.network.get('family'))
+        name = family.removeprefix('custom:')
         if name == family:
             sizes = tuple((name, tensor.shape) for name, tensor in self.tensors.items())
             settings = json.dumps(card.network, sort_keys=True)
             check_sizes(settings, input_shape(card.frontend), len(card.classes), sizes)
             return build_tagger(card)
         if name not in builders:
-            names = ", ".join(builders) or "none"
+            names = ', '.join(builders) or 'none'
             raise KitError(
-                "it holds the tensors of a network of your own, not its code: pass "
-                f"networks={{{name!r}: build}} in Python, where build() returns the network (passed: {names}). The "
-                "command line cannot build it."
+                'it holds the tensors of a network of your own, not its code: pass '
+                f'networks={{{name!r}: build}} in Python, where build() returns the network (passed: {names}). The '
+                'command line cannot build it.'
             )
-        return Tagger(card, build_custom(f"networks[{name!r}]", builders[name]))
+        return Tagger(card, build_custom(f'networks[{name!r}]', builders[name]))
 
 
 def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:
     """Read a checkpoint, or parse its content where that was read before."""
     if content is None:
         content = read_content(path)
-    if "members" in content:
-        raise KitError(f"{path} is a stack of many taggers, not one: give it to submit or predict_clips.")
+    if 'members' in content:
+        raise KitError(f'{path} is a stack of many taggers, not one: give it to submit or predict_clips.')
     try:
-        card = TaggerCard.from_dict(parse_card(content["card"]))
-        tensors = dict(content["tensors"])
-        digest = content_digest(content["card"], tensors)
+        card = TaggerCard.from_dict(parse_card(content['card']))
+        tensors = dict(content['tensors'])
+        digest = content_digest(content['card'], tensors)
     except KitError as error:
-        raise KitError(f"{path}: {one_line(error)[:1000]}") from error
+        raise KitError(f'{path}: {one_line(error)[:1000]}') from error
     except Exception as error:
         raise damaged_file(path, error) from error
-    if content.get("digest") != digest:
-        raise KitError(f"{path} is damaged: its tensors differ from what was saved. Copy or train it again.")
+    if content.get('digest') != digest:
+        raise KitError(f'{path} is damaged: its tensors differ from what was saved. Copy or train it again.')
     return Checkpoint(path, card, tensors, digest)
 
 
@@ -151,18 +151,18 @@ def find_models(
     """List taggers and the checkpoints that paths and glob patterns name, each once, with their names."""
     if isinstance(items, str | Path | nn.Module):
         items = [items]
-    cure = "give paths, patterns or taggers; wrap_ensemble(build, states, ...) makes taggers of state dicts"
-    check_kind("checkpoints", [items], list | tuple, cure)
-    check_kind("a checkpoint", items, str | Path | nn.Module, cure)
+    cure = 'give paths, patterns or taggers; wrap_ensemble(build, states, ...) makes taggers of state dicts'
+    check_kind('checkpoints', [items], list | tuple, cure)
+    check_kind('a checkpoint', items, str | Path | nn.Module, cure)
     found: dict[Hashable, tuple[str, Path | Tagger]] = {}
     for item in items:
         if isinstance(item, Tagger):
-            found[len(found)] = (f"tagger {len(found)}", item)
+            found[len(found)] = (f'tagger {len(found)}', item)
             continue
         if isinstance(item, nn.Module):
             raise KitError(
-                f"got a {type(item).__name__} as a checkpoint: make a tagger of it with "
-                "wrap_network(network, frontend, classes), where it returns logits."
+                f'got a {type(item).__name__} as a checkpoint: make a tagger of it with '
+                'wrap_network(network, frontend, classes), where it returns logits.'
             )
         paths = expand_pattern(item)
         if not paths:

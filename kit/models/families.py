@@ -16,12 +16,12 @@ from kit.models.skip_attention import SkipAttention, SkipAttentionConfig
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 
 BACKBONES: dict[str, tuple[type[NetworkConfig], type[Backbone]]] = {
-    "max-pyramid": (PyramidConfig, MaxPyramid),
-    "skip-attention": (SkipAttentionConfig, SkipAttention),
-    "axis-pool": (AxisPoolConfig, AxisPool),
-    "timm": (TimmConfig, TimmBackbone),
+    'max-pyramid': (PyramidConfig, MaxPyramid),
+    'skip-attention': (SkipAttentionConfig, SkipAttention),
+    'axis-pool': (AxisPoolConfig, AxisPool),
+    'timm': (TimmConfig, TimmBackbone),
 }
-FAMILIES = {name: config for name, (config, _) in BACKBONES.items()} | {"freq-crop": FreqCropConfig}
+FAMILIES = {name: config for name, (config, _) in BACKBONES.items()} | {'freq-crop': FreqCropConfig}
 
 
 def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -35,13 +35,13 @@ def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[s
 
 def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
     """Check a network's settings and return its family and config."""
-    family = str(settings.get("family", "none given"))[:100]
-    config_class = choose("network family", family, FAMILIES)
-    changes = {name: value for name, value in settings.items() if name != "family"}
+    family = str(settings.get('family', 'none given'))[:100]
+    config_class = choose('network family', family, FAMILIES)
+    changes = {name: value for name, value in settings.items() if name != 'family'}
     config = config_class.from_dict(merge_settings(config_class().to_dict(), changes))
     if isinstance(config, FreqCropConfig):
         backbone = complete_network(config.backbone)
-        del backbone["head"], backbone["noisy_head"]
+        del backbone['head'], backbone['noisy_head']
         config = replace(config, backbone=backbone)
     return family, config
 
@@ -49,7 +49,7 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
 def complete_network(settings: dict[str, Any]) -> dict[str, Any]:
     """Fill in every default of a network's settings."""
     family, config = read_network(settings)
-    return {"family": family, **config.to_dict()}
+    return {'family': family, **config.to_dict()}
 
 
 def build_backbone(family: str, config: NetworkConfig, shape: InputShape, start: bool) -> Backbone:
@@ -70,11 +70,11 @@ def build_network(settings: dict[str, Any], shape: InputShape, classes: int, sta
     backbone = build_backbone(family, config, shape, start)
     head = Head(config.head, backbone.widths, classes)
     noisy_head = Head(config.head, backbone.widths, classes) if config.noisy_head else None
-    plain = replace(config.head, pool="mean", recurrent=None, embedding=0)
+    plain = replace(config.head, pool='mean', recurrent=None, embedding=0)
     auxiliary_heads = [Head(plain, (width,), classes) for width in backbone.auxiliary_widths]
     return Network(backbone, head, noisy_head, auxiliary_heads)
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:
     """Return the memory layout of a network's inputs."""
-    return torch.channels_last if getattr(network, "channels_last", False) else torch.contiguous_format
+    return torch.channels_last if getattr(network, 'channels_last', False) else torch.contiguous_format

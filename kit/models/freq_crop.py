@@ -21,25 +21,25 @@ class FreqCropConfig(NetworkConfig):
     """How classes read their bands; published: crops of 32 mel rows through EfficientNet-B0."""
 
     form: str = setting(
-        "crops",
-        "crops: read each band of frontend.bands_hz by itself; pooled: read all bins, each class pools its rows",
-        choices=("crops", "pooled"),
+        'crops',
+        'crops: read each band of frontend.bands_hz by itself; pooled: read all bins, each class pools its rows',
+        choices=('crops', 'pooled'),
     )
     bands_hz: tuple[tuple[float, ...], ...] = setting(
         (), "(low, high) of each class's band, for form=pooled", low=0, high=2e6
     )
-    backbone: dict[str, Any] = setting({"family": "timm"}, "settings of another family, without its heads")
-    head: HeadConfig = setting(HeadConfig(pool="positive-mean"), "how each class reads its rows")
+    backbone: dict[str, Any] = setting({'family': 'timm'}, 'settings of another family, without its heads')
+    head: HeadConfig = setting(HeadConfig(pool='positive-mean'), 'how each class reads its rows')
 
     def check(self) -> None:
-        if self.form == "crops" and self.bands_hz:
-            raise KitError("bands_hz belongs to form=pooled: with form=crops set frontend.bands_hz.")
+        if self.form == 'crops' and self.bands_hz:
+            raise KitError('bands_hz belongs to form=pooled: with form=crops set frontend.bands_hz.')
         for band in self.bands_hz:
             if len(band) != 2 or not band[0] < band[1]:
-                raise KitError(f"bands_hz needs pairs of low < high in hertz, got {band}.")
-        if self.head.pool == "attention" or self.head.recurrent or self.head.hidden != 0:
-            raise KitError("freq-crop needs no attention, head.recurrent=None, head.hidden=0.")
-        if self.backbone.get("family") == "freq-crop" or {"head", "noisy_head"} & set(self.backbone):
+                raise KitError(f'bands_hz needs pairs of low < high in hertz, got {band}.')
+        if self.head.pool == 'attention' or self.head.recurrent or self.head.hidden != 0:
+            raise KitError('freq-crop needs no attention, head.recurrent=None, head.hidden=0.')
+        if self.backbone.get('family') == 'freq-crop' or {'head', 'noisy_head'} & set(self.backbone):
             raise KitError("freq-crop's backbone must be another family without head.")
 
 
@@ -86,18 +86,18 @@ class BandHead(Head):
         features = F.dropout(torch.stack(pooled, dim=1), self.config.dropout, self.training)
         # Class k has row k of one linear layer (B, K, F) -> (B, K), applied to its own features.
         weight, bias = self.classifier.parameters()
-        return NetworkOutput(torch.einsum("bkf,kf->bk", features, weight) + bias)
+        return NetworkOutput(torch.einsum('bkf,kf->bk', features, weight) + bias)
 
 
 def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes: int) -> InputShape:
     """Find the input shape of the inner backbone: one band, or all bins."""
-    check_input("freq-crop", shape)
-    is_crops = config.form == "crops"
+    check_input('freq-crop', shape)
+    is_crops = config.form == 'crops'
     bands = shape.bands if is_crops else len(config.bands_hz)
     if bands != classes:
-        name = "frontend.bands_hz" if is_crops else "bands_hz"
-        wanted = f"form={config.form} needs {name} with a band for each of {classes} classes, got {bands}"
-        raise KitError(f"{wanted}: train with --boxes, which give the bands, or set them.")
+        name = 'frontend.bands_hz' if is_crops else 'bands_hz'
+        wanted = f'form={config.form} needs {name} with a band for each of {classes} classes, got {bands}'
+        raise KitError(f'{wanted}: train with --boxes, which give the bands, or set them.')
     return InputShape(shape.channels, shape.bins // classes) if is_crops else shape
 
 
@@ -106,17 +106,17 @@ def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inn
 
     Source: 32nd place, RFCX Species Audio Detection
     """
-    if config.form == "crops":
+    if config.form == 'crops':
         backbone: Backbone = BandCrops(inner, classes)
         rows = shape.bins // classes
         bands = [(k * rows, (k + 1) * rows) for k in range(classes)]
     else:
         backbone = inner
         bands = [shape.rows_of_band(*band) for band in config.bands_hz]
-        probe = copy.deepcopy(inner).to("meta").eval()
-        spec = torch.empty(1, shape.channels, shape.bins, inner.min_frames, device="meta")
+        probe = copy.deepcopy(inner).to('meta').eval()
+        spec = torch.empty(1, shape.channels, shape.bins, inner.min_frames, device='meta')
         if probe(spec).main[-1].ndim != 4:
-            raise KitError("form=pooled needs a backbone whose map has rows of frequency.")
+            raise KitError('form=pooled needs a backbone whose map has rows of frequency.')
     heads = [
         BandHead(config.head, backbone.widths[-1], shape.bins, bands) for _ in range(1 + config.noisy_head)
     ]

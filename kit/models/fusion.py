@@ -53,7 +53,7 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
     second whether the logits stay equal. Where they do not, and for a custom network, the network itself is returned.
     """
     if not isinstance(network, Network):
-        return network, "not fused: a custom network"
+        return network, 'not fused: a custom network'
     tensors = [*network.parameters(), *network.buffers()]
     fused = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     shape = (1, channels, rows, 2 * network.min_frames)
@@ -62,7 +62,7 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
         expected = fused(spec)
     named: dict[int, tuple[str, Any]] = {}
     for name, module in fused.named_modules():
-        for tensor in (getattr(module, "weight", None), getattr(module, "running_mean", None)):
+        for tensor in (getattr(module, 'weight', None), getattr(module, 'running_mean', None)):
             named[id(tensor)] = name, module
     pairs = watch.pairs()
     for weight, mean in pairs:
@@ -76,5 +76,5 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
         fused.set_submodule(name, nn.Sequential(*norm.children()))
     difference = float((fused(spec) - expected).abs().max())
     if not difference <= FUSION_TOLERANCE * max(1.0, float(expected.abs().max())):
-        return network, f"not fused: logits of noise differed by {difference:.2g}"
-    return fused, f"{len(pairs)} batch norms fused into convolutions"
+        return network, f'not fused: logits of noise differed by {difference:.2g}'
+    return fused, f'{len(pairs)} batch norms fused into convolutions'

@@ -19,16 +19,16 @@ def positive_mean(x: Tensor) -> Tensor:
 
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda x: x.mean((2, 3)),
-    "max": lambda x: x.amax((2, 3)),
-    "mean-max": lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1),
-    "time-max": lambda x: x.amax(3).mean(2),
-    "positive-mean": positive_mean,
+    'mean': lambda x: x.mean((2, 3)),
+    'max': lambda x: x.amax((2, 3)),
+    'mean-max': lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1),
+    'time-max': lambda x: x.amax(3).mean(2),
+    'positive-mean': positive_mean,
 }
-RECURRENCES = {"gru": nn.GRU, "lstm": nn.LSTM}
+RECURRENCES = {'gru': nn.GRU, 'lstm': nn.LSTM}
 
 
-HEAD_HELP = "how feature maps become logits"
+HEAD_HELP = 'how feature maps become logits'
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,28 @@ class HeadConfig(Config):
     """How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer."""
 
     pool: str = setting(
-        "mean",
-        "how maps are pooled; attention: weighted mean over time",
-        choices=(*POOLS, "gem", "attention"),
+        'mean',
+        'how maps are pooled; attention: weighted mean over time',
+        choices=(*POOLS, 'gem', 'attention'),
     )
     recurrent: str | None = setting(
-        None, "bidirectional recurrence before pooling", choices=(None, *RECURRENCES)
+        None, 'bidirectional recurrence before pooling', choices=(None, *RECURRENCES)
     )
-    recurrent_width: int = setting(128, "units of the recurrence in each direction", low=1, high=2**16)
-    embedding: int = setting(0, "width its output is projected to; 0: no projection", low=0, high=2**16)
+    recurrent_width: int = setting(128, 'units of the recurrence in each direction', low=1, high=2**16)
+    embedding: int = setting(0, 'width its output is projected to; 0: no projection', low=0, high=2**16)
     hidden: int | None = setting(
-        0, "units of a hidden layer; 0: none; None: as many as its input", low=0, high=2**16
+        0, 'units of a hidden layer; 0: none; None: as many as its input', low=0, high=2**16
     )
     norm_first: bool = setting(
         False, "batch norm of the head's input; without attention also after the hidden layer, then dropout"
     )
-    dropout: float = setting(0.2, "dropout before the output layer", low=0, high=0.95)
+    dropout: float = setting(0.2, 'dropout before the output layer', low=0, high=0.95)
 
     def check(self) -> None:
         if self.embedding and self.recurrent is None:
-            raise KitError(f"embedding={self.embedding} needs a recurrence: set recurrent.")
-        if self.norm_first and self.hidden == 0 and self.pool != "attention":
-            raise KitError("norm_first needs a hidden layer or pool=attention: set norm_first=False.")
+            raise KitError(f'embedding={self.embedding} needs a recurrence: set recurrent.')
+        if self.norm_first and self.hidden == 0 and self.pool != 'attention':
+            raise KitError('norm_first needs a hidden layer or pool=attention: set norm_first=False.')
 
 
 class NetworkOutput(NamedTuple):
@@ -172,15 +172,15 @@ class Head(nn.Module):
             self.embedding = nn.Linear(features, config.embedding)
             features = config.embedding
         self.classifier: nn.Module
-        if config.pool == "attention":
+        if config.pool == 'attention':
             hidden = features if config.hidden is None else config.hidden
             norm = [nn.BatchNorm1d(features)] if config.norm_first else []
             layers = [nn.Conv1d(features, hidden, 1), nn.ReLU()] if hidden else []
             self.projection = nn.Sequential(*norm, nn.Dropout(config.dropout), *layers)
             self.classifier = FrameAttention(hidden or features, classes)
         else:
-            self.pool = GeneralisedMean() if config.pool == "gem" else POOLS[config.pool]
-            if config.pool == "mean-max":
+            self.pool = GeneralisedMean() if config.pool == 'gem' else POOLS[config.pool]
+            if config.pool == 'mean-max':
                 features *= 2
             self.classifier = classifier_layers(config, features, classes)
 
@@ -193,7 +193,7 @@ class Head(nn.Module):
             sequence = run_recurrence(self.recurrence, aligned_sequence(maps))
             maps = [self.embedding(sequence.transpose(1, 2)).transpose(1, 2)]
             spans = spans[-1:]
-        if self.config.pool == "attention":
+        if self.config.pool == 'attention':
             sequence = torch.as_tensor(self.projection(aligned_sequence(maps)))
             return torch.cat([sequence[..., a:b] for a, b in spans[-1]]) if spans else sequence
         pooled = []

@@ -35,12 +35,12 @@ class InputShape:
         hz = np.array(self.bin_hz)
         if len(hz) != self.bins or (np.diff(hz) <= 0).any():
             raise KitError(
-                "a band in hertz needs a rising frequency for every row: "
-                "use no frontend.bands_hz and no frontend.image_size."
+                'a band in hertz needs a rising frequency for every row: '
+                'use no frontend.bands_hz and no frontend.image_size.'
             )
         rows = np.flatnonzero((hz >= low_hz) & (hz <= high_hz))
         if not len(rows):
-            rows = np.argsort(np.abs(hz - (low_hz + high_hz) / 2), kind="stable")[:1]
+            rows = np.argsort(np.abs(hz - (low_hz + high_hz) / 2), kind='stable')[:1]
         return int(rows[0]), int(rows[-1]) + 1
 
 
@@ -49,11 +49,11 @@ class NetworkConfig(Config):
     """Settings that every family has."""
 
     head: HeadConfig = setting(HeadConfig(), HEAD_HELP)
-    noisy_head: bool = setting(False, "add a second head, trained on noisy labels only")
+    noisy_head: bool = setting(False, 'add a second head, trained on noisy labels only')
 
 
 # What initialisation fills tensors with; without numbers these operations change nothing.
-FILLING_OPERATIONS = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_")
+FILLING_OPERATIONS = ('normal_', 'uniform_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'zero_', 'fill_')
 
 
 class SkipInit(TorchFunctionMode):
@@ -61,11 +61,11 @@ class SkipInit(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, '__name__', '')
         if name in FILLING_OPERATIONS:
-            return args[0] if args else options["tensor"]
-        if name == "eye" and "out" in options:
-            return options["out"]
+            return args[0] if args else options['tensor']
+        if name == 'eye' and 'out' in options:
+            return options['out']
         return func(*args, **options)
 
 
@@ -73,7 +73,7 @@ class SkipInit(TorchFunctionMode):
 def meta_device() -> Iterator[None]:
     """Build networks without numbers: in no memory, in a tenth of the time, and drawing nothing from the generator."""
     # On the meta device these operations take long, and 2 s the first time, when they import torch's compiler.
-    with torch.device("meta"), SkipInit():
+    with torch.device('meta'), SkipInit():
         yield
 
 
@@ -165,8 +165,8 @@ def check_input(
 ) -> None:
     """Raise KitError unless a family can read an input."""
     if shape.bins < min_bins:
-        raise KitError(f"{family} needs at least {min_bins} frequency bins, got {shape.bins}: raise n_mels.")
+        raise KitError(f'{family} needs at least {min_bins} frequency bins, got {shape.bins}: raise n_mels.')
     rows = shape.n_extra_rows
     if rows not in n_extra_rows:
-        counts = " or ".join(map(str, n_extra_rows))
-        raise KitError(f"{family} reads {counts} extra rows, got {rows}: set frontend.extra_rows to [].")
+        counts = ' or '.join(map(str, n_extra_rows))
+        raise KitError(f'{family} reads {counts} extra rows, got {rows}: set frontend.extra_rows to [].')

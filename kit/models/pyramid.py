@@ -15,11 +15,11 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 class PyramidConfig(NetworkConfig):
     """Size of a max-pyramid; the defaults are the published network of 9.25 M weights."""
 
-    dims: int = setting(2, "2: convolve frequency and time; 1: time, bins are channels", choices=(1, 2))
-    blocks: int = setting(5, "number of blocks; each halves its map", low=2, high=8)
-    width: int = setting(100, "channels of the first block", low=4, high=2**16)
-    growth: float = setting(1.5, "factor on the channels from block to block", low=1, high=4)
-    head: HeadConfig = setting(HeadConfig("max", hidden=None, norm_first=True, dropout=0.5), HEAD_HELP)
+    dims: int = setting(2, '2: convolve frequency and time; 1: time, bins are channels', choices=(1, 2))
+    blocks: int = setting(5, 'number of blocks; each halves its map', low=2, high=8)
+    width: int = setting(100, 'channels of the first block', low=4, high=2**16)
+    growth: float = setting(1.5, 'factor on the channels from block to block', low=1, high=4)
+    head: HeadConfig = setting(HeadConfig('max', hidden=None, norm_first=True, dropout=0.5), HEAD_HELP)
 
 
 LAYERS_OF_DIMS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d), 2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)}
@@ -75,7 +75,7 @@ class MaxPyramid(Backbone):
         self.settings = settings
         self.channels_last = settings.dims == 2
         self.min_frames = 2**settings.blocks
-        check_input("max-pyramid", shape, min_bins=self.min_frames if settings.dims == 2 else 1)
+        check_input('max-pyramid', shape, min_bins=self.min_frames if settings.dims == 2 else 1)
         width_in = shape.channels if settings.dims == 2 else shape.channels * shape.bins
         widths = [round(settings.width * settings.growth**k) for k in range(settings.blocks)]
         self.blocks = nn.ModuleList(

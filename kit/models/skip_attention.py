@@ -16,9 +16,9 @@ class SkipAttentionConfig(NetworkConfig):
     """Size of a skip-attention network: with three channels and 80 classes it has 17.02 M weights."""
 
     width: int = setting(
-        64, "channels of the first of four blocks; each block doubles them", low=4, high=2**16
+        64, 'channels of the first of four blocks; each block doubles them', low=4, high=2**16
     )
-    ratio: int = setting(16, "channels per hidden unit of channel attention", low=1, high=2**16)
+    ratio: int = setting(16, 'channels per hidden unit of channel attention', low=1, high=2**16)
     head: HeadConfig = setting(HeadConfig(hidden=128), HEAD_HELP)
 
 
@@ -70,7 +70,7 @@ class SkipAttention(Backbone):
 
     def __init__(self, settings: SkipAttentionConfig, shape: InputShape) -> None:
         super().__init__()
-        check_input("skip-attention", shape, min_bins=16)
+        check_input('skip-attention', shape, min_bins=16)
         widths = [settings.width * 2**k for k in range(4)]
         deep = widths[-1]
         self.blocks = nn.ModuleList(

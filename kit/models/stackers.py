@@ -15,22 +15,22 @@ class StackerConfig(Config):
 
     widths: tuple[int, ...] = setting(
         (32, 64),
-        "channels of each block, which halves the image (image-stacker)",
+        'channels of each block, which halves the image (image-stacker)',
         low=1,
         high=2**16,
         longest=64,
     )
     mlp_widths: tuple[int, ...] = setting(
-        (1024, 512), "units of each hidden layer (gated-mlp)", low=1, high=2**16, longest=64
+        (1024, 512), 'units of each hidden layer (gated-mlp)', low=1, high=2**16, longest=64
     )
     dropout: float = setting(
         0.2,
-        "dropout after hidden layers (gated-mlp), before the last layer (image-stacker)",
+        'dropout after hidden layers (gated-mlp), before the last layer (image-stacker)',
         low=0,
         high=0.95,
     )
     C: float = setting(
-        1.0, "inverse strength of the L2 penalty, as in scikit-learn (logistic)", low=1e-6, high=1e12
+        1.0, 'inverse strength of the L2 penalty, as in scikit-learn (logistic)', low=1e-6, high=1e12
     )
 
 
@@ -127,8 +127,8 @@ class LogisticStacker(nn.Module):
 
 
 STACKERS: dict[str, Callable[[StackerConfig, int, int], nn.Module]] = {
-    "gated-mlp": GatedMlp,
-    "class-mixer": ClassMixer,
-    "image-stacker": ImageStacker,
-    "logistic": LogisticStacker,
+    'gated-mlp': GatedMlp,
+    'class-mixer': ClassMixer,
+    'image-stacker': ImageStacker,
+    'logistic': LogisticStacker,
 }

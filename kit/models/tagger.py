@@ -25,49 +25,49 @@ def input_shape(config: FrontendConfig) -> InputShape:
 class TaggerCard(Config):
     """Everything about a tagger except its tensors; a checkpoint stores it as JSON."""
 
-    classes: tuple[str, ...] = setting((), "class names, in the order of the logits")
+    classes: tuple[str, ...] = setting((), 'class names, in the order of the logits')
     prevalences: tuple[float, ...] = setting(
-        (), "shares of the classes in training: the prediction for an unreadable clip", low=0, high=1
+        (), 'shares of the classes in training: the prediction for an unreadable clip', low=0, high=1
     )
-    frontend: FrontendConfig = setting(FrontendConfig(), "how waveforms become spectrograms")
-    inference: InferenceConfig = setting(InferenceConfig(), "how a clip is predicted")
+    frontend: FrontendConfig = setting(FrontendConfig(), 'how waveforms become spectrograms')
+    inference: InferenceConfig = setting(InferenceConfig(), 'how a clip is predicted')
     network: dict[str, Any] = setting({}, "the network's family and settings")
-    min_frames: int = setting(1, "frames to which shorter clips are padded", low=1, high=1_000_000)
+    min_frames: int = setting(1, 'frames to which shorter clips are padded', low=1, high=1_000_000)
     output: str = setting(
-        "probability",
-        "what sigmoid(logits) is; ranking: only their order counts",
-        choices=("probability", "ranking"),
+        'probability',
+        'what sigmoid(logits) is; ranking: only their order counts',
+        choices=('probability', 'ranking'),
     )
-    returns: str = setting("logits", "what the network returns", choices=("logits", "probabilities"))
-    calibration: Calibration | None = setting(None, "scale and offset of the logits, fitted out of fold")
-    fold: int | None = setting(None, "the fold it was not trained on", low=-1, high=10**6)
-    held_out: str = setting("", "digest of that fold's clip names")
-    seed: int = setting(0, "seed of its training", low=-(2**63), high=2**64)
+    returns: str = setting('logits', 'what the network returns', choices=('logits', 'probabilities'))
+    calibration: Calibration | None = setting(None, 'scale and offset of the logits, fitted out of fold')
+    fold: int | None = setting(None, 'the fold it was not trained on', low=-1, high=10**6)
+    held_out: str = setting('', "digest of that fold's clip names")
+    seed: int = setting(0, 'seed of its training', low=-(2**63), high=2**64)
     oof_score: float | None = setting(None, "the recipe's metric on that fold", low=-1e9, high=1e9)
-    recipe: dict[str, Any] = setting({}, "the recipe of its training")
+    recipe: dict[str, Any] = setting({}, 'the recipe of its training')
     train_prevalences: tuple[float, ...] = setting(
-        (), "share of true labels among those drawn in training, by class", low=0, high=1e6
+        (), 'share of true labels among those drawn in training, by class', low=0, high=1e6
     )
-    version: str = setting(VERSION, "version of the kit that wrote it")
+    version: str = setting(VERSION, 'version of the kit that wrote it')
 
     def check(self) -> None:
         n = len(self.classes)
         if n == 0 or len(set(self.classes)) != n:
-            raise KitError(f"a tagger needs class names, each once, got {n}.")
+            raise KitError(f'a tagger needs class names, each once, got {n}.')
         if not self.prevalences:
-            object.__setattr__(self, "prevalences", (1.0 / n,) * n)
+            object.__setattr__(self, 'prevalences', (1.0 / n,) * n)
         if len(self.prevalences) != n:
-            raise KitError(f"{n} classes need as many prevalences, got {len(self.prevalences)}.")
+            raise KitError(f'{n} classes need as many prevalences, got {len(self.prevalences)}.')
 
     @property
     def metric(self) -> str:
         """The name of the metric of oof_score."""
-        return str(self.recipe.get("metric", "lwlrap"))
+        return str(self.recipe.get('metric', 'lwlrap'))
 
     @property
     def is_calibrated(self) -> bool:
         """Whether its scores are probabilities, by training or by calibration."""
-        return self.output == "probability" or self.calibration is not None
+        return self.output == 'probability' or self.calibration is not None
 
 
 class Tagger(nn.Module):
@@ -78,10 +78,10 @@ class Tagger(nn.Module):
         self.card = card
         self.frontend = Frontend(card.frontend)
         self.network = network
-        least = int(getattr(network, "min_frames", 1))
+        least = int(getattr(network, 'min_frames', 1))
         image = card.frontend.image_size
         if image and image[1] < least:
-            raise KitError(f"image_size {image} has {image[1]} frames, the network needs {least} or more.")
+            raise KitError(f'image_size {image} has {image[1]} frames, the network needs {least} or more.')
         # A clip of any length is resized to the image.
         self.min_frames = card.min_frames if image else max(card.min_frames, least)
 
@@ -95,7 +95,7 @@ class Tagger(nn.Module):
 
     def read_logits(self, output: Any) -> Any:
         """Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)"""
-        if self.card.returns == "logits" or not isinstance(output, Tensor):
+        if self.card.returns == 'logits' or not isinstance(output, Tensor):
             return output
         probs = output.float()
         if ((probs < 0) | (probs > 1)).any():

@@ -22,12 +22,12 @@ PROBE_FRAMES = (2048, 4096)
 class TimmConfig(NetworkConfig):
     """Which timm model; EfficientNet-B0, B1, B3 and ReXNet-150, 200 have won medals."""
 
-    name: str = setting("tf_efficientnet_b0.ns_jft_in1k", "any convolutional model of timm")
-    weights: str | None = setting(None, "local pretrained file to start training from")
+    name: str = setting('tf_efficientnet_b0.ns_jft_in1k', 'any convolutional model of timm')
+    weights: str | None = setting(None, 'local pretrained file to start training from')
     stem_stride: int | None = setting(
-        None, "1: the first layer keeps every row and frame; None: as in timm", choices=(None, 1)
+        None, '1: the first layer keeps every row and frame; None: as in timm', choices=(None, 1)
     )
-    drop_path: float = setting(0.0, "stochastic depth: probability of dropping a branch", low=0, high=0.9)
+    drop_path: float = setting(0.0, 'stochastic depth: probability of dropping a branch', low=0, high=0.9)
 
 
 class TimmBackbone(Backbone):
@@ -39,7 +39,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, settings: TimmConfig, shape: InputShape) -> None:
         super().__init__()
-        check_input("timm", shape)
+        check_input('timm', shape)
         self.settings = settings
         self.model = timm_model(settings, shape.channels)
         width, stride, self.min_frames = measure_timm_map(settings, shape)
@@ -55,27 +55,27 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise KitError(f"timm cannot be imported ({error}): pip install timm, or attach it.") from error
+        raise KitError(f'timm cannot be imported ({error}): pip install timm, or attach it.') from error
     # create_model would download a name with a prefix such as hf-hub:. A registered name never does.
     if not timm.is_model(settings.name):
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]
-        near = ", ".join(difflib.get_close_matches(settings.name[:100], names, 5, 0.4)) or "none"
-        raise KitError(f"timm has no model {settings.name[:100]!r}; near are: {near}.")
-    options: dict[str, Any] = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
+        near = ', '.join(difflib.get_close_matches(settings.name[:100], names, 5, 0.4)) or 'none'
+        raise KitError(f'timm has no model {settings.name[:100]!r}; near are: {near}.')
+    options: dict[str, Any] = {'drop_path_rate': settings.drop_path} if settings.drop_path else {}
     try:
         model = create_timm_model(settings.name, in_chans=channels, num_classes=0, **options)
     except Exception as error:
-        base_name = settings.name.partition(".")[0]
-        tags = ", ".join(timm.list_models(f"{base_name}.*", pretrained=True)) or "none"
+        base_name = settings.name.partition('.')[0]
+        tags = ', '.join(timm.list_models(f'{base_name}.*', pretrained=True)) or 'none'
         raise KitError(
-            f"timm cannot build {settings.name!r} with {channels} channels and drop_path "
-            f"{settings.drop_path:g}: {one_line(error)[:160]}. Its pretrained forms: {tags}."
+            f'timm cannot build {settings.name!r} with {channels} channels and drop_path '
+            f'{settings.drop_path:g}: {one_line(error)[:160]}. Its pretrained forms: {tags}.'
         ) from error
     if settings.stem_stride == 1:
-        stems = [model.get_submodule(name) for name in layer_names(model, "first_conv")]
+        stems = [model.get_submodule(name) for name in layer_names(model, 'first_conv')]
         if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
-            problem = f"a single first convolution of stride 2, which {settings.name} does not have"
-            raise KitError(f"stem_stride=1 needs {problem}: set stem_stride=None.")
+            problem = f'a single first convolution of stride 2, which {settings.name} does not have'
+            raise KitError(f'stem_stride=1 needs {problem}: set stem_stride=None.')
         stems[0].stride = (1, 1)
     return model
 
@@ -87,10 +87,10 @@ def create_timm_model(name: str, **options: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, **options)
     except Exception:
-        if torch.get_default_device().type != "meta":
+        if torch.get_default_device().type != 'meta':
             raise
-        with torch.device("cpu"):
-            model = timm.create_model(name, **options).to("meta")
+        with torch.device('cpu'):
+            model = timm.create_model(name, **options).to('meta')
     return model
 
 
@@ -103,7 +103,7 @@ def layer_names(model: Any, role: str) -> tuple[str, ...]:
 def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, ...]:
     """Compute the shape of a timm model's map of one clip; () where the model refuses the input."""
     # On the meta device tensors have shapes but no numbers.
-    spec = torch.empty(1, shape.channels, shape.bins, frames, device="meta")
+    spec = torch.empty(1, shape.channels, shape.bins, frames, device='meta')
     try:
         with torch.no_grad():
             return tuple(model.forward_features(spec).shape)
@@ -123,9 +123,9 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
     short, long = (feature_map_shape(model, shape, frames) for frames in PROBE_FRAMES)
     # A map (B, D, M', N') grows along its last axis. Tokens and maps with channels last do not.
     if not (len(short) == len(long) == 4 and short[3] < long[3]):
-        problem = f"returns {long} for" if long else "refuses"
+        problem = f'returns {long} for' if long else 'refuses'
         raise KitError(
-            f"{settings.name} {problem} an input of {shape.bins} x {PROBE_FRAMES[1]}, where a map "
+            f'{settings.name} {problem} an input of {shape.bins} x {PROBE_FRAMES[1]}, where a map '
             "(1, D, M', N') is needed: choose a convolutional model, or more bins."
         )
     stride = round((PROBE_FRAMES[1] - PROBE_FRAMES[0]) / (long[3] - short[3]))
@@ -139,31 +139,31 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
     from timm.models import adapt_input_conv, load_state_dict
 
     if not Path(path).is_file():
-        raise KitError(f"no pretrained file {path}: attach it, or set weights=None.")
+        raise KitError(f'no pretrained file {path}: attach it, or set weights=None.')
     try:
         content = load_state_dict(str(path), weights_only=True)
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:
         reason = one_line(error)[:160]
-        raise KitError(f"{path} cannot be read as tensors ({reason}): save a state_dict.") from error
+        raise KitError(f'{path} cannot be read as tensors ({reason}): save a state_dict.') from error
     target = backbone.model.state_dict()
-    for layer in layer_names(backbone.model, "first_conv"):
-        name = f"{layer}.weight"
+    for layer in layer_names(backbone.model, 'first_conv'):
+        name = f'{layer}.weight'
         if name in target and name in tensors and tensors[name].shape[1:2] == (3,):
             tensors[name] = adapt_input_conv(target[name].shape[1], tensors[name])
 
     # timm loads a file of another model in part and without a word, so every tensor is checked first.
     # Old files lack num_batches_tracked, which nothing reads.
-    required = [name for name in target if not name.endswith("num_batches_tracked")]
+    required = [name for name in target if not name.endswith('num_batches_tracked')]
     missing = [name for name in required if name not in tensors or tensors[name].shape != target[name].shape]
-    classifier = tuple(name.partition(".")[0] + "." for name in layer_names(backbone.model, "classifier"))
+    classifier = tuple(name.partition('.')[0] + '.' for name in layer_names(backbone.model, 'classifier'))
     unexpected = [name for name in tensors if name not in target and not name.startswith(classifier)]
     if unexpected or missing:
         filled = len(required) - len(missing)
         example = (unexpected + missing)[0]
         total = len(required)
         raise KitError(
-            f"{path} is no file of {backbone.settings.name}: it fills {filled} of its {total} tensors "
-            f"({filled / total:.0%}) and has {len(unexpected)} others, e.g. {example}: set the name of its model."
+            f'{path} is no file of {backbone.settings.name}: it fills {filled} of its {total} tensors '
+            f'({filled / total:.0%}) and has {len(unexpected)} others, e.g. {example}: set the name of its model.'
         )
     backbone.model.load_state_dict(tensors, strict=False)

@@ -36,58 +36,58 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     tagger = checkpoint if isinstance(checkpoint, Tagger) else load_tagger(checkpoint)
     card = tagger.card
     class_index = {name: k for k, name in enumerate(card.classes)}
-    true = [choose("class", name, class_index) for name in truth]
+    true = [choose('class', name, class_index) for name in truth]
     if not card.is_calibrated:
-        raise KitError("this tagger gives a ranking, not probabilities: run `oof`, which calibrates it.")
-    device = next((part.device for part in tagger.parameters()), torch.device("cpu"))
-    loader = SpectrogramLoader([Path(clip)], {"": tagger.frontend.to(device)}, device, threads=1)
+        raise KitError('this tagger gives a ranking, not probabilities: run `oof`, which calibrates it.')
+    device = next((part.device for part in tagger.parameters()), torch.device('cpu'))
+    loader = SpectrogramLoader([Path(clip)], {'': tagger.frontend.to(device)}, device, threads=1)
     specs = [
-        spec for chunk in loader.load_chunks("load", progress=False) for spec in loader.specs(chunk, "")[1]
+        spec for chunk in loader.load_chunks('load', progress=False) for spec in loader.specs(chunk, '')[1]
     ]
     if not specs:
-        raise KitError(f"{clip} {loader.failures[0]}: pass another clip.")
+        raise KitError(f'{clip} {loader.failures[0]}: pass another clip.')
 
     frames_per_s = card.frontend.frames_per_s
     frames = specs[0].shape[-1]
     seconds = frames / frames_per_s
     by_window = card.inference
-    if by_window.mode == "full":
+    if by_window.mode == 'full':
         window_s = max(0.02, tagger.min_frames / frames_per_s, min(2.0, seconds / 4))
-        by_window = replace(by_window, mode="windows", window_s=window_s, hop_s=window_s / 4)
+        by_window = replace(by_window, mode='windows', window_s=window_s, hop_s=window_s / 4)
     outputs = Predictor(tagger, device, inference=card.inference).predict(specs)[0]
     windows = Predictor(tagger, device, inference=by_window).predict(specs)[0]
     assert outputs is not None and windows is not None  # nothing stops these predictions
     clip_probs = clip_probabilities(tagger, card.inference, outputs.logits)
-    ranked = np.argsort(-clip_probs, kind="stable").tolist()
+    ranked = np.argsort(-clip_probs, kind='stable').tolist()
     others = [k for k in ranked if k not in true][: max(0, CLIP_CLASSES - len(true))]
     rows = sorted(true + others, key=lambda k: -clip_probs[k])
     window_probs = tagger.probabilities(torch.from_numpy(windows.logits)).numpy()[:, rows]
 
     figure, ((top, key), (bottom, right)) = new_figure(
-        10, 6, 2, 2, sharex="col", sharey="row", width_ratios=(4, 1), height_ratios=(5, 4)
+        10, 6, 2, 2, sharex='col', sharey='row', width_ratios=(4, 1), height_ratios=(5, 4)
     )
     image = tagger.frontend.split(tagger.frontend.normalize(specs[0]))[0][0].float().cpu().numpy()
     low, high = np.percentile(image, (10, 99.9))
     draw_spectrogram(top, image, seconds, card.frontend.bin_hz, low, high)
-    top.set(ylabel="kHz", title=f"{shown_name(Path(clip).name)}: {seconds:.3g} s")
+    top.set(ylabel='kHz', title=f'{shown_name(Path(clip).name)}: {seconds:.3g} s')
 
     # Windows overlap, so each is drawn up to the middle between its centre and the next one's.
     centres = np.mean(windows.spans, axis=1)
     edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [frames]]) / frames_per_s
     row_edges = np.arange(len(rows) + 1) - 0.5
-    mesh = bottom.pcolormesh(edges, row_edges, window_probs.T, cmap="viridis", vmin=0, vmax=1)
+    mesh = bottom.pcolormesh(edges, row_edges, window_probs.T, cmap='viridis', vmin=0, vmax=1)
     bottom.grid(visible=False)
-    labels = [("✓ " if k in true else "") + shown_name(card.classes[k]) for k in rows]
+    labels = [('✓ ' if k in true else '') + shown_name(card.classes[k]) for k in rows]
     bottom.set(yticks=range(len(rows)), yticklabels=labels, ylim=(row_edges[-1], row_edges[0]))
-    title = f"windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s"
-    bottom.set(xlabel="seconds", title=title)
+    title = f'windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s'
+    bottom.set(xlabel='seconds', title=title)
 
     bars = right.barh(range(len(rows)), clip_probs[rows])
-    right.bar_label(bars, fmt=" %.2f")
-    right.set(xlim=(0, 1.3), xlabel="probability", title="whole clip")
+    right.bar_label(bars, fmt=' %.2f')
+    right.set(xlim=(0, 1.3), xlabel='probability', title='whole clip')
     key.set_axis_off()
     place = key.inset_axes((0, 0.3, 1, 0.1))
-    figure.colorbar(mesh, place, orientation="horizontal", label="probability in a window")
+    figure.colorbar(mesh, place, orientation='horizontal', label='probability in a window')
     return Plot(figure)
 
 
@@ -96,14 +96,14 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
 
     Errors: KitError for kind "stft", which has none
     """
-    if frontend.kind != "mel":
+    if frontend.kind != 'mel':
         raise KitError("kind='stft' has FFT bins, not mel filters: pass a front end of kind='mel'.")
     filters = frontend.filters()
     bin_hz = frontend.sample_rate / frontend.n_fft
     figure, axes = new_figure(10, 3.6)
     axes.plot(np.arange(len(filters)) * bin_hz / 1000, filters, linewidth=0.8)
-    title = f"{filters.shape[1]} mel filters ({frontend.mel_scale} scale) on FFT bins of {bin_hz:.3g} Hz"
-    axes.set(xlabel="kHz", ylabel="weight", title=title)
+    title = f'{filters.shape[1]} mel filters ({frontend.mel_scale} scale) on FFT bins of {bin_hz:.3g} Hz'
+    axes.set(xlabel='kHz', ylabel='weight', title=title)
     return Plot(figure)
 
 
@@ -114,29 +114,29 @@ def draw_lengths(seconds: Sequence[float]) -> Plot:
     """
     lengths = np.asarray(seconds, float)
     if not (len(lengths) and np.isfinite(lengths).all() and lengths.min() > 0):
-        raise KitError(f"wanted seconds above 0, got {len(lengths)} lengths: leave out clips without one.")
+        raise KitError(f'wanted seconds above 0, got {len(lengths)} lengths: leave out clips without one.')
     figure, axes = new_figure(10, 3.6)
     low = lengths.min() / 1.05
     high = lengths.max() * 1.05
     axes.hist(lengths, np.geomspace(low, high, 41))
     hours = lengths.sum() / 3600
-    title = f"{len(lengths):,} clips, {hours:.3g} h in all, median {np.median(lengths):.3g} s"
-    axes.set(xscale="log", xlim=(low, high), xlabel="seconds", ylabel="clips", title=title)
+    title = f'{len(lengths):,} clips, {hours:.3g} h in all, median {np.median(lengths):.3g} s'
+    axes.set(xscale='log', xlim=(low, high), xlabel='seconds', ylabel='clips', title=title)
     ticks = np.outer(10.0 ** np.arange(-3, 5), (1, 2, 5)).ravel()
     axes.set_xticks(ticks[(low <= ticks) & (ticks <= high)])
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter('{x:g}')
     axes.minorticks_off()
     return Plot(figure)
 
 
 SHEET_S = 5.0
 SHEET_COLUMNS = 5
-SPEC_PANELS = ("filter", "mask", "outside", "warp", "crop")
+SPEC_PANELS = ('filter', 'mask', 'outside', 'warp', 'crop')
 MIX_PANELS = {
-    "energies": MixupConfig(p=1.0),
-    "waves": MixupConfig(p=1.0, domain="wave", low=0.2, high=0.8),
-    "spectrograms": MixupConfig(p=1.0, domain="spec", convex=True, low=0.2, high=0.5),
-    "fading spectrograms": MixupConfig(p=1.0, domain="spec", fade_p=1.0),
+    'energies': MixupConfig(p=1.0),
+    'waves': MixupConfig(p=1.0, domain='wave', low=0.2, high=0.8),
+    'spectrograms': MixupConfig(p=1.0, domain='spec', convex=True, low=0.2, high=0.5),
+    'fading spectrograms': MixupConfig(p=1.0, domain='spec', fade_p=1.0),
 }
 
 
@@ -149,35 +149,35 @@ def sheet_panels(
         return frontend.normalize(torch.stack(frontend.spectrograms(list(batch))))
 
     specs = spectrograms(waves)
-    yield "original", specs[0]
+    yield 'original', specs[0]
 
     for name in WAVE_AUGMENTS:
-        wave_config = WaveAugmentConfig.from_dict({f"{name}_p": 1.0})
+        wave_config = WaveAugmentConfig.from_dict({f'{name}_p': 1.0})
         wave_draw = draw_wave_augment(wave_config, 1, waves.shape[1], generator)
         sample_rate = frontend.config.sample_rate
         changed = augment_waves(waves[:1], wave_draw, wave_config, sample_rate, backgrounds=waves[1:])
-        yield f"{name}: {float(wave_draw.amounts[name][0]):.3g}", spectrograms(changed)[0]
+        yield f'{name}: {float(wave_draw.amounts[name][0]):.3g}', spectrograms(changed)[0]
 
     rows, frames = specs.shape[1:]
     box = torch.tensor([[rows // 3, rows // 2]])
     for name in SPEC_PANELS:
-        spec_config = SpecAugmentConfig.from_dict({f"{name}_p": 1.0})
+        spec_config = SpecAugmentConfig.from_dict({f'{name}_p': 1.0})
         spec_draw = draw_spec_augment(spec_config, 1, rows, frames, generator, box)
         yield name, augment_specs(specs[:1], spec_draw, spec_config, frontend)[0]
 
     for name, mix_config in MIX_PANELS.items():
         mix_draw = draw_mixup(mix_config, 2, generator)
-        if mix_config.domain == "energy":
+        if mix_config.domain == 'energy':
             mixed = mix_energies(specs, mix_draw, mix_config, frontend.config)
-        elif mix_config.domain == "wave":
+        elif mix_config.domain == 'wave':
             mixed = spectrograms(mix_waves(waves, mix_draw, mix_config))
         else:
             mixed = mix_specs(specs, mix_draw, mix_config)
         amount = float(mix_draw.centre[0] if mix_config.fade_p else mix_draw.share[0])
-        yield f"mixup of {name}: {amount:.0%}", mixed[0]
+        yield f'mixup of {name}: {amount:.0%}', mixed[0]
 
 
-def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", seed: int = 0) -> Plot:
+def draw_contact_sheet(clip: str | Path, out: str | Path = 'augmentations.png', seed: int = 0) -> Plot:
     """One page with a clip's spectrogram under every augmentation. Mixup mixes the clip with itself reversed.
 
     Titles show the drawn amounts in the units of the recipe's settings; a shift is in samples.
@@ -189,7 +189,7 @@ def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", 
     """
     sound = decode_file(Path(clip))
     if isinstance(sound, Undecodable):
-        raise KitError(f"{clip} {sound.reason}: pass another clip.")
+        raise KitError(f'{clip} {sound.reason}: pass another clip.')
     wave = torch.from_numpy(sound.wave[: round(SHEET_S * sound.sample_rate)]).float()
     frontend = Frontend(FrontendConfig(sample_rate=sound.sample_rate, top_db=80.0))
     generator = torch.Generator().manual_seed(seed)
@@ -204,5 +204,5 @@ def draw_contact_sheet(clip: str | Path, out: str | Path = "augmentations.png", 
         axes.set_title(title, fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(f"{shown_name(Path(clip).name)}: kHz over seconds, 80 dB from black to white")
+    figure.suptitle(f'{shown_name(Path(clip).name)}: kHz over seconds, 80 dB from black to white')
     return Plot(figure).save(out)

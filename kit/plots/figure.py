@@ -14,23 +14,23 @@ from kit.core.errors import KitError, choose
 from kit.core.files import write_text, write_whole
 
 # The palette of Okabe and Ito: its colours differ for colour-blind people too.
-CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CURVE_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 PLOT_STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "font.size": 9,
-    "figure.titlesize": 11,
-    "axes.prop_cycle": f"cycler(color={list(CURVE_COLOURS)})",
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'axes.axisbelow': True,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.titlesize': 11,
+    'axes.labelsize': 10,
+    'font.size': 9,
+    'figure.titlesize': 11,
+    'axes.prop_cycle': f'cycler(color={list(CURVE_COLOURS)})',
 }
 TICK_SIZE = 8
 MAX_ROWS = 40
 MAX_NAME_LENGTH = 32
-IMAGE_FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
+IMAGE_FORMATS = {'.png': 'png', '.svg': 'svg', '.pdf': 'pdf'}
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Plot:
     figure: Any
     path: Path | None = None
 
-    def save(self, path: str | Path) -> "Plot":
+    def save(self, path: str | Path) -> 'Plot':
         """Write the figure as PNG, SVG or PDF, by the ending of the path."""
-        image = self.to_bytes(choose("ending of an image", Path(path).suffix, IMAGE_FORMATS))
+        image = self.to_bytes(choose('ending of an image', Path(path).suffix, IMAGE_FORMATS))
         write_whole(Path(path), lambda handle: handle.write(image))
         return replace(self, path=Path(path))
 
-    def to_bytes(self, image_format: str = "png") -> bytes:
+    def to_bytes(self, image_format: str = 'png') -> bytes:
         """Return the bytes of the image file."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=image_format, dpi=100)
@@ -68,10 +68,10 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise KitError("a plot needs matplotlib: pip install matplotlib.") from error
+        raise KitError('a plot needs matplotlib: pip install matplotlib.') from error
     # A Figure without pyplot: nothing stays open, and no setting of the user's changes.
     with matplotlib.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout='constrained')
         panels = figure.subplots(rows, columns, **grid)
     for axes in np.ravel(panels):
         # Ticks that are made later do not see the context's settings.
@@ -81,11 +81,11 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
 
 def shown_name(name: str) -> str:
     """Make a name safe for matplotlib: long ones lose their middle, and `$` starts no formula."""
-    name = name.encode(errors="replace").decode()  # file names can hold bytes that are no text
+    name = name.encode(errors='replace').decode()  # file names can hold bytes that are no text
     if len(name) > MAX_NAME_LENGTH:
         # The end stays, because names often differ only there: fold_0.pt, fold_1.pt.
-        name = f"{name[:16]}…{name[-15:]}"
-    return name.replace("$", r"\$")
+        name = f'{name[:16]}…{name[-15:]}'
+    return name.replace('$', r'\$')
 
 
 def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
@@ -102,8 +102,8 @@ def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid
 
 def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
     """Draw a square matrix as colours; NaN is grey. Labels must have passed `shown_name`."""
-    image = axes.imshow(matrix, cmap="viridis", vmin=0, aspect="auto")
-    axes.set(facecolor="0.88", xticks=range(len(labels)))
+    image = axes.imshow(matrix, cmap='viridis', vmin=0, aspect='auto')
+    axes.set(facecolor='0.88', xticks=range(len(labels)))
     axes.set_xticklabels(labels, rotation=90)
     axes.grid(visible=False)
     axes.figure.colorbar(image, ax=axes, fraction=0.04)
@@ -123,8 +123,8 @@ def draw_spectrogram(
         positions = bins[:: -(-len(khz) // 12)]
         ticks = khz[positions].round(1)
     extent = (0, seconds, -0.5, len(khz) - 0.5)
-    axes.imshow(spec, cmap="magma", vmin=low, vmax=high, origin="lower", aspect="auto", extent=extent)
-    axes.set_yticks(positions, [f"{tick:g}" for tick in ticks])
+    axes.imshow(spec, cmap='magma', vmin=low, vmax=high, origin='lower', aspect='auto', extent=extent)
+    axes.set_yticks(positions, [f'{tick:g}' for tick in ticks])
     axes.grid(visible=False)
 
 
@@ -134,14 +134,14 @@ figure{margin:1rem 0}img{max-width:100%}figcaption{opacity:.7}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#17191a}}"""
 
 
-def page_table(rows: Iterable[Sequence[object]], summary: str = "") -> str:
+def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
     """Return an HTML table, or nothing without rows. With a summary, a click on that line opens the table."""
-    lines = ["<tr>" + "".join(f"<td>{escape(str(cell))}" for cell in row) for row in rows]
+    lines = ['<tr>' + ''.join(f'<td>{escape(str(cell))}' for cell in row) for row in rows]
     if not lines:
-        return ""
-    table = "<div><table>" + "\n".join(lines) + "</table></div>"
+        return ''
+    table = '<div><table>' + '\n'.join(lines) + '</table></div>'
     if summary:
-        return f"<details><summary>{escape(summary)}</summary>{table}</details>"
+        return f'<details><summary>{escape(summary)}</summary>{table}</details>'
     return table
 
 
@@ -150,17 +150,17 @@ def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
 
     The caption is the first line of the drawing function's docstring.
     """
-    caption = escape((draw.__doc__ or "").partition("\n")[0])
+    caption = escape((draw.__doc__ or '').partition('\n')[0])
     try:
         data = base64.b64encode(draw(*arguments).to_bytes()).decode()
     except KitError as error:
-        return f"<p>{escape(str(error))}"
+        return f'<p>{escape(str(error))}'
     image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f"<figure><figcaption>{caption}</figcaption>{image_tag}</figure>"
+    return f'<figure><figcaption>{caption}</figcaption>{image_tag}</figure>'
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
     """Write an HTML page that needs no other file."""
     name = escape(title)
     head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
-    write_text(path, "\n".join([f"{head}<style>{PAGE_STYLE}</style>", f"<h1>{name}</h1>", *sections, ""]))
+    write_text(path, '\n'.join([f'{head}<style>{PAGE_STYLE}</style>', f'<h1>{name}</h1>', *sections, '']))

@@ -23,36 +23,36 @@ from kit.plots.figure import (
 )
 from kit.train.oof import SavedRun, load_run
 
-LINE_STYLES = ("-", "--", ":")
+LINE_STYLES = ('-', '--', ':')
 # What a submission measures besides its models, and how the timeline calls it.
 STAGES = {
-    "headers": "read headers",
-    "models": "build models",
-    "decode": "decode files",
-    "frontend": "compute spectrograms",
+    'headers': 'read headers',
+    'models': 'build models',
+    'decode': 'decode files',
+    'frontend': 'compute spectrograms',
 }
 
 
 def require_predictions(run: SavedRun) -> None:
     """Raise KitError unless a run has out-of-fold predictions and a true label to compare them with."""
     if not run.oof.names:
-        raise KitError(f"{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.")
+        raise KitError(f'{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.')
     if not (run.oof.truth == 1).any():
-        clips = f"{len(run.oof.names)} clips of {run.folder}"
-        raise KitError(f"none of the {clips} has a true label: label some of them.")
+        clips = f'{len(run.oof.names)} clips of {run.folder}'
+        raise KitError(f'none of the {clips} has a true label: label some of them.')
 
 
 def hardest_classes(run: SavedRun) -> list[int]:
     """Return the classes with the lowest out-of-fold scores, hardest first, 40 at most."""
     require_predictions(run)
     scores = metric_per_class(run.oof.metric, run.oof.truth, run.oof.probabilities)
-    return [int(k) for k in np.argsort(scores, kind="stable") if np.isfinite(scores[k])][:MAX_ROWS]
+    return [int(k) for k in np.argsort(scores, kind='stable') if np.isfinite(scores[k])][:MAX_ROWS]
 
 
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
     """Return the title of a plot of some classes."""
     name = shown_name(run.folder.resolve().name)
-    return f"{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first"
+    return f'{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first'
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,12 +73,12 @@ def draw_classes(run: SavedRun) -> Plot:
     oof = run.oof
     values, lengths = error_bars(class_intervals(oof.metric, oof.truth, oof.probabilities, shown, oof.groups))
     clips = (run.oof.truth == 1).sum(axis=0)
-    labels = [f"{shown_name(run.oof.classes[k])}  {clips[k]}" for k in shown]
+    labels = [f'{shown_name(run.oof.classes[k])}  {clips[k]}' for k in shown]
     figure, (axes,) = new_row_figure(labels, 8)
-    axes.errorbar(values, range(len(shown)), xerr=lengths, fmt="o", capsize=3)
+    axes.errorbar(values, range(len(shown)), xerr=lengths, fmt='o', capsize=3)
     measure = class_metric(run.oof.metric)
-    axes.set(xlim=(0, 1.02), xlabel=f"{measure} and its 95 % interval", title=classes_title(run, shown))
-    axes.set(ylabel="class and its number of clips")
+    axes.set(xlim=(0, 1.02), xlabel=f'{measure} and its 95 % interval', title=classes_title(run, shown))
+    axes.set(ylabel='class and its number of clips')
     return Plot(figure)
 
 
@@ -89,7 +89,7 @@ def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """
     is_true = (truth == 1).astype(float)
     is_false = (truth == 0).astype(float)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid='ignore'):
         return np.asarray((is_true.T @ (scores * is_false)) / (is_true.T @ is_false))
 
 
@@ -99,8 +99,8 @@ def draw_confusion(run: SavedRun) -> Plot:
     labels = [shown_name(run.oof.classes[k]) for k in shown]
     figure, (axes,) = new_row_figure(labels, 4.5 + 0.15 * len(shown))
     draw_matrix(axes, mean_confusion(run.oof.truth, run.oof.probabilities)[np.ix_(shown, shown)], labels)
-    axes.set(title=classes_title(run, shown), ylabel="true class")
-    axes.set(xlabel="false class, coloured by its mean probability")
+    axes.set(title=classes_title(run, shown), ylabel='true class')
+    axes.set(xlabel='false class, coloured by its mean probability')
     return Plot(figure)
 
 
@@ -147,15 +147,15 @@ def draw_calibration(run: SavedRun) -> Plot:
     bins = calibration_bins(run.oof.truth, run.oof.probabilities)
     lengths = np.array([bins.observed - bins.low, bins.high - bins.observed]).clip(0)
     figure, (top, bottom) = new_figure(6.5, 6, 2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot((0, 1), (0, 1), "--", color="0.5")
-    top.errorbar(bins.predicted, bins.observed, lengths, fmt="o-")
-    top.set(ylabel="observed frequency", title=f"expected calibration error {bins.error:.3f}")
+    top.plot((0, 1), (0, 1), '--', color='0.5')
+    top.errorbar(bins.predicted, bins.observed, lengths, fmt='o-')
+    top.set(ylabel='observed frequency', title=f'expected calibration error {bins.error:.3f}')
     bars = bottom.bar(bins.predicted, bins.n_labels, 0.05)
-    bottom.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+    bottom.bar_label(bars, fmt='{:,.0f}', fontsize=8)
     # From 0.5, so that a bin of one label has a bar on the logarithmic axis.
-    bottom.set(yscale="log", ylim=(0.5, 5 * bins.n_labels.max()))
-    bottom.tick_params(which="minor", labelleft=False)
-    bottom.set(xlabel="predicted probability", ylabel="known labels")
+    bottom.set(yscale='log', ylim=(0.5, 5 * bins.n_labels.max()))
+    bottom.tick_params(which='minor', labelleft=False)
+    bottom.set(xlabel='predicted probability', ylabel='known labels')
     return Plot(figure)
 
 
@@ -168,22 +168,22 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
     lines: dict[str, Any] = {}
     for run in runs:
         for epochs in run.history:
-            name = str(run.folder) if len(runs) > 1 else f"fold {epochs['fold'].iloc[0]}"
+            name = str(run.folder) if len(runs) > 1 else f'fold {epochs["fold"].iloc[0]}'
             number = list(lines).index(name) if name in lines else len(lines)
             repeats, colour = divmod(number, len(CURVE_COLOURS))
-            style = {"color": CURVE_COLOURS[colour], "linestyle": LINE_STYLES[repeats % len(LINE_STYLES)]}
-            for axes, column in zip(panels, ("loss", "score"), strict=True):
+            style = {'color': CURVE_COLOURS[colour], 'linestyle': LINE_STYLES[repeats % len(LINE_STYLES)]}
+            for axes, column in zip(panels, ('loss', 'score'), strict=True):
                 measured = epochs.dropna(subset=column)
                 (lines[name],) = axes.plot(
-                    measured["epoch"], measured[column], marker=".", alpha=0.8, **style
+                    measured['epoch'], measured[column], marker='.', alpha=0.8, **style
                 )
-    metrics = ", ".join(dict.fromkeys(run.oof.metric for run in runs))
-    for axes, measure in zip(panels, ("training loss", f"validation {metrics}"), strict=True):
-        axes.set(xlabel="epoch", ylabel=measure)
+    metrics = ', '.join(dict.fromkeys(run.oof.metric for run in runs))
+    for axes, measure in zip(panels, ('training loss', f'validation {metrics}'), strict=True):
+        axes.set(xlabel='epoch', ylabel=measure)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if lines:
         names = [shown_name(name) for name in lines]
-        figure.legend(lines.values(), names, loc="outside right upper", frameon=False)
+        figure.legend(lines.values(), names, loc='outside right upper', frameon=False)
     return Plot(figure)
 
 
@@ -195,39 +195,39 @@ def draw_self_training(run: str | Path) -> Plot:
     Errors: KitError for a run without rounds
     """
     folder = Path(run)
-    rounds = folder / "rounds"
+    rounds = folder / 'rounds'
     counts: dict[int, dict[str, int]] = {}
-    for path in rounds.glob("*/labels/relabel.json"):
+    for path in rounds.glob('*/labels/relabel.json'):
         number = int(path.parts[-3])
-        counts[number] = json.loads(path.read_text(encoding="utf-8"))["counts"]
+        counts[number] = json.loads(path.read_text(encoding='utf-8'))['counts']
     counts = dict(sorted(counts.items()))
     # The last round is the run itself.
     last = max(counts, default=0)
     folders = {number: rounds / str(number) for number in range(last)}
     folders[last] = folder
-    scored = [number for number in folders if (folders[number] / "oof.csv").is_file()]
+    scored = [number for number in folders if (folders[number] / 'oof.csv').is_file()]
     if not counts or not scored:
-        cure = "pass a run of a recipe with self_training.iterations above 0"
-        raise KitError(f"{folder} holds no rounds (rounds/0/oof.csv): {cure}.")
+        cure = 'pass a run of a recipe with self_training.iterations above 0'
+        raise KitError(f'{folder} holds no rounds (rounds/0/oof.csv): {cure}.')
 
     intervals = []
     for number in scored:
-        saved = load_run(folders[number], rounds / "folds.csv")
+        saved = load_run(folders[number], rounds / 'folds.csv')
         oof = saved.oof
         intervals.append(bootstrap_interval(oof.metric, oof.truth, oof.probabilities, oof.groups))
     values, lengths = error_bars(intervals)
     figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
-    left.errorbar(scored, values, lengths, fmt="o-", capsize=3)
+    left.errorbar(scored, values, lengths, fmt='o-', capsize=3)
     left.set(
-        xlabel="self-training round", title=f"{saved.oof.metric} and its 95 % interval", xticks=list(folders)
+        xlabel='self-training round', title=f'{saved.oof.metric} and its 95 % interval', xticks=list(folders)
     )
     kinds = dict.fromkeys(kind for of_round in counts.values() for kind in of_round)
     for place, kind in enumerate(kinds):
         amounts = [of_round.get(kind, 0) for of_round in counts.values()]
         # Smaller marks on larger ones, so that equal counts are all visible.
         size = max(3, 10 - 2 * place)
-        right.plot(list(counts), amounts, "o-", markersize=size, label=shown_name(kind))
-    right.set(xlabel="self-training round", title="clips or windows by use", ylim=(0, None))
+        right.plot(list(counts), amounts, 'o-', markersize=size, label=shown_name(kind))
+    right.set(xlabel='self-training round', title='clips or windows by use', ylim=(0, None))
     right.legend(frameon=False)
     return Plot(figure)
 
@@ -241,17 +241,17 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
     Errors: KitError for a report without times
     """
     details = report if isinstance(report, Mapping) else read_report(Path(report))
-    if "spans" not in details:
-        raise KitError("no report that tells when each step ran: run `submit` again.")
-    spans = details["spans"]
+    if 'spans' not in details:
+        raise KitError('no report that tells when each step ran: run `submit` again.')
+    spans = details['spans']
     lanes = [(name, spans.get(stage, [])) for stage, name in STAGES.items()]
-    models = sorted(details["models"], key=lambda model: model["spans"][:1])
-    lanes += [(model["checkpoint"], model["spans"]) for model in models]
-    lanes.append(("write the CSV", spans.get("write", [])))
+    models = sorted(details['models'], key=lambda model: model['spans'][:1])
+    lanes += [(model['checkpoint'], model['spans']) for model in models]
+    lanes.append(('write the CSV', spans.get('write', [])))
 
     labels = []
     for name, lane in lanes:
-        labels.append(f"{shown_name(name)}  {sum(end - begin for begin, end in lane):.1f} s")
+        labels.append(f'{shown_name(name)}  {sum(end - begin for begin, end in lane):.1f} s')
     figure, (axes,) = new_row_figure(labels, 10)
     # All models have one colour, and the last lane the next one.
     last = len(STAGES)
@@ -259,14 +259,14 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
     for row, (_, lane) in enumerate(lanes):
         bars = [(begin, end - begin) for begin, end in lane]
         axes.broken_barh(bars, (row - 0.4, 0.8), color=colours[row])
-    total_s = details["seconds_total"]
-    deadline_s = details["deadline_s"]
-    title = f"{shown_name(details['state'])}, {total_s:.1f} s"
+    total_s = details['seconds_total']
+    deadline_s = details['deadline_s']
+    title = f'{shown_name(details["state"])}, {total_s:.1f} s'
     if deadline_s:
-        title += f" of {deadline_s:.1f} s to the deadline"
+        title += f' of {deadline_s:.1f} s to the deadline'
     if deadline_s and deadline_s < 2 * total_s:
-        axes.axvline(deadline_s, color="k", linestyle="--")
-    axes.set(xlabel="seconds", title=title, xlim=(0, None))
+        axes.axvline(deadline_s, color='k', linestyle='--')
+    axes.set(xlabel='seconds', title=title, xlim=(0, None))
     return Plot(figure)
 
 
@@ -280,19 +280,19 @@ def draw_labels(table: Any, seconds: Sequence[float] | None = None) -> Plot:
     """
     labels = clip_labels(table)
     if not labels.classes:
-        raise KitError(f"0 classes in {len(table)} rows: pass a table with labels.")
+        raise KitError(f'0 classes in {len(table)} rows: pass a table with labels.')
     if seconds is not None and len(seconds) != len(table):
-        raise KitError(f"wanted as many seconds as rows, got {len(seconds)} for {len(table)} rows.")
+        raise KitError(f'wanted as many seconds as rows, got {len(seconds)} for {len(table)} rows.')
     clip_rows = list(rows_by_name(labels.names).values())
     targets = np.array([np.fmax.reduce(labels.targets[rows]) for rows in clip_rows])
     is_true = (targets == 1).astype(float)
     is_known = (~np.isnan(targets)).astype(float)
 
-    measures = {"clips": is_true.sum(axis=0)}
+    measures = {'clips': is_true.sum(axis=0)}
     if seconds is not None:
-        measures["seconds"] = np.array([seconds[rows[0]] for rows in clip_rows]) @ is_true
-    shown = np.argsort(-measures["clips"], kind="stable")[:MAX_ROWS]
-    with np.errstate(invalid="ignore"):  # 0 / 0: no clip of the row's class knows the column's
+        measures['seconds'] = np.array([seconds[rows[0]] for rows in clip_rows]) @ is_true
+    shown = np.argsort(-measures['clips'], kind='stable')[:MAX_ROWS]
+    with np.errstate(invalid='ignore'):  # 0 / 0: no clip of the row's class knows the column's
         shares = (is_true.T @ is_true) / (is_true.T @ is_known)
     np.fill_diagonal(shares, np.nan)
 
@@ -304,5 +304,5 @@ def draw_labels(table: Any, seconds: Sequence[float] | None = None) -> Plot:
         axes.set(xlabel=unit)
     draw_matrix(matrix_panel, shares[np.ix_(shown, shown)], names)
     matrix_panel.set(title="share of the row's clips that also have the column's class")
-    figure.suptitle(f"{len(clip_rows):,} clips, {len(shown)} of {len(labels.classes)} classes")
+    figure.suptitle(f'{len(clip_rows):,} clips, {len(shown)} of {len(labels.classes)} classes')
     return Plot(figure)

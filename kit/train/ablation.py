@@ -43,12 +43,12 @@ class ProbeReport:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{self.clips} held-out clips, {self.failed} more without predictions"]
-        lines.append(f"{'':{width}}  positive  negative  {self.metric:>11}  change")
+        lines = [f'{self.clips} held-out clips, {self.failed} more without predictions']
+        lines.append(f'{"":{width}}  positive  negative  {self.metric:>11}  change')
         for name, positive, negative, score in self.rows:
             change = score - self.rows[0].score
-            lines.append(f"{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:11.4f}  {change:+.4f}")
-        return "\n".join(lines)
+            lines.append(f'{name:{width}}  {positive:8.4f}  {negative:8.4f}  {score:11.4f}  {change:+.4f}')
+        return '\n'.join(lines)
 
     __repr__ = __str__
 
@@ -96,24 +96,24 @@ def replace_coordinate(name: str, noise: bool = False) -> Alter:
 
 def probe_alterations(config: FrontendConfig, bands: int, stretches: int) -> list[tuple[str, Alter]]:
     """List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time."""
-    alterations: list[tuple[str, Alter]] = [("everything", Frontend.stack)]
+    alterations: list[tuple[str, Alter]] = [('everything', Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
-        alterations.append((f"{name} zeroed", replace_coordinate(name)))
-        alterations.append((f"{name} noise", replace_coordinate(name, noise=True)))
+        alterations.append((f'{name} zeroed', replace_coordinate(name)))
+        alterations.append((f'{name} noise', replace_coordinate(name, noise=True)))
     heights = [config.n_spec_rows, *(EXTRA_ROWS[kind] for kind in config.extra_rows)]
-    kind_of_row = np.repeat(["spectrogram", *config.extra_rows], heights)
+    kind_of_row = np.repeat(['spectrogram', *config.extra_rows], heights)
     for kind in config.extra_rows:
-        alterations.append((f"{kind} zeroed", silence(np.flatnonzero(kind_of_row == kind))))
+        alterations.append((f'{kind} zeroed', silence(np.flatnonzero(kind_of_row == kind))))
     bins = config.n_spec_bins
     hz = config.bin_hz
     # Sorted, because with bands_hz the rows rise again from the lowest frequency in every band.
-    order = np.argsort(hz, kind="stable")
+    order = np.argsort(hz, kind='stable')
     for group in np.array_split(order, min(bands, bins)) if bands else []:
         rows = np.concatenate([group + first for first in range(0, config.n_spec_rows, bins)])
-        alterations.append((f"without {hz[group[0]]:.0f}-{hz[group[-1]]:.0f} Hz", silence(rows)))
-    rows = np.flatnonzero(kind_of_row != "clip_length")
+        alterations.append((f'without {hz[group[0]]:.0f}-{hz[group[-1]]:.0f} Hz', silence(rows)))
+    rows = np.flatnonzero(kind_of_row != 'clip_length')
     for part in range(stretches):
-        alterations.append((f"without time {part + 1}/{stretches}", silence(rows, part, stretches)))
+        alterations.append((f'without time {part + 1}/{stretches}', silence(rows, part, stretches)))
     return alterations
 
 
@@ -139,15 +139,15 @@ def probe(
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        values = f"{len(configs)} frontends, {bands} and {stretches}"
-        raise KitError(f"a probe wants one frontend, bands and stretches from 0, got {values}.")
+        values = f'{len(configs)} frontends, {bands} and {stretches}'
+        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {values}.')
     alterations = probe_alterations(configs.pop(), bands, stretches)
     metric = next(iter(models.values())).tagger.card.metric
     truths = []
     probs_of_models = []
     for path, held in models.items():
         if not held.tagger.card.is_calibrated:
-            raise KitError(f"{path} gives rank scores without a calibration: run `oof`.")
+            raise KitError(f'{path} gives rank scores without a calibration: run `oof`.')
         predictors = [AlteredPredictor(held.tagger, runtime.device, alter) for _, alter in alterations]
         outputs, _ = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
         inference = predictors[0].inference

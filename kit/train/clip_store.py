@@ -28,7 +28,7 @@ class ClipStore:
         self.budget_bytes = memory_bytes() // 2 if memory_gb is None else int(memory_gb * 1e9)
         configs = {key: frontend.config for key, frontend in frontends.items()}
         values_per_s = sum(
-            config.sample_rate if key == "wave" else config.n_spec_rows * config.frames_per_s
+            config.sample_rate if key == 'wave' else config.n_spec_rows * config.frames_per_s
             for key, config in configs.items()
         )
         needed = 4 * values_per_s * seconds
@@ -39,24 +39,24 @@ class ClipStore:
         on_disk = max(0.0, needed / 2 - self.budget_bytes)
         folder = tempfile.gettempdir()
         figures = (
-            f"{needed / 1e9:.1f} GB as float32, and {self.budget_bytes / 1e9:.1f} GB of memory are for clips"
+            f'{needed / 1e9:.1f} GB as float32, and {self.budget_bytes / 1e9:.1f} GB of memory are for clips'
         )
-        kept = f"{needed / 2e9:.1f} GB as float16, of which {on_disk / 1e9:.1f} GB are in {folder}"
-        print(f"note: {seconds / 3600:.1f} hours of audio take {figures}: they take {kept}", flush=True)
+        kept = f'{needed / 2e9:.1f} GB as float16, of which {on_disk / 1e9:.1f} GB are in {folder}'
+        print(f'note: {seconds / 3600:.1f} hours of audio take {figures}: they take {kept}', flush=True)
         free = shutil.disk_usage(folder).free
         if on_disk > free:
-            cure = "train on less audio, or set TMPDIR to a larger disk"
-            raise KitError(f"{folder} has {free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB: {cure}.")
+            cure = 'train on less audio, or set TMPDIR to a larger disk'
+            raise KitError(f'{folder} has {free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB: {cure}.')
 
     def keep(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return tensors as they are kept: in memory, or mapped to a file together."""
-        kept = [tensor.to("cpu", self.dtype).contiguous() for tensor in tensors]
+        kept = [tensor.to('cpu', self.dtype).contiguous() for tensor in tensors]
         size = sum(tensor.nbytes for tensor in kept)
         if self.dtype == torch.float16 and self.used_bytes + size > self.budget_bytes:
             try:
                 return map_to_disk(kept)
             except OSError as error:
-                raise KitError(f"no clips fit {tempfile.gettempdir()} any more: {error}.") from error
+                raise KitError(f'no clips fit {tempfile.gettempdir()} any more: {error}.') from error
         self.used_bytes += size
         return kept
 
@@ -75,7 +75,7 @@ def load_clips(
     loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
     store = None
-    for chunk in loader.load_chunks("load", runtime.progress):
+    for chunk in loader.load_chunks('load', runtime.progress):
         store = store or ClipStore(memory_gb, loader.total_s, frontends)
         loaded = {key: loader.specs(chunk, key) for key in frontends}
         for key, (clips, specs) in loaded.items():
@@ -85,5 +85,5 @@ def load_clips(
         trim_memory()
     loader.print_failures(names)
     if not any(spectrograms.values()):
-        raise KitError(f"none of the {len(names)} clips of the table can be decoded in {audio}.")
+        raise KitError(f'none of the {len(names)} clips of the table can be decoded in {audio}.')
     return loader, spectrograms

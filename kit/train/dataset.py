@@ -68,18 +68,18 @@ class Dataset(ClipLabels):
         """What crops are cut from, by row: waveforms where the recipe needs them, else spectrograms."""
         return self.waveforms or self.spectrograms
 
-    def select(self, rows: Sequence[int] | np.ndarray) -> "Dataset":
+    def select(self, rows: Sequence[int] | np.ndarray) -> 'Dataset':
         """Some of the rows, in this order and numbered anew."""
-        changes: dict[str, Any] = {"names": tuple(self.names[row] for row in rows)}
+        changes: dict[str, Any] = {'names': tuple(self.names[row] for row in rows)}
         for column in fields(self):
             values = getattr(self, column.name)
             if isinstance(values, np.ndarray):
                 changes[column.name] = values[rows]
-            elif isinstance(values, dict) and column.name != "recordings":
+            elif isinstance(values, dict) and column.name != 'recordings':
                 changes[column.name] = {new: values[old] for new, old in enumerate(rows) if old in values}
         return replace(self, **changes)
 
-    def train_split(self, fold: int | None) -> "Dataset":
+    def train_split(self, fold: int | None) -> 'Dataset':
         """The rows of all other folds (None: of all folds) that have audio and a known or soft label."""
         is_usable = self.has_label | [self.has_windows(name) for name in self.names]
         is_usable &= [row in self.spectrograms for row in range(len(self))]
@@ -154,39 +154,39 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
 
     labels = recording_labels(boxes)
     columns = {}
-    for name, value in (("labels", 1), ("false_labels", 0)):
+    for name, value in (('labels', 1), ('false_labels', 0)):
         columns[name] = [join_labels(np.array(labels.classes)[of_row == value]) for of_row in labels.targets]
-    frame = pandas.DataFrame({"fname": labels.names} | columns)
+    frame = pandas.DataFrame({'fname': labels.names} | columns)
     if table is None:
         return frame
     content = read_table(table)
-    if "labels" in content.columns:
+    if 'labels' in content.columns:
         clips = read_clip_table(table)
-        with_boxes = clips["fname"].isin(labels.names)
-        if "fold" not in clips and with_boxes.any():
-            raise KitError(f"{table}: {clips['fname'][with_boxes].iloc[0]!r} has boxes, too: leave it out.")
-        false_labels = clips.get("false_labels", ALL_OTHERS)
-        kept = [name for name in ("fname", "labels", "weight", "source") if name in clips]
+        with_boxes = clips['fname'].isin(labels.names)
+        if 'fold' not in clips and with_boxes.any():
+            raise KitError(f'{table}: {clips["fname"][with_boxes].iloc[0]!r} has boxes, too: leave it out.')
+        false_labels = clips.get('false_labels', ALL_OTHERS)
+        kept = [name for name in ('fname', 'labels', 'weight', 'source') if name in clips]
         clips = clips[kept].assign(false_labels=false_labels)[~with_boxes]
-        frame = pandas.concat([frame, clips], ignore_index=True).fillna({"weight": 1.0, "source": ""})
-        if "fold" not in content.columns:
+        frame = pandas.concat([frame, clips], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
+        if 'fold' not in content.columns:
             return frame
-    key = "fname" if "fname" in content.columns else "recording_id"
-    for name in (key, "fold"):
-        choose("column", name, content.columns)
+    key = 'fname' if 'fname' in content.columns else 'recording_id'
+    for name in (key, 'fold'):
+        choose('column', name, content.columns)
     content.check_names(key)
-    fold = content.numbers("fold", "a whole number", lambda number: True, int)
+    fold = content.numbers('fold', 'a whole number', lambda number: True, int)
     fold_of = dict(zip(content.columns[key], fold, strict=True))
     without_fold = [name for name in labels.names if name not in fold_of]
     if without_fold:
         raise KitError(
-            f"{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}."
+            f'{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}.'
         )
-    in_frame = set(frame["fname"])
+    in_frame = set(frame['fname'])
     others = [name for name in fold_of if name not in in_frame]
-    unknown = pandas.DataFrame({"fname": others, "labels": "", "false_labels": ""})
-    frame = pandas.concat([frame, unknown], ignore_index=True).fillna({"weight": 1.0, "source": ""})
-    return frame.assign(fold=[fold_of[name] for name in frame["fname"]])
+    unknown = pandas.DataFrame({'fname': others, 'labels': '', 'false_labels': ''})
+    frame = pandas.concat([frame, unknown], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
+    return frame.assign(fold=[fold_of[name] for name in frame['fname']])
 
 
 def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -199,12 +199,12 @@ def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
     if not recipe.sources:
         return np.zeros(len(sources), np.int64)
     number_of = {name: number for number, name in enumerate(recipe.sources)}
-    scored = [number_of[name] for name, settings in recipe.sources.items() if settings["scored"]]
-    for name in ("", *BIRDCLEF_SOURCES):
+    scored = [number_of[name] for name, settings in recipe.sources.items() if settings['scored']]
+    for name in ('', *BIRDCLEF_SOURCES):
         number_of.setdefault(name, scored[0] if scored else 0)
     unknown = sorted(set(sources.tolist()) - set(number_of))
     if unknown:
-        raise KitError(f"the table has a source {unknown[0]!r}: {suggest(unknown[0], recipe.sources)}.")
+        raise KitError(f'the table has a source {unknown[0]!r}: {suggest(unknown[0], recipe.sources)}.')
     return np.array([number_of[name] for name in sources.tolist()], np.int64)
 
 
@@ -233,17 +233,17 @@ def load_dataset(
     has_times = boxes is not None or np.isfinite(stretches).all(axis=1).any() or bool(soft and soft.times)
     if recipe.frontend.trim_db is not None and has_times:
         raise KitError(
-            "frontend.trim_db cuts the ends of clips, so stretches, boxes and windows are not at their times: "
-            "use frontend.trim_db=null."
+            'frontend.trim_db cuts the ends of clips, so stretches, boxes and windows are not at their times: '
+            'use frontend.trim_db=null.'
         )
     # Without pseudo-labels nothing is learnt from unlabelled soundscapes, so they are not decoded.
     is_used = labels.sources != UNLABELLED
     if soft and soft.times:
         is_used |= [name in soft.rows for name in labels.names]
     clips = list(dict.fromkeys(name for name, used in zip(labels.names, is_used, strict=True) if used))
-    frontends: dict[str, Any] = {"spec": Frontend(recipe.frontend)}
+    frontends: dict[str, Any] = {'spec': Frontend(recipe.frontend)}
     if recipe.needs_waveforms:
-        frontends["wave"] = RawWaveforms(recipe.frontend)
+        frontends['wave'] = RawWaveforms(recipe.frontend)
     loader, loaded = load_clips(clips, audio, frontends, runtime, memory_gb)
 
     spectrograms: dict[int, Tensor] = {}
@@ -252,14 +252,14 @@ def load_dataset(
     failures: dict[int, str] = {}
     digests: dict[int, str] = {}
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
-    sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded["spec"]}
+    sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
     truth = scored_truth(labels, vars(recipe))
     if recipe.secondary_target is not None:
         mask = is_secondary(frame, labels.classes)
         labels = replace(labels, targets=np.where(mask, np.float32(recipe.secondary_target), labels.targets))
     if recipe.weigh_by_rating:
         labels = replace(labels, weights=labels.weights * rating_weights(frame))
-    is_inside = begins_inside("stretches", labels.names, stretches[:, 0], stretches[:, 1], sound_s)
+    is_inside = begins_inside('stretches', labels.names, stretches[:, 0], stretches[:, 1], sound_s)
     if boxes is not None:
         inside = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
         lost = np.array([name in boxes.rows and name not in inside.rows for name in labels.names])
@@ -271,24 +271,24 @@ def load_dataset(
         clip = clip_numbers[name]
         begin_s, end_s = stretches[row]
         if clip in loader.failures or not is_inside[row]:
-            failures[row] = loader.failures.get(clip, f"begins at {begin_s:g} s, after the end of its sound")
+            failures[row] = loader.failures.get(clip, f'begins at {begin_s:g} s, after the end of its sound')
             continue
-        spec = loaded["spec"][clip]
+        spec = loaded['spec'][clip]
         spectrograms[row] = cut_stretch(spec, begin_s, end_s, recipe.frontend.frames_per_s)
         if recipe.needs_waveforms:
-            wave = loaded["wave"][clip]
+            wave = loaded['wave'][clip]
             waveforms[row] = cut_stretch(wave, begin_s, end_s, recipe.frontend.sample_rate)
         seconds[row] = max(0.0, min(end_s, loader.seconds[clip]) - begin_s)
         digests[row] = loader.digests[clip]
     folds_per_content = pandas.Series(folds).groupby(pandas.Series(digests)).nunique()
     copies = int((folds_per_content > 1).sum())
     if copies:
-        warning = f"{copies} recordings are in several folds under several names: use a group_column."
-        print(f"WARNING: {warning}", flush=True)
+        warning = f'{copies} recordings are in several folds under several names: use a group_column.'
+        print(f'WARNING: {warning}', flush=True)
 
     if soft and soft.times:
         begin_s, end_s = soft.times
-        soft = pick_soft(soft, begins_inside("windows with soft labels", soft.names, begin_s, end_s, sound_s))
+        soft = pick_soft(soft, begins_inside('windows with soft labels', soft.names, begin_s, end_s, sound_s))
         probs = pandas.DataFrame(soft.targets, columns=list(soft.classes)).reindex(columns=labels.classes)
         soft = replace(soft, classes=labels.classes, targets=probs.to_numpy())
     elif soft:
@@ -301,7 +301,7 @@ def load_dataset(
         stretches=stretches,
         spectrograms=spectrograms,
         recordings={
-            name: loaded["spec"][clip] for name, clip in clip_numbers.items() if clip in loaded["spec"]
+            name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']
         },
         seconds=seconds,
         failures=failures,
@@ -327,15 +327,15 @@ def begins_inside(
     if not marked.any():
         return ~is_outside
     first = int(marked.argmax())
-    times = f"{begin_s[first]:g} to {end_s[first]:g} s of {length_s[first]:.4g} s"
-    example = f"e.g. {names[first]!r}, {times}"
+    times = f'{begin_s[first]:g} to {end_s[first]:g} s of {length_s[first]:.4g} s'
+    example = f'e.g. {names[first]!r}, {times}'
     n_stretches = int(np.isfinite(length_s).sum())
     if 2 * is_far.sum() > n_stretches:
-        places = f"{is_far.sum()} of {n_stretches} {what} lie outside their sound, {example}"
-        raise KitError(f"{places}: are the times in milliseconds? Give seconds.")
+        places = f'{is_far.sum()} of {n_stretches} {what} lie outside their sound, {example}'
+        raise KitError(f'{places}: are the times in milliseconds? Give seconds.')
     if is_outside.any():
-        left_out = f"{is_outside.sum()} {what} begin after the end of their sound and are left out"
-        print(f"note: {left_out}, {example}", flush=True)
+        left_out = f'{is_outside.sum()} {what} begin after the end of their sound and are left out'
+        print(f'note: {left_out}, {example}', flush=True)
     return ~is_outside
 
 
@@ -345,14 +345,14 @@ def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) 
     Errors: as begins_inside
     """
     names = boxes.recordings.tolist()
-    boxes = boxes.select(begins_inside("boxes", names, boxes.begin_s, boxes.end_s, sound_s))
+    boxes = boxes.select(begins_inside('boxes', names, boxes.begin_s, boxes.end_s, sound_s))
     is_above = boxes.low_hz >= nyquist_hz
     if is_above.any():
         first = int(is_above.argmax())
-        example = f"e.g. {boxes.recordings.tolist()[first]!r} from {boxes.low_hz[first]:g} Hz"
-        limit = f"{nyquist_hz:g} Hz, half of frontend.sample_rate"
-        unseen = f"{is_above.sum()} boxes lie above {limit}, so the network cannot see them"
-        print(f"note: {unseen}, {example}", flush=True)
+        example = f'e.g. {boxes.recordings.tolist()[first]!r} from {boxes.low_hz[first]:g} Hz'
+        limit = f'{nyquist_hz:g} Hz, half of frontend.sample_rate'
+        unseen = f'{is_above.sum()} boxes lie above {limit}, so the network cannot see them'
+        print(f'note: {unseen}, {example}', flush=True)
     return boxes
 
 
@@ -382,15 +382,15 @@ def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime
         return None
     if folder is None:
         raise KitError(
-            "wave_augment.background_p wants a folder of sounds: "
-            "--backgrounds DIR, or wave_augment.background_p=0."
+            'wave_augment.background_p wants a folder of sounds: '
+            '--backgrounds DIR, or wave_augment.background_p=0.'
         )
     folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in list_audio(folder)[:MAX_BACKGROUNDS]]
     if not names:
-        raise KitError(f"{folder} holds no audio to mix under crops.")
+        raise KitError(f'{folder} holds no audio to mix under crops.')
     quiet = replace(runtime, progress=False)
-    _, loaded = load_clips(names, folder, {"wave": RawWaveforms(recipe.frontend)}, quiet)
+    _, loaded = load_clips(names, folder, {'wave': RawWaveforms(recipe.frontend)}, quiet)
     samples, _ = crop_steps(recipe)
-    sounds = [pad_frames(wave[:, :samples].float(), samples, "wrap") for wave in loaded["wave"].values()]
+    sounds = [pad_frames(wave[:, :samples].float(), samples, 'wrap') for wave in loaded['wave'].values()]
     return torch.cat(sounds).cpu()

@@ -86,9 +86,9 @@ def train_fold(
     calibration of the folds in the same folder.
     """
     start = time.perf_counter()
-    name = "all" if fold is None else f"fold_{fold}"
-    name += f"_seed_{replica}" if replica else ""
-    state_path = folder / "state" / f"{name}.resume.pt"
+    name = 'all' if fold is None else f'fold_{fold}'
+    name += f'_seed_{replica}' if replica else ''
+    state_path = folder / 'state' / f'{name}.resume.pt'
     tagger = new_tagger(recipe, data, fold, not state_path.is_file(), replica)
     if init is not None:
         fill_from(init, tagger)
@@ -106,25 +106,25 @@ def train_fold(
     trainer.restore(state_path)
     if trainer.epoch:
         bar.update(trainer.epoch)
-        epochs = f"{trainer.epoch} of {recipe.epochs}"
-        bar.write(f"note: {trainer.name} was trained already up to epoch {epochs}.")
+        epochs = f'{trainer.epoch} of {recipe.epochs}'
+        bar.write(f'note: {trainer.name} was trained already up to epoch {epochs}.')
     for row in trainer.train(state_path, validate, deadline):
         history = history_rows(trainer)
-        write_history(folder / "history.csv", history)
+        write_history(folder / 'history.csv', history)
         if logger is not None:
             logger(history[-1])
-        scores = [epoch["score"] for epoch in history if math.isfinite(epoch["score"])]
-        score = f"{recipe.metric} {scores[-1]:.4f}, " if scores else ""
+        scores = [epoch['score'] for epoch in history if math.isfinite(epoch['score'])]
+        score = f'{recipe.metric} {scores[-1]:.4f}, ' if scores else ''
         bar.update(1)
-        bar.set_postfix_str(f"{trainer.name}, epoch {row['epoch']:.0f}, {score}loss {row['loss']:.4f}")
+        bar.set_postfix_str(f'{trainer.name}, epoch {row["epoch"]:.0f}, {score}loss {row["loss"]:.4f}')
     if trainer.epoch < recipe.epochs:
         bar.total -= recipe.epochs - trainer.epoch
-        where = f"{trainer.name} after epoch {trainer.epoch} of {recipe.epochs}"
-        cause = f"{recipe.patience} validations without a better {recipe.metric}"
-        bar.write(f"note: {cause if trainer.is_stalled else 'the deadline'} cut {where}.")
-    write_history(folder / "history.csv", history_rows(trainer))
+        where = f'{trainer.name} after epoch {trainer.epoch} of {recipe.epochs}'
+        cause = f'{recipe.patience} validations without a better {recipe.metric}'
+        bar.write(f'note: {cause if trainer.is_stalled else "the deadline"} cut {where}.')
+    write_history(folder / 'history.csv', history_rows(trainer))
 
-    score = ""
+    score = ''
     kept_epoch = trainer.kept_epoch
     tagger.card = replace(tagger.card, train_prevalences=tuple(trainer.prevalences))
     if fold is None:
@@ -133,22 +133,22 @@ def train_fold(
     else:
         if kept_epoch not in predictions:
             predictions[kept_epoch] = validate_fold(trainer, predictor, data)
-        score = f"{recipe.metric} {predictions[kept_epoch].score:.4f}, "
-    save_tagger(folder / f"{name}.pt", tagger)
+        score = f'{recipe.metric} {predictions[kept_epoch].score:.4f}, '
+    save_tagger(folder / f'{name}.pt', tagger)
     if runtime.progress:
-        bar.write(f"{trainer.name}: {score}{(time.perf_counter() - start) / 60:.1f} min")
+        bar.write(f'{trainer.name}: {score}{(time.perf_counter() - start) / 60:.1f} min')
     return predictions.get(kept_epoch)
 
 
 def mean_calibration(folder: Path, output: str) -> Calibration | None:
     """The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none."""
-    if output == "probability":
+    if output == 'probability':
         return None
-    cards = [open_checkpoint(path).card for path in sorted(folder.glob("fold_*.pt"))]
+    cards = [open_checkpoint(path).card for path in sorted(folder.glob('fold_*.pt'))]
     calibrations = [card.calibration for card in cards if card.calibration is not None]
     if not calibrations:
         print(
-            "note: a rank score without folds in its folder has no calibration: only --blend rank takes it."
+            'note: a rank score without folds in its folder has no calibration: only --blend rank takes it.'
         )
         return None
     pairs = [(calibration.scale, calibration.offset) for calibration in calibrations]
@@ -157,22 +157,22 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
 
 def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
     """Return a network's rows of the history, one for each epoch; the score is NaN without a validation."""
-    fold = "all" if trainer.fold is None else trainer.fold
+    fold = 'all' if trainer.fold is None else trainer.fold
     rows: list[dict[str, Any]] = []
     for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
-        known = {"fold": fold, "seed": trainer.replica, **row}
-        rows.append(known | {"score": row.get("score", math.nan), "seconds": seconds})
+        known = {'fold': fold, 'seed': trainer.replica, **row}
+        rows.append(known | {'score': row.get('score', math.nan), 'seconds': seconds})
     return rows
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows of a network. The rows of other networks stay."""
-    network = "{fold},{seed},".format(**rows[0])
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    network = '{fold},{seed},'.format(**rows[0])
+    lines = path.read_text(encoding='utf-8').splitlines()[1:] if path.is_file() else []
     lines = [line for line in lines if not line.startswith(network)]
     for row in rows:
-        line = "{fold},{seed},{epoch},{loss:.6g},{lr:.6g},{score},{seconds:.3f}".format(**row)
-        lines.append(line.replace("nan", ""))
+        line = '{fold},{seed},{epoch},{loss:.6g},{lr:.6g},{score},{seconds:.3f}'.format(**row)
+        lines.append(line.replace('nan', ''))
     # By fold, then seed, as numbers, and "all" last: a longer number is greater, and "all" is longer than a fold.
-    lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(",")[:2]])
-    write_text(path, "\n".join(["fold,seed,epoch,loss,lr,score,seconds", *lines, ""]))
+    lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(',')[:2]])
+    write_text(path, '\n'.join(['fold,seed,epoch,loss,lr,score,seconds', *lines, '']))

@@ -90,7 +90,7 @@ def predict_recordings(
     loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
     outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
     loader.read_headers()
-    bar = progress_bar(len(members) * loader.total_s, name, "s of audio", runtime.progress)
+    bar = progress_bar(len(members) * loader.total_s, name, 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         for member, clip, logits in predict_ensemble(members, loader):
             outputs[members.index(member)][clip] = logits
@@ -99,36 +99,36 @@ def predict_recordings(
     failures = dict(loader.failures)
     for member in members:
         if member.failure:
-            raise KitError(f"{name} failed: {member.failure}")
+            raise KitError(f'{name} failed: {member.failure}')
         failures |= member.failed_clips
     clips = len(names)
     if len(loader.failures) == clips:
-        raise KitError(f"none of the {clips} clips of {name} could be read in {audio}; nothing was changed.")
+        raise KitError(f'none of the {clips} clips of {name} could be read in {audio}; nothing was changed.')
     return outputs, failures
 
 
 def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
     """Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too."""
-    if not (run / "folds.csv").is_file():
-        raise KitError(f"{run} holds no run (no folds.csv): give the folder that `train` wrote.")
-    table = read_clip_table(run / "folds.csv")
-    folds = np.asarray(table["fold"])
+    if not (run / 'folds.csv').is_file():
+        raise KitError(f'{run} holds no run (no folds.csv): give the folder that `train` wrote.')
+    table = read_clip_table(run / 'folds.csv')
+    folds = np.asarray(table['fold'])
     stretches = stretches_of(table)
-    is_scored = is_validated(table["fname"], stretches)
-    unlabelled = list(table["fname"][table["source"] == UNLABELLED]) if "source" in table else []
-    in_table = {*table["fname"]}
+    is_scored = is_validated(table['fname'], stretches)
+    unlabelled = list(table['fname'][table['source'] == UNLABELLED]) if 'source' in table else []
+    in_table = {*table['fname']}
     unlabelled += [name for name in more if name not in in_table]
     models = {}
-    for path in sorted(run.glob("fold_*.pt")):
+    for path in sorted(run.glob('fold_*.pt')):
         tagger = load_tagger(path)
         card = tagger.card
         labels = clip_labels(table, card.classes)
         rows = np.flatnonzero((folds == card.fold) & is_scored)
         clips = [labels.names[row] for row in rows]
         if card.held_out != names_digest(row_names(clips, stretches[rows])):
-            raise KitError(f"{path} was trained with other folds than folds.csv: its scores would leak.")
+            raise KitError(f'{path} was trained with other folds than folds.csv: its scores would leak.')
         truth = scored_truth(labels, card.recipe)
         models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth[rows], unlabelled)
     if not models:
-        raise KitError(f"{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.")
+        raise KitError(f'{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.')
     return models

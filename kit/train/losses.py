@@ -28,16 +28,16 @@ class RowLoss(NamedTuple):
 RowLossFunction = Callable[[Tensor, Tensor], RowLoss]
 
 
-def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = "clips") -> Tensor:
+def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = 'clips') -> Tensor:
     """Average the losses of a batch over its clips with a known label, or over its known labels.
 
     Shape:  row of (B,), weights of the clips (B,) -> scalar, 0 where nothing is known
     """
     has_label = (row.known > 0).to(row.loss.dtype)
-    count = choose("average", over, {"clips": has_label, "labels": row.known})
+    count = choose('average', over, {'clips': has_label, 'labels': row.known})
     if weights is not None:
         if weights.shape != count.shape:
-            raise KitError(f"{tuple(weights.shape)} weights for {len(count)} clips: pass one per clip.")
+            raise KitError(f'{tuple(weights.shape)} weights for {len(count)} clips: pass one per clip.')
         count = count * weights
     total = count.sum()
     return (row.loss * count).sum() / total.where(total > 0, 1.0)
@@ -49,7 +49,7 @@ def sum_by_source(
     sources: Tensor,
     parts: Sequence[tuple[RowLossFunction, float]],
     weights: Tensor | None = None,
-    over: str = "clips",
+    over: str = 'clips',
     weight_by_share: bool = True,
 ) -> Tensor:
     """Sum the average losses of the sources, each by its own loss function and times its own weight.
@@ -61,7 +61,7 @@ def sum_by_source(
     """
     is_index = (sources >= 0) & (sources < len(parts))
     if not parts or sources.shape != logits.shape[:1] or not is_index.all():
-        raise KitError(f"sources must hold an index of {len(parts)} parts for each of {len(logits)} clips.")
+        raise KitError(f'sources must hold an index of {len(parts)} parts for each of {len(logits)} clips.')
     terms = []
     for index, (loss, source_weight) in enumerate(parts):
         rows = sources == index
@@ -74,7 +74,7 @@ def sum_by_source(
 
 def bce_of_labels(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
     """Compute the binary cross-entropy of each label. Shape: two of (B, K) -> (B, K)"""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=positive_weight)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction='none', pos_weight=positive_weight)
 
 
 def bce_loss(
@@ -86,12 +86,12 @@ def bce_loss(
     Source: smoothing .01: second place, Freesound 2019
     """
     if not 0 <= smoothing < 0.5:
-        raise KitError(f"smoothing must be in [0, 0.5), got {smoothing}.")
+        raise KitError(f'smoothing must be in [0, 0.5), got {smoothing}.')
     logits, targets, known = widen_for_loss(logits, targets)
     if positive_weight is not None:
         positive_weight = torch.as_tensor(positive_weight).to(logits)
         if positive_weight.shape not in ((), logits.shape[1:]):
-            raise KitError(f"positive_weight {tuple(positive_weight.shape)}, wanted one, or one per class.")
+            raise KitError(f'positive_weight {tuple(positive_weight.shape)}, wanted one, or one per class.')
     targets = targets + smoothing * (1 - 2 * targets)
     return mean_over_known(bce_of_labels(logits, targets, positive_weight), known)
 
@@ -106,7 +106,7 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float
     """
     # Between 0 and 1 the gradient at a soft label would be infinite.
     if gamma != 0 and not gamma >= 1:
-        raise KitError(f"gamma must be 0 or at least 1, got {gamma}.")
+        raise KitError(f'gamma must be 0 or at least 1, got {gamma}.')
     logits, targets, known = widen_for_loss(logits, targets)
     focus = (targets - logits.sigmoid()).abs().pow(gamma)
     losses = bce_of_labels(logits, targets) * focus
@@ -116,7 +116,7 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float
 
 
 def soft_bootstrap_loss(
-    logits: Tensor, targets: Tensor, trust: float = 0.7, on: str = "known", detach: bool = True
+    logits: Tensor, targets: Tensor, trust: float = 0.7, on: str = 'known', detach: bool = True
 ) -> RowLoss:
     """Compute cross-entropy on trust * label + (1 - trust) * the network's own prediction.
 
@@ -128,10 +128,10 @@ def soft_bootstrap_loss(
             unknown, .1, not detached: 32nd place, RFCX (LSoft with l = .9)
     """
     if not 0 <= trust <= 1:
-        raise KitError(f"trust must be in [0, 1], got {trust}.")
+        raise KitError(f'trust must be in [0, 1], got {trust}.')
     logits, targets, known = widen_for_loss(logits, targets)
-    masks = {"known": known, "unknown": ~known, "all": torch.ones_like(known)}
-    selected = choose("place to bootstrap on", on, masks)
+    masks = {'known': known, 'unknown': ~known, 'all': torch.ones_like(known)}
+    selected = choose('place to bootstrap on', on, masks)
     probs = logits.detach().sigmoid() if detach else logits.sigmoid()
     targets = torch.where(selected, trust * targets + (1 - trust) * probs, targets)
     return mean_over_known(bce_of_labels(logits, targets), known | selected)
@@ -232,19 +232,19 @@ def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
     """Check both, convert them to float32 or wider, set unknown targets to 0, and return the mask of known ones."""
     if logits.ndim != 2 or logits.shape != targets.shape:
         shapes = tuple(logits.shape), tuple(targets.shape)
-        raise KitError(f"logits and targets {shapes} must both be (clips, classes).")
+        raise KitError(f'logits and targets {shapes} must both be (clips, classes).')
     if ((targets < 0) | (targets > 1)).any():
-        raise KitError("targets must be in [0, 1], and NaN, not -1, where a label is unknown.")
+        raise KitError('targets must be in [0, 1], and NaN, not -1, where a label is unknown.')
     dtype = torch.promote_types(logits.dtype, torch.float32)
     known = ~targets.isnan()
     return logits.to(dtype), targets.to(dtype).masked_fill(~known, 0.0), known
 
 
 LOSSES: dict[str, RowLossFunction] = {
-    "bce": bce_loss,
-    "lsep": lsep_loss,
-    "focal": focal_loss,
-    "bootstrap": soft_bootstrap_loss,
-    "soft-auc": soft_auc_loss,
-    "cross-entropy": cross_entropy_loss,
+    'bce': bce_loss,
+    'lsep': lsep_loss,
+    'focal': focal_loss,
+    'bootstrap': soft_bootstrap_loss,
+    'soft-auc': soft_auc_loss,
+    'cross-entropy': cross_entropy_loss,
 }

@@ -54,7 +54,7 @@ def score_held_out(
     for clip, output in sorted(outputs.items()):
         if output is not None and np.isfinite(output.logits).all():
             finite[clip] = output
-    if finite and tagger.card.output == "ranking":
+    if finite and tagger.card.output == 'ranking':
         logits = [output.logits for output in finite.values()]
         pool = partial(pool_windows, inference=inference)
         calibration = fit_calibration(logits, held.truth[list(finite)], pool)
@@ -74,16 +74,16 @@ def write_oof(run: Path, result: OofPredictions) -> None:
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
-    frame.insert(0, "fname", list(result.names))
-    frame.insert(1, "fold", result.folds)
-    if (run / "oof.csv").is_file():
-        old = pandas.read_csv(run / "oof.csv", dtype={"fname": str}, keep_default_na=False)
-        old = old[~old["fold"].isin(result.folds)]
+    frame.insert(0, 'fname', list(result.names))
+    frame.insert(1, 'fold', result.folds)
+    if (run / 'oof.csv').is_file():
+        old = pandas.read_csv(run / 'oof.csv', dtype={'fname': str}, keep_default_na=False)
+        old = old[~old['fold'].isin(result.folds)]
         frame = pandas.concat([frame, old]) if len(old) else frame
-        table = read_clip_table(run / "folds.csv")
-        place = {name: row for row, name in enumerate(row_names(table["fname"], stretches_of(table)))}
-        frame = frame.sort_values("fname", key=lambda names: names.map(place))
-    write_text(run / "oof.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
+        table = read_clip_table(run / 'folds.csv')
+        place = {name: row for row, name in enumerate(row_names(table['fname'], stretches_of(table)))}
+        frame = frame.sort_values('fname', key=lambda names: names.map(place))
+    write_text(run / 'oof.csv', frame.to_csv(index=False, lineterminator='\n', float_format='%.9g'))
 
 
 def predict_oof(
@@ -117,12 +117,12 @@ def predict_oof(
         adopt: predict this way from now on: write the inference settings, their calibration and score into the run
         blend_with: folders of other runs on the same clips; fits blend weights for `submit`
     """
-    if adopt and not len(pool or [""]) == 1 <= len([x for x in (mode, window_s, hop_s, pool) if x]):
-        raise KitError("adopt takes one way to predict: give mode, window_s, hop_s or one pool.")
+    if adopt and not len(pool or ['']) == 1 <= len([x for x in (mode, window_s, hop_s, pool) if x]):
+        raise KitError('adopt takes one way to predict: give mode, window_s, hop_s or one pool.')
     runtime = start_runtime(device, threads, progress)
     models = held_out_models(Path(run))
     others = {Path(folder): load_oof(folder) for folder in blend_with or ()}
-    shifts = {"prior_shift": prior_shift, "prevalences": prevalences}
+    shifts = {'prior_shift': prior_shift, 'prevalences': prevalences}
     shift_steps = {name: postprocess_config(**{name: value}) for name, value in shifts.items() if value}
     steps = window_steps(site_prior=site_prior, smooth=smooth, top_mean=top_mean, top_power=top_power)
     if steps:  # other names are refused before the long work
@@ -141,7 +141,7 @@ def predict_oof(
             predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
         outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
         part = score_held_out(held, own.inference, outputs[0], failures)
-        probs = {"": part.probabilities}
+        probs = {'': part.probabilities}
         logits = dict(zip(distinct, outputs, strict=True))
         own_card = tagger.card
         for name, inference in variants.items():
@@ -157,17 +157,17 @@ def predict_oof(
         for name, of_fold in probs.items():
             parts.setdefault(name, []).append((held.rows, replace(part, probabilities=of_fold)))
     joined = {name: join_folds(of_folds) for name, of_folds in parts.items()}
-    result = joined.pop("")
-    result = replace(result, groups=groups_of_rows(read_clip_table(Path(run) / "folds.csv"), result.names))
+    result = joined.pop('')
+    result = replace(result, groups=groups_of_rows(read_clip_table(Path(run) / 'folds.csv'), result.names))
     compared = []
     for name, other in joined.items():
-        advice = ""
+        advice = ''
         if name in shift_steps and METRICS[result.metric].is_per_class:
             advice = (
                 f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
             )
         compared.append(compare(result, name, other.probabilities, advice=advice))
-    if "_f1" in result.metric and len(np.unique(result.folds)) > 1:
+    if '_f1' in result.metric and len(np.unique(result.folds)) > 1:
         compared.append(compare_thresholds(Path(run), result))
     if steps:
         compared += compare_steps(result, steps)
@@ -184,10 +184,10 @@ def predict_oof(
 
 def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
     """Return the groups by which the rows of these names are resampled: the table's column `group`, and clips."""
-    keys = group_keys(table, "group" if "group" in table else None)
+    keys = group_keys(table, 'group' if 'group' in table else None)
     count = Counter(keys)
-    rows = row_names(table["fname"], stretches_of(table))
-    group_of = {name: key if count[key] > 1 else "" for name, key in zip(rows, keys, strict=True)}
+    rows = row_names(table['fname'], stretches_of(table))
+    group_of = {name: key if count[key] > 1 else '' for name, key in zip(rows, keys, strict=True)}
     return tuple(group_of[name] for name in names)
 
 
@@ -208,7 +208,7 @@ def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredict
         failures={name: reason for _, part in parts for name, reason in part.failures.items()},
         metric=of_folds[0].metric,
     )
-    return joined.reordered(np.argsort(np.concatenate(list(rows_of.values())), kind="stable"))
+    return joined.reordered(np.argsort(np.concatenate(list(rows_of.values())), kind='stable'))
 
 
 @dataclass(frozen=True)
@@ -230,17 +230,17 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     The truth comes from the run's own table, or from that of `labels`.
     """
     folder = Path(folder)
-    if not (folder / "oof.csv").is_file():
-        raise KitError(f"{folder} lacks oof.csv: run `oof` on it.")
-    table = read_clip_table(labels or folder / "folds.csv")
-    row = {name: i for i, name in enumerate(row_names(table["fname"], stretches_of(table)))}
-    oof = read_table(folder / "oof.csv", ("fname", "fold"), exact=True)
-    names = oof.columns["fname"]
-    rows = [choose(f"clip of {folder}/folds.csv", name, row) for name in names]
-    classes = [name for name in oof.columns if name not in ("fname", "fold")]
+    if not (folder / 'oof.csv').is_file():
+        raise KitError(f'{folder} lacks oof.csv: run `oof` on it.')
+    table = read_clip_table(labels or folder / 'folds.csv')
+    row = {name: i for i, name in enumerate(row_names(table['fname'], stretches_of(table)))}
+    oof = read_table(folder / 'oof.csv', ('fname', 'fold'), exact=True)
+    names = oof.columns['fname']
+    rows = [choose(f'clip of {folder}/folds.csv', name, row) for name in names]
+    classes = [name for name in oof.columns if name not in ('fname', 'fold')]
     truth = scored_truth(clip_labels(table, classes), read_recipe(folder))
-    columns = [oof.numbers(name, "a probability", lambda p: 0 <= p <= 1) for name in classes]
-    folds = np.array(oof.numbers("fold", kind=int))
+    columns = [oof.numbers(name, 'a probability', lambda p: 0 <= p <= 1) for name in classes]
+    folds = np.array(oof.numbers('fold', kind=int))
     return OofPredictions(
         names=tuple(names),
         classes=tuple(classes),
@@ -258,15 +258,15 @@ def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
     import pandas
 
     folder = Path(folder)
-    if not (folder / "folds.csv").is_file():
-        raise KitError(f"{folder} holds no run (no folds.csv): give what `train` or `stack` wrote.")
+    if not (folder / 'folds.csv').is_file():
+        raise KitError(f'{folder} holds no run (no folds.csv): give what `train` or `stack` wrote.')
     history = []
-    if (folder / "history.csv").is_file():
-        epochs = pandas.read_csv(folder / "history.csv", dtype={"fold": str})
-        history = [rows for _, rows in epochs.groupby(["fold", "seed"], sort=False)]
+    if (folder / 'history.csv').is_file():
+        epochs = pandas.read_csv(folder / 'history.csv', dtype={'fold': str})
+        history = [rows for _, rows in epochs.groupby(['fold', 'seed'], sort=False)]
     empty = np.zeros((0, 0))
     oof = OofPredictions((), (), np.zeros(0, int), empty, empty, {}, read_metric(folder))
-    if (folder / "oof.csv").is_file():
+    if (folder / 'oof.csv').is_file():
         oof = load_oof(folder, labels)
         oof = oof.reordered(np.argsort(oof.names))
     return SavedRun(folder, read_recipe(folder), history, oof)

@@ -30,12 +30,12 @@ class OofVariant:
     metric: str
     score: float
     gain: Interval
-    advice: str = ""
+    advice: str = ''
 
     def __str__(self) -> str:
-        gain = f"{self.gain.value:+.4f} (95 % within {self.gain.low:+.4f} to {self.gain.high:+.4f})"
-        line = f"{self.name}: {self.metric} {self.score:.4f}, gain {gain}"
-        return f"{line}\n    {self.advice}" if self.advice else line
+        gain = f'{self.gain.value:+.4f} (95 % within {self.gain.low:+.4f} to {self.gain.high:+.4f})'
+        line = f'{self.name}: {self.metric} {self.score:.4f}, gain {gain}'
+        return f'{line}\n    {self.advice}' if self.advice else line
 
     __repr__ = __str__
 
@@ -55,7 +55,7 @@ class OofPredictions:
     truth: np.ndarray
     probabilities: np.ndarray
     failures: dict[str, str]
-    metric: str = "lwlrap"
+    metric: str = 'lwlrap'
     variants: tuple[OofVariant, ...] = ()
     groups: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ class OofPredictions:
         """The fold of each clip."""
         return dict(zip(self.names, self.folds.tolist(), strict=True))
 
-    def reordered(self, rows: np.ndarray) -> "OofPredictions":
+    def reordered(self, rows: np.ndarray) -> 'OofPredictions':
         """Return the clips in another order. Shape: rows (n,)"""
         return replace(
             self,
@@ -80,12 +80,12 @@ class OofPredictions:
             groups=tuple(self.groups[row] for row in rows if self.groups),
         )
 
-    def probabilities_like(self, first: "OofPredictions", place: Path, first_place: Path) -> np.ndarray:
+    def probabilities_like(self, first: 'OofPredictions', place: Path, first_place: Path) -> np.ndarray:
         """Return the probabilities in the order of another run's clips and classes."""
         check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
         different = sorted(set(first.classes) ^ set(self.classes))
         if different:
-            raise KitError(f"{place} has other classes than {first_place}, e.g. {different[0]!r}.")
+            raise KitError(f'{place} has other classes than {first_place}, e.g. {different[0]!r}.')
         row = {name: i for i, name in enumerate(self.names)}
         rows = [row[name] for name in first.names]
         columns = [self.classes.index(name) for name in first.classes]
@@ -93,11 +93,11 @@ class OofPredictions:
 
     def __str__(self) -> str:
         lines = summarize_scores(self)
-        lines += [f"  {variant}" for variant in self.variants]
+        lines += [f'  {variant}' for variant in self.variants]
         if self.failures:
-            lines.append(f"  {len(self.failures)} clips could not be read or predicted and have the prior:")
-        lines += [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:5]]
-        return "\n".join(lines)
+            lines.append(f'  {len(self.failures)} clips could not be read or predicted and have the prior:')
+        lines += [f'  {name}: {reason}' for name, reason in list(self.failures.items())[:5]]
+        return '\n'.join(lines)
 
     __repr__ = __str__
 
@@ -107,11 +107,11 @@ def check_same_folds(
 ) -> None:
     """Raise KitError that names the first clip whose fold differs between two places."""
     for name in sorted({*folds, *other_folds}):
-        fold = folds.get(name, "none")
-        other = other_folds.get(name, "none")
+        fold = folds.get(name, 'none')
+        other = other_folds.get(name, 'none')
         if fold != other:
-            where = f"{fold} in {place}, but {other} in {other_place}"
-            raise KitError(f"{name!r} has fold {where}: use runs of one split.")
+            where = f'{fold} in {place}, but {other} in {other_place}'
+            raise KitError(f'{name!r} has fold {where}: use runs of one split.')
 
 
 def compare(
@@ -119,7 +119,7 @@ def compare(
     name: str,
     probs: np.ndarray,
     baseline: np.ndarray | None = None,
-    advice: str = "",
+    advice: str = '',
 ) -> OofVariant:
     """Score a variant of predictions against a baseline, or against these. Shape: probs and baseline (n, K)"""
     baseline = oof.probabilities if baseline is None else baseline
@@ -144,15 +144,15 @@ def summarize_scores(oof: OofPredictions) -> list[str]:
     probs = oof.probabilities
     is_scored = np.isfinite(truth).any(axis=1)
     lines = [
-        f"out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips"
+        f'out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips'
     ]
     for fold in np.unique(oof.folds):
         rows = is_scored & (oof.folds == fold)
         score = format_metric(compute_metric, metric, truth[rows], probs[rows])
-        lines.append(f"  fold {fold}: {score} on {rows.sum()} clips")
+        lines.append(f'  fold {fold}: {score} on {rows.sum()} clips')
     scores = metric_per_class(metric, truth, probs)
-    hardest = [f"{oof.classes[k]} {scores[k]:.3f}" for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
-    lines.append(f"  hardest classes ({class_metric(metric)}): {', '.join(hardest)}")
+    hardest = [f'{oof.classes[k]} {scores[k]:.3f}' for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
+    lines.append(f'  hardest classes ({class_metric(metric)}): {", ".join(hardest)}')
     return lines
 
 
@@ -164,14 +164,14 @@ def inference_variants(
     pools: Sequence[str] | None = None,
 ) -> dict[str, InferenceConfig]:
     """List the requested inference settings by name; none where nothing is requested."""
-    settings = {"mode": mode, "window_s": window_s, "hop_s": hop_s}
+    settings = {'mode': mode, 'window_s': window_s, 'hop_s': hop_s}
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes and not pools:
         return {}
     variants = {}
     for pool in pools or [own.pool]:
-        changed = {**changes, "pool": pool} if pools else changes
-        name = " ".join(f"{setting}={value}" for setting, value in changed.items())
+        changed = {**changes, 'pool': pool} if pools else changes
+        name = ' '.join(f'{setting}={value}' for setting, value in changed.items())
         variants[name] = replace(own, **changed)  # type: ignore[arg-type]
     return variants
 
@@ -182,7 +182,7 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[f
     recordings = []
     times_s = []
     for row, name in enumerate(names):
-        recording, end_s = split_window(PurePosixPath(name).with_suffix("").as_posix())
+        recording, end_s = split_window(PurePosixPath(name).with_suffix('').as_posix())
         if end_s is None:
             recording, end_s = split_window(name)
         if end_s is not None:
@@ -190,7 +190,7 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[f
             recordings.append(recording)
             times_s.append(end_s)
     if not rows:
-        raise KitError(f"{NO_WINDOWS} One of them is {names[0]!r}.")
+        raise KitError(f'{NO_WINDOWS} One of them is {names[0]!r}.')
     return rows, recordings, times_s
 
 
@@ -202,7 +202,7 @@ def fit_on_other_folds(
     for fold in np.unique(folds).tolist():
         held = folds == fold
         if held.all():
-            raise KitError("all rows are in one fold: weights need two folds, to be measured on other rows.")
+            raise KitError('all rows are in one fold: weights need two folds, to be measured on other rows.')
         fitted[fold] = fit(scores[:, ~held], truth[~held])
     return np.stack([fitted[fold] for fold in folds.tolist()])
 
@@ -210,12 +210,12 @@ def fit_on_other_folds(
 def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
     """List the steps over windows that are to be compared: each option alone, and then all together."""
     chosen = {name: value for name, value in options.items() if value}
-    top: dict[str, Any] = {name: chosen.pop(name) for name in ("top_mean", "top_power") if name in chosen}
+    top: dict[str, Any] = {name: chosen.pop(name) for name in ('top_mean', 'top_power') if name in chosen}
     parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
     if len(parts) > 1:
         parts.append(chosen | top)
     return {
-        " ".join(f"{name}={value}" for name, value in part.items()): postprocess_config(**part)
+        ' '.join(f'{name}={value}' for name, value in part.items()): postprocess_config(**part)
         for part in parts
     }
 
@@ -231,7 +231,7 @@ def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -
     compared = []
     for name, step in steps.items():
         changed = apply_postprocess(step, windows.probabilities, recordings, times_s, unused_prevalences)
-        label = name if len(rows) == len(oof.names) else f"{name}, on {len(rows)} windows"
+        label = name if len(rows) == len(oof.names) else f'{name}, on {len(rows)} windows'
         compared.append(compare(windows, label, changed))
     return compared
 
@@ -245,14 +245,14 @@ def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray])
     """
     scores = np.stack(list(runs.values())).astype(np.float64)
     of_rows = fit_on_other_folds(fit_weights, scores, oof.truth, oof.folds)
-    blended = np.einsum("nm,mnk->nk", of_rows, scores)
+    blended = np.einsum('nm,mnk->nk', of_rows, scores)
     weights = []
     for folder, weight in zip(runs, fit_weights(scores, oof.truth), strict=True):
-        checkpoints = len(list(folder.glob("fold_*.pt")))
-        weights += [f"{weight / max(1, checkpoints):.4g}"] * checkpoints
-    patterns = " ".join(f"'{folder}/fold_*.pt'" for folder in runs)
-    advice = f"to use them: submit --checkpoints {patterns} --weights {' '.join(weights)}"
-    name = "fitted weights, against the plain mean of the runs"
+        checkpoints = len(list(folder.glob('fold_*.pt')))
+        weights += [f'{weight / max(1, checkpoints):.4g}'] * checkpoints
+    patterns = ' '.join(f"'{folder}/fold_*.pt'" for folder in runs)
+    advice = f'to use them: submit --checkpoints {patterns} --weights {" ".join(weights)}'
+    name = 'fitted weights, against the plain mean of the runs'
     return compare(oof, name, blended, scores.mean(axis=0), advice)
 
 
@@ -266,24 +266,24 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
     of_rows = fit_on_other_folds(fit, scores, oof.truth, oof.folds)
     decided = (scores[0] >= of_rows).astype(float)
     thresholds = fit(scores, oof.truth).tolist()
-    path = run / "thresholds.csv"
-    rows = [(name, f"{value:.4g}") for name, value in zip(oof.classes, thresholds, strict=True)]
-    write_rows(path, [("class", "threshold"), *rows])
-    advice = f"to use them: submit --thresholds {path}"
-    return compare(oof, "fitted thresholds, against 0.5", decided, advice=advice)
+    path = run / 'thresholds.csv'
+    rows = [(name, f'{value:.4g}') for name, value in zip(oof.classes, thresholds, strict=True)]
+    write_rows(path, [('class', 'threshold'), *rows])
+    advice = f'to use them: submit --thresholds {path}'
+    return compare(oof, 'fitted thresholds, against 0.5', decided, advice=advice)
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """Read a run's recipe as a dictionary; empty where there is none."""
-    return read_json(folder / "recipe.json")
+    return read_json(folder / 'recipe.json')
 
 
 def read_metric(folder: Path) -> str:
     """Return the metric of a run or a stack."""
-    facts = read_recipe(folder) or read_json(folder / "stack.json")
-    return str(facts.get("metric", "lwlrap"))
+    facts = read_recipe(folder) or read_json(folder / 'stack.json')
+    return str(facts.get('metric', 'lwlrap'))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file; empty where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else {}

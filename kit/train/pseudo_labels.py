@@ -16,8 +16,8 @@ from kit.labels.table import ALL_OTHERS, clip_labels, join_labels
 # What relabelling guarantees, for its report.
 LEAKS = (
     "A clip's labels come only from models that held it out. Second order: the labels of the clips "
-    "that these models were trained on may come from models that were trained on this clip. Its labels also "
-    "took part in choosing the best weights (keep=best) and in the calibration."
+    'that these models were trained on may come from models that were trained on this clip. Its labels also '
+    'took part in choosing the best weights (keep=best) and in the calibration.'
 )
 
 
@@ -33,7 +33,7 @@ def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
     """Set soft labels of windows to 1 or 0 where boxes prove them. Source: second place, RFCX"""
     if boxes.classes != soft.classes:
         raise KitError(
-            f"boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use the boxes of the runs."
+            f'boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use the boxes of the runs.'
         )
     begin_s, end_s = soft.times
     from_boxes = np.full_like(soft.targets, np.nan)
@@ -70,7 +70,7 @@ def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
 
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
     """Label a window with those of its k best classes that reach half of the best. Shape: probs (K,)"""
-    best = np.argsort(-probs, kind="stable")[:k]
+    best = np.argsort(-probs, kind='stable')[:k]
     return join_labels(classes[i] for i in sorted(best) if probs[i] >= probs.max() / 2)
 
 
@@ -81,30 +81,30 @@ def pick_soft(soft: SoftLabels, rows: Any) -> SoftLabels:
     return SoftLabels(names, soft.classes, soft.targets[rows], *(times[rows] for times in soft.times))
 
 
-def noisy_rows(frame: Any, plan: "SelfTrainingConfig") -> np.ndarray:
+def noisy_rows(frame: Any, plan: 'SelfTrainingConfig') -> np.ndarray:
     """Find the rows whose labels may be replaced. Shape: -> (m,)"""
     is_noisy = np.ones(len(frame), bool)
-    if "source" in frame and plan.noisy_sources:
-        is_noisy = np.isin(frame["source"], plan.noisy_sources)
+    if 'source' in frame and plan.noisy_sources:
+        is_noisy = np.isin(frame['source'], plan.noisy_sources)
     if not is_noisy.any():
-        sources = sorted(set(frame["source"]))
-        raise KitError(f"no clip is of a source in noisy_sources={[*plan.noisy_sources]}, but of {sources}.")
-    if (choose("column", "fold", frame)[is_noisy] < 0).any():
-        raise KitError("noisy_sources clips lie in fold -1, so every model learnt from them.")
+        sources = sorted(set(frame['source']))
+        raise KitError(f'no clip is of a source in noisy_sources={[*plan.noisy_sources]}, but of {sources}.')
+    if (choose('column', 'fold', frame)[is_noisy] < 0).any():
+        raise KitError('noisy_sources clips lie in fold -1, so every model learnt from them.')
     return np.flatnonzero(is_noisy)
 
 
 def forget_labels(frame: Any, rows: np.ndarray) -> Any:
     """Copy a table with all labels of some rows unknown."""
     # Without the column, all labels of the other rows are known, and stay so.
-    frame = frame.copy() if "false_labels" in frame else frame.assign(false_labels=ALL_OTHERS)
-    frame.loc[rows, ["labels", "false_labels"]] = ""
+    frame = frame.copy() if 'false_labels' in frame else frame.assign(false_labels=ALL_OTHERS)
+    frame.loc[rows, ['labels', 'false_labels']] = ''
     return frame
 
 
-def noisy_windows(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig") -> tuple[SoftLabels, np.ndarray]:
+def noisy_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig') -> tuple[SoftLabels, np.ndarray]:
     """Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip."""
-    row_of_clip = {frame["fname"][row]: row for row in noisy_rows(frame, plan)}
+    row_of_clip = {frame['fname'][row]: row for row in noisy_rows(frame, plan)}
     windows = pick_soft(soft, [name in row_of_clip for name in soft.names])
     clip_rows = np.array([row_of_clip[name] for name in windows.names], np.int64)
     return windows, clip_rows
@@ -119,34 +119,34 @@ def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **column
     return pandas.concat([frame, rows], ignore_index=True)
 
 
-def fill_plain(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
+def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     """Keep the table, and fill its unknown labels with predictions of clips or windows."""
     has_unknown = np.isnan(clip_labels(frame, soft.classes).targets).any(axis=1)
     if soft.times:
         has_unknown[:] = True  # a window of any clip may have unknown labels
-    filled = pick_soft(soft, np.isin(soft.names, frame["fname"][has_unknown]))
+    filled = pick_soft(soft, np.isin(soft.names, frame['fname'][has_unknown]))
     if not filled.names:
-        raise KitError("no predicted clip has an unknown label: give false_labels, or use agreement.")
-    return RelabeledTable(frame, filled, {"filled": len(filled.rows)})
+        raise KitError('no predicted clip has an unknown label: give false_labels, or use agreement.')
+    return RelabeledTable(frame, filled, {'filled': len(filled.rows)})
 
 
-def keep_agreeing(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
+def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     """Keep the labels of the noisy clips that agree best with the predictions.
 
     The labels of the others are unknown. In iterations after the last of top_k, they get the predictions.
     Source: third place, Freesound 2019 (the best 1k, 2k ... 5k with their labels, then all others with predictions)
     """
     rows = noisy_rows(frame, plan)
-    probs = align_soft_labels(soft, frame["fname"][rows], soft.classes)
+    probs = align_soft_labels(soft, frame['fname'][rows], soft.classes)
     targets = clip_labels(frame, soft.classes).targets[rows]
     n_kept = plan.best_count(number, len(rows))
     others = rows[agreement_order(targets, probs)[n_kept:]]
     uses_predictions = number > len(plan.top_k)
-    predicted = pick_soft(soft, np.isin(soft.names, frame["fname"][others]) & uses_predictions)
+    predicted = pick_soft(soft, np.isin(soft.names, frame['fname'][others]) & uses_predictions)
     if plan.hard:
         predicted = harden(predicted)
     n_predicted = len(predicted.names)
-    counts = {"kept": n_kept, "predicted": n_predicted, "left_out": len(others) - n_predicted}
+    counts = {'kept': n_kept, 'predicted': n_predicted, 'left_out': len(others) - n_predicted}
     return RelabeledTable(forget_labels(frame, others), predicted, counts)
 
 
@@ -158,12 +158,12 @@ def harden(soft: SoftLabels) -> SoftLabels:
     """
     probs = np.nan_to_num(soft.targets)
     expected = np.rint(probs.sum(axis=0)).astype(int)
-    rank = (-probs).argsort(axis=0, kind="stable").argsort(axis=0)
+    rank = (-probs).argsort(axis=0, kind='stable').argsort(axis=0)
     labels = (rank < expected).astype(np.float32)
     return pick_soft(replace(soft, targets=labels), labels.any(axis=1))
 
 
-def make_snr_sets(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
+def make_snr_sets(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     """Turn the noisy clips into two sources.
 
     set1: the windows with the highest ratio, labelled with their most confident classes; all others are false.
@@ -173,26 +173,26 @@ def make_snr_sets(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", numb
     """
     windows, clip_rows = noisy_windows(frame, soft, plan)
     ratios = snr_ratio(windows.targets, plan.snr_k)
-    by_ratio = np.argsort(-ratios, kind="stable")
+    by_ratio = np.argsort(-ratios, kind='stable')
     chosen = np.sort(by_ratio[: plan.best_count(number, len(by_ratio))])
     if not len(chosen):
-        raise KitError(f"top_k={[*plan.top_k]} picks none of {len(by_ratio)} windows: try top_k=[0.1].")
+        raise KitError(f'top_k={[*plan.top_k]} picks none of {len(by_ratio)} windows: try top_k=[0.1].')
     best = pick_soft(windows, chosen)
     labels = [confident_labels(probs, soft.classes, plan.snr_k) for probs in best.targets]
     set1_rows = clip_rows[chosen]
     set2_rows = np.unique(clip_rows)
     frame = forget_labels(frame, set2_rows)
-    frame = add_windows(frame, set1_rows, best, source="set1", labels=labels, false_labels=ALL_OTHERS)
-    frame.loc[set2_rows, "source"] = "set2"
+    frame = add_windows(frame, set1_rows, best, source='set1', labels=labels, false_labels=ALL_OTHERS)
+    frame.loc[set2_rows, 'source'] = 'set2'
     means = []
     for rows in windows.rows.values():
         n_best = max(1, round(len(rows) * len(chosen) / len(by_ratio)))
-        means.append(windows.targets[rows[np.argsort(-ratios[rows], kind="stable")[:n_best]]].mean(axis=0))
-    counts = {"set1": len(chosen), "set2": len(set2_rows)}
+        means.append(windows.targets[rows[np.argsort(-ratios[rows], kind='stable')[:n_best]]].mean(axis=0))
+    counts = {'set1': len(chosen), 'set2': len(set2_rows)}
     return RelabeledTable(frame, SoftLabels(tuple(windows.rows), soft.classes, np.stack(means)), counts)
 
 
-def curate_windows(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", number: int) -> RelabeledTable:
+def curate_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     """Add the windows of noisy clips whose most probable known class is a true label of their clip.
 
     They are rows with their clip's labels. The clips move to the source `whole`, which a share of 0 keeps out
@@ -204,17 +204,17 @@ def curate_windows(frame: Any, soft: SoftLabels, plan: "SelfTrainingConfig", num
     best_class = np.where(np.isnan(targets), -1, windows.targets).argmax(axis=1)
     is_match = targets[np.arange(len(targets)), best_class] == 1
     frame = add_windows(frame, clip_rows[is_match], pick_soft(windows, is_match))
-    frame.loc[np.unique(clip_rows), "source"] = "whole"
-    counts = {"kept": int(is_match.sum()), "left_out": int((~is_match).sum())}
+    frame.loc[np.unique(clip_rows), 'source'] = 'whole'
+    counts = {'kept': int(is_match.sum()), 'left_out': int((~is_match).sum())}
     return RelabeledTable(frame, pick_soft(soft, []), counts)
 
 
-RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, "SelfTrainingConfig", int], RelabeledTable]] = {
-    "plain": fill_plain,
-    "windows": fill_plain,
-    "agreement": keep_agreeing,
-    "snr": make_snr_sets,
-    "curate": curate_windows,
+RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, 'SelfTrainingConfig', int], RelabeledTable]] = {
+    'plain': fill_plain,
+    'windows': fill_plain,
+    'agreement': keep_agreeing,
+    'snr': make_snr_sets,
+    'curate': curate_windows,
 }
 
 
@@ -227,30 +227,30 @@ def at_iteration(values: Sequence[Any], number: int) -> Any:
 class SelfTrainingConfig(Config):
     """How out-of-fold predictions become the labels of the next iteration."""
 
-    iterations: int = setting(0, "trainings after the first, on pseudo-labels of the one before", low=0)
+    iterations: int = setting(0, 'trainings after the first, on pseudo-labels of the one before', low=0)
     methods: tuple[str, ...] = setting(
-        ("plain",),
-        "relabelling method of each iteration; the last one serves all later ones too",
+        ('plain',),
+        'relabelling method of each iteration; the last one serves all later ones too',
         choices=tuple(RELABEL_METHODS),
     )
     noisy_sources: tuple[str, ...] = setting(
-        ("noisy",), "sources whose labels may be replaced; [] or a table without sources: all clips"
+        ('noisy',), 'sources whose labels may be replaced; [] or a table without sources: all clips'
     )
     top_k: tuple[float, ...] = setting(
-        (), "best clips or windows in each iteration, as a share (up to 1) or a number", low=0
+        (), 'best clips or windows in each iteration, as a share (up to 1) or a number', low=0
     )
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
-    hop_s: float = setting(0.5, "seconds between the starts of predicted windows", low=0.01)
+    hop_s: float = setting(0.5, 'seconds between the starts of predicted windows', low=0.01)
     powers: tuple[float, ...] = setting(
         (1.0,),
-        "exponent of the soft labels in each iteration; above 1 lowers unsure ones",
+        'exponent of the soft labels in each iteration; above 1 lowers unsure ones',
         low=0.01,
         high=100,
     )
-    teachers: int = setting(1, "average the predictions of the last so many iterations", low=1)
-    prior_shift: bool = setting(False, "scale predictions from training prevalences to estimated ones")
+    teachers: int = setting(1, 'average the predictions of the last so many iterations', low=1)
+    prior_shift: bool = setting(False, 'scale predictions from training prevalences to estimated ones')
     hard: bool = setting(
-        False, "agreement: predicted labels are true or false, as many of a class as expected"
+        False, 'agreement: predicted labels are true or false, as many of a class as expected'
     )
     stages: tuple[str, ...] = setting(
         (),
@@ -259,7 +259,7 @@ class SelfTrainingConfig(Config):
 
     def method(self, number: int) -> str:
         """The method of an iteration, counted from 1."""
-        return at_iteration(self.methods, number) or "plain"
+        return at_iteration(self.methods, number) or 'plain'
 
     def best_count(self, number: int, n: int) -> int:
         """How many of n clips or windows count as the best in an iteration."""

@@ -22,11 +22,11 @@ from kit.train.pseudo_labels import SelfTrainingConfig, at_iteration
 
 # Losses whose best logits are no log odds, so scores need a calibration. They compare logits, whose level stays
 # open; BCE added to soft-auc sets it, but not the scale for soft labels.
-RANKING_LOSSES = ("lsep", "soft-auc", "cross-entropy")
+RANKING_LOSSES = ('lsep', 'soft-auc', 'cross-entropy')
 # Losses that compare the classes of a clip, and so need two.
-CLASS_LOSSES = ("lsep", "cross-entropy")
+CLASS_LOSSES = ('lsep', 'cross-entropy')
 # Values of frontend.normalize that are computed from the whole clip.
-CLIP_STATISTICS = ("clip", "peak", "minmax")
+CLIP_STATISTICS = ('clip', 'peak', 'minmax')
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class SourceConfig(Config):
     """How clips of one source are used. The table's column `source` names each clip's source."""
 
     share: float | None = setting(
-        None, "share of the drawn crops; None: its share of the clips", low=0, high=1e6
+        None, 'share of the drawn crops; None: its share of the clips', low=0, high=1e6
     )
-    weight: float = setting(1.0, "factor of the loss", low=0, high=1e6)
+    weight: float = setting(1.0, 'factor of the loss', low=0, high=1e6)
     loss: str | None = setting(None, "loss of these clips; None: the recipe's loss", choices=(None, *LOSSES))
-    loss_settings: dict[str, Any] = setting({}, "settings of that loss")
-    head: str = setting("clip", "head to train; noisy needs network.noisy_head", choices=("clip", "noisy"))
-    scored: bool = setting(True, "whether validation counts the labels of these clips")
+    loss_settings: dict[str, Any] = setting({}, 'settings of that loss')
+    head: str = setting('clip', 'head to train; noisy needs network.noisy_head', choices=('clip', 'noisy'))
+    scored: bool = setting(True, 'whether validation counts the labels of these clips')
 
 
 @dataclass(frozen=True)
@@ -48,30 +48,30 @@ class SamplingConfig(Config):
     """Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once."""
 
     steps: int | None = setting(
-        None, "batches per epoch; None: enough to draw every clip once", low=1, high=10**9
+        None, 'batches per epoch; None: enough to draw every clip once', low=1, high=10**9
     )
     balance: str = setting(
-        "none", "draw all classes equally often, by clips or by seconds", choices=("none", "clips", "seconds")
+        'none', 'draw all classes equally often, by clips or by seconds', choices=('none', 'clips', 'seconds')
     )
     box_p: float = setting(
-        0.5, "chance to cut a crop at a box, if the recording has soft labels; else always", low=0, high=1
+        0.5, 'chance to cut a crop at a box, if the recording has soft labels; else always', low=0, high=1
     )
     true_p: float | None = setting(
         0.5,
-        "chance of a true box, if the recording has both kinds; None: all boxes are equally likely",
+        'chance of a true box, if the recording has both kinds; None: all boxes are equally likely',
         low=0,
         high=1,
     )
     box_share: float = setting(
-        0.5, "overlap with a box that labels a crop, as a share of the shorter of the two", low=0.01, high=1
+        0.5, 'overlap with a box that labels a crop, as a share of the shorter of the two', low=0.01, high=1
     )
     sample_by_probs: str = setting(
-        "none",
-        "what is drawn by the sum of its soft labels: windows away from boxes, or clips without labels, too",
-        choices=("none", "windows", "clips"),
+        'none',
+        'what is drawn by the sum of its soft labels: windows away from boxes, or clips without labels, too',
+        choices=('none', 'windows', 'clips'),
     )
     rare_boost: float = setting(
-        0.0, "extra augmentation of the rarest class (1: twice as often)", low=0, high=1e3
+        0.0, 'extra augmentation of the rarest class (1: twice as often)', low=0, high=1e3
     )
 
 
@@ -79,145 +79,145 @@ class SamplingConfig(Config):
 class System(Config):
     """A tagger without its training: frontend, network and inference."""
 
-    source: str = setting("", "where the recipe was published")
-    frontend: FrontendConfig = setting(FrontendConfig(), "how audio becomes a spectrogram")
-    network: dict[str, Any] = setting({"family": "max-pyramid"}, "family of the network, and its settings")
-    inference: InferenceConfig = setting(InferenceConfig(), "how validation and submission predict clips")
+    source: str = setting('', 'where the recipe was published')
+    frontend: FrontendConfig = setting(FrontendConfig(), 'how audio becomes a spectrogram')
+    network: dict[str, Any] = setting({'family': 'max-pyramid'}, 'family of the network, and its settings')
+    inference: InferenceConfig = setting(InferenceConfig(), 'how validation and submission predict clips')
 
     def check(self) -> None:
-        object.__setattr__(self, "network", complete_network(self.network))
+        object.__setattr__(self, 'network', complete_network(self.network))
 
 
 @dataclass(frozen=True)
 class Recipe(System):
     """A tagger and its training: losses, sampling, augmentation, and schedule."""
 
-    name: str = setting("own", "name of the recipe")
-    loss: str = setting("lsep", "loss on the logits", choices=tuple(LOSSES))
-    loss_settings: dict[str, Any] = setting({}, "settings of the loss")
+    name: str = setting('own', 'name of the recipe')
+    loss: str = setting('lsep', 'loss on the logits', choices=tuple(LOSSES))
+    loss_settings: dict[str, Any] = setting({}, 'settings of the loss')
     distill_weight: float = setting(
         0.0,
-        "weight of a second loss on labelled clips: cross-entropy with the soft labels of their windows",
+        'weight of a second loss on labelled clips: cross-entropy with the soft labels of their windows',
         low=0,
         high=1e6,
     )
     average_over: str = setting(
-        "clips", "what a batch's loss is the mean over: clips or known labels", choices=("clips", "labels")
+        'clips', "what a batch's loss is the mean over: clips or known labels", choices=('clips', 'labels')
     )
     clip_weight: float = setting(1.0, "weight of the loss at the clip's logits", low=0, high=1e6)
     frame_mean_weight: float = setting(
         0.0, "weight of the loss at the mean over time of the frames' logits", low=0, high=1e6
     )
-    frame_max_weight: float = setting(0.0, "weight of the loss at their maximum over time", low=0, high=1e6)
+    frame_max_weight: float = setting(0.0, 'weight of the loss at their maximum over time', low=0, high=1e6)
     auxiliary: tuple[float, ...] = setting(
         (), "weights of the losses at the network's skips", low=0, high=1e6
     )
-    sources: dict[str, Any] = setting({}, "settings for each source in the table")
-    weight_by_share: bool = setting(True, "multiply the loss of a source by its share of the batch")
+    sources: dict[str, Any] = setting({}, 'settings for each source in the table')
+    weight_by_share: bool = setting(True, 'multiply the loss of a source by its share of the batch')
     secondary_target: float | None = setting(
         None, "target of the classes in the table's secondary_labels; None: unknown", low=0, high=1
     )
     weigh_by_rating: bool = setting(False, "multiply clips' weights by rating / 5; without a rating by 1")
-    crop_s: float = setting(10.0, "seconds of a training crop", low=0.05, high=86400)
+    crop_s: float = setting(10.0, 'seconds of a training crop', low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
         (),
-        "short crops are padded in one of these ways, drawn at random; []: as in inference",
+        'short crops are padded in one of these ways, drawn at random; []: as in inference',
         choices=PAD_MODES,
     )
-    wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), "augmentation of waveforms")
-    spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), "augmentation of spectrograms")
-    mixup: MixupConfig = setting(MixupConfig(), "how crops are mixed")
-    mixup_until: float = setting(1.0, "share of the epochs, from the first, with mixup", low=0, high=1)
-    no_augment_epochs: int = setting(10, "last epochs without mixup and augmentation", low=0, high=10**6)
-    sampling: SamplingConfig = setting(SamplingConfig(), "which crops are drawn")
+    wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), 'augmentation of waveforms')
+    spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), 'augmentation of spectrograms')
+    mixup: MixupConfig = setting(MixupConfig(), 'how crops are mixed')
+    mixup_until: float = setting(1.0, 'share of the epochs, from the first, with mixup', low=0, high=1)
+    no_augment_epochs: int = setting(10, 'last epochs without mixup and augmentation', low=0, high=10**6)
+    sampling: SamplingConfig = setting(SamplingConfig(), 'which crops are drawn')
     image_sizes: tuple[tuple[int, ...], ...] = setting(
         (),
-        "growing sizes, each for an equal part of the epochs; the last is frontend.image_size",
+        'growing sizes, each for an equal part of the epochs; the last is frontend.image_size',
         low=1,
         high=2**16,
     )
-    epochs: int = setting(100, "passes over the clips, or over sampling.steps batches", low=1, high=10**6)
-    batch_size: int = setting(32, "crops per batch", low=2, high=2**20)
-    optim: OptimConfig = setting(OptimConfig(), "optimiser and learning rates")
-    amp: bool = setting(True, "train in float16 autocast on a GPU")
-    metric: str = setting("lwlrap", "score of validations, of the best epoch, and of runs", choices=METRICS)
-    scored_classes: tuple[str, ...] = setting((), "classes that count in scores; []: all")
+    epochs: int = setting(100, 'passes over the clips, or over sampling.steps batches', low=1, high=10**6)
+    batch_size: int = setting(32, 'crops per batch', low=2, high=2**20)
+    optim: OptimConfig = setting(OptimConfig(), 'optimiser and learning rates')
+    amp: bool = setting(True, 'train in float16 autocast on a GPU')
+    metric: str = setting('lwlrap', 'score of validations, of the best epoch, and of runs', choices=METRICS)
+    scored_classes: tuple[str, ...] = setting((), 'classes that count in scores; []: all')
     validate_every: int = setting(
-        10, "epochs between validations; the last epoch is always validated", low=1, high=10**6
+        10, 'epochs between validations; the last epoch is always validated', low=1, high=10**6
     )
-    keep: str = setting("last", "which weights the checkpoint holds", choices=("last", "best"))
+    keep: str = setting('last', 'which weights the checkpoint holds', choices=('last', 'best'))
     patience: int = setting(
         0,
-        "validations without a better score that end a training; the best weights are kept; 0: none",
+        'validations without a better score that end a training; the best weights are kept; 0: none',
         low=0,
         high=10**6,
     )
-    n_folds: int = setting(5, "number of folds, if the table has no fold column", low=2, high=1000)
-    seeds: int = setting(1, "networks per fold", low=1, high=1000)
-    seed: int = setting(0, "seed of all random numbers", low=0, high=2**63 - 1)
-    self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), "self-training with pseudo-labels")
+    n_folds: int = setting(5, 'number of folds, if the table has no fold column', low=2, high=1000)
+    seeds: int = setting(1, 'networks per fold', low=1, high=1000)
+    seed: int = setting(0, 'seed of all random numbers', low=0, high=2**63 - 1)
+    self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), 'self-training with pseudo-labels')
 
     def check(self) -> None:
         super().check()
         sources = {name: SourceConfig.from_dict(values).to_dict() for name, values in self.sources.items()}
-        object.__setattr__(self, "sources", sources)
-        uses_noisy_head = any(source["head"] == "noisy" for source in sources.values())
-        if uses_noisy_head and not self.network.get("noisy_head"):
-            raise KitError("a source with head=noisy wants network.noisy_head=true.")
+        object.__setattr__(self, 'sources', sources)
+        uses_noisy_head = any(source['head'] == 'noisy' for source in sources.values())
+        if uses_noisy_head and not self.network.get('noisy_head'):
+            raise KitError('a source with head=noisy wants network.noisy_head=true.')
         self.check_outputs(uses_noisy_head)
         self.check_augmentation()
         for number in range(len(self.self_training.stages)):
             self.at_stage(number + 1)  # raises for a stage that cannot be
         if self.optim.freeze_epochs > self.epochs:
             raise KitError(
-                f"optim.freeze_epochs must be at most epochs ({self.epochs}), got {self.optim.freeze_epochs}."
+                f'optim.freeze_epochs must be at most epochs ({self.epochs}), got {self.optim.freeze_epochs}.'
             )
         if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
             raise KitError(
-                f"image_sizes end at {self.image_sizes[-1]}, "
-                f"frontend.image_size is {self.frontend.image_size}: make them equal."
+                f'image_sizes end at {self.image_sizes[-1]}, '
+                f'frontend.image_size is {self.frontend.image_size}: make them equal.'
             )
 
     def check_outputs(self, uses_noisy_head: bool) -> None:
         """Raise KitError if no output of the network is trained, or one that it does not have."""
-        pool = self.network["head"]["pool"]
-        if self.uses_frames and pool != "attention":
+        pool = self.network['head']['pool']
+        if self.uses_frames and pool != 'attention':
             raise KitError(
-                f"network.head.pool={pool} gives no logits of frames: set network.head.pool=attention, "
-                "or frame_mean_weight=0 and frame_max_weight=0."
+                f'network.head.pool={pool} gives no logits of frames: set network.head.pool=attention, '
+                'or frame_mean_weight=0 and frame_max_weight=0.'
             )
         if self.uses_frames and uses_noisy_head:
             raise KitError(
-                "a noisy head has no loss at frames: set frame_mean_weight=0 and frame_max_weight=0, or head=clip."
+                'a noisy head has no loss at frames: set frame_mean_weight=0 and frame_max_weight=0, or head=clip.'
             )
         if not self.uses_frames and self.clip_weight == 0:
             raise KitError(
-                "clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1."
+                'clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.'
             )
 
     def check_augmentation(self) -> None:
         """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""
         frontend = self.frontend
-        mixes_energies = self.mixup.is_used and self.mixup.domain == "energy"
-        if mixes_energies and frontend.normalize != "none":
+        mixes_energies = self.mixup.is_used and self.mixup.domain == 'energy'
+        if mixes_energies and frontend.normalize != 'none':
             raise KitError(
-                "energies of normalised crops cannot be mixed: mixup.domain=spec, frontend.normalize=none, "
-                "or mixup.p=0."
+                'energies of normalised crops cannot be mixed: mixup.domain=spec, frontend.normalize=none, '
+                'or mixup.p=0.'
             )
-        needs_clip_level = frontend.reference == "clip" and (
+        needs_clip_level = frontend.reference == 'clip' and (
             frontend.top_db is not None or frontend.normalize in CLIP_STATISTICS
         )
         # An augmented crop is computed from its own waveform: the rest of the clip is not there to measure.
         if self.needs_waveforms and (needs_clip_level or frontend.trim_db):
             raise KitError(
-                "changed waveforms have no level of their clip: "
-                "frontend.reference=window and trim_db=None, or no wave_augment."
+                'changed waveforms have no level of their clip: '
+                'frontend.reference=window and trim_db=None, or no wave_augment.'
             )
 
-    def at_stage(self, number: int) -> "Recipe":
+    def at_stage(self, number: int) -> 'Recipe':
         """The recipe of a training of self-training: the first has number 0."""
         changes = at_iteration(self.self_training.stages, number) if number else None
-        return self.override([*changes.split(), "self_training.stages=[]"]) if changes is not None else self
+        return self.override([*changes.split(), 'self_training.stages=[]']) if changes is not None else self
 
     @property
     def system(self) -> System:
@@ -227,8 +227,8 @@ class Recipe(System):
     @property
     def needs_waveforms(self) -> bool:
         """Whether crops are cut from waveforms, to augment or mix them, and not from spectrograms."""
-        chances = [value for name, value in vars(self.wave_augment).items() if name.endswith("_p")]
-        return any(chances) or (self.mixup.is_used and self.mixup.domain == "wave")
+        chances = [value for name, value in vars(self.wave_augment).items() if name.endswith('_p')]
+        return any(chances) or (self.mixup.is_used and self.mixup.domain == 'wave')
 
     @property
     def uses_frames(self) -> bool:
@@ -247,7 +247,7 @@ class Recipe(System):
     def output(self) -> str:
         """What the logits are after the training: "probability" or "ranking"."""
         # Trained at frames alone, frames have log odds, and the clip has not.
-        return "ranking" if self.loss in RANKING_LOSSES or self.clip_weight == 0 else "probability"
+        return 'ranking' if self.loss in RANKING_LOSSES or self.clip_weight == 0 else 'probability'
 
     @property
     def crop_frames(self) -> int:
@@ -269,7 +269,7 @@ def source_losses(recipe: Recipe) -> list[tuple[RowLossFunction, float]]:
     losses: list[tuple[RowLossFunction, float]] = []
     for source in recipe.sources.values():
         source_loss = recipe_loss
-        if source["loss"]:
-            source_loss = functools.partial(LOSSES[source["loss"]], **source["loss_settings"])
-        losses.append((source_loss, source["weight"]))
+        if source['loss']:
+            source_loss = functools.partial(LOSSES[source['loss']], **source['loss_settings'])
+        losses.append((source_loss, source['weight']))
     return losses

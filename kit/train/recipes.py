@@ -17,53 +17,53 @@ from kit.train.recipe import Recipe, SamplingConfig
 # Its small form lists the overrides that make it fast on two CPU cores: a narrower network, coarser spectrograms,
 # fewer epochs, and no slow waveform augmentation.
 
-FREESOUND = "Freesound Audio Tagging 2019"
-RFCX = "RFCX Species Audio Detection 2021"
-BIRDCLEF = "BirdCLEF+ 2026"
+FREESOUND = 'Freesound Audio Tagging 2019'
+RFCX = 'RFCX Species Audio Detection 2021'
+BIRDCLEF = 'BirdCLEF+ 2026'
 
 # Settings that several recipes share.
-CURATED_AND_NOISY = {"curated": {}, "noisy": {"scored": False}}
-BOOTSTRAP = {"weight": 0.5, "loss": "bootstrap", "loss_settings": {"trust": 0.7}, "scored": False}
+CURATED_AND_NOISY = {'curated': {}, 'noisy': {'scored': False}}
+BOOTSTRAP = {'weight': 0.5, 'loss': 'bootstrap', 'loss_settings': {'trust': 0.7}, 'scored': False}
 WAVE_EFFECTS = WaveAugmentConfig(chance=0.75, reverb_p=1.0, pitch_p=1.0, overdrive_p=1.0, speed_p=1.0)
-RFCX_OPTIM = OptimConfig(schedule="cosine", lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2)
-AGREEMENT = SelfTrainingConfig(methods=("agreement",), top_k=(0.05, 0.1, 0.15, 0.2, 0.25), hard=True)
-LINEAR_CYCLE = OptimConfig(schedule="linear-cycle")
+RFCX_OPTIM = OptimConfig(schedule='cosine', lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2)
+AGREEMENT = SelfTrainingConfig(methods=('agreement',), top_k=(0.05, 0.1, 0.15, 0.2, 0.25), hard=True)
+LINEAR_CYCLE = OptimConfig(schedule='linear-cycle')
 
 
 # Differs: AdamW in place of Adam, batches of 32 in place of 128, no early stopping.
 SKIP_ATTENTION = Recipe(
-    name="skip-attention",
-    source=f"first place, {FREESOUND}",
+    name='skip-attention',
+    source=f'first place, {FREESOUND}',
     frontend=FrontendConfig(
         n_fft=2560,
         hop_length=690,
         f_max_hz=22050.0,
         top_db=80.0,
         trim_db=60.0,
-        channels=("log", "delta", "delta2"),
-        normalize="constants",
+        channels=('log', 'delta', 'delta2'),
+        normalize='constants',
         std=100.0,
     ),
-    network={"family": "skip-attention", "head": {"hidden": 256}},
+    network={'family': 'skip-attention', 'head': {'hidden': 256}},
     inference=InferenceConfig(
-        mode="windows", window_s=256 * 690 / 44100, hop_s=64 * 690 / 44100, pool="mean"
+        mode='windows', window_s=256 * 690 / 44100, hop_s=64 * 690 / 44100, pool='mean'
     ),
-    loss="bce",
+    loss='bce',
     auxiliary=(0.4, 0.2, 0.1),
     sources={
-        "noisy": {"share": 0.01, **BOOTSTRAP},
-        "corrected": {"share": 0.42, "weight": 0.5},
-        "curated": {"share": 0.57, "weight": 0.5},
+        'noisy': {'share': 0.01, **BOOTSTRAP},
+        'corrected': {'share': 0.42, 'weight': 0.5},
+        'curated': {'share': 0.57, 'weight': 0.5},
     },
     crop_s=256 * 690 / 44100,
-    crop_pad_modes=("wrap", "min"),
+    crop_pad_modes=('wrap', 'min'),
     spec_augment=SpecAugmentConfig(crop_p=0.33, mask_p=0.5),
-    mixup=MixupConfig(p=0.8, low=0.0, high=0.5, fade_p=0.6, domain="spec", convex=True, labels="weighted"),
+    mixup=MixupConfig(p=0.8, low=0.0, high=0.5, fade_p=0.6, domain='spec', convex=True, labels='weighted'),
     no_augment_epochs=0,
     epochs=150,
-    optim=OptimConfig(lr_start=9e-4, lr_peak=9e-4, schedule="plateau", factor=0.6),
+    optim=OptimConfig(lr_start=9e-4, lr_peak=9e-4, schedule='plateau', factor=0.6),
     validate_every=1,
-    keep="best",
+    keep='best',
 )
 SKIP_ATTENTION_SMALL = """
     frontend.n_mels=64 network.width=8 network.ratio=8 network.head.hidden=32 inference.hop_s=2.0
@@ -74,29 +74,29 @@ SKIP_ATTENTION_SMALL = """
 # Differs: levels and wave statistics are those of a crop or window, in place of the whole clip, as mixed waveforms have
 # no clip; no pixel shuffle. Pretraining on noisy clips is `train --init` with a run on those.
 AXIS_POOL = Recipe(
-    name="axis-pool",
-    source=f"second place, {FREESOUND}",
+    name='axis-pool',
+    source=f'second place, {FREESOUND}',
     frontend=FrontendConfig(
         n_fft=1024,
         n_mels=64,
-        normalize="peak",
+        normalize='peak',
         top_db=80.0,
-        reference="window",
-        extra_rows=("wave_stats", "clip_length"),
+        reference='window',
+        extra_rows=('wave_stats', 'clip_length'),
     ),
-    network={"family": "axis-pool"},
-    inference=InferenceConfig(mode="windows", window_s=5.0, hop_s=2.5, pool="mean"),
-    loss="bce",
-    loss_settings={"smoothing": 0.01},
+    network={'family': 'axis-pool'},
+    inference=InferenceConfig(mode='windows', window_s=5.0, hop_s=2.5, pool='mean'),
+    loss='bce',
+    loss_settings={'smoothing': 0.01},
     sources=CURATED_AND_NOISY,
     crop_s=5.0,
-    mixup=MixupConfig(p=0.6, low=0.3, high=0.3, domain="wave", convex=True, labels="weighted"),
+    mixup=MixupConfig(p=0.6, low=0.3, high=0.3, domain='wave', convex=True, labels='weighted'),
     mixup_until=14 / 40,
     no_augment_epochs=0,
     epochs=40,
-    optim=OptimConfig(kind="nadam", lr_start=5e-4, lr_peak=5e-4, schedule="steps"),
+    optim=OptimConfig(kind='nadam', lr_start=5e-4, lr_peak=5e-4, schedule='steps'),
     validate_every=1,
-    keep="best",
+    keep='best',
 )
 # The published rate, halved three times, learns little in so few steps.
 AXIS_POOL_SMALL = """
@@ -107,23 +107,23 @@ AXIS_POOL_SMALL = """
 
 # The source mixes waveforms; energies are their expectation.
 MAX_PYRAMID: dict[str, Any] = {
-    "source": f"third place, {FREESOUND}",
-    "loss": "lsep",
-    "sources": CURATED_AND_NOISY,
-    "wave_augment": WAVE_EFFECTS,
-    "mixup": MixupConfig(p=0.5),
-    "epochs": 120,
-    "optim": LINEAR_CYCLE,
-    "validate_every": 1,
-    "keep": "best",
-    "self_training": AGREEMENT,
+    'source': f'third place, {FREESOUND}',
+    'loss': 'lsep',
+    'sources': CURATED_AND_NOISY,
+    'wave_augment': WAVE_EFFECTS,
+    'mixup': MixupConfig(p=0.5),
+    'epochs': 120,
+    'optim': LINEAR_CYCLE,
+    'validate_every': 1,
+    'keep': 'best',
+    'self_training': AGREEMENT,
 }
 MAX_PYRAMID_MEL = Recipe(
-    name="max-pyramid-mel",
+    name='max-pyramid-mel',
     frontend=FrontendConfig(
-        hop_length=1024, f_min_hz=5.0, power=1, log="ln", pad_mode="reflect", channels=("log", "coordinate")
+        hop_length=1024, f_min_hz=5.0, power=1, log='ln', pad_mode='reflect', channels=('log', 'coordinate')
     ),
-    network={"family": "max-pyramid", "dims": 2, "blocks": 5, "width": 100, "growth": 1.5},
+    network={'family': 'max-pyramid', 'dims': 2, 'blocks': 5, 'width': 100, 'growth': 1.5},
     **MAX_PYRAMID,
 )
 # Masks stand for the waveform effects, which are slow; short clips end in silence.
@@ -136,11 +136,11 @@ MAX_PYRAMID_MEL_SMALL = """
 
 # The same training on a short-time spectrum, with frequencies as channels of a one-dimensional network.
 MAX_PYRAMID_STFT = Recipe(
-    name="max-pyramid-stft",
+    name='max-pyramid-stft',
     frontend=FrontendConfig(
-        kind="stft", n_fft=256, hop_length=128, f_min_hz=0.0, power=1, log="ln", pad_mode="reflect"
+        kind='stft', n_fft=256, hop_length=128, f_min_hz=0.0, power=1, log='ln', pad_mode='reflect'
     ),
-    network={"family": "max-pyramid", "dims": 1, "blocks": 7, "width": 128, "growth": 1.5},
+    network={'family': 'max-pyramid', 'dims': 1, 'blocks': 7, 'width': 128, 'growth': 1.5},
     inference=InferenceConfig(max_frames=65536),
     **MAX_PYRAMID,
 )
@@ -152,59 +152,59 @@ MAX_PYRAMID_STFT_SMALL = """
 
 # The write-up leaves network and optimiser open. Self-training makes the sources set1 and set2 from noisy clips.
 WINDOW_SNR = Recipe(
-    name="window-snr",
-    source=f"windows weighted by signal-to-noise ratio, {FREESOUND}",
-    frontend=FrontendConfig(top_db=80.0, normalize="minmax"),
-    network={"family": "max-pyramid", "width": 48, "head": {"pool": "mean-max"}},
-    inference=InferenceConfig(mode="windows", window_s=2.0, hop_s=1.0, pool="snr"),
-    loss="bce",
+    name='window-snr',
+    source=f'windows weighted by signal-to-noise ratio, {FREESOUND}',
+    frontend=FrontendConfig(top_db=80.0, normalize='minmax'),
+    network={'family': 'max-pyramid', 'width': 48, 'head': {'pool': 'mean-max'}},
+    inference=InferenceConfig(mode='windows', window_s=2.0, hop_s=1.0, pool='snr'),
+    loss='bce',
     sources={
-        "curated": {"share": 1.0},
-        "noisy": {"share": 0.0, "scored": False},
-        "set1": {"share": 1.0, "scored": False},
-        "set2": {"share": 1.0, "scored": False},
+        'curated': {'share': 1.0},
+        'noisy': {'share': 0.0, 'scored': False},
+        'set1': {'share': 1.0, 'scored': False},
+        'set2': {'share': 1.0, 'scored': False},
     },
     weight_by_share=False,
     crop_s=2.0,
     spec_augment=SpecAugmentConfig(mask_p=0.5),
-    mixup=MixupConfig(p=0.5, beta=0.4, domain="spec", convex=True, labels="weighted"),
+    mixup=MixupConfig(p=0.5, beta=0.4, domain='spec', convex=True, labels='weighted'),
     no_augment_epochs=0,
     epochs=60,
-    self_training=SelfTrainingConfig(methods=("snr",), top_k=(0.1,)),
+    self_training=SelfTrainingConfig(methods=('snr',), top_k=(0.1,)),
 )
-WINDOW_SNR_SMALL = "frontend.n_mels=64 network.width=12 epochs=30 batch_size=16"
+WINDOW_SNR_SMALL = 'frontend.n_mels=64 network.width=12 epochs=30 batch_size=16'
 
 
 # The first layers learn ten times as fast as the last. The second stage is `stack --kind image-stacker`.
 # Self-training moves noisy clips to the source whole, which is predicted and scored, but not trained on.
 TWO_STAGE = Recipe(
-    name="two-stage",
-    source=f"windows, then an image of their predictions, {FREESOUND}",
+    name='two-stage',
+    source=f'windows, then an image of their predictions, {FREESOUND}',
     frontend=FrontendConfig(
         n_fft=1024,
         n_mels=64,
         top_db=80.0,
-        normalize="minmax",
-        reference="window",
+        normalize='minmax',
+        reference='window',
         resolutions=((2048, 512), (4096, 512)),
         image_size=(224, 224),
     ),
-    network={"family": "timm", "name": "resnet18.a1_in1k"},
-    inference=InferenceConfig(mode="windows", window_s=2.0, hop_s=1.0, pool="mean", pad_mode="min"),
-    loss="bce",
+    network={'family': 'timm', 'name': 'resnet18.a1_in1k'},
+    inference=InferenceConfig(mode='windows', window_s=2.0, hop_s=1.0, pool='mean', pad_mode='min'),
+    loss='bce',
     sources={
-        "curated": {"share": 1.0},
-        "noisy": {"share": 1.0, "scored": False},
-        "whole": {"share": 0.0, "scored": False},
+        'curated': {'share': 1.0},
+        'noisy': {'share': 1.0, 'scored': False},
+        'whole': {'share': 0.0, 'scored': False},
     },
     crop_s=2.0,
     spec_augment=SpecAugmentConfig(mask_p=0.3),
     no_augment_epochs=0,
-    sampling=SamplingConfig(balance="seconds", rare_boost=1.0),
+    sampling=SamplingConfig(balance='seconds', rare_boost=1.0),
     image_sizes=((64, 64), (128, 128), (224, 224)),
     epochs=40,
     optim=OptimConfig(lr_start=1e-5, lr_peak=1e-3, layer_decay=10.0, weight_decay=1e-2),
-    self_training=SelfTrainingConfig(methods=("curate",)),
+    self_training=SelfTrainingConfig(methods=('curate',)),
 )
 # A random ResNet-18 learns little in so few steps.
 TWO_STAGE_SMALL = """
@@ -220,25 +220,25 @@ TWO_STAGE_SMALL = """
 # the masks of mixed crops, which counts a class as false that is known in one crop and unknown in the other; here the
 # loss masks it, as law 5 wants. The published way is mixup.masks=either.
 FREQ_COORD = Recipe(
-    name="freq-coord",
-    source=f"second place, {RFCX}",
+    name='freq-coord',
+    source=f'second place, {RFCX}',
     frontend=FrontendConfig(
         sample_rate=48000,
         n_fft=4096,
         n_mels=256,
         top_db=80.0,
-        normalize="clip",
-        reference="window",
-        channels=("log", "coordinate01"),
+        normalize='clip',
+        reference='window',
+        channels=('log', 'coordinate01'),
     ),
-    network={"family": "timm", "name": "tf_efficientnet_b3.ns_jft_in1k"},
-    inference=InferenceConfig(mode="windows", window_s=4.0, hop_s=0.5),
-    loss="bce",
-    average_over="labels",
+    network={'family': 'timm', 'name': 'tf_efficientnet_b3.ns_jft_in1k'},
+    inference=InferenceConfig(mode='windows', window_s=4.0, hop_s=0.5),
+    loss='bce',
+    average_over='labels',
     crop_s=4.0,
     wave_augment=WaveAugmentConfig(gain_p=0.5, noise_p=0.5),
     spec_augment=SpecAugmentConfig(warp_p=0.3, outside_p=0.5),
-    mixup=MixupConfig(p=0.5, low=0.5, high=0.5, domain="spec", convex=True, labels="sum"),
+    mixup=MixupConfig(p=0.5, low=0.5, high=0.5, domain='spec', convex=True, labels='sum'),
     no_augment_epochs=0,
     sampling=SamplingConfig(steps=200, true_p=None),
     epochs=60,
@@ -246,8 +246,8 @@ FREQ_COORD = Recipe(
     n_folds=4,
     self_training=SelfTrainingConfig(
         iterations=4,
-        methods=("windows",),
-        stages=("mixup.domain=wave spec_augment.outside_p=0 spec_augment.mask_p=0.5",),
+        methods=('windows',),
+        stages=('mixup.domain=wave spec_augment.outside_p=0 spec_augment.mask_p=0.5',),
     ),
 )
 # The settings of the last two lines were better than the published ones in this small form.
@@ -262,33 +262,33 @@ FREQ_COORD_SMALL = """
 
 # The bands of the classes come from the boxes. Three stages of pseudo-labels with plain BCE, then two with soft LSEP.
 FREQ_CROP = Recipe(
-    name="freq-crop",
-    source=f"thirty-second place, {RFCX}",
+    name='freq-crop',
+    source=f'thirty-second place, {RFCX}',
     frontend=FrontendConfig(
         sample_rate=48000,
         n_fft=4096,
         n_mels=32,
         top_db=80.0,
-        normalize="clip",
-        reference="window",
+        normalize='clip',
+        reference='window',
     ),
     network={
-        "family": "freq-crop",
-        "backbone": {"family": "timm", "name": "tf_efficientnet_b0.ns_jft_in1k"},
+        'family': 'freq-crop',
+        'backbone': {'family': 'timm', 'name': 'tf_efficientnet_b0.ns_jft_in1k'},
     },
-    loss="bootstrap",
-    loss_settings={"on": "unknown", "trust": 0.1, "detach": False},
-    average_over="labels",
+    loss='bootstrap',
+    loss_settings={'on': 'unknown', 'trust': 0.1, 'detach': False},
+    average_over='labels',
     wave_augment=WaveAugmentConfig(gain_p=0.5, shift_p=0.5, noise_p=0.5, pitch_p=0.2, tempo_p=0.2),
     spec_augment=SpecAugmentConfig(mask_p=0.3),
-    mixup=MixupConfig(p=0.5, domain="wave", partners="sure-negatives"),
+    mixup=MixupConfig(p=0.5, domain='wave', partners='sure-negatives'),
     no_augment_epochs=5,
     epochs=60,
     optim=RFCX_OPTIM,
     self_training=SelfTrainingConfig(
         iterations=5,
-        methods=("windows",),
-        stages=(*["loss=bce loss_settings={}"] * 3, "loss=lsep loss_settings={}"),
+        methods=('windows',),
+        stages=(*['loss=bce loss_settings={}'] * 3, 'loss=lsep loss_settings={}'),
     ),
 )
 # The cheaper form: one pass, and each class pools its own band. Crops at width 8 learn little in so few steps.
@@ -305,23 +305,23 @@ FREQ_CROP_SMALL = """
 # The published loss reads the mean of the frames alone, which leaves the attention of inference untrained. The hidden
 # layer and the masks are those of the second place of 2025.
 SED = Recipe(
-    name="sed",
-    source=f"sound event detection, second place, {BIRDCLEF}",
+    name='sed',
+    source=f'sound event detection, second place, {BIRDCLEF}',
     frontend=FrontendConfig(
-        sample_rate=32000, f_max_hz=None, top_db=80.0, normalize="clip", reference="window"
+        sample_rate=32000, f_max_hz=None, top_db=80.0, normalize='clip', reference='window'
     ),
     network={
-        "family": "timm",
-        "name": "tf_efficientnetv2_s.in21k_ft_in1k",
-        "head": {"pool": "attention", "hidden": 512, "norm_first": True, "dropout": 0.3},
+        'family': 'timm',
+        'name': 'tf_efficientnetv2_s.in21k_ft_in1k',
+        'head': {'pool': 'attention', 'hidden': 512, 'norm_first': True, 'dropout': 0.3},
     },
-    inference=InferenceConfig(mode="windows", window_s=5.0, hop_s=5.0),
-    loss="bce",
+    inference=InferenceConfig(mode='windows', window_s=5.0, hop_s=5.0),
+    loss='bce',
     clip_weight=0.5,
     frame_mean_weight=0.5,
     crop_s=5.0,
     spec_augment=SpecAugmentConfig(mask_p=0.3, time_masks=3, time_share=0.06, freq_masks=3, freq_share=0.08),
-    mixup=MixupConfig(p=0.5, low=0.5, high=0.5, domain="wave", convex=True),
+    mixup=MixupConfig(p=0.5, low=0.5, high=0.5, domain='wave', convex=True),
     no_augment_epochs=0,
     epochs=35,
     batch_size=64,
@@ -336,45 +336,45 @@ SED_SMALL = """
 
 
 RECIPES = {
-    "skip-attention": SKIP_ATTENTION,
-    "axis-pool": AXIS_POOL,
-    "max-pyramid-mel": MAX_PYRAMID_MEL,
-    "max-pyramid-stft": MAX_PYRAMID_STFT,
-    "window-snr": WINDOW_SNR,
-    "two-stage": TWO_STAGE,
-    "freq-coord": FREQ_COORD,
-    "freq-crop": FREQ_CROP,
-    "sed": SED,
+    'skip-attention': SKIP_ATTENTION,
+    'axis-pool': AXIS_POOL,
+    'max-pyramid-mel': MAX_PYRAMID_MEL,
+    'max-pyramid-stft': MAX_PYRAMID_STFT,
+    'window-snr': WINDOW_SNR,
+    'two-stage': TWO_STAGE,
+    'freq-coord': FREQ_COORD,
+    'freq-crop': FREQ_CROP,
+    'sed': SED,
 }
 SMALL = {
-    "skip-attention": SKIP_ATTENTION_SMALL,
-    "axis-pool": AXIS_POOL_SMALL,
-    "max-pyramid-mel": MAX_PYRAMID_MEL_SMALL,
-    "max-pyramid-stft": MAX_PYRAMID_STFT_SMALL,
-    "window-snr": WINDOW_SNR_SMALL,
-    "two-stage": TWO_STAGE_SMALL,
-    "freq-coord": FREQ_COORD_SMALL,
-    "freq-crop": FREQ_CROP_SMALL,
-    "sed": SED_SMALL,
+    'skip-attention': SKIP_ATTENTION_SMALL,
+    'axis-pool': AXIS_POOL_SMALL,
+    'max-pyramid-mel': MAX_PYRAMID_MEL_SMALL,
+    'max-pyramid-stft': MAX_PYRAMID_STFT_SMALL,
+    'window-snr': WINDOW_SNR_SMALL,
+    'two-stage': TWO_STAGE_SMALL,
+    'freq-coord': FREQ_COORD_SMALL,
+    'freq-crop': FREQ_CROP_SMALL,
+    'sed': SED_SMALL,
 }
 # Recipes that differ from another one in a few settings: the other three networks of the second place at RFCX, and
 # the input of the first place at BirdCLEF 2025.
 VARIANTS = {
-    "freq-coord-rexnet-200": ("freq-coord", "network.name=rexnet_200.nav_in1k"),
-    "freq-coord-rexnet-150": ("freq-coord", "network.name=rexnet_150.nav_in1k crop_s=8 inference.window_s=8"),
-    "freq-coord-b1": (
-        "freq-coord",
-        "network.name=tf_efficientnet_b1.ns_jft_in1k crop_s=8 inference.window_s=8",
+    'freq-coord-rexnet-200': ('freq-coord', 'network.name=rexnet_200.nav_in1k'),
+    'freq-coord-rexnet-150': ('freq-coord', 'network.name=rexnet_150.nav_in1k crop_s=8 inference.window_s=8'),
+    'freq-coord-b1': (
+        'freq-coord',
+        'network.name=tf_efficientnet_b1.ns_jft_in1k crop_s=8 inference.window_s=8',
     ),
-    "sed-rounds": (
-        "sed",
+    'sed-rounds': (
+        'sed',
         'self_training.iterations=1 self_training.methods=["windows"] self_training.hop_s=5 '
-        "sampling.sample_by_probs=windows",
+        'sampling.sample_by_probs=windows',
     ),
-    "sed-20s": (
-        "sed",
-        "crop_s=20 inference.window_s=20 frontend.n_fft=4096 frontend.hop_length=1252 frontend.n_mels=224 "
-        "frontend.f_min_hz=0",
+    'sed-20s': (
+        'sed',
+        'crop_s=20 inference.window_s=20 frontend.n_fft=4096 frontend.hop_length=1252 frontend.n_mels=224 '
+        'frontend.f_min_hz=0',
     ),
 }
 # Their taggers, without the training.
@@ -386,8 +386,8 @@ def find_recipe(name: str, small: bool = False, overrides: list[str] | None = No
 
     Errors: KitError for an unknown recipe or setting, with the nearest right name
     """
-    base, changes = choose("recipe", name, {known: (known, "") for known in RECIPES} | VARIANTS)
-    recipe = RECIPES[base].override([f"name={name}", *changes.split()])
+    base, changes = choose('recipe', name, {known: (known, '') for known in RECIPES} | VARIANTS)
+    recipe = RECIPES[base].override([f'name={name}', *changes.split()])
     if small:
         recipe = recipe.override(SMALL[base].split())
     return recipe.override(overrides or [])

@@ -36,9 +36,9 @@ def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
     """Choose windows as long as the tagger's own, or as the crops of its training."""
     length_s = card.inference.window_s
     mode = card.inference.mode
-    if mode == "full":
-        mode = "windows"
-        length_s = card.recipe.get("crop_s", length_s)
+    if mode == 'full':
+        mode = 'windows'
+        length_s = card.recipe.get('crop_s', length_s)
     return replace(card.inference, mode=mode, window_s=length_s, hop_s=min(hop_s, length_s))
 
 
@@ -72,8 +72,8 @@ def predict_pseudo_labels(
         card = tagger.card
         classes = classes or card.classes
         if not card.is_calibrated or card.classes != classes:
-            reason = "other classes" if card.is_calibrated else "ranks, which are no labels before `oof`"
-            raise KitError(f"{path} gives {reason}: use calibrated runs of one set of classes.")
+            reason = 'other classes' if card.is_calibrated else 'ranks, which are no labels before `oof`'
+            raise KitError(f'{path} gives {reason}: use calibrated runs of one set of classes.')
         if hop_s and card.frontend.trim_db is not None:
             raise KitError(
                 f"{path} trims a clip's ends, so its windows are not at their times: leave it out."
@@ -97,8 +97,8 @@ def predict_pseudo_labels(
             spans_s = np.array(outputs[clip].spans[: len(of_clip)]) / card.frontend.frames_per_s
             predictions.setdefault(clips[clip], []).append((spans_s, of_clip))
     if not predictions:
-        folders = ", ".join(map(str, runs))
-        raise KitError(f"{folders} predict no finite number for any clip: train them anew.")
+        folders = ', '.join(map(str, runs))
+        raise KitError(f'{folders} predict no finite number for any clip: train them anew.')
     names: list[str] = []
     spans: list[np.ndarray] = []
     means: list[np.ndarray] = []
@@ -122,8 +122,8 @@ class RelabelResult:
     report: Mapping[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {what}" for what, count in self.report["counts"].items())
-        return f"{self.table}: {self.report['rows']} rows, {counts}; {self.soft.name}. {self.report['leaks']}"
+        counts = ', '.join(f'{count} {what}' for what, count in self.report['counts'].items())
+        return f'{self.table}: {self.report["rows"]} rows, {counts}; {self.soft.name}. {self.report["leaks"]}'
 
     __repr__ = __str__
 
@@ -161,15 +161,15 @@ def relabel(
     if method:
         plan = replace(plan, methods=(method,))
     name = plan.method(number)
-    if boxes and name != "windows":
-        raise KitError(f"boxes correct windows, which method {name} does not write: use windows.")
-    frame = read_clip_table(table or Path(run[0]) / "folds.csv")
-    if "end_s" in frame and name not in ("plain", "windows"):
-        is_whole = frame["end_s"] == np.inf
-        frame = frame[is_whole].drop(columns=["begin_s", "end_s"]).reset_index(drop=True)
-    clips = set(frame["fname"])
-    hop_s = None if name in ("plain", "agreement") else plan.hop_s
-    unlabelled = [*frame["fname"][frame["source"] == UNLABELLED]] if "source" in frame else []
+    if boxes and name != 'windows':
+        raise KitError(f'boxes correct windows, which method {name} does not write: use windows.')
+    frame = read_clip_table(table or Path(run[0]) / 'folds.csv')
+    if 'end_s' in frame and name not in ('plain', 'windows'):
+        is_whole = frame['end_s'] == np.inf
+        frame = frame[is_whole].drop(columns=['begin_s', 'end_s']).reset_index(drop=True)
+    clips = set(frame['fname'])
+    hop_s = None if name in ('plain', 'agreement') else plan.hop_s
+    unlabelled = [*frame['fname'][frame['source'] == UNLABELLED]] if 'source' in frame else []
     runtime_options = device, threads, progress
     soft, models = predict_pseudo_labels(run, audio, hop_s, *runtime_options, plan.prior_shift, unlabelled)
     soft = pick_soft(soft, [clip in clips for clip in soft.names])
@@ -180,17 +180,17 @@ def relabel(
     labels = replace(relabeled.soft, targets=relabeled.soft.targets**power)
     frame = relabeled.frame
     report = {
-        "method": name,
-        "round": number,
-        "rows": len(frame),
-        "counts": relabeled.counts,
-        "leaks": LEAKS,
-        "models": models,
-        "without_prediction": sorted(clips - soft.rows.keys()),
-        "settings": plan.to_dict(),
+        'method': name,
+        'round': number,
+        'rows': len(frame),
+        'counts': relabeled.counts,
+        'leaks': LEAKS,
+        'models': models,
+        'without_prediction': sorted(clips - soft.rows.keys()),
+        'settings': plan.to_dict(),
     }
     folder = Path(out)
-    write_text(folder / "table.csv", frame.to_csv(index=False, lineterminator="\n"))
-    write_soft_labels(folder / "soft.csv", labels)
-    write_json(folder / "relabel.json", report)
-    return RelabelResult(folder / "table.csv", folder / "soft.csv", report)
+    write_text(folder / 'table.csv', frame.to_csv(index=False, lineterminator='\n'))
+    write_soft_labels(folder / 'soft.csv', labels)
+    write_json(folder / 'relabel.json', report)
+    return RelabelResult(folder / 'table.csv', folder / 'soft.csv', report)

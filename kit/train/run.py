@@ -35,7 +35,7 @@ class Run:
     oof: OofPredictions | None
 
     def __str__(self) -> str:
-        return f"{self.folder}: {self.recipe.name}\n{self.oof or 'one model of all clips: all.pt'}"
+        return f'{self.folder}: {self.recipe.name}\n{self.oof or "one model of all clips: all.pt"}'
 
     __repr__ = __str__
 
@@ -74,9 +74,9 @@ def train_run(
     """
     check_recipe(recipe)
     if all_data and only_folds is not None:
-        raise KitError("only_folds has no effect on a training on all data: leave one of them out.")
+        raise KitError('only_folds has no effect on a training on all data: leave one of them out.')
     if all_data and recipe.patience:
-        print("note: training on all data validates nothing: patience has no effect.", flush=True)
+        print('note: training on all data validates nothing: patience has no effect.', flush=True)
     runtime = start_runtime(device, threads, progress)
     clock = Deadline() if deadline is None else set_deadline(deadline)
 
@@ -95,8 +95,8 @@ def train_run(
     is_begun = check_run(folder, files)
     inits = read_inits(init, trained_folds, folds[folds >= 0].tolist())
     files = init_files(folder, inits, is_begun) | files  # init.json is written first
-    if (folder / "state").is_dir():
-        with locked(folder / "state", folder):  # refuses a second process before it decodes anything
+    if (folder / 'state').is_dir():
+        with locked(folder / 'state', folder):  # refuses a second process before it decodes anything
             pass
     labels = box_labels, soft_labels
     data = load_dataset(recipe, frame, folds, Path(audio), runtime, *labels, backgrounds, memory_gb)
@@ -106,8 +106,8 @@ def train_run(
         check_init(recipe, data, {fold: inits[fold] for fold in trained_folds})
     parts: list[tuple[np.ndarray, OofPredictions]] = []
     networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
-    bar = progress_bar(len(networks) * recipe.epochs, "train", "epochs", progress)
-    with locked(folder / "state", folder), bar:
+    bar = progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', progress)
+    with locked(folder / 'state', folder), bar:
         # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
         for name, text in files.items():
             write_text(folder / name, text)
@@ -131,7 +131,7 @@ def read_box_files(boxes: Sequence[str | Path] | None) -> Boxes | None:
     if not boxes:
         return None
     if len(boxes) != 2:
-        raise KitError(f"boxes wants two CSVs, of true and of false ones, got {len(boxes)}.")
+        raise KitError(f'boxes wants two CSVs, of true and of false ones, got {len(boxes)}.')
     return read_boxes(boxes[0], boxes[1])
 
 
@@ -140,18 +140,18 @@ def read_training_table(table: str | Path | None, boxes: Boxes | None) -> Any:
     if boxes is not None:
         return box_table(boxes, table)
     if table is None:
-        raise KitError("train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.")
+        raise KitError('train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.')
     return read_clip_table(table)
 
 
 def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:
     """Set the classes' frequency bands of a freq-crop recipe from their boxes. Other recipes stay as they are."""
-    if recipe.network["family"] != "freq-crop":
+    if recipe.network['family'] != 'freq-crop':
         return recipe
     nyquist_hz = recipe.frontend.sample_rate / 2
     bands_hz = class_bands_hz(boxes).clip(max=nyquist_hz).tolist()
-    if recipe.network["form"] == "pooled":
-        return replace(recipe, network={**recipe.network, "bands_hz": bands_hz})
+    if recipe.network['form'] == 'pooled':
+        return replace(recipe, network={**recipe.network, 'bands_hz': bands_hz})
     return replace(recipe, frontend=replace(recipe.frontend, bands_hz=bands_hz))
 
 
@@ -160,16 +160,16 @@ def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.nda
 
     Errors: KitError for a missing group column, and for a clip or a group in several folds of the table
     """
-    if "fold" not in frame:
+    if 'fold' not in frame:
         return make_folds(frame, recipe.n_folds, recipe.seed, group_column)
-    folds = np.asarray(frame["fold"])
+    folds = np.asarray(frame['fold'])
     n_folds = len(np.unique(folds[folds >= 0]))
     if n_folds != recipe.n_folds:
-        print(f"note: the table has {n_folds} folds; n_folds={recipe.n_folds} is not used.", flush=True)
-    if "begin_s" in frame:
-        check_no_leak(folds, list(frame["fname"]))
+        print(f'note: the table has {n_folds} folds; n_folds={recipe.n_folds} is not used.', flush=True)
+    if 'begin_s' in frame:
+        check_no_leak(folds, list(frame['fname']))
     if group_column is not None:
-        choose("column", group_column, frame)
+        choose('column', group_column, frame)
         check_no_leak(folds, list(frame[group_column]))
     return folds
 
@@ -179,7 +179,7 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
     in_table = sorted({fold for fold in folds.tolist() if fold >= 0})
     selected = in_table if only_folds is None else sorted(set(only_folds))
     if not selected or not set(selected) <= set(in_table):
-        raise KitError(f"folds {selected} were asked for, the table has {in_table}.")
+        raise KitError(f'folds {selected} were asked for, the table has {in_table}.')
     return selected
 
 
@@ -187,12 +187,12 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
     """Raise KitError for labels that leave nothing to learn, or that the losses cannot use."""
     for name in data.classes:
         words = name.split()
-        if any(mark in name for mark in ";|") or (len(words) > 1 and {*words} <= {*data.classes}):
-            print(f"note: {name!r} is one class: names are separated by commas alone.", flush=True)
+        if any(mark in name for mark in ';|') or (len(words) > 1 and {*words} <= {*data.classes}):
+            print(f'note: {name!r} is one class: names are separated by commas alone.', flush=True)
     if not (data.targets == 0).any():
-        classes = ", ".join(data.classes[:5])
+        classes = ', '.join(data.classes[:5])
         raise KitError(
-            f"all known labels are true ({classes}): add clips without these classes, or a column false_labels."
+            f'all known labels are true ({classes}): add clips without these classes, or a column false_labels.'
         )
     soft = data.soft_labels
     if recipe.distill_weight and soft is not None and soft.names and not soft.times:
@@ -201,7 +201,7 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
         )
     if len(data.classes) == 1 and recipe.loss in CLASS_LOSSES:
         raise KitError(
-            f"loss={recipe.loss} ranks classes, and {data.classes[0]!r} is the only one: use --set loss=bce."
+            f'loss={recipe.loss} ranks classes, and {data.classes[0]!r} is the only one: use --set loss=bce.'
         )
 
 
@@ -210,7 +210,7 @@ def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None
     for fold in folds:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
-            raise KitError(f"fold {fold} has {n_clips} training clips: at least 2 are needed.")
+            raise KitError(f'fold {fold} has {n_clips} training clips: at least 2 are needed.')
         rows = [row for row in data.held_out(fold) if row in data.spectrograms]
         if fold is not None:
             truth = data.truth[rows]
@@ -218,7 +218,7 @@ def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None
                 compute_metric(metric, truth, np.zeros_like(truth))
             except KitError as error:
                 raise KitError(
-                    f"fold {fold} cannot be scored on its clips that can be decoded: {error}"
+                    f'fold {fold} cannot be scored on its clips that can be decoded: {error}'
                 ) from error
 
 
@@ -231,50 +231,50 @@ def run_files(
 ) -> dict[str, str]:
     """The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of `boxes` and `soft`."""
     table = frame.assign(fold=folds)
-    if "end_s" in table:
+    if 'end_s' in table:
         # A whole clip has empty cells, as in the table that was read.
-        times = table[["begin_s", "end_s"]].astype(object)
-        table[["begin_s", "end_s"]] = times.where(table["end_s"] < math.inf, "")
+        times = table[['begin_s', 'end_s']].astype(object)
+        table[['begin_s', 'end_s']] = times.where(table['end_s'] < math.inf, '')
     files = {
-        "recipe.json": json.dumps(recipe.to_dict(), indent=1) + "\n",
-        "folds.csv": table.to_csv(index=False, lineterminator="\n"),
+        'recipe.json': json.dumps(recipe.to_dict(), indent=1) + '\n',
+        'folds.csv': table.to_csv(index=False, lineterminator='\n'),
     }
     label_files = [path for path in (*(boxes or ()), soft) if path is not None]
     if label_files:
         digests = {Path(path).name: file_digest(Path(path)) for path in label_files}
-        files["labels.json"] = json.dumps(digests, indent=1) + "\n"
+        files['labels.json'] = json.dumps(digests, indent=1) + '\n'
     return files
 
 
 def check_run(folder: Path, files: Mapping[str, str]) -> bool:
     """Return whether a folder holds this run already."""
-    if not (folder / "state").is_dir() and not any(folder.glob("fold_*.pt")):
+    if not (folder / 'state').is_dir() and not any(folder.glob('fold_*.pt')):
         return False
     for name, text in files.items():
         path = folder / name
-        old_text = path.read_text(encoding="utf-8") if path.is_file() else text
+        old_text = path.read_text(encoding='utf-8') if path.is_file() else text
         if old_text == text:
             continue
         differences = "its clips or folds differ from the table's"
-        if path.suffix == ".json":
+        if path.suffix == '.json':
             old = flat_settings(json.loads(old_text))
             new = flat_settings(json.loads(text))
             if old == new:
                 continue
             changed = [key for key, value in new.items() if old.get(key) != value]
-            differences = ", ".join(
-                f"{key} is {old.get(key)!r} there and {new[key]!r} here" for key in changed[:4]
+            differences = ', '.join(
+                f'{key} is {old.get(key)!r} there and {new[key]!r} here' for key in changed[:4]
             )
-        raise KitError(f"{path} belongs to another run ({differences}): choose another --out.")
+        raise KitError(f'{path} belongs to another run ({differences}): choose another --out.')
     return True
 
 
-def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= flat_settings(value, f"{prefix}{key}.")
+            flat |= flat_settings(value, f'{prefix}{key}.')
         else:
             flat[prefix + key] = value
     return flat

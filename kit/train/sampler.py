@@ -85,7 +85,7 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
     if box is not None and clips.boxes is not None:
         box_s = clips.boxes.begin_s[box], clips.boxes.end_s[box]
         begin_s = crop_at_box(*box_s, n_steps / steps_per_s, crop_s, generator)
-    elif recipe.sampling.sample_by_probs != "none" and soft is not None and clips.has_windows(name):
+    elif recipe.sampling.sample_by_probs != 'none' and soft is not None and clips.has_windows(name):
         windows = soft.rows[name]
         # The small constant lets clips whose soft labels are all zero be drawn, too.
         cumulative = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6).cumsum()
@@ -126,7 +126,7 @@ def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
     sums = np.ones(len(clips))
     rows = [row for row in np.flatnonzero(~clips.has_label) if clips.has_windows(clips.names[row])]
     soft = clips.soft_labels
-    if recipe.sampling.sample_by_probs == "clips" and soft is not None and rows:
+    if recipe.sampling.sample_by_probs == 'clips' and soft is not None and rows:
         greatest = [soft.targets[soft.rows[clips.names[row]]].max(axis=0) for row in rows]
         of_rows = np.nansum(greatest, axis=1) + 1e-6
         sums[rows] = of_rows / of_rows.mean()
@@ -142,17 +142,17 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
     Shape:  -> (n,), with sum 1
     """
     config = recipe.sampling
-    shares = [source["share"] for source in recipe.sources.values()]
+    shares = [source['share'] for source in recipe.sources.values()]
     sources = source_numbers(clips.sources, recipe)
     by_source = len(np.unique(sources)) > 1 and any(share is not None for share in shares)
     chances = sums_of_probs(clips, recipe)
     by_chance = by_source or (chances != 1).any()
-    if config.steps is None and config.balance == "none" and not by_chance:
+    if config.steps is None and config.balance == 'none' and not by_chance:
         return None
     if clips.boxes is not None and config.true_p is None and clips.soft_labels is None:
-        chances = np.array([float(len(clips.boxes.rows.get(name, "x"))) for name in clips.names])
-    if config.balance != "none":
-        amounts = seconds_by_row(clips) if config.balance == "seconds" else np.ones(len(clips))
+        chances = np.array([float(len(clips.boxes.rows.get(name, 'x'))) for name in clips.names])
+    if config.balance != 'none':
+        amounts = seconds_by_row(clips) if config.balance == 'seconds' else np.ones(len(clips))
         chances = chances * rarity(clips.targets, amounts) * amounts
     if by_source:
         # Each source's chances are scaled to a total of its share, or of its share of the rows.
@@ -161,7 +161,7 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
         wanted = [row_shares[k] if share is None else share for k, share in enumerate(shares)]
         chances = chances * (np.array(wanted) / np.where(totals > 0, totals, 1.0))[sources]
     if not chances.sum() > 0:
-        raise KitError("no clip has a chance to be drawn: set a share above 0 for a source in the table.")
+        raise KitError('no clip has a chance to be drawn: set a share above 0 for a source in the table.')
     return np.asarray(chances / chances.sum())
 
 
@@ -170,7 +170,7 @@ def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
     if not recipe.mixup.pseudo_p:
         return np.arange(len(clips))
     if not clips.has_label.any():
-        raise KitError("mixup.pseudo_p mixes into clips with labels, and there are none: set it to 0.")
+        raise KitError('mixup.pseudo_p mixes into clips with labels, and there are none: set it to 0.')
     return np.flatnonzero(clips.has_label)
 
 
@@ -312,14 +312,14 @@ def prepare_batch(
         waves = crops[:, 0]
         augment = draw_wave_augment(config, len(waves), waves.shape[1], generator, factor)
         waves = augment_waves(waves, augment, config, recipe.frontend.sample_rate, backgrounds)
-        if mixup.domain == "wave":
+        if mixup.domain == 'wave':
             waves = mix_waves(waves, mix, mixup)
         crops = torch.stack(frontend.spectrograms(list(waves)))
-    if mixup.domain == "energy" and mix.mixed.any():
+    if mixup.domain == 'energy' and mix.mixed.any():
         crops = mix_energies(crops, mix, mixup, recipe.frontend)
     if recipe.needs_waveforms:
         crops = torch.stack([frontend.normalize(spec) for spec in crops])
-    if mixup.domain == "spec":
+    if mixup.domain == 'spec':
         crops = mix_specs(crops, mix, mixup)
     size = n, recipe.frontend.n_spec_bins, crops.shape[-1]
     masks = draw_spec_augment(recipe.spec_augment, *size, generator, batch.band_rows, factor[:n])

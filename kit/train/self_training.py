@@ -50,10 +50,10 @@ class SelfTraining:
         self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
     ) -> Run:
         """Train the run of an iteration, with an equal share of the time for each of the `n_left` trainings to come."""
-        options |= {"soft": soft, "boxes": boxes, "deadline": None, **self.options}
+        options |= {'soft': soft, 'boxes': boxes, 'deadline': None, **self.options}
         if self.clock is not None:
             # train_run counts its deadline from the start of the process.
-            options["deadline"] = self.clock.now() + self.clock.left_s() / n_left - process_start()
+            options['deadline'] = self.clock.now() + self.clock.left_s() / n_left - process_start()
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
     def train_teachers(
@@ -64,31 +64,31 @@ class SelfTraining:
         Returns the table and the soft labels for the last run.
         """
         plan = self.recipe.self_training
-        shared = self.options.keys() & {"device", "threads", "progress"}
+        shared = self.options.keys() & {'device', 'threads', 'progress'}
         runtime_options = {name: self.options[name] for name in shared}
         current_table = self.first_table(table, folder)
         current_soft = soft
         for number in range(1, plan.iterations + 1):
             teachers = [folder / str(k) for k in range(number)]
-            labels = folder / str(number) / "labels"
+            labels = folder / str(number) / 'labels'
             # A training writes oof.csv last, and relabel writes relabel.json last.
-            if not (teachers[-1] / "oof.csv").is_file():
+            if not (teachers[-1] / 'oof.csv').is_file():
                 n_to_come = n_left + 1 - number
                 self.train_one(number - 1, current_table, current_soft, teachers[-1], n_to_come, boxes)
-            if not (labels / "relabel.json").is_file():
+            if not (labels / 'relabel.json').is_file():
                 result = relabel(
                     [*teachers[-plan.teachers :], *self.teacher_runs],
                     self.audio,
                     labels,
                     number=number,
                     table=table,
-                    boxes=boxes if plan.method(number) == "windows" else None,
+                    boxes=boxes if plan.method(number) == 'windows' else None,
                     plan=plan,
                     **runtime_options,
                 )
                 print(result, flush=True)
-            current_table = labels / "table.csv"
-            current_soft = labels / "soft.csv"
+            current_table = labels / 'table.csv'
+            current_soft = labels / 'soft.csv'
         return current_table, current_soft
 
     def first_table(self, table: Path, folder: Path) -> Path:
@@ -98,19 +98,19 @@ class SelfTraining:
         trained on a wrong label would agree with it. If all clips are noisy, their labels are all there is.
         """
         plan = self.recipe.self_training
-        if not plan.iterations or plan.method(1) != "agreement":
+        if not plan.iterations or plan.method(1) != 'agreement':
             return table
         frame = read_clip_table(table)
         rows = noisy_rows(frame, plan)
         if len(rows) == len(frame):
             return table
-        curated = folder / "curated.csv"
+        curated = folder / 'curated.csv'
         write_text(curated, self.table_text(forget_labels(frame, rows)))
         return curated
 
     def table_text(self, frame: Any) -> str:
         """Return a table with its folds, as the CSV of a run."""
-        return run_files(self.recipe, frame, np.asarray(frame["fold"]))["folds.csv"]
+        return run_files(self.recipe, frame, np.asarray(frame['fold']))['folds.csv']
 
 
 def self_train(
@@ -140,13 +140,13 @@ def self_train(
     plan = recipe.self_training
     if teacher_runs and not plan.iterations:
         raise KitError(
-            "teacher_runs make pseudo-labels, for iterations: use --set self_training.iterations=1."
+            'teacher_runs make pseudo-labels, for iterations: use --set self_training.iterations=1.'
         )
     if not plan.iterations and corrections is None:
-        chosen = {"boxes": boxes, "soft": soft, "all_data": all_data, "deadline": deadline}
+        chosen = {'boxes': boxes, 'soft': soft, 'all_data': all_data, 'deadline': deadline}
         return train(recipe, table, audio, out, only_folds, group_column, **chosen, **options)
     folder = Path(out)
-    rounds = folder / "rounds"
+    rounds = folder / 'rounds'
     box_labels = read_box_files(boxes)
     frame = read_training_table(table, box_labels)
     frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
@@ -155,10 +155,10 @@ def self_train(
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
     teachers = [path for run in teacher_runs or () for path in check_teacher(run, frame)]
-    files = run_files(recipe, frame, np.asarray(frame["fold"]), boxes, soft)
-    inits = expand_pattern(str(options["init"]).replace("{fold}", "*")) if options.get("init") else []
-    write_rounds(rounds, files | digests_text("init.json", inits) | digests_text("teachers.json", teachers))
-    soft_file = rounds / "soft.csv" if soft is None else Path(soft)
+    files = run_files(recipe, frame, np.asarray(frame['fold']), boxes, soft)
+    inits = expand_pattern(str(options['init']).replace('{fold}', '*')) if options.get('init') else []
+    write_rounds(rounds, files | digests_text('init.json', inits) | digests_text('teachers.json', teachers))
+    soft_file = rounds / 'soft.csv' if soft is None else Path(soft)
     if soft is None:
         # Soft labels of no clip, which name all classes: a relabelled table may lack some of them.
         classes = clip_labels(frame).classes if box_labels is None else box_labels.classes
@@ -169,25 +169,25 @@ def self_train(
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
     last = recipe.at_stage(plan.iterations)
     last = last if box_labels is None else with_bands(last, box_labels)
-    check_run(folder, {"recipe.json": run_files(last, frame, np.asarray(frame["fold"]))["recipe.json"]})
+    check_run(folder, {'recipe.json': run_files(last, frame, np.asarray(frame['fold']))['recipe.json']})
     last_table, last_soft = job.train_teachers(
-        rounds / "folds.csv", soft_file, rounds, plan.iterations + 1, boxes
+        rounds / 'folds.csv', soft_file, rounds, plan.iterations + 1, boxes
     )
-    options = {"only_folds": only_folds, "all_data": all_data}
+    options = {'only_folds': only_folds, 'all_data': all_data}
     return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
 
 
 def check_teacher(run: str | Path, frame: Any) -> list[Path]:
     """Return a finished run's checkpoints."""
     stretches = stretches_of(frame)
-    is_scored = is_validated(frame["fname"], stretches)
-    names = np.array(row_names(frame["fname"], stretches))
+    is_scored = is_validated(frame['fname'], stretches)
+    names = np.array(row_names(frame['fname'], stretches))
     models = held_out_models(Path(run))
     for path, held in models.items():
-        if {*held.names} != {*names[is_scored & (frame["fold"] == held.tagger.card.fold)]}:
+        if {*held.names} != {*names[is_scored & (frame['fold'] == held.tagger.card.fold)]}:
             raise KitError(
                 f"{path} held out other clips than this training's fold {held.tagger.card.fold}, so its labels would "
-                f"leak: train both with the same folds, e.g. --table {Path(run) / 'folds.csv'}."
+                f'leak: train both with the same folds, e.g. --table {Path(run) / "folds.csv"}.'
             )
     return [*map(Path, models)]
 
@@ -195,14 +195,14 @@ def check_teacher(run: str | Path, frame: Any) -> list[Path]:
 def digests_text(name: str, paths: Sequence[Path]) -> dict[str, str]:
     """The text of a file with the digests of other files, by its name; nothing without these."""
     digests = [[path.name, file_digest(path)] for path in paths]
-    return {name: json.dumps(digests, indent=1) + "\n"} if digests else {}
+    return {name: json.dumps(digests, indent=1) + '\n'} if digests else {}
 
 
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
     """Write the texts that identify a self-training."""
-    for name in ("folds.csv", "recipe.json", "labels.json", "init.json", "teachers.json"):
+    for name in ('folds.csv', 'recipe.json', 'labels.json', 'init.json', 'teachers.json'):
         path = rounds / name
-        text = files.get(name, "")
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
-            raise KitError(f"{path} belongs to another self-training: choose another --out.")
+        text = files.get(name, '')
+        if path.is_file() and path.read_text(encoding='utf-8') != text:
+            raise KitError(f'{path} belongs to another self-training: choose another --out.')
         write_text(path, text)

@@ -33,13 +33,13 @@ from kit.train.trainer import mixed_seed
 class StackConfig(Config):
     """Which second-level model is trained, and how."""
 
-    kind: str = setting("class-mixer", "second-level model", choices=tuple(STACKERS))
-    network: StackerConfig = setting(StackerConfig(), "settings of that model")
-    epochs: int = setting(30, "passes over the rows of the other folds (not for logistic)", low=1)
-    batch_size: int = setting(32, "least rows per step (not for logistic)", low=2)
-    lr: float = setting(1e-3, "highest learning rate of one cycle (not for logistic)", low=0)
-    columns: int = setting(40, "least windows of an image, and most in training (image-stacker)", low=1)
-    seed: int = setting(0, "seed of weights, order of rows, and dropout", low=0)
+    kind: str = setting('class-mixer', 'second-level model', choices=tuple(STACKERS))
+    network: StackerConfig = setting(StackerConfig(), 'settings of that model')
+    epochs: int = setting(30, 'passes over the rows of the other folds (not for logistic)', low=1)
+    batch_size: int = setting(32, 'least rows per step (not for logistic)', low=2)
+    lr: float = setting(1e-3, 'highest learning rate of one cycle (not for logistic)', low=0)
+    columns: int = setting(40, 'least windows of an image, and most in training (image-stacker)', low=1)
+    seed: int = setting(0, 'seed of weights, order of rows, and dropout', low=0)
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class StackResult:
     gain: Interval
 
     def __str__(self) -> str:
-        scores = {**self.runs, "plain mean of the runs": self.mean, self.kind: self.score}
-        path = self.folder / "stack.pt"
-        lines = [f"{path}: {self.metric} out of fold on {self.clips} clips, folds cross-fitted"]
+        scores = {**self.runs, 'plain mean of the runs': self.mean, self.kind: self.score}
+        path = self.folder / 'stack.pt'
+        lines = [f'{path}: {self.metric} out of fold on {self.clips} clips, folds cross-fitted']
         for name, score in scores.items():
-            lines.append(f"  {score:.4f}  {name}")
-        lines.append(f"gain over the plain mean: {self.gain}")
+            lines.append(f'  {score:.4f}  {name}')
+        lines.append(f'gain over the plain mean: {self.gain}')
         if self.gain.value <= 0:
             lines.append("THE STACK DOES NOT BEAT THE PLAIN MEAN: submit the runs' own checkpoints instead.")
-        return "\n".join(lines)
+        return '\n'.join(lines)
 
     __repr__ = __str__
 
@@ -72,7 +72,7 @@ class StackResult:
 def stack(
     runs: str | Path | Sequence[str | Path],
     out: str | Path,
-    kind: str = "class-mixer",
+    kind: str = 'class-mixer',
     audio: str | Path | None = None,
     overrides: list[str] | None = None,
     seed: int = 0,
@@ -108,13 +108,13 @@ def stack(
         predictions = np.stack(of_runs, axis=1)
         columns = 0
         inputs = list(torch.from_numpy(predictions).float())
-        if config.kind == "image-stacker":
+        if config.kind == 'image-stacker':
             columns = config.columns
             if audio is None:
-                raise KitError("an image-stacker predicts the windows of the clips: give audio.")
-            if taggers[0][0].card.inference.mode == "full":
-                hint = "begin with a run of inference.mode=windows"
-                raise KitError(f"{folders[0]} predicts whole clips: {hint}.")
+                raise KitError('an image-stacker predicts the windows of the clips: give audio.')
+            if taggers[0][0].card.inference.mode == 'full':
+                hint = 'begin with a run of inference.mode=windows'
+                raise KitError(f'{folders[0]} predicts whole clips: {hint}.')
             windows = []
             for path in folders:
                 soft, _ = predict_pseudo_labels([path], audio, 0, device, threads, progress)
@@ -144,12 +144,12 @@ def stack(
         score=oof.score,
         gain=bootstrap_difference(first.metric, first.truth, probs, mean, first.groups),
     )
-    write_text(folder / "folds.csv", (folders[0] / "folds.csv").read_text(encoding="utf-8"))
+    write_text(folder / 'folds.csv', (folders[0] / 'folds.csv').read_text(encoding='utf-8'))
     write_oof(folder, oof)
-    facts = asdict(result) | {"folder": str(folder), "settings": config.to_dict()}
-    write_json(folder / "stack.json", facts)
+    facts = asdict(result) | {'folder': str(folder), 'settings': config.to_dict()}
+    write_json(folder / 'stack.json', facts)
     made = Stack(replace(card, oof_score=round(oof.score, 6)), networks)
-    save_stack(folder / "stack.pt", made, [tagger for of_run in taggers for tagger in of_run])
+    save_stack(folder / 'stack.pt', made, [tagger for of_run in taggers for tagger in of_run])
     return result
 
 
@@ -157,21 +157,21 @@ def check_folders(folders: Sequence[Path], out: Path) -> None:
     """Raise KitError unless each run is given once, none is a stack, and `out` is no run."""
     distinct = {path.resolve() for path in [*folders, out]}
     if not folders or len(distinct) < len(folders) + 1:
-        raise KitError("stack wants folders of runs, each once, and another as out.")
-    if (out / "recipe.json").exists():
-        raise KitError(f"{out} holds a run: choose another --out.")
+        raise KitError('stack wants folders of runs, each once, and another as out.')
+    if (out / 'recipe.json').exists():
+        raise KitError(f'{out} holds a run: choose another --out.')
     for path in folders:
-        if (path / "stack.pt").exists():
-            raise KitError(f"{path} is a stack itself: give the runs that it reads.")
+        if (path / 'stack.pt').exists():
+            raise KitError(f'{path} is a stack itself: give the runs that it reads.')
 
 
 def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
     """Load a run's taggers."""
     models = held_out_models(folder).values()
     if not all(model.tagger.card.is_calibrated for model in models):
-        raise KitError(f"{folder} lacks its calibrations: run `oof` on it.")
+        raise KitError(f'{folder} lacks its calibrations: run `oof` on it.')
     held_out = {name: model.tagger.card.fold for model in models for name in model.names}
-    check_same_folds(held_out, folder, oof.fold_of_clip, folder / "oof.csv")
+    check_same_folds(held_out, folder, oof.fold_of_clip, folder / 'oof.csv')
     return [model.tagger for model in models]
 
 
@@ -207,7 +207,7 @@ def cross_fit(
     """
     folds = np.unique(first.folds).tolist()
     if len(folds) < 2:
-        raise KitError("a stack wants two folds or more: train the others.")
+        raise KitError('a stack wants two folds or more: train the others.')
     networks: list[nn.Module] = []
     probs = np.empty(first.truth.shape)
     for fold in folds:
@@ -265,9 +265,9 @@ def fit_logistic(C: float, network: LogisticStacker, x: Tensor, truth: Tensor) -
 def save_stack(path: Path, made: Stack, taggers: Sequence[Tagger]) -> None:
     """Write a stack and all its taggers as one whole file of tensors and JSON."""
     content = {
-        "format": FORMAT,
-        "card": json.dumps(made.card.to_dict()),
-        "members": [checkpoint_content(tagger) for tagger in taggers],
-        "networks": [tensors_of(network) for network in made.networks],
+        'format': FORMAT,
+        'card': json.dumps(made.card.to_dict()),
+        'members': [checkpoint_content(tagger) for tagger in taggers],
+        'networks': [tensors_of(network) for network in made.networks],
     }
     save_archive(path, content)

@@ -33,7 +33,7 @@ NORM_BATCHES = 40
 # Takes the place of the fold's number in seeds where a network is trained on all folds.
 ALL_FOLDS_SEED = 2**21
 # The parts of a Trainer with a state dict.
-STATEFUL_PARTS = ("network", "optimizer", "schedule", "scaler", "averaged")
+STATEFUL_PARTS = ('network', 'optimizer', 'schedule', 'scaler', 'averaged')
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -74,12 +74,12 @@ class Trainer:
         self.network: nn.Module = tagger.network.to(device)
         self.layout = memory_format_of(self.network)
         self.steps = batches_per_epoch(clips, recipe)
-        self.amp = recipe.amp and device.type == "cuda"
+        self.amp = recipe.amp and device.type == 'cuda'
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
         self.frozen_backbone: nn.Module | None = None
         self.losses = source_losses(recipe)
-        self.uses_noisy_head = [source["head"] == "noisy" for source in recipe.sources.values()]
+        self.uses_noisy_head = [source['head'] == 'noisy' for source in recipe.sources.values()]
         self.optimizer = build_optimizer(recipe.optim, self.network)
         self.schedule = build_schedule(recipe.optim, self.optimizer, recipe.epochs * self.steps)
         self.epoch = 0
@@ -98,7 +98,7 @@ class Trainer:
         """
         recipe = self.recipe
         clock = deadline or Deadline()
-        keeps_best = recipe.keep == "best" or recipe.patience > 0 or math.isfinite(clock.at)
+        keeps_best = recipe.keep == 'best' or recipe.patience > 0 or math.isfinite(clock.at)
         keeps_best = keeps_best and self.fold is not None
         validation_s = 0.0
         while self.epoch < recipe.epochs and not self.is_stalled and (self.epoch == 0 or clock.left_s() > 0):
@@ -112,14 +112,14 @@ class Trainer:
             if is_last or self.epoch % recipe.validate_every == 0:
                 weights = copy.deepcopy(self.network.state_dict())
                 self.load_averaged_weights()
-                row["score"] = validate()
+                row['score'] = validate()
                 if keeps_best and self.best_epoch == self.epoch:
                     state = self.network.state_dict()
                     self.best_weights = {name: value.cpu().clone() for name, value in state.items()}
                 self.network.load_state_dict(weights)
                 validation_s = max(validation_s, clock.now() - trained_at)
-                if recipe.optim.schedule == "plateau":
-                    self.schedule.step(-row["loss"] if self.fold is None else row["score"])
+                if recipe.optim.schedule == 'plateau':
+                    self.schedule.step(-row['loss'] if self.fold is None else row['score'])
             self.save(state_path)
             yield row
             if is_last:
@@ -143,19 +143,19 @@ class Trainer:
             for step, batch in enumerate(batches):
                 loss = self.train_step(batch, generator)
                 if not math.isfinite(loss):
-                    names = ", ".join(self.clips.names[row] for row in batch.rows[:8])
+                    names = ', '.join(self.clips.names[row] for row in batch.rows[:8])
                     raise KitError(
-                        f"the loss of {self.name}, epoch {self.epoch}, step {step} is {loss} (clips {names}): "
-                        "lower optim.lr_peak or optim.clip_norm."
+                        f'the loss of {self.name}, epoch {self.epoch}, step {step} is {loss} (clips {names}): '
+                        'lower optim.lr_peak or optim.clip_norm.'
                     )
                 total_loss += loss
-        lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        lr = max(float(group['lr']) for group in self.optimizer.param_groups)
         self.epoch += 1
         is_swa_epoch = self.epoch > (1 - recipe.optim.swa_share) * recipe.epochs
-        if self.averaged and recipe.optim.average == "swa" and is_swa_epoch:
+        if self.averaged and recipe.optim.average == 'swa' and is_swa_epoch:
             self.averaged.update_parameters(self.network)
         self.seconds.append(time.perf_counter() - start)
-        return {"epoch": self.epoch, "loss": total_loss / self.steps, "lr": lr}
+        return {'epoch': self.epoch, 'loss': total_loss / self.steps, 'lr': lr}
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> float:
         """Step the optimiser along the gradient of a batch. Returns the batch's loss."""
@@ -172,9 +172,9 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if optim.schedule != "plateau":
+        if optim.schedule != 'plateau':
             self.schedule.step()
-        if self.averaged and optim.average == "ema":
+        if self.averaged and optim.average == 'ema':
             self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
@@ -205,8 +205,8 @@ class Trainer:
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
             raise KitError(
-                f"auxiliary has {n_auxiliary} weights, the network {len(output.auxiliary)} skips: "
-                "give a weight per skip, or []."
+                f'auxiliary has {n_auxiliary} weights, the network {len(output.auxiliary)} skips: '
+                'give a weight per skip, or [].'
             )
         return output
 
@@ -255,7 +255,7 @@ class Trainer:
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
         """Yield a generator for the draws of this epoch, with torch's own seeded alike, e.g. for dropout."""
         seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
-        devices = [self.device] if self.device.type == "cuda" else []
+        devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield torch.Generator().manual_seed(seed)
@@ -263,8 +263,8 @@ class Trainer:
     @property
     def name(self) -> str:
         """The fold and the number of the network, for messages."""
-        fold = "all clips" if self.fold is None else f"fold {self.fold}"
-        return f"{fold}, seed {self.replica}" if self.replica else fold
+        fold = 'all clips' if self.fold is None else f'fold {self.fold}'
+        return f'{fold}, seed {self.replica}' if self.replica else fold
 
     @property
     def prevalences(self) -> list[float]:
@@ -278,8 +278,8 @@ class Trainer:
     @property
     def best_epoch(self) -> int:
         """The first epoch with the best score."""
-        best = max(self.history, key=lambda row: row.get("score", -math.inf))
-        return int(best["epoch"])
+        best = max(self.history, key=lambda row: row.get('score', -math.inf))
+        return int(best['epoch'])
 
     @property
     def is_stalled(self) -> bool:
@@ -287,26 +287,26 @@ class Trainer:
         if self.fold is None or not self.recipe.patience or not self.history:
             return False
         best = self.best_epoch
-        later = [row for row in self.history if "score" in row and row["epoch"] > best]
+        later = [row for row in self.history if 'score' in row and row['epoch'] > best]
         return len(later) >= self.recipe.patience
 
     @property
     def kept_epoch(self) -> int:
         """The epoch whose weights are kept: the last, or the best (also if a deadline cut the training)."""
         keeps_last = (
-            self.recipe.keep == "last" and not self.recipe.patience and self.epoch == self.recipe.epochs
+            self.recipe.keep == 'last' and not self.recipe.patience and self.epoch == self.recipe.epochs
         )
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 
     def save(self, path: Path) -> None:
         """Write all that a resumed training needs, as one whole file."""
         state = {
-            "recipe": self.recipe.canonical_json(),
-            "epoch": self.epoch,
-            "history": self.history,
-            "seconds": self.seconds,
-            "best": self.best_weights,
-            "drawn": self.label_counts,
+            'recipe': self.recipe.canonical_json(),
+            'epoch': self.epoch,
+            'history': self.history,
+            'seconds': self.seconds,
+            'best': self.best_weights,
+            'drawn': self.label_counts,
         }
         for name in STATEFUL_PARTS:
             part = getattr(self, name)
@@ -318,14 +318,14 @@ class Trainer:
         if not path.is_file():
             return
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            is_of_recipe = state["recipe"] == self.recipe.canonical_json()
+            state = torch.load(path, map_location='cpu', weights_only=True)
+            is_of_recipe = state['recipe'] == self.recipe.canonical_json()
             if is_of_recipe:
                 self.load_state(state)
         except Exception as error:
-            raise KitError(f"{path} cannot be read: remove it, and its fold is trained anew.") from error
+            raise KitError(f'{path} cannot be read: remove it, and its fold is trained anew.') from error
         if not is_of_recipe:
-            raise KitError(f"{path} belongs to another recipe: choose another --out, or remove it.")
+            raise KitError(f'{path} belongs to another recipe: choose another --out, or remove it.')
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Replace this training's state by a saved one of the same recipe."""
@@ -333,8 +333,8 @@ class Trainer:
             # The scaler's state is empty if the training began on a device without AMP.
             if state.get(name):
                 getattr(self, name).load_state_dict(state[name])
-        self.epoch = state["epoch"]
-        self.history = state["history"]
-        self.seconds = state["seconds"]
-        self.best_weights = state["best"]
-        self.label_counts = state["drawn"].to(self.device)
+        self.epoch = state['epoch']
+        self.history = state['history']
+        self.seconds = state['seconds']
+        self.best_weights = state['best']
+        self.label_counts = state['drawn'].to(self.device)

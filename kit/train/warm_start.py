@@ -29,15 +29,15 @@ class InitModel:
     tensors: Mapping[str, Tensor]
     digest: str
     classes: tuple[str, ...] = ()
-    held_out: str = ""
+    held_out: str = ''
 
 
 def read_init(path: Path) -> InitModel:
     """Read a checkpoint, or a file with a state dict."""
     if not path.is_file():
-        raise KitError(f"no file {path} for --init: name a checkpoint or a file with a state dict.")
+        raise KitError(f'no file {path} for --init: name a checkpoint or a file with a state dict.')
     content = load_archive(path)
-    if isinstance(content, dict) and {"format", "card"} <= content.keys():
+    if isinstance(content, dict) and {'format', 'card'} <= content.keys():
         checkpoint = open_checkpoint(path)
         card = checkpoint.card
         # Not the file's digest: `oof` writes calibration and score into the card.
@@ -56,34 +56,34 @@ def read_inits(
     if pattern is None:
         return {}
     name = str(pattern)
-    if "{fold}" not in name:
+    if '{fold}' not in name:
         selected = trained_folds if None in trained_folds else sorted({*folds})
         return dict.fromkeys(selected, read_init(Path(name)))
     if None in trained_folds:
-        raise KitError(f"a model of all clips has no fold for {name}: name one file, e.g. --init pre/all.pt.")
-    return {fold: read_init(Path(name.replace("{fold}", str(fold)))) for fold in trained_folds}
+        raise KitError(f'a model of all clips has no fold for {name}: name one file, e.g. --init pre/all.pt.')
+    return {fold: read_init(Path(name.replace('{fold}', str(fold)))) for fold in trained_folds}
 
 
 def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bool) -> dict[str, str]:
     """The text of init.json: the digest of what each network of a run starts from, of earlier calls too."""
-    path = folder / "init.json"
+    path = folder / 'init.json'
     record: dict[str, str] = {}
     if is_begun and path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
-    digests = {"all" if fold is None else f"fold_{fold}": init.digest for fold, init in inits.items()}
+        record = json.loads(path.read_text(encoding='utf-8'))
+    digests = {'all' if fold is None else f'fold_{fold}': init.digest for fold, init in inits.items()}
     changed = [name for name, digest in digests.items() if record.get(name, digest) != digest]
-    problem = f"{', '.join(changed[:4])} started from other tensors" if changed else ""
+    problem = f'{", ".join(changed[:4])} started from other tensors' if changed else ''
     # init.json is written before recipe.json: a begun run with the second only started from random weights.
-    has_files = path.is_file() or (folder / "recipe.json").is_file()
+    has_files = path.is_file() or (folder / 'recipe.json').is_file()
     if is_begun and has_files and bool(record) != bool(digests):
-        problem = f"its networks started from {'an --init' if record else 'random weights'}"
+        problem = f'its networks started from {"an --init" if record else "random weights"}'
     if problem:
         raise KitError(
-            f"{folder} belongs to another run ({problem}): choose another --out, or the same --init."
+            f'{folder} belongs to another run ({problem}): choose another --out, or the same --init.'
         )
     if not digests and not path.is_file():
         return {}
-    return {"init.json": json.dumps(record | digests, indent=1) + "\n"}
+    return {'init.json': json.dumps(record | digests, indent=1) + '\n'}
 
 
 def held_out_digest(data: Dataset, fold: int | None) -> str:
@@ -98,8 +98,8 @@ def output_layers(network: nn.Module) -> list[str]:
     for name, module in network.named_modules():
         if isinstance(module, Head):
             layers = module.classifier
-            last = f"{len(layers) - 1}." if isinstance(layers, nn.Sequential) else ""
-            prefixes.append(f"{name}.classifier.{last}")
+            last = f'{len(layers) - 1}.' if isinstance(layers, nn.Sequential) else ''
+            prefixes.append(f'{name}.classifier.{last}')
     return [name for name in network.state_dict() if name.startswith(tuple(prefixes))]
 
 
@@ -121,7 +121,7 @@ def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str])
 def fill_from(init: InitModel, tagger: Tagger) -> None:
     """Load the tensors that fit into a tagger's network."""
     fitting = fitting_tensors(init, tagger.network, tagger.card.classes)
-    fill_network(tagger.network, {**tagger.network.state_dict(), **fitting}, f"{init.path}: ")
+    fill_network(tagger.network, {**tagger.network.state_dict(), **fitting}, f'{init.path}: ')
 
 
 def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
@@ -135,7 +135,7 @@ def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitMod
     for init in inits.values():
         notes.setdefault(coverage(init, network, data.classes), init)
     for note, init in notes.items():
-        print(f"note: init: {init.path} fills {note}.", flush=True)
+        print(f'note: init: {init.path} fills {note}.', flush=True)
     check_held_out(data, inits)
 
 
@@ -143,23 +143,23 @@ def coverage(init: InitModel, network: nn.Module, classes: Sequence[str]) -> str
     """Say which tensors of a network a file fills. Errors: as check_init"""
     fitting = fitting_tensors(init, network, classes)
     # Old files lack num_batches_tracked, which nothing reads.
-    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+    names = [name for name in network.state_dict() if not name.endswith('num_batches_tracked')]
     new = [name for name in names if name not in fitting]
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     share = sum(sizes[name] for name in sizes if name in fitting) / sum(sizes.values())
-    if share < 0.5 or not any(name.startswith("backbone.") for name in sizes if name in fitting):
+    if share < 0.5 or not any(name.startswith('backbone.') for name in sizes if name in fitting):
         unused = {name: tensor for name, tensor in init.tensors.items() if name not in fitting}
         missing = {name: tensor for name, tensor in network.state_dict().items() if name in new}
         raise KitError(
             f"{init.path} fills {share:.0%} of the network's weights: it has {shapes_of(unused)}, the network "
             f"wants {shapes_of(missing)}. Set the network's settings to those it was trained with; a file of "
-            "timm belongs in network.weights."
+            'timm belongs in network.weights.'
         )
     note = f"{len(names) - len(new)} of the network's {len(names)} tensors"
     if new:
-        note += f"; new: {', '.join(new[:4])}" + (", ..." if len(new) > 4 else "")
+        note += f'; new: {", ".join(new[:4])}' + (', ...' if len(new) > 4 else '')
     elif not init.classes:
-        note += "; it names no classes: the output layer is used as it is"
+        note += '; it names no classes: the output layer is used as it is'
     elif init.classes != tuple(classes):
         note += "; the output layer's rows follow the order of the classes here"
     return note
@@ -167,8 +167,8 @@ def coverage(init: InitModel, network: nn.Module, classes: Sequence[str]) -> str
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> str:
     """Name the first tensors, with their shapes."""
-    shapes = [f"{name[:80]} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
-    return ", ".join(shapes[:3]) or "nothing else"
+    shapes = [f'{name[:80]} {tuple(tensor.shape)}' for name, tensor in tensors.items()]
+    return ', '.join(shapes[:3]) or 'nothing else'
 
 
 def check_held_out(data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
@@ -185,13 +185,13 @@ def check_held_out(data: Dataset, inits: Mapping[int | None, InitModel]) -> None
     unknown = [str(init.path) for init in others.values() if init.held_out not in digests.values()]
     if leaking:
         print(
-            f"WARNING: init: fold {', '.join(leaking)} starts from a model that trained on its held-out clips: the "
+            f'WARNING: init: fold {", ".join(leaking)} starts from a model that trained on its held-out clips: the '
             "out-of-fold scores are too high. Give each fold its own model: --init 'pre/fold_{fold}.pt'.",
             flush=True,
         )
     if unknown:
         print(
-            f"note: init: the out-of-fold scores are honest only if the model of {unknown[0]} never trained on "
-            "clips of this table.",
+            f'note: init: the out-of-fold scores are honest only if the model of {unknown[0]} never trained on '
+            'clips of this table.',
             flush=True,
         )

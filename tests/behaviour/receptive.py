@@ -14,7 +14,7 @@ def receptive_field(backbone: Backbone, shape: InputShape) -> int | None:
     A NaN spreads to every step that reads it. The input grows until its middle step reads neither its first nor its
     last frame; bisection then finds the ends.
     """
-    probe = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
+    probe = copy.deepcopy(backbone).to('cpu', torch.float32).eval()
 
     def reads(frames: int, part: slice) -> bool:
         spec = torch.zeros(1, shape.channels, shape.bins + shape.n_extra_rows, frames)

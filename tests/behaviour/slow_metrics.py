@@ -52,7 +52,7 @@ def slow_micro_f1(truth, scores):
     if not rows.any():
         return np.nan
     true, predicted = (truth == 1)[rows], ((scores >= 0.5) & known)[rows]
-    return f1_score(true, predicted, average="samples", zero_division=1)
+    return f1_score(true, predicted, average='samples', zero_division=1)
 
 
 def mean_of_classes(value, truth, scores, needs_false=False):
@@ -85,13 +85,13 @@ def slow_macro_ap(truth, scores):
 
 
 SLOW_METRICS = {
-    "lwlrap": slow_lwlrap,
-    "lwlrap_flat": slow_lwlrap_flat,
-    "macro_auc": slow_macro_auc,
-    "macro_ap": slow_macro_ap,
-    "padded_cmap": slow_padded_cmap,
-    "macro_f1": slow_macro_f1,
-    "micro_f1": slow_micro_f1,
-    "map3": slow_map3,
-    "top1": slow_top1,
+    'lwlrap': slow_lwlrap,
+    'lwlrap_flat': slow_lwlrap_flat,
+    'macro_auc': slow_macro_auc,
+    'macro_ap': slow_macro_ap,
+    'padded_cmap': slow_padded_cmap,
+    'macro_f1': slow_macro_f1,
+    'micro_f1': slow_micro_f1,
+    'map3': slow_map3,
+    'top1': slow_top1,
 }

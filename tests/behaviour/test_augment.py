@@ -39,7 +39,7 @@ def sines(hz, samples=2 * RATE):
 
 def augmented(waves, name, seed=3, **settings):
     """The clips under one effect, and its drawn amounts and seeds."""
-    config = WaveAugmentConfig(**{f"{name}_p": 1.0}, **settings)
+    config = WaveAugmentConfig(**{f'{name}_p': 1.0}, **settings)
     draw = draw_wave_augment(config, *waves.shape, generator(seed))
     return augment_waves(waves, draw, config, RATE, BACKGROUNDS), draw.amounts[name], draw.seeds
 
@@ -59,30 +59,30 @@ def peak_hz(wave):
 
 def test_gain_is_exact():
     waves = noise()
-    louder, gain_db, _ = augmented(waves, "gain", gain_db=(-12, 12))
+    louder, gain_db, _ = augmented(waves, 'gain', gain_db=(-12, 12))
     torch.testing.assert_close(louder, waves * (10 ** (gain_db / 20)).float()[:, None])
     assert len(set(gain_db.tolist())) == 4 and float(gain_db.abs().max()) <= 12
 
 
 def test_a_shift_moves_each_clip_by_its_own_number_of_samples():
     waves = noise(12)
-    shifted, steps, _ = augmented(waves, "shift", shift_share=0.3)
+    shifted, steps, _ = augmented(waves, 'shift', shift_share=0.3)
     for old, new, step in zip(waves, shifted, steps.int().tolist(), strict=True):
         assert torch.equal(new, old.roll(step)) and abs(step) <= 0.3 * RATE
     assert len(steps.unique()) > 8 and steps.min() < 0 < steps.max()
 
 
-@pytest.mark.parametrize("name", ["noise", "background"])
+@pytest.mark.parametrize('name', ['noise', 'background'])
 def test_the_ratio_of_signal_to_noise_is_the_drawn_one(name):
     waves = noise(8)
-    noisy, snr_db, _ = augmented(waves, name, **{f"{name}_snr_db": (0, 20)})
+    noisy, snr_db, _ = augmented(waves, name, **{f'{name}_snr_db': (0, 20)})
     torch.testing.assert_close(power_db(waves) - power_db(noisy - waves), snr_db, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("colour", [0.0, -1.0, -2.0])
+@pytest.mark.parametrize('colour', [0.0, -1.0, -2.0])
 def test_noise_has_its_colour_and_begins_at_20_hz(colour):
     waves = torch.full((8, 4 * RATE), 0.1)
-    noisy, _, _ = augmented(waves, "noise", noise_colours=(colour,))
+    noisy, _, _ = augmented(waves, 'noise', noise_colours=(colour,))
     spectrum = torch.fft.rfft((noisy - waves).double()).abs().square().mean(0)
     hz = torch.linspace(0, RATE / 2, len(spectrum))
     octaves = [100 * 2**k for k in range(5)]
@@ -94,7 +94,7 @@ def test_noise_has_its_colour_and_begins_at_20_hz(colour):
 
 def test_all_colours_are_drawn():
     waves = torch.full((40, RATE), 0.1)
-    added = augmented(waves, "noise", noise_snr_db=(10, 10))[0] - waves
+    added = augmented(waves, 'noise', noise_snr_db=(10, 10))[0] - waves
     roughness = added.diff().square().mean(-1) / added.square().mean(-1)
     colours = (roughness > 1).int() + (roughness > 0.1).int()
     assert set(colours.tolist()) == {0, 1, 2}
@@ -103,7 +103,7 @@ def test_all_colours_are_drawn():
 def test_each_clip_has_its_own_noise_and_its_own_reverb():
     waves = torch.zeros(4, RATE)
     waves[:, 0] = 1.0
-    for name in ("noise", "reverb"):
+    for name in ('noise', 'reverb'):
         added = augmented(waves, name, noise_colours=(0.0,), reverb_s=(0.5, 0.5))[0] - waves
         added = added / added.norm(dim=1, keepdim=True)
         assert float((added @ added.T - torch.eye(4)).abs().max()) < 0.15
@@ -111,15 +111,15 @@ def test_each_clip_has_its_own_noise_and_its_own_reverb():
 
 def test_a_background_starts_at_a_drawn_place_and_repeats():
     waves = noise(6, 12_000)
-    mixed, _, seeds = augmented(waves, "background")
+    mixed, _, seeds = augmented(waves, 'background')
     for row, seed in zip(mixed - waves, seeds.tolist(), strict=True):
         expected = BACKGROUNDS[seed % 3].roll(-(seed // 3 % 5000)).repeat(3)[:12_000]
         torch.testing.assert_close(row / row.norm(), expected / expected.norm(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "name, moves_time, moves_pitch, time_error, cents_error",
-    [("speed", True, True, 2, 3), ("tempo", True, False, 100, 3), ("pitch", False, True, 150, 4)],
+    'name, moves_time, moves_pitch, time_error, cents_error',
+    [('speed', True, True, 2, 3), ('tempo', True, False, 100, 3), ('pitch', False, True, 150, 4)],
 )
 def test_speed_tempo_and_pitch_move_what_they_should(name, moves_time, moves_pitch, time_error, cents_error):
     samples = 2 * RATE
@@ -144,18 +144,18 @@ def test_speed_tempo_and_pitch_move_what_they_should(name, moves_time, moves_pit
 def test_factors_are_few_within_their_bounds_and_1_changes_nothing():
     config = WaveAugmentConfig(tempo=1.25)
     draw = draw_wave_augment(replace(config, speed_p=1.0, pitch_p=1.0, tempo_p=1.0), 3000, RATE, generator())
-    for name, bound in (("speed", 1.1), ("tempo", 1.25), ("pitch", 2 ** (300 / 1200))):
+    for name, bound in (('speed', 1.1), ('tempo', 1.25), ('pitch', 2 ** (300 / 1200))):
         factors = [k / RATE_STEPS for k in range(1, 200)]
         expected = [factor for factor in factors if 1 / bound - 1e-9 <= factor <= bound + 1e-9]
         assert draw.amounts[name].unique().tolist() == pytest.approx(expected)
-        none = {"speed": 1.0, "tempo": 1.0, "pitch_cents": 0.0}
+        none = {'speed': 1.0, 'tempo': 1.0, 'pitch_cents': 0.0}
         assert torch.equal(augmented(noise(), name, **none)[0], noise())
 
 
 def test_reverb_keeps_the_direct_sound_and_decays_in_the_drawn_time():
     clicks = torch.zeros(6, 2 * RATE)
     clicks[:, 100] = 0.5
-    wet, decays_s, _ = augmented(clicks, "reverb", reverb_s=(0.2, 1.2))
+    wet, decays_s, _ = augmented(clicks, 'reverb', reverb_s=(0.2, 1.2))
     tails = wet - clicks
     assert float(tails[:, :100].abs().max()) < 1e-6
     for tail, decay_s in zip(tails[:, 100:].double(), decays_s.tolist(), strict=True):
@@ -168,24 +168,24 @@ def test_reverb_keeps_the_direct_sound_and_decays_in_the_drawn_time():
 
 def test_overdrive_bends_loud_samples_and_keeps_power_and_order():
     waves = noise()
-    driven, drive_db, _ = augmented(waves, "overdrive", overdrive_db=(10, 20))
+    driven, drive_db, _ = augmented(waves, 'overdrive', overdrive_db=(10, 20))
     torch.testing.assert_close(power_db(driven), power_db(waves), rtol=0, atol=0.01)
     order = waves.argsort(dim=-1)
     assert bool((driven.gather(1, order).diff() >= -1e-6).all())
     crests = [w.abs().amax(-1) / w.square().mean(-1).sqrt() for w in (waves, driven)]
     assert bool((crests[1] < 0.7 * crests[0]).all()) and float(drive_db.min()) >= 10
-    louder, _, _ = augmented(4 * waves, "overdrive", overdrive_db=(10, 20))
+    louder, _, _ = augmented(4 * waves, 'overdrive', overdrive_db=(10, 20))
     torch.testing.assert_close(louder, 4 * driven)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize('name', NAMES)
 def test_a_clip_changes_only_if_drawn_and_whatever_its_batchmates_are(name):
-    config = WaveAugmentConfig(**{f"{name}_p": 0.5})
+    config = WaveAugmentConfig(**{f'{name}_p': 0.5})
     waves = noise(12)
     draw = draw_wave_augment(config, 12, RATE, generator(2))
     new = augment_waves(waves, draw, config, RATE, BACKGROUNDS)
     amount = draw.amounts[name]
-    assert torch.equal(waves, noise(12)), "the input was written to"
+    assert torch.equal(waves, noise(12)), 'the input was written to'
     assert torch.equal((new != waves).any(1), ~amount.isnan() & (amount != 1.0))
     for i in range(12):
         row = slice(i, i + 1)
@@ -195,9 +195,9 @@ def test_a_clip_changes_only_if_drawn_and_whatever_its_batchmates_are(name):
         torch.testing.assert_close(again, new[row], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 300, RATE])
+@pytest.mark.parametrize('samples', [1, 2, 300, RATE])
 def test_silence_stays_silence_and_everything_stays_finite(samples):
-    config = WaveAugmentConfig(**{f"{name}_p": 1.0 for name in NAMES})
+    config = WaveAugmentConfig(**{f'{name}_p': 1.0 for name in NAMES})
     waves = torch.zeros(5, samples)
     waves[1], waves[2], waves[3, ::2], waves[4] = 1.0, -1e4, 1e-12, 1e-30
     for seed in range(3):
@@ -211,7 +211,7 @@ def test_silence_stays_silence_and_everything_stays_finite(samples):
 
 
 def test_the_same_draw_and_the_same_seed_repeat_and_leave_other_randomness_alone():
-    config = WaveAugmentConfig(**{f"{name}_p": 0.7 for name in NAMES})
+    config = WaveAugmentConfig(**{f'{name}_p': 0.7 for name in NAMES})
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -224,24 +224,24 @@ def test_the_same_draw_and_the_same_seed_repeat_and_leave_other_randomness_alone
 
 
 def test_one_probability_changes_nothing_else_that_is_drawn():
-    few, many = WaveAugmentConfig(noise_p=0.5), WaveAugmentConfig(**{f"{name}_p": 0.5 for name in NAMES})
+    few, many = WaveAugmentConfig(noise_p=0.5), WaveAugmentConfig(**{f'{name}_p': 0.5 for name in NAMES})
     one, other = (draw_wave_augment(config, 50, RATE, generator()) for config in (few, many))
-    assert torch.equal(one.amounts["noise"].isnan(), other.amounts["noise"].isnan())
-    assert torch.equal(one.seeds, other.seeds) and bool(one.amounts["gain"].isnan().all())
+    assert torch.equal(one.amounts['noise'].isnan(), other.amounts['noise'].isnan())
+    assert torch.equal(one.seeds, other.seeds) and bool(one.amounts['gain'].isnan().all())
 
 
 def test_the_chance_of_a_clip_multiplies_the_probabilities_of_all_effects():
     config = WaveAugmentConfig(gain_p=0.4, noise_p=0.2)
     chance = torch.tensor([0.0, 1.0, 2.0]).repeat(2000)
     amounts = draw_wave_augment(config, 6000, RATE, generator(), chance).amounts
-    for name, p in (("gain", 0.4), ("noise", 0.2), ("shift", 0.0)):
+    for name, p in (('gain', 0.4), ('noise', 0.2), ('shift', 0.0)):
         shares = [float((~amounts[name][i::3].isnan()).float().mean()) for i in range(3)]
         assert shares == pytest.approx([0, p, 2 * p], abs=0.04)
 
 
 def test_all_effects_of_a_chain_come_together():
-    names = ("gain", "noise", "reverb")
-    config = WaveAugmentConfig(chance=0.75, **{f"{name}_p": 1.0 for name in names})
+    names = ('gain', 'noise', 'reverb')
+    config = WaveAugmentConfig(chance=0.75, **{f'{name}_p': 1.0 for name in names})
     amounts = draw_wave_augment(config, 4000, RATE, generator()).amounts
     is_on = torch.stack([~amounts[name].isnan() for name in names])
     assert bool((is_on == is_on[0]).all()) and float(is_on.float().mean()) == pytest.approx(0.75, abs=0.03)
@@ -249,12 +249,12 @@ def test_all_effects_of_a_chain_come_together():
 
 def test_wrong_settings_draws_and_missing_backgrounds_are_refused():
     config = WaveAugmentConfig(background_p=1.0)
-    with pytest.raises(KitError, match="3 clips"):
+    with pytest.raises(KitError, match='3 clips'):
         augment_waves(noise(), draw_wave_augment(config, 3, RATE, generator()), config, RATE)
-    with pytest.raises(KitError, match="no backgrounds"):
+    with pytest.raises(KitError, match='no backgrounds'):
         augment_waves(noise(), draw_wave_augment(config, 4, RATE, generator()), config, RATE)
-    for wrong in ({"gain_db": (3, 1)}, {"reverb_s": (0.5,)}):
-        with pytest.raises(KitError, match="from low to high"):
+    for wrong in ({'gain_db': (3, 1)}, {'reverb_s': (0.5,)}):
+        with pytest.raises(KitError, match='from low to high'):
             WaveAugmentConfig(**wrong)
-    with pytest.raises(KitError, match="noise_colours"):
+    with pytest.raises(KitError, match='noise_colours'):
         WaveAugmentConfig(noise_colours=())

@@ -15,7 +15,7 @@ WITH_EXTRA_ROWS = InputShape(2, BINS, n_extra_rows=13)
 
 def build_small(shape=WITH_EXTRA_ROWS):
     """A small network of five classes in evaluation mode whose batch norms have run."""
-    settings = {"family": "axis-pool", "width": 32, "stat_steps": 6, "stat_width": 3}
+    settings = {'family': 'axis-pool', 'width': 32, 'stat_steps': 6, 'stat_width': 3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(settings, shape, 5)
@@ -46,16 +46,16 @@ def slow_count(extra_rows, channels=1, stat_width=64, classes=80):
     return total + (before + 1) * classes
 
 
-@pytest.mark.parametrize("extra_rows", [0, 13])
+@pytest.mark.parametrize('extra_rows', [0, 13])
 def test_the_size_agrees_with_a_count_by_hand(extra_rows):
-    with torch.device("meta"):
-        network = build_network({"family": "axis-pool"}, InputShape(1, 64, n_extra_rows=extra_rows), 80)
+    with torch.device('meta'):
+        network = build_network({'family': 'axis-pool'}, InputShape(1, 64, n_extra_rows=extra_rows), 80)
     assert sum(p.numel() for p in network.parameters()) == slow_count(extra_rows)
     layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert len(layers) == 10
 
 
-@pytest.mark.parametrize("frames", [1, 7, 8, 9, 63, 431])
+@pytest.mark.parametrize('frames', [1, 7, 8, 9, 63, 431])
 def test_maps_of_any_length_have_the_deepest_last(frames):
     network = build_small()
     maps = network.backbone(noise(frames=frames)).main
@@ -67,8 +67,8 @@ def test_maps_of_any_length_have_the_deepest_last(frames):
 def test_pooling_takes_the_mean_over_time_and_the_maximum_over_frequency():
     blocks = build_small(PLAIN).backbone.blocks
     kinds = [type(layer).__name__ for layer in blocks]
-    assert kinds.count("AvgPool2d") == kinds.count("MaxPool2d") == 3
-    i = kinds.index("AvgPool2d")
+    assert kinds.count('AvgPool2d') == kinds.count('MaxPool2d') == 3
+    i = kinds.index('AvgPool2d')
     x = torch.randn(1, 2, 5, 7)
     pooled = blocks[i + 1](blocks[i](x))
     for m in range(3):
@@ -97,7 +97,7 @@ def test_statistics_are_averaged_to_steps_normalised_and_read_in_both_directions
 
 
 @pytest.mark.parametrize(
-    ("rows", "changed"),
+    ('rows', 'changed'),
     [
         (slice(0, BINS), 2),
         (slice(BINS - 1, BINS), 2),
@@ -120,7 +120,7 @@ def test_the_length_survives_padding_with_the_floor():
     assert torch.equal(backbone(spec).main[1][:, 0, 0, 0], spec[:, 0, -1, 0])
 
 
-@pytest.mark.parametrize("shape", [PLAIN, WITH_EXTRA_ROWS])
+@pytest.mark.parametrize('shape', [PLAIN, WITH_EXTRA_ROWS])
 def test_the_receptive_field_is_the_sum_of_its_layers(shape):
     by_hand = 1 + 2 + sum(4 * 2**k for k in range(4)) + sum(2**k for k in range(3))
     assert receptive_field(build_small(shape).backbone, shape) == by_hand == 70
@@ -128,8 +128,8 @@ def test_the_receptive_field_is_the_sum_of_its_layers(shape):
 
 def test_other_extra_rows_and_too_few_bins_are_refused():
     with pytest.raises(
-        KitError, match=r"axis-pool reads 0 or 13 extra rows, got 12: set frontend\.extra_rows"
+        KitError, match=r'axis-pool reads 0 or 13 extra rows, got 12: set frontend\.extra_rows'
     ):
         build_small(InputShape(1, 64, n_extra_rows=12))
-    with pytest.raises(KitError, match="axis-pool needs at least 8 frequency bins"):
+    with pytest.raises(KitError, match='axis-pool needs at least 8 frequency bins'):
         build_small(InputShape(1, 7, n_extra_rows=13))

@@ -34,16 +34,16 @@ def enter(kind: str, row: list[float], k: int) -> float:
     others = [row[k] - value for i, value in enumerate(row) if i != k]
     reach = max(row) - min(row)
     return {
-        "mean": row[k],
-        "geometric": math.log(max(row[k], 1e-12)),
-        "power": row[k] ** 2,
-        "rank": slow_ranks(row)[k],
-        "scaled": (row[k] - min(row)) / reach if reach else 0.5,
-        "differences": sum(others) / len(others) if others else 0.0,
+        'mean': row[k],
+        'geometric': math.log(max(row[k], 1e-12)),
+        'power': row[k] ** 2,
+        'rank': slow_ranks(row)[k],
+        'scaled': (row[k] - min(row)) / reach if reach else 0.5,
+        'differences': sum(others) / len(others) if others else 0.0,
     }[kind]
 
 
-LEAVE = {"geometric": math.exp, "power": math.sqrt, "differences": lambda value: (1 + value) / 2}
+LEAVE = {'geometric': math.exp, 'power': math.sqrt, 'differences': lambda value: (1 + value) / 2}
 
 
 def leave(kind: str, value: float) -> float:
@@ -64,7 +64,7 @@ def slow_blend(
         scored = [m for m in range(len(scores)) if done[m][r]]
         total = sum(weights[m] for m in scored)
         if not scored:
-            as_scored = kind in ("rank", "scaled", "differences")
+            as_scored = kind in ('rank', 'scaled', 'differences')
             own = priors.tolist()
             rows.append([leave(kind, enter(kind, own, k)) if as_scored else own[k] for k in range(len(own))])
             continue
@@ -106,7 +106,7 @@ def quarters(seed: int, rows: int = 8) -> list[np.ndarray]:
     return scores
 
 
-@pytest.mark.parametrize("kind", PER_ROW)
+@pytest.mark.parametrize('kind', PER_ROW)
 def test_every_blend_agrees_with_its_definition_whichever_models_scored_a_row(kind: str) -> None:
     scored = np.array(list(itertools.product([False, True], repeat=3)))
     done = [scored[:, m] for m in range(3)]
@@ -116,7 +116,7 @@ def test_every_blend_agrees_with_its_definition_whichever_models_scored_a_row(ki
 
 
 @pytest.mark.parametrize(
-    "scored",
+    'scored',
     [
         [0, 0, 0, 0],
         [7, 7, 7, 7],
@@ -130,7 +130,7 @@ def test_every_blend_agrees_with_its_definition_whichever_models_scored_a_row(ki
 def test_column_ranks_use_only_models_that_scored_every_scored_row(scored: list[int]) -> None:
     done = [np.array([bits >> m & 1 for bits in scored], dtype=bool) for m in range(3)]
     scores, weights = quarters(1, len(scored)), [1.0, 2.5, 0.25]
-    fast = blend_scores(scores, done, weights, PRIORS, "column_rank")
+    fast = blend_scores(scores, done, weights, PRIORS, 'column_rank')
     np.testing.assert_allclose(fast, slow_column_blend(scores, done, weights), rtol=0, atol=1e-12)
 
 
@@ -143,10 +143,10 @@ def test_only_a_blend_of_the_whole_set_depends_on_other_rows_and_none_is_the_def
     for command in (submit, predict_clips, blend_scores):
         default = [inspect.signature(command).parameters[word].default for word in ("blend", "kind")
                    if word in inspect.signature(command).parameters]  # fmt: skip
-        assert default == ["mean"]
+        assert default == ['mean']
 
 
-@pytest.mark.parametrize("kind", BLENDS)
+@pytest.mark.parametrize('kind', BLENDS)
 def test_the_order_of_rows_changes_no_rows_answer(kind: str) -> None:
     scores, order = quarters(3), np.random.default_rng(0).permutation(8)
     done = [np.arange(8) != m for m in range(3)]
@@ -156,11 +156,11 @@ def test_the_order_of_rows_changes_no_rows_answer(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "weights",
+    'weights',
     [[1.0], [[1.0, 2.0]] * 2, [1.0, -1.0], [1.0, math.nan], [1.0, math.inf], [[[1.0]], [[1.0]]], ()],
 )
 def test_weights_of_another_shape_than_the_models_are_refused(weights: Any) -> None:
-    with pytest.raises(KitError, match=r"per model \(2,\)"):
+    with pytest.raises(KitError, match=r'per model \(2,\)'):
         blend_scores([np.zeros((1, 4))] * 2, [np.array([True])] * 2, weights, PRIORS)
 
 
@@ -184,7 +184,7 @@ def test_ranks_of_ties_are_their_mean_and_all_ranks_have_one_sum() -> None:
     assert row_ranks(np.zeros((0, 3))).shape == (0, 3)
 
 
-@pytest.mark.parametrize("kind", BLENDS)
+@pytest.mark.parametrize('kind', BLENDS)
 def test_scores_of_zero_and_one_a_constant_set_one_row_and_one_class_stay_within_zero_and_one(
     kind: str,
 ) -> None:
@@ -206,58 +206,58 @@ def test_scores_of_zero_and_one_a_constant_set_one_row_and_one_class_stay_within
 def test_without_masks_and_weights_all_models_count_alike_in_all_rows() -> None:
     scores = [np.array([[0.1, 0.9]]), np.array([[0.5, 0.3]])]
     np.testing.assert_allclose(blend_scores(scores), [[0.3, 0.6]])
-    np.testing.assert_allclose(blend_scores(scores, kind="geometric"), np.sqrt(scores[0] * scores[1]))
+    np.testing.assert_allclose(blend_scores(scores, kind='geometric'), np.sqrt(scores[0] * scores[1]))
 
 
 def test_an_unknown_blend_lists_the_right_ones() -> None:
-    with pytest.raises(KitError, match="geometric, mean, power, rank, scaled"):
-        blend_scores([np.zeros((1, 4))], [np.array([True])], [1.0], PRIORS, "medain")
+    with pytest.raises(KitError, match='geometric, mean, power, rank, scaled'):
+        blend_scores([np.zeros((1, 4))], [np.array([True])], [1.0], PRIORS, 'medain')
 
 
-@pytest.mark.parametrize("kind", [kind for kind, how in BLENDS.items() if not how.any_scale])
+@pytest.mark.parametrize('kind', [kind for kind, how in BLENDS.items() if not how.any_scale])
 def test_uncalibrated_rank_scores_enter_no_mean(trained: Trained, kind: str) -> None:
-    with pytest.raises(KitError, match=r"rank scores without a calibration.*--blend rank"):
+    with pytest.raises(KitError, match=r'rank scores without a calibration.*--blend rank'):
         predict_clips([trained.mel[1], trained.uncalibrated], [Sound(noise(4000), 8000)], blend=kind)
 
 
 def test_uncalibrated_rank_scores_blend_by_rank_as_calibrated_ones_do(trained: Trained, clips: Path) -> None:
-    raw = predict_clips([trained.uncalibrated, trained.mel[1]], clips, blend="rank").probabilities
-    fitted = predict_clips([trained.mel[0], trained.mel[1]], clips, blend="rank").probabilities
+    raw = predict_clips([trained.uncalibrated, trained.mel[1]], clips, blend='rank').probabilities
+    fitted = predict_clips([trained.mel[0], trained.mel[1]], clips, blend='rank').probabilities
     np.testing.assert_allclose(raw, fitted, atol=1e-6)
 
 
 def test_uncalibrated_rank_scores_may_be_scaled_row_by_row(trained: Trained, clips: Path) -> None:
-    scaled = predict_clips(trained.uncalibrated, clips, blend="scaled").probabilities
+    scaled = predict_clips(trained.uncalibrated, clips, blend='scaled').probabilities
     assert (scaled.min(axis=1) == 0).all() and (scaled.max(axis=1) == 1).all()
-    both = predict_clips([trained.uncalibrated, trained.mel[1]], clips, blend="scaled").probabilities
+    both = predict_clips([trained.uncalibrated, trained.mel[1]], clips, blend='scaled').probabilities
     assert both.min() >= 0 and both.max() <= 1
 
 
 def test_clips_are_blended_by_column_ranks_when_asked(tmp_path: Path) -> None:
-    write_folder(tmp_path, ["a.wav", "b.wav", "c.wav"], samples=4000)
+    write_folder(tmp_path, ['a.wav', 'b.wav', 'c.wav'], samples=4000)
     taggers = [loud_tagger(LoudBands(3)), loud_tagger(LoudBands(3))]
     with torch.no_grad():
         taggers[1].network.scale.mul_(-1.0)
-    one = [predict_clips(tagger, tmp_path, blend="column_rank").probabilities for tagger in taggers]
+    one = [predict_clips(tagger, tmp_path, blend='column_rank').probabilities for tagger in taggers]
     np.testing.assert_allclose(
         one[0], column_ranks(predict_clips(taggers[0], tmp_path).probabilities), atol=1e-6
     )
-    both = predict_clips(taggers, tmp_path, blend="column_rank", weights=[3.0, 1.0]).probabilities
+    both = predict_clips(taggers, tmp_path, blend='column_rank', weights=[3.0, 1.0]).probabilities
     np.testing.assert_allclose(both, (3 * one[0] + one[1]) / 4, atol=1e-6)
 
 
 def test_uncalibrated_rank_scores_are_not_pooled_over_windows(trained: Trained) -> None:
-    windows = InferenceConfig(mode="windows", window_s=0.5, hop_s=0.5)
-    with pytest.raises(KitError, match="pooled over windows"):
-        predict_clips(trained.uncalibrated, [Sound(noise(20000), 8000)], blend="rank", inference=windows)
+    windows = InferenceConfig(mode='windows', window_s=0.5, hop_s=0.5)
+    with pytest.raises(KitError, match='pooled over windows'):
+        predict_clips(trained.uncalibrated, [Sound(noise(20000), 8000)], blend='rank', inference=windows)
 
 
 def test_a_clip_too_long_for_uncalibrated_ranks_costs_that_clip_alone(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", ["a.wav", "b.wav"], samples=2000)
-    write_folder(tmp_path / "in", ["long.wav"], samples=40000)
-    tagger = loud_tagger(output="ranking", inference=InferenceConfig(max_frames=64))
-    report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", blend="rank", progress=False).report
-    assert report["rows_with_prior"] == 1 and "long.wav" in json.dumps(report)
+    write_folder(tmp_path / 'in', ['a.wav', 'b.wav'], samples=2000)
+    write_folder(tmp_path / 'in', ['long.wav'], samples=40000)
+    tagger = loud_tagger(output='ranking', inference=InferenceConfig(max_frames=64))
+    report = submit(tagger, tmp_path / 'in', tmp_path / 'out.csv', blend='rank', progress=False).report
+    assert report['rows_with_prior'] == 1 and 'long.wav' in json.dumps(report)
 
 
 def test_weights_that_are_not_one_positive_number_per_model_are_refused(trained: Trained) -> None:
@@ -265,11 +265,11 @@ def test_weights_that_are_not_one_positive_number_per_model_are_refused(trained:
         [1.0],
         [1.0, 0.0],
         [1.0, -1.0],
-        [1.0, float("nan")],
-        [1.0, float("inf")],
+        [1.0, float('nan')],
+        [1.0, float('inf')],
         [1.0, 2.0, 3.0],
     ):
-        with pytest.raises(KitError, match="one positive number per model"):
+        with pytest.raises(KitError, match='one positive number per model'):
             predict_clips(list(trained.mel), [Sound(noise(4000), 8000)], weights=weights)
 
 
@@ -277,7 +277,7 @@ def test_a_wrong_blend_is_refused_before_anything_is_predicted(tmp_path: Path) -
     scored: list[int] = []
     tagger = loud_tagger()
     tagger.network.register_forward_pre_hook(lambda *_: scored.append(1))
-    write_folder(tmp_path / "in", ["a.wav"])
-    with pytest.raises(KitError, match="geometric, mean, power, rank, scaled"):
-        submit(tagger, tmp_path / "in", tmp_path / "out.csv", blend="avrage", progress=False)
+    write_folder(tmp_path / 'in', ['a.wav'])
+    with pytest.raises(KitError, match='geometric, mean, power, rank, scaled'):
+        submit(tagger, tmp_path / 'in', tmp_path / 'out.csv', blend='avrage', progress=False)
     assert not scored

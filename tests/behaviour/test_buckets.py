@@ -10,8 +10,8 @@ from kit.audio.windows import PAD_MODES, LengthBuckets, batches_by_length, pad_f
 from kit.core.errors import KitError
 
 
-@pytest.mark.parametrize("shortest", [1, 7, 32, 128])
-@pytest.mark.parametrize("ratio", [1.0, 1.02, 1.05, 1.25])
+@pytest.mark.parametrize('shortest', [1, 7, 32, 128])
+@pytest.mark.parametrize('ratio', [1.0, 1.02, 1.05, 1.25])
 def test_a_bucket_adds_less_than_its_ratio(shortest, ratio):
     buckets = LengthBuckets(shortest, ratio)
     previous = 0
@@ -42,26 +42,26 @@ def test_freesound_like_clips_fall_into_about_ninety_buckets_and_batches_of_abou
 
 
 @pytest.mark.parametrize(
-    ("shortest", "ratio"), [(0, 1.05), (-3, 1.05), (1, 0.99), (1, 2.5), (1, float("nan"))]
+    ('shortest', 'ratio'), [(0, 1.05), (-3, 1.05), (1, 0.99), (1, 2.5), (1, float('nan'))]
 )
 def test_impossible_buckets_are_refused(shortest, ratio):
-    with pytest.raises(KitError, match=r"shortest >= 1 and ratio in \[1, 2\]"):
+    with pytest.raises(KitError, match=r'shortest >= 1 and ratio in \[1, 2\]'):
         LengthBuckets(shortest, ratio)
 
 
-@pytest.mark.parametrize("frames", [5, 6, 9, 10, 17, 50])
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize('frames', [5, 6, 9, 10, 17, 50])
+@pytest.mark.parametrize('n', [1, 2, 3, 5])
 def test_padding_agrees_with_numpy(n, frames):
     spec = torch.randn(4, n, generator=torch.Generator().manual_seed(n))
     widths = ((0, 0), (0, frames - n))
-    for mode, numpy_mode in (("wrap", "wrap"), ("reflect", "reflect")):
+    for mode, numpy_mode in (('wrap', 'wrap'), ('reflect', 'reflect')):
         expected = np.pad(spec.numpy(), widths, mode=numpy_mode)
         np.testing.assert_array_equal(pad_frames(spec, frames, mode), expected)
     expected = np.pad(spec.numpy(), widths, constant_values=float(spec.min()))
-    np.testing.assert_array_equal(pad_frames(spec, frames, "min"), expected)
+    np.testing.assert_array_equal(pad_frames(spec, frames, 'min'), expected)
 
 
-@pytest.mark.parametrize("mode", PAD_MODES)
+@pytest.mark.parametrize('mode', PAD_MODES)
 def test_a_spectrogram_that_is_long_enough_is_not_padded(mode):
     spec = torch.randn(3, 7)
     assert torch.equal(pad_frames(spec, 7, mode), spec)
@@ -70,10 +70,10 @@ def test_a_spectrogram_that_is_long_enough_is_not_padded(mode):
 def test_impossible_padding_is_refused():
     for frames in (3, 5):
         with pytest.raises(KitError, match="unknown pad_mode 'zeros': the choices are: min, reflect, wrap"):
-            pad_frames(torch.zeros(2, 3), frames, "zeros")
+            pad_frames(torch.zeros(2, 3), frames, 'zeros')
     for n, frames in ((0, 5), (6, 5)):
-        with pytest.raises(KitError, match=f"cannot pad {n} frames up to {frames}"):
-            pad_frames(torch.zeros(2, n), frames, "wrap")
+        with pytest.raises(KitError, match=f'cannot pad {n} frames up to {frames}'):
+            pad_frames(torch.zeros(2, n), frames, 'wrap')
 
 
 def test_a_batch_holds_one_length_and_every_clip_is_in_one_batch():

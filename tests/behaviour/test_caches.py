@@ -28,61 +28,61 @@ def logits_of(seed: int, windows: int = 3, classes: int = 4) -> WindowLogits:
 def filled(path: Path, entries: int = 5) -> PredictionCache:
     """A cache with some entries on disk."""
     cache = PredictionCache(path, lambda: 0.0)
-    cache.add((f"{seed:064x}", logits_of(seed, windows=1 + seed)) for seed in range(entries))
+    cache.add((f'{seed:064x}', logits_of(seed, windows=1 + seed)) for seed in range(entries))
     cache.flush()
     return cache
 
 
 def test_a_cache_reads_back_every_bit(tmp_path: Path) -> None:
-    filled(tmp_path / "a.npz")
-    again = PredictionCache.open(tmp_path / "a.npz", lambda: 0.0)
+    filled(tmp_path / 'a.npz')
+    again = PredictionCache.open(tmp_path / 'a.npz', lambda: 0.0)
     assert len(again.entries) == 5
     for seed in range(5):
-        entry, wanted = again.entries[f"{seed:064x}"], logits_of(seed, windows=1 + seed)
+        entry, wanted = again.entries[f'{seed:064x}'], logits_of(seed, windows=1 + seed)
         assert np.array_equal(entry.logits, wanted.logits) and entry.spans == wanted.spans
 
 
 def test_a_cache_writes_at_most_as_often_as_it_is_allowed(tmp_path: Path) -> None:
     now = [0.0]
-    cache = PredictionCache(tmp_path / "a.npz", lambda: now[0], flush_every_s=2.0)
-    cache.add([("0" * 64, logits_of(0))])
-    assert not (tmp_path / "a.npz").exists()
+    cache = PredictionCache(tmp_path / 'a.npz', lambda: now[0], flush_every_s=2.0)
+    cache.add([('0' * 64, logits_of(0))])
+    assert not (tmp_path / 'a.npz').exists()
     now[0] = 2.0
-    cache.add([("1" * 64, logits_of(1))])
-    assert len(PredictionCache.open(tmp_path / "a.npz", lambda: 0.0).entries) == 2
+    cache.add([('1' * 64, logits_of(1))])
+    assert len(PredictionCache.open(tmp_path / 'a.npz', lambda: 0.0).entries) == 2
 
 
 DAMAGES = {
-    "empty": lambda content: b"",
-    "half": lambda content: content[: len(content) // 2],
-    "without its end": lambda content: content[:-10],
-    "one byte": lambda content: content[:1],
-    "text": lambda content: b"these are no arrays\n" * 20,
-    "zeros": lambda content: bytes(len(content)),
-    "a flipped bit": lambda content: content[:400] + bytes([content[400] ^ 255]) + content[401:],
-    "an archive of something else": None,
-    "a single array": None,
+    'empty': lambda content: b'',
+    'half': lambda content: content[: len(content) // 2],
+    'without its end': lambda content: content[:-10],
+    'one byte': lambda content: content[:1],
+    'text': lambda content: b'these are no arrays\n' * 20,
+    'zeros': lambda content: bytes(len(content)),
+    'a flipped bit': lambda content: content[:400] + bytes([content[400] ^ 255]) + content[401:],
+    'an archive of something else': None,
+    'a single array': None,
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize('damage', DAMAGES)
 def test_a_damaged_cache_counts_as_none(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "a.npz"
+    path = tmp_path / 'a.npz'
     filled(path)
     change = DAMAGES[damage]
     if change is not None:
         path.write_bytes(change(path.read_bytes()))
-    elif damage == "a single array":
-        with open(path, "wb") as handle:
+    elif damage == 'a single array':
+        with open(path, 'wb') as handle:
             np.save(handle, np.zeros(3))
     else:
-        with open(path, "wb") as handle:
+        with open(path, 'wb') as handle:
             np.savez(handle, other=np.zeros(3))
     cache = PredictionCache.open(path, lambda: 0.0)
     assert cache.entries == {}
-    cache.add([("2" * 64, logits_of(2))])
+    cache.add([('2' * 64, logits_of(2))])
     cache.flush()
-    assert set(PredictionCache.open(path, lambda: 0.0).entries) == {"2" * 64}
+    assert set(PredictionCache.open(path, lambda: 0.0).entries) == {'2' * 64}
 
 
 def test_what_the_store_spills_to_disk_comes_back_bit_for_bit() -> None:
@@ -104,38 +104,38 @@ def test_what_the_store_spills_to_disk_comes_back_bit_for_bit() -> None:
 def test_a_store_without_memory_keeps_everything_on_disk_even_what_is_not_contiguous() -> None:
     store = SpectrogramCache(budget_bytes=0)
     spec = torch.randn(40, 9).T
-    store.put("a", spec)
-    assert torch.equal(store.get("a"), spec) and store.used_bytes == 0
+    store.put('a', spec)
+    assert torch.equal(store.get('a'), spec) and store.used_bytes == 0
 
 
 def test_putting_a_key_again_takes_the_memory_of_one() -> None:
     store = SpectrogramCache(budget_bytes=10_000)
     for _ in range(2):
-        store.put("a", torch.zeros(10, 10))
-    store.drop("a")
+        store.put('a', torch.zeros(10, 10))
+    store.drop('a')
     assert store.used_bytes == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='the system does not tell what is mapped')
 def test_what_was_spilled_holds_no_handle_and_leaves_nothing_when_it_was_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store, handles = SpectrogramCache(budget_bytes=0), len(os.listdir("/proc/self/fd"))
-    before = Path("/proc/self/maps").read_text().count("audiotag_kit_")
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    store, handles = SpectrogramCache(budget_bytes=0), len(os.listdir('/proc/self/fd'))
+    before = Path('/proc/self/maps').read_text().count('audiotag_kit_')
     for key in range(50):
         store.put(key, torch.zeros(10, 100))
-    assert len(os.listdir("/proc/self/fd")) == handles
-    assert Path("/proc/self/maps").read_text().count("audiotag_kit_") == before + 50
+    assert len(os.listdir('/proc/self/fd')) == handles
+    assert Path('/proc/self/maps').read_text().count('audiotag_kit_') == before + 50
     assert not list(tmp_path.iterdir())
     for key in range(50):
         store.drop(key)
-    assert Path("/proc/self/maps").read_text().count("audiotag_kit_") == before
+    assert Path('/proc/self/maps').read_text().count('audiotag_kit_') == before
 
 
 def make_ensemble(checkpoints: Sequence[str], folder: Path) -> tuple[list[EnsembleMember], SpectrogramLoader]:
     """Load models, and make a loader of a folder's clips whose headers are read."""
-    device = torch.device("cpu")
+    device = torch.device('cpu')
     members = [EnsembleMember(name, Predictor(load_tagger(name), device)) for name in checkpoints]
     loader = SpectrogramLoader(sorted(folder.iterdir()), collect_frontends(members, device), device)
     loader.read_headers()
@@ -186,7 +186,7 @@ def test_a_model_that_raises_is_noted_and_the_others_predict_every_clip(
     members[0].tagger.network.register_forward_pre_hook(lambda *_: 1 / 0)
     found = {(member.name, clip) for member, clip, _ in predict_ensemble(members, loader)}
     loader.close()
-    assert members[0].failure == "division by zero" and members[1].failure is None
+    assert members[0].failure == 'division by zero' and members[1].failure is None
     assert found == {(trained.mel[1], clip) for clip in range(len(list(clips.iterdir())))}
 
 
@@ -197,6 +197,6 @@ def test_every_file_is_opened_once_for_all_models(trained: Trained, clips: Path)
         opened.append(path)
         return DECODERS[0].read(path)
 
-    decoders = [Decoder("counting", read, DECODERS[0].duration_s)]
+    decoders = [Decoder('counting', read, DECODERS[0].duration_s)]
     predict_clips([*trained.all, trained.windows], clips, decoders=decoders)
     assert sorted(opened) == sorted(clips.iterdir())

@@ -21,16 +21,16 @@ def not_batchable(windows):
 
 
 POOLS = {
-    "max": lambda windows: windows.amax(0),
-    "max with indices": lambda windows: windows.max(dim=0).values,
-    "mean": lambda windows: windows.mean(0),
-    "geometric": lambda windows: windows.log().mean(0).exp(),
-    "power": lambda windows: windows.pow(3).mean(0).pow(1 / 3),
-    "noisy or": lambda windows: 1 - (1 - windows).prod(0),
-    "share of top two": share_of_top_two,
-    "not batchable": not_batchable,
+    'max': lambda windows: windows.amax(0),
+    'max with indices': lambda windows: windows.max(dim=0).values,
+    'mean': lambda windows: windows.mean(0),
+    'geometric': lambda windows: windows.log().mean(0).exp(),
+    'power': lambda windows: windows.pow(3).mean(0).pow(1 / 3),
+    'noisy or': lambda windows: 1 - (1 - windows).prod(0),
+    'share of top two': share_of_top_two,
+    'not batchable': not_batchable,
 }
-EVERY_POOL = pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+EVERY_POOL = pytest.mark.parametrize('pool', POOLS.values(), ids=POOLS)
 
 
 def draw(n=150, n_classes=4, n_windows=(1, 2, 3, 6), unknown=0.2, size=1.0, seed=0):
@@ -83,17 +83,17 @@ def test_for_clips_of_one_window_it_equals_scikit_learn_s_logistic_regression_on
     labels = np.repeat([1, 0], len(scores))
     weights = np.concatenate([target, 1 - target])
     model.fit(np.tile(scores, 2)[:, None], labels, sample_weight=weights)
-    fitted = fit_calibration(logits, truth, POOLS["mean"])
+    fitted = fit_calibration(logits, truth, POOLS['mean'])
     assert fitted.scale == pytest.approx(model.coef_.item(), rel=1e-4)
     assert fitted.offset == pytest.approx(model.intercept_.item(), rel=1e-4)
 
 
 def test_clips_of_many_lengths_in_any_order_give_the_same_answer():
     logits, truth = draw(n=200, n_windows=range(1, 12))
-    fitted = fit_calibration(logits, truth, POOLS["mean"])
-    assert fitted == fit_calibration(logits, truth, POOLS["mean"])
+    fitted = fit_calibration(logits, truth, POOLS['mean'])
+    assert fitted == fit_calibration(logits, truth, POOLS['mean'])
     order = np.random.default_rng(0).permutation(200)
-    shuffled = fit_calibration([logits[i] for i in order], truth[order], POOLS["mean"])
+    shuffled = fit_calibration([logits[i] for i in order], truth[order], POOLS['mean'])
     assert shuffled.scale == pytest.approx(fitted.scale, rel=1e-5)
     assert shuffled.offset == pytest.approx(fitted.offset, abs=1e-5)
 
@@ -104,14 +104,14 @@ def test_classes_without_known_labels_change_nothing():
         np.concatenate([scores, np.full_like(scores, scores.mean())], axis=1) for scores in logits
     ]
     wider_truth = np.concatenate([truth, np.full_like(truth, np.nan)], axis=1)
-    fitted = fit_calibration(logits, truth, POOLS["max"])
-    wider = fit_calibration(wider_logits, wider_truth, POOLS["max"])
+    fitted = fit_calibration(logits, truth, POOLS['max'])
+    wider = fit_calibration(wider_logits, wider_truth, POOLS['max'])
     assert wider.scale == pytest.approx(fitted.scale, rel=1e-4)
     assert wider.offset == pytest.approx(fitted.offset, abs=1e-4)
 
 
 @EVERY_POOL
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize('size', [1e-3, 1.0, 1e4])
 def test_scores_that_separate_the_labels_perfectly_have_a_finite_answer(pool, size):
     truth = np.eye(4)[np.arange(40) % 4]
     generator = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def test_scores_that_separate_the_labels_perfectly_have_a_finite_answer(pool, si
 
 
 @EVERY_POOL
-@pytest.mark.parametrize("extreme", [1e4, -1e4, 1e30])
+@pytest.mark.parametrize('extreme', [1e4, -1e4, 1e30])
 def test_a_few_extreme_scores_move_the_answer_little(pool, extreme):
     logits, truth = draw(n=300, unknown=0.0, n_windows=(2, 3))
     plain = fit_calibration(logits, truth, pool)
@@ -135,7 +135,7 @@ def test_a_few_extreme_scores_move_the_answer_little(pool, extreme):
 
 
 @EVERY_POOL
-@pytest.mark.parametrize("factor", [0, -1], ids=["constant", "reversed"])
+@pytest.mark.parametrize('factor', [0, -1], ids=['constant', 'reversed'])
 def test_useless_scores_give_a_positive_scale_and_a_loss_near_the_prior_s(pool, factor):
     logits, truth = draw(unknown=0.0, n_windows=(1, 2))
     logits = [factor * scores for scores in logits]
@@ -150,40 +150,40 @@ def test_soft_truth_and_inference_mode_are_accepted():
     logits, truth = draw()
     soft = 0.8 * truth + 0.1
     with torch.inference_mode():
-        fitted = fit_calibration(logits, soft, POOLS["max"])
-    assert fitted == fit_calibration(logits, soft, POOLS["max"])
-    assert fitted.scale < fit_calibration(logits, truth, POOLS["max"]).scale
+        fitted = fit_calibration(logits, soft, POOLS['max'])
+    assert fitted == fit_calibration(logits, soft, POOLS['max'])
+    assert fitted.scale < fit_calibration(logits, truth, POOLS['max']).scale
 
 
 def test_a_calibration_survives_json_and_refuses_a_scale_of_zero():
-    fitted = fit_calibration(*draw(), POOLS["max"])
+    fitted = fit_calibration(*draw(), POOLS['max'])
     assert Calibration.from_dict(fitted.to_dict()) == fitted
     assert Calibration().probabilities(torch.zeros(2)).tolist() == [0.5, 0.5]
-    with pytest.raises(KitError, match="scale"):
+    with pytest.raises(KitError, match='scale'):
         Calibration(scale=0.0)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ('change', 'words'),
     [
-        (lambda logits, truth: (logits[1:], truth), "149 clips of scores"),
-        (lambda logits, truth: (logits, truth[:, :3]), r"clip 0 .*wanted \(windows, 3\)"),
-        (lambda logits, truth: ([scores[0] for scores in logits], truth), "clip 0"),
-        (lambda logits, truth: ([*logits[:-1], logits[-1][:0]], truth), "clip 149"),
-        (lambda logits, truth: ([*logits[:-1], logits[-1] * np.nan], truth), "clip 149 .*not finite"),
-        (lambda logits, truth: (logits, truth * 2), "0 to 2"),
-        (lambda logits, truth: (logits, truth * 0), "is true.*rank blends"),
-        (lambda logits, truth: (logits, truth * 0 + 1), "is false"),
-        (lambda logits, truth: ([], truth[:0]), "none of the 0 known"),
+        (lambda logits, truth: (logits[1:], truth), '149 clips of scores'),
+        (lambda logits, truth: (logits, truth[:, :3]), r'clip 0 .*wanted \(windows, 3\)'),
+        (lambda logits, truth: ([scores[0] for scores in logits], truth), 'clip 0'),
+        (lambda logits, truth: ([*logits[:-1], logits[-1][:0]], truth), 'clip 149'),
+        (lambda logits, truth: ([*logits[:-1], logits[-1] * np.nan], truth), 'clip 149 .*not finite'),
+        (lambda logits, truth: (logits, truth * 2), '0 to 2'),
+        (lambda logits, truth: (logits, truth * 0), 'is true.*rank blends'),
+        (lambda logits, truth: (logits, truth * 0 + 1), 'is false'),
+        (lambda logits, truth: ([], truth[:0]), 'none of the 0 known'),
     ],
 )
 def test_input_that_cannot_be_fitted_is_refused(change, words):
     with pytest.raises(KitError, match=words):
-        fit_calibration(*change(*draw()), POOLS["max"])
+        fit_calibration(*change(*draw()), POOLS['max'])
 
 
 def test_a_pool_without_one_value_per_class_is_refused():
-    with pytest.raises(KitError, match="one value per class"):
+    with pytest.raises(KitError, match='one value per class'):
         fit_calibration(*draw(), lambda windows: windows.mean(1))
 
 
@@ -206,20 +206,20 @@ def test_a_fitted_threshold_has_the_best_f1_of_its_class_and_rare_classes_lean_o
     truth, probs = draw_decisions()
     grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
     f1 = np.array([[f1_at(truth[:, k], probs[:, k], t) for k in range(3)] for t in grid])
-    alone = fit_thresholds("macro_f1", truth, probs, strength=1e-9)
+    alone = fit_thresholds('macro_f1', truth, probs, strength=1e-9)
     for k in range(3):
         assert f1_at(truth[:, k], probs[:, k], alone[k]) == pytest.approx(f1[:, k].max())
-    together = fit_thresholds("macro_f1", truth, probs, strength=1e9)
+    together = fit_thresholds('macro_f1', truth, probs, strength=1e9)
     np.testing.assert_allclose(together, grid[f1.mean(axis=1).argmax()])
     n_true = (truth == 1).sum(axis=0)
     usual = grid[(n_true * f1 + 16 * f1.mean(axis=1, keepdims=True)).argmax(axis=0)]
-    np.testing.assert_allclose(fit_thresholds("macro_f1", truth, probs), usual)
+    np.testing.assert_allclose(fit_thresholds('macro_f1', truth, probs), usual)
 
 
 def test_a_metric_over_clips_has_one_threshold_for_all_classes():
     truth, probs = draw_decisions()
     grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
-    values = [compute_metric("micro_f1", truth, np.where(probs >= t, 1.0, 0.0)) for t in grid]
-    fitted = fit_thresholds("micro_f1", truth, probs)
+    values = [compute_metric('micro_f1', truth, np.where(probs >= t, 1.0, 0.0)) for t in grid]
+    fitted = fit_thresholds('micro_f1', truth, probs)
     np.testing.assert_allclose(fitted, grid[int(np.argmax(values))])
-    assert max(values) > compute_metric("micro_f1", truth, probs)
+    assert max(values) > compute_metric('micro_f1', truth, probs)

@@ -10,9 +10,9 @@ from kit.core.errors import KitError
 from kit.labels.metrics import compute_metric, log_losses, metric_per_class
 from tests.behaviour.slow_metrics import slow_top1
 
-auc_per_class = partial(metric_per_class, "macro_auc")
-average_precision_per_class = partial(metric_per_class, "macro_ap")
-top1_accuracy = partial(compute_metric, "top1")
+auc_per_class = partial(metric_per_class, 'macro_auc')
+average_precision_per_class = partial(metric_per_class, 'macro_ap')
+top1_accuracy = partial(compute_metric, 'top1')
 METRICS = [auc_per_class, average_precision_per_class, log_losses, top1_accuracy]
 RANKING_METRICS = [auc_per_class, average_precision_per_class, top1_accuracy]
 
@@ -45,8 +45,8 @@ def slow_average_precision(truth, scores):
     return np.mean(shares) if shares else np.nan
 
 
-@pytest.mark.parametrize("levels", [None, 1, 3])
-@pytest.mark.parametrize("unknown", [0.0, 0.4, 0.97])
+@pytest.mark.parametrize('levels', [None, 1, 3])
+@pytest.mark.parametrize('unknown', [0.0, 0.4, 0.97])
 def test_auc_and_average_precision_equal_their_definitions(levels, unknown):
     truth, scores = draw(1, levels=levels, unknown=unknown)
     truth[:, :3] = 0, 1, np.nan
@@ -60,17 +60,17 @@ def test_auc_and_average_precision_equal_their_definitions(levels, unknown):
 def test_auc_needs_both_kinds_of_labels_and_average_precision_a_true_one():
     truth = np.array([[1, 0, np.nan, 1], [1, 0, np.nan, 0]])
     scores = np.array([[0.2, 0.3, 0.4, 0.6], [0.1, 0.1, 0.1, 0.1]])
-    with np.errstate(all="raise"):
+    with np.errstate(all='raise'):
         np.testing.assert_array_equal(auc_per_class(truth, scores), [np.nan, np.nan, np.nan, 1])
         np.testing.assert_array_equal(average_precision_per_class(truth, scores), [1, np.nan, np.nan, 1])
     for metric in RANKING_METRICS:
         for shape in ((0, 3), (3, 0), (3, 2)):
-            with pytest.raises(KitError, match=f"none of the {shape[0]} clips has a true label"):
+            with pytest.raises(KitError, match=f'none of the {shape[0]} clips has a true label'):
                 metric(np.zeros(shape), np.zeros(shape))
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float16])
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize('dtype', [np.float64, np.float16])
+@pytest.mark.parametrize('soft', [False, True])
 def test_log_losses_equal_scikit_learn_s_log_loss_weighted_by_the_labels(dtype, soft):
     truth, scores = draw(3, n=3000, unknown=0.4)
     truth = np.clip(truth * 0.7 + 0.1, 0, 1) if soft else truth
@@ -85,7 +85,7 @@ def test_log_losses_equal_scikit_learn_s_log_loss_weighted_by_the_labels(dtype, 
     np.testing.assert_allclose(log_losses(truth, probs), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64])
+@pytest.mark.parametrize('dtype', [np.float64, np.float32, np.float16, np.int64])
 def test_certainty_costs_the_same_finite_loss_in_every_dtype(dtype):
     truth = np.array([[1, 0, 1, 0]])
     np.testing.assert_allclose(log_losses(truth, truth.astype(dtype)), 1e-7, rtol=1e-6)
@@ -97,8 +97,8 @@ def test_log_loss_is_nan_for_a_kind_of_label_that_is_missing():
     np.testing.assert_allclose(log_losses([[0, np.nan]], [[0.5, 0.9]]), [np.nan, np.log(2)])
 
 
-@pytest.mark.parametrize("levels", [None, 1, 3])
-@pytest.mark.parametrize("unknown", [0.0, 0.4])
+@pytest.mark.parametrize('levels', [None, 1, 3])
+@pytest.mark.parametrize('unknown', [0.0, 0.4])
 def test_top1_accuracy_equals_its_definition(levels, unknown):
     for seed in range(5):
         truth, scores = draw(seed, levels=levels, unknown=unknown)
@@ -107,7 +107,7 @@ def test_top1_accuracy_equals_its_definition(levels, unknown):
     assert top1_accuracy([[np.nan, 1, 0]], [[np.inf, -np.inf, -np.inf]]) == 0.5
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 def test_unknown_labels_do_not_count_and_are_not_false(metric):
     truth, scores = draw(7, unknown=0.4)
     unknown = np.isnan(truth)
@@ -118,7 +118,7 @@ def test_unknown_labels_do_not_count_and_are_not_false(metric):
     assert not np.allclose(metric(np.nan_to_num(truth), np.where(unknown, 0.99, scores)), expected)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 def test_the_order_of_clips_and_classes_does_not_matter(metric):
     truth, scores = draw(8, levels=2, unknown=0.3)
     scores = sigmoid(scores)
@@ -132,7 +132,7 @@ def test_the_order_of_clips_and_classes_does_not_matter(metric):
     np.testing.assert_allclose(shuffled, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("metric", RANKING_METRICS)
+@pytest.mark.parametrize('metric', RANKING_METRICS)
 def test_scores_of_any_type_and_infinite_scores_rank_as_numbers_do(metric):
     truth, scores = draw(9, levels=2)
     expected = metric(truth, scores)
@@ -142,15 +142,15 @@ def test_scores_of_any_type_and_infinite_scores_rank_as_numbers_do(metric):
         np.testing.assert_array_equal(metric(truth.astype(bool), other), expected)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize(
-    ("truth", "scores", "words"),
+    ('truth', 'scores', 'words'),
     [
-        (np.ones((3, 2)), np.ones((2, 3)), r"\(3, 2\) and scores \(2, 3\)"),
-        (np.ones(3), np.ones(3), "clips, classes"),
-        (np.array([[1, 2.0]]), np.ones((1, 2)), "2 at row 0, column 1"),
-        (np.array([[1, 0], [0, 1]]), np.array([[1, 0], [np.nan, 1]]), "row 1, column 0"),
-        (np.array([[1, np.nan]]), np.array([[1, np.nan]]), "row 0, column 1"),
+        (np.ones((3, 2)), np.ones((2, 3)), r'\(3, 2\) and scores \(2, 3\)'),
+        (np.ones(3), np.ones(3), 'clips, classes'),
+        (np.array([[1, 2.0]]), np.ones((1, 2)), '2 at row 0, column 1'),
+        (np.array([[1, 0], [0, 1]]), np.array([[1, 0], [np.nan, 1]]), 'row 1, column 0'),
+        (np.array([[1, np.nan]]), np.array([[1, np.nan]]), 'row 0, column 1'),
     ],
 )
 def test_input_that_cannot_be_scored_is_refused(metric, truth, scores, words):
@@ -158,19 +158,19 @@ def test_input_that_cannot_be_scored_is_refused(metric, truth, scores, words):
         metric(truth, scores)
 
 
-@pytest.mark.parametrize("metric", RANKING_METRICS)
+@pytest.mark.parametrize('metric', RANKING_METRICS)
 def test_soft_truth_is_refused_where_it_cannot_rank(metric):
-    with pytest.raises(KitError, match=r"0\.5 at row 0, column 1"):
+    with pytest.raises(KitError, match=r'0\.5 at row 0, column 1'):
         metric(np.array([[1, 0.5]]), np.ones((1, 2)))
 
 
 @pytest.mark.parametrize(
-    ("truth", "scores", "words"),
+    ('truth', 'scores', 'words'),
     [
-        (np.array([[1, -0.1]]), np.ones((1, 2)), "truth is -0.1 at row 0, column 1"),
-        (np.array([[1, np.nan]]), np.array([[0.5, -3]]), "probability is -3 at row 0, column 1"),
-        (np.full((4, 2), np.nan), np.ones((4, 2)), "none of the labels of 4 clips"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), "none of the labels of 0 clips"),
+        (np.array([[1, -0.1]]), np.ones((1, 2)), 'truth is -0.1 at row 0, column 1'),
+        (np.array([[1, np.nan]]), np.array([[0.5, -3]]), 'probability is -3 at row 0, column 1'),
+        (np.full((4, 2), np.nan), np.ones((4, 2)), 'none of the labels of 4 clips'),
+        (np.zeros((0, 2)), np.zeros((0, 2)), 'none of the labels of 0 clips'),
     ],
 )
 def test_log_losses_refuse_values_that_are_not_probabilities(truth, scores, words):

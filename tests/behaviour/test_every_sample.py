@@ -13,17 +13,17 @@ from kit.infer.submit import submit
 from tests.behaviour.trained import HOP, RATE, LoudBands, Trained, loud_tagger, noise, write_wav
 
 PIECES = InferenceConfig(max_frames=64)
-WINDOWS = InferenceConfig(mode="windows", window_s=1.0, hop_s=0.5)
+WINDOWS = InferenceConfig(mode='windows', window_s=1.0, hop_s=0.5)
 CASES = {
-    "full": InferenceConfig(),
-    "pieces": PIECES,
-    "windows": WINDOWS,
-    "sparse windows": InferenceConfig(mode="windows", window_s=1.03, hop_s=1.03),
+    'full': InferenceConfig(),
+    'pieces': PIECES,
+    'windows': WINDOWS,
+    'sparse windows': InferenceConfig(mode='windows', window_s=1.03, hop_s=1.03),
 }
 LENGTHS = (1, 2, 3, 199, 200, 201, 399, 400, 7999, 8000, 8001, 8200, 12345, 12799, 12800, 12801, 20000, 40100)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize('case', CASES)
 def test_a_click_anywhere_in_a_clip_of_any_length_changes_its_prediction(case: str) -> None:
     quiet = [np.zeros(n, np.float32) for n in LENGTHS]
     rng = np.random.default_rng(0)
@@ -33,12 +33,12 @@ def test_a_click_anywhere_in_a_clip_of_any_length_changes_its_prediction(case: s
         return np.asarray(predict_clips(loud_tagger(), sounds, inference=CASES[case]).probabilities)
 
     silence = predict(quiet)
-    for place in ("first", "last", "anywhere", "at a window's start"):
+    for place in ('first', 'last', 'anywhere', "at a window's start"):
         clicks = []
         for wave in quiet:
             n = len(wave)
             starts = [start for start in (64 * HOP, 32 * HOP, 8000, 41 * HOP) if start < n] or [0]
-            positions = {"first": 0, "last": n - 1, "anywhere": int(rng.integers(n))}
+            positions = {'first': 0, 'last': n - 1, 'anywhere': int(rng.integers(n))}
             click = wave.copy()
             click[positions.get(place, starts[0])] = 1.0
             clicks.append(click)
@@ -46,9 +46,9 @@ def test_a_click_anywhere_in_a_clip_of_any_length_changes_its_prediction(case: s
         assert (change > 1e-4).all(), (place, [LENGTHS[i] for i in np.flatnonzero(change <= 1e-4)])
 
 
-@pytest.mark.parametrize("mode", ["full", "windows"])
+@pytest.mark.parametrize('mode', ['full', 'windows'])
 def test_a_trained_network_notices_an_event_in_the_last_frames(trained: Trained, mode: str) -> None:
-    checkpoint = trained.mel[0] if mode == "full" else trained.windows
+    checkpoint = trained.mel[0] if mode == 'full' else trained.windows
     plain, with_event = [], []
     for n in (1, 200, 3001, 8000, 8100, 9999, 24000, 100_001):
         wave = noise(n, seed=n, level=0.003)
@@ -81,12 +81,12 @@ def test_pieces_are_pooled_to_the_prediction_of_the_whole_clip() -> None:
 
 
 def test_the_report_lists_the_clips_that_were_cut_into_pieces(tmp_path: Path) -> None:
-    write_wav(tmp_path / "in" / "long.wav", noise(20 * RATE))
-    write_wav(tmp_path / "in" / "short.wav", noise(RATE))
+    write_wav(tmp_path / 'in' / 'long.wav', noise(20 * RATE))
+    write_wav(tmp_path / 'in' / 'short.wav', noise(RATE))
     tagger = loud_tagger(inference=InferenceConfig(max_frames=256))
-    report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", progress=False).report
-    assert report["files_split"] == ["long.wav"]
-    assert any("pieces" in note for note in report["notes"])
+    report = submit(tagger, tmp_path / 'in', tmp_path / 'out.csv', progress=False).report
+    assert report['files_split'] == ['long.wav']
+    assert any('pieces' in note for note in report['notes'])
 
 
 def test_windows_are_slices_of_one_spectrogram() -> None:

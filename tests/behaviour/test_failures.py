@@ -33,36 +33,36 @@ from tests.behaviour.trained import (
 
 def make_bad(folder: Path) -> dict[str, str]:
     """Every kind of file that cannot be read: its name, and a word of the expected reason."""
-    flac = next(path for path in sorted(folder.iterdir()) if path.suffix == ".flac").read_bytes()
+    flac = next(path for path in sorted(folder.iterdir()) if path.suffix == '.flac').read_bytes()
     contents = {
-        "empty.wav": b"",
-        "text.mp3": b"this is no sound at all, " * 400,
-        "random.ogg": np.random.default_rng(0).bytes(20_000),
-        "headless.flac": b"\0" * 2000 + flac[2000:],
-        "cut_header.wav": b"RIFF\x24\x00\x00\x00WAVEfmt ",
-        "page.wav": b"<!DOCTYPE html><html>404</html>",
+        'empty.wav': b'',
+        'text.mp3': b'this is no sound at all, ' * 400,
+        'random.ogg': np.random.default_rng(0).bytes(20_000),
+        'headless.flac': b'\0' * 2000 + flac[2000:],
+        'cut_header.wav': b'RIFF\x24\x00\x00\x00WAVEfmt ',
+        'page.wav': b'<!DOCTYPE html><html>404</html>',
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    write_wav(folder / "no_samples.wav", np.zeros(0, np.float32))
-    write_wav(folder / "huge.wav", np.full(4000, 1e30, np.float32))
-    for name, value in (("nan.wav", np.nan), ("infinite.wav", np.inf)):
+    write_wav(folder / 'no_samples.wav', np.zeros(0, np.float32))
+    write_wav(folder / 'huge.wav', np.full(4000, 1e30, np.float32))
+    for name, value in (('nan.wav', np.nan), ('infinite.wav', np.inf)):
         wave = noise(4000)
         wave[1234] = value
         write_wav(folder / name, wave)
-    write_wav(folder / "odd_rate.wav", noise(100), rate=7)
-    os.mkfifo(folder / "pipe.wav")
-    (folder / "broken_link.wav").symlink_to(folder / "nowhere.wav")
-    (folder / "device.wav").symlink_to("/dev/zero")
-    (folder / "a_folder.wav").mkdir()
-    reasons = dict.fromkeys(contents, "")
-    reasons |= {"no_samples.wav": "no samples", "huge.wav": "no sound", "empty.wav": "0 bytes"}
-    reasons |= {"nan.wav": "not finite", "infinite.wav": "not finite", "odd_rate.wav": "7 Hz"}
-    reasons |= {"pipe.wav": "not a regular file", "broken_link.wav": "cannot be opened"}
-    reasons |= {"device.wav": "not a regular file"}
+    write_wav(folder / 'odd_rate.wav', noise(100), rate=7)
+    os.mkfifo(folder / 'pipe.wav')
+    (folder / 'broken_link.wav').symlink_to(folder / 'nowhere.wav')
+    (folder / 'device.wav').symlink_to('/dev/zero')
+    (folder / 'a_folder.wav').mkdir()
+    reasons = dict.fromkeys(contents, '')
+    reasons |= {'no_samples.wav': 'no samples', 'huge.wav': 'no sound', 'empty.wav': '0 bytes'}
+    reasons |= {'nan.wav': 'not finite', 'infinite.wav': 'not finite', 'odd_rate.wav': '7 Hz'}
+    reasons |= {'pipe.wav': 'not a regular file', 'broken_link.wav': 'cannot be opened'}
+    reasons |= {'device.wav': 'not a regular file'}
     if os.geteuid() != 0:
-        write_wav(folder / "secret.wav", noise(4000)).chmod(0)
-        reasons["secret.wav"] = "cannot be"
+        write_wav(folder / 'secret.wav', noise(4000)).chmod(0)
+        reasons['secret.wav'] = 'cannot be'
     return reasons
 
 
@@ -70,53 +70,53 @@ def test_files_that_cannot_be_read_get_the_prior_exactly_and_the_others_are_not_
     trained: Trained, clips: Path, tmp_path: Path
 ) -> None:
     good = sorted(path.name for path in clips.iterdir())
-    shutil.copytree(clips, tmp_path / "in")
-    bad = make_bad(tmp_path / "in")
-    names = sorted([*good, *bad, "a_folder.wav", "absent.wav"])
-    template = write_template(tmp_path / "template.csv", names, trained.classes)
+    shutil.copytree(clips, tmp_path / 'in')
+    bad = make_bad(tmp_path / 'in')
+    names = sorted([*good, *bad, 'a_folder.wav', 'absent.wav'])
+    template = write_template(tmp_path / 'template.csv', names, trained.classes)
     weights = [1.0, 2.0, 0.5]
-    out = tmp_path / "out" / "sub.csv"
-    report = submit(trained.all, tmp_path / "in", out, template, weights=weights, progress=False).report
+    out = tmp_path / 'out' / 'sub.csv'
+    report = submit(trained.all, tmp_path / 'in', out, template, weights=weights, progress=False).report
     _, rows = read_scores(out)
     cards = [open_checkpoint(Path(name)).card for name in trained.all]
     columns = [[card.classes.index(c) for c in trained.classes] for card in cards]
     priors = [np.array(card.prevalences)[c] for card, c in zip(cards, columns, strict=True)]
     prior = nine_digits(sum(w * p for w, p in zip(weights, priors, strict=True)) / sum(weights))
-    for name in [*bad, "a_folder.wav", "absent.wav"]:
+    for name in [*bad, 'a_folder.wav', 'absent.wav']:
         assert rows[name].tolist() == prior, name
     alone = predict_clips(trained.all, clips, weights=weights)
     columns_of = [alone.classes.index(c) for c in trained.classes]
     for name, wanted in zip(alone.names, alone.probabilities[:, columns_of], strict=True):
         np.testing.assert_allclose(rows[name], wanted, rtol=0, atol=1e-5)
         assert np.abs(rows[name] - prior).max() > 1e-3
-    assert set(report["files_failed"]) == set(bad)
+    assert set(report['files_failed']) == set(bad)
     for name, word in bad.items():
-        assert word in report["files_failed"][name] and report["files_failed"][name], name
-        assert "\n" not in report["files_failed"][name]
-    assert report["rows_without_file"] == ["a_folder.wav", "absent.wav"]
-    assert report["rows_with_prior"] == len(bad) + 2 and report["rows_all_models"] == len(good)
-    assert json.loads((tmp_path / "out" / "sub.json").read_text()) == report
+        assert word in report['files_failed'][name] and report['files_failed'][name], name
+        assert '\n' not in report['files_failed'][name]
+    assert report['rows_without_file'] == ['a_folder.wav', 'absent.wav']
+    assert report['rows_with_prior'] == len(bad) + 2 and report['rows_all_models'] == len(good)
+    assert json.loads((tmp_path / 'out' / 'sub.json').read_text()) == report
 
 
 def test_a_folder_of_nothing_but_bad_files_makes_a_csv_of_priors_and_an_error(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", ["x.flac"])
-    bad = make_bad(tmp_path / "in")
-    (tmp_path / "in" / "x.flac").unlink()
-    with pytest.raises(KitError, match=r"no file could be read, .* holds priors"):
-        submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", progress=False)
-    _, rows = read_scores(tmp_path / "out.csv")
+    write_folder(tmp_path / 'in', ['x.flac'])
+    bad = make_bad(tmp_path / 'in')
+    (tmp_path / 'in' / 'x.flac').unlink()
+    with pytest.raises(KitError, match=r'no file could be read, .* holds priors'):
+        submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', progress=False)
+    _, rows = read_scores(tmp_path / 'out.csv')
     assert set(rows) == set(bad)
     assert all(row.tolist() == nine_digits([0.1, 0.2, 0.3]) for row in rows.values())
     done = submit(
         loud_tagger(),
-        tmp_path / "in",
-        tmp_path / "out.csv",
-        deadline="1m",
+        tmp_path / 'in',
+        tmp_path / 'out.csv',
+        deadline='1m',
         started_at=time.time(),
         progress=False,
     )
-    assert done.report["rows_all_models"] == 0 and done.report["state"].startswith("nothing was predicted")
-    assert "NOTHING WAS PREDICTED" in str(done)
+    assert done.report['rows_all_models'] == 0 and done.report['state'].startswith('nothing was predicted')
+    assert 'NOTHING WAS PREDICTED' in str(done)
 
 
 def test_in_memory_clips_fail_one_by_one_as_files_do() -> None:
@@ -129,7 +129,7 @@ def test_in_memory_clips_fail_one_by_one_as_files_do() -> None:
     ]
     alone = predict_clips(loud_tagger(), [good]).probabilities[0]
     predictions = predict_clips(loud_tagger(), [good, *bad])
-    assert set(predictions.failures) == {"clip 1", "clip 2", "clip 3", "clip 4"}
+    assert set(predictions.failures) == {'clip 1', 'clip 2', 'clip 3', 'clip 4'}
     np.testing.assert_allclose(predictions.probabilities[0], alone, atol=1e-6)
     np.testing.assert_allclose(predictions.probabilities[1:], [[0.1, 0.2, 0.3]] * 4, atol=1e-7)
 
@@ -145,17 +145,17 @@ def leaving(path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "read",
+    'read',
     [lambda path: 1 / 0, broken, leaving],
 )
 def test_a_decoder_that_breaks_its_promise_is_a_reason(tmp_path: Path, read: Any) -> None:
-    path = write_wav(tmp_path / "a.wav", noise(400))
-    assert isinstance(decode_file(path, [Decoder("odd", read, lambda _: 1.0)]), Undecodable)
+    path = write_wav(tmp_path / 'a.wav', noise(400))
+    assert isinstance(decode_file(path, [Decoder('odd', read, lambda _: 1.0)]), Undecodable)
 
 
 def test_the_next_decoder_is_tried_where_the_first_cannot(tmp_path: Path) -> None:
-    path = write_wav(tmp_path / "a.wav", noise(400))
-    first = Decoder("odd", lambda _: 1 / 0, lambda _: 1 / 0)
+    path = write_wav(tmp_path / 'a.wav', noise(400))
+    first = Decoder('odd', lambda _: 1 / 0, lambda _: 1 / 0)
     assert isinstance(decode_file(path, [first, *DECODERS]), Sound)
 
 
@@ -177,27 +177,27 @@ def not_finite(value: float) -> Any:
     return lambda logits, loud: torch.where(loud[:, None], torch.full_like(logits, value), logits)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_a_clip_without_finite_logits_gets_the_prior_and_a_reason(tmp_path: Path, value: float) -> None:
-    write_folder(tmp_path / "in", ["a.wav", "b.wav"], samples=3000)
-    write_wav(tmp_path / "in" / "loud.wav", noise(3000, level=0.9))
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "usual.csv", progress=False)
-    _, usual = read_scores(tmp_path / "usual.csv")
+    write_folder(tmp_path / 'in', ['a.wav', 'b.wav'], samples=3000)
+    write_wav(tmp_path / 'in' / 'loud.wav', noise(3000, level=0.9))
+    submit(loud_tagger(), tmp_path / 'in', tmp_path / 'usual.csv', progress=False)
+    _, usual = read_scores(tmp_path / 'usual.csv')
     tagger = loud_tagger(Unstable(not_finite(value)))
-    report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", progress=False).report
-    _, rows = read_scores(tmp_path / "out.csv")
-    assert "loud.wav" in json.dumps(report) and report["rows_with_prior"] == 1
-    assert rows["loud.wav"].tolist() == nine_digits([0.1, 0.2, 0.3])
-    for name in ("a.wav", "b.wav"):
+    report = submit(tagger, tmp_path / 'in', tmp_path / 'out.csv', progress=False).report
+    _, rows = read_scores(tmp_path / 'out.csv')
+    assert 'loud.wav' in json.dumps(report) and report['rows_with_prior'] == 1
+    assert rows['loud.wav'].tolist() == nine_digits([0.1, 0.2, 0.3])
+    for name in ('a.wav', 'b.wav'):
         np.testing.assert_allclose(rows[name], usual[name], atol=1e-6)
 
 
 def test_a_clip_without_finite_logits_is_a_failure_of_predict_clips_too(tmp_path: Path) -> None:
     sounds = [Sound(noise(3000), RATE), Sound(noise(3000, level=0.9), RATE)]
-    both = [loud_tagger(Unstable(not_finite(float("nan")))), loud_tagger()]
+    both = [loud_tagger(Unstable(not_finite(float('nan')))), loud_tagger()]
     predictions = predict_clips(both, sounds)
     assert (
-        list(predictions.failures) == ["clip 1"] and "tagger 0: the network" in predictions.failures["clip 1"]
+        list(predictions.failures) == ['clip 1'] and 'tagger 0: the network' in predictions.failures['clip 1']
     )
 
 
@@ -215,16 +215,16 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize('error', ERRORS, ids=lambda error: type(error).__name__)
 def test_a_network_that_raises_does_not_stop_the_others(tmp_path: Path, error: BaseException) -> None:
-    write_folder(tmp_path / "in", ["a.wav", "b.wav"])
-    write_wav(tmp_path / "in" / "loud.wav", noise(3000, level=0.9))
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "usual.csv", progress=False)
+    write_folder(tmp_path / 'in', ['a.wav', 'b.wav'])
+    write_wav(tmp_path / 'in' / 'loud.wav', noise(3000, level=0.9))
+    submit(loud_tagger(), tmp_path / 'in', tmp_path / 'usual.csv', progress=False)
     both = [loud_tagger(Unstable(raising(error))), loud_tagger()]
-    report = submit(both, tmp_path / "in", tmp_path / "out.csv", progress=False).report
-    assert [bool(model["failure"]) for model in report["models"]] == [True, False]
-    _, usual = read_scores(tmp_path / "usual.csv")
-    _, rows = read_scores(tmp_path / "out.csv")
+    report = submit(both, tmp_path / 'in', tmp_path / 'out.csv', progress=False).report
+    assert [bool(model['failure']) for model in report['models']] == [True, False]
+    _, usual = read_scores(tmp_path / 'usual.csv')
+    _, rows = read_scores(tmp_path / 'out.csv')
     for name, wanted in usual.items():
         np.testing.assert_allclose(rows[name], wanted, atol=1e-6)
 
@@ -241,33 +241,33 @@ class Shaped(nn.Module):
 
 
 WRONG = {
-    "a class too many": lambda b: torch.zeros(b, 4),
-    "frames": lambda b: torch.zeros(b, 3, 10),
-    "a clip too many": lambda b: torch.zeros(b + 1, 3),
-    "a tuple": lambda b: (torch.zeros(b, 3), None),
-    "nothing": lambda b: None,
+    'a class too many': lambda b: torch.zeros(b, 4),
+    'frames': lambda b: torch.zeros(b, 3, 10),
+    'a clip too many': lambda b: torch.zeros(b + 1, 3),
+    'a tuple': lambda b: (torch.zeros(b, 3), None),
+    'nothing': lambda b: None,
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize('wrong', WRONG)
 def test_a_network_whose_output_is_not_clips_by_classes_is_refused_with_the_shape(
     tmp_path: Path, wrong: str
 ) -> None:
-    write_folder(tmp_path / "in", ["a.wav", "b.wav"])
-    with pytest.raises(KitError, match=r"\(B, K\)|3 classes"):
-        submit(loud_tagger(Shaped(WRONG[wrong])), tmp_path / "in", tmp_path / "out.csv", progress=False)
-    _, rows = read_scores(tmp_path / "out.csv")
+    write_folder(tmp_path / 'in', ['a.wav', 'b.wav'])
+    with pytest.raises(KitError, match=r'\(B, K\)|3 classes'):
+        submit(loud_tagger(Shaped(WRONG[wrong])), tmp_path / 'in', tmp_path / 'out.csv', progress=False)
+    _, rows = read_scores(tmp_path / 'out.csv')
     assert all(row.tolist() == nine_digits([0.1, 0.2, 0.3]) for row in rows.values())
 
 
 def test_the_clips_that_a_model_predicted_before_it_failed_count(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", [f"{i:02d}.wav" for i in range(24)], samples=2000)
-    write_wav(tmp_path / "in" / "loud.wav", noise(30000, level=0.9))
-    both = [loud_tagger(Unstable(raising(RuntimeError("boom")))), loud_tagger(classes=("c", "b", "a"))]
-    report = submit(both, tmp_path / "in", tmp_path / "out.csv", progress=False).report
-    failed = next(model for model in report["models"] if model["failure"])
-    assert failed["clips_predicted"] == 24 and report["rows_all_models"] == 24
-    assert any("FAILED after 24 clips: boom" in note for note in report["notes"])
+    write_folder(tmp_path / 'in', [f'{i:02d}.wav' for i in range(24)], samples=2000)
+    write_wav(tmp_path / 'in' / 'loud.wav', noise(30000, level=0.9))
+    both = [loud_tagger(Unstable(raising(RuntimeError('boom')))), loud_tagger(classes=('c', 'b', 'a'))]
+    report = submit(both, tmp_path / 'in', tmp_path / 'out.csv', progress=False).report
+    failed = next(model for model in report['models'] if model['failure'])
+    assert failed['clips_predicted'] == 24 and report['rows_all_models'] == 24
+    assert any('FAILED after 24 clips: boom' in note for note in report['notes'])
 
 
 class Hungry(LoudBands):
@@ -280,7 +280,7 @@ class Hungry(LoudBands):
 
     def forward(self, spec: Tensor) -> Tensor:
         if spec.shape[0] * spec.shape[-1] > self.frames:
-            raise torch.OutOfMemoryError("out of memory")
+            raise torch.OutOfMemoryError('out of memory')
         self.sizes.append(spec.shape[0] * spec.shape[-1])
         return super().forward(spec)
 
@@ -291,11 +291,11 @@ def test_a_batch_too_large_for_the_device_is_halved_to_what_fits_and_no_further(
     hungry = Hungry(frames=200)
     found = predict_clips(loud_tagger(hungry), sounds, batch_frames=32000).probabilities
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert min(hungry.sizes[-24:]) >= 100, "batches shrink for ever"
+    assert min(hungry.sizes[-24:]) >= 100, 'batches shrink for ever'
 
 
 def test_a_clip_without_a_finite_answer_is_noted_with_its_reason(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", ["a.wav", "b.wav", "c.wav"])
+    write_folder(tmp_path / 'in', ['a.wav', 'b.wav', 'c.wav'])
 
     calls = iter(range(9))
 
@@ -304,23 +304,23 @@ def test_a_clip_without_a_finite_answer_is_noted_with_its_reason(tmp_path: Path)
             spec.fill_(torch.nan)
 
     tagger = loud_tagger(LoudBands(before=spoil))
-    report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", batch_frames=1, progress=False).report
-    assert 0 < report["rows_with_prior"] < 3
-    assert any("has no prediction for" in note and "no finite number" in note for note in report["notes"])
+    report = submit(tagger, tmp_path / 'in', tmp_path / 'out.csv', batch_frames=1, progress=False).report
+    assert 0 < report['rows_with_prior'] < 3
+    assert any('has no prediction for' in note and 'no finite number' in note for note in report['notes'])
 
 
 def test_predictions_of_a_network_whose_code_has_changed_are_not_used_again(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", ["a.wav", "b.wav"])
-    save_tagger(tmp_path / "own.pt", loud_tagger(name="own"))
+    write_folder(tmp_path / 'in', ['a.wav', 'b.wav'])
+    save_tagger(tmp_path / 'own.pt', loud_tagger(name='own'))
 
     class Louder(LoudBands):
         def forward(self, spec: Tensor) -> Tensor:
             return super().forward(spec) + 1.0
 
-    words = [tmp_path / "own.pt", tmp_path / "in"]
-    first = submit(*words, tmp_path / "out.csv", networks={"own": LoudBands}, progress=False)
+    words = [tmp_path / 'own.pt', tmp_path / 'in']
+    first = submit(*words, tmp_path / 'out.csv', networks={'own': LoudBands}, progress=False)
     rows = read_scores(first.csv)[1]
-    second = submit(*words, tmp_path / "out.csv", networks={"own": Louder}, progress=False)
-    fresh = submit(*words, tmp_path / "fresh.csv", networks={"own": Louder}, progress=False)
+    second = submit(*words, tmp_path / 'out.csv', networks={'own': Louder}, progress=False)
+    fresh = submit(*words, tmp_path / 'fresh.csv', networks={'own': Louder}, progress=False)
     assert second.csv.read_bytes() == fresh.csv.read_bytes() != rows
-    assert not np.array_equal(read_scores(second.csv)[1]["a.wav"], rows["a.wav"])
+    assert not np.array_equal(read_scores(second.csv)[1]['a.wav'], rows['a.wav'])

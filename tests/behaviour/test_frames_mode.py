@@ -21,41 +21,41 @@ from kit.models.network import spans_in_steps
 from kit.models.tagger import TaggerCard, build_tagger
 from tests.behaviour.trained import loud_tagger, noise, read_scores, write_template, write_wav
 
-CPU = torch.device("cpu")
+CPU = torch.device('cpu')
 RATE = 8000
 FRONTEND = FrontendConfig(sample_rate=RATE, n_fft=256, hop_length=80, n_mels=32)  # 100 frames a second
-CLASSES = ("a", "b", "c")
-FRAMES = InferenceConfig(mode="frames", window_s=1.0, hop_s=0.3, pool="mean")
-PYRAMID = {"family": "max-pyramid", "width": 6, "blocks": 3}
+CLASSES = ('a', 'b', 'c')
+FRAMES = InferenceConfig(mode='frames', window_s=1.0, hop_s=0.3, pool='mean')
+PYRAMID = {'family': 'max-pyramid', 'width': 6, 'blocks': 3}
 BANDS = [[100.0, 900.0], [800.0, 2000.0], [1500.0, 3900.0]]
 HEADS = {
-    "mean": {"pool": "mean"},
-    "max": {"pool": "max"},
-    "mean-max": {"pool": "mean-max"},
-    "gem": {"pool": "gem"},
-    "time-max": {"pool": "time-max"},
-    "positive-mean": {"pool": "positive-mean"},
-    "hidden": {"pool": "max", "hidden": 8, "norm_first": True},
-    "attention": {"pool": "attention", "hidden": 8, "norm_first": True},
-    "recurrent": {"pool": "mean", "recurrent": "gru", "recurrent_width": 5, "embedding": 4},
-    "recurrent attention": {"pool": "attention", "recurrent": "lstm", "recurrent_width": 5},
+    'mean': {'pool': 'mean'},
+    'max': {'pool': 'max'},
+    'mean-max': {'pool': 'mean-max'},
+    'gem': {'pool': 'gem'},
+    'time-max': {'pool': 'time-max'},
+    'positive-mean': {'pool': 'positive-mean'},
+    'hidden': {'pool': 'max', 'hidden': 8, 'norm_first': True},
+    'attention': {'pool': 'attention', 'hidden': 8, 'norm_first': True},
+    'recurrent': {'pool': 'mean', 'recurrent': 'gru', 'recurrent_width': 5, 'embedding': 4},
+    'recurrent attention': {'pool': 'attention', 'recurrent': 'lstm', 'recurrent_width': 5},
 }
-NETWORKS = {name: {**PYRAMID, "head": head} for name, head in HEADS.items()} | {
-    "stft": {**PYRAMID, "dims": 1},
-    "skip-attention": {"family": "skip-attention", "width": 4},
-    "axis-pool": {"family": "axis-pool", "width": 16},
-    "timm": {"family": "timm", "name": "test_efficientnet"},
-    "freq-crop": {"family": "freq-crop", "form": "pooled", "bands_hz": BANDS, "backbone": PYRAMID},
+NETWORKS = {name: {**PYRAMID, 'head': head} for name, head in HEADS.items()} | {
+    'stft': {**PYRAMID, 'dims': 1},
+    'skip-attention': {'family': 'skip-attention', 'width': 4},
+    'axis-pool': {'family': 'axis-pool', 'width': 16},
+    'timm': {'family': 'timm', 'name': 'test_efficientnet'},
+    'freq-crop': {'family': 'freq-crop', 'form': 'pooled', 'bands_hz': BANDS, 'backbone': PYRAMID},
 }
 
 
 def frames_tagger(network, inference=FRAMES, **frontend):
     """A tagger with random weights, batch norms that do something, and logits that are far apart."""
     torch.manual_seed(0)
-    backbone = dict(network.get("backbone", network))
-    backbone.pop("head", None)
-    if network["family"] == "freq-crop":
-        network = {**network, "backbone": backbone}
+    backbone = dict(network.get('backbone', network))
+    backbone.pop('head', None)
+    if network['family'] == 'freq-crop':
+        network = {**network, 'backbone': backbone}
     card = TaggerCard(
         classes=CLASSES,
         frontend=replace(FRONTEND, **frontend),
@@ -64,7 +64,7 @@ def frames_tagger(network, inference=FRAMES, **frontend):
     )
     tagger = build_tagger(card).eval()
     for name, parameter in tagger.named_parameters():
-        if "head" in name and parameter.ndim > 1:
+        if 'head' in name and parameter.ndim > 1:
             parameter.data.mul_(3.0)
     return tagger
 
@@ -97,9 +97,9 @@ def slow_logits(tagger, spec, inference):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NETWORKS if "recurrent" not in name and name != "attention"]
+    'name', [name for name in NETWORKS if 'recurrent' not in name and name != 'attention']
 )
-@pytest.mark.parametrize("frames", [1, 60, 100, 101, 457])
+@pytest.mark.parametrize('frames', [1, 60, 100, 101, 457])
 def test_a_window_has_the_logits_of_the_head_on_its_part_of_the_maps(name, frames):
     tagger = frames_tagger(NETWORKS[name])
     spec = spectrogram(tagger, frames)
@@ -109,10 +109,10 @@ def test_a_window_has_the_logits_of_the_head_on_its_part_of_the_maps(name, frame
     assert output.spans == tuple(FRAMES.spans(frames, 100.0))
     np.testing.assert_allclose(output.logits, expected, rtol=1e-5, atol=1e-5)
     if frames == 457:
-        assert np.ptp(output.logits, axis=0).max() > 0.01, "windows that are all alike would prove nothing"
+        assert np.ptp(output.logits, axis=0).max() > 0.01, 'windows that are all alike would prove nothing'
 
 
-@pytest.mark.parametrize("name", ["attention", "recurrent", "recurrent attention"])
+@pytest.mark.parametrize('name', ['attention', 'recurrent', 'recurrent attention'])
 def test_attention_and_recurrences_read_the_whole_clip_and_pool_the_steps_of_the_window(name):
     """Slow definition: from the projected sequence of the whole clip, one window after another."""
     tagger = frames_tagger(NETWORKS[name])
@@ -122,7 +122,7 @@ def test_attention_and_recurrences_read_the_whole_clip_and_pool_the_steps_of_the
     (output,) = Predictor(tagger, CPU, inference=inference).predict([spec])
     with torch.inference_mode():
         maps = tagger.network.backbone(tagger.frontend.stack(spec[None])).main
-        if name == "recurrent":
+        if name == 'recurrent':
             pooled = head.pool
             head.pool = lambda x: x  # so that `features` returns the sequence
             sequence = head.features(maps)
@@ -134,27 +134,27 @@ def test_attention_and_recurrences_read_the_whole_clip_and_pool_the_steps_of_the
             first = min(int(np.floor(start / 8 + 0.5)), sequence.shape[-1] - 13)
             assert end - start == 100
             cut = sequence[..., first : first + 13]
-            logits = head.classifier(cut if name != "recurrent" else cut.mean((2, 3)))
-            expected.append(torch.as_tensor(logits if name == "recurrent" else logits.clip)[0])
+            logits = head.classifier(cut if name != 'recurrent' else cut.mean((2, 3)))
+            expected.append(torch.as_tensor(logits if name == 'recurrent' else logits.clip)[0])
     np.testing.assert_allclose(output.logits, torch.stack(expected).numpy(), rtol=1e-5, atol=1e-5)
     assert np.ptp(output.logits, axis=0).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_a_window_as_long_as_the_clip_has_the_logits_of_mode_full(name):
     tagger = frames_tagger(NETWORKS[name])
     spec = spectrogram(tagger, 640)
     whole = InferenceConfig(bucket_ratio=1.0)
-    window = replace(whole, mode="frames", window_s=6.4, hop_s=6.4)
+    window = replace(whole, mode='frames', window_s=6.4, hop_s=6.4)
     (expected,) = Predictor(tagger, CPU, inference=whole).predict([spec])
     (output,) = Predictor(tagger, CPU, inference=window).predict([spec])
     assert output.spans == expected.spans
     np.testing.assert_allclose(output.logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 4, 32, 200])
-@pytest.mark.parametrize("hop", [1, 3.3, 50, 100])
-@pytest.mark.parametrize("frames", [100, 333, 1000])
+@pytest.mark.parametrize('stride', [1, 4, 32, 200])
+@pytest.mark.parametrize('hop', [1, 3.3, 50, 100])
+@pytest.mark.parametrize('frames', [100, 333, 1000])
 def test_windows_cover_every_step_of_a_map_in_order(stride, hop, frames):
     steps = -(-frames // stride)
     spans = spans_in_steps(window_spans(frames, 100, hop), stride, steps)
@@ -164,10 +164,10 @@ def test_windows_cover_every_step_of_a_map_in_order(stride, hop, frames):
         assert start <= next_start <= end
 
 
-@pytest.mark.parametrize("frames", [64, 65, 300, 1001, 5000])
-@pytest.mark.parametrize("window_s", [0.01, 0.3, 0.32, 0.33, 0.63, 0.64])
+@pytest.mark.parametrize('frames', [64, 65, 300, 1001, 5000])
+@pytest.mark.parametrize('window_s', [0.01, 0.3, 0.32, 0.33, 0.63, 0.64])
 def test_each_window_is_inside_the_nearest_of_the_pieces_that_cover_a_long_clip(frames, window_s):
-    inference = InferenceConfig(mode="frames", window_s=window_s, hop_s=window_s / 2, max_frames=64)
+    inference = InferenceConfig(mode='frames', window_s=window_s, hop_s=window_s / 2, max_frames=64)
     inputs = inference.inputs(frames, 100.0)
     assert [span for _, spans in inputs for span in spans] == inference.spans(frames, 100.0)
     pieces = [piece for piece, _ in inputs]
@@ -195,7 +195,7 @@ def test_a_long_clip_has_the_logits_of_its_pieces():
     assert row == len(output.spans) == len(output.logits)
 
 
-@pytest.mark.parametrize("name", ["max", "attention", "recurrent", "freq-crop"])
+@pytest.mark.parametrize('name', ['max', 'attention', 'recurrent', 'freq-crop'])
 def test_in_mode_frames_a_clip_alone_and_in_any_batch_gets_one_prediction(name):
     tagger = frames_tagger(NETWORKS[name], replace(FRAMES, max_frames=300))
     rng = np.random.default_rng(0)
@@ -209,8 +209,8 @@ def test_in_mode_frames_a_clip_alone_and_in_any_batch_gets_one_prediction(name):
 
 
 def test_every_sample_reaches_a_window_in_mode_frames():
-    inference = InferenceConfig(mode="frames", window_s=0.7, hop_s=0.7, max_frames=256)
-    tagger = frames_tagger({**PYRAMID, "head": {"pool": "mean"}}, inference)
+    inference = InferenceConfig(mode='frames', window_s=0.7, hop_s=0.7, max_frames=256)
+    tagger = frames_tagger({**PYRAMID, 'head': {'pool': 'mean'}}, inference)
     spec = torch.zeros(tagger.card.frontend.rows, 1003)
     (quiet,) = Predictor(tagger, CPU).predict([spec])
     for frame in range(0, 1003, 17):
@@ -221,15 +221,15 @@ def test_every_sample_reaches_a_window_in_mode_frames():
 
 
 @pytest.mark.parametrize(
-    ("tagger", "message"),
+    ('tagger', 'message'),
     [
-        (lambda: loud_tagger(inference=FRAMES), "a custom network has no feature maps.*mode windows"),
-        (lambda: frames_tagger(PYRAMID, image_size=(64, 64)), "image_size resizes .*mode windows"),
+        (lambda: loud_tagger(inference=FRAMES), 'a custom network has no feature maps.*mode windows'),
+        (lambda: frames_tagger(PYRAMID, image_size=(64, 64)), 'image_size resizes .*mode windows'),
         (
             lambda: frames_tagger(
-                {"family": "axis-pool", "width": 16}, extra_rows=("wave_stats", "clip_length")
+                {'family': 'axis-pool', 'width': 16}, extra_rows=('wave_stats', 'clip_length')
             ),
-            "extra rows describe a whole input.*mode windows",
+            'extra rows describe a whole input.*mode windows',
         ),
     ],
 )
@@ -239,7 +239,7 @@ def test_what_mode_frames_cannot_pool_is_refused_with_a_cure(tagger, message):
 
 
 def test_windows_longer_than_a_piece_are_refused_in_mode_frames():
-    inference = InferenceConfig(mode="frames", window_s=2.0, hop_s=1.0, max_frames=100)
+    inference = InferenceConfig(mode='frames', window_s=2.0, hop_s=1.0, max_frames=100)
     with pytest.raises(
         KitError, match=r"max_frames of a window's 200 frames or more, got 100: raise max_frames"
     ):
@@ -248,17 +248,17 @@ def test_windows_longer_than_a_piece_are_refused_in_mode_frames():
 
 def test_the_head_of_a_recurrent_network_differs_between_a_window_and_the_same_window_alone():
     """Mode frames is another model than mode windows: its context is the whole clip."""
-    tagger = frames_tagger(NETWORKS["recurrent"])
+    tagger = frames_tagger(NETWORKS['recurrent'])
     spec = spectrogram(tagger, 457)
     frames = Predictor(tagger, CPU).predict([spec])[0]
-    windows = Predictor(tagger, CPU, inference=replace(FRAMES, mode="windows")).predict([spec])[0]
+    windows = Predictor(tagger, CPU, inference=replace(FRAMES, mode='windows')).predict([spec])[0]
     assert frames.spans == windows.spans and frames.logits.shape == windows.logits.shape
     assert np.abs(frames.logits - windows.logits).max() > 0
 
 
 def test_a_frame_is_normalized_as_the_mean_of_the_windows_that_hold_it():
     """A network trained on normalized windows never saw a clip normalized as a whole."""
-    tagger = frames_tagger(PYRAMID, normalize="clip", reference="window", top_db=2.0)
+    tagger = frames_tagger(PYRAMID, normalize='clip', reference='window', top_db=2.0)
     for frames in (40, 100, 457):
         spec = spectrogram(tagger, frames)
         spans = FRAMES.spans(frames, 100.0)
@@ -270,30 +270,30 @@ def test_a_frame_is_normalized_as_the_mean_of_the_windows_that_hold_it():
                 expected[:, frame] += normalized[:, frame - start] / len(windows)
         output = normalize_by_windows(tagger.frontend, spec, spans)
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-        plain = frames_tagger(PYRAMID, normalize="none", reference="clip")
+        plain = frames_tagger(PYRAMID, normalize='none', reference='clip')
         (by_windows,) = Predictor(tagger, CPU).predict([spec])
         (as_it_is,) = Predictor(plain, CPU).predict([output])
         np.testing.assert_allclose(by_windows.logits, as_it_is.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_clip_of_one_window_has_one_result_in_modes_frames_and_windows():
-    tagger = frames_tagger(PYRAMID, replace(FRAMES, bucket_ratio=1.0), normalize="clip", reference="window")
+    tagger = frames_tagger(PYRAMID, replace(FRAMES, bucket_ratio=1.0), normalize='clip', reference='window')
     spec = spectrogram(tagger, 100)
     (frames,) = Predictor(tagger, CPU).predict([spec])
-    (windows,) = Predictor(tagger, CPU, inference=replace(FRAMES, mode="windows")).predict([spec])
+    (windows,) = Predictor(tagger, CPU, inference=replace(FRAMES, mode='windows')).predict([spec])
     np.testing.assert_allclose(frames.logits, windows.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["windows", "frames"])
+@pytest.mark.parametrize('mode', ['windows', 'frames'])
 def test_every_mode_of_windows_gives_rows_of_a_submission(mode, tmp_path):
     tagger = frames_tagger(PYRAMID)
-    checkpoint = tmp_path / "model.pt"
+    checkpoint = tmp_path / 'model.pt'
     save_tagger(checkpoint, tagger)
-    write_wav(tmp_path / "audio" / "one.wav", noise(4 * RATE, seed=3), RATE)
-    template = write_template(tmp_path / "t.csv", ["one_1", "one_2", "one_4"], CLASSES)
-    out = tmp_path / "out.csv"
-    ways = {"mode": mode, "window_s": 1.0, "hop_s": 1.0, "progress": False}
-    submit(str(checkpoint), tmp_path / "audio", out, template, **ways)
+    write_wav(tmp_path / 'audio' / 'one.wav', noise(4 * RATE, seed=3), RATE)
+    template = write_template(tmp_path / 't.csv', ['one_1', 'one_2', 'one_4'], CLASSES)
+    out = tmp_path / 'out.csv'
+    ways = {'mode': mode, 'window_s': 1.0, 'hop_s': 1.0, 'progress': False}
+    submit(str(checkpoint), tmp_path / 'audio', out, template, **ways)
     _, rows = read_scores(out)
     (wave,) = [Sound(noise(4 * RATE, seed=3), RATE).wave]
     spec = tagger.frontend.spectrograms([torch.from_numpy(wave)])[0]
@@ -302,4 +302,4 @@ def test_every_mode_of_windows_gives_rows_of_a_submission(mode, tmp_path):
     probs = tagger.probabilities(torch.from_numpy(output.logits)).numpy()
     for end_s in (1, 2, 4):
         windows = windows_of_row(output, 100.0, end_s - 1, end_s)
-        np.testing.assert_allclose(rows[f"one_{end_s}"], probs[windows].mean(0), atol=1e-4)
+        np.testing.assert_allclose(rows[f'one_{end_s}'], probs[windows].mean(0), atol=1e-4)

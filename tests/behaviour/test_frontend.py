@@ -29,12 +29,12 @@ def chirp_tensor(seconds: float, seed: int = 0, level: float = 0.3) -> Tensor:
 
 
 def small(**settings: Any) -> FrontendConfig:
-    return FrontendConfig(**{"sample_rate": RATE, "n_fft": 512, "hop_length": 160, "n_mels": 40, **settings})
+    return FrontendConfig(**{'sample_rate': RATE, 'n_fft': 512, 'hop_length': 160, 'n_mels': 40, **settings})
 
 
 def librosa_spectrogram(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
     """What the settings mean, computed by librosa in float64."""
-    if config.n_fft % 2 and config.pad_mode == "constant":
+    if config.n_fft % 2 and config.pad_mode == 'constant':
         # librosa pads an odd n_fft by one sample less than the last frame may need.
         wave = np.append(wave, 0.0)
     spectrum = librosa.stft(
@@ -46,7 +46,7 @@ def librosa_spectrogram(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
         dtype=np.complex128,
     )
     energies = np.abs(spectrum) ** config.power
-    if config.kind == "mel":
+    if config.kind == 'mel':
         energies = librosa.feature.melspectrogram(
             S=energies,
             sr=config.sample_rate,
@@ -54,7 +54,7 @@ def librosa_spectrogram(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
             n_mels=config.n_mels,
             fmin=config.f_min_hz,
             fmax=config.f_max_hz,
-            htk=config.mel_scale == "htk",
+            htk=config.mel_scale == 'htk',
             norm=config.mel_norm,
             dtype=np.float64,
         )
@@ -62,7 +62,7 @@ def librosa_spectrogram(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
         bins_hz = librosa.fft_frequencies(sr=config.sample_rate, n_fft=config.n_fft)
         f_max_hz = config.f_max_hz or config.sample_rate / 2
         energies = energies[(bins_hz >= config.f_min_hz) & (bins_hz <= f_max_hz + 1e-9)]
-    if config.log == "ln":
+    if config.log == 'ln':
         return np.asarray(np.log(energies + config.log_offset))
     to_db = librosa.power_to_db if config.power == 2 else librosa.amplitude_to_db
     return np.asarray(to_db(energies, amin=config.amin, top_db=None))
@@ -80,10 +80,10 @@ def product_of_settings(kinds: dict[str, tuple[Any, ...]]) -> list[FrontendConfi
     return configs
 
 
-COMMON = {"power": (1, 2), "log": ("ln", "db"), "pad_mode": ("constant", "reflect")}
+COMMON = {'power': (1, 2), 'log': ('ln', 'db'), 'pad_mode': ('constant', 'reflect')}
 ALL_SETTINGS = [
-    *product_of_settings({**COMMON, "mel_scale": ("htk", "slaney"), "mel_norm": (None, "slaney")}),
-    *product_of_settings({**COMMON, "kind": ("stft",)}),
+    *product_of_settings({**COMMON, 'mel_scale': ('htk', 'slaney'), 'mel_norm': (None, 'slaney')}),
+    *product_of_settings({**COMMON, 'kind': ('stft',)}),
     FrontendConfig(),
     FrontendConfig(sample_rate=48000, n_fft=4096, n_mels=256, f_max_hz=20000.0, mel_norm=None),
 ]
@@ -97,14 +97,14 @@ def test_every_setting_agrees_with_librosa() -> None:
         common = min(ours.shape[1], theirs.shape[1])
         assert ours.shape == (config.n_bins, 3111 // config.hop_length + 1)
         assert common >= ours.shape[1] - config.n_fft % 2
-        atol = 1e-6 if config.kind == "mel" else 1e-5
+        atol = 1e-6 if config.kind == 'mel' else 1e-5
         np.testing.assert_allclose(ours[:, :common], theirs[:, :common], atol=atol, err_msg=str(config))
 
 
 def test_float32_is_within_a_twentieth_of_a_decibel_down_to_80_below_the_peak() -> None:
     wave = chirp(5000).astype(np.float32)
     for config in ALL_SETTINGS:
-        if config.log == "db":
+        if config.log == 'db':
             ours = Frontend(config).spectrograms([torch.from_numpy(wave)])[0]
             theirs = librosa_spectrogram(config, wave)
             common = min(ours.shape[1], theirs.shape[1])
@@ -113,11 +113,11 @@ def test_float32_is_within_a_twentieth_of_a_decibel_down_to_80_below_the_peak() 
             assert np.abs(ours[:, :common].numpy() - theirs[:, :common])[is_loud].max() < 0.05, config
 
 
-@pytest.mark.parametrize("pad_mode", ["constant", "reflect"])
-@pytest.mark.parametrize("n_fft", [512, 405])
-@pytest.mark.parametrize("samples", [1, 2, 3, 255, 256, 257, 4800])
+@pytest.mark.parametrize('pad_mode', ['constant', 'reflect'])
+@pytest.mark.parametrize('n_fft', [512, 405])
+@pytest.mark.parametrize('samples', [1, 2, 3, 255, 256, 257, 4800])
 def test_short_clips_agree_with_padding_by_hand(pad_mode: Any, n_fft: int, samples: int) -> None:
-    config = small(n_fft=n_fft, pad_mode=pad_mode, kind="stft", power=1, log="ln")
+    config = small(n_fft=n_fft, pad_mode=pad_mode, kind='stft', power=1, log='ln')
     wave = chirp(samples, level=1.0) + 0.1
     padded = np.pad(wave, n_fft, mode=pad_mode)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
@@ -131,32 +131,32 @@ def test_short_clips_agree_with_padding_by_hand(pad_mode: Any, n_fft: int, sampl
 
 
 @pytest.mark.parametrize(
-    ("settings", "cure"),
+    ('settings', 'cure'),
     [
-        ({"n_fft": 256, "n_mels": 128}, "lower n_mels or raise n_fft"),
-        ({"f_max_hz": 9000.0}, "<= 8000 Hz.*or f_max_hz=None"),
-        ({"f_min_hz": 4000.0, "f_max_hz": 4000.0}, "f_min_hz < f_max_hz.*got 4000 and 4000"),
-        ({"kind": "stft", "f_min_hz": 32.0, "f_max_hz": 60.0}, "widen the band"),
-        ({"win_length": 600}, "hop_length <= win_length <= n_fft"),
-        ({"win_length": 100}, "hop_length <= win_length <= n_fft"),
-        ({"log": "ln", "top_db": 80.0}, "use top_db=None"),
-        ({"channels": ("coordinate",)}, "hold sound"),
-        ({"channels": ("log", "log")}, "must differ"),
-        ({"channels": ("log", "phase")}, "coordinate01"),
-        ({"mel_scale": "slany"}, "did you mean 'slaney'"),
-        ({"std": 0.0}, "FrontendConfig.std"),
-        ({"kind": "stft", "resolutions": ((1024, 160),)}, "kind='mel'"),
-        ({"resolutions": ((1024,),)}, "pairs"),
-        ({"resolutions": ((128, 160),)}, "hop_length <= win_length <= n_fft"),
-        ({"resolutions": ((256, 160),), "n_mels": 128}, "lower n_mels or raise n_fft"),
-        ({"bands_hz": ((100.0, 200.0, 300.0),)}, "pairs"),
-        ({"bands_hz": ((100.0, 9000.0),)}, "<= 8000 Hz"),
-        ({"kind": "stft", "bands_hz": ((100.0, 200.0),)}, "kind='mel'"),
-        ({"bands_hz": ((100.0, 200.0),)}, "lower n_mels or raise n_fft"),
-        ({"image_size": (64,)}, "bins, frames"),
-        ({"image_size": (64, 64), "extra_rows": ("clip_length",)}, "without extra rows"),
-        ({"extra_rows": ("clip_length", "clip_length")}, "must differ"),
-        ({"extra_rows": ("length",)}, "clip_length"),
+        ({'n_fft': 256, 'n_mels': 128}, 'lower n_mels or raise n_fft'),
+        ({'f_max_hz': 9000.0}, '<= 8000 Hz.*or f_max_hz=None'),
+        ({'f_min_hz': 4000.0, 'f_max_hz': 4000.0}, 'f_min_hz < f_max_hz.*got 4000 and 4000'),
+        ({'kind': 'stft', 'f_min_hz': 32.0, 'f_max_hz': 60.0}, 'widen the band'),
+        ({'win_length': 600}, 'hop_length <= win_length <= n_fft'),
+        ({'win_length': 100}, 'hop_length <= win_length <= n_fft'),
+        ({'log': 'ln', 'top_db': 80.0}, 'use top_db=None'),
+        ({'channels': ('coordinate',)}, 'hold sound'),
+        ({'channels': ('log', 'log')}, 'must differ'),
+        ({'channels': ('log', 'phase')}, 'coordinate01'),
+        ({'mel_scale': 'slany'}, "did you mean 'slaney'"),
+        ({'std': 0.0}, 'FrontendConfig.std'),
+        ({'kind': 'stft', 'resolutions': ((1024, 160),)}, "kind='mel'"),
+        ({'resolutions': ((1024,),)}, 'pairs'),
+        ({'resolutions': ((128, 160),)}, 'hop_length <= win_length <= n_fft'),
+        ({'resolutions': ((256, 160),), 'n_mels': 128}, 'lower n_mels or raise n_fft'),
+        ({'bands_hz': ((100.0, 200.0, 300.0),)}, 'pairs'),
+        ({'bands_hz': ((100.0, 9000.0),)}, '<= 8000 Hz'),
+        ({'kind': 'stft', 'bands_hz': ((100.0, 200.0),)}, "kind='mel'"),
+        ({'bands_hz': ((100.0, 200.0),)}, 'lower n_mels or raise n_fft'),
+        ({'image_size': (64,)}, 'bins, frames'),
+        ({'image_size': (64, 64), 'extra_rows': ('clip_length',)}, 'without extra rows'),
+        ({'extra_rows': ('clip_length', 'clip_length')}, 'must differ'),
+        ({'extra_rows': ('length',)}, 'clip_length'),
     ],
 )
 def test_wrong_settings_are_refused_with_a_cure(settings: dict[str, Any], cure: str) -> None:
@@ -167,18 +167,18 @@ def test_wrong_settings_are_refused_with_a_cure(settings: dict[str, Any], cure: 
 def test_wrong_waves_are_refused_and_no_waves_give_no_spectrograms() -> None:
     frontend = Frontend(small())
     for wave in (torch.zeros(0), torch.zeros(1, 100), torch.zeros(100, dtype=torch.int16)):
-        with pytest.raises(KitError, match="waves are"):
+        with pytest.raises(KitError, match='waves are'):
             frontend.spectrograms([wave])
-    with pytest.raises(KitError, match="alike in type"):
+    with pytest.raises(KitError, match='alike in type'):
         frontend.spectrograms([torch.zeros(100), torch.zeros(100, dtype=torch.float64)])
     assert frontend.spectrograms([]) == []
 
 
-@pytest.mark.parametrize("kind", ["mel", "stft"])
+@pytest.mark.parametrize('kind', ['mel', 'stft'])
 def test_chunks_of_any_size_give_one_spectrogram(kind: str) -> None:
-    config = small(kind=kind, win_length=400, pad_mode="reflect")
+    config = small(kind=kind, win_length=400, pad_mode='reflect')
     waves = [chirp_tensor(seconds, seed).double() for seed, seconds in enumerate((0.02, 2.0, 0.3, 1.0))]
-    tables = spectrum_tables(config, torch.device("cpu"), torch.float64)
+    tables = spectrum_tables(config, torch.device('cpu'), torch.float64)
     whole = chunked_spectrograms(tables, waves, 10000, False)
     for limit, pack in itertools.product((1, 2, 7, 64, 150, 1000), (False, True)):
         for spec, expected in zip(chunked_spectrograms(tables, waves, limit, pack), whole, strict=True):
@@ -192,14 +192,14 @@ def test_a_long_clip_agrees_with_its_middle_and_its_samples_are_not_copied() -> 
     spec = frontend.spectrograms([wave])[0]
     around = frontend.spectrograms([wave[(middle - 10) * 160 : (middle + 11) * 160]])[0]
     torch.testing.assert_close(spec[:, middle], around[:, 10], rtol=0, atol=1e-3)
-    assert cut_samples(wave, 0, len(wave), "reflect").data_ptr() == wave.data_ptr()
+    assert cut_samples(wave, 0, len(wave), 'reflect').data_ptr() == wave.data_ptr()
 
 
 def test_normalizing_by_clip_and_by_constants() -> None:
     wave = chirp_tensor(1.0)[None]
-    by_clip = Frontend(small(normalize="clip"))(wave)
+    by_clip = Frontend(small(normalize='clip'))(wave)
     assert abs(float(by_clip.mean())) < 1e-5 and abs(float(by_clip.std(unbiased=False)) - 1) < 1e-5
-    by_constants = Frontend(small(normalize="constants", mean=-40.0, std=20.0))(wave)
+    by_constants = Frontend(small(normalize='constants', mean=-40.0, std=20.0))(wave)
     torch.testing.assert_close(by_constants, (Frontend(small())(wave) + 40) / 20)
 
 

@@ -19,13 +19,13 @@ from kit.train.recipes import SYSTEMS, find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import Trained, loud_tagger, noise
 
-DEVICE = "cuda"
+DEVICE = 'cuda'
 NO_GPU = not torch.cuda.is_available() or device_problem(torch.device(DEVICE)) is not None
-pytestmark = pytest.mark.skipif(NO_GPU, reason="no GPU that computes")
+pytestmark = pytest.mark.skipif(NO_GPU, reason='no GPU that computes')
 
 
 def test_a_gpu_says_what_the_cpu_says(trained: Trained, clips: Path) -> None:
-    on_cpu = predict_clips(list(trained.mel), clips, device="cpu").probabilities
+    on_cpu = predict_clips(list(trained.mel), clips, device='cpu').probabilities
     on_gpu = predict_clips(list(trained.mel), clips, device=DEVICE).probabilities
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-3)
 
@@ -39,7 +39,7 @@ def test_on_a_gpu_a_clip_does_not_hear_its_batchmates(trained: Trained) -> None:
 
 def test_half_precision_on_a_gpu_stays_near(trained: Trained, clips: Path) -> None:
     exact = predict_clips(list(trained.mel), clips, device=DEVICE).probabilities
-    half = predict_clips(list(trained.mel), clips, device=DEVICE, precision="float16").probabilities
+    half = predict_clips(list(trained.mel), clips, device=DEVICE, precision='float16').probabilities
     np.testing.assert_allclose(half, exact, atol=0.05)
 
 
@@ -50,7 +50,7 @@ def test_a_batch_beyond_a_gpus_memory_is_halved_until_it_fits() -> None:
     def lack(batch: torch.Tensor) -> np.ndarray:
         if len(batch) > 2:
             refused.append(len(batch))
-            raise torch.OutOfMemoryError("as if")
+            raise torch.OutOfMemoryError('as if')
         return answer(batch)
 
     predictor.answer = lack  # type: ignore[method-assign]
@@ -62,19 +62,19 @@ def test_a_batch_beyond_a_gpus_memory_is_halved_until_it_fits() -> None:
 def test_training_runs_on_a_gpu_in_half_precision(tmp_path: Path) -> None:
     make_toy_set(tmp_path, clips=24, test=1)
     small = [
-        "frontend.sample_rate=8000",
-        "frontend.n_mels=32",
-        "network.blocks=2",
-        "network.width=4",
-        "epochs=2",
+        'frontend.sample_rate=8000',
+        'frontend.n_mels=32',
+        'network.blocks=2',
+        'network.width=4',
+        'epochs=2',
     ]
-    recipe = find_recipe("max-pyramid-mel", small=True, overrides=[*small, "n_folds=2"])
-    out = tmp_path / "run"
-    run = train_run(recipe, tmp_path / "train.csv", tmp_path / "train", out, device=DEVICE, progress=False)
-    assert 0.0 < run.oof.score <= 1.0 and (out / "fold_1.pt").is_file()
+    recipe = find_recipe('max-pyramid-mel', small=True, overrides=[*small, 'n_folds=2'])
+    out = tmp_path / 'run'
+    run = train_run(recipe, tmp_path / 'train.csv', tmp_path / 'train', out, device=DEVICE, progress=False)
+    assert 0.0 < run.oof.score <= 1.0 and (out / 'fold_1.pt').is_file()
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize('name', SYSTEMS)
 def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
     frontend = Frontend(SYSTEMS[name].frontend)
     waves = [torch.from_numpy(noise(samples, seed=samples, level=0.3)) for samples in (90000, 30011)]
@@ -86,11 +86,11 @@ def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
         torch.testing.assert_close(there.cpu(), here, atol=0.05, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["max-pyramid", "skip-attention", "axis-pool"])
-@pytest.mark.parametrize("pool", ["max", "mean", "gem", "attention"])
+@pytest.mark.parametrize('family', ['max-pyramid', 'skip-attention', 'axis-pool'])
+@pytest.mark.parametrize('pool', ['max', 'mean', 'gem', 'attention'])
 def test_every_family_says_the_same_on_a_gpu_and_learns_there(family: str, pool: str) -> None:
     torch.manual_seed(0)
-    settings = {"family": family, "width": 8, "noisy_head": True, "head": {"pool": pool, "recurrent": "gru"}}
+    settings = {'family': family, 'width': 8, 'noisy_head': True, 'head': {'pool': pool, 'recurrent': 'gru'}}
     network = build_network(settings, InputShape(2, 64), 5)
     spec = torch.randn(3, 2, 64, 100)
     on_cpu = network.eval()(spec)

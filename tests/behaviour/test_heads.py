@@ -16,7 +16,7 @@ from kit.models.heads import (
     classifier_layers,
 )
 
-POOL_NAMES = (*POOLS, "gem", "attention")
+POOL_NAMES = (*POOLS, 'gem', 'attention')
 
 
 def noise(*shape, seed=0):
@@ -46,26 +46,26 @@ def slow_pool(name, rows):
     mean = sum(cells) / len(cells)
     positive = [value for value in cells if value > 0]
     return {
-        "mean": [mean],
-        "max": [max(cells)],
-        "mean-max": [mean, max(cells)],
-        "time-max": [sum(map(max, rows)) / len(rows)],
-        "positive-mean": [sum(positive) / len(positive) if positive else 0.0],
-        "gem": [(sum(max(value, 1e-6) ** 3 for value in cells) / len(cells)) ** (1 / 3)],
+        'mean': [mean],
+        'max': [max(cells)],
+        'mean-max': [mean, max(cells)],
+        'time-max': [sum(map(max, rows)) / len(rows)],
+        'positive-mean': [sum(positive) / len(positive) if positive else 0.0],
+        'gem': [(sum(max(value, 1e-6) ** 3 for value in cells) / len(cells)) ** (1 / 3)],
     }[name]
 
 
-@pytest.mark.parametrize("name", [*POOLS, "gem"])
+@pytest.mark.parametrize('name', [*POOLS, 'gem'])
 def test_a_pool_agrees_with_its_definition(name):
     maps = noise(2, 3, 4, 5)
     maps[1, 2] = -maps[1, 2].abs()
-    pool = GeneralisedMean() if name == "gem" else POOLS[name]
+    pool = GeneralisedMean() if name == 'gem' else POOLS[name]
     slow = torch.tensor([[slow_pool(name, channel) for channel in clip] for clip in maps.tolist()])
     torch.testing.assert_close(pool(maps), slow.transpose(1, 2).flatten(1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", POOL_NAMES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('name', POOL_NAMES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_a_pool_of_a_long_map_of_large_values_is_finite(name, dtype):
     for value in (60.0, 0.0, -60.0):
         head = Head(HeadConfig(pool=name), (2,), 3).to(dtype)
@@ -73,8 +73,8 @@ def test_a_pool_of_a_long_map_of_large_values_is_finite(name, dtype):
         assert bool(torch.as_tensor(head.features([maps])).isfinite().all()), value
 
 
-@pytest.mark.parametrize("power", [1.0, 3.0, 30.0, 1e4])
-@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-30, 1e6])
+@pytest.mark.parametrize('power', [1.0, 3.0, 30.0, 1e4])
+@pytest.mark.parametrize('scale', [0.0, -1.0, 1e-30, 1e6])
 def test_the_generalised_mean_has_finite_gradients_of_silence_and_noise(power, scale):
     pool = GeneralisedMean()
     pool.power.data.fill_(power)
@@ -113,7 +113,7 @@ def test_attention_over_time_agrees_with_its_definition():
     torch.testing.assert_close(frames, scores.transpose(1, 2).float())
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize('scale', [0.0, 1.0, 30.0, 1e4])
 def test_attention_over_time_gives_a_finite_logit_between_the_lowest_and_the_highest_frame(scale):
     torch.manual_seed(0)
     x = (scale * noise(5, 6, 11)).requires_grad_()
@@ -125,34 +125,34 @@ def test_attention_over_time_gives_a_finite_logit_between_the_lowest_and_the_hig
     assert bool(x.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("settings", [{}, {"recurrent": "gru", "recurrent_width": 3}, {"hidden": 7}])
+@pytest.mark.parametrize('settings', [{}, {'recurrent': 'gru', 'recurrent_width': 3}, {'hidden': 7}])
 def test_only_attention_gives_logits_of_frames_at_the_rate_of_the_deepest_map(settings):
-    clip, frames, *_ = build_head(pool="attention", **settings)(two_maps())
+    clip, frames, *_ = build_head(pool='attention', **settings)(two_maps())
     assert clip.shape == (2, 4) and frames.shape == (2, 10, 4)
-    assert build_head(pool="mean")(two_maps()).frames is None
+    assert build_head(pool='mean')(two_maps()).frames is None
 
 
-@pytest.mark.parametrize("hidden", [0, 7])
+@pytest.mark.parametrize('hidden', [0, 7])
 def test_attention_with_norm_first_normalises_each_feature_over_clips_and_frames(hidden):
-    head = build_head(pool="attention", hidden=hidden, norm_first=True, dropout=0.0).train()
+    head = build_head(pool='attention', hidden=hidden, norm_first=True, dropout=0.0).train()
     maps = [3 * x + 5 for x in two_maps()]
     normalized = head.projection[0](aligned_sequence(maps))
     torch.testing.assert_close(normalized.mean((0, 2)), torch.zeros(8), rtol=0, atol=1e-4)
-    plain = build_head(pool="attention", hidden=hidden, dropout=0.0)
+    plain = build_head(pool='attention', hidden=hidden, dropout=0.0)
     plain.projection.load_state_dict(
         {
-            f"{int(name[0]) - 1}{name[1:]}": x
+            f'{int(name[0]) - 1}{name[1:]}': x
             for name, x in head.projection.state_dict().items()
-            if name[0] > "0"
+            if name[0] > '0'
         }
     )
     plain.classifier.load_state_dict(head.classifier.state_dict())
     torch.testing.assert_close(head(maps).frames, plain([normalized[..., None, :]]).frames)
 
 
-@pytest.mark.parametrize("hidden", [0, 7])
+@pytest.mark.parametrize('hidden', [0, 7])
 def test_attention_over_time_has_dropout_in_training_only(hidden):
-    head = build_head(pool="attention", hidden=hidden, dropout=0.9)
+    head = build_head(pool='attention', hidden=hidden, dropout=0.9)
     maps = two_maps()
     assert torch.equal(head(maps).clip, head(maps).clip)
     head.train()
@@ -170,10 +170,10 @@ def test_maps_are_aligned_at_the_frame_rate_of_the_deepest():
         torch.testing.assert_close(sequence[:, 4:, n], coarse[..., n].mean(2))
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-@pytest.mark.parametrize("embedding", [0, 6])
+@pytest.mark.parametrize('kind', ['gru', 'lstm'])
+@pytest.mark.parametrize('embedding', [0, 6])
 def test_a_recurrence_runs_in_both_directions_before_the_pool(kind, embedding):
-    head = build_head((5,), pool="mean", recurrent=kind, recurrent_width=3, embedding=embedding)
+    head = build_head((5,), pool='mean', recurrent=kind, recurrent_width=3, embedding=embedding)
     x = noise(2, 5, 4, 8)
     sequence = head.recurrence(x.mean(2).transpose(1, 2))[0]
     torch.testing.assert_close(head.features([x]), head.embedding(sequence).mean(1))
@@ -185,8 +185,8 @@ def test_a_recurrence_runs_in_both_directions_before_the_pool(kind, embedding):
         assert bool((difference.abs().amax((0, 2)) > 1e-6).all())
 
 
-@pytest.mark.parametrize("pool", POOL_NAMES)
-@pytest.mark.parametrize("settings", [{}, {"recurrent": "lstm", "recurrent_width": 3}])
+@pytest.mark.parametrize('pool', POOL_NAMES)
+@pytest.mark.parametrize('settings', [{}, {'recurrent': 'lstm', 'recurrent_width': 3}])
 def test_every_map_changes_the_logits(pool, settings):
     head = build_head(pool=pool, **settings)
     logits = head(two_maps()).clip.detach()
@@ -200,21 +200,21 @@ def test_a_classifier_has_the_layers_of_its_settings():
     def layers(**settings):
         return [type(layer).__name__ for layer in classifier_layers(HeadConfig(**settings), 10, 4)]
 
-    assert layers() == ["Dropout", "Linear"]
-    assert layers(hidden=6) == ["Dropout", "Linear", "PReLU", "BatchNorm1d", "Dropout", "Linear"]
-    first_norm = ["BatchNorm1d", "Linear", "BatchNorm1d", "PReLU", "Dropout", "Linear"]
+    assert layers() == ['Dropout', 'Linear']
+    assert layers(hidden=6) == ['Dropout', 'Linear', 'PReLU', 'BatchNorm1d', 'Dropout', 'Linear']
+    first_norm = ['BatchNorm1d', 'Linear', 'BatchNorm1d', 'PReLU', 'Dropout', 'Linear']
     assert layers(hidden=6, norm_first=True) == first_norm
     wide = classifier_layers(HeadConfig(hidden=None, dropout=0.4), 10, 4)
     assert wide[1].out_features == 10 and (wide[0].p, wide[4].p) == (0.4, 0.2)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ('settings', 'message'),
     [
-        ({"pool": "attenton"}, r"HeadConfig\.pool is 'attenton': did you mean 'attention'"),
-        ({"recurrent": "rnn"}, r"HeadConfig\.recurrent is 'rnn'"),
-        ({"norm_first": True}, r"norm_first needs a hidden layer.*set norm_first=False"),
-        ({"embedding": 4}, "embedding=4 needs a recurrence: set recurrent"),
+        ({'pool': 'attenton'}, r"HeadConfig\.pool is 'attenton': did you mean 'attention'"),
+        ({'recurrent': 'rnn'}, r"HeadConfig\.recurrent is 'rnn'"),
+        ({'norm_first': True}, r'norm_first needs a hidden layer.*set norm_first=False'),
+        ({'embedding': 4}, 'embedding=4 needs a recurrence: set recurrent'),
     ],
 )
 def test_settings_that_are_wrong_or_unused_are_refused_with_the_cure(settings, message):

@@ -102,7 +102,7 @@ def slow_soft_auc(scores, targets, bce=0.0):
     """
     labels = [(b, s, t) for b in range(len(scores)) for s, t in zip(scores[b], targets[b], strict=True)]
     true, false = ([x for x in labels if sign * (x[2] - 0.5) > 0] for sign in (1, -1))
-    losses = [bce * CASES["bce"][1](s, t) for s, t in zip(scores, targets, strict=True)]
+    losses = [bce * CASES['bce'][1](s, t) for s, t in zip(scores, targets, strict=True)]
     n_clips = sum(not all(map(math.isnan, row)) for row in targets)
     for b, s, t in true:
         for b_false, s_false, t_false in false:
@@ -113,36 +113,36 @@ def slow_soft_auc(scores, targets, bce=0.0):
 
 
 CASES = {
-    "bce": (bce_loss, by_label(lambda s, t, k: cross_entropy(s, t))),
-    "lsep": (lsep_loss, slow_lsep),
-    "focal": (focal_loss, by_label(lambda s, t, k: focal_term(s, t, 2.0))),
-    "bootstrap": (soft_bootstrap_loss, by_label(lambda s, t, k: bootstrap_term(s, t))),
-    "cross-entropy": (cross_entropy_loss, slow_softmax),
-    "soft-auc": (soft_auc_loss, slow_soft_auc),
-    "soft-auc bce": (partial(soft_auc_loss, bce=0.25), partial(slow_soft_auc, bce=0.25)),
-    "bce smooth": (
+    'bce': (bce_loss, by_label(lambda s, t, k: cross_entropy(s, t))),
+    'lsep': (lsep_loss, slow_lsep),
+    'focal': (focal_loss, by_label(lambda s, t, k: focal_term(s, t, 2.0))),
+    'bootstrap': (soft_bootstrap_loss, by_label(lambda s, t, k: bootstrap_term(s, t))),
+    'cross-entropy': (cross_entropy_loss, slow_softmax),
+    'soft-auc': (soft_auc_loss, slow_soft_auc),
+    'soft-auc bce': (partial(soft_auc_loss, bce=0.25), partial(slow_soft_auc, bce=0.25)),
+    'bce smooth': (
         partial(bce_loss, smoothing=0.01, positive_weight=POSITIVE_WEIGHT),
         by_label(smoothed_weighted_term),
     ),
-    "focal alpha": (
+    'focal alpha': (
         partial(focal_loss, gamma=1.5, alpha=0.25),
         by_label(lambda s, t, k: focal_term(s, t, 1.5, 0.25)),
     ),
-    "focal 0": (partial(focal_loss, gamma=0.0), by_label(lambda s, t, k: cross_entropy(s, t))),
-    "bootstrap attached": (
+    'focal 0': (partial(focal_loss, gamma=0.0), by_label(lambda s, t, k: cross_entropy(s, t))),
+    'bootstrap attached': (
         partial(soft_bootstrap_loss, detach=False),
         by_label(lambda s, t, k: bootstrap_term(s, t)),
     ),
 }
 # These also train unknown labels, by the network's own prediction.
 ON_UNKNOWN = {
-    "unknown": (partial(soft_bootstrap_loss, trust=0.1, on="unknown", detach=False), slow_bootstrap_unknown),
-    "all": (partial(soft_bootstrap_loss, trust=0.6, on="all", detach=False), slow_bootstrap_all),
+    'unknown': (partial(soft_bootstrap_loss, trust=0.1, on='unknown', detach=False), slow_bootstrap_unknown),
+    'all': (partial(soft_bootstrap_loss, trust=0.6, on='all', detach=False), slow_bootstrap_all),
 }
 ALL_CASES = {**CASES, **ON_UNKNOWN}
 # These compare the clips of a batch, so a clip's loss depends on the others. Their definitions read a whole batch.
-OVER_BATCHES = ("soft-auc", "soft-auc bce")
-KINDS = ("hard", "soft", "steps")
+OVER_BATCHES = ('soft-auc', 'soft-auc bce')
+KINDS = ('hard', 'soft', 'steps')
 
 
 def draw(kind, unknown=0.3, n=24, n_classes=7, seed=0):
@@ -150,9 +150,9 @@ def draw(kind, unknown=0.3, n=24, n_classes=7, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
     targets = torch.rand(n, n_classes, generator=generator, dtype=torch.float64)
-    if kind == "hard":
+    if kind == 'hard':
         targets = (targets < 0.3).double()
-    if kind == "steps":
+    if kind == 'steps':
         targets = (targets * 4).round() / 4
     targets[torch.rand(n, n_classes, generator=generator) < unknown] = math.nan
     targets[0], targets[1], targets[2] = math.nan, 0.0, 1.0
@@ -164,8 +164,8 @@ def test_every_named_loss_is_tested():
     assert all(CASES[name][0] is LOSSES[name] for name in LOSSES)
 
 
-@pytest.mark.parametrize("name", ALL_CASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize('name', ALL_CASES)
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_loss_equals_its_definition_and_counts_its_labels(name, kind):
     logits, targets = draw(kind)
     loss, slow = ALL_CASES[name]
@@ -179,20 +179,20 @@ def test_a_loss_equals_its_definition_and_counts_its_labels(name, kind):
         assert row.known.tolist() == counts and not row.known.requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_CASES if name != "bootstrap"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize('name', [name for name in ALL_CASES if name != 'bootstrap'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_gradient_equals_finite_differences(name, kind):
     """Except for "bootstrap", whose targets depend on the logits but are detached."""
     logits, targets = draw(kind)
     assert torch.autograd.gradcheck(lambda x: ALL_CASES[name][0](x, targets).loss, logits.requires_grad_())
 
 
-@pytest.mark.parametrize("on", ["known", "unknown", "all"])
+@pytest.mark.parametrize('on', ['known', 'unknown', 'all'])
 def test_a_detached_prediction_is_a_target_like_any_other(on):
-    logits, targets = draw("soft")
+    logits, targets = draw('soft')
     logits.requires_grad_()
     unknown = targets.isnan()
-    selected = {"known": ~unknown, "unknown": unknown, "all": torch.ones_like(unknown)}[on]
+    selected = {'known': ~unknown, 'unknown': unknown, 'all': torch.ones_like(unknown)}[on]
     mixed = 0.7 * targets.nan_to_num(0.0) + 0.3 * logits.detach().sigmoid()
     losses = [
         soft_bootstrap_loss(logits, targets, on=on).loss,
@@ -202,8 +202,8 @@ def test_a_detached_prediction_is_a_target_like_any_other(on):
     torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits)[0] for loss in losses))
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('kind', KINDS)
 def test_unknown_labels_have_no_gradient_and_no_influence(name, kind):
     logits, targets = draw(kind)
     loss, unknown = CASES[name][0], targets.isnan()
@@ -215,9 +215,9 @@ def test_unknown_labels_have_no_gradient_and_no_influence(name, kind):
     assert torch.equal(loss(moved, targets).loss, losses)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("over", ["clips", "labels"])
-@pytest.mark.parametrize("shape", [(3, 7), (0, 0), (0, 5), (3, 0)])
+@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('over', ['clips', 'labels'])
+@pytest.mark.parametrize('shape', [(3, 7), (0, 0), (0, 5), (3, 0)])
 def test_a_batch_without_known_labels_has_loss_zero_and_no_gradient(name, over, shape):
     logits = torch.randn(shape, requires_grad=True)
     row = LOSSES[name](logits, torch.full(shape, math.nan))
@@ -227,8 +227,8 @@ def test_a_batch_without_known_labels_has_loss_zero_and_no_gradient(name, over, 
     assert average == 0 and (logits.grad == 0).all() and logits.grad.shape == shape
 
 
-@pytest.mark.parametrize("row", [[0.0] * 4, [1.0] * 4, [0.4] * 4, [math.nan, 1, 1, math.nan], [1.0]])
-@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize('row', [[0.0] * 4, [1.0] * 4, [0.4] * 4, [math.nan, 1, 1, math.nan], [1.0]])
+@pytest.mark.parametrize('size', [1.0, 1e4])
 def test_lsep_of_a_clip_with_equal_targets_is_zero(row, size):
     logits = (size * torch.linspace(-1, 1, len(row))[None]).requires_grad_()
     loss = lsep_loss(logits, torch.tensor([row])).loss
@@ -236,12 +236,12 @@ def test_lsep_of_a_clip_with_equal_targets_is_zero(row, size):
     assert loss.tolist() == [0] and (logits.grad == 0).all()
 
 
-@pytest.mark.parametrize("name", ALL_CASES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize('name', ALL_CASES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('kind', KINDS)
 def test_losses_stay_finite_at_huge_logits(name, dtype, kind):
-    _, targets = draw(kind, n=64, n_classes=7 if name == "bce smooth" else 80)
-    limits = {"bce smooth": float(POSITIVE_WEIGHT.max()), "focal": 1.2, "focal alpha": 1.2}
+    _, targets = draw(kind, n=64, n_classes=7 if name == 'bce smooth' else 80)
+    limits = {'bce smooth': float(POSITIVE_WEIGHT.max()), 'focal': 1.2, 'focal alpha': 1.2}
     steepest = limits.get(name, 1 + 1e-5)
     generator = torch.Generator().manual_seed(1)
     for size in (0.0, 1.0, 15.0, 100.0, 1e4):
@@ -254,14 +254,14 @@ def test_losses_stay_finite_at_huge_logits(name, dtype, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "slope"),
+    ('name', 'value', 'slope'),
     [
-        ("lsep", 2e4, [-1, 1, 0]),
-        ("bce", 1e4, [-0.5, 0.5, 0]),
-        ("focal", 1e4, [-0.5, 0.5, 0]),
-        ("bootstrap", 7e3, [-0.35, 0.35, 0]),
-        ("cross-entropy", 2e4, [-1, 1, 0]),
-        ("soft-auc", 5e3, [-0.25, 0.25, 0]),
+        ('lsep', 2e4, [-1, 1, 0]),
+        ('bce', 1e4, [-0.5, 0.5, 0]),
+        ('focal', 1e4, [-0.5, 0.5, 0]),
+        ('bootstrap', 7e3, [-0.35, 0.35, 0]),
+        ('cross-entropy', 2e4, [-1, 1, 0]),
+        ('soft-auc', 5e3, [-0.25, 0.25, 0]),
     ],
 )
 def test_losses_at_huge_logits_have_the_right_value_and_slope(name, value, slope):
@@ -271,18 +271,18 @@ def test_losses_at_huge_logits_have_the_right_value_and_slope(name, value, slope
     assert loss.item() == pytest.approx(value) and logits.grad.tolist() == [pytest.approx(slope)]
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_CASES if name not in OVER_BATCHES])
+@pytest.mark.parametrize('name', [name for name in ALL_CASES if name not in OVER_BATCHES])
 def test_a_clip_s_loss_is_the_same_alone_and_under_autocast(name):
-    logits, targets = draw("soft")
+    logits, targets = draw('soft')
     logits, targets = 30 * logits.float(), targets.float()
     whole = ALL_CASES[name][0](logits, targets).loss
     alone = ALL_CASES[name][0](logits[5:6], targets[5:6]).loss
     torch.testing.assert_close(alone, whole[5:6], rtol=1e-6, atol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(ALL_CASES[name][0](logits, targets).loss, whole)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize('kind', KINDS)
 def test_the_average_of_soft_auc_is_its_mean_over_the_pairs_of_the_batch(kind):
     logits, targets = draw(kind)
     distances = (targets - 0.5).nan_to_num(0.0)
@@ -293,10 +293,10 @@ def test_the_average_of_soft_auc_is_its_mean_over_the_pairs_of_the_batch(kind):
 
 
 def test_soft_auc_in_chunks_of_pairs_has_the_loss_and_the_gradient_of_all_pairs_at_once(monkeypatch):
-    logits, targets = draw("soft")
+    logits, targets = draw('soft')
     results = []
     for pairs_at_once in (10**9, 100, 1):
-        monkeypatch.setattr("kit.train.losses.PAIRS_AT_ONCE", pairs_at_once)
+        monkeypatch.setattr('kit.train.losses.PAIRS_AT_ONCE', pairs_at_once)
         leaf = logits.clone().requires_grad_()
         loss = soft_auc_loss(leaf, targets).loss
         results.append((loss.detach(), *torch.autograd.grad((loss * torch.arange(len(loss))).sum(), leaf)))
@@ -304,7 +304,7 @@ def test_soft_auc_in_chunks_of_pairs_has_the_loss_and_the_gradient_of_all_pairs_
         torch.testing.assert_close(result, results[0])
 
 
-@pytest.mark.parametrize("targets", [[[1.0, 1.0], [1.0, math.nan]], [[0.0, 0.5], [0.2, 0.0]], [[0.5, 0.5]]])
+@pytest.mark.parametrize('targets', [[[1.0, 1.0], [1.0, math.nan]], [[0.0, 0.5], [0.2, 0.0]], [[0.5, 0.5]]])
 def test_soft_auc_of_a_batch_without_a_pair_is_its_share_of_bce(targets):
     targets = torch.tensor(targets)
     logits = torch.randn(targets.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -321,16 +321,16 @@ def test_cross_entropy_of_a_clip_without_a_true_label_is_zero_without_a_gradient
     assert (loss == 0).all() and (logits.grad == 0).all()
 
 
-@pytest.mark.parametrize("name", ["soft-auc", "cross-entropy"])
+@pytest.mark.parametrize('name', ['soft-auc', 'cross-entropy'])
 def test_the_level_of_the_logits_does_not_change_a_ranking_loss(name):
     """So they are no log odds, and RANKING_LOSSES has these losses."""
-    logits, targets = draw("hard")
+    logits, targets = draw('hard')
     loss = LOSSES[name]
     torch.testing.assert_close(loss(logits + 7.0, targets).loss, loss(logits, targets).loss)
     assert name in RANKING_LOSSES
 
 
-@pytest.mark.parametrize("name", ["bce", "focal", "focal alpha"])
+@pytest.mark.parametrize('name', ['bce', 'focal', 'focal alpha'])
 def test_the_loss_of_a_soft_label_is_least_at_its_own_probability(name):
     targets = torch.tensor([[0.2], [0.5], [0.9]], dtype=torch.float64)
     least = CASES[name][0](targets.logit(), targets).loss
@@ -339,7 +339,7 @@ def test_the_loss_of_a_soft_label_is_least_at_its_own_probability(name):
 
 
 def test_a_single_positive_weight_applies_to_every_class():
-    logits, targets = draw("soft")
+    logits, targets = draw('soft')
     row = bce_loss(logits, targets, positive_weight=3.0)
     torch.testing.assert_close(row, bce_loss(logits, targets, positive_weight=torch.full((7,), 3.0)))
 
@@ -348,16 +348,16 @@ def test_an_average_is_over_clips_or_over_labels():
     row = RowLoss(torch.tensor([1.0, 4.0, 0.0, 2.0]), torch.tensor([1.0, 3.0, 0.0, 2.0]))
     weights = torch.tensor([2.0, 1.0, 5.0, 0.5])
     assert average_loss(row).item() == pytest.approx(7 / 3)
-    assert average_loss(row, over="labels").item() == pytest.approx((1 + 12 + 4) / 6)
+    assert average_loss(row, over='labels').item() == pytest.approx((1 + 12 + 4) / 6)
     assert average_loss(row, weights).item() == pytest.approx((2 + 4 + 1) / 3.5)
-    assert average_loss(row, weights, "labels").item() == pytest.approx((2 + 12 + 2) / (2 + 3 + 1))
+    assert average_loss(row, weights, 'labels').item() == pytest.approx((2 + 12 + 2) / (2 + 3 + 1))
     assert average_loss(row, 0 * weights) == 0
 
 
-@pytest.mark.parametrize("weight_by_share", [True, False])
-@pytest.mark.parametrize("over", ["clips", "labels"])
+@pytest.mark.parametrize('weight_by_share', [True, False])
+@pytest.mark.parametrize('over', ['clips', 'labels'])
 def test_sources_are_summed_by_weight_and_share(weight_by_share, over):
-    logits, targets = draw("hard")
+    logits, targets = draw('hard')
     sources = torch.arange(len(logits)) % 5 // 2  # 10, 10 and 4 clips; none of the fourth source
     weights = torch.linspace(0.1, 2.0, len(logits), dtype=torch.float64)
     parts = [(bce_loss, 0.5), (soft_bootstrap_loss, 0.3), (lsep_loss, 2.0), (bce_loss, 9.0)]
@@ -375,36 +375,36 @@ def test_sources_are_summed_by_weight_and_share(weight_by_share, over):
 
 
 @pytest.mark.parametrize(
-    "sources", [torch.tensor([0, 1, 2, 1]), torch.tensor([0, -1, 1, 1]), torch.zeros(4, 1), torch.zeros(3)]
+    'sources', [torch.tensor([0, 1, 2, 1]), torch.tensor([0, -1, 1, 1]), torch.zeros(4, 1), torch.zeros(3)]
 )
 def test_a_source_without_a_loss_is_refused(sources):
     zeros = torch.zeros(4, 3)
-    with pytest.raises(KitError, match="source"):
+    with pytest.raises(KitError, match='source'):
         sum_by_source(zeros, zeros, sources, [(bce_loss, 1.0)] * 2)
-    with pytest.raises(KitError, match="source"):
+    with pytest.raises(KitError, match='source'):
         sum_by_source(zeros, zeros, torch.zeros(4), [])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize('name', LOSSES)
 def test_targets_of_another_shape_or_outside_zero_to_one_are_refused(name):
     for shape in [(4, 1), (1, 3), (3,), (4, 3, 1)]:
-        with pytest.raises(KitError, match=r"\(4, 3\)"):
+        with pytest.raises(KitError, match=r'\(4, 3\)'):
             LOSSES[name](torch.zeros(4, 3), torch.zeros(shape))
     for wrong in (-1.0, 2.0):
-        with pytest.raises(KitError, match=r"in \[0, 1\], and NaN, not -1"):
+        with pytest.raises(KitError, match=r'in \[0, 1\], and NaN, not -1'):
             LOSSES[name](torch.zeros(1, 3), torch.tensor([[0.0, wrong, math.nan]]))
 
 
 @pytest.mark.parametrize(
-    ("loss", "settings", "words"),
+    ('loss', 'settings', 'words'),
     [
-        (bce_loss, {"positive_weight": torch.ones(4)}, "positive_weight"),
-        (bce_loss, {"positive_weight": torch.ones(1)}, "positive_weight"),
-        (bce_loss, {"smoothing": 0.7}, r"smoothing must be in \[0, 0\.5\)"),
-        (focal_loss, {"gamma": 0.5}, "gamma"),
-        (focal_loss, {"gamma": math.nan}, "gamma"),
-        (soft_bootstrap_loss, {"trust": 1.5}, r"trust must be in \[0, 1\]"),
-        (soft_bootstrap_loss, {"on": "none"}, "all, known, unknown"),
+        (bce_loss, {'positive_weight': torch.ones(4)}, 'positive_weight'),
+        (bce_loss, {'positive_weight': torch.ones(1)}, 'positive_weight'),
+        (bce_loss, {'smoothing': 0.7}, r'smoothing must be in \[0, 0\.5\)'),
+        (focal_loss, {'gamma': 0.5}, 'gamma'),
+        (focal_loss, {'gamma': math.nan}, 'gamma'),
+        (soft_bootstrap_loss, {'trust': 1.5}, r'trust must be in \[0, 1\]'),
+        (soft_bootstrap_loss, {'on': 'none'}, 'all, known, unknown'),
     ],
 )
 def test_wrong_settings_are_refused(loss, settings, words):
@@ -415,7 +415,7 @@ def test_wrong_settings_are_refused(loss, settings, words):
 
 def test_an_average_over_nothing_that_exists_is_refused():
     row = bce_loss(torch.zeros(4, 3), torch.zeros(4, 3))
-    with pytest.raises(KitError, match="clips, labels"):
-        average_loss(row, over="classes")
-    with pytest.raises(KitError, match="one per clip"):
+    with pytest.raises(KitError, match='clips, labels'):
+        average_loss(row, over='classes')
+    with pytest.raises(KitError, match='one per clip'):
         average_loss(row, torch.ones(4, 1))

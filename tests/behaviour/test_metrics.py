@@ -50,15 +50,15 @@ def draw(seed, n=40, n_classes=9, levels=None, unknown=0.0):
     return truth, scores if levels is None else np.floor(scores * levels)
 
 
-@pytest.mark.parametrize("levels", [None, 1, 3])
-@pytest.mark.parametrize("unknown", [0.0, 0.4])
+@pytest.mark.parametrize('levels', [None, 1, 3])
+@pytest.mark.parametrize('unknown', [0.0, 0.4])
 def test_lwlrap_equals_its_definition(levels, unknown):
     for seed in range(3):
         truth, scores = draw(seed, levels=levels, unknown=unknown)
         expected, precisions, weights = slow_lwlrap(truth, scores)
         assert lwlrap(truth, scores) == pytest.approx(expected, abs=1e-12)
         of_classes = np.where(weights > 0, precisions, np.nan)
-        np.testing.assert_allclose(metric_per_class("lwlrap", truth, scores), of_classes, atol=1e-12)
+        np.testing.assert_allclose(metric_per_class('lwlrap', truth, scores), of_classes, atol=1e-12)
         assert precisions @ weights == pytest.approx(expected, abs=1e-12)
         flat_truth, flat_scores = truth.reshape(1, -1), scores.reshape(1, -1)
         flat, _, _ = slow_lwlrap(flat_truth, flat_scores)
@@ -117,17 +117,17 @@ def test_scores_of_any_type_and_infinite_scores_rank_as_numbers_do():
     assert metric(truth.tolist(), scores.tolist()) == expected
 
 
-@pytest.mark.parametrize("metric", [lwlrap, partial(metric_per_class, "lwlrap"), clip_precision_sums])
+@pytest.mark.parametrize('metric', [lwlrap, partial(metric_per_class, 'lwlrap'), clip_precision_sums])
 @pytest.mark.parametrize(
-    ("truth", "scores", "words"),
+    ('truth', 'scores', 'words'),
     [
-        (np.ones((3, 2)), np.ones((2, 3)), r"\(3, 2\) and scores \(2, 3\)"),
-        (np.ones(3), np.ones(3), "clips, classes"),
-        (np.array([[1, 0.5]]), np.ones((1, 2)), "0.5 at row 0, column 1"),
-        (np.array([[1, 0], [0, 1]]), np.array([[1, 0], [np.nan, 1]]), "row 1, column 0 is NaN"),
-        (np.array([[1, np.nan]]), np.array([[1, np.nan]]), "row 0, column 1 is NaN"),
-        (np.full((4, 2), np.nan), np.ones((4, 2)), "none of the 4 clips"),
-        (np.zeros((0, 2)), np.ones((0, 2)), "none of the 0 clips"),
+        (np.ones((3, 2)), np.ones((2, 3)), r'\(3, 2\) and scores \(2, 3\)'),
+        (np.ones(3), np.ones(3), 'clips, classes'),
+        (np.array([[1, 0.5]]), np.ones((1, 2)), '0.5 at row 0, column 1'),
+        (np.array([[1, 0], [0, 1]]), np.array([[1, 0], [np.nan, 1]]), 'row 1, column 0 is NaN'),
+        (np.array([[1, np.nan]]), np.array([[1, np.nan]]), 'row 0, column 1 is NaN'),
+        (np.full((4, 2), np.nan), np.ones((4, 2)), 'none of the 4 clips'),
+        (np.zeros((0, 2)), np.ones((0, 2)), 'none of the 0 clips'),
     ],
 )
 def test_input_that_cannot_be_scored_is_refused(metric, truth, scores, words):
@@ -142,9 +142,9 @@ def draw_probabilities(seed, n=40, n_classes=7, levels=4, unknown=0.3):
     return truth, (scores / 5 / (levels or 1) + 0.5).clip(0, 1)
 
 
-@pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("levels", [None, 1, 4])
-@pytest.mark.parametrize("unknown", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize('name', METRICS)
+@pytest.mark.parametrize('levels', [None, 1, 4])
+@pytest.mark.parametrize('unknown', [0.0, 0.3, 0.9])
 def test_every_metric_equals_its_definition_with_ties_and_unknown_labels(name, levels, unknown):
     for seed in range(3):
         truth, probs = draw_probabilities(seed, levels=levels, unknown=unknown)
@@ -154,13 +154,13 @@ def test_every_metric_equals_its_definition_with_ties_and_unknown_labels(name, l
         values = metric_per_class(name, truth, probs)
         for k in range(truth.shape[1]):
             column = truth[:, [k]], probs[:, [k]]
-            if class_metric(name) == "lwlrap" or not (truth[:, k] == 1).any():
+            if class_metric(name) == 'lwlrap' or not (truth[:, k] == 1).any():
                 assert np.isnan(values[k]) == (not (truth[:, k] == 1).any())
             else:
                 assert values[k] == pytest.approx(SLOW_METRICS[name](*column), abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize('name', METRICS)
 def test_the_order_of_clips_and_classes_and_the_score_of_unknown_labels_do_not_matter(name):
     truth, probs = draw_probabilities(5)
     expected = compute_metric(name, truth, probs)
@@ -175,12 +175,12 @@ def test_the_order_of_clips_and_classes_and_the_score_of_unknown_labels_do_not_m
     assert compute_metric(name, *unknown_is_false) < expected
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize('name', METRICS)
 def test_true_labels_first_are_best_and_a_metric_over_rows_does_not_compare_clips(name):
     truth, probs = draw_probabilities(6)
     best = np.where(truth == 1, 0.9, 0.1) - np.arange(truth.shape[1]) / 100
     assert compute_metric(name, truth, best) == pytest.approx(1.0)
-    if name == "micro_f1":  # it has a threshold
+    if name == 'micro_f1':  # it has a threshold
         return
     lower = probs * np.random.default_rng(0).uniform(0.1, 1, size=(len(probs), 1))
     is_same = compute_metric(name, truth, lower) == pytest.approx(
@@ -197,28 +197,28 @@ def test_a_tie_with_false_labels_counts_against_a_true_one_in_map3():
         ([1, 1, 0, 0], 1 / 2),
         ([1, 1, 1, 1], 0),
     ):
-        assert compute_metric("map3", truth, [scores]) == pytest.approx(expected)
+        assert compute_metric('map3', truth, [scores]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize('name', METRICS)
 def test_a_metric_without_a_value_says_what_it_needs(name):
     false = np.zeros((4, 2))
     unknown = np.full((4, 2), np.nan)
-    with pytest.raises(KitError, match="4 clips"):
+    with pytest.raises(KitError, match='4 clips'):
         compute_metric(name, unknown, false)
-    if name == "micro_f1":
+    if name == 'micro_f1':
         assert compute_metric(name, false, false) == 1  # no label is true and none is predicted
         assert compute_metric(name, false, false + 0.5) == 0
     else:
-        with pytest.raises(KitError, match="none of the 4 clips has a true label"):
+        with pytest.raises(KitError, match='none of the 4 clips has a true label'):
             compute_metric(name, false, false)
-    if name == "macro_auc":
+    if name == 'macro_auc':
         with pytest.raises(
-            KitError, match="macro_auc has no value on 4 clips: it needs known labels, both true and"
+            KitError, match='macro_auc has no value on 4 clips: it needs known labels, both true and'
         ):
             compute_metric(name, 1 - false, false)
-    if name in ("micro_f1", "padded_cmap"):
-        with pytest.raises(KitError, match="the probability is 7 at row 0, column 0, wanted 0 to 1"):
+    if name in ('micro_f1', 'padded_cmap'):
+        with pytest.raises(KitError, match='the probability is 7 at row 0, column 0, wanted 0 to 1'):
             compute_metric(name, 1 - false, false + 7)
     with pytest.raises(KitError, match="unknown metric 'macro-auc': did you mean 'macro_auc'"):
-        compute_metric("macro-auc", false, false)
+        compute_metric('macro-auc', false, false)

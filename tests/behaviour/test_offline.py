@@ -14,8 +14,8 @@ from tests.behaviour.trained import Trained, read_scores
 
 
 def test_the_block_blocks(calls_out: list[Any]) -> None:
-    with pytest.raises(OSError, match="no network"):
-        socket.create_connection(("example.org", 80))
+    with pytest.raises(OSError, match='no network'):
+        socket.create_connection(('example.org', 80))
     assert len(calls_out) == 1
 
 
@@ -24,10 +24,10 @@ def test_submit_uses_no_network_and_sets_the_offline_switches_that_the_user_did_
 ) -> None:
     for switch in OFFLINE_SWITCHES:
         monkeypatch.delenv(switch, raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "YES")
-    submit(trained.all, clips, tmp_path / "out.csv", progress=False)
+    monkeypatch.setenv('HF_HUB_OFFLINE', 'YES')
+    submit(trained.all, clips, tmp_path / 'out.csv', progress=False)
     predict_clips(trained.windows, clips)
-    assert not calls_out and len(read_scores(tmp_path / "out.csv")[1]) == 14
-    assert {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} <= set(OFFLINE_SWITCHES)
+    assert not calls_out and len(read_scores(tmp_path / 'out.csv')[1]) == 14
+    assert {'HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE'} <= set(OFFLINE_SWITCHES)
     values = {switch: os.environ[switch] for switch in OFFLINE_SWITCHES}
-    assert values.pop("HF_HUB_OFFLINE") == "YES" and set(values.values()) == {"1"}
+    assert values.pop('HF_HUB_OFFLINE') == 'YES' and set(values.values()) == {'1'}

@@ -38,7 +38,7 @@ class Timed(LoudBands):
 
 def make_member(tagger: Tagger, score: float | None = None, run: int = 0) -> EnsembleMember:
     tagger.card = replace(tagger.card, oof_score=score)
-    return EnsembleMember("m", Predictor(tagger, torch.device("cpu")), run=run)
+    return EnsembleMember('m', Predictor(tagger, torch.device('cpu')), run=run)
 
 
 def ordered(
@@ -52,8 +52,8 @@ def ordered(
 
 def test_the_cheapest_good_model_is_first_and_models_far_below_the_best_are_last() -> None:
     assert ordered([3.0, 1.0, 2.0, 0.1], [0.90, 0.88, 0.87, 0.6], 10, 1000) == [1, 2, 0, 3]
-    assert ordered([1.0, 1.0], [0.85, 0.88], 10, 1000) == [1, 0], "the better of equally cheap ones"
-    assert ordered([2.0, 1.0], [0.9, None], 10, 1000) == [1, 0], "without a score a model counts as good"
+    assert ordered([1.0, 1.0], [0.85, 0.88], 10, 1000) == [1, 0], 'the better of equally cheap ones'
+    assert ordered([2.0, 1.0], [0.9, None], 10, 1000) == [1, 0], 'without a score a model counts as good'
     assert ordered([math.inf, 1.0], [0.9, 0.89], 10, 1000) == [1, 0]
 
 
@@ -72,7 +72,7 @@ def test_the_first_models_of_all_runs_of_a_stack_come_before_any_second() -> Non
 def test_a_cost_is_the_time_of_the_second_turn_per_second_of_audio() -> None:
     clock = HandClock()
     network = Timed(clock, 0.5)
-    assert measure_cost(Predictor(loud_tagger(network), torch.device("cpu")), clock) == pytest.approx(0.1)
+    assert measure_cost(Predictor(loud_tagger(network), torch.device('cpu')), clock) == pytest.approx(0.1)
     assert network.batches == 2
 
 
@@ -107,25 +107,25 @@ def test_a_plan_says_how_many_models_fit() -> None:
     for member, cost in zip(members, (0.1, 0.2, math.inf), strict=True):
         member.cost = cost
     text = describe_plan(members, 100.0, 20.0)
-    assert text == "plan: 1 of 3 models fit: they need more than 30 s for 100 s of audio, 20 s are left"
+    assert text == 'plan: 1 of 3 models fit: they need more than 30 s for 100 s of audio, 20 s are left'
 
 
-@pytest.mark.parametrize("metric", ["lwlrap", "macro_auc"])
+@pytest.mark.parametrize('metric', ['lwlrap', 'macro_auc'])
 def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(
     tmp_path: Path, metric: str
 ) -> None:
     """Two models predict 12 clips; the clock runs out in the middle of the second."""
     for i in range(12):
-        write_wav(tmp_path / "in" / f"{i:02d}.wav", noise(2000 + 400 * i, seed=i, level=0.01 * (1 + i)))
+        write_wav(tmp_path / 'in' / f'{i:02d}.wav', noise(2000 + 400 * i, seed=i, level=0.01 * (1 + i)))
     clock = HandClock(1000.0)
     taggers = [loud_tagger(Timed(clock, 1.0, scale)) for scale in (0.2, 0.9)]
     for tagger in taggers:
-        tagger.card = replace(tagger.card, recipe={"metric": metric})
-    options = SubmitOptions(taggers, tmp_path / "in", tmp_path / "out.csv", batch_frames=1, progress=False)
+        tagger.card = replace(tagger.card, recipe={'metric': metric})
+    options = SubmitOptions(taggers, tmp_path / 'in', tmp_path / 'out.csv', batch_frames=1, progress=False)
     report = run_submission(options, Deadline(1023.0, clock))
-    assert 12 > report["rows_all_models"] > 2 and report["rows_with_prior"] == 0
-    _, rows = read_scores(tmp_path / "out.csv")
+    assert 12 > report['rows_all_models'] > 2 and report['rows_with_prior'] == 0
+    _, rows = read_scores(tmp_path / 'out.csv')
     scores = np.array([rows[name] for name in sorted(rows)])
-    first = predict_clips(taggers[0], tmp_path / "in").probabilities
+    first = predict_clips(taggers[0], tmp_path / 'in').probabilities
     is_first = np.isclose(scores, first, rtol=0, atol=1e-6).all(axis=1)
-    assert is_first.all() if metric == "macro_auc" else not is_first[: report["rows_all_models"]].any()
+    assert is_first.all() if metric == 'macro_auc' else not is_first[: report['rows_all_models']].any()

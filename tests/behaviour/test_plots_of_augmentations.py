@@ -10,7 +10,7 @@ from kit.core.errors import KitError
 from kit.plots.clips import MIX_PANELS, SPEC_PANELS, draw_contact_sheet, sheet_panels
 from tests.behaviour.trained import write_wav
 
-pytest.importorskip("matplotlib")
+pytest.importorskip('matplotlib')
 
 FRONTEND = Frontend(FrontendConfig(sample_rate=8000, n_mels=40))
 
@@ -29,8 +29,8 @@ def panels_of(seed):
 
 def test_every_augmentation_has_its_own_panel_and_those_of_waves_show_the_amount():
     titles, specs = zip(*panels_of(seed=3), strict=True)
-    names = [*WAVE_AUGMENTS, *SPEC_PANELS, *(f"mixup of {name}" for name in MIX_PANELS)]
-    assert [title.partition(":")[0] for title in titles] == ["original", *names]
+    names = [*WAVE_AUGMENTS, *SPEC_PANELS, *(f'mixup of {name}' for name in MIX_PANELS)]
+    assert [title.partition(':')[0] for title in titles] == ['original', *names]
     assert all(any(c.isdigit() for c in title) for title in titles[1 : 1 + len(WAVE_AUGMENTS)])
     for i, spec in enumerate(specs):
         assert spec.shape == specs[0].shape and bool(spec.isfinite().all())
@@ -44,14 +44,14 @@ def test_the_same_seed_draws_the_same_panels():
 
 
 def test_the_shortest_clip_has_a_sheet_and_its_name_is_no_formula(tmp_path):
-    write_wav(tmp_path / "$x_$.wav", np.array([0.1, -0.2, 0.3], np.float32), 8000)
-    sheet = draw_contact_sheet(str(tmp_path / "$x_$.wav"), str(tmp_path / "sheet.png"))
-    assert str(sheet) == str(tmp_path / "sheet.png")
-    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert r"\$x_\$.wav" in sheet.figure.get_suptitle()
+    write_wav(tmp_path / '$x_$.wav', np.array([0.1, -0.2, 0.3], np.float32), 8000)
+    sheet = draw_contact_sheet(str(tmp_path / '$x_$.wav'), str(tmp_path / 'sheet.png'))
+    assert str(sheet) == str(tmp_path / 'sheet.png')
+    assert (tmp_path / 'sheet.png').read_bytes().startswith(b'\x89PNG\r\n\x1a\n')
+    assert r'\$x_\$.wav' in sheet.figure.get_suptitle()
 
 
 def test_a_file_that_cannot_be_decoded_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(KitError, match=r"none\.wav"):
-        draw_contact_sheet(tmp_path / "none.wav", tmp_path / "out.png")
-    assert not (tmp_path / "out.png").exists()
+    with pytest.raises(KitError, match=r'none\.wav'):
+        draw_contact_sheet(tmp_path / 'none.wav', tmp_path / 'out.png')
+    assert not (tmp_path / 'out.png').exists()

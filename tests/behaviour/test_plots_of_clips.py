@@ -16,8 +16,8 @@ from kit.models.own_network import wrap_network
 from kit.plots.clips import draw_clip, draw_filters, draw_lengths
 from tests.behaviour.trained import LoudBands, plain_frontend, write_wav
 
-matplotlib = pytest.importorskip("matplotlib")
-pytestmark = pytest.mark.usefixtures("one_core")
+matplotlib = pytest.importorskip('matplotlib')
+pytestmark = pytest.mark.usefixtures('one_core')
 
 
 def panels_of(plot):
@@ -27,12 +27,12 @@ def panels_of(plot):
 
 
 def row_names(axes):
-    return [label.get_text().removeprefix("✓ ") for label in axes.get_yticklabels()]
+    return [label.get_text().removeprefix('✓ ') for label in axes.get_yticklabels()]
 
 
-@pytest.mark.parametrize("mode", ["full", "windows"])
+@pytest.mark.parametrize('mode', ['full', 'windows'])
 def test_the_probabilities_of_a_clip_are_those_of_a_submission(trained, clips, mode):
-    checkpoint = trained.mel[0] if mode == "full" else trained.windows
+    checkpoint = trained.mel[0] if mode == 'full' else trained.windows
     clip = sorted(clips.iterdir())[8]
     expected = predict_clips(checkpoint, [clip], progress=False)
     probs = dict(zip(expected.classes, expected.probabilities[0], strict=True))
@@ -70,49 +70,49 @@ def test_true_classes_are_always_shown_and_marked(trained, clips):
     least = row_names(panels_of(draw_clip(trained.mel[0], clip))[1])[-1]
     bottom = panels_of(draw_clip(trained.mel[0], clip, [least]))[1]
     labels = [label.get_text() for label in bottom.get_yticklabels()]
-    assert [label for label in labels if label.startswith("✓")] == [f"✓ {least}"]
-    many = wrap_network(LoudBands(20), plain_frontend(n_mels=40), [f"c{i}" for i in range(20)])
-    for truth in ([], ["c3"], [f"c{i}" for i in range(12)]):
+    assert [label for label in labels if label.startswith('✓')] == [f'✓ {least}']
+    many = wrap_network(LoudBands(20), plain_frontend(n_mels=40), [f'c{i}' for i in range(20)])
+    for truth in ([], ['c3'], [f'c{i}' for i in range(12)]):
         names = row_names(panels_of(draw_clip(many, clip, truth))[1])
         assert len(names) == max(8, len(truth)) and {*truth} <= {*names}
 
 
 def test_clips_of_any_length_and_front_ends_of_any_kind_are_drawn(trained, tmp_path):
-    write_wav(tmp_path / "one.wav", np.array([0.1], np.float32), 8000)
-    write_wav(tmp_path / "long.wav", np.sin(np.arange(8000 * 9)).astype(np.float32) * 0.1, 8000)
+    write_wav(tmp_path / 'one.wav', np.array([0.1], np.float32), 8000)
+    write_wav(tmp_path / 'long.wav', np.sin(np.arange(8000 * 9)).astype(np.float32) * 0.1, 8000)
     bands_hz = ((100.0, 2000.0), (500.0, 3900.0))
     rich = plain_frontend(bands_hz=bands_hz, trim_db=60.0, resolutions=((800, 200),))
-    one_class = wrap_network(LoudBands(1), rich, ["only"])
-    for name in ("one", "long"):
+    one_class = wrap_network(LoudBands(1), rich, ['only'])
+    for name in ('one', 'long'):
         for checkpoint in (trained.mel[0], trained.stft, trained.windows):
-            assert panels_of(draw_clip(checkpoint, tmp_path / f"{name}.wav"))[1].collections
-        top, bottom, _ = panels_of(draw_clip(one_class, tmp_path / f"{name}.wav"))
-        assert row_names(bottom) == ["only"] and len(top.get_yticks()) > 8
+            assert panels_of(draw_clip(checkpoint, tmp_path / f'{name}.wav'))[1].collections
+        top, bottom, _ = panels_of(draw_clip(one_class, tmp_path / f'{name}.wav'))
+        assert row_names(bottom) == ['only'] and len(top.get_yticks()) > 8
         assert top.images[0].get_array().shape[0] == rich.n_spec_bins
 
 
 def test_what_cannot_be_drawn_of_a_clip_is_refused_with_a_reason(trained, clips, tmp_path, monkeypatch):
     clip = sorted(clips.iterdir())[0]
-    with pytest.raises(KitError, match=r"none\.wav cannot be opened"):
-        draw_clip(trained.mel[0], tmp_path / "none.wav")
-    with pytest.raises(KitError, match="a ranking, not probabilities: run `oof`"):
+    with pytest.raises(KitError, match=r'none\.wav cannot be opened'):
+        draw_clip(trained.mel[0], tmp_path / 'none.wav')
+    with pytest.raises(KitError, match='a ranking, not probabilities: run `oof`'):
         draw_clip(trained.uncalibrated, clip)
     with pytest.raises(KitError, match="unknown class 'siren'"):
-        draw_clip(trained.mel[0], clip, ["siren"])
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(KitError, match="pip install matplotlib"):
+        draw_clip(trained.mel[0], clip, ['siren'])
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    with pytest.raises(KitError, match='pip install matplotlib'):
         draw_clip(trained.mel[0], clip)
 
 
-@pytest.mark.parametrize("bands", [(), ((100.0, 2000.0), (1000.0, 7000.0))])
+@pytest.mark.parametrize('bands', [(), ((100.0, 2000.0), (1000.0, 7000.0))])
 def test_the_filters_drawn_are_those_of_the_front_end(bands):
     config = FrontendConfig(sample_rate=16000, n_fft=1024, n_mels=20, bands_hz=bands)
     lines = draw_filters(config).figure.axes[0].lines
     assert len(lines) == config.n_spec_bins
     np.testing.assert_array_equal(np.array([line.get_ydata() for line in lines]).T, config.filters())
     np.testing.assert_allclose(lines[0].get_xdata(), np.fft.rfftfreq(1024, 1 / 16000) / 1000)
-    with pytest.raises(KitError, match="FFT bins"):
-        draw_filters(replace(config, kind="stft", bands_hz=()))
+    with pytest.raises(KitError, match='FFT bins'):
+        draw_filters(replace(config, kind='stft', bands_hz=()))
 
 
 def test_every_length_is_in_the_histogram():
@@ -122,17 +122,17 @@ def test_every_length_is_in_the_histogram():
 
 
 def test_lengths_of_one_clip_are_drawn_and_impossible_ones_refused():
-    assert draw_lengths([2.0]).to_bytes().startswith(b"\x89PNG")
+    assert draw_lengths([2.0]).to_bytes().startswith(b'\x89PNG')
     for seconds in ([], [1.0, 0.0], [np.nan], [np.inf]):
-        with pytest.raises(KitError, match="seconds above 0"):
+        with pytest.raises(KitError, match='seconds above 0'):
             draw_lengths(seconds)
 
 
 def test_plots_of_clips_need_no_pyplot_and_change_no_setting(trained, clips, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
     before = matplotlib.rcParams.copy()
     tagger = load_tagger(trained.mel[0])
-    inference = InferenceConfig(mode="windows", window_s=0.5, hop_s=0.25)
+    inference = InferenceConfig(mode='windows', window_s=0.5, hop_s=0.25)
     tagger.card = replace(tagger.card, inference=inference)
     draw_clip(tagger, sorted(clips.iterdir())[3]).to_bytes()
     draw_filters(FrontendConfig()).to_bytes()

@@ -29,21 +29,21 @@ from kit.plots.runs import (
 from kit.train.oof import OofPredictions, SavedRun
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, write_wav
 
-matplotlib = pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip('matplotlib')
 DRAW = (draw_classes, draw_confusion, draw_calibration)
 
 
 def make_run(truth, scores, names=None):
     """A run in memory. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K)"""
     n, k = truth.shape
-    columns = {"epoch": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "score": [np.nan, 0.5, 0.6]}
+    columns = {'epoch': [1, 2, 3], 'loss': [2.0, 1.0, 0.5], 'score': [np.nan, 0.5, 0.6]}
     return SavedRun(
-        folder=Path("some_run"),
+        folder=Path('some_run'),
         recipe={},
-        history=[pd.DataFrame({"fold": [fold] * 3, **columns}) for fold in ("0", "1")],
+        history=[pd.DataFrame({'fold': [fold] * 3, **columns}) for fold in ('0', '1')],
         oof=OofPredictions(
             names=tuple(str(i) for i in range(n)),
-            classes=tuple(names or [f"class_{i}" for i in range(k)]),
+            classes=tuple(names or [f'class_{i}' for i in range(k)]),
             folds=np.arange(n) % 2,
             truth=truth,
             probabilities=scores,
@@ -66,10 +66,10 @@ def make_table(truth, classes):
     """The clip table of such labels."""
 
     def texts(value):
-        return [",".join(c for c, t in zip(classes, row, strict=True) if t == value) for row in truth]
+        return [','.join(c for c, t in zip(classes, row, strict=True) if t == value) for row in truth]
 
-    names = [f"{i}.wav" for i in range(len(truth))]
-    return pd.DataFrame({"fname": names, "labels": texts(1), "false_labels": texts(0)})
+    names = [f'{i}.wav' for i in range(len(truth))]
+    return pd.DataFrame({'fname': names, 'labels': texts(1), 'false_labels': texts(0)})
 
 
 def matrix_of(axes):
@@ -91,8 +91,8 @@ def test_confusion_is_the_mean_over_clips_where_the_class_is_known_to_be_false()
     assert np.isnan(np.diag(slow)).all()
     np.testing.assert_allclose(mean_confusion(truth, scores), slow, rtol=1e-12)
     axes = draw_confusion(make_run(truth, scores)).figure.axes[0]
-    order = np.argsort(metric_per_class("lwlrap", truth, scores))
-    assert row_names(axes) == [f"class_{k}" for k in order]
+    order = np.argsort(metric_per_class('lwlrap', truth, scores))
+    assert row_names(axes) == [f'class_{k}' for k in order]
     np.testing.assert_allclose(matrix_of(axes), slow[np.ix_(order, order)], rtol=1e-12)
 
 
@@ -132,10 +132,10 @@ def test_labels_that_become_unknown_change_nothing_but_their_own_part():
 
 def test_classes_are_drawn_hardest_first_with_intervals_of_resampled_clips_and_their_clips():
     truth, scores = make_labels()
-    axes = draw_classes(make_run(truth, scores, list("abcde"))).figure.axes[0]
-    precision = metric_per_class("lwlrap", truth, scores)
+    axes = draw_classes(make_run(truth, scores, list('abcde'))).figure.axes[0]
+    precision = metric_per_class('lwlrap', truth, scores)
     order = np.argsort(precision)
-    assert row_names(axes) == [f"{'abcde'[k]}  {int((truth[:, k] == 1).sum())}" for k in order]
+    assert row_names(axes) == [f'{"abcde"[k]}  {int((truth[:, k] == 1).sum())}' for k in order]
     np.testing.assert_allclose(axes.lines[0].get_xdata(), precision[order], rtol=1e-12)
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is on top
     hardest = order[0]
@@ -144,7 +144,7 @@ def test_classes_are_drawn_hardest_first_with_intervals_of_resampled_clips_and_t
     while len(resampled) < 1000:
         rows = np.repeat(np.arange(60), np.bincount(generator.integers(60, size=60), minlength=60))
         if (truth[rows, hardest] == 1).any():
-            resampled.append(metric_per_class("lwlrap", truth[rows], scores[rows])[hardest])
+            resampled.append(metric_per_class('lwlrap', truth[rows], scores[rows])[hardest])
     bar = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(bar, np.quantile(resampled, (0.025, 0.975)), rtol=1e-9)
 
@@ -152,10 +152,10 @@ def test_classes_are_drawn_hardest_first_with_intervals_of_resampled_clips_and_t
 def test_labels_are_counted_in_clips_and_seconds_and_by_pairs():
     truth, _ = make_labels()
     seconds = np.random.default_rng(1).random(60) * 10
-    clip_panel, seconds_panel, matrix, *_ = draw_labels(make_table(truth, "abcde"), seconds).figure.axes
+    clip_panel, seconds_panel, matrix, *_ = draw_labels(make_table(truth, 'abcde'), seconds).figure.axes
     is_true = truth == 1
-    order = np.argsort(-is_true.sum(axis=0), kind="stable")
-    assert row_names(clip_panel) == ["abcde"[k] for k in order]
+    order = np.argsort(-is_true.sum(axis=0), kind='stable')
+    assert row_names(clip_panel) == ['abcde'[k] for k in order]
     assert [bar.get_width() for bar in clip_panel.patches] == is_true.sum(axis=0)[order].tolist()
     expected = [seconds[is_true[:, k]].sum() for k in order]
     np.testing.assert_allclose([bar.get_width() for bar in seconds_panel.patches], expected)
@@ -171,11 +171,11 @@ def test_labels_are_counted_in_clips_and_seconds_and_by_pairs():
 def test_several_rows_of_a_clip_count_as_one_clip():
     table = pd.DataFrame(
         {
-            "fname": ["a", "a", "a", "b"],
-            "labels": ["x", "y", "", "x"],
-            "false_labels": ["", "", "", "y"],
-            "begin_s": [0.0, 0, 1, 0],
-            "end_s": [np.inf, 1, 2, np.inf],
+            'fname': ['a', 'a', 'a', 'b'],
+            'labels': ['x', 'y', '', 'x'],
+            'false_labels': ['', '', '', 'y'],
+            'begin_s': [0.0, 0, 1, 0],
+            'end_s': [np.inf, 1, 2, np.inf],
         }
     )
     clip_panel, seconds_panel, matrix, *_ = draw_labels(table, [3.0, 3.0, 3.0, 4.0]).figure.axes
@@ -185,24 +185,24 @@ def test_several_rows_of_a_clip_count_as_one_clip():
 
 
 def test_labels_that_are_missing_or_do_not_fit_their_seconds_are_refused():
-    table = pd.DataFrame({"fname": ["a", "b"], "labels": ["", ""]})
-    with pytest.raises(KitError, match="0 classes in 2 rows"):
+    table = pd.DataFrame({'fname': ['a', 'b'], 'labels': ['', '']})
+    with pytest.raises(KitError, match='0 classes in 2 rows'):
         draw_labels(table)
-    with pytest.raises(KitError, match="as many seconds as rows"):
-        draw_labels(table.assign(labels="x"), [1.0])
+    with pytest.raises(KitError, match='as many seconds as rows'):
+        draw_labels(table.assign(labels='x'), [1.0])
 
 
 def test_of_many_classes_forty_are_shown_and_the_title_says_so():
     truth, scores = make_labels(n=160, k=80)
-    run = make_run(truth, scores, [f"Male_speech_and_man_speaking_{i}" for i in range(80)])
+    run = make_run(truth, scores, [f'Male_speech_and_man_speaking_{i}' for i in range(80)])
     for draw in (draw_classes, draw_confusion):
         figure = draw(run).figure
         axes = figure.axes[0]
-        assert len(axes.get_yticklabels()) == 40 and "40 of 80 classes" in axes.get_title()
+        assert len(axes.get_yticklabels()) == 40 and '40 of 80 classes' in axes.get_title()
         assert min(label.get_fontsize() for label in axes.get_yticklabels()) >= 8
         assert figure.get_figwidth() <= 11
     figure = draw_labels(make_table(truth, run.oof.classes)).figure
-    assert "40 of 80 classes" in figure.get_suptitle() and figure.get_figwidth() <= 11
+    assert '40 of 80 classes' in figure.get_suptitle() and figure.get_figwidth() <= 11
 
 
 def test_a_run_without_predictions_or_true_labels_is_refused_with_a_reason():
@@ -210,100 +210,100 @@ def test_a_run_without_predictions_or_true_labels_is_refused_with_a_reason():
     unfinished = make_run(np.zeros((0, 0)), np.zeros((0, 0)))
     unlabelled = make_run(np.full_like(truth, np.nan), scores)
     for draw in DRAW:
-        with pytest.raises(KitError, match=r"no oof\.csv yet"):
+        with pytest.raises(KitError, match=r'no oof\.csv yet'):
             draw(unfinished)
-        with pytest.raises(KitError, match="none of the 60 clips of some_run has a true label"):
+        with pytest.raises(KitError, match='none of the 60 clips of some_run has a true label'):
             draw(unlabelled)
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 3), (30, 1)])
+@pytest.mark.parametrize(('n', 'k'), [(1, 3), (30, 1)])
 def test_few_clips_and_few_classes_are_drawn_without_a_warning(n, k):
     run = make_run(*make_labels(n, k, unknown=0))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter('error')
         for draw in DRAW:
             if draw is draw_classes and n == 1:
-                with pytest.raises(KitError, match="resampling"):
+                with pytest.raises(KitError, match='resampling'):
                     draw(run)
             else:
-                assert draw(run).to_bytes().startswith(b"\x89PNG")
-        assert draw_labels(make_table(run.oof.truth, run.oof.classes)).to_bytes().startswith(b"\x89PNG")
-        assert draw_history([run]).to_bytes().startswith(b"\x89PNG")
+                assert draw(run).to_bytes().startswith(b'\x89PNG')
+        assert draw_labels(make_table(run.oof.truth, run.oof.classes)).to_bytes().startswith(b'\x89PNG')
+        assert draw_history([run]).to_bytes().startswith(b'\x89PNG')
 
 
 def test_names_are_no_formulas_and_long_ones_lose_their_middle():
     truth, scores = make_labels(unknown=0)
-    names = ["$a", "b$_$", "<b>&", "\udcff\\frac", "x" * 90 + "_1"]
-    run = replace(make_run(truth, scores, names), folder=Path("$a_$b"))
+    names = ['$a', 'b$_$', '<b>&', '\udcff\\frac', 'x' * 90 + '_1']
+    run = replace(make_run(truth, scores, names), folder=Path('$a_$b'))
     for draw in DRAW:
         draw(run).to_bytes()
     draw_labels(make_table(truth, names)).to_bytes()
-    draw_history([run, replace(run, folder=Path("$c_$d"))]).to_bytes()
+    draw_history([run, replace(run, folder=Path('$c_$d'))]).to_bytes()
     shown = row_names(draw_confusion(run).figure.axes[0])
-    assert r"\$a" in shown and "<b>&" in shown and max(map(len, shown)) < 40
-    assert any(name.startswith("xxx") and name.endswith("_1") for name in shown)
+    assert r'\$a' in shown and '<b>&' in shown and max(map(len, shown)) < 40
+    assert any(name.startswith('xxx') and name.endswith('_1') for name in shown)
 
 
-MARKUP = ("C$_2$", "a_$x^{", r"$\frac{1}$", "<b>$&", r"\$x_2\$", "$$")
+MARKUP = ('C$_2$', 'a_$x^{', r'$\frac{1}$', '<b>$&', r'\$x_2\$', '$$')
 
 
 def pictures(folder, names):
     """Yield every picture of kit/plots that shows names, and the names that it shows."""
     truth, scores = make_labels(k=len(names), unknown=0)
     run = replace(make_run(truth, scores, names), folder=folder / names[0])
-    clip = write_wav(folder / f"{names[0]}.wav", noise(4000))
+    clip = write_wav(folder / f'{names[0]}.wav', noise(4000))
     tagger = wrap_network(LoudBands(len(names)), plain_frontend(), names)
-    model = {"checkpoint": f"{names[0]}.pt", "spans": [[0.0, 1.0]]}
-    report = {"state": names[1], "spans": {}, "models": [model], "seconds_total": 1.0, "deadline_s": None}
-    counts = folder / "run" / "rounds" / "1" / "labels" / "relabel.json"
+    model = {'checkpoint': f'{names[0]}.pt', 'spans': [[0.0, 1.0]]}
+    report = {'state': names[1], 'spans': {}, 'models': [model], 'seconds_total': 1.0, 'deadline_s': None}
+    counts = folder / 'run' / 'rounds' / '1' / 'labels' / 'relabel.json'
     counts.parent.mkdir(parents=True, exist_ok=True)
-    counts.write_text(json.dumps({"counts": dict.fromkeys(names, 1)}))
-    for path in (folder / "run" / "rounds" / "folds.csv", folder / "run" / "folds.csv"):
-        path.write_text("fname,labels,fold\na,x,0\nb,y,0\n")
-    (folder / "run" / "oof.csv").write_text("fname,fold,x,y\na,0,0.9,0.1\nb,0,0.1,0.9\n")
+    counts.write_text(json.dumps({'counts': dict.fromkeys(names, 1)}))
+    for path in (folder / 'run' / 'rounds' / 'folds.csv', folder / 'run' / 'folds.csv'):
+        path.write_text('fname,labels,fold\na,x,0\nb,y,0\n')
+    (folder / 'run' / 'oof.csv').write_text('fname,fold,x,y\na,0,0.9,0.1\nb,0,0.1,0.9\n')
     yield draw_classes(run), [*names, names[0]]
     yield draw_confusion(run), names
     yield draw_labels(make_table(truth, names)), names
     yield draw_history([run, replace(run, folder=Path(names[1]))]), [names[1]]
     yield draw_timeline(report), [names[0], names[1]]
-    yield draw_self_training(folder / "run"), names
+    yield draw_self_training(folder / 'run'), names
     yield draw_clip(tagger, clip, names[:1]), names
-    yield draw_contact_sheet(clip, folder / "sheet.png"), [clip.name]
+    yield draw_contact_sheet(clip, folder / 'sheet.png'), [clip.name]
 
 
 def test_every_picture_draws_names_with_markup_as_they_are(tmp_path):
     for plot, names in pictures(tmp_path, MARKUP):
         plot.to_bytes()  # draws the tick labels too
         texts = [text.get_text() for text in plot.figure.findobj(matplotlib.text.Text)]
-        drawn = [text.replace(r"\$", "$") for text in texts if not matplotlib.cbook.is_math_text(text)]
+        drawn = [text.replace(r'\$', '$') for text in texts if not matplotlib.cbook.is_math_text(text)]
         for name in names:
             assert any(name in text for text in drawn), (name, texts)
 
 
 def test_plots_need_no_pyplot_and_change_no_setting(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
     before = matplotlib.rcParams.copy()
     run = make_run(*make_labels())
     for draw in DRAW:
         draw(run).to_bytes()
     draw_labels(make_table(run.oof.truth, run.oof.classes)).to_bytes()
-    assert draw_history([run])._repr_png_().startswith(b"\x89PNG")
+    assert draw_history([run])._repr_png_().startswith(b'\x89PNG')
     assert matplotlib.rcParams.copy() == before
 
 
 def test_learning_curves_show_every_validation_and_tell_folds_or_runs_apart():
     run = make_run(*make_labels())
-    nine = [replace(run, folder=Path(f"run_{i}")) for i in range(9)]
+    nine = [replace(run, folder=Path(f'run_{i}')) for i in range(9)]
     for runs, names in (
-        ([run], ["fold 0", "fold 1"]),
-        ([run, run], ["some_run"]),
-        (nine, [f"run_{i}" for i in range(9)]),
+        ([run], ['fold 0', 'fold 1']),
+        ([run, run], ['some_run']),
+        (nine, [f'run_{i}' for i in range(9)]),
     ):
         figure = draw_history(runs).figure
         loss, score = figure.axes
         assert [text.get_text() for text in figure.legends[0].get_texts()] == names
         styles = {(line.get_color(), line.get_linestyle()) for line in score.lines}
         assert len(styles) == len(names)
-        assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour, _ in styles)
+        assert all(re.fullmatch('#[0-9A-F]{6}', colour) for colour, _ in styles)
         np.testing.assert_array_equal(loss.lines[0].get_xydata(), [(1, 2), (2, 1), (3, 0.5)])
         np.testing.assert_array_equal(score.lines[0].get_xydata(), [(2, 0.5), (3, 0.6)])

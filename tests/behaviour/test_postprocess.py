@@ -29,7 +29,7 @@ def shifted(wanted: Any, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.n
 def windows(seed: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Rows of recordings of 1 to 6 windows, shuffled, times not evenly spaced."""
     rng = np.random.default_rng(seed)
-    names = [name for name, count in zip("edcba", (1, 6, 2, 3, 1), strict=True) for _ in range(count)]
+    names = [name for name, count in zip('edcba', (1, 6, 2, 3, 1), strict=True) for _ in range(count)]
     times = np.concatenate([rng.permutation(9)[:count] * 5.0 for count in (1, 6, 2, 3, 1)])
     order = rng.permutation(len(names))
     return rng.random((len(names), 3)), [names[i] for i in order], times[order]
@@ -60,7 +60,7 @@ def log_likelihood(prior: float, p: np.ndarray, trained: float, strength: float)
     return float(own + strength * (trained * np.log(prior) + (1 - trained) * np.log(1 - prior)))
 
 
-@pytest.mark.parametrize("strength", [1e-6, 1.0, 200.0])
+@pytest.mark.parametrize('strength', [1e-6, 1.0, 200.0])
 def test_no_prevalence_of_a_grid_is_more_likely(strength: float) -> None:
     p, _ = shifted((0.15, 0.4, 0.02), 300)
     found = estimate_prevalences(p, TRAINED, strength)
@@ -102,7 +102,7 @@ def test_an_estimate_does_not_depend_on_the_order_of_rows() -> None:
     np.testing.assert_allclose(one, other, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel", [(0.5,), (1.0,), (0.5, 0.25), (0.1, 0.0, 0.4, 0.2, 0.1, 0.1, 0.1), ()])
+@pytest.mark.parametrize('kernel', [(0.5,), (1.0,), (0.5, 0.25), (0.1, 0.0, 0.4, 0.2, 0.1, 0.1, 0.1), ()])
 def test_a_row_is_averaged_with_its_recordings_neighbours_in_time(kernel: tuple[float, ...]) -> None:
     p, names, times = windows()
     smooth = smooth_neighbours(p, names, times, kernel)
@@ -119,8 +119,8 @@ def test_a_row_is_averaged_with_its_recordings_neighbours_in_time(kernel: tuple[
 def test_another_recording_never_counts() -> None:
     p, names, times = windows()
     changed = p.copy()
-    changed[[name == "d" for name in names]] = 0.99
-    kept = [name != "d" for name in names]
+    changed[[name == 'd' for name in names]] = 0.99
+    kept = [name != 'd' for name in names]
     for step in (
         lambda s: smooth_neighbours(s, names, times, (0.5, 0.5)),
         lambda s: weigh_by_recording(s, names),
@@ -138,8 +138,8 @@ def test_rows_in_another_order_get_the_same_answers() -> None:
     np.testing.assert_array_equal(weigh_by_recording(p[order], mixed), weighed[order])
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 4, 100])
-@pytest.mark.parametrize("power", [1.0, 0.4])
+@pytest.mark.parametrize('top_k', [1, 2, 4, 100])
+@pytest.mark.parametrize('power', [1.0, 0.4])
 def test_scores_are_multiplied_by_their_recordings_best(top_k: int, power: float) -> None:
     p, names, _ = windows()
     weighed = weigh_by_recording(p, names, top_k, power)
@@ -150,7 +150,7 @@ def test_scores_are_multiplied_by_their_recordings_best(top_k: int, power: float
 
 
 def test_log_odds_are_shifted_towards_those_of_a_site_and_an_hour_by_their_number_of_recordings() -> None:
-    names = ["x_S01_20250101_050000", "x_S01_20250102_060000", "y_S02_20250101_050000", "plain"]
+    names = ['x_S01_20250101_050000', 'x_S01_20250102_060000', 'y_S02_20250101_050000', 'plain']
     recordings = [name for name in names for _ in range(2)]
     p = np.random.default_rng(0).uniform(0.05, 0.95, (8, 3))
     shifted_rows = shift_by_site(p, recordings, 0.5, strength=2.0)
@@ -158,7 +158,7 @@ def test_log_odds_are_shifted_towards_those_of_a_site_and_an_hour_by_their_numbe
     overall = p.mean(axis=0)
     for row, name in enumerate(recordings):
         expected = odds[row].copy()
-        for part in (["S01"], ["S02"], ["_050000"], ["_060000"]):
+        for part in (['S01'], ['S02'], ['_050000'], ['_060000']):
             rows = [i for i, other in enumerate(recordings) if part[0] in other]
             if part[0] not in name:
                 continue
@@ -171,38 +171,38 @@ def test_log_odds_are_shifted_towards_those_of_a_site_and_an_hour_by_their_numbe
 
 def test_zeros_and_ones_stay_within_zero_and_one() -> None:
     for sure in (np.zeros((4, 2)), np.ones((4, 2)), np.eye(4)[:, :2], np.ones((1, 1))):
-        names, times = ["a"] * len(sure), np.arange(len(sure))
+        names, times = ['a'] * len(sure), np.arange(len(sure))
         smooth, weighed = smooth_neighbours(sure, names, times, (0.7, 0.3)), weigh_by_recording(sure, names)
-        for scores in (smooth, weighed, shift_by_site(sure, ["x_S01_20250101_050000"] * len(sure), 1.0)):
+        for scores in (smooth, weighed, shift_by_site(sure, ['x_S01_20250101_050000'] * len(sure), 1.0)):
             assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
 
 
 @pytest.mark.parametrize(
-    "bad", [np.array([[2.0, 0.1, 0.1]]), np.array([[np.nan, 0, 0]]), np.zeros((2, 1, 3))]
+    'bad', [np.array([[2.0, 0.1, 0.1]]), np.array([[np.nan, 0, 0]]), np.zeros((2, 1, 3))]
 )
 def test_scores_that_are_no_probabilities_are_refused(bad: np.ndarray) -> None:
     for step in (
         lambda s: scale_odds(s, TRAINED, TRAINED),
         lambda s: estimate_prevalences(s, TRAINED),
-        lambda s: smooth_neighbours(s, ["a"], [0.0]),
-        lambda s: weigh_by_recording(s, ["a"]),
-        lambda s: shift_by_site(s, ["a"], 1.0),
+        lambda s: smooth_neighbours(s, ['a'], [0.0]),
+        lambda s: weigh_by_recording(s, ['a']),
+        lambda s: shift_by_site(s, ['a'], 1.0),
     ):
-        with pytest.raises(KitError, match=r"\(rows, classes\) in \[0, 1\]"):
+        with pytest.raises(KitError, match=r'\(rows, classes\) in \[0, 1\]'):
             step(bad)
 
 
 def test_wrong_prevalences_times_and_recordings_are_refused() -> None:
     p = np.full((2, 3), 0.5)
     for prevalences in ([0.1], 0.1, [0.1, 0.2, 3.0], [0.1, 0.2, np.nan]):
-        with pytest.raises(KitError, match=r"one in \[0, 1\] per class \(3,\)"):
+        with pytest.raises(KitError, match=r'one in \[0, 1\] per class \(3,\)'):
             scale_odds(p, TRAINED, prevalences)
-    with pytest.raises(KitError, match="above 0 rows"):
+    with pytest.raises(KitError, match='above 0 rows'):
         estimate_prevalences(p, TRAINED, 0.0)
     with pytest.raises(KitError, match="rows 0 and 2 are one recording's at one time"):
-        smooth_neighbours(np.full((3, 3), 0.5), ["a", "b", "a"], [5, 5, 5])
+        smooth_neighbours(np.full((3, 3), 0.5), ['a', 'b', 'a'], [5, 5, 5])
     for times in ([1.0], [1.0, np.nan]):
         with pytest.raises(KitError, match="each row's own"):
-            smooth_neighbours(p, ["a", "a"], times)
-    with pytest.raises(KitError, match="one group per row"):
-        weigh_by_recording(p, ["a"])
+            smooth_neighbours(p, ['a', 'a'], times)
+    with pytest.raises(KitError, match='one group per row'):
+        weigh_by_recording(p, ['a'])

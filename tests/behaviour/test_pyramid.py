@@ -11,14 +11,14 @@ from kit.models.pyramid import FastPReLU, PyramidConfig
 from tests.behaviour.receptive import receptive_field
 
 CONFIGS = {
-    "2-D": (PyramidConfig(blocks=3, width=6), InputShape(2, 20)),
-    "1-D": (PyramidConfig(dims=1, blocks=3, width=6), InputShape(1, 33)),
+    '2-D': (PyramidConfig(blocks=3, width=6), InputShape(2, 20)),
+    '1-D': (PyramidConfig(dims=1, blocks=3, width=6), InputShape(1, 33)),
 }
 
 
 def build(settings, shape, classes=5):
     """A pyramid with its head."""
-    return build_network({"family": "max-pyramid", **settings.to_dict()}, shape, classes)
+    return build_network({'family': 'max-pyramid', **settings.to_dict()}, shape, classes)
 
 
 def build_small(name):
@@ -54,16 +54,16 @@ def slow_count(settings, shape, classes):
     return total + 2 * features + features * (features + 1) + 2 * features + 1 + (features + 1) * classes
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "published"])
+@pytest.mark.parametrize('name', [*CONFIGS, 'published'])
 def test_the_size_agrees_with_a_count_by_hand(name):
     settings, shape = CONFIGS.get(name, (PyramidConfig(), InputShape(2, 128)))
-    with torch.device("meta"):
+    with torch.device('meta'):
         count = sum(p.numel() for p in build(settings, shape, 80).parameters())
     assert count == slow_count(settings, shape, 80)
-    assert name != "published" or round(count / 1e6, 2) == 9.25
+    assert name != 'published' or round(count / 1e6, 2) == 9.25
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_each_map_has_half_the_rows_and_frames_rounded_up(name):
     settings, shape = CONFIGS[name]
     backbone = build_small(name).backbone
@@ -79,8 +79,8 @@ def test_each_map_has_half_the_rows_and_frames_rounded_up(name):
     assert backbone.min_frames == 2**settings.blocks
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("frames", [1, 9, 33, 41])
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('frames', [1, 9, 33, 41])
 def test_an_odd_last_frame_changes_every_map_and_the_logits(name, frames):
     network, spec = build_small(name), noise(name, 1, frames)
     louder = spec.clone()
@@ -91,7 +91,7 @@ def test_an_odd_last_frame_changes_every_map_and_the_logits(name, frames):
     assert all(float((a - b).abs().max()) > 1e-3 for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("name", ["2-D", "1-D"])
+@pytest.mark.parametrize('name', ['2-D', '1-D'])
 def test_the_receptive_field_is_the_sum_of_its_layers_and_measuring_leaves_the_backbone_alone(name):
     settings, shape = CONFIGS[name]
     backbone = build_small(name).train().backbone
@@ -116,9 +116,9 @@ def test_a_plain_prelu_and_the_fast_one_are_the_same_function_in_training_and_ev
 
 
 def test_settings_and_inputs_that_make_no_network_are_refused_with_the_cure():
-    with pytest.raises(KitError, match=r"max-pyramid needs at least 32 frequency bins.*got 20: raise n_mels"):
+    with pytest.raises(KitError, match=r'max-pyramid needs at least 32 frequency bins.*got 20: raise n_mels'):
         build(PyramidConfig(blocks=5), InputShape(1, 20))
-    with pytest.raises(KitError, match=r"max-pyramid reads 0 extra rows, got 13: set frontend\.extra_rows"):
+    with pytest.raises(KitError, match=r'max-pyramid reads 0 extra rows, got 13: set frontend\.extra_rows'):
         build(PyramidConfig(), InputShape(1, 128, n_extra_rows=13))
-    with pytest.raises(KitError, match=r"dims is 3.*1, 2"):
+    with pytest.raises(KitError, match=r'dims is 3.*1, 2'):
         PyramidConfig(dims=3)

@@ -64,7 +64,7 @@ RATES = [
 ]
 
 
-@pytest.mark.parametrize(("from_hz", "to_hz"), RATES)
+@pytest.mark.parametrize(('from_hz', 'to_hz'), RATES)
 def test_a_sine_keeps_its_frequency_and_amplitude(from_hz, to_hz):
     down, up = small_ratio(from_hz, to_hz)
     output = resample(sine(1000.0, from_hz, from_hz), down, up)
@@ -74,7 +74,7 @@ def test_a_sine_keeps_its_frequency_and_amplitude(from_hz, to_hz):
 
 
 @pytest.mark.parametrize(
-    ("from_hz", "to_hz", "hz"), [(44100, 16000, 12000.0), (48000, 8000, 7000.0), (44100, 22050, 15000.0)]
+    ('from_hz', 'to_hz', 'hz'), [(44100, 16000, 12000.0), (48000, 8000, 7000.0), (44100, 22050, 15000.0)]
 )
 def test_frequencies_above_the_new_nyquist_are_suppressed(from_hz, to_hz, hz):
     output = resample(sine(hz, from_hz, from_hz), *small_ratio(from_hz, to_hz))
@@ -89,7 +89,7 @@ def test_the_length_is_the_ceiling_of_the_ratio():
             assert bool(output.isfinite().all())
 
 
-@pytest.mark.parametrize(("down", "up"), [(2, 1), (441, 320), (7, 9)])
+@pytest.mark.parametrize(('down', 'up'), [(2, 1), (441, 320), (7, 9)])
 def test_a_long_wave_in_chunks_equals_torchaudios_single_call(down, up):
     wave = torch.randn(5_000_003, generator=torch.Generator().manual_seed(down))
     expected = Resample(down, up, lowpass_filter_width=6)(wave)

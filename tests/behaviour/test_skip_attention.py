@@ -17,7 +17,7 @@ def build_small(shape=SMALL, **settings):
     """A small network of five classes in evaluation mode whose batch norms have run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_network({"family": "skip-attention", "width": 4, **settings}, shape, 5)
+        network = build_network({'family': 'skip-attention', 'width': 4, **settings}, shape, 5)
         with torch.no_grad():
             for seed in range(2):
                 network.train().outputs(noise(8, 40, seed))
@@ -31,8 +31,8 @@ def noise(clips=2, frames=41, seed=0):
 
 def count_weights(**head):
     """Weights of the network at its published width, for three channels and 80 classes."""
-    with torch.device("meta"):
-        network = build_network({"family": "skip-attention", "head": head}, InputShape(3, 128), 80)
+    with torch.device('meta'):
+        network = build_network({'family': 'skip-attention', 'head': head}, InputShape(3, 128), 80)
     return sum(p.numel() for p in network.parameters())
 
 
@@ -54,10 +54,10 @@ def test_the_network_has_its_published_size():
     assert count_weights() == slow_count(128) == 17_022_310
     assert count_weights(hidden=256) == slow_count(256) == 17_326_950
     recurrence = 2 * 4 * (512 * 512 + 512 * 512 + 512 + 512) + 1024 * 512 + 512
-    assert count_weights(recurrent="lstm", recurrent_width=512, embedding=512) - count_weights() == recurrence
+    assert count_weights(recurrent='lstm', recurrent_width=512, embedding=512) - count_weights() == recurrence
 
 
-@pytest.mark.parametrize("frames", [1, 15, 16, 17, 31, 33, 48, 100])
+@pytest.mark.parametrize('frames', [1, 15, 16, 17, 31, 33, 48, 100])
 def test_maps_of_any_length_fit_together(frames):
     main, skips = build_small().backbone(noise(2, frames))
     assert [x.shape for x in (*main, *skips)] == [(2, 32, 2, math.ceil(frames / 16))] * 4
@@ -78,7 +78,7 @@ def test_auxiliary_maps_are_the_skips_from_the_deepest_to_the_first():
 
 
 def test_each_skip_has_a_plain_mean_head_of_its_own():
-    network = build_small(head={"pool": "attention", "hidden": 6})
+    network = build_small(head={'pool': 'attention', 'hidden': 6})
     with torch.inference_mode():
         auxiliary = network.outputs(noise()).auxiliary
         maps = network.backbone(noise()).auxiliary
@@ -118,8 +118,8 @@ def test_spatial_attention_agrees_with_its_definition():
     torch.testing.assert_close(attention(x), slow)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_cells_cut_short_by_an_edge_average_what_they_hold(layout, dtype):
     x = torch.randn(1, 2, 5, 11).to(dtype).contiguous(memory_format=layout)
     pooled = build_small().backbone.skips[1][0](x)
@@ -130,7 +130,7 @@ def test_cells_cut_short_by_an_edge_average_what_they_hold(layout, dtype):
             torch.testing.assert_close(pooled[:, :, m, n].float(), cell, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("frames", [17, 31, 33, 41])
+@pytest.mark.parametrize('frames', [17, 31, 33, 41])
 def test_an_odd_last_frame_changes_every_map(frames):
     backbone, spec = build_small().backbone, noise(1, frames)
     louder = spec.clone()
@@ -142,21 +142,21 @@ def test_an_odd_last_frame_changes_every_map(frames):
 
 
 def test_convolutions_start_from_the_published_initialisation():
-    backbone = build_network({"family": "skip-attention", "width": 32}, InputShape(3, 64), 5).backbone
+    backbone = build_network({'family': 'skip-attention', 'width': 32}, InputShape(3, 64), 5).backbone
     for conv in (layer for layer in backbone.modules() if isinstance(layer, torch.nn.Conv2d)):
         fan_in = conv.weight[0].numel()
         assert float(conv.weight.detach().std()) == pytest.approx(math.sqrt(2 / fan_in), rel=0.2)
 
 
 def test_a_part_of_the_heads_settings_leaves_the_others():
-    _, config = read_network({"family": "skip-attention", "head": {"hidden": 256}})
-    assert (config.head.hidden, config.head.pool, config.head.dropout) == (256, "mean", 0.2)
+    _, config = read_network({'family': 'skip-attention', 'head': {'hidden': 256}})
+    assert (config.head.hidden, config.head.pool, config.head.dropout) == (256, 'mean', 0.2)
 
 
 def test_too_few_bins_and_extra_rows_are_refused():
     with pytest.raises(
-        KitError, match=r"skip-attention needs at least 16 frequency bins.*got 15: raise n_mels"
+        KitError, match=r'skip-attention needs at least 16 frequency bins.*got 15: raise n_mels'
     ):
         build_small(InputShape(3, 15))
-    with pytest.raises(KitError, match=r"reads 0 extra rows, got 13: set frontend\.extra_rows to \[\]"):
+    with pytest.raises(KitError, match=r'reads 0 extra rows, got 13: set frontend\.extra_rows to \[\]'):
         build_small(InputShape(3, 32, n_extra_rows=13))

@@ -23,10 +23,10 @@ FRONTEND = Frontend(
         hop_length=128,
         n_mels=M,
         resolutions=((512, 128),),
-        extra_rows=("clip_length",),
+        extra_rows=('clip_length',),
     )
 )
-EVERYTHING = {"mask_p": 1.0, "outside_p": 1.0, "warp_p": 1.0, "crop_p": 1.0, "filter_p": 1.0}
+EVERYTHING = {'mask_p': 1.0, 'outside_p': 1.0, 'warp_p': 1.0, 'crop_p': 1.0, 'filter_p': 1.0}
 BOXES = torch.tensor([[4, 9], [0, 20], [0, 3], [15, 20], [-1, -1], [8, 9]])
 
 
@@ -58,14 +58,14 @@ def masked_places(**settings):
 
 
 def test_masks_cover_no_more_than_their_shares_and_lie_in_bands():
-    limits = {"time_masks": 1, "freq_masks": 1, "time_share": 0.2, "freq_share": 0.15}
+    limits = {'time_masks': 1, 'freq_masks': 1, 'time_share': 0.2, 'freq_share': 0.15}
     widths = set()
     for seed in range(30):
         masked = masked_places(seed=seed, mask_p=1.0, **limits)
         frames, bins = masked.all(2), masked.all(3)
         assert torch.equal(masked, frames[:, :, None, :] | bins[..., None])
         for row in frames[:, 0].tolist() + bins[:, 0].tolist():
-            runs = "".join("x" if hit else " " for hit in row).split()
+            runs = ''.join('x' if hit else ' ' for hit in row).split()
             assert len(runs) <= 1
             widths.add((len(row), sum(row)))
     assert {width for size, width in widths if size == N} == set(range(11))
@@ -104,7 +104,7 @@ def test_outside_masks_cover_all_places_but_the_box():
     assert not masked_places(outside_p=1.0).any()
 
 
-@pytest.mark.parametrize("settings", [{"mask_p": 1.0}, {"outside_p": 1.0}, EVERYTHING], ids=str)
+@pytest.mark.parametrize('settings', [{'mask_p': 1.0}, {'outside_p': 1.0}, EVERYTHING], ids=str)
 def test_all_spectrograms_of_a_clip_change_alike_and_extra_rows_stay(settings):
     specs = random_specs()
     specs[:, M : 2 * M] = specs[:, :M]
@@ -113,14 +113,14 @@ def test_all_spectrograms_of_a_clip_change_alike_and_extra_rows_stay(settings):
     assert torch.equal(changed[:, -1], specs[:, -1])
 
 
-@pytest.mark.parametrize("name", list(EVERYTHING))
+@pytest.mark.parametrize('name', list(EVERYTHING))
 def test_clips_that_are_not_drawn_stay_bit_for_bit(name):
     specs, boxes = random_specs(200), torch.tensor([[8, 12]]).expand(200, 2)
     draw, config = drawn(200, boxes=boxes, **{name: 0.5})
     changed = (augment_specs(specs, draw, config, FRONTEND) != specs).flatten(1).any(1)
     assert 60 < int(changed.sum()) < 120
-    if name in ("warp_p", "crop_p", "filter_p"):
-        part = {"warp_p": draw.warp, "crop_p": draw.crop, "filter_p": draw.gains}[name]
+    if name in ('warp_p', 'crop_p', 'filter_p'):
+        part = {'warp_p': draw.warp, 'crop_p': draw.crop, 'filter_p': draw.gains}[name]
         assert torch.equal(changed, ~part.isnan().all(1))
 
 
@@ -193,7 +193,7 @@ def test_the_same_seed_draws_the_same_and_leaves_other_randomness_alone():
 
 def test_one_probability_changes_nothing_else_that_is_drawn():
     few, _ = drawn(boxes=BOXES, crop_p=0.5)
-    many, _ = drawn(boxes=BOXES, **{**EVERYTHING, "crop_p": 0.5})
+    many, _ = drawn(boxes=BOXES, **{**EVERYTHING, 'crop_p': 0.5})
     torch.testing.assert_close(few.crop, many.crop, rtol=0, atol=0, equal_nan=True)
 
 
@@ -207,7 +207,7 @@ def test_the_chance_of_a_clip_multiplies_the_probabilities_of_all_effects():
     assert not bool(draw.time[0::3].any()) and not bool(draw.freq[0::3].any())
 
 
-@pytest.mark.parametrize("rows, frames", [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize('rows, frames', [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_the_smallest_spectrograms_stay_finite(rows, frames):
     frontend = Frontend(FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=rows))
     config = SpecAugmentConfig(**EVERYTHING)
@@ -220,7 +220,7 @@ def test_the_smallest_spectrograms_stay_finite(rows, frames):
 
 def test_draws_for_other_clips_and_ranges_that_run_backwards_are_refused():
     draw, config = drawn(5)
-    with pytest.raises(KitError, match="draw of 5"):
+    with pytest.raises(KitError, match='draw of 5'):
         augment_specs(random_specs(), draw, config, FRONTEND)
-    with pytest.raises(KitError, match="from low to high"):
+    with pytest.raises(KitError, match='from low to high'):
         SpecAugmentConfig(crop_scale=(1.0, 0.8))

@@ -12,13 +12,13 @@ from kit.models.stackers import (
 
 MODELS, CLASSES = 3, 7
 SMALL = StackerConfig(widths=(4, 6), mlp_widths=(10, 6))
-each_stacker = pytest.mark.parametrize("name", STACKERS)
+each_stacker = pytest.mark.parametrize('name', STACKERS)
 
 
 def predictions_for(name, clips=4, windows=9, seed=0):
     """Random probabilities in the shape that a stacker reads."""
     shape = [clips, MODELS, CLASSES]
-    if name == "image-stacker":
+    if name == 'image-stacker':
         shape.append(windows)
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -56,13 +56,13 @@ def test_every_model_and_class_of_the_input_changes_the_logits(name):
     x = predictions_for(name).double().requires_grad_()
     torch.autograd.backward(stacker(x).square().sum())
     gradient = x.grad.abs()
-    if name == "image-stacker":
+    if name == 'image-stacker':
         gradient = gradient.sum(-1)
     assert float(gradient.min()) > 0
 
 
 @each_stacker
-@pytest.mark.parametrize("value", [0.0, 1.0, 1e4, -1e4, 1e-38])
+@pytest.mark.parametrize('value', [0.0, 1.0, 1e4, -1e4, 1e-38])
 def test_extreme_predictions_give_finite_logits_and_gradients(name, value):
     stacker, x = build_small(name), torch.full_like(predictions_for(name), value).requires_grad_()
     logits = stacker(x)
@@ -75,7 +75,7 @@ def test_bfloat16_autocast_is_near_and_half_precision_inputs_are_finite(name):
     stacker, x = build_small(name), predictions_for(name)
     with torch.inference_mode():
         exact = stacker(x)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast('cpu', torch.bfloat16):
             near = stacker(x)
             extremes = stacker((x > 0.5).to(torch.bfloat16))
     assert bool(extremes.isfinite().all())
@@ -101,7 +101,7 @@ def test_an_untrained_mixer_is_the_plain_mean_of_the_models():
 
 
 def test_a_mixer_agrees_with_its_definition():
-    mixer, x = build_small("class-mixer"), predictions_for("class-mixer")
+    mixer, x = build_small('class-mixer'), predictions_for('class-mixer')
     raw_weights = mixer.model_weights.detach().double().numpy()
     weight = mixer.mix.weight.detach().double().numpy()
     bias = mixer.mix.bias.detach().double().numpy()
@@ -116,7 +116,7 @@ def test_a_mixer_agrees_with_its_definition():
 
 
 def test_the_gate_scales_the_input_of_the_mlp():
-    stacker, x = build_small("gated-mlp"), predictions_for("gated-mlp")
+    stacker, x = build_small('gated-mlp'), predictions_for('gated-mlp')
     flat = x.flatten(1)
     with torch.inference_mode():
         torch.testing.assert_close(stacker(x), stacker.mlp(flat * stacker.gate(flat)))
@@ -128,27 +128,27 @@ def test_the_gate_scales_the_input_of_the_mlp():
 def test_sizes_agree_with_counts_by_hand():
     gate = 560 * 35 + 35 + 1 + 35 * 560 + 560
     by_hand = {
-        "gated-mlp": gate + 560 * 1024 + 1024 + 1 + 1024 * 512 + 512 + 1 + 512 * 80 + 80,
-        "class-mixer": 7 * 80 + 80 * 80 + 80,
-        "image-stacker": 9 * 7 * 32 + 2 * 32 + 1 + 9 * 32 * 64 + 2 * 64 + 1 + 2 * 64 * 20 * 80 + 80,
+        'gated-mlp': gate + 560 * 1024 + 1024 + 1 + 1024 * 512 + 512 + 1 + 512 * 80 + 80,
+        'class-mixer': 7 * 80 + 80 * 80 + 80,
+        'image-stacker': 9 * 7 * 32 + 2 * 32 + 1 + 9 * 32 * 64 + 2 * 64 + 1 + 2 * 64 * 20 * 80 + 80,
     }
-    by_hand["logistic"] = 7 * 80 + 80
+    by_hand['logistic'] = 7 * 80 + 80
     for name, stacker_class in STACKERS.items():
-        with torch.device("meta"):
+        with torch.device('meta'):
             stacker = stacker_class(StackerConfig(), 7, 80)
         assert sum(p.numel() for p in stacker.parameters()) == by_hand[name]
 
 
 def test_an_image_of_any_width_is_read():
-    stacker = build_small("image-stacker")
+    stacker = build_small('image-stacker')
     with torch.inference_mode():
         for windows in (1, 2, 4, 5, 11, 121):
-            logits = stacker(predictions_for("image-stacker", windows=windows))
+            logits = stacker(predictions_for('image-stacker', windows=windows))
             assert logits.shape == (4, CLASSES) and bool(logits.isfinite().all())
 
 
 def test_the_image_stacker_keeps_classes_apart():
-    stacker, x = build_small("image-stacker"), predictions_for("image-stacker")
+    stacker, x = build_small('image-stacker'), predictions_for('image-stacker')
     with torch.inference_mode():
         assert not torch.allclose(stacker(x.flip(2)), stacker(x).flip(1), atol=1e-3)
         assert not torch.allclose(stacker(x.flip(2)), stacker(x), atol=1e-3)

@@ -45,37 +45,37 @@ STEMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["name", "stem"])
+@pytest.mark.parametrize('form', ['name', 'stem'])
 def test_ids_come_back_byte_for_byte_with_their_own_predictions(tmp_path: Path, form: str) -> None:
-    names = [stem + ".wav" for stem in STEMS]
-    write_folder(tmp_path / "in", names, samples=800)
-    ids = names if form == "name" else STEMS
+    names = [stem + '.wav' for stem in STEMS]
+    write_folder(tmp_path / 'in', names, samples=800)
+    ids = names if form == 'name' else STEMS
     order = np.random.default_rng(0).permutation(len(ids))
     ids = [ids[i] for i in order]
-    template = write_template(tmp_path / "template.csv", ids, ["c", "a", "b"])
-    report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["id_form"] == form and report["rows_all_models"] == len(ids)
-    header, rows = read_scores(tmp_path / "out.csv")
-    assert header == ["fname", "c", "a", "b"] and list(rows) == ids
-    files = [tmp_path / "in" / names[i] for i in order]
+    template = write_template(tmp_path / 'template.csv', ids, ['c', 'a', 'b'])
+    report = submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False).report
+    assert report['id_form'] == form and report['rows_all_models'] == len(ids)
+    header, rows = read_scores(tmp_path / 'out.csv')
+    assert header == ['fname', 'c', 'a', 'b'] and list(rows) == ids
+    files = [tmp_path / 'in' / names[i] for i in order]
     alone = predict_clips(loud_tagger(), files).probabilities[:, [2, 0, 1]]
     np.testing.assert_allclose(list(rows.values()), alone, rtol=0, atol=1e-6)
     assert len({tuple(row) for row in rows.values()}) == len(ids)
-    lines_in, lines_out = (path.read_bytes().splitlines() for path in (template, tmp_path / "out.csv"))
+    lines_in, lines_out = (path.read_bytes().splitlines() for path in (template, tmp_path / 'out.csv'))
     assert [line[:-6] for line in lines_in[1:]] == [
-        re.sub(rb"(,[0-9.e+-]+){3}$", b"", line) for line in lines_out[1:]
+        re.sub(rb'(,[0-9.e+-]+){3}$', b'', line) for line in lines_out[1:]
     ]
 
 
-@pytest.mark.parametrize("value", ["0", "0.5", "", "NaN", "1e-3", "x"])
+@pytest.mark.parametrize('value', ['0', '0.5', '', 'NaN', '1e-3', 'x'])
 def test_whatever_the_template_held_every_score_is_a_float(tmp_path: Path, value: str) -> None:
-    write_folder(tmp_path / "in", ["a.wav"])
-    template = write_template(tmp_path / "t.csv", ["a.wav", "gone.wav"], ["a", "b", "c"], value)
+    write_folder(tmp_path / 'in', ['a.wav'])
+    template = write_template(tmp_path / 't.csv', ['a.wav', 'gone.wav'], ['a', 'b', 'c'], value)
     silent = loud_tagger(prevalences=[0.0, 1.0, 0.25])
-    submit(silent, tmp_path / "in", tmp_path / "out.csv", template, progress=False)
-    text = (tmp_path / "out.csv").read_text()
-    assert text.splitlines()[2] == "gone.wav,0.0,1.0,0.25"
-    assert all(FLOAT.fullmatch(cell) for cell in text.splitlines()[1].split(",")[1:])
+    submit(silent, tmp_path / 'in', tmp_path / 'out.csv', template, progress=False)
+    text = (tmp_path / 'out.csv').read_text()
+    assert text.splitlines()[2] == 'gone.wav,0.0,1.0,0.25'
+    assert all(FLOAT.fullmatch(cell) for cell in text.splitlines()[1].split(',')[1:])
 
 
 @pytest.mark.parametrize(
@@ -96,111 +96,111 @@ def test_nine_digits_distinguish_any_two_float32() -> None:
 
 
 VARIANTS = {
-    "plain": "fname,a,b\nx,0,0\ny,0,0\n",
-    "a byte order mark": "\ufefffname,a,b\nx,0,0\ny,0,0\n",
-    "carriage returns": "fname,a,b\r\nx,0,0\r\ny,0,0\r\n",
-    "old Mac": "fname,a,b\rx,0,0\ry,0,0\r",
-    "no last line end": "fname,a,b\nx,0,0\ny,0,0",
-    "blank lines": "\n\nfname,a,b\n\nx,0,0\n\n\ny,0,0\n\n",
-    "all quoted": '"fname","a","b"\n"x","0","0"\n"y","0","0"\n',
+    'plain': 'fname,a,b\nx,0,0\ny,0,0\n',
+    'a byte order mark': '\ufefffname,a,b\nx,0,0\ny,0,0\n',
+    'carriage returns': 'fname,a,b\r\nx,0,0\r\ny,0,0\r\n',
+    'old Mac': 'fname,a,b\rx,0,0\ry,0,0\r',
+    'no last line end': 'fname,a,b\nx,0,0\ny,0,0',
+    'blank lines': '\n\nfname,a,b\n\nx,0,0\n\n\ny,0,0\n\n',
+    'all quoted': '"fname","a","b"\n"x","0","0"\n"y","0","0"\n',
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize('variant', VARIANTS)
 def test_templates_are_read_whatever_their_dialect_of_csv(tmp_path: Path, variant: str) -> None:
-    (tmp_path / "t.csv").write_bytes(VARIANTS[variant].encode("utf-8"))
-    assert read_template(tmp_path / "t.csv") == Template("fname", ("x", "y"), ("a", "b"))
+    (tmp_path / 't.csv').write_bytes(VARIANTS[variant].encode('utf-8'))
+    assert read_template(tmp_path / 't.csv') == Template('fname', ('x', 'y'), ('a', 'b'))
 
 
-@pytest.mark.parametrize("end", ["\r\n", "\r", "\n", "\n\r"])
+@pytest.mark.parametrize('end', ['\r\n', '\r', '\n', '\n\r'])
 def test_an_id_or_a_class_with_line_ends_in_it_stays_as_it_is(tmp_path: Path, end: str) -> None:
     cells = (
         [f'"i{end}d"', f'"{end}a"', f'"b{end}"'],
-        [f'"x{end}y"', "0.0", "0.0"],
-        [f'"{end}z"', "0.0", "0.0"],
+        [f'"x{end}y"', '0.0', '0.0'],
+        [f'"{end}z"', '0.0', '0.0'],
     )
-    content = "".join(",".join(row) + "\n" for row in cells).encode()
-    (tmp_path / "t.csv").write_bytes(content)
-    template = read_template(tmp_path / "t.csv")
-    assert template == Template(f"i{end}d", (f"x{end}y", f"{end}z"), (f"{end}a", f"b{end}"))
-    write_submission(tmp_path / "out.csv", template, np.zeros((2, 2)))
-    assert (tmp_path / "out.csv").read_bytes() == content
-    assert read_template(tmp_path / "out.csv") == template
+    content = ''.join(','.join(row) + '\n' for row in cells).encode()
+    (tmp_path / 't.csv').write_bytes(content)
+    template = read_template(tmp_path / 't.csv')
+    assert template == Template(f'i{end}d', (f'x{end}y', f'{end}z'), (f'{end}a', f'b{end}'))
+    write_submission(tmp_path / 'out.csv', template, np.zeros((2, 2)))
+    assert (tmp_path / 'out.csv').read_bytes() == content
+    assert read_template(tmp_path / 'out.csv') == template
 
 
 REFUSED = {
-    "nothing": ("", "no header"),
-    "no class": ("fname\nx\n", "no class columns after 'fname'"),
-    "an id twice": ("fname,a\nx,0\n\nx,0\n", "line 4: 'x' stands on line 2 already"),
-    "a class twice": ("fname,a,a\nx,0,0\n", "the column 'a' twice"),
-    "the id column twice": ("a,a\nx,0\n", "the column 'a' twice"),
-    "a short row": ("fname,a,b\nx,0\n", "line 2: 2 fields under 3 columns"),
-    "a long row": ("fname,a,b\nx,0,0,0\n", "line 2: 4 fields under 3 columns"),
-    "a blank id": ("fname,a\n,0\n", "line 2: fname is empty"),
-    "a quote that never ends": ('fname,a\n"x,0\n' + "y,0\n" * 50_000, "cannot read"),
+    'nothing': ('', 'no header'),
+    'no class': ('fname\nx\n', "no class columns after 'fname'"),
+    'an id twice': ('fname,a\nx,0\n\nx,0\n', "line 4: 'x' stands on line 2 already"),
+    'a class twice': ('fname,a,a\nx,0,0\n', "the column 'a' twice"),
+    'the id column twice': ('a,a\nx,0\n', "the column 'a' twice"),
+    'a short row': ('fname,a,b\nx,0\n', 'line 2: 2 fields under 3 columns'),
+    'a long row': ('fname,a,b\nx,0,0,0\n', 'line 2: 4 fields under 3 columns'),
+    'a blank id': ('fname,a\n,0\n', 'line 2: fname is empty'),
+    'a quote that never ends': ('fname,a\n"x,0\n' + 'y,0\n' * 50_000, 'cannot read'),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize('case', REFUSED)
 def test_a_template_that_cannot_be_obeyed_is_one_error(tmp_path: Path, case: str) -> None:
     text, words = REFUSED[case]
-    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    (tmp_path / 't.csv').write_text(text, encoding='utf-8')
     with pytest.raises(KitError, match=re.escape(words)):
-        read_template(tmp_path / "t.csv")
+        read_template(tmp_path / 't.csv')
 
 
 def test_names_that_differ_in_blanks_alone_are_two(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b"id ,a, a,_\nx,0,0,0\n x,0,0,0\n")
-    template = read_template(tmp_path / "t.csv")
-    assert template == Template("id ", ("x", " x"), ("a", " a", "_"))
-    write_submission(tmp_path / "out.csv", template, np.zeros((2, 3)))
-    assert (tmp_path / "out.csv").read_bytes() == b"id ,a, a,_\nx,0.0,0.0,0.0\n x,0.0,0.0,0.0\n"
+    (tmp_path / 't.csv').write_bytes(b'id ,a, a,_\nx,0,0,0\n x,0,0,0\n')
+    template = read_template(tmp_path / 't.csv')
+    assert template == Template('id ', ('x', ' x'), ('a', ' a', '_'))
+    write_submission(tmp_path / 'out.csv', template, np.zeros((2, 3)))
+    assert (tmp_path / 'out.csv').read_bytes() == b'id ,a, a,_\nx,0.0,0.0,0.0\n x,0.0,0.0,0.0\n'
 
 
 def test_ids_in_another_encoding_stay_the_bytes_they_are(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes("fname,a\nd\xeda,0\n".encode("latin-1"))
-    write_submission(tmp_path / "out.csv", read_template(tmp_path / "t.csv"), np.zeros((1, 1)))
-    assert (tmp_path / "out.csv").read_bytes() == b"fname,a\nd\xeda,0.0\n"
+    (tmp_path / 't.csv').write_bytes('fname,a\nd\xeda,0\n'.encode('latin-1'))
+    write_submission(tmp_path / 'out.csv', read_template(tmp_path / 't.csv'), np.zeros((1, 1)))
+    assert (tmp_path / 'out.csv').read_bytes() == b'fname,a\nd\xeda,0.0\n'
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfefname,a\n", "fname,a\nx,0\n".encode("utf-16"), None])
+@pytest.mark.parametrize('content', [b'\xff\xfefname,a\n', 'fname,a\nx,0\n'.encode('utf-16'), None])
 def test_a_template_that_is_no_text_is_one_error(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "t.csv"
+    path = tmp_path / 't.csv'
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(KitError, match=r"cannot read .*t\.csv"):
+    with pytest.raises(KitError, match=r'cannot read .*t\.csv'):
         read_template(path)
 
 
 FORMS = {
-    "names": (["a.wav", "b.flac"], ["b.flac", "a.wav"], "name", [1, 0]),
-    "names in folders": (["s/a.wav", "s/b.wav"], ["s/b.wav", "s/a.wav"], "name", [1, 0]),
-    "stems": (["a.wav", "b.c.flac"], ["b.c", "a", "d"], "stem", [1, 0, None]),
-    "stems with digits": (["a_5.wav", "a_10.wav"], ["a_5", "a_10"], "stem", [0, 1]),
-    "stems, and a stem of a stem": (["a.wav", "a_5.wav"], ["a", "a_5"], "stem", [0, 1]),
-    "windows": (["a.wav", "b_7.wav"], ["a_5", "a_10", "b_7_5"], "window", [0, 0, 1]),
-    "windows of long stems": (["x_2020_05.ogg"], ["x_2020_05_5", "x_2020_05_10"], "window", [0, 0]),
-    "windows by fractions": (["a.wav"], ["a_0.5", "a_1.0", "a_1.5"], "window", [0, 0, 0]),
-    "windows, one unknown": (["a.wav"], ["a_5", "a_10", "b_5", "a_x"], "window", [0, 0, None, None]),
-    "windows, and whole files": (
-        ["r.wav", "b.ogg"],
-        ["r", "r_5", "r_10", "R_15", "b.ogg"],
-        "window",
+    'names': (['a.wav', 'b.flac'], ['b.flac', 'a.wav'], 'name', [1, 0]),
+    'names in folders': (['s/a.wav', 's/b.wav'], ['s/b.wav', 's/a.wav'], 'name', [1, 0]),
+    'stems': (['a.wav', 'b.c.flac'], ['b.c', 'a', 'd'], 'stem', [1, 0, None]),
+    'stems with digits': (['a_5.wav', 'a_10.wav'], ['a_5', 'a_10'], 'stem', [0, 1]),
+    'stems, and a stem of a stem': (['a.wav', 'a_5.wav'], ['a', 'a_5'], 'stem', [0, 1]),
+    'windows': (['a.wav', 'b_7.wav'], ['a_5', 'a_10', 'b_7_5'], 'window', [0, 0, 1]),
+    'windows of long stems': (['x_2020_05.ogg'], ['x_2020_05_5', 'x_2020_05_10'], 'window', [0, 0]),
+    'windows by fractions': (['a.wav'], ['a_0.5', 'a_1.0', 'a_1.5'], 'window', [0, 0, 0]),
+    'windows, one unknown': (['a.wav'], ['a_5', 'a_10', 'b_5', 'a_x'], 'window', [0, 0, None, None]),
+    'windows, and whole files': (
+        ['r.wav', 'b.ogg'],
+        ['r', 'r_5', 'r_10', 'R_15', 'b.ogg'],
+        'window',
         [0, 0, 0, 0, 1],
     ),
-    "whole files, and windows": (
-        ["a.wav", "b.wav", "c.wav"],
-        ["a", "B", "c_5", "C_10"],
-        "window",
+    'whole files, and windows': (
+        ['a.wav', 'b.wav', 'c.wav'],
+        ['a', 'B', 'c_5', 'C_10'],
+        'window',
         [0, 1, 2, 2],
     ),
-    "names, and stems": (["a.wav", "b.wav"], ["a.wav", "b", "A"], "name", [0, 1, 0]),
-    "nothing known": (["a.wav"], ["q", "r"], "name", [None, None]),
-    "no files": ([], ["q", "r_5"], "name", [None, None]),
-    "no ids": (["a.wav"], [], "name", []),
+    'names, and stems': (['a.wav', 'b.wav'], ['a.wav', 'b', 'A'], 'name', [0, 1, 0]),
+    'nothing known': (['a.wav'], ['q', 'r'], 'name', [None, None]),
+    'no files': ([], ['q', 'r_5'], 'name', [None, None]),
+    'no ids': (['a.wav'], [], 'name', []),
 }
 
 
-@pytest.mark.parametrize("case", FORMS)
+@pytest.mark.parametrize('case', FORMS)
 def test_rows_find_their_files_in_the_form_that_finds_most(case: str) -> None:
     files, ids, form, wanted = FORMS[case]
     plan = plan_rows(ids, files)
@@ -209,66 +209,66 @@ def test_rows_find_their_files_in_the_form_that_finds_most(case: str) -> None:
 
 
 def test_a_row_of_a_whole_file_has_no_end_and_is_noted_among_windows(tmp_path: Path) -> None:
-    plan = plan_rows(["r", "r_5", "R_10", "b_5", "b.wav", "x", "x_5"], ["r.wav", "b.wav"])
+    plan = plan_rows(['r', 'r_5', 'R_10', 'b_5', 'b.wav', 'x', 'x_5'], ['r.wav', 'b.wav'])
     assert plan.ends_s == (None, 5, 10, 5, None, None, 5) and plan.files == (0, 0, 0, 1, 1, None, None)
-    assert plan.whole_names == ("r", "b.wav") and plan.near_names == ("R_10",) and plan.period_s == 5
+    assert plan.whole_names == ('r', 'b.wav') and plan.near_names == ('R_10',) and plan.period_s == 5
     assert "2 rows are whole files, e.g. 'r', and the others windows of files" in plan_notes(plan)
-    assert plan_rows(["r", "b"], ["r.wav", "b.wav"]).whole_names == ()
-    assert plan_rows(["r_0", "r_5", "r"], ["r.wav"]).ends_s == (5, 10, None)
-    write_folder(tmp_path, ["r.wav", "b.wav"])
-    located = locate_clips(["r", "r_5", "R_10", "b.wav"], tmp_path)
-    assert located == [tmp_path / name for name in ("r.wav", "r_5", "R_10", "b.wav")]
+    assert plan_rows(['r', 'b'], ['r.wav', 'b.wav']).whole_names == ()
+    assert plan_rows(['r_0', 'r_5', 'r'], ['r.wav']).ends_s == (5, 10, None)
+    write_folder(tmp_path, ['r.wav', 'b.wav'])
+    located = locate_clips(['r', 'r_5', 'R_10', 'b.wav'], tmp_path)
+    assert located == [tmp_path / name for name in ('r.wav', 'r_5', 'R_10', 'b.wav')]
 
 
-@pytest.mark.parametrize("options", [{}, {"smooth": 0.5}, {"top_mean": 1}, {"prior_shift": True}])
+@pytest.mark.parametrize('options', [{}, {'smooth': 0.5}, {'top_mean': 1}, {'prior_shift': True}])
 def test_whole_files_among_windows_get_the_whole_file_and_no_step_over_windows(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    for k, name in enumerate(("s", "u")):
-        write_wav(tmp_path / "in" / f"{name}.wav", five_seconds(3)[0] * (k + 1))
-    windows, whole = ["s_5", "s_10", "s_15", "u_5"], ["u", "s"]
-    ids = ["u", *windows[:2], "gone", "s", *windows[2:]]
-    inference = InferenceConfig(mode="windows", window_s=5.0, hop_s=5.0, pool="mean")
+    for k, name in enumerate(('s', 'u')):
+        write_wav(tmp_path / 'in' / f'{name}.wav', five_seconds(3)[0] * (k + 1))
+    windows, whole = ['s_5', 's_10', 's_15', 'u_5'], ['u', 's']
+    ids = ['u', *windows[:2], 'gone', 's', *windows[2:]]
+    inference = InferenceConfig(mode='windows', window_s=5.0, hop_s=5.0, pool='mean')
 
     def scores(rows: list[str], **steps: Any) -> dict[str, np.ndarray]:
-        template = write_template(tmp_path / "t.csv", rows, ["a", "b", "c"])
-        out = tmp_path / "out.csv"
-        submit(loud_tagger(inference=inference), tmp_path / "in", out, template, progress=False, **steps)
+        template = write_template(tmp_path / 't.csv', rows, ['a', 'b', 'c'])
+        out = tmp_path / 'out.csv'
+        submit(loud_tagger(inference=inference), tmp_path / 'in', out, template, progress=False, **steps)
         return read_scores(out)[1]
 
     mixed = scores(ids, **options)
-    for_whole = {"prior_shift": True} if "prior_shift" in options else {}
+    for_whole = {'prior_shift': True} if 'prior_shift' in options else {}
     apart = scores(windows, **options) | scores(whole, **for_whole)
     for name, expected in apart.items():
         np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=1e-6, err_msg=name)
-    assert mixed["gone"].tolist() == nine_digits([0.1, 0.2, 0.3])
+    assert mixed['gone'].tolist() == nine_digits([0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize(
-    ("window_s", "hop_s", "alike"),
+    ('window_s', 'hop_s', 'alike'),
     [
         (5.0, 5.0, []),
-        (20.0, 10.0, ["s_5", "s_05", "s_10", "s_15", "s_20"]),
-        (10.0, 10.0, ["s_5", "s_05", "s_10", "s_15", "s_20"]),
+        (20.0, 10.0, ['s_5', 's_05', 's_10', 's_15', 's_20']),
+        (10.0, 10.0, ['s_5', 's_05', 's_10', 's_15', 's_20']),
     ],
 )
 def test_rows_that_share_their_windows_with_a_row_of_another_time_are_collected(
     window_s: float, hop_s: float, alike: list[str]
 ) -> None:
-    tagger = loud_tagger(inference=InferenceConfig(mode="windows", window_s=window_s, hop_s=hop_s))
-    member = EnsembleMember("m", Predictor(tagger, torch.device("cpu")))
+    tagger = loud_tagger(inference=InferenceConfig(mode='windows', window_s=window_s, hop_s=hop_s))
+    member = EnsembleMember('m', Predictor(tagger, torch.device('cpu')))
     (output,) = member.predictor.predict(tagger.frontend.spectrograms([torch.from_numpy(five_seconds(4)[0])]))
-    ids = ("s", "s_5", "s_05", "s_10", "s_15", "s_20", "s_900")
-    rows = RowScores(Template("fname", ids, ("a", "b", "c")), plan_rows(ids, ["s.wav"]), [member])
+    ids = ('s', 's_5', 's_05', 's_10', 's_15', 's_20', 's_900')
+    rows = RowScores(Template('fname', ids, ('a', 'b', 'c')), plan_rows(ids, ['s.wav']), [member])
     rows.add(member, 0, output)
     assert [ids[row] for row in sorted(rows.rows_alike)] == alike
 
 
 def test_a_stem_that_two_files_share_is_refused_with_both_names() -> None:
-    with pytest.raises(KitError, match=r"a\.flac or a\.wav"):
-        plan_rows(["a", "b"], ["a.flac", "a.wav", "b.wav"])
-    assert plan_rows(["b"], ["a.flac", "a.wav", "b.wav"]).files == (2,)
-    assert plan_rows(["a.wav", "a.flac"], ["a.flac", "a.wav"]).files == (1, 0)
+    with pytest.raises(KitError, match=r'a\.flac or a\.wav'):
+        plan_rows(['a', 'b'], ['a.flac', 'a.wav', 'b.wav'])
+    assert plan_rows(['b'], ['a.flac', 'a.wav', 'b.wav']).files == (2,)
+    assert plan_rows(['a.wav', 'a.flac'], ['a.flac', 'a.wav']).files == (1, 0)
 
 
 def five_seconds(count: int, tail: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -280,17 +280,17 @@ def five_seconds(count: int, tail: int = 0) -> tuple[np.ndarray, list[np.ndarray
     return wave, [wave[start : start + size] for start in range(0, len(wave), size)]
 
 
-@pytest.mark.parametrize("mode", ["full", "windows"])
+@pytest.mark.parametrize('mode', ['full', 'windows'])
 def test_every_window_row_gets_the_score_of_its_own_window(tmp_path: Path, mode: str) -> None:
     wave, pieces = five_seconds(12)
-    write_wav(tmp_path / "in" / "s_1_7.wav", wave)
-    ids = [f"s_1_7_{5 * (k + 1)}" for k in range(12)]
-    template = write_template(tmp_path / "t.csv", ids, ["a", "b", "c"])
+    write_wav(tmp_path / 'in' / 's_1_7.wav', wave)
+    ids = [f's_1_7_{5 * (k + 1)}' for k in range(12)]
+    template = write_template(tmp_path / 't.csv', ids, ['a', 'b', 'c'])
     inference = InferenceConfig(mode=mode, window_s=5.0, hop_s=5.0)
     tagger = loud_tagger(inference=inference)
-    report = submit(tagger, tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["id_form"] == "window" and report["rows_all_models"] == 12
-    _, rows = read_scores(tmp_path / "out.csv")
+    report = submit(tagger, tmp_path / 'in', tmp_path / 'out.csv', template, progress=False).report
+    assert report['id_form'] == 'window' and report['rows_all_models'] == 12
+    _, rows = read_scores(tmp_path / 'out.csv')
     cut = predict_clips(loud_tagger(), [Sound(piece[:-1], RATE) for piece in pieces]).probabilities
     assert np.ptp(cut[:, 0]) > 0.05
     np.testing.assert_allclose([rows[name] for name in ids], cut, rtol=0, atol=1e-5)
@@ -299,70 +299,70 @@ def test_every_window_row_gets_the_score_of_its_own_window(tmp_path: Path, mode:
 def test_the_last_but_one_row_does_not_use_the_tail_of_the_clip(tmp_path: Path) -> None:
     wave, pieces = five_seconds(2, tail=2 * RATE)
     wave[-2 * RATE :] = noise(2 * RATE, level=0.9)
-    write_wav(tmp_path / "in" / "s.wav", wave)
-    template = write_template(tmp_path / "t.csv", ["s_5", "s_10", "s_15"], ["a", "b", "c"])
+    write_wav(tmp_path / 'in' / 's.wav', wave)
+    template = write_template(tmp_path / 't.csv', ['s_5', 's_10', 's_15'], ['a', 'b', 'c'])
     submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, window_s=5.0, hop_s=5.0, mode="windows",
            progress=False)  # fmt: skip
-    _, rows = read_scores(tmp_path / "out.csv")
+    _, rows = read_scores(tmp_path / 'out.csv')
     cut = predict_clips(loud_tagger(), [Sound(piece[:-1], RATE) for piece in pieces]).probabilities
-    np.testing.assert_allclose(rows["s_10"], cut[1], rtol=0, atol=1e-5)
-    assert (rows["s_15"] > rows["s_10"] + 0.05).all()
+    np.testing.assert_allclose(rows['s_10'], cut[1], rtol=0, atol=1e-5)
+    assert (rows['s_15'] > rows['s_10'] + 0.05).all()
 
 
 def test_two_rows_of_one_end_leave_the_other_rows_their_own_windows(tmp_path: Path) -> None:
     wave, pieces = five_seconds(3)
     wave[: 5 * RATE] *= 8
-    write_wav(tmp_path / "in" / "s.wav", wave)
-    template = write_template(tmp_path / "t.csv", ["s_5", "s_05", "s_10", "s_15"], ["a", "b", "c"])
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False)
-    _, rows = read_scores(tmp_path / "out.csv")
+    write_wav(tmp_path / 'in' / 's.wav', wave)
+    template = write_template(tmp_path / 't.csv', ['s_5', 's_05', 's_10', 's_15'], ['a', 'b', 'c'])
+    submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False)
+    _, rows = read_scores(tmp_path / 'out.csv')
     cut = predict_clips(loud_tagger(), [Sound(piece[:-1], RATE) for piece in pieces[1:]]).probabilities
-    np.testing.assert_allclose([rows["s_10"], rows["s_15"]], cut, rtol=0, atol=1e-5)
+    np.testing.assert_allclose([rows['s_10'], rows['s_15']], cut, rtol=0, atol=1e-5)
 
 
 def test_rows_between_the_windows_are_predicted_and_those_far_beyond_the_end_get_the_prior(
     tmp_path: Path,
 ) -> None:
-    write_folder(tmp_path / "in", ["s.wav"], samples=3 * RATE)
-    template = write_template(tmp_path / "t.csv", ["s_1.5", "s_5", "s_9999999"], ["a", "b", "c"])
-    report = submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False).report
-    assert report["rows_all_models"] == 2 and report["rows_after_end"] == ["s_9999999"]
-    assert HOP == 200 and len(read_scores(tmp_path / "out.csv")[1]) == 3
+    write_folder(tmp_path / 'in', ['s.wav'], samples=3 * RATE)
+    template = write_template(tmp_path / 't.csv', ['s_1.5', 's_5', 's_9999999'], ['a', 'b', 'c'])
+    report = submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False).report
+    assert report['rows_all_models'] == 2 and report['rows_after_end'] == ['s_9999999']
+    assert HOP == 200 and len(read_scores(tmp_path / 'out.csv')[1]) == 3
 
 
 def test_an_end_second_beyond_all_numbers_is_no_window(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", ["s.wav"])
-    ids = ["s_" + "9" * 400, "s_5"]
-    template = write_template(tmp_path / "t.csv", ids, ["a", "b", "c"])
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False)
-    assert list(read_scores(tmp_path / "out.csv")[1]) == ids
+    write_folder(tmp_path / 'in', ['s.wav'])
+    ids = ['s_' + '9' * 400, 's_5']
+    template = write_template(tmp_path / 't.csv', ids, ['a', 'b', 'c'])
+    submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False)
+    assert list(read_scores(tmp_path / 'out.csv')[1]) == ids
 
 
 def test_scores_that_are_no_numbers_are_never_written(tmp_path: Path) -> None:
-    template = Template("fname", ("x",), ("a", "b"))
-    write_submission(tmp_path / "out.csv", template, np.array([[0.5, 0.25]]))
+    template = Template('fname', ('x',), ('a', 'b'))
+    write_submission(tmp_path / 'out.csv', template, np.array([[0.5, 0.25]]))
     for scores in (np.array([[np.nan, 0.0]]), np.array([[np.inf, 0.0]]), np.zeros((2, 2)), np.zeros((1, 3))):
-        with pytest.raises(KitError, match="not all finite"):
-            write_submission(tmp_path / "out.csv", template, scores)
-    assert (tmp_path / "out.csv").read_text() == "fname,a,b\nx,0.5,0.25\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+        with pytest.raises(KitError, match='not all finite'):
+            write_submission(tmp_path / 'out.csv', template, scores)
+    assert (tmp_path / 'out.csv').read_text() == 'fname,a,b\nx,0.5,0.25\n'
+    assert [path.name for path in tmp_path.iterdir()] == ['out.csv']
 
 
 def test_files_in_folders_are_found_by_their_last_name_where_it_is_clear(tmp_path: Path) -> None:
-    files = ["s/a.wav", "s/b.wav", "t/b.wav", "c.wav", "t/c.wav"]
-    assert plan_rows(["a.wav", "b.wav", "c.wav", "t/c.wav"], files).files == (0, None, 3, 4)
-    assert plan_rows(["a", "c"], files).files == (0, 3)
+    files = ['s/a.wav', 's/b.wav', 't/b.wav', 'c.wav', 't/c.wav']
+    assert plan_rows(['a.wav', 'b.wav', 'c.wav', 't/c.wav'], files).files == (0, None, 3, 4)
+    assert plan_rows(['a', 'c'], files).files == (0, 3)
 
 
 def test_a_template_of_another_folder_brings_a_loud_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_folder(tmp_path / "in", ["a.wav"])
-    template = write_template(tmp_path / "t.csv", ["x.wav", "y.wav"], ["a", "b", "c"])
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, progress=False)
-    assert "NO ROW of the template has a file" in capsys.readouterr().out
+    write_folder(tmp_path / 'in', ['a.wav'])
+    template = write_template(tmp_path / 't.csv', ['x.wav', 'y.wav'], ['a', 'b', 'c'])
+    submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False)
+    assert 'NO ROW of the template has a file' in capsys.readouterr().out
 
 
 def test_one_row_off_the_grid_does_not_change_the_length_of_all_windows():
-    plan = plan_rows(["r_1", "r_2", "r_3", "r_3.2"], ["r.wav"])
+    plan = plan_rows(['r_1', 'r_2', 'r_3', 'r_3.2'], ['r.wav'])
     assert plan.period_s == 1.0

@@ -29,7 +29,7 @@ def result_of(pool, task):
     thread = threading.Thread(target=lambda: results.append(pool.result(task)), daemon=True)
     thread.start()
     thread.join(timeout=20)
-    assert results, "result() waited without end"
+    assert results, 'result() waited without end'
     return results[0]
 
 
@@ -72,23 +72,23 @@ def test_as_many_jobs_run_at_once_as_there_are_threads_and_no_more():
     assert max(counts) == 3
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize('threads', [1, 2])
 def test_a_job_that_hangs_times_out_and_the_others_still_run(threads):
     never = threading.Event()
 
     def work(job):
-        if job == "hangs":
+        if job == 'hangs':
             never.wait()
         return job.upper()
 
     clock = Clock(step_s=1.0)
-    pool = TimeoutPool(work, lambda job: f"{job}: timeout", threads, timeout_s=SHORT_S, now=clock)
+    pool = TimeoutPool(work, lambda job: f'{job}: timeout', threads, timeout_s=SHORT_S, now=clock)
     try:
-        assert result_of(pool, pool.submit("hangs")) == "hangs: timeout"
-        assert result_of(pool, pool.submit("hangs")) == "hangs: timeout"
+        assert result_of(pool, pool.submit('hangs')) == 'hangs: timeout'
+        assert result_of(pool, pool.submit('hangs')) == 'hangs: timeout'
         pool.timeout_s = 1e6
-        tasks = [pool.submit(job) for job in "abc"]
-        assert [result_of(pool, task) for task in tasks] == ["A", "B", "C"]
+        tasks = [pool.submit(job) for job in 'abc']
+        assert [result_of(pool, task) for task in tasks] == ['A', 'B', 'C']
     finally:
         never.set()
         pool.shutdown()
@@ -118,16 +118,16 @@ class SetAfter(threading.Event):
         return self.waits < 0
 
 
-@pytest.mark.parametrize("started_at, result", [(None, "done"), (960.0, "done"), (940.0, "timeout")])
+@pytest.mark.parametrize('started_at, result', [(None, 'done'), (960.0, 'done'), (940.0, 'timeout')])
 def test_the_limit_counts_from_the_start_of_a_job_not_from_its_submission(started_at, result):
-    pool = TimeoutPool(str.upper, lambda job: "timeout", 1, timeout_s=50.0, now=Clock(time_s=1000.0))
-    assert pool.result(Task("job", SetAfter(5), started_at, "done")) == result
+    pool = TimeoutPool(str.upper, lambda job: 'timeout', 1, timeout_s=50.0, now=Clock(time_s=1000.0))
+    assert pool.result(Task('job', SetAfter(5), started_at, 'done')) == result
     pool.shutdown()
 
 
 def test_a_result_that_is_ready_is_returned_however_late_it_is_asked_for():
     clock = Clock()
-    pool = TimeoutPool(lambda job: None, lambda job: "timeout", 1, timeout_s=5.0, now=clock)
+    pool = TimeoutPool(lambda job: None, lambda job: 'timeout', 1, timeout_s=5.0, now=clock)
     task = pool.submit(1)
     assert task.done.wait(20)
     clock.time_s = 1e9
@@ -135,7 +135,7 @@ def test_a_result_that_is_ready_is_returned_however_late_it_is_asked_for():
     pool.shutdown()
 
 
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize('threads', [0, 3])
 def test_its_threads_are_daemons_and_end_after_shutdown(threads):
     before = set(threading.enumerate())
     pool = TimeoutPool(lambda job: job, lambda job: -1, threads, now=Clock())
@@ -151,12 +151,12 @@ def test_its_threads_are_daemons_and_end_after_shutdown(threads):
 
 def test_the_exception_of_a_job_is_raised_and_its_thread_goes_on():
     def work(job):
-        if job == "bad":
-            raise ValueError("a bad job")
+        if job == 'bad':
+            raise ValueError('a bad job')
         return job
 
-    pool = TimeoutPool(work, lambda job: "timeout", 1, timeout_s=1e6, now=Clock(step_s=1.0))
-    with pytest.raises(ValueError, match="a bad job"):
-        pool.result(pool.submit("bad"))
-    assert result_of(pool, pool.submit("good")) == "good"
+    pool = TimeoutPool(work, lambda job: 'timeout', 1, timeout_s=1e6, now=Clock(step_s=1.0))
+    with pytest.raises(ValueError, match='a bad job'):
+        pool.result(pool.submit('bad'))
+    assert result_of(pool, pool.submit('good')) == 'good'
     pool.shutdown()

@@ -19,8 +19,8 @@ from kit.audio.waveform import (
 from kit.core.errors import KitError
 from kit.infer.predictor import compute_spectrograms, cut_window
 
-BOTH = ("wave_stats", "clip_length")
-SMALL = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "n_mels": 20, "extra_rows": BOTH}
+BOTH = ('wave_stats', 'clip_length')
+SMALL = {'sample_rate': 8000, 'n_fft': 256, 'hop_length': 100, 'n_mels': 20, 'extra_rows': BOTH}
 
 
 def swell(samples: int, first: int, end: int, background: float) -> np.ndarray:
@@ -39,7 +39,7 @@ SWELLS = [
 ]
 
 
-@pytest.mark.parametrize("top_db", [20.0, 40.0, 60.0, 90.0])
+@pytest.mark.parametrize('top_db', [20.0, 40.0, 60.0, 90.0])
 def test_trimming_keeps_what_librosa_keeps(top_db: float) -> None:
     for wave in SWELLS:
         _, span = librosa.effects.trim(wave, top_db=top_db)
@@ -47,7 +47,7 @@ def test_trimming_keeps_what_librosa_keeps(top_db: float) -> None:
         assert nonsilent_span(torch.from_numpy(wave).double(), top_db) == tuple(span)
 
 
-@pytest.mark.parametrize("min_samples", [1, 100, 2000, 8000, 100000])
+@pytest.mark.parametrize('min_samples', [1, 100, 2000, 8000, 100000])
 def test_a_span_that_is_too_short_is_widened_around_its_middle(min_samples: int) -> None:
     for wave in SWELLS:
         first, end = nonsilent_span(torch.from_numpy(wave), 30.0)
@@ -58,14 +58,14 @@ def test_a_span_that_is_too_short_is_widened_around_its_middle(min_samples: int)
             assert abs((wide_first + wide_end) - (first + end)) <= 1
 
 
-@pytest.mark.parametrize("samples", [1, 511, 512, 2048, 30000])
+@pytest.mark.parametrize('samples', [1, 511, 512, 2048, 30000])
 def test_silence_is_not_trimmed(samples: int) -> None:
     for level in (0.0, 1e-30, 1e-7):
         assert nonsilent_span(torch.full((samples,), level), 60.0, 8000) == (0, samples)
 
 
 def test_the_front_end_reads_the_trimmed_clip_only() -> None:
-    settings = {"sample_rate": 16000, "n_fft": 512, "n_mels": 40, "extra_rows": ("clip_length",)}
+    settings = {'sample_rate': 16000, 'n_fft': 512, 'n_mels': 40, 'extra_rows': ('clip_length',)}
     plain = Frontend(FrontendConfig(**settings))
     trimming = Frontend(FrontendConfig(**settings, trim_db=40.0))
     waves = [torch.from_numpy(wave) for wave in SWELLS]
@@ -79,7 +79,7 @@ def slow_stats(samples: np.ndarray) -> list[float]:
     return [samples.mean(), samples.std(), np.ptp(samples), *np.percentile(samples, STATS_PERCENTILES)]
 
 
-@pytest.mark.parametrize("samples", [1, 2, 99, 100, 101, 300, 1000, 1050])
+@pytest.mark.parametrize('samples', [1, 2, 99, 100, 101, 300, 1000, 1050])
 def test_statistics_are_numpys_and_the_last_segment_ends_with_the_clip(samples: int) -> None:
     wave = np.random.default_rng(samples).standard_normal(samples)
     starts = [max(0, min(start, samples - 100)) for start in range(0, samples, 100)]
@@ -88,8 +88,8 @@ def test_statistics_are_numpys_and_the_last_segment_ends_with_the_clip(samples: 
     np.testing.assert_allclose(wave_stats(torch.from_numpy(wave).float(), 100), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("hop", [1, 7, 100])
-@pytest.mark.parametrize("samples", [1, 6, 7, 300, 301, 899, 900, 901])
+@pytest.mark.parametrize('hop', [1, 7, 100])
+@pytest.mark.parametrize('samples', [1, 6, 7, 300, 301, 899, 900, 901])
 def test_a_frame_has_the_statistics_of_the_samples_from_it_on(hop: int, samples: int) -> None:
     wave = torch.from_numpy(np.random.default_rng(samples).standard_normal(samples))
     rows = compute_extra_rows(wave, BOTH, hop, 8000)
@@ -100,14 +100,14 @@ def test_a_frame_has_the_statistics_of_the_samples_from_it_on(hop: int, samples:
     torch.testing.assert_close(rows[12], torch.full_like(rows[12], math.log(samples / 8000)))
 
 
-@pytest.mark.parametrize("samples", [1, 299, 300, 301, 649, 651])
+@pytest.mark.parametrize('samples', [1, 299, 300, 301, 649, 651])
 def test_every_sample_changes_the_statistics(samples: int) -> None:
-    silent = compute_extra_rows(torch.zeros(samples), ("wave_stats",), 100, 8000)
+    silent = compute_extra_rows(torch.zeros(samples), ('wave_stats',), 100, 8000)
     positions = range(0, samples, max(1, samples // 50))
     for position in (*positions, samples - 1):
         click = torch.zeros(samples)
         click[position] = 1.0
-        assert not torch.equal(compute_extra_rows(click, ("wave_stats",), 100, 8000), silent)
+        assert not torch.equal(compute_extra_rows(click, ('wave_stats',), 100, 8000), silent)
 
 
 def test_a_long_clip_agrees_with_its_middle() -> None:
@@ -117,8 +117,8 @@ def test_a_long_clip_agrees_with_its_middle() -> None:
 
 
 def test_extra_rows_are_unchanged_below_every_channel() -> None:
-    settings = {"top_db": 30.0, "normalize": "clip", "channels": ("log", "coordinate", "delta")}
-    plain = Frontend(FrontendConfig(**{**SMALL, **settings, "extra_rows": ()}))
+    settings = {'top_db': 30.0, 'normalize': 'clip', 'channels': ('log', 'coordinate', 'delta')}
+    plain = Frontend(FrontendConfig(**{**SMALL, **settings, 'extra_rows': ()}))
     both = Frontend(FrontendConfig(**SMALL, **settings))
     wave = torch.randn(2, 3000)
     spec = both(wave)
@@ -129,22 +129,22 @@ def test_extra_rows_are_unchanged_below_every_channel() -> None:
         assert all(torch.equal(spec[clip, channel, 20:], extra) for channel in range(3))
 
 
-@pytest.mark.parametrize("reference", ["clip", "window"])
+@pytest.mark.parametrize('reference', ['clip', 'window'])
 def test_a_window_has_its_own_statistics_and_padding_repeats_the_last(reference: str) -> None:
-    frontend = Frontend(FrontendConfig(**SMALL, top_db=30.0, normalize="peak", reference=reference))
+    frontend = Frontend(FrontendConfig(**SMALL, top_db=30.0, normalize='peak', reference=reference))
     wave = torch.randn(3000)
     spec = compute_spectrograms(frontend, [wave])[0]
     extra = compute_extra_rows(wave, BOTH, 100, 8000)
-    window = cut_window(frontend, spec, (7, 20), 13, "wrap")
+    window = cut_window(frontend, spec, (7, 20), 13, 'wrap')
     assert torch.equal(window[20:], extra[:, 7:20])
-    padded = cut_window(frontend, spec, (7, 20), 40, "min")
+    padded = cut_window(frontend, spec, (7, 20), 40, 'min')
     assert torch.equal(padded[:, :13], window)
     assert torch.equal(padded[:20, 13:], window[:20].amin().expand(20, 27))
     assert torch.equal(padded[20:, 13:], extra[:, 19:20].expand(13, 27))
 
 
 def test_mixing_energies_is_symmetric_silence_changes_nothing_and_extra_rows_are_refused() -> None:
-    config = FrontendConfig(**SMALL | {"extra_rows": ()})
+    config = FrontendConfig(**SMALL | {'extra_rows': ()})
     waves = [torch.randn(2000) * 0.2, torch.randn(2000) * 0.1, torch.zeros(2000)]
     specs = torch.stack(Frontend(config).spectrograms(waves))
     draw = draw_mixup(MixupConfig(p=1.0), 3, torch.Generator())
@@ -152,5 +152,5 @@ def test_mixing_energies_is_symmetric_silence_changes_nothing_and_extra_rows_are
     mixed = mix_energies(specs, draw, MixupConfig(), config)
     torch.testing.assert_close(mixed[0], mixed[1])
     torch.testing.assert_close(mixed[2], specs[0], rtol=1e-5, atol=1e-3)
-    with pytest.raises(KitError, match="extra_rows have no energy"):
+    with pytest.raises(KitError, match='extra_rows have no energy'):
         mix_energies(specs, draw, MixupConfig(), FrontendConfig(**SMALL))

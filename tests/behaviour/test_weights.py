@@ -22,7 +22,7 @@ def draw(models: int = 3, n: int = 200, classes: int = 4, unknown: float = 0.3, 
     return scores, truth
 
 
-@pytest.mark.parametrize("strength", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize('strength', [1e-3, 1.0, 100.0])
 def test_a_prior_counts_as_so_many_labels_of_the_rarer_kind(strength: float) -> None:
     scores, truth = draw(n=40)
     known = ~np.isnan(truth)
@@ -32,7 +32,7 @@ def test_a_prior_counts_as_so_many_labels_of_the_rarer_kind(strength: float) -> 
     np.testing.assert_allclose(fit_weights(scores, truth, strength), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize(("models", "seed"), [(2, 0), (8, 1), (16, 2)])
+@pytest.mark.parametrize(('models', 'seed'), [(2, 0), (8, 1), (16, 2)])
 def test_a_general_optimiser_finds_nothing_better_where_some_models_are_idle(models: int, seed: int) -> None:
     scores, truth = draw(models, n=300, seed=seed)
     known = ~np.isnan(truth)
@@ -114,11 +114,11 @@ def test_models_that_are_sure_and_right_or_sure_and_wrong_have_finite_weights() 
         assert (weights[0] > 0.8).all() or scores[0] is not truth
 
 
-@pytest.mark.parametrize("known", ["nothing", "only false", "only true", "no rows"])
+@pytest.mark.parametrize('known', ['nothing', 'only false', 'only true', 'no rows'])
 def test_labels_of_one_kind_or_none_leave_models_equal(known: str) -> None:
     scores, truth = draw()
-    value = {"nothing": np.nan, "only false": 0.0, "only true": 1.0, "no rows": 0.0}[known]
-    n = 0 if known == "no rows" else len(truth)
+    value = {'nothing': np.nan, 'only false': 0.0, 'only true': 1.0, 'no rows': 0.0}[known]
+    n = 0 if known == 'no rows' else len(truth)
     np.testing.assert_allclose(fit_weights(scores[:, :n], np.full_like(truth[:n], value)), 1 / 3, atol=1e-9)
 
 
@@ -130,14 +130,14 @@ def test_fitted_weights_are_weights_that_a_submission_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ('change', 'words'),
     [
-        (lambda s, t: (s[0], t), r"\(models, clips, classes\)"),
-        (lambda s, t: (s[:0], t), r"\(models, clips, classes\)"),
-        (lambda s, t: (s[:, :5], t), r"\(clips, classes\)"),
-        (lambda s, t: (s * 3, t), "wanted 0 to 1"),
-        (lambda s, t: (s * np.nan, t), "NaN"),
-        (lambda s, t: (s, t * 0.5), "wanted 1, 0 or NaN"),
+        (lambda s, t: (s[0], t), r'\(models, clips, classes\)'),
+        (lambda s, t: (s[:0], t), r'\(models, clips, classes\)'),
+        (lambda s, t: (s[:, :5], t), r'\(clips, classes\)'),
+        (lambda s, t: (s * 3, t), 'wanted 0 to 1'),
+        (lambda s, t: (s * np.nan, t), 'NaN'),
+        (lambda s, t: (s, t * 0.5), 'wanted 1, 0 or NaN'),
     ],
 )
 def test_scores_that_cannot_be_fitted_are_refused(change: Any, words: str) -> None:
@@ -146,5 +146,5 @@ def test_scores_that_cannot_be_fitted_are_refused(change: Any, words: str) -> No
 
 
 def test_a_strength_of_nothing_is_refused() -> None:
-    with pytest.raises(KitError, match="strength must be above 0"):
+    with pytest.raises(KitError, match='strength must be above 0'):
         fit_weights(*draw(), strength=0.0)

@@ -52,17 +52,17 @@ def test_a_hop_below_one_frame_gives_no_window_twice():
 
 
 def test_windows_in_seconds_do_not_drift():
-    spans = InferenceConfig(mode="windows", window_s=1.0, hop_s=1.0).spans(100_000, 86.1328125)
+    spans = InferenceConfig(mode='windows', window_s=1.0, hop_s=1.0).spans(100_000, 86.1328125)
     assert [first for first, _ in spans[:-1]] == [round(k * 86.1328125) for k in range(len(spans) - 1)]
 
 
-@pytest.mark.parametrize("hop", [0, -1, 11])
+@pytest.mark.parametrize('hop', [0, -1, 11])
 def test_a_hop_that_skips_audio_is_refused(hop):
-    with pytest.raises(KitError, match=r"hop must be in \(0, 10\] frames"):
+    with pytest.raises(KitError, match=r'hop must be in \(0, 10\] frames'):
         window_spans(100, 10, hop)
 
 
-@pytest.mark.parametrize("windows", [1, 2, 3, 9])
+@pytest.mark.parametrize('windows', [1, 2, 3, 9])
 def test_pools_agree_with_their_slow_definitions(windows):
     k, power, classes = 3, 2.5, 5
     scores = random_scores(windows, classes, windows)
@@ -71,20 +71,20 @@ def test_pools_agree_with_their_slow_definitions(windows):
     weights = [sum(sorted(row)[-k:]) / sum(row) for row in rows]
     best = sorted(range(windows), key=lambda i: -weights[i])[: -(-windows // 4)]
     expected = {
-        "max": [max(column) for column in columns],
-        "mean": [sum(column) / windows for column in columns],
-        "top_k": [sum(sorted(column)[-k:]) / min(k, windows) for column in columns],
-        "power": [(sum(s**power for s in column) / windows) ** (1 / power) for column in columns],
-        "geometric": [float(np.prod(column)) ** (1 / windows) for column in columns],
-        "snr": [np.average(column, weights=weights) for column in columns],
-        "snr_top": [sum(column[i] for i in best) / len(best) for column in columns],
+        'max': [max(column) for column in columns],
+        'mean': [sum(column) / windows for column in columns],
+        'top_k': [sum(sorted(column)[-k:]) / min(k, windows) for column in columns],
+        'power': [(sum(s**power for s in column) / windows) ** (1 / power) for column in columns],
+        'geometric': [float(np.prod(column)) ** (1 / windows) for column in columns],
+        'snr': [np.average(column, weights=weights) for column in columns],
+        'snr_top': [sum(column[i] for i in best) / len(best) for column in columns],
     }
     assert sorted(expected) == sorted(WINDOW_POOLS)
     for pool, values in expected.items():
         torch.testing.assert_close(pooled(pool, scores, k, power), torch.tensor(values, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("pool", WINDOW_POOLS)
+@pytest.mark.parametrize('pool', WINDOW_POOLS)
 def test_every_pool_keeps_one_window_ignores_order_and_stays_in_range_and_finite(pool):
     one = random_scores(1, 7).float()
     torch.testing.assert_close(pooled(pool, one), one[0])
@@ -99,23 +99,23 @@ def test_every_pool_keeps_one_window_ignores_order_and_stays_in_range_and_finite
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ('settings', 'message'),
     [
-        ({"hop_s": 6.0}, r"hop_s must be in \(0, 5\], got 6: a longer hop skips audio"),
-        ({"mode": "window"}, r"InferenceConfig\.mode is 'window': did you mean 'windows'\?.*full, windows"),
+        ({'hop_s': 6.0}, r'hop_s must be in \(0, 5\], got 6: a longer hop skips audio'),
+        ({'mode': 'window'}, r"InferenceConfig\.mode is 'window': did you mean 'windows'\?.*full, windows"),
         (
-            {"pool": "median"},
+            {'pool': 'median'},
             r"InferenceConfig\.pool is 'median'.*geometric, max, mean, power, snr, snr_top, top_k",
         ),
-        ({"pad_mode": "zeros"}, r"InferenceConfig\.pad_mode is 'zeros'.*min, reflect, wrap"),
-        ({"pool_k": 0}, "pool_k"),
-        ({"hop_s": 0.0}, "hop_s"),
-        ({"window_s": 0.0}, "window_s"),
-        ({"window_s": float("nan")}, "window_s"),
-        ({"max_frames": 10}, "max_frames"),
-        ({"bucket_ratio": 0.9}, "bucket_ratio"),
-        ({"bucket_ratio": 3.0}, "bucket_ratio"),
-        ({"pool_power": 0.0}, "pool_power"),
+        ({'pad_mode': 'zeros'}, r"InferenceConfig\.pad_mode is 'zeros'.*min, reflect, wrap"),
+        ({'pool_k': 0}, 'pool_k'),
+        ({'hop_s': 0.0}, 'hop_s'),
+        ({'window_s': 0.0}, 'window_s'),
+        ({'window_s': float('nan')}, 'window_s'),
+        ({'max_frames': 10}, 'max_frames'),
+        ({'bucket_ratio': 0.9}, 'bucket_ratio'),
+        ({'bucket_ratio': 3.0}, 'bucket_ratio'),
+        ({'pool_power': 0.0}, 'pool_power'),
     ],
 )
 def test_wrong_settings_are_refused_with_a_cure(settings, message):
@@ -124,7 +124,7 @@ def test_wrong_settings_are_refused_with_a_cure(settings, message):
 
 
 def test_a_clip_is_one_piece_and_a_very_long_one_is_cut_into_pieces_that_overlap_by_half():
-    inference = InferenceConfig(mode="full", max_frames=100)
+    inference = InferenceConfig(mode='full', max_frames=100)
     for frames in (1, 50, 100):
         assert inference.spans(frames, 86.0) == [(0, frames)]
     for frames in (101, 150, 151, 1234):
@@ -135,15 +135,15 @@ def test_a_clip_is_one_piece_and_a_very_long_one_is_cut_into_pieces_that_overlap
 
 
 def test_seconds_become_frames():
-    inference = InferenceConfig(mode="windows", window_s=5.0, hop_s=2.5)
+    inference = InferenceConfig(mode='windows', window_s=5.0, hop_s=2.5)
     assert inference.spans(1000, 40.0) == window_spans(1000, 200, 100)
     assert inference.spans(30, 40.0) == [(0, 200)]
-    tiny = InferenceConfig(mode="windows", window_s=0.01, hop_s=0.001)
+    tiny = InferenceConfig(mode='windows', window_s=0.01, hop_s=0.001)
     assert tiny.spans(5, 10.0) == window_spans(5, 1, 1)
 
 
 def test_clips_are_padded_to_buckets_and_windows_to_the_shortest_input():
-    full, windows = InferenceConfig(max_frames=1000), InferenceConfig(mode="windows")
+    full, windows = InferenceConfig(max_frames=1000), InferenceConfig(mode='windows')
     for frames in (1, 31, 32, 33, 500, 999):
         length = full.input_frames((0, frames), 32)
         assert max(32, frames) <= length <= max(32, 1.05 * frames)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 RATE = 8000
 HOP = 200
-FLOAT = re.compile(r"-?\d+\.\d+(e[+-]\d+)?|-?\d(\.\d+)?e[+-]\d+")
+FLOAT = re.compile(r'-?\d+\.\d+(e[+-]\d+)?|-?\d(\.\d+)?e[+-]\d+')
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ def plain_frontend(**changes: Any) -> Any:
 
 
 def loud_tagger(
-    network: nn.Module | None = None, classes: Sequence[str] = ("a", "b", "c"), **changes: Any
+    network: nn.Module | None = None, classes: Sequence[str] = ('a', 'b', 'c'), **changes: Any
 ) -> Any:
     """A tagger of a network of our own; the priors are 0.1, 0.2, 0.3, ..."""
     from kit.models.own_network import wrap_network
 
-    asked = {"prevalences": [0.1 * (k + 1) for k in range(len(classes))]}
+    asked = {'prevalences': [0.1 * (k + 1) for k in range(len(classes))]}
     return wrap_network(network or LoudBands(len(classes)), plain_frontend(), classes, **(asked | changes))
 
 
@@ -86,7 +86,7 @@ def write_wav(path: Path, wave: np.ndarray, rate: int = RATE) -> Path:
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wave, rate, subtype="FLOAT", format="WAV")
+    soundfile.write(path, wave, rate, subtype='FLOAT', format='WAV')
     return path
 
 
@@ -98,19 +98,19 @@ def write_folder(folder: Path, names: Sequence[str], samples: int = 4000) -> Pat
     return folder
 
 
-def write_template(path: Path, ids: Sequence[str], classes: Sequence[str], value: str = "0") -> Path:
+def write_template(path: Path, ids: Sequence[str], classes: Sequence[str], value: str = '0') -> Path:
     """A sample submission."""
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerows([["fname", *classes], *([name, *[value] * len(classes)] for name in ids)])
+    with open(path, 'w', encoding='utf-8', newline='') as handle:
+        writer = csv.writer(handle, lineterminator='\n')
+        writer.writerows([['fname', *classes], *([name, *[value] * len(classes)] for name in ids)])
     return path
 
 
 def read_scores(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """Header and rows of a submission; fails where it is not whole, repeats an id, or a score looks like no float."""
     content = path.read_bytes()
-    assert content.endswith(b"\n") and b"\r\n" not in content and not content.startswith(b"\xef\xbb\xbf")
-    header, *rows = csv.reader(content.decode("utf-8").splitlines(keepends=True))
+    assert content.endswith(b'\n') and b'\r\n' not in content and not content.startswith(b'\xef\xbb\xbf')
+    header, *rows = csv.reader(content.decode('utf-8').splitlines(keepends=True))
     assert len({row[0] for row in rows}) == len(rows)
     for row in rows:
         assert len(row) == len(header)
@@ -120,4 +120,4 @@ def read_scores(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
 
 def nine_digits(values: Sequence[float]) -> list[float]:
     """Numbers as nine significant digits tell them."""
-    return [float(f"{value:.9g}") for value in values]
+    return [float(f'{value:.9g}') for value in values]

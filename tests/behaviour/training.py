@@ -17,15 +17,15 @@ from kit.train.recipe import Recipe
 from kit.train.run import train_run
 from kit.train.trainer import Trainer
 
-CPU = torch.device("cpu")
+CPU = torch.device('cpu')
 RUNTIME = Runtime(CPU, 1, False)
-QUIET = {"device": "cpu", "threads": 1, "progress": False}
-CLASSES = ("high", "low", "noisy")
+QUIET = {'device': 'cpu', 'threads': 1, 'progress': False}
+CLASSES = ('high', 'low', 'noisy')
 TINY = Recipe(
     frontend=FrontendConfig(
-        sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0, channels=("log", "coordinate")
+        sample_rate=8000, n_fft=256, hop_length=128, n_mels=16, f_min_hz=20.0, channels=('log', 'coordinate')
     ),
-    network={"family": "max-pyramid", "blocks": 2, "width": 4},
+    network={'family': 'max-pyramid', 'blocks': 2, 'width': 4},
     crop_s=0.4,
     mixup=MixupConfig(p=0.5),
     epochs=4,
@@ -42,7 +42,7 @@ class Killed(Exception):
 
 def write_clip(path, labels, seconds, rng):
     """Write a clip with one event per label, at a random place in faint noise."""
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip('soundfile')
     n = int(8000 * seconds)
     wave = 0.01 * rng.normal(size=n)
     for label in labels:
@@ -50,26 +50,26 @@ def write_clip(path, labels, seconds, rng):
         start = int(rng.integers(0, n - length + 1))
         t = np.arange(length) / 8000
         event = {
-            "high": np.sin(2 * np.pi * rng.uniform(2000, 3000) * t),
-            "low": np.sin(2 * np.pi * rng.uniform(200, 400) * t),
-            "noisy": rng.normal(size=length),
+            'high': np.sin(2 * np.pi * rng.uniform(2000, 3000) * t),
+            'low': np.sin(2 * np.pi * rng.uniform(200, 400) * t),
+            'noisy': rng.normal(size=length),
         }[label]
         wave[start : start + length] += 0.2 * event
-    soundfile.write(path, wave.clip(-1, 1), 8000, subtype="PCM_16")
+    soundfile.write(path, wave.clip(-1, 1), 8000, subtype='PCM_16')
 
 
 def make_set(folder, clips=14, seed=0, **columns):
     """Write clips/ and table.csv, with folds 0 and 1 in turn and further columns. Returns both paths."""
     rng = np.random.default_rng(seed)
-    audio = folder / "clips"
+    audio = folder / 'clips'
     audio.mkdir(parents=True)
     rows = []
     for i in range(clips):
         labels = sorted(rng.choice(CLASSES, size=int(rng.integers(1, 3)), replace=False).tolist())
-        write_clip(audio / f"{i:02d}.wav", labels, rng.uniform(0.2, 1.2), rng)
-        rows.append({"fname": f"{i:02d}.wav", "labels": ",".join(labels), "fold": i % 2})
-    pd.DataFrame(rows).assign(**columns).to_csv(folder / "table.csv", index=False)
-    return folder / "table.csv", audio
+        write_clip(audio / f'{i:02d}.wav', labels, rng.uniform(0.2, 1.2), rng)
+        rows.append({'fname': f'{i:02d}.wav', 'labels': ','.join(labels), 'fold': i % 2})
+    pd.DataFrame(rows).assign(**columns).to_csv(folder / 'table.csv', index=False)
+    return folder / 'table.csv', audio
 
 
 def train_quietly(recipe, table, audio, out, **options):
@@ -80,7 +80,7 @@ def train_quietly(recipe, table, audio, out, **options):
 def load_table(recipe, table, audio, **options):
     """The dataset of a table."""
     frame = read_clip_table(table)
-    return load_dataset(recipe, frame, np.asarray(frame["fold"]), audio, RUNTIME, **options)
+    return load_dataset(recipe, frame, np.asarray(frame['fold']), audio, RUNTIME, **options)
 
 
 def one_hot(classes):
@@ -99,18 +99,18 @@ def clips_of(targets, sources=None, seconds=None, **fields):
     n = len(targets)
     frames = [60] * n if seconds is None else [max(1, round(s * TINY.frontend.frames_per_s)) for s in seconds]
     defaults = {
-        "names": tuple(f"{i}.wav" for i in range(n)),
-        "classes": CLASSES,
-        "targets": targets,
-        "weights": np.ones(n, np.float32),
-        "sources": np.full(n, "") if sources is None else np.array(sources),
-        "truth": targets,
-        "folds": np.zeros(n, np.int64),
-        "stretches": whole_clips(n),
-        "recordings": {},
-        "spectrograms": {i: torch.full((16, length), float(i)) for i, length in enumerate(frames)},
-        "seconds": dict(enumerate(np.ones(n) if seconds is None else seconds)),
-        "failures": {},
+        'names': tuple(f'{i}.wav' for i in range(n)),
+        'classes': CLASSES,
+        'targets': targets,
+        'weights': np.ones(n, np.float32),
+        'sources': np.full(n, '') if sources is None else np.array(sources),
+        'truth': targets,
+        'folds': np.zeros(n, np.int64),
+        'stretches': whole_clips(n),
+        'recordings': {},
+        'spectrograms': {i: torch.full((16, length), float(i)) for i, length in enumerate(frames)},
+        'seconds': dict(enumerate(np.ones(n) if seconds is None else seconds)),
+        'failures': {},
     }
     return Dataset(**defaults | fields)
 
@@ -144,7 +144,7 @@ def train_all(trainer, state_path, validate=no_score, deadline=None, killed_afte
     rows = []
     for row in trainer.train(state_path, validate, deadline):
         rows.append(row)
-        if row["epoch"] == killed_after:
+        if row['epoch'] == killed_after:
             raise Killed
     return rows
 

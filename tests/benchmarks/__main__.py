@@ -11,11 +11,11 @@ from kit.core.runtime import cpu_count, tune_process
 from tests.benchmarks import bench_families, bench_frames, bench_frontend, bench_import, bench_submit
 
 BENCHES: dict[str, Callable[..., None]] = {
-    "frontend": bench_frontend.main,
-    "submit": bench_submit.main,
-    "import": bench_import.main,
-    "families": bench_families.main,
-    "frames": bench_frames.main,
+    'frontend': bench_frontend.main,
+    'submit': bench_submit.main,
+    'import': bench_import.main,
+    'families': bench_families.main,
+    'frames': bench_frames.main,
 }
 
 
@@ -23,12 +23,12 @@ def main(arguments: list[str]) -> None:
     """Run one benchmark, or all of them."""
     tune_process()
     processor = platform.processor() or platform.machine()
-    print(f"{processor}, {cpu_count()} cores, torch {torch.__version__}")
+    print(f'{processor}, {cpu_count()} cores, torch {torch.__version__}')
     names = arguments[:1] or list(BENCHES)
     numbers = [int(argument) for argument in arguments[1:]]
     for name in names:
-        choose("benchmark", name, BENCHES)(*numbers)
+        choose('benchmark', name, BENCHES)(*numbers)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main(sys.argv[1:])

@@ -17,13 +17,13 @@ from kit.train.recipes import SYSTEMS, find_recipe
 from tests.benchmarks.timing import interleaved_times, print_times, time_ratio
 
 SECONDS = 60.0
-WINDOWS = InferenceConfig(mode="windows", window_s=4.0, hop_s=0.5)
+WINDOWS = InferenceConfig(mode='windows', window_s=4.0, hop_s=0.5)
 
 
 def make_tagger(system: System) -> Tagger:
     """Build a system's tagger for 24 classes, with fresh weights and batch norms that change their input."""
     card = TaggerCard(
-        classes=tuple(f"c{k}" for k in range(24)), frontend=system.frontend, network=system.network
+        classes=tuple(f'c{k}' for k in range(24)), frontend=system.frontend, network=system.network
     )
     tagger = build_tagger(card).eval()
     generator = torch.Generator().manual_seed(0)
@@ -37,39 +37,39 @@ def make_tagger(system: System) -> Tagger:
 
 def systems() -> dict[str, System]:
     """The networks to measure: a large EfficientNet, and a small pyramid on the same windows."""
-    small = find_recipe("max-pyramid-mel", small=True)
+    small = find_recipe('max-pyramid-mel', small=True)
     return {
-        "freq-coord (EfficientNet-B3)": SYSTEMS["freq-coord"],
-        "max-pyramid-mel --small": small,
-        "max-pyramid-mel": SYSTEMS["max-pyramid-mel"],
-        "sed (EfficientNetV2-S, attention)": SYSTEMS["sed"],
+        'freq-coord (EfficientNet-B3)': SYSTEMS['freq-coord'],
+        'max-pyramid-mel --small': small,
+        'max-pyramid-mel': SYSTEMS['max-pyramid-mel'],
+        'sed (EfficientNetV2-S, attention)': SYSTEMS['sed'],
     }
 
 
 def main(repeats: int = 3) -> None:
     """Print the time of each mode over a minute, and the speed-up of frames over windows, and of fusing."""
     torch.set_num_threads(1)
-    device = torch.device("cpu")
-    print(f"4-s windows every 0.5 s over {SECONDS:.0f} s, 1 thread, processor seconds, {repeats} turns")
+    device = torch.device('cpu')
+    print(f'4-s windows every 0.5 s over {SECONDS:.0f} s, 1 thread, processor seconds, {repeats} turns')
     for name, system in systems().items():
         tagger = make_tagger(system)
         generator = torch.Generator().manual_seed(0)
         frames = round(SECONDS * system.frontend.frames_per_s)
         spec = torch.randn(system.frontend.rows, frames, generator=generator)
-        modes = {mode: replace(WINDOWS, mode=mode) for mode in ("windows", "frames")}
+        modes = {mode: replace(WINDOWS, mode=mode) for mode in ('windows', 'frames')}
         predictors = {
             mode: Predictor(tagger, device, inference=way, fuse=True) for mode, way in modes.items()
         }
-        predictors["windows, unfused"] = Predictor(tagger, device, inference=modes["windows"])
+        predictors['windows, unfused'] = Predictor(tagger, device, inference=modes['windows'])
         works = {mode: lambda p=predictor, s=spec: p.predict([s]) for mode, predictor in predictors.items()}
         for work in works.values():
             work()  # once before timing
         times = interleaved_times(works, repeats, time.process_time)
         print(name)
         print_times(times)
-        print(f"  frames against windows: {time_ratio(times, 'windows', 'frames')}")
-        print(f"  fused against unfused: {time_ratio(times, 'windows, unfused', 'windows')}")
+        print(f'  frames against windows: {time_ratio(times, "windows", "frames")}')
+        print(f'  fused against unfused: {time_ratio(times, "windows, unfused", "windows")}')
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

@@ -42,7 +42,7 @@ def interleaved_ms(works: dict[str, Callable[[], object]], rounds: int, calls: i
 def row_text(name: str, per_clip_ms: np.ndarray) -> str:
     """Return a table row: the median and the range of the middle 80 %."""
     low, middle, high = np.quantile(per_clip_ms, [0.1, 0.5, 0.9])
-    return f"{name:<44} {middle:7.2f}   {low:6.2f} - {high:.2f}"
+    return f'{name:<44} {middle:7.2f}   {low:6.2f} - {high:.2f}'
 
 
 def librosa_mel(wave: torch.Tensor) -> Callable[[], object]:
@@ -83,40 +83,40 @@ def main() -> None:
     one = waves[:1]
     mel = FrontendConfig(sample_rate=RATE, f_min_hz=0.0, top_db=80.0)
     fine = FrontendConfig(sample_rate=RATE, n_fft=4096, n_mels=256)
-    stft = FrontendConfig(sample_rate=RATE, kind="stft", n_fft=1024, hop_length=128)
+    stft = FrontendConfig(sample_rate=RATE, kind='stft', n_fft=1024, hop_length=128)
     single = interleaved_ms(
         {
-            "librosa, 2048/512, 128 mels": librosa_mel(one[0]),
-            "torchaudio, the same, one clip": torchaudio_mel(one),
-            "kit, the same, one clip": kit_spectrogram(mel, one),
-            "torch.stft and energies, 4096/512": torch_stft(one, 4096, 512),
-            "kit, 4096/512, 256 mels": kit_spectrogram(fine, one),
-            "torch.stft and energies, 1024/128": torch_stft(one, 1024, 128),
-            "kit, STFT 1024/128": kit_spectrogram(stft, one),
+            'librosa, 2048/512, 128 mels': librosa_mel(one[0]),
+            'torchaudio, the same, one clip': torchaudio_mel(one),
+            'kit, the same, one clip': kit_spectrogram(mel, one),
+            'torch.stft and energies, 4096/512': torch_stft(one, 4096, 512),
+            'kit, 4096/512, 256 mels': kit_spectrogram(fine, one),
+            'torch.stft and energies, 1024/128': torch_stft(one, 1024, 128),
+            'kit, STFT 1024/128': kit_spectrogram(stft, one),
         },
         rounds=8,
         calls=20,
     )
     batched = interleaved_ms(
         {
-            f"torchaudio, 2048/512, 128 mels, batch of {BATCH}": torchaudio_mel(waves),
-            f"kit, the same, batch of {BATCH}": kit_spectrogram(mel, waves),
+            f'torchaudio, 2048/512, 128 mels, batch of {BATCH}': torchaudio_mel(waves),
+            f'kit, the same, batch of {BATCH}': kit_spectrogram(mel, waves),
         },
         rounds=4,
         calls=2,
     )
-    print(f"ms per clip of {SECONDS} s at {RATE} Hz, {torch.get_num_threads()} threads: median, middle 80 %")
+    print(f'ms per clip of {SECONDS} s at {RATE} Hz, {torch.get_num_threads()} threads: median, middle 80 %')
     tables = single | {name: times / BATCH for name, times in batched.items()}
     for name, times in tables.items():
         print(row_text(name, times))
     medians = [float(np.median(times)) for times in tables.values()]
     librosa_ms, torchaudio_ms, kit_ms = medians[:3]
     torchaudio_batch_ms, kit_batch_ms = medians[-2:]
-    print(f"one clip: kit / librosa {kit_ms / librosa_ms:.2f}, kit / torchaudio {kit_ms / torchaudio_ms:.2f}")
+    print(f'one clip: kit / librosa {kit_ms / librosa_ms:.2f}, kit / torchaudio {kit_ms / torchaudio_ms:.2f}')
     to_librosa = kit_batch_ms / librosa_ms
     to_torchaudio = kit_batch_ms / torchaudio_batch_ms
-    print(f"in batches: kit / librosa {to_librosa:.2f}, kit / torchaudio {to_torchaudio:.2f}")
+    print(f'in batches: kit / librosa {to_librosa:.2f}, kit / torchaudio {to_torchaudio:.2f}')
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

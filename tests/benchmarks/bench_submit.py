@@ -36,24 +36,24 @@ def write_clips(folder: Path) -> None:
     for i in range(CLIPS):
         seconds = float(np.clip(np.exp(rng.normal(np.log(5.0), 0.95)), 0.3, 30.0))
         wave = toy_clip(2 * seconds, [str(rng.choice(TOY_CLASSES))], rng)
-        soundfile.write(folder / f"{i:03d}.flac", wave[: int(seconds * 44100)], 44100)
+        soundfile.write(folder / f'{i:03d}.flac', wave[: int(seconds * 44100)], 44100)
 
 
 def write_checkpoints(folder: Path) -> list[Path]:
     """Write five checkpoints of the published network (9.25 M parameters) with random weights."""
-    recipe = find_recipe("max-pyramid-mel")
+    recipe = find_recipe('max-pyramid-mel')
     paths = []
     for fold in range(FOLDS):
         torch.manual_seed(fold)
         card = TaggerCard(
-            classes=tuple(f"class_{k}" for k in range(CLASSES)),
+            classes=tuple(f'class_{k}' for k in range(CLASSES)),
             prevalences=(0.02,) * CLASSES,
             frontend=recipe.frontend,
             inference=recipe.inference,
             network=recipe.network,
             fold=fold,
         )
-        paths.append(folder / f"fold_{fold}.pt")
+        paths.append(folder / f'fold_{fold}.pt')
         save_tagger(paths[-1], build_tagger(card))
     return paths
 
@@ -68,7 +68,7 @@ def published_way(checkpoints: list[Path], files: list[Path]) -> np.ndarray:
         for first in range(0, len(files), BATCH):
             waves = []
             for file in files[first : first + BATCH]:
-                samples, _ = soundfile.read(file, dtype="float32")
+                samples, _ = soundfile.read(file, dtype='float32')
                 waves.append(torch.from_numpy(samples))
             batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
             with torch.inference_mode():
@@ -81,17 +81,17 @@ def published_way(checkpoints: list[Path], files: list[Path]) -> np.ndarray:
 
 def network_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
     """Compute the batches that `submit` passes to the networks, channels-last."""
-    loader = SpectrogramLoader(files, {"": tagger.frontend}, torch.device("cpu"))
+    loader = SpectrogramLoader(files, {'': tagger.frontend}, torch.device('cpu'))
     inference = tagger.card.inference
     inputs = []
-    for chunk in loader.load_chunks("inputs", progress=False):
-        _, specs = loader.specs(chunk, "")
+    for chunk in loader.load_chunks('inputs', progress=False):
+        _, specs = loader.specs(chunk, '')
         lengths = []
         for spec in specs:
             span = inference.spans(spec.shape[-1], tagger.card.frontend.frames_per_s)[0]
             lengths.append(inference.input_frames(span, tagger.min_frames))
         for batch in batches_by_length(lengths, 4000):
-            stacked = torch.stack([pad_frames(specs[i], lengths[i], "wrap") for i in batch])
+            stacked = torch.stack([pad_frames(specs[i], lengths[i], 'wrap') for i in batch])
             inputs.append(tagger.frontend.stack(stacked).contiguous(memory_format=torch.channels_last))
     return inputs
 
@@ -100,7 +100,7 @@ def main(repeats: int = 3) -> None:
     """Print the times and their ratios. The published ways are slow, so they run less often."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        audio = folder / "audio"
+        audio = folder / 'audio'
         audio.mkdir()
         write_clips(audio)
         checkpoints = write_checkpoints(folder)
@@ -110,8 +110,8 @@ def main(repeats: int = 3) -> None:
         networks = [t.network.to(memory_format=torch.channels_last).eval() for t in taggers]
 
         def run_submit() -> None:
-            shutil.rmtree(folder / "out", ignore_errors=True)
-            submit(checkpoints, audio, folder / "out" / "submission.csv", progress=False)
+            shutil.rmtree(folder / 'out', ignore_errors=True)
+            submit(checkpoints, audio, folder / 'out' / 'submission.csv', progress=False)
 
         run_submit()  # once before timing
         inputs = network_inputs(taggers[0], files)
@@ -125,19 +125,19 @@ def main(repeats: int = 3) -> None:
         run_networks()
         frames = sum(batch.shape[0] * batch.shape[-1] for batch in inputs)
         threads = torch.get_num_threads()
-        print(f"submit: {CLIPS} clips, {FOLDS} folds, {frames} frames per fold, {threads} threads")
-        times = interleaved_times({"submit": run_submit, "networks alone": run_networks}, repeats)
+        print(f'submit: {CLIPS} clips, {FOLDS} folds, {frames} frames per fold, {threads} threads')
+        times = interleaved_times({'submit': run_submit, 'networks alone': run_networks}, repeats)
         slow = interleaved_times(
-            {"published way, sorted": lambda: published_way(checkpoints, by_length)}, max(1, repeats // 2)
+            {'published way, sorted': lambda: published_way(checkpoints, by_length)}, max(1, repeats // 2)
         )
-        slow |= interleaved_times({"published way": lambda: published_way(checkpoints, files)}, 1)
+        slow |= interleaved_times({'published way': lambda: published_way(checkpoints, files)}, 1)
         for name, seconds in slow.items():
             times[name] = (seconds * repeats)[:repeats]
         print_times(times)
-        print("  published way / submit:", time_ratio(times, "published way", "submit"), "(goal: at least 5)")
-        print("  published way, sorted / submit:", time_ratio(times, "published way, sorted", "submit"))
+        print('  published way / submit:', time_ratio(times, 'published way', 'submit'), '(goal: at least 5)')
+        print('  published way, sorted / submit:', time_ratio(times, 'published way, sorted', 'submit'))
         print(
-            "  submit / networks alone:",
-            time_ratio(times, "submit", "networks alone"),
-            "(goal: at most 1.25)",
+            '  submit / networks alone:',
+            time_ratio(times, 'submit', 'networks alone'),
+            '(goal: at most 1.25)',
         )

@@ -73,14 +73,14 @@ if __name__ == "__main__":
 '''
 
 MINI = {
-    "kit/__init__.py": "",
-    "kit/core/__init__.py": "",
-    "kit/core/errors.py": ERRORS,
-    "kit/core/runtime.py": '"""The version."""\n\nVERSION = "9.8.7"\n',
-    "kit/audio/__init__.py": "",
-    "kit/audio/decode.py": DECODE,
-    "kit/cli.py": CLI,
-    "kit/__main__.py": ENTRY,
+    'kit/__init__.py': '',
+    'kit/core/__init__.py': '',
+    'kit/core/errors.py': ERRORS,
+    'kit/core/runtime.py': '"""The version."""\n\nVERSION = "9.8.7"\n',
+    'kit/audio/__init__.py': '',
+    'kit/audio/decode.py': DECODE,
+    'kit/cli.py': CLI,
+    'kit/__main__.py': ENTRY,
 }
 
 
@@ -89,11 +89,11 @@ def write_mini(root: Path, changes: dict[str, str] | None = None) -> Path:
     for name, text in {**MINI, **(changes or {})}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(text.encode())
-    shutil.copy(ROOT / "build_single_file.py", root)
+    shutil.copy(ROOT / 'build_single_file.py', root)
     return root
 
 
 def run_builder(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The builder of the small kit as a script, in its folder, by a Python without any package."""
-    command = [sys.executable, "-S", "-E", "build_single_file.py", *words]
+    command = [sys.executable, '-S', '-E', 'build_single_file.py', *words]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

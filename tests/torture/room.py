@@ -24,18 +24,18 @@ from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 
 TINY = [
-    "frontend.sample_rate=8000",
-    "frontend.hop_length=200",
-    "frontend.n_fft=400",
-    "frontend.n_mels=16",
-    "network.blocks=3",
-    "network.width=4",
-    "crop_s=0.5",
-    "epochs=6",
-    "no_augment_epochs=1",
-    "batch_size=8",
-    "n_folds=2",
-    "validate_every=2",
+    'frontend.sample_rate=8000',
+    'frontend.hop_length=200',
+    'frontend.n_fft=400',
+    'frontend.n_mels=16',
+    'network.blocks=3',
+    'network.width=4',
+    'crop_s=0.5',
+    'epochs=6',
+    'no_augment_epochs=1',
+    'batch_size=8',
+    'n_folds=2',
+    'validate_every=2',
 ]
 
 
@@ -46,7 +46,7 @@ class Fault:
     name: str
     tried: int = 0
     broken: list[str] = field(default_factory=list)
-    details: str = ""
+    details: str = ''
 
     def check(self, held: bool, what: str) -> None:
         """Count one try."""
@@ -56,7 +56,7 @@ class Fault:
 
     def row(self) -> str:
         """A row of the table."""
-        return f"| {self.name} | {self.tried:,} | {self.tried - len(self.broken):,} | {self.details} |"
+        return f'| {self.name} | {self.tried:,} | {self.tried - len(self.broken):,} | {self.details} |'
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Child:
     @property
     def is_refusal(self) -> bool:
         """Whether it ended with one clear line."""
-        return self.code == 2 and "Traceback" not in self.output and "audiotag-kit: " in self.output
+        return self.code == 2 and 'Traceback' not in self.output and 'audiotag-kit: ' in self.output
 
 
 def run_forked(work: Callable[[], object], kill_after_s: float = 300.0) -> Child:
@@ -86,12 +86,12 @@ def run_forked(work: Callable[[], object], kill_after_s: float = 300.0) -> Child
             os.setsid()
             for stream in (1, 2):
                 os.dup2(write_end, stream)
-            sys.stdout = sys.stderr = os.fdopen(1, "w", 1, encoding="utf-8", closefd=False)
+            sys.stdout = sys.stderr = os.fdopen(1, 'w', 1, encoding='utf-8', closefd=False)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             result = work()
             code = result if isinstance(result, int) else 0
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            print(f"\x02{grown / 1024:.1f}", flush=True)
+            print(f'\x02{grown / 1024:.1f}', flush=True)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
@@ -112,7 +112,7 @@ def run_forked(work: Callable[[], object], kill_after_s: float = 300.0) -> Child
         chunks.append(chunk)
     _, status = os.waitpid(pid, 0)
     os.close(read_end)
-    output, _, grown = b"".join(chunks).decode("utf-8", "replace").partition("\x02")
+    output, _, grown = b''.join(chunks).decode('utf-8', 'replace').partition('\x02')
     seconds = time.perf_counter() - began
     return Child(os.waitstatus_to_exitcode(status), output, seconds, float(grown or 0))
 
@@ -136,12 +136,12 @@ def make_room(folder: Path, clips: int = 24) -> Path:
 
     def work() -> None:
         make_toy_set(folder, clips, clips, seed=5)
-        recipe = find_recipe("max-pyramid-mel", overrides=TINY)
+        recipe = find_recipe('max-pyramid-mel', overrides=TINY)
         train_run(
-            recipe, folder / "train.csv", folder / "train", folder / "run", device="cpu", progress=False
+            recipe, folder / 'train.csv', folder / 'train', folder / 'run', device='cpu', progress=False
         )
 
-    if not (folder / "run" / "oof.csv").is_file():
+    if not (folder / 'run' / 'oof.csv').is_file():
         child = run_forked(work)
         if child.code:
             raise KitError(f"the torture's toy run failed: {child.output[-2000:]}")
@@ -150,33 +150,33 @@ def make_room(folder: Path, clips: int = 24) -> Path:
 
 def classes_of(room: Path) -> list[str]:
     """The classes of the toy set."""
-    return (room / "sample_submission.csv").read_text("utf-8").splitlines()[0].split(",")[1:]
+    return (room / 'sample_submission.csv').read_text('utf-8').splitlines()[0].split(',')[1:]
 
 
 def is_whole(path: Path) -> bool:
     """Whether a file of a run or of a submission can be read to its end."""
-    if path.name == "lock" or path.name.endswith(".part"):
+    if path.name == 'lock' or path.name.endswith('.part'):
         return True
-    if path.suffix == ".pt" and "state" not in path.parts:
+    if path.suffix == '.pt' and 'state' not in path.parts:
         open_checkpoint(path)
-    elif path.suffix == ".pt":
+    elif path.suffix == '.pt':
         torch.load(path, weights_only=True)
-    elif path.suffix == ".npz":
+    elif path.suffix == '.npz':
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays:
-                arrays[name].sum() if arrays[name].dtype.kind == "f" else arrays[name]
-    elif path.suffix in (".csv", ".json"):
-        return path.read_bytes().endswith(b"\n")
+                arrays[name].sum() if arrays[name].dtype.kind == 'f' else arrays[name]
+    elif path.suffix in ('.csv', '.json'):
+        return path.read_bytes().endswith(b'\n')
     return True
 
 
 def torn_files(folder: Path) -> list[str]:
     """The files below a folder that are not whole."""
     torn = []
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob('*')):
         try:
             if path.is_file() and not is_whole(path):
                 torn.append(str(path))
         except Exception as error:
-            torn.append(f"{path}: {error}")
+            torn.append(f'{path}: {error}')
     return torn
