@@ -246,7 +246,7 @@ PUBLISHED = {
         inference.hop_s=5 inference.pool=max mixup.domain=wave mixup.p=0.5 mixup.low=0.5 mixup.high=0.5
         mixup.convex=true mixup.labels=union spec_augment.mask_p=0.3 spec_augment.time_masks=3
         spec_augment.freq_masks=3 optim.kind=adamw optim.lr_peak=5e-4 optim.weight_decay=1e-4
-        optim.schedule=one-cycle optim.warmup=0.06 optim.clip_norm=1 epochs=35 batch_size=64 n_folds=5
+        optim.schedule=one-cycle optim.warmup=0.06 optim.clip_norm=1 optim.average=swa epochs=35 batch_size=64 n_folds=5
     """,
 }
 
