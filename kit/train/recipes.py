@@ -209,7 +209,7 @@ TWO_STAGE = Recipe(
 # A random ResNet-18 learns little in so few steps.
 TWO_STAGE_SMALL = """
     network={"family":"max-pyramid","width":16,"head":{"pool":"mean-max"}} frontend.image_size=[64,64]
-    image_sizes=[[32,32],[48,48],[64,64]] epochs=40 batch_size=16 validate_every=40 optim.layer_decay=1
+    image_sizes=[[32,32],[48,48],[64,64]] epochs=36 batch_size=16 validate_every=36 optim.layer_decay=1
     optim.lr_start=2e-4 optim.lr_peak=5e-3 mixup.p=0.5 mixup.beta=0.4 mixup.domain=spec mixup.convex=true
     mixup.labels=weighted
 """
