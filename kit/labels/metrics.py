@@ -15,7 +15,6 @@ RANKING_CHUNK = 1 << 19
 COUNTING_CHUNK = 1 << 21
 LOG_LOSS_FLOOR = 1e-7
 
-MetricFunction = Callable[[Any, Any], float]
 # Maps how often each of D draws holds each clip to the draws' values. Shape: counts (n, D) -> (D,), NaN without a value
 Statistic = Callable[[np.ndarray], np.ndarray]
 
