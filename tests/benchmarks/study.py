@@ -24,7 +24,7 @@ from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import classes_of_template, label_targets, read_clip_table
 from kit.models.checkpoint import load_tagger
 from kit.models.tagger import Tagger
-from kit.train.dataset import load_clips
+from kit.train.clip_store import load_clips
 from kit.train.pseudo_labels import RELABEL_METHODS, SelfTrainingConfig
 from kit.train.recipe import Recipe
 from kit.train.recipes import find_recipe
