@@ -91,8 +91,9 @@ def describe_plan(members: Sequence[EnsembleMember], audio_s: float, left_s: flo
 def plan_members(
     members: Sequence[EnsembleMember], budget: TimeBudget, audio_s: float
 ) -> tuple[list[EnsembleMember], str]:
-    """Measure models and order them for the time left; say how many fit."""
+    """Measure models and order them for the time left; say how many fit, if any was measured."""
     measure_costs(members, budget)
     left_s = budget.deadline.left_s()
     ordered = order_members(members, audio_s, left_s)
-    return ordered, describe_plan(ordered, audio_s, left_s)
+    is_measured = any(member.cost for member in members)
+    return ordered, describe_plan(ordered, audio_s, left_s) if is_measured else ''

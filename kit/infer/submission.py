@@ -216,7 +216,8 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     if job.deadline.at < math.inf and len(members) > 1:
         with job.watch.measure('plan'):
             ordered, plan = plan_members(members, job.budget, loader.total_s)
-        job.note(plan)
+        if plan:
+            job.note(plan)
     bar = progress_bar(len(ordered) * loader.total_s, 'submit', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         job.budget.start_step()

@@ -13,7 +13,7 @@ from torch import Tensor
 from kit.core.clock import Deadline, TimeBudget
 from kit.infer.ensemble import EnsembleMember
 from kit.infer.job import SubmitOptions
-from kit.infer.planner import describe_plan, measure_cost, measure_costs, order_members
+from kit.infer.planner import describe_plan, measure_cost, measure_costs, order_members, plan_members
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
@@ -100,6 +100,9 @@ def test_a_model_that_fails_is_last_and_with_little_time_nothing_is_measured() -
     late = make_member(loud_tagger(Timed(HandClock(), 0.0)))
     measure_costs([late], TimeBudget(Deadline(1001.0, clock)))
     assert late.cost == 0 and late.tagger.network.batches == 0
+    assert plan_members([late, fine], TimeBudget(Deadline(1100.0, clock)), 5.0)[1].startswith('plan: ')
+    late.cost = fine.cost = 0.0
+    assert plan_members([late, fine], TimeBudget(Deadline(1001.0, clock)), 5.0)[1] == ''
 
 
 def test_a_plan_says_how_many_models_fit() -> None:

@@ -30,7 +30,15 @@ SKIPPED = {
     'make test': 'this check is a part of it',
     'make docs-check': 'this is that check',
     **dict.fromkeys(
-        ('make bench', 'make birdclef', 'make esc10', 'make pools', 'make recipes', 'make study', 'make torture'),
+        (
+            'make bench',
+            'make birdclef',
+            'make esc10',
+            'make pools',
+            'make recipes',
+            'make study',
+            'make torture',
+        ),
         'takes minutes or hours',
     ),
     'python -m tests.benchmarks ': 'takes minutes',
