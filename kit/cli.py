@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from kit.audio.decode import one_line
 from kit.core.config import SETTINGS_HINT
 from kit.core.errors import KitError, choose, suggest
-from kit.core.runtime import VERSION, in_notebook, in_worker
+from kit.core.ranks import start_workers
+from kit.core.runtime import VERSION, get_rank, in_notebook, in_worker
 from kit.core.worker import ERROR_MARK
 
 TITLE = f'audiotag-kit {VERSION}: train audio taggers, ensemble them and submit before the deadline'
@@ -37,6 +38,7 @@ class Command:
     summary: str
     group: str
     also: tuple[Callable[..., object], ...] = ()
+    takes_workers: bool = False
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -112,6 +114,9 @@ COMMON_OPTIONS = {
 }
 
 
+WORKERS_HELP = 'processes that share the work, e.g. one for each GPU (default: 1, or those of torchrun)'
+
+
 def build_parser(name: str, command: Command) -> OneLineParser:
     """Return a command's parser, made from its function's parameters and the `Options:` of its docstring."""
     functions = ', '.join(function.__name__ for function in (command.run, *command.also))
@@ -129,6 +134,8 @@ def build_parser(name: str, command: Command) -> OneLineParser:
     for parameter in inspect.signature(command.run).parameters.values():
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])
+    if command.takes_workers:
+        parser.add_argument('--workers', type=int, metavar='N', default=1, help=WORKERS_HELP)
     return parser
 
 
@@ -170,7 +177,11 @@ def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
     for name, value in options.items():
         if isinstance(value, list):  # each argument was parsed as a list of its own
             options[name] = list(chain.from_iterable(value))
-    result = command.run(**options)
+    workers = options.pop('workers', 1)
+    if get_rank() and not in_worker():  # of several processes of torchrun, one prints
+        sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+    with start_workers(workers, [*words, '--workers=1']):
+        result = command.run(**options)
     if result is not None and not in_worker():
         print(result)
 

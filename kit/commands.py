@@ -297,17 +297,20 @@ COMMANDS = {
         'train a recipe: one checkpoint per fold, and out-of-fold predictions',
         group='Train',
         also=(train_run, find_recipe),
+        takes_workers=True,
     ),
     'oof': Command(
         predict_oof,
         "predict each fold's held-out clips again, score them, and compare options of submit",
         group='Train',
         also=(submit,),
+        takes_workers=True,
     ),
     'relabel': Command(
         relabel,
         'make pseudo-labels for a table with models that did not train on its clips',
         group='Train',
+        takes_workers=True,
     ),
     'stack': Command(
         stack,
@@ -334,5 +337,6 @@ COMMANDS = {
         'predict a folder of audio and write a valid CSV before the deadline',
         group='Submit',
         also=(predict_clips, wrap_network, wrap_ensemble, save_tagger, load_tagger),
+        takes_workers=True,
     ),
 }

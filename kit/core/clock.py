@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.core.errors import KitError
-from kit.core.runtime import in_worker
+from kit.core.runtime import get_rank, in_worker
 
 UNIT_S = {'h': 3600.0, 'm': 60.0, 's': 1.0}
 BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}'
@@ -85,7 +85,7 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
         desc=task,
         unit=unit,
         bar_format=BAR_FORMAT,
-        disable=not shown,
+        disable=not shown or get_rank() > 0,
         mininterval=5.0 if in_worker() else 0.5,  # a notebook keeps every line that a worker prints
         dynamic_ncols=True,
     )

@@ -65,9 +65,10 @@ def file_identity(path: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path, output: Path) -> Iterator[None]:
+def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
 
+    Where another process has the lock, this is an error, or is waited for with `wait`.
     The system opens the lock when the process ends, however it ends. Temporary files that killed processes left in
     the folders of both are removed.
     """
@@ -81,7 +82,7 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
         return
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
             owner = lock.read().strip() or 'another process'

@@ -46,6 +46,9 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
         return device, None
 
     candidates = [torch.device('cuda', i) for i in range(torch.cuda.device_count())]
+    if candidates:  # processes that share the work have a GPU each
+        first = process_number('LOCAL_RANK', 0) % len(candidates)
+        candidates = candidates[first:] + candidates[:first]
     if torch.backends.mps.is_available():
         candidates.append(torch.device('mps'))
     problems: list[str] = []
@@ -78,8 +81,31 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
     return Runtime(chosen, threads or cpu_count(), progress)
 
 
+def process_number(name: str, default: int) -> int:
+    """Return a number that torchrun, or the option --workers, gives each of the processes that share the work."""
+    return int(os.environ.get(name, default)) if 'MASTER_PORT' in os.environ else default
+
+
+def get_rank() -> int:
+    """Return the number of this process among those that share the work. The first, 0, writes the results."""
+    return process_number('RANK', 0)
+
+
+def get_world_size() -> int:
+    """Return the number of processes that share the work."""
+    return process_number('WORLD_SIZE', 1)
+
+
+def get_local_world_size() -> int:
+    """Return the number of processes that share the work on this machine."""
+    return process_number('LOCAL_WORLD_SIZE', 1)
+
+
 def tune_process() -> None:
     """Set up this process for offline work on clips of many lengths. The user's own environment variables stay."""
+    if get_local_world_size() > 1:
+        torch.set_num_threads(cpu_count())
+
     # Without these, a look-up on a model hub hangs 46 s before it fails, as Kaggle has no network at submission.
     for switch in OFFLINE_SWITCHES:
         os.environ.setdefault(switch, '1')
@@ -120,10 +146,11 @@ def in_notebook() -> bool:
 
 
 def cpu_count() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use: its part, where processes share the work."""
+    cores = os.cpu_count() or 1
     if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // get_local_world_size())
 
 
 def memory_bytes() -> int:
@@ -133,7 +160,7 @@ def memory_bytes() -> int:
         total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path('/sys/fs/cgroup/memory.max').read_text()))
-    return total
+    return total // get_local_world_size()
 
 
 def free_memory_bytes() -> int:
@@ -148,7 +175,7 @@ def free_memory_bytes() -> int:
         # Cached files count as used, but the kernel drops them when memory is needed.
         cached = int((group / 'memory.stat').read_text().split('inactive_file ')[1].split()[0])
         free = min(free, limit - used + cached)
-    return max(0, free)
+    return max(0, free) // get_local_world_size()
 
 
 def in_worker() -> bool:

@@ -1,6 +1,7 @@
 """Caches of predictions and of spectrograms."""
 
 import contextlib
+import glob
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor
 
 from kit.core.errors import KitError
-from kit.core.files import write_whole
+from kit.core.files import file_identity, write_whole
+from kit.core.runtime import get_rank
 from kit.infer.predictor import WindowLogits
 
 
 class PredictionCache:
     """One model's logits of each file, by the file's sha256; without a path nothing is written.
 
-    The path's name carries the hash of the checkpoint and its inference settings. At most a twentieth of the time
-    goes into writing. `digests` finds the sha256 of a file by its identity, without reading the file.
+    The path's name carries the hash of the checkpoint and its inference settings. Processes that share the work have
+    a file each, in folders by their ranks. At most a twentieth of the time goes into writing. `digests` finds the
+    sha256 of a file by its identity, without reading the file.
     """
 
     def __init__(
@@ -34,14 +37,26 @@ class PredictionCache:
         self.flushed_at = now()
         self.unsaved = 0
         self.problem: str | None = None
+        self.files_read: dict[Path, str] = {}
 
     @classmethod
     def open(cls, path: Path | None, now: Callable[[], float] = time.monotonic) -> 'PredictionCache':
         """Create a cache with what an earlier job wrote to its path."""
-        cache = cls(path, now)
-        if path is not None and path.is_file():
-            cache.entries, cache.digests = read_entries(path)
+        own = path if path is None or get_rank() == 0 else path.parent / str(get_rank()) / path.name
+        cache = cls(own, now)
+        if path is not None:
+            cache.read_files(path)
         return cache
+
+    def read_files(self, path: Path) -> None:
+        """Add what this and other processes have written to a path, and to those in folders by rank beside it."""
+        for file in [path, *sorted(path.parent.glob(f'[0-9]*/{glob.escape(path.name)}'))]:
+            identity = file_identity(file)
+            if identity and self.files_read.get(file) != identity:
+                self.files_read[file] = identity
+                entries, digests = read_entries(file)
+                self.entries = entries | self.entries
+                self.digests |= digests
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.entries

@@ -13,6 +13,7 @@ from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.clock import Stopwatch, TimeBudget
 from kit.core.errors import KitError
+from kit.core.runtime import get_world_size
 from kit.core.worker import opened
 from kit.infer.cache import PredictionCache
 from kit.infer.loader import Chunk, SpectrogramLoader
@@ -80,9 +81,11 @@ def predict_ensemble(
     """Run every model over every clip, and yield each clip's logits as (member, clip, logits).
 
     Models run one after the other; the time budget is checked between batches. Failures are values: of a model in
-    `member.failure`, of logits that are not finite in `member.failed_clips`, of a file in `loader.failures`.
+    `member.failure`, of logits that are not finite in `member.failed_clips`, of a file in `loader.failures`. Where
+    processes share the clips, `member.finished` is left to the caller.
     """
     budget = budget or TimeBudget()
+    is_shared = get_world_size() > 1
     for position, member in enumerate(members):
         key = member.frontend_key
         is_last_user = all(other.frontend_key != key for other in members[position + 1 :])
@@ -98,12 +101,14 @@ def predict_ensemble(
             last_clip = outputs[-1][0] if outputs and chunk is loader.chunks[-1] else None
             for clip, logits in outputs:
                 member.predicted.add(clip)
-                member.finished = clip == last_clip and not budget.stopped
+                member.finished = clip == last_clip and not (budget.stopped or is_shared)
                 yield member, clip, logits
             if is_last_user:
                 loader.drop(chunk, key)
         else:
-            member.finished = not budget.stopped  # also where every clip of the last chunk failed
+            member.finished = not (
+                budget.stopped or is_shared
+            )  # also where every clip of the last chunk failed
         if is_last_user:
             loader.retire(key)
         member.cache.flush()

@@ -14,7 +14,7 @@ from kit.audio.decode import Decoder
 from kit.core.clock import Deadline, Stopwatch, TimeBudget
 from kit.core.errors import KitError
 from kit.core.files import write_json
-from kit.core.runtime import in_worker
+from kit.core.runtime import get_rank, in_worker
 from kit.infer.blend import BLENDS
 from kit.infer.postprocess import PostprocessConfig, postprocess_config
 from kit.infer.rows import RowScores
@@ -108,8 +108,8 @@ class SubmitJob:
 
     @property
     def is_mute(self) -> bool:
-        """Whether the caller has stopped waiting."""
-        return self.is_abandoned or self.mute_after.left_s() <= 0
+        """Whether the caller has stopped waiting, or another process writes the CSV."""
+        return get_rank() > 0 or self.is_abandoned or self.mute_after.left_s() <= 0
 
     @property
     def state_folder(self) -> Path:
@@ -172,10 +172,9 @@ class SubmissionWriter:
         self.written_at = self.job.deadline.now()
         self.job.budget.write_s = self.written_at - began
 
-    def write_if_due(self, rows: RowScores) -> None:
-        """Write the CSV every five seconds, or less often so that it takes a twentieth of the time at most."""
-        if self.job.deadline.now() - self.written_at > max(5.0, 20 * self.job.budget.write_s):
-            self.write(rows)
+    def is_due(self) -> bool:
+        """Whether to write the CSV: every five seconds, or so rarely that it takes a twentieth of the time."""
+        return self.job.deadline.now() - self.written_at > max(5.0, 20 * self.job.budget.write_s)
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write the report, unless the caller has stopped waiting."""

@@ -5,18 +5,25 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.audio.decode import scan_folder
 from kit.audio.windows import InferenceConfig
 from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
-from kit.core.errors import KitError, choose
-from kit.core.files import file_digest, file_identity, locked, text_digest, write_json
-from kit.core.runtime import VERSION, Runtime, cpu_count, pick_device, tune_process
+from kit.core.errors import KitError
+from kit.core.files import file_digest, locked, text_digest, write_json
+from kit.core.ranks import take_share
+from kit.core.runtime import (
+    VERSION,
+    Runtime,
+    cpu_count,
+    get_rank,
+    get_world_size,
+    pick_device,
+    tune_process,
+)
 from kit.core.worker import opened
 from kit.infer.blend import BLENDS
 from kit.infer.cache import PredictionCache
@@ -29,49 +36,26 @@ from kit.infer.ensemble import (
     reasons_by_name,
     rounded_spans,
 )
-from kit.infer.identity import code_identity, decoder_functions, model_identity, own_classes
-from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, check_steps
+from kit.infer.identity import code_identity, decoder_functions, own_classes
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import plan_members
-from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.predictor import Predictor
 from kit.infer.rows import (
     RowScores,
     blend_priors,
     check_members,
-    class_columns,
-    common_classes,
-    nearest_name,
 )
-from kit.infer.stack import ModelSpec, Stack, make_rows, models_with_classes, open_models
+from kit.infer.shards import add_cached, merge_shares, share_path, wait_for_shares, write_share
+from kit.infer.stack import make_rows
+from kit.infer.submit_inputs import SubmitInputs, holds_job, read_inputs
 from kit.infer.suspects import Suspects
 from kit.infer.template import (
     RowPlan,
-    Template,
-    plan_notes,
     read_report,
-    read_template,
     report_path,
-    with_classes,
     write_submission,
 )
-from kit.infer.window_rows import choose_rows
-
-
-@dataclass(frozen=True)
-class SubmitInputs:
-    """All that a submission reads before it predicts.
-
-    `names` are the files' paths below the audio folder. `key` is equal for jobs that compute the same submission.
-    """
-
-    files: list[Path]
-    names: list[str]
-    models: list[ModelSpec]
-    stacks: list[Stack]
-    template: Template
-    plan: RowPlan
-    key: str
 
 
 def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
@@ -82,6 +66,9 @@ def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]
 def run_job(job: SubmitJob) -> dict[str, Any]:
     """Do a whole submission in this process, alone on its CSV; return its report."""
     inputs = read_inputs(job)  # before anything is written, so that a call with a mistake leaves nothing
+    if get_rank():  # another process writes the CSV
+        share_path(job, get_rank()).unlink(missing_ok=True)
+        return finish_submission(job, inputs)
     with locked(job.state_folder, job.options.out):
         write_priors(job, inputs)
         return finish_submission(job, inputs)
@@ -99,80 +86,6 @@ def write_priors(job: SubmitJob, inputs: SubmitInputs) -> None:
             write_submission(out, inputs.template, np.tile(priors, (len(inputs.template.ids), 1)))
         job.budget.write_s = job.deadline.now() - began
         write_json(report_path(out), {'job': inputs.key, 'state': 'priors', 'notes': job.notes})
-
-
-def read_inputs(job: SubmitJob) -> SubmitInputs:
-    """List the files, open the checkpoints, and read the template."""
-    options = job.options
-    choose('blend', options.blend, BLENDS)
-    files, others = scan_folder(options.audio)
-    names = [path.relative_to(options.audio).as_posix() for path in files]
-    skipped: dict[str, str] = {}
-    models, stacks = open_models(options.checkpoints, options.weights, skipped)
-    if options.template:
-        template = read_template(options.template)
-    else:
-        id_column = 'fname' if options.rows in ('auto', 'template') else 'row_id'
-        template = Template(id_column, tuple(names), common_classes([model.card for model in models]))
-    if template.answer:
-        known = stacks[0].card.classes if stacks else common_classes([model.card for model in models])
-        template = with_classes(template, known)
-    if not stacks:
-        models = models_with_classes(models, template, skipped)
-    for name, reason in skipped.items():
-        job.note(f'{name} IS LEFT OUT: {reason}')
-    note_classes(job, template, models, stacks)
-    template, plan = choose_rows(job, template, files, names)
-    if options.postprocess.needs_windows and plan.form != 'window':
-        raise KitError(NO_WINDOWS)
-    check_steps(options, template, bool(stacks))
-    n_rows = len(template.ids)
-    without_file = plan.rows_without_file(template.ids)
-    job.note_names(without_file, f'of {n_rows} rows have no file and get the prior')
-    if names and n_rows and len(without_file) == n_rows:
-        folder = f'{options.audio}, which holds {names[0]!r}'
-        job.note(f'WARNING: NO ROW of the template has a file in {folder}: is it the right folder?')
-    job.note_names([names[i] for i in plan.idle_files], 'files have no row and are left out')
-    job.note_names([path.name for path in others], 'files are passed over, as they are no audio')
-    for text in plan_notes(plan):
-        job.note(text)
-    weights = [model.weight for model in models]
-    of_stacks = [(stack.weight, stack.digest) for stack in stacks]
-    settings = (options.blend, options.overrides, options.postprocess, weights, of_stacks, template)
-    key = text_digest(str(settings), *names, '', *map(file_identity, files), '', *map(model_identity, models))
-    builders = (options.networks or {}).values()
-    key = text_digest(key, code_identity([*builders, *decoder_functions(options.decoders)]))
-    return SubmitInputs(files, names, models, stacks, template, plan, key)
-
-
-def note_classes(
-    job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]
-) -> None:
-    """Note the template's classes that no model knows, or only some do."""
-    known_names = [stack.card.classes for stack in stacks]
-    known_names += [model.card.classes for model in models if model.stack is None]
-    known = np.stack([class_columns(names, template.classes) for names in known_names]) >= 0
-    by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
-    if by_none:
-        nearest = nearest_name(by_none[0], known_names[0])
-        what = (
-            f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
-        )
-        job.note_names(by_none, what)
-    by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
-    if by_some and BLENDS[job.options.blend].whole_row:
-        raise KitError(
-            f'--blend {job.options.blend} compares the classes of a row, but some models lack {by_some[0]!r}: use mean.'
-        )
-    job.note_names(by_some, 'classes are known to some models only, which alone predict them')
-
-
-def holds_job(out: Path, inputs: SubmitInputs) -> bool:
-    """Decide whether an earlier call of the same job left its CSV."""
-    try:
-        return read_report(out).get('job') == inputs.key and read_template(out) == inputs.template
-    except KitError:
-        return False
 
 
 def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
@@ -197,38 +110,30 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     check_members(members, options.blend, inputs.plan)
     rows = make_rows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
     writer = SubmissionWriter(job, inputs.template)
-    loader = SpectrogramLoader(
-        inputs.files,
-        collect_frontends(members, device),
-        device,
-        threads=runtime.threads,
-        decoders=options.decoders,
-        clips=sorted(inputs.plan.rows_of),
-        is_cached=lambda digest: all(digest in member.cache for member in members),
-        timeout_s=max(1.0, min(60.0, job.deadline.left_s() / 4)),
-        watch=job.watch,
-    )
-    loader.isolate(suspects.isolated_clips(inputs.files), suspects.reasons(inputs.files))
-    if add_cached(rows, members, inputs):
+    loader = make_loader(job, inputs, members, runtime, suspects)
+    if add_cached(rows, members, inputs.files):
         writer.write(rows)
     loader.read_headers()
+    loader.chunks = take_share(loader.chunks)
     ordered = members
     if job.deadline.at < math.inf and len(members) > 1:
         with job.watch.measure('plan'):
             ordered, plan = plan_members(members, job.budget, loader.total_s)
         if plan:
             job.note(plan)
-    bar = progress_bar(len(ordered) * loader.total_s, 'submit', 's of audio', runtime.progress)
-    with contextlib.closing(loader), bar:
-        job.budget.start_step()
-        for member, clip, logits in predict_ensemble(ordered, loader, job.budget):
-            rows.add(member, clip, logits)
-            advance(bar, loader.durations_s[clip] or 0.0)
-            if member.finished:
-                writer.write(rows)
-                writer.write_report(build_report(job, inputs, members, rows, loader, 'at work'))
-            else:
-                writer.write_if_due(rows)
+    predict_rows(job, inputs, ordered, loader, rows, writer, runtime)
+    if get_rank():
+        write_share(job, inputs.key, loader)
+    elif get_world_size() > 1:
+        wait_for_shares(job, inputs.key, loader)
+        if merge_shares(rows, members, inputs.files, loader.failures):
+            rest = make_loader(job, inputs, members, runtime, suspects)
+            rest.failures |= loader.failures
+            rest.read_headers()
+            predict_rows(job, inputs, ordered, rest, rows, writer, runtime)
+            merge_shares(rows, members, inputs.files, rest.failures)
+            loader.failures |= rest.failures
+            loader.notes |= rest.notes
     note_results(job, inputs, members, rows)
     is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
     failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
@@ -246,6 +151,54 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         holds = 'priors' if report['rows_with_prior'] == report['rows'] else 'earlier predictions'
         raise KitError(f'{what}, {options.out} holds {holds}: {failures[0]}')
     return report
+
+
+def make_loader(
+    job: SubmitJob,
+    inputs: SubmitInputs,
+    members: Sequence[EnsembleMember],
+    runtime: Runtime,
+    suspects: Suspects,
+) -> SpectrogramLoader:
+    """Create the loader of all files that have rows."""
+    loader = SpectrogramLoader(
+        inputs.files,
+        collect_frontends(members, runtime.device),
+        runtime.device,
+        threads=runtime.threads,
+        decoders=job.options.decoders,
+        clips=sorted(inputs.plan.rows_of),
+        is_cached=lambda digest: all(digest in member.cache for member in members),
+        timeout_s=max(1.0, min(60.0, job.deadline.left_s() / 4)),
+        watch=job.watch,
+    )
+    loader.isolate(suspects.isolated_clips(inputs.files), suspects.reasons(inputs.files))
+    return loader
+
+
+def predict_rows(
+    job: SubmitJob,
+    inputs: SubmitInputs,
+    members: Sequence[EnsembleMember],
+    loader: SpectrogramLoader,
+    rows: RowScores,
+    writer: SubmissionWriter,
+    runtime: Runtime,
+) -> None:
+    """Predict the loader's chunks with every model; write the CSV now and then, and after each model."""
+    bar = progress_bar(len(members) * loader.total_s, 'submit', 's of audio', runtime.progress)
+    with contextlib.closing(loader), bar:
+        job.budget.start_step()
+        for member, clip, logits in predict_ensemble(members, loader, job.budget):
+            rows.add(member, clip, logits)
+            advance(bar, loader.durations_s[clip] or 0.0)
+            if member.finished:
+                writer.write(rows)
+                writer.write_report(build_report(job, inputs, members, rows, loader, 'at work'))
+            elif writer.is_due():
+                if get_world_size() > 1:
+                    merge_shares(rows, members, inputs.files, loader.failures)
+                writer.write(rows)
 
 
 def note_results(
@@ -277,20 +230,6 @@ def note_results(
         )
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, 'clips beyond max_frames were predicted in overlapping pieces')
-
-
-def add_cached(rows: RowScores, members: Sequence[EnsembleMember], inputs: SubmitInputs) -> bool:
-    """Add what an earlier call predicted for files that are still the same; return whether there is any."""
-    found = False
-    if any(member.cache.digests for member in members):
-        for clip in inputs.plan.rows_of:
-            identity = file_identity(inputs.files[clip])
-            for member in members:
-                logits = member.cache.find(identity)
-                if logits is not None:
-                    rows.add(member, clip, logits)
-                    found = True
-    return found
 
 
 def build_members(
@@ -380,6 +319,7 @@ def build_report(
         'rows_without_file': inputs.plan.rows_without_file(inputs.template.ids),
         'audio_s': round(loader.audio_s, 3),
         'device': str(loader.device),
+        'processes': get_world_size(),
         'blend': job.options.blend,
         'stacks': [stack.card.kind for stack in inputs.stacks],
         'postprocess': job.options.postprocess.to_dict(),

@@ -16,7 +16,7 @@ from kit.audio.decode import Decoder, scan_folder
 from kit.core.clock import Deadline, parse_duration, process_start, set_deadline
 from kit.core.errors import KitError, check_kind
 from kit.core.files import locked, write_json
-from kit.core.runtime import in_notebook, in_worker, worker_margin_s
+from kit.core.runtime import get_rank, in_notebook, in_worker, worker_margin_s
 from kit.core.worker import (
     ERROR_MARK,
     as_arguments,
@@ -27,7 +27,8 @@ from kit.core.worker import (
     supervise,
 )
 from kit.infer.job import SubmitJob, SubmitOptions
-from kit.infer.submission import read_inputs, run_job, run_submission, write_priors
+from kit.infer.submission import run_job, run_submission, write_priors
+from kit.infer.submit_inputs import read_inputs
 from kit.infer.suspects import Suspects
 from kit.infer.template import read_report, report_path
 from kit.labels.layouts import ROW_S, find_competition
@@ -313,8 +314,9 @@ def write_priors_soon(job: SubmitJob) -> None:
     def work() -> None:
         try:
             inputs = read_inputs(first)
-            with locked(job.state_folder, job.options.out):
-                pass  # the lock is only tried, as the child needs it
+            if get_rank() == 0:
+                with locked(job.state_folder, job.options.out):
+                    pass  # the lock is only tried, as the child needs it
             write_priors(first, inputs)
             done.set_result(None)
         except BaseException as error:
@@ -332,7 +334,7 @@ def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
     out = job.options.out
     report = read_report(out)
     print(f'WARNING: the work {ending}; {out} holds what was done by then', flush=True)
-    if report:
+    if report and not job.is_mute:
         report['state'] = ending
         with contextlib.suppress(KitError):
             write_json(report_path(out), report)

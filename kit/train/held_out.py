@@ -10,6 +10,7 @@ import numpy as np
 from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError
 from kit.core.files import text_digest
+from kit.core.ranks import gather, take_share
 from kit.core.runtime import Runtime
 from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble
 from kit.infer.loader import SpectrogramLoader
@@ -90,21 +91,32 @@ def predict_recordings(
     loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
     outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
     loader.read_headers()
+    loader.chunks = take_share(loader.chunks)
     bar = progress_bar(len(members) * loader.total_s, name, 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         for member, clip, logits in predict_ensemble(members, loader):
             outputs[members.index(member)][clip] = logits
             advance(bar, loader.durations_s[clip] or 0.0)
+    failed_models = [member.failure for member in members if member.failure]
+    failed_clips = {clip: why for member in members for clip, why in member.failed_clips.items()}
+    failures: dict[int, str] = {}
+    merged: list[dict[int, WindowLogits]] = [{} for _ in members]
+    shares = gather((outputs, failed_models, loader.failures, loader.notes, failed_clips))
+    for of_share, failed, unreadable, notes, not_finite in shares:
+        if failed:
+            raise KitError(f'{name} failed: {failed[0]}')
+        loader.failures |= unreadable
+        loader.notes |= notes
+        failures |= not_finite
+        for all_clips, of_clips in zip(merged, of_share, strict=True):
+            all_clips |= of_clips
     loader.print_failures(names)
-    failures = dict(loader.failures)
-    for member in members:
-        if member.failure:
-            raise KitError(f'{name} failed: {member.failure}')
-        failures |= member.failed_clips
+    failures |= loader.failures
     clips = len(names)
     if len(loader.failures) == clips:
         raise KitError(f'none of the {clips} clips of {name} could be read in {audio}; nothing was changed.')
-    return outputs, failures
+    # In one order, whoever predicted what: sums depend on it.
+    return [dict(sorted(all_clips.items())) for all_clips in merged], failures
 
 
 def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:

@@ -1,9 +1,11 @@
 """Train a run: a checkpoint for each fold, and out-of-fold predictions."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import numpy as np
 from kit.core.clock import Deadline, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
-from kit.core.runtime import start_runtime
+from kit.core.ranks import gather, take_share
+from kit.core.runtime import get_rank, start_runtime
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
 from kit.labels.folds import check_no_leak, make_folds
 from kit.labels.metrics import compute_metric
@@ -95,7 +98,8 @@ def train_run(
     is_begun = check_run(folder, files)
     inits = read_inits(init, trained_folds, folds[folds >= 0].tolist())
     files = init_files(folder, inits, is_begun) | files  # init.json is written first
-    if (folder / 'state').is_dir():
+    is_first = get_rank() == 0
+    if is_first and (folder / 'state').is_dir():
         with locked(folder / 'state', folder):  # refuses a second process before it decodes anything
             pass
     labels = box_labels, soft_labels
@@ -104,14 +108,17 @@ def train_run(
     check_folds(recipe.metric, data, trained_folds)
     if inits:
         check_init(recipe, data, {fold: inits[fold] for fold in trained_folds})
-    parts: list[tuple[np.ndarray, OofPredictions]] = []
-    networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
+    parts: list[tuple[int, np.ndarray, OofPredictions]] = []
+    all_networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
+    networks = take_share([*enumerate(all_networks)])
     bar = progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', progress)
-    with locked(folder / 'state', folder), bar:
+    lock = locked(folder / 'state', folder) if is_first else contextlib.nullcontext()
+    with lock, bar:
+        gather(None)  # the folder is locked for all processes that share the work
         # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
         for name, text in files.items():
             write_text(folder / name, text)
-        for done, (fold, replica) in enumerate(networks):
+        for done, (number, (fold, replica)) in enumerate(networks):
             # Each network gets an equal share of the time that is left.
             share_s = clock.left_s() / (len(networks) - done)
             until = Deadline(clock.now() + share_s, clock.now)
@@ -119,8 +126,9 @@ def train_run(
                 recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger
             )
             if predictions is not None:
-                parts.append((data.held_out(fold), predictions))
-        oof = join_folds(parts) if parts else None
+                parts.append((number, data.held_out(fold), predictions))
+        all_parts = sorted(chain.from_iterable(gather(parts)), key=lambda part: part[0])
+        oof = join_folds([part[1:] for part in all_parts]) if all_parts else None
         if oof is not None:
             write_oof(folder, oof)
     return Run(folder, recipe, oof)

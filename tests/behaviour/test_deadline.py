@@ -25,8 +25,9 @@ from kit.core.errors import KitError
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
-from kit.infer.submission import read_inputs, run_submission
+from kit.infer.submission import run_submission
 from kit.infer.submit import submit
+from kit.infer.submit_inputs import read_inputs
 from tests.behaviour.trained import (
     HandClock,
     LoudBands,

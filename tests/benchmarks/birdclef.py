@@ -96,7 +96,7 @@ def mean_gain(
         return np.asarray(np.mean([one(counts) - other(counts) for one, other in statistics], axis=0))
 
     return percentile_interval(
-        float(np.mean(values)), statistic, group_numbers(groups, len(truth)), 1000, 0.95, 0
+        float(np.mean(values)), statistic, group_numbers(groups, len(truth)), 1000
     )
 
 

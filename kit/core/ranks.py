@@ -1,0 +1,127 @@
+"""Share the work of a command over processes: those of torchrun, or workers that the kit starts itself."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+
+from kit.core.clock import Deadline
+from kit.core.errors import KitError
+from kit.core.files import is_running
+from kit.core.runtime import get_rank, get_world_size
+from kit.core.worker import ERROR_MARK, Ending, Worker, kill_worker, spawn_worker, supervise
+
+T = TypeVar('T')
+
+PATIENCE = timedelta(days=7)  # one process may train for hours while the others wait
+
+# Set for the first process to the process numbers of the others. Torchrun ends all processes when one dies.
+PEERS = 'AUDIOTAG_KIT_PEERS'
+
+
+def take_share(items: Sequence[T]) -> list[T]:
+    """Return this process's items: every n-th one of n processes, so that all get long and short ones."""
+    return list(items[get_rank() :: get_world_size()])
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all processes, in their order, to each of them. Waits until all have come here.
+
+    Errors: KitError where another process has died
+    """
+    if get_world_size() == 1:
+        return [value]
+    values: list[T] = [value] * get_world_size()
+    try:
+        if not torch.distributed.is_initialized():
+            join_group()
+        torch.distributed.all_gather_object(values, value)
+    except RuntimeError as error:
+        raise KitError('another process of this command has ended: the same command continues.') from error
+    return values
+
+
+def join_group() -> None:
+    """Join the other processes, which come when they can. Torch alone would wait for one that has died, too."""
+    rank = get_rank()
+    size = get_world_size()
+    is_host = rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
+    address = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+    store = torch.distributed.TCPStore(*address, size, is_host, PATIENCE, wait_for_workers=False)
+    store.add('arrived', 1)
+    while store.add('arrived', 0) < size:
+        if not all(map(rank_is_running, range(1, size))):
+            raise RuntimeError('a process has died')
+        threading.Event().wait(0.05)
+    torch.distributed.init_process_group('gloo', store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+
+def rank_is_running(rank: int) -> bool:
+    """Return whether another process of this command is running; true where this cannot be known."""
+    peers = os.environ.get(PEERS, '').split()
+    return is_running(peers[rank - 1]) if peers else True
+
+
+class Peer:
+    """Another process of this command: the end of what it printed, and how it ended."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.text = ''
+        self.ending: Ending | None = None
+
+    def watch(self) -> None:
+        """Read what the process prints, until it ends."""
+        self.ending = supervise(self.worker, Deadline(), self.echo)
+
+    def echo(self, text: str) -> None:
+        """Keep the end of all text."""
+        self.text = (self.text + text)[-4000:]
+
+
+@contextmanager
+def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
+    """Run a command line in `count` - 1 more processes, which share its work with this one meanwhile."""
+    if not 1 <= count <= 256:
+        raise KitError(f'workers is a number of processes from 1, got {count}.')
+    if count == 1 or get_world_size() > 1:
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    group = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'GLOO_SOCKET_IFNAME': 'lo'}
+    group |= {'WORLD_SIZE': str(count), 'LOCAL_WORLD_SIZE': str(count)}
+    threads = torch.get_num_threads()
+    before = dict(os.environ)
+    os.environ |= group
+    peers = []
+    try:
+        for rank in range(1, count):
+            os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+            peers.append(Peer(spawn_worker(words, '0.0')))
+        pids = ' '.join(str(peer.worker.pid) for peer in peers)
+        os.environ |= {'RANK': '0', 'LOCAL_RANK': '0', PEERS: pids}
+        for peer in peers:
+            threading.Thread(target=peer.watch, daemon=True).start()
+        yield
+    except KitError as error:
+        for peer in peers:
+            reason = peer.text.partition(ERROR_MARK)[2]
+            if reason:
+                raise KitError(reason.strip()) from error
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for peer in peers:
+            kill_worker(peer.worker)
+        for name in {*group, 'RANK', 'LOCAL_RANK', PEERS}:
+            os.environ.pop(name, None)
+        os.environ |= before
+        torch.set_num_threads(threads)

@@ -1,0 +1,154 @@
+"""Processes that share the work, of --workers or of torchrun, end where one process ends."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kit.core.clock import Deadline
+from kit.core.errors import KitError
+from kit.core.ranks import gather, start_workers, take_share
+from kit.core.runtime import WORKER_MARK, cpu_count, get_rank, pick_device
+from kit.infer.job import SubmitOptions
+from kit.infer.submission import run_submission
+from kit.toydata import make_toy_set
+from tests.behaviour.trained import Trained
+
+TINY = [
+    'frontend.sample_rate=8000', 'frontend.hop_length=200', 'frontend.n_fft=400', 'frontend.n_mels=32',
+    'network.blocks=3', 'network.width=4', 'crop_s=1.0', 'epochs=2', 'n_folds=3', 'seeds=2',
+]  # fmt: skip
+NOBODY = '4194304999'  # no process has this number
+
+
+@pytest.fixture(scope='module')
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy task whose test has more than two chunks of files."""
+    folder = tmp_path_factory.mktemp('task')
+    make_toy_set(folder, clips=60, test=60, seed=5)
+    return folder
+
+
+def run(command: list[str], *words: object) -> str:
+    """Run a command line in a new process and return what it printed; it must end well."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [*command, *map(str, words), '--no-progress'], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def same_files(one: Path, other: Path, names: list[str]) -> bool:
+    """Whether files of two folders have the same bytes."""
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def join_group(monkeypatch: pytest.MonkeyPatch, rank: int, peers: str = '') -> None:
+    """Make this process one of two that share the work."""
+    numbers = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': 2, 'LOCAL_WORLD_SIZE': 2, 'MASTER_PORT': 1}
+    for name, value in numbers.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv('AUDIOTAG_KIT_PEERS', peers)
+
+
+@pytest.mark.parametrize('deadline', [[], ['--deadline', '120s']], ids=['without', 'deadline'])
+def test_three_workers_write_the_submission_of_one_process(
+    kit_command: list[str], trained: Trained, task: Path, tmp_path: Path, deadline: list[str]
+) -> None:
+    words = ['submit', '--checkpoints', *trained.all, '--audio', task / 'test', *deadline]
+    words += ['--template', task / 'sample_submission.csv', '--device', 'cpu', '--out']
+    run(kit_command, *words, tmp_path / 'one.csv')
+    run(kit_command, *words, tmp_path / 'three.csv', '--workers', 3)
+    assert same_files(tmp_path, tmp_path, ['one.csv'])
+    assert (tmp_path / 'one.csv').read_bytes() == (tmp_path / 'three.csv').read_bytes()
+    report = json.loads((tmp_path / 'three.json').read_text())
+    assert (report['processes'], report['state'], report['rows_all_models']) == (3, 'finished', 60)
+
+
+def test_workers_train_the_networks_of_one_process(
+    kit_command: list[str], task: Path, tmp_path: Path
+) -> None:
+    words = ['train', '--recipe', 'max-pyramid-mel', '--table', task / 'train.csv', '--audio', task / 'train']
+    words += ['--device', 'cpu', '--set', *TINY, '--out']
+    run(kit_command, *words, tmp_path / 'one')
+    run(kit_command, *words, tmp_path / 'two', '--workers=2')
+    names = sorted(path.name for path in (tmp_path / 'one').glob('fold_*.pt'))
+    assert len(names) == 6
+    assert same_files(tmp_path / 'one', tmp_path / 'two', [*names, 'oof.csv', 'folds.csv', 'recipe.json'])
+    rows = [(tmp_path / run / 'history.csv').read_text().splitlines() for run in ('one', 'two')]
+    without_seconds = [[line.rpartition(',')[0] for line in of_run] for of_run in rows]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_torchrun_predicts_out_of_fold_and_relabels_as_one_process(
+    kit_command: list[str], trained: Trained, tmp_path: Path
+) -> None:
+    run_folder = Path(trained.mel[0]).parent
+    audio = run_folder.parent / 'data' / 'train'
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', '--', 'kit']
+    if kit_command[1] != '-m':
+        torchrun = [*torchrun[:-3], '--', kit_command[1]]
+    for name, command in (('one', kit_command), ('two', torchrun)):
+        shutil.copytree(run_folder, tmp_path / name)
+        words = ['--run', tmp_path / name, '--audio', audio, '--device', 'cpu']
+        run(command, 'oof', *words)
+        run(command, 'relabel', *words, '--out', tmp_path / name / 'labels', '--method', 'windows')
+    names = ['oof.csv', 'fold_0.pt', 'fold_1.pt', 'labels/table.csv', 'labels/soft.csv']
+    assert same_files(tmp_path / 'one', tmp_path / 'two', names)
+
+
+def test_the_first_process_takes_what_others_predicted_and_does_what_dead_ones_left(
+    trained: Trained, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 7: what a process wrote before it was killed is used; the rest is predicted by the one that is left."""
+    template = task / 'sample_submission.csv'
+
+    def submit_to(name: str) -> dict[str, object]:
+        out = tmp_path / name
+        options = SubmitOptions(trained.mel, task / 'test', out, template, device='cpu', progress=False)
+        return run_submission(options, Deadline())
+
+    submit_to('one.csv')
+    join_group(monkeypatch, 1)
+    submit_to('two.csv')
+    assert not (tmp_path / 'two.csv').exists()
+    shares = sorted(path.name for path in (tmp_path / 'two.csv.state' / '1').iterdir())
+    assert len(shares) == 3 and 'share.json' in shares
+    (tmp_path / 'two.csv.state' / '1' / shares[0]).unlink()  # one model's predictions are lost
+    join_group(monkeypatch, 0, NOBODY)
+    report = submit_to('two.csv')
+    assert report['rows_all_models'] == 60
+    assert (tmp_path / 'one.csv').read_bytes() == (tmp_path / 'two.csv').read_bytes()
+    network_s = [model['network_s'] for model in report['models']]  # type: ignore[attr-defined]
+    assert len(network_s) == 2
+
+
+def test_a_dead_process_ends_the_wait_for_its_networks_with_one_line(tmp_path: Path) -> None:
+    words = ['train', '--recipe', 'max-pyramid-mel', '--table', str(tmp_path / 'none.csv'), '--audio', '.']
+    with pytest.raises(KitError, match=r'none\.csv'), start_workers(2, [*words, '--out', str(tmp_path)]):
+        gather(0)
+    assert get_rank() == 0 and 'WORLD_SIZE' not in os.environ
+
+
+def test_processes_share_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WORKER_MARK, raising=False)
+    alone = cpu_count()
+    join_group(monkeypatch, 1)
+    assert cpu_count() == max(1, alone // 2)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr('kit.core.runtime.device_problem', lambda device: None)
+    assert pick_device()[0] == torch.device('cuda', 1)
+    assert take_share(range(5)) == [1, 3]
+    monkeypatch.delenv('MASTER_PORT')  # a variable RANK of another program alone means nothing
+    assert take_share(range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_number_of_workers_below_one_is_refused() -> None:
+    with pytest.raises(KitError, match='workers is a number of processes from 1'), start_workers(0, []):
+        pass
