@@ -52,7 +52,9 @@ def join_group() -> None:
     size = get_world_size()
     is_host = rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
     address = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
-    store = torch.distributed.TCPStore(*address, size, is_host, PATIENCE, wait_for_workers=False)
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        *address, size, is_host, PATIENCE, wait_for_workers=False
+    )
     store.add('arrived', 1)
     while store.add('arrived', 0) < size:
         if not all(map(rank_is_running, range(1, size))):

@@ -288,9 +288,9 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
     def show(text: str, is_end: bool) -> str:
         """Echo all but the lines on what is opened. Return the beginning of such a line, for the next text."""
         whole, mark, last = text.rpartition(OPENED_MARK)
-        begun = '' if is_end or '\n' in last else mark + last
-        if not mark or not begun:
-            whole, begun = text, ''
+        unfinished = mark + last if mark and not is_end and '\n' not in last else ''
+        if not unfinished:
+            whole = text
         for line in re.findall(f'{OPENED_MARK}(.*)\n', whole):
             is_open, kind, names = json.loads(line)
             if is_open:
@@ -300,7 +300,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
         visible = re.sub(f'{OPENED_MARK}.*\n', '', whole)
         if visible:
             echo(visible)
-        return begun
+        return unfinished
 
     threading.Thread(target=read_pipe, daemon=True).start()
     try:

@@ -12,9 +12,9 @@ import numpy as np
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.errors import KitError, choose
 from kit.core.files import read_table, write_text
-from kit.core.runtime import start_runtime
+from kit.core.runtime import Runtime, start_runtime
 from kit.infer.ensemble import NOT_FINITE
-from kit.infer.postprocess import apply_postprocess, postprocess_config
+from kit.infer.postprocess import PostprocessConfig, apply_postprocess, postprocess_config
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
 from kit.labels.calibration import fit_calibration
@@ -86,6 +86,45 @@ def write_oof(run: Path, result: OofPredictions) -> None:
     write_text(run / 'oof.csv', frame.to_csv(index=False, lineterminator='\n', float_format='%.9g'))
 
 
+def predict_ways(
+    held: HeldOut,
+    variants: Mapping[str, InferenceConfig],
+    shift_steps: Mapping[str, PostprocessConfig],
+    name: str,
+    audio: Path,
+    runtime: Runtime,
+    adopt: bool,
+) -> dict[str, OofPredictions]:
+    """Predict a model's rows in its own way, in other ways, and with shifted odds; the own way's name is empty.
+
+    The own way's calibration and score are written into the tagger's card; with `adopt` those of the one variant.
+    """
+    tagger = held.tagger
+    own = Predictor(tagger, runtime.device, fuse=True)
+    # Pools of the same windows share the network's logits.
+    unpooled = {way: replace(other, pool=own.inference.pool) for way, other in variants.items()}
+    distinct = list(dict.fromkeys([own.inference, *unpooled.values()]))
+    predictors = [own]
+    for asked in distinct[1:]:
+        predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
+    outputs, failures = predict_held_out(held, predictors, name, audio, runtime)
+    logits = dict(zip(distinct, outputs, strict=True))
+    part = score_held_out(held, own.inference, outputs[0], failures)
+    parts = {'': part}
+    own_card = tagger.card
+    for way, inference in variants.items():
+        # Calibrated anew: scores of whole clips and of windows are not alike.
+        tagger.card = replace(own_card, inference=inference)
+        parts[way] = score_held_out(held, inference, logits[unpooled[way]], failures)
+    if not adopt:
+        tagger.card = own_card
+    trained = fitted_prevalences(tagger.card)
+    for way, step in shift_steps.items():
+        probs = apply_postprocess(step, part.probabilities, None, None, trained, part.classes)
+        parts[way] = replace(part, probabilities=probs)
+    return parts
+
+
 def predict_oof(
     run: str | Path,
     audio: str | Path,
@@ -130,32 +169,10 @@ def predict_oof(
     # Each way to predict, by its name, has a part for each model; the run's own way has no name.
     parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
     for path, held in models.items():
-        tagger = held.tagger
-        own = Predictor(tagger, runtime.device, fuse=True)
-        variants = inference_variants(own.inference, mode, window_s, hop_s, pool)
-        # Pools of the same windows share the network's logits.
-        unpooled = {name: replace(other, pool=own.inference.pool) for name, other in variants.items()}
-        distinct = list(dict.fromkeys([own.inference, *unpooled.values()]))
-        predictors = [own]
-        for asked in distinct[1:]:
-            predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
-        outputs, failures = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
-        part = score_held_out(held, own.inference, outputs[0], failures)
-        probs = {'': part.probabilities}
-        logits = dict(zip(distinct, outputs, strict=True))
-        own_card = tagger.card
-        for name, inference in variants.items():
-            # Calibrated anew: scores of whole clips and of windows are not alike.
-            tagger.card = replace(own_card, inference=inference)
-            other = score_held_out(held, inference, logits[unpooled[name]], failures)
-            parts.setdefault(name, []).append((held.rows, other))
-        if not adopt:
-            tagger.card = own_card
-        trained = fitted_prevalences(tagger.card)
-        for name, step in shift_steps.items():
-            probs[name] = apply_postprocess(step, part.probabilities, None, None, trained, part.classes)
-        for name, of_fold in probs.items():
-            parts.setdefault(name, []).append((held.rows, replace(part, probabilities=of_fold)))
+        variants = inference_variants(held.tagger.card.inference, mode, window_s, hop_s, pool)
+        of_model = predict_ways(held, variants, shift_steps, Path(path).name, Path(audio), runtime, adopt)
+        for name, part in of_model.items():
+            parts.setdefault(name, []).append((held.rows, part))
     joined = {name: join_folds(of_folds) for name, of_folds in parts.items()}
     result = joined.pop('')
     result = replace(result, groups=groups_of_rows(read_clip_table(Path(run) / 'folds.csv'), result.names))

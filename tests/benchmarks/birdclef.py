@@ -95,9 +95,7 @@ def mean_gain(
     def statistic(counts: np.ndarray) -> np.ndarray:
         return np.asarray(np.mean([one(counts) - other(counts) for one, other in statistics], axis=0))
 
-    return percentile_interval(
-        float(np.mean(values)), statistic, group_numbers(groups, len(truth)), 1000
-    )
+    return percentile_interval(float(np.mean(values)), statistic, group_numbers(groups, len(truth)), 1000)
 
 
 def main(arguments: list[str]) -> None:
