@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from kit.core.runtime import WORKER_MARK, cpu_count, get_rank, pick_device
 from kit.infer.job import SubmitOptions
 from kit.infer.submission import run_submission
 from kit.toydata import make_toy_set
-from tests.behaviour.trained import Trained
+from tests.behaviour.trained import Trained, read_scores
 
 TINY = [
     'frontend.sample_rate=8000', 'frontend.hop_length=200', 'frontend.n_fft=400', 'frontend.n_mels=32',
@@ -120,13 +121,20 @@ def test_the_first_process_takes_what_others_predicted_and_does_what_dead_ones_l
     assert not (tmp_path / 'two.csv').exists()
     shares = sorted(path.name for path in (tmp_path / 'two.csv.state' / '1').iterdir())
     assert len(shares) == 3 and 'share.json' in shares
+    shutil.copytree(tmp_path / 'two.csv.state', tmp_path / 'wrong.csv.state')
     (tmp_path / 'two.csv.state' / '1' / shares[0]).unlink()  # one model's predictions are lost
     join_group(monkeypatch, 0, NOBODY)
-    report = submit_to('two.csv')
-    assert report['rows_all_models'] == 60
+    assert submit_to('two.csv')['rows_all_models'] == 60
     assert (tmp_path / 'one.csv').read_bytes() == (tmp_path / 'two.csv').read_bytes()
-    network_s = [model['network_s'] for model in report['models']]  # type: ignore[attr-defined]
-    assert len(network_s) == 2
+    path = tmp_path / 'wrong.csv.state' / '1' / shares[0]
+    with np.load(path) as arrays:
+        wrong = {name: arrays[name] for name in arrays}
+    np.savez(path, **wrong | {'logits': wrong['logits'] + 5})
+    submit_to('wrong.csv')
+    _, right = read_scores(tmp_path / 'one.csv')
+    _, other = read_scores(tmp_path / 'wrong.csv')
+    n_changed = sum(bool((right[name] != other[name]).any()) for name in right)
+    assert 0 < n_changed < 60, 'the rows of the other process come from its file'
 
 
 def test_a_dead_process_ends_the_wait_for_its_networks_with_one_line(tmp_path: Path) -> None:
