@@ -101,23 +101,21 @@ class MixupDraw:
 
 
 def draw_mixup(
-    config: MixupConfig, targets: Tensor | int, generator: torch.Generator, chance: Tensor | float = 1.0
+    config: MixupConfig, targets: Tensor, generator: torch.Generator, chance: Tensor | float = 1.0
 ) -> MixupDraw:
     """Draw which clips of a batch are mixed, and how.
 
     With partners="any" each clip is the partner of exactly one other clip, never of itself. With "sure-negatives"
     a clip is not mixed where it shares no known-false class with any partner: all these labels would be lost.
-    Shape:  targets (B, K), or the number of clips; chance (B,) multiplies the probability p of each clip
+    Shape:  targets (B, K); chance (B,) multiplies the probability p of each clip
     """
-    clips = targets if isinstance(targets, int) else len(targets)
+    clips = len(targets)
     # In a random order, each clip's partner is the one before it.
     order = torch.randperm(clips, generator=generator)
     partner = order.roll(-1)[order.argsort()]
     for_mixed, for_share, for_fade, for_centre, for_steepness = torch.rand(5, clips, generator=generator)
     mixed = (for_mixed < config.p * chance) & (clips > 1)
-    if config.partners == 'sure-negatives' and clips:
-        if isinstance(targets, int):
-            raise KitError("partners='sure-negatives' needs labels: pass targets, not the number of clips.")
+    if config.partners == 'sure-negatives':
         false = (targets.cpu() == 0).float()
         shared = (false @ false.T).fill_diagonal_(-2.0)
         # Counts are whole numbers, so uniform numbers below 1 only choose among equal counts.

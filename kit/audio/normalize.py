@@ -76,8 +76,3 @@ def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
     flat = spec.reshape(-1, 1, *spec.shape[-2:])
     resized = F.interpolate(flat, tuple(size), mode='bilinear', align_corners=False, antialias=True)
     return resized.reshape(*spec.shape[:-2], *size)
-
-
-def image_size_at(sizes: Sequence[Sequence[int]], progress: float) -> tuple[int, ...]:
-    """Return the image size at `progress` in [0, 1] of a training that gives each size an equal share."""
-    return tuple(sizes[min(int(progress * len(sizes)), len(sizes) - 1)])

@@ -204,10 +204,6 @@ class SpectrumConfig(Config):
         """Frames per second."""
         return self.sample_rate / self.hop_length
 
-    def frames_of(self, n_samples: int) -> int:
-        """Return the frames of a clip."""
-        return n_samples // self.hop_length + 1
-
 
 def group_bands(filters: np.ndarray) -> list[tuple[slice, slice]]:
     """Split filters into groups of 16 neighbours, each over its own bins.
@@ -331,7 +327,7 @@ def chunked_spectrograms(
 ) -> list[Tensor]:
     """Compute log spectrograms in chunks of at most `limit` frames. Shape: [(T_i,)] -> [(M, N_i)]"""
     config, window = tables.config, tables.window
-    n_frames = [config.frames_of(len(wave)) for wave in waves]
+    n_frames = [len(wave) // config.hop_length + 1 for wave in waves]
     specs = [window.new_empty(config.n_spec_bins, n) for n in n_frames]
     # All chunks use one buffer. A window shorter than n_fft stands at its start: that shifts the phase only.
     buffer = window.new_empty(min(limit, sum(n_frames)), config.n_fft)

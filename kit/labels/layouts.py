@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kit.core.errors import KitError
-from kit.core.files import TextTable, read_table, write_text
+from kit.core.files import TextTable, join_cells, read_table, write_text
 from kit.labels.table import (
     ALL_OTHERS,
     UNLABELLED,
     classes_of_template,
-    join_labels,
     read_clip_table,
     split_labels,
 )
@@ -206,7 +205,7 @@ def split_esc(table_name: str, label: str, source: str) -> Callable[[Path, Path,
 
         columns = read_table(root / table_name, ('fold', label, source)).columns
         names = columns.get('fname') or columns['filename']
-        labels = [join_labels([name]) for name in columns[label]]
+        labels = [join_cells([name]) for name in columns[label]]
         frame = pandas.DataFrame({'fname': names, 'labels': labels, 'source_id': columns[source]})
         is_test = pandas.Series(columns['fold']) == '5'
         test = frame[is_test]
@@ -244,8 +243,8 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
         rows.append(
             {
                 'fname': f'{folder}/{name}' if '/' in name else f'{folder}/{code}/{name}',
-                'labels': join_labels([code]),
-                'secondary_labels': join_labels(split_labels(others)),
+                'labels': join_cells([code]),
+                'secondary_labels': join_cells(split_labels(others)),
                 'author': '' if author.strip().lower() in NO_VALUES else author,
                 'place': '' if {text.lower() for text in place} & {*NO_VALUES} else ' '.join(place),
                 'source': 'clips',
@@ -290,7 +289,7 @@ def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, A
     for place, (name, begin_s, end_s, codes) in enumerate(windows):
         row = {
             'fname': f'train_soundscapes/{name}',
-            'labels': join_labels([code for code in codes if code != 'nocall']),
+            'labels': join_cells([code for code in codes if code != 'nocall']),
             'begin_s': begin_s,
             'end_s': end_s,
             'site': site_of(name),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose, suggest
-from kit.core.files import TextTable, join_cells, read_table
+from kit.core.files import TextTable, read_table
 from kit.labels.stretches import read_stretches
 
 # The columns that a clip table need not have, as they are compared with misspelt ones.
@@ -112,7 +112,7 @@ def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
 def split_labels(text: str) -> tuple[str, ...]:
     """Split the labels of one clip at commas, without blanks and empty parts.
 
-    A name with a comma is quoted, as in `"Speech, male",Rain`. Python and JSON lists are read too.
+    A name with a comma is quoted, as in `"Speech, male",Rain` and by join_cells. Python and JSON lists are read too.
     """
     if not isinstance(text, str):
         raise KitError(f'labels must be text, got {text!r}: read the table with read_clip_table.')
@@ -127,11 +127,6 @@ def split_labels(text: str) -> tuple[str, ...]:
         parts = next(csv.reader([text], skipinitialspace=True))
     stripped = [part.strip() for part in parts]
     return tuple(part for part in stripped if part)
-
-
-def join_labels(names: Iterable[str]) -> str:
-    """Join labels so that split_labels reads them back."""
-    return join_cells(names)
 
 
 def check_line_ends(table: TextTable) -> None:

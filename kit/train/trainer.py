@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from kit.audio.normalize import image_size_at
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import write_whole
@@ -191,9 +190,11 @@ class Trainer:
         specs, targets, soft = prepare_batch(
             batch, recipe, frontend, self.device, generator, plain, mixing, self.clips.backgrounds
         )
+        sizes = recipe.image_sizes
         size = None
-        if recipe.image_sizes:
-            size = image_size_at(recipe.image_sizes, self.epoch / recipe.epochs)
+        if sizes:
+            last = len(sizes) - 1
+            size = sizes[min(last, int(self.epoch / recipe.epochs * len(sizes)))]
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
         return inputs, targets.to(self.device), soft.to(self.device)
 

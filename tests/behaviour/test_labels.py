@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kit.core.errors import KitError
+from kit.core.files import join_cells
 from kit.infer.template import read_template
 from kit.labels.soft import SoftLabels
 from kit.labels.table import (
@@ -11,7 +12,6 @@ from kit.labels.table import (
     class_names,
     classes_of_template,
     clip_labels,
-    join_labels,
     known_prevalences,
     label_targets,
     read_clip_table,
@@ -39,7 +39,7 @@ def write(folder, text, encoding='utf-8'):
 )
 def test_labels_are_names_between_commas_quoted_names_or_lists(text, names):
     assert split_labels(text) == names
-    assert split_labels(join_labels(names)) == names
+    assert split_labels(join_cells(names)) == names
 
 
 @pytest.mark.parametrize(
