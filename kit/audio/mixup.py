@@ -167,13 +167,6 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     return mix_specs(waves[:, None], draw, config)[:, 0]
 
 
-def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
-    """Undo the logarithm of a raw log spectrogram."""
-    if config.log == 'db':
-        return torch.pow(10.0, spec / 10.0)
-    return (spec.exp() - config.log_offset).clamp_min(0.0).pow(2 / config.power)
-
-
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
     """Mix raw log spectrograms by the weighted sum of their energies.
 
@@ -184,8 +177,12 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
         raise KitError(
             'extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].'
         )
-    energies = mix_specs(log_to_energy(specs, frontend), draw, config)
     # With power=1 the bands are magnitudes, the square roots of energies.
+    if frontend.log == 'db':
+        energies = torch.pow(10.0, specs / 10.0)
+    else:
+        energies = (specs.exp() - frontend.log_offset).clamp_min(0.0).pow(2 / frontend.power)
+    energies = mix_specs(energies, draw, config)
     mixed = log_scaled(frontend, energies.pow(frontend.power / 2))
     return mixed.where(draw.mixed.to(specs.device)[:, None, None], specs)
 

@@ -89,8 +89,14 @@ def read_clip_table(path: str | Path) -> Any:
     if 'begin_s' in columns or 'end_s' in columns:
         read_stretches(table)
     if 'false_labels' in columns:
-        lines = [table.at(row) for row in range(len(table.lines))]
-        check_one_state(columns['labels'], columns['false_labels'], lines)
+        for row, (labels, false_labels) in enumerate(
+            zip(columns['labels'], columns['false_labels'], strict=True)
+        ):
+            both = set(split_labels(labels)) & set(split_labels(false_labels))
+            if both:
+                raise KitError(
+                    f'{table.at(row)}: {min(both)!r} stands in labels and in false_labels: remove one.'
+                )
     if 'fold' in columns:
         columns['fold'] = table.numbers('fold', 'a whole number', lambda fold: abs(fold) < 10**9, int)
     if 'rating' in columns:
@@ -187,14 +193,6 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
     return column
 
 
-def check_one_state(labels: Sequence[str], false_labels: Sequence[str], places: Iterable[str]) -> None:
-    """Raise KitError at the first place where one label is both true and false."""
-    for true_text, false_text, place in zip(labels, false_labels, places, strict=True):
-        both = set(split_labels(true_text)) & set(split_labels(false_text))
-        if both:
-            raise KitError(f'{place}: {min(both)!r} stands in labels and in false_labels: remove one.')
-
-
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
@@ -205,7 +203,6 @@ def label_targets(
     column = column_of_class(classes)
     texts_of_value = {1: labels}
     if false_labels is not None:
-        check_one_state(labels, false_labels, [f'clip {i}' for i in range(len(labels))])
         texts_of_value = {0: false_labels, 1: labels}  # true comes last, because * sets all classes to false
     targets = np.full((len(labels), len(classes)), 0 if false_labels is None else np.nan, np.float32)
     no_classes: set[str] = set()

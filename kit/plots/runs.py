@@ -23,7 +23,6 @@ from kit.plots.figure import (
 )
 from kit.train.oof import SavedRun, load_run
 
-LINE_STYLES = ('-', '--', ':')
 # What a submission measures besides its models, and how the timeline calls it.
 STAGES = {
     'headers': 'read headers',
@@ -165,13 +164,13 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
     A single run has one colour per fold; several runs have one colour each. Every validation is a point.
     """
     figure, panels = new_figure(10, 4, 1, 2, sharex=True)
+    styles = [{'color': colour, 'linestyle': line} for line in ('-', '--', ':') for colour in CURVE_COLOURS]
     lines: dict[str, Any] = {}
     for run in runs:
         for epochs in run.history:
             name = str(run.folder) if len(runs) > 1 else f'fold {epochs["fold"].iloc[0]}'
             number = list(lines).index(name) if name in lines else len(lines)
-            repeats, colour = divmod(number, len(CURVE_COLOURS))
-            style = {'color': CURVE_COLOURS[colour], 'linestyle': LINE_STYLES[repeats % len(LINE_STYLES)]}
+            style = styles[number % len(styles)]
             for axes, column in zip(panels, ('loss', 'score'), strict=True):
                 measured = epochs.dropna(subset=column)
                 (lines[name],) = axes.plot(

@@ -76,7 +76,6 @@ class Trainer:
         self.amp = recipe.amp and device.type == 'cuda'
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
-        self.frozen_backbone: nn.Module | None = None
         self.losses = source_losses(recipe)
         self.uses_noisy_head = [source['head'] == 'noisy' for source in recipe.sources.values()]
         self.optimizer = build_optimizer(recipe.optim, self.network)
@@ -132,10 +131,12 @@ class Trainer:
         """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
         recipe = self.recipe
         start = time.perf_counter()
-        self.freeze_backbone(self.epoch < recipe.optim.freeze_epochs)
         self.network.train()
-        if self.frozen_backbone is not None:
-            self.frozen_backbone.eval()
+        if isinstance(self.network, Network):
+            # A frozen backbone keeps its weights and its batch norms' statistics.
+            is_frozen = self.epoch < recipe.optim.freeze_epochs
+            self.network.backbone.requires_grad_(not is_frozen)
+            self.network.backbone.train(not is_frozen)
         total_loss = 0.0
         with self.seeded() as generator:
             batches = draw_batches(self.clips, recipe, self.tagger.frontend, generator)
@@ -229,12 +230,6 @@ class Trainer:
                 loss = loss + recipe.distill_weight * distilled
             losses.append(weight * loss)
         return torch.stack(losses).sum()
-
-    def freeze_backbone(self, frozen: bool) -> None:
-        """Keep the backbone's weights and batch-norm statistics as they are, or let it train."""
-        if isinstance(self.network, Network):
-            self.network.backbone.requires_grad_(not frozen)
-            self.frozen_backbone = self.network.backbone if frozen else None
 
     def load_averaged_weights(self) -> None:
         """Copy the averaged weights, if there are any yet, into the network.
