@@ -84,14 +84,9 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def channel_names(self) -> list[str]:
-        """The kind of each channel: one per resolution, but a coordinate only once."""
+        """The kind of each of the C channels: one per resolution, but a coordinate only once."""
         copies = 1 + len(self.resolutions)
         return [name for name in self.channels for _ in range(1 if name in COORDINATES else copies)]
-
-    @property
-    def n_channels(self) -> int:
-        """Channels C of the network's input."""
-        return len(self.channel_names)
 
     @property
     def n_extra_rows(self) -> int:

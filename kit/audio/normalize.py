@@ -67,8 +67,8 @@ def savgol_delta(spec: Tensor, which: str) -> Tensor:
 
 def extend_edges(spec: Tensor, frames: int) -> Tensor:
     """Repeat the first and the last frame `frames` times."""
-    shape = (*spec.shape[:-1], frames)
-    return torch.cat([spec[..., :1].expand(shape), spec, spec[..., -1:].expand(shape)], dim=-1)
+    padded = F.pad(spec.flatten(0, -2), (frames, frames), mode='replicate')
+    return torch.unflatten(padded, 0, spec.shape[:-1])
 
 
 def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:

@@ -43,7 +43,6 @@ def fit_calibration(
 
     Shape:  n arrays of (W, K), truth (n, K) in [0, 1] or NaN; pool maps (W, K) -> (K,), W may be 1
     Source: Platt 1999, Probabilistic Outputs for Support Vector Machines
-    Errors: KitError for no known true or no known false label
     """
     # The fit goes through the pool, since submissions pool calibrated windows: a mean of window probabilities
     # is no longer calibrated where the windows were. Log loss on new clips of 2 to 4 windows (simulated, mean):

@@ -21,7 +21,6 @@ class SoftLabels:
     """Soft labels of whole clips, or, with begin_s and end_s, of windows; NaN where unknown.
 
     Shape:  names (n,), targets (n, K) float32 in [0, 1] or NaN, begin_s and end_s (n,) or both None
-    Errors: KitError for a class named as a column, a window without length, or a clip or window named twice
     """
 
     names: tuple[str, ...]

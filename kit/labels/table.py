@@ -287,10 +287,7 @@ def read_class_values(path: str | Path, column: str) -> dict[str, float]:
 
 
 def values_of_classes(values: Mapping[str, float], classes: Sequence[str], others: np.ndarray) -> np.ndarray:
-    """Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)
-
-    Errors: KitError for a name that is no class
-    """
+    """Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)"""
     column = column_of_class(classes)
     changed = others.copy()
     for name, value in values.items():

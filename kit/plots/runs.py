@@ -1,6 +1,5 @@
 """Plots of runs, of submissions, and of a table's labels."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from kit.plots.figure import (
     shown_name,
 )
 from kit.train.oof import SavedRun, load_run
+from kit.train.oof_report import read_json
 
 # What a submission measures besides its models, and how the timeline calls it.
 STAGES = {
@@ -197,8 +197,7 @@ def draw_self_training(run: str | Path) -> Plot:
     rounds = folder / 'rounds'
     counts: dict[int, dict[str, int]] = {}
     for path in rounds.glob('*/labels/relabel.json'):
-        number = int(path.parts[-3])
-        counts[number] = json.loads(path.read_text(encoding='utf-8'))['counts']
+        counts[int(path.parts[-3])] = read_json(path)['counts']
     counts = dict(sorted(counts.items()))
     # The last round is the run itself.
     last = max(counts, default=0)

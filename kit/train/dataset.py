@@ -229,9 +229,8 @@ def load_dataset(
     """
     import pandas
 
-    classes = soft.classes if soft else None
-    classes = boxes.classes if boxes else classes
-    labels = clip_labels(frame, classes)
+    named = boxes or soft
+    labels = clip_labels(frame, named.classes if named else None)
     source_numbers(labels.sources, recipe)  # raises for an unknown source before anything is decoded
     stretches = stretches_of(frame)
     has_times = boxes is not None or np.isfinite(stretches).all(axis=1).any() or bool(soft and soft.times)
@@ -344,10 +343,7 @@ def begins_inside(
 
 
 def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) -> Boxes:
-    """Select the boxes that begin inside their recording. A note tells how many lie above all frequencies.
-
-    Errors: as begins_inside
-    """
+    """Select the boxes that begin inside their recording. A note tells how many lie above all frequencies."""
     names = boxes.recordings.tolist()
     boxes = boxes.select(begins_inside('boxes', names, boxes.begin_s, boxes.end_s, sound_s))
     is_above = boxes.low_hz >= nyquist_hz

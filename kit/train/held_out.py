@@ -54,7 +54,6 @@ def predict_held_out(
     """Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
 
     Returns each predictor's logits, and why rows have none; both by the rows' positions in the fold.
-    Errors: as predict_recordings
     """
     clips = list(dict.fromkeys(held.clips))
     outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -317,20 +316,16 @@ class Trainer:
             state = torch.load(path, map_location='cpu', weights_only=True)
             is_of_recipe = state['recipe'] == self.recipe.canonical_json()
             if is_of_recipe:
-                self.load_state(state)
+                for name in STATEFUL_PARTS:
+                    # The scaler's state is empty if the training began on a device without AMP.
+                    if state.get(name):
+                        getattr(self, name).load_state_dict(state[name])
+                self.epoch = state['epoch']
+                self.history = state['history']
+                self.seconds = state['seconds']
+                self.best_weights = state['best']
+                self.label_counts = state['drawn'].to(self.device)
         except Exception as error:
             raise KitError(f'{path} cannot be read: remove it, and its fold is trained anew.') from error
         if not is_of_recipe:
             raise KitError(f'{path} belongs to another recipe: choose another --out, or remove it.')
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Replace this training's state by a saved one of the same recipe."""
-        for name in STATEFUL_PARTS:
-            # The scaler's state is empty if the training began on a device without AMP.
-            if state.get(name):
-                getattr(self, name).load_state_dict(state[name])
-        self.epoch = state['epoch']
-        self.history = state['history']
-        self.seconds = state['seconds']
-        self.best_weights = state['best']
-        self.label_counts = state['drawn'].to(self.device)

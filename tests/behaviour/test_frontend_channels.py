@@ -103,7 +103,7 @@ def test_every_resolution_is_normalized_by_itself_and_has_its_own_channels(norma
     settings = {'normalize': normalize, 'top_db': 60.0}
     config = small(resolutions=SAME_HOP, channels=('coordinate01', 'log', 'delta'), **settings)
     spec = Frontend(config)(noise(5000)[None])[0]
-    assert spec.shape == (config.n_channels, config.n_bins, 32) == (7, 20, 32)
+    assert spec.shape == (len(config.channel_names), config.n_bins, 32) == (7, 20, 32)
     torch.testing.assert_close(spec[0, :, 3], torch.linspace(0, 1, 20))
     for block, (n_fft, hop) in enumerate([(512, 160), *SAME_HOP]):
         alone = small(n_fft=n_fft, hop_length=hop, channels=('log', 'delta'), **settings)
@@ -171,7 +171,7 @@ def test_a_clip_is_the_same_bit_for_bit_whatever_the_other_clips(settings: dict[
     batch = torch.stack([specs[1][:, :1100], specs[3][:, :1100], specs[3][:, 50:1150]])
     together = frontend.network_input(batch)
     size = frontend.config.image_size or (frontend.config.n_bins + frontend.config.n_extra_rows, 1100)
-    assert together.shape == (3, frontend.config.n_channels, *size)
+    assert together.shape == (3, len(frontend.config.channel_names), *size)
     for clip in range(3):
         assert torch.equal(together[clip], frontend.network_input(batch[clip]))
 
