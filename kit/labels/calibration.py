@@ -41,7 +41,7 @@ def fit_calibration(
 ) -> Calibration:
     """Fit scale and offset so that the pooled probabilities have the least mean log loss on known labels.
 
-    Shape:  n arrays of (W, K), truth (n, K) in [0, 1] or NaN; pool maps (W, K) -> (K,), W may be 1
+    Shape:  n arrays of (W, K), truth (n, K) in [0, 1] or NaN; pool maps (W, K) -> (K,) and suits torch.vmap
     Source: Platt 1999, Probabilistic Outputs for Support Vector Machines
     """
     # The fit goes through the pool, since submissions pool calibrated windows: a mean of window probabilities
@@ -69,15 +69,13 @@ def fit_calibration(
     prior = float(np.nanmean(truth))
     prior_logit = float(np.log(prior / (1 - prior)))
     starts = [
-        (log_scale, prior_logit + shift) for log_scale in (-4.0, 0.0, 1.4) for shift in (-2.0, 0.0, 2.0)
+        [log_scale, prior_logit + shift] for log_scale in (-4.0, 0.0, 1.4) for shift in (-2.0, 0.0, 2.0)
     ]
     with torch.inference_mode(False), torch.enable_grad():
         batches = list(batch_by_windows(logits, targets, centre, spread))
-        start_losses = [
-            calibration_loss(torch.tensor(start, dtype=torch.float64), batches, pool) for start in starts
-        ]
-        best_start = starts[int(np.argmin(start_losses))]
-        theta = torch.tensor(best_start, dtype=torch.float64, requires_grad=True)
+        thetas = torch.tensor(starts, dtype=torch.float64)
+        best_start = int(np.argmin([calibration_loss(theta, batches, pool) for theta in thetas]))
+        theta = thetas[best_start].clone().requires_grad_()
         optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
             [theta], max_iter=50, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn='strong_wolfe'
         )
@@ -121,21 +119,13 @@ def calibration_loss(
         # be infinite or NaN, and so would those of the logarithms below at 0 and 1. Both clamps prevent this.
         scale = theta[0].clamp(-7.0, 7.0).exp()
         scaled = (scale * batch.scores + theta[1]).clamp(-30.0, 30.0)
-        pooled = pool_each(torch.sigmoid(scaled), pool).clamp(1e-12, 1 - 1e-12)
+        pooled = torch.vmap(pool)(torch.sigmoid(scaled)).clamp(1e-12, 1 - 1e-12)
         losses = -(batch.targets * pooled.log() + (1 - batch.targets) * (-pooled).log1p())
         loss = losses.masked_fill(~batch.known, 0.0).sum() / n_known
         if theta.requires_grad:
             torch.autograd.backward(loss)
         total += float(loss.detach())
     return total
-
-
-def pool_each(probabilities: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pool every clip: all at once where torch.vmap supports the pool. Shape: (n, W, K) -> (n, K)"""
-    try:
-        return torch.vmap(pool)(probabilities)
-    except RuntimeError:
-        return torch.stack([pool(clip) for clip in probabilities])
 
 
 def fit_thresholds(metric: str, truth: Any, probs: Any, strength: float = 16.0) -> np.ndarray:

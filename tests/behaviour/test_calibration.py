@@ -15,11 +15,6 @@ def share_of_top_two(windows):
     return (windows * weights[:, None]).sum(0) / weights.sum()
 
 
-def not_batchable(windows):
-    """The maximum, computed in a way that torch.vmap does not support."""
-    return torch.stack([windows[:, k].max() if windows.max().item() > 0 else windows[0, k] for k in range(4)])
-
-
 POOLS = {
     'max': lambda windows: windows.amax(0),
     'max with indices': lambda windows: windows.max(dim=0).values,
@@ -28,7 +23,6 @@ POOLS = {
     'power': lambda windows: windows.pow(3).mean(0).pow(1 / 3),
     'noisy or': lambda windows: 1 - (1 - windows).prod(0),
     'share of top two': share_of_top_two,
-    'not batchable': not_batchable,
 }
 EVERY_POOL = pytest.mark.parametrize('pool', POOLS.values(), ids=POOLS)
 
