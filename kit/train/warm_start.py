@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kit.core.errors import KitError
-from kit.core.files import file_digest
+from kit.core.files import file_digest, text_digest
 from kit.models.archive import content_digest, load_archive
 from kit.models.checkpoint import open_checkpoint
 from kit.models.families import build_network
@@ -17,7 +17,6 @@ from kit.models.network import meta_device
 from kit.models.own_network import fill_network, find_state, strip_prefixes
 from kit.models.tagger import Tagger, input_shape
 from kit.train.dataset import Dataset
-from kit.train.held_out import names_digest
 from kit.train.oof_report import read_json
 from kit.train.recipe import Recipe
 
@@ -86,9 +85,9 @@ def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bo
 
 
 def held_out_digest(data: Dataset, fold: int | None) -> str:
-    """Hash the names of a fold's held-out clips."""
+    """Hash the names of a fold's held-out clips, whatever their order."""
     names = data.row_names
-    return names_digest([names[row] for row in data.held_out(fold)])
+    return text_digest(*sorted(names[row] for row in data.held_out(fold)))
 
 
 def output_layers(network: nn.Module) -> list[str]:

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.frontend import Frontend, FrontendConfig, resize_spec
 from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies
-from kit.audio.normalize import resize_spec
 from kit.core.errors import KitError
 from kit.infer.predictor import compute_spectrograms, cut_window
 
