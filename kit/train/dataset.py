@@ -159,7 +159,9 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
         rows = boxes.rows[name]
         true = np.unique(boxes.species[rows[boxes.is_true[rows]]])
         false = np.setdiff1d(boxes.species[rows], true)
-        recordings.append([name, *(join_cells(boxes.classes[k] for k in group) for group in (true, false))])
+        true_labels = join_cells(boxes.classes[k] for k in true)
+        false_labels = join_cells(boxes.classes[k] for k in false)
+        recordings.append([name, true_labels, false_labels])
     frame = pandas.DataFrame(recordings, columns=['fname', 'labels', 'false_labels'])
     if table is None:
         return frame
