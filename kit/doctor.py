@@ -18,7 +18,7 @@ from kit.core.worker import source_file, source_root
 from kit.infer.planner import measure_cost
 from kit.infer.predictor import Predictor
 from kit.infer.stack import ModelSpec, open_models
-from kit.models.checkpoint import find_checkpoints
+from kit.models.checkpoint import find_models
 from kit.models.tagger import Tagger, TaggerCard
 
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm')
@@ -37,7 +37,7 @@ def run_doctor(
     Errors: KitError where a checkpoint cannot be used, after everything was printed
     """
     lines = describe_machine()
-    paths = find_checkpoints(checkpoints) if checkpoints else []
+    paths = [Path(name) for name, _ in find_models(checkpoints)] if checkpoints else []
     usable: list[ModelSpec] = []
     unusable = 0
     for path in paths:

@@ -95,9 +95,9 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         details['minutes'] = f'{seconds / 60:.1f}'
     for path in sorted(run.folder.glob('fold_*.pt')):
         checkpoint = open_checkpoint(path)
-        card, tensors = checkpoint.card, checkpoint.tensors
+        card = checkpoint.card
         parameters = 0
-        for name, tensor in tensors.items():
+        for name, tensor in checkpoint.tensors.items():
             # Batch norm's running statistics are saved too, but they are no parameters.
             if tensor.is_floating_point() and 'running_' not in name:
                 parameters += tensor.numel()

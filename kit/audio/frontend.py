@@ -1,24 +1,28 @@
-"""The front end: from waveforms to the network's input."""
+"""The front end: from waveforms to the network's input, by spectrograms that are normalized and stacked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.audio.normalize import (
-    DELTA_KERNELS,
-    NORMALIZATIONS,
-    normalize_spec,
-    resize_spec,
-    savgol_delta,
-)
 from kit.audio.spectrogram import SpectrumConfig, log_spectrograms, spectrum_tables
 from kit.audio.waveform import EXTRA_ROWS, compute_extra_rows, nonsilent_span
 from kit.core.config import setting
 from kit.core.errors import KitError
 
+NORMALIZATIONS = ('none', 'clip', 'constants', 'peak', 'minmax')
+
+# Savitzky-Golay filters over nine frames: (divisor, weights of frames -4 to 4).
+DELTA_KERNELS = {
+    'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
+    'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
+}
+
+# A range this small is no range.
+NEGLIGIBLE = 1e-30
 # Channels that hold the frequency bin's position, and the value at the lowest bin; the highest has 1.
 COORDINATES = {'coordinate': -1.0, 'coordinate01': 0.0}
 # What trimming leaves at least.
@@ -84,14 +88,9 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def channel_names(self) -> list[str]:
-        """The kind of each channel: one per resolution, but a coordinate only once."""
+        """The kind of each of the C channels: one per resolution, but a coordinate only once."""
         copies = 1 + len(self.resolutions)
         return [name for name in self.channels for _ in range(1 if name in COORDINATES else copies)]
-
-    @property
-    def n_channels(self) -> int:
-        """Channels C of the network's input."""
-        return len(self.channel_names)
 
     @property
     def n_extra_rows(self) -> int:
@@ -240,3 +239,63 @@ def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
         return ramp[:, None].expand(*specs.shape[:-3], 1, bins, frames)
     channels = savgol_delta(specs, name) if name in DELTA_KERNELS else specs
     return resize_spec(channels, size) if size else channels
+
+
+def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: float, std: float) -> Tensor:
+    """Raise values to at least `top_db` below the maximum, then normalize, each spectrogram by itself.
+
+    A constant spectrogram becomes zeros by "clip", "peak" and "minmax". Shape: (..., M, N) -> the same
+    """
+    peak = spec.amax((-2, -1), keepdim=True)
+    if top_db is not None:
+        spec = torch.maximum(spec, peak - top_db)
+    if normalize == 'clip':
+        # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
+        spec = spec - peak
+        centred = spec - mean_by_rows(spec)
+        variance = mean_by_rows(centred.square())
+        return centred / variance.clamp(min=1e-6).sqrt()
+    if normalize == 'constants':
+        return (spec - mean) / std
+    if normalize == 'peak':
+        return spec - peak
+    if normalize == 'minmax':
+        minimum = spec.amin((-2, -1), keepdim=True)
+        return (spec - minimum) / (peak - minimum).clamp(min=NEGLIGIBLE)
+    return spec
+
+
+def mean_by_rows(spec: Tensor) -> Tensor:
+    """Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)"""
+    # torch splits one large mean over threads by the size of the whole batch, so its rounding would depend on the
+    # other clips; the mean of a row never does.
+    return spec.mean(-1, keepdim=True).mean(-2, keepdim=True)
+
+
+def savgol_delta(spec: Tensor, which: str) -> Tensor:
+    """Compute the first ("delta") or second ("delta2") derivative of a local polynomial over nine frames.
+
+    Shape:  (..., M, N) -> the same
+    Source: Savitzky and Golay 1964; as librosa.feature.delta, mode "interp", below nine frames "nearest"
+    """
+    is_short = spec.shape[-1] < 9
+    padded = extend_edges(spec, 4) if is_short else spec
+    n_windows = padded.shape[-1] - 8
+    divisor, kernel = DELTA_KERNELS[which]
+    slopes = torch.zeros_like(padded[..., :n_windows])
+    for offset, weight in enumerate(kernel):
+        slopes = slopes.add(padded[..., offset : offset + n_windows], alpha=weight / divisor)
+    return slopes if is_short else extend_edges(slopes, 4)
+
+
+def extend_edges(spec: Tensor, frames: int) -> Tensor:
+    """Repeat the first and the last frame `frames` times."""
+    padded = F.pad(spec.flatten(0, -2), (frames, frames), mode='replicate')
+    return torch.unflatten(padded, 0, spec.shape[:-1])
+
+
+def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize spectrograms bilinearly, antialiased where they shrink. Shape: (..., M, N) -> (..., *size)"""
+    flat = spec.reshape(-1, 1, *spec.shape[-2:])
+    resized = F.interpolate(flat, tuple(size), mode='bilinear', align_corners=False, antialias=True)
+    return resized.reshape(*spec.shape[:-2], *size)

@@ -101,23 +101,21 @@ class MixupDraw:
 
 
 def draw_mixup(
-    config: MixupConfig, targets: Tensor | int, generator: torch.Generator, chance: Tensor | float = 1.0
+    config: MixupConfig, targets: Tensor, generator: torch.Generator, chance: Tensor | float = 1.0
 ) -> MixupDraw:
     """Draw which clips of a batch are mixed, and how.
 
     With partners="any" each clip is the partner of exactly one other clip, never of itself. With "sure-negatives"
     a clip is not mixed where it shares no known-false class with any partner: all these labels would be lost.
-    Shape:  targets (B, K), or the number of clips; chance (B,) multiplies the probability p of each clip
+    Shape:  targets (B, K); chance (B,) multiplies the probability p of each clip
     """
-    clips = targets if isinstance(targets, int) else len(targets)
+    clips = len(targets)
     # In a random order, each clip's partner is the one before it.
     order = torch.randperm(clips, generator=generator)
     partner = order.roll(-1)[order.argsort()]
     for_mixed, for_share, for_fade, for_centre, for_steepness = torch.rand(5, clips, generator=generator)
     mixed = (for_mixed < config.p * chance) & (clips > 1)
-    if config.partners == 'sure-negatives' and clips:
-        if isinstance(targets, int):
-            raise KitError("partners='sure-negatives' needs labels: pass targets, not the number of clips.")
+    if config.partners == 'sure-negatives':
         false = (targets.cpu() == 0).float()
         shared = (false @ false.T).fill_diagonal_(-2.0)
         # Counts are whole numbers, so uniform numbers below 1 only choose among equal counts.
@@ -169,13 +167,6 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     return mix_specs(waves[:, None], draw, config)[:, 0]
 
 
-def log_to_energy(spec: Tensor, config: FrontendConfig) -> Tensor:
-    """Undo the logarithm of a raw log spectrogram."""
-    if config.log == 'db':
-        return torch.pow(10.0, spec / 10.0)
-    return (spec.exp() - config.log_offset).clamp_min(0.0).pow(2 / config.power)
-
-
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
     """Mix raw log spectrograms by the weighted sum of their energies.
 
@@ -186,8 +177,12 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
         raise KitError(
             'extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].'
         )
-    energies = mix_specs(log_to_energy(specs, frontend), draw, config)
     # With power=1 the bands are magnitudes, the square roots of energies.
+    if frontend.log == 'db':
+        energies = torch.pow(10.0, specs / 10.0)
+    else:
+        energies = (specs.exp() - frontend.log_offset).clamp_min(0.0).pow(2 / frontend.power)
+    energies = mix_specs(energies, draw, config)
     mixed = log_scaled(frontend, energies.pow(frontend.power / 2))
     return mixed.where(draw.mixed.to(specs.device)[:, None, None], specs)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from kit.audio.frontend import Frontend
 from kit.audio.mixup import check_ranges, probability_of, scale_to_range
 from kit.core.config import Config, setting
-from kit.core.errors import KitError
 
 FILTER_POINTS = 5
 
@@ -192,8 +191,6 @@ def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, fron
 
     Shape:  normalized spectrograms (B, R, N) -> the same; effects get the S resolutions (B, S, M, N)
     """
-    if len(specs) != len(draw.warp):
-        raise KitError(f'{len(specs)} spectrograms for a draw of {len(draw.warp)} clips: draw for as many.')
     images, extra_rows = frontend.split(specs)
     images = apply_drawn(images, draw.gains, filter_specs)
     images = mask_specs(images, draw)

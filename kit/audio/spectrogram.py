@@ -204,29 +204,14 @@ class SpectrumConfig(Config):
         """Frames per second."""
         return self.sample_rate / self.hop_length
 
-    def frames_of(self, n_samples: int) -> int:
-        """Return the frames of a clip."""
-        return n_samples // self.hop_length + 1
-
-
-def group_bands(filters: np.ndarray) -> list[tuple[slice, slice]]:
-    """Split filters into groups of 16 neighbours, each over its own bins.
-
-    A filter is nonzero at few bins: one product with all filters would mostly multiply zeros, and one product per
-    filter would mostly call.
-    Shape:  filters (bins, M) -> [(filters of a group, its bins)]
-    """
-    groups = []
-    for start in range(0, filters.shape[1], 16):
-        rows = slice(start, start + 16)
-        used = np.flatnonzero(filters[:, rows].any(axis=1)).tolist()
-        groups.append((rows, slice(used[0], used[-1] + 1)))
-    return groups
-
 
 @dataclass(frozen=True)
 class SpectrumTables:
-    """Settings, window, FFT bins in use, and groups of (filters, their bins, weights)."""
+    """Settings, window, FFT bins in use, and groups of (filters, their bins, weights).
+
+    A group is 16 neighbouring filters. A filter is nonzero at few bins: one product with all filters would mostly
+    multiply zeros, and one product per filter would mostly call.
+    """
 
     config: SpectrumConfig
     window: Tensor
@@ -244,7 +229,12 @@ def spectrum_tables(config: SpectrumConfig, device: torch.device, dtype: torch.d
     used = np.flatnonzero(filters.any(axis=1)).tolist()
     bins = slice(used[0], used[-1] + 1)
     weights = torch.tensor(filters[bins]).to(window)
-    groups = [(rows, part, weights[part, rows].contiguous()) for rows, part in group_bands(filters[bins])]
+    groups = []
+    for start in range(0, filters.shape[1], 16):
+        group = slice(start, start + 16)
+        used = np.flatnonzero(filters[bins, group].any(axis=1)).tolist()
+        of_group = slice(used[0], used[-1] + 1)
+        groups.append((group, of_group, weights[of_group, group].contiguous()))
     return SpectrumTables(config, window, bins, tuple(groups))
 
 
@@ -278,28 +268,22 @@ def cut_samples(wave: Tensor, start: int, stop: int, pad_mode: str) -> Tensor:
     return wave[reflect_index(torch.arange(start, stop, device=wave.device), len(wave))]
 
 
-def cut_frames(tables: SpectrumTables, wave: Tensor, first: int, end: int) -> Tensor:
-    """Return frames of a clip, before the window is applied: a strided view, nothing is copied."""
-    width, hop = len(tables.window), tables.config.hop_length
-    start = first * hop - tables.config.samples_before
-    stop = start + (end - 1 - first) * hop + width
-    samples = cut_samples(wave, start, stop, tables.config.pad_mode)
-    return samples.to(tables.window.dtype).unfold(0, width, hop)
-
-
 def window_frames(tables: SpectrumTables, wave: Tensor, first: int, out: Tensor) -> None:
     """Write a clip's windowed frames from `first` on into a buffer. Shape: out (frames, n_fft)"""
     # Only frames that reach beyond the clip's ends need padding, so they are cut separately. The others are read
     # from the wave itself; the one copy into the buffer also multiplies by the window.
     config = tables.config
-    width = len(tables.window)
+    width, hop = len(tables.window), config.hop_length
     end = first + len(out)
-    first_inside = -(-config.samples_before // config.hop_length)
-    end_inside = (len(wave) - width + config.samples_before) // config.hop_length + 1
+    first_inside = -(-config.samples_before // hop)
+    end_inside = (len(wave) - width + config.samples_before) // hop + 1
     edges = [min(max(edge, first), end) for edge in (first_inside, end_inside)]
     for start, stop in pairwise(sorted({first, *edges, end})):
+        first_sample = start * hop - config.samples_before
+        end_sample = first_sample + (stop - 1 - start) * hop + width
+        samples = cut_samples(wave, first_sample, end_sample, config.pad_mode).to(tables.window.dtype)
         part = out[start - first : stop - first, :width]
-        torch.mul(cut_frames(tables, wave, start, stop), tables.window, out=part)
+        torch.mul(samples.unfold(0, width, hop), tables.window, out=part)
 
 
 def log_scaled(config: SpectrumConfig, bands: Tensor) -> Tensor:
@@ -331,7 +315,7 @@ def chunked_spectrograms(
 ) -> list[Tensor]:
     """Compute log spectrograms in chunks of at most `limit` frames. Shape: [(T_i,)] -> [(M, N_i)]"""
     config, window = tables.config, tables.window
-    n_frames = [config.frames_of(len(wave)) for wave in waves]
+    n_frames = [len(wave) // config.hop_length + 1 for wave in waves]
     specs = [window.new_empty(config.n_spec_bins, n) for n in n_frames]
     # All chunks use one buffer. A window shorter than n_fft stands at its start: that shifts the phase only.
     buffer = window.new_empty(min(limit, sum(n_frames)), config.n_fft)

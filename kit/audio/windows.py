@@ -8,40 +8,30 @@ import torch
 from torch import Tensor
 
 from kit.core.config import Config, setting
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError
 
 PAD_MODES = ('wrap', 'reflect', 'min')
 WINDOW_POOLS = ('max', 'mean', 'top_k', 'power', 'geometric', 'snr', 'snr_top')
 
 # Scores are not allowed below this where they are divided by or where a logarithm is taken.
 MIN_SCORE = 1e-30
+MAX_BATCH_CLIPS = 64
 
 # First frame of a window, and the frame after its last.
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class LengthBuckets:
-    """Bucket lengths, each at most `ratio` times the one before, starting at `shortest`.
+def bucket_length(frames: int, shortest: int, ratio: float) -> int:
+    """Round a length up to a bucket's: the first is `shortest`, each other at most `ratio` times the one before.
 
     A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without padding each other,
     and no prediction depends on the other clips. Units: frames
     """
-
-    shortest: int = 1
-    ratio: float = 1.05
-
-    def __post_init__(self) -> None:
-        if self.shortest < 1 or not 1.0 <= self.ratio <= 2.0:
-            raise KitError(f'length buckets need shortest >= 1 and ratio in [1, 2], got {self}.')
-
-    def round_up(self, frames: int) -> int:
-        """Return the smallest bucket length that is at least `frames`."""
-        length = self.shortest
-        while length < frames:
-            # Rounding down keeps the step within the ratio; short lengths still grow by one frame.
-            length = max(length + 1, int(length * self.ratio))
-        return length
+    length = shortest
+    while length < frames:
+        # Rounding down keeps the step within the ratio; short lengths still grow by one frame.
+        length = max(length + 1, int(length * ratio))
+    return length
 
 
 def reflect_index(index: Tensor, length: int) -> Tensor:
@@ -57,9 +47,6 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
     Shape:  spec (..., N), floor (..., 1) -> (..., frames), 1 <= N <= frames
     """
     n_frames = spec.shape[-1]
-    if not 0 < n_frames <= frames:
-        raise KitError(f'cannot pad {n_frames} frames up to {frames}: pass 1 to {frames} frames.')
-    choose('pad_mode', mode, dict.fromkeys(PAD_MODES))
     if n_frames == frames:
         return spec
     if mode == 'min':
@@ -70,15 +57,15 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
     return spec[..., index]
 
 
-def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:
     """Group the indices of clips into batches of one length, shortest first.
 
-    A batch holds at most `batch_frames` frames and `batch_clips` clips, and at least one clip.
+    A batch holds at most `batch_frames` frames and 64 clips, and at least one clip.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
-        limit = min(batch_clips, max(1, batch_frames // length))
+        limit = min(MAX_BATCH_CLIPS, max(1, batch_frames // length))
         if batches and lengths[batches[-1][0]] == length and len(batches[-1]) < limit:
             batches[-1].append(index)
         else:
@@ -90,10 +77,8 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
     """Return the windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
 
     A clip shorter than one window gets the one span (0, length); the caller pads it.
-    Units:  frames; `hop` may be a fraction
+    Units:  frames; `hop` may be a fraction, up to `length`
     """
-    if not 0 < hop <= length:
-        raise KitError(f'hop must be in (0, {length}] frames, got {hop}: a longer hop skips audio.')
     last = max(0, frames - length)
     # Adding rounded hops would drift. A hop below one frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
@@ -184,7 +169,7 @@ class InferenceConfig(Config):
         frames = span[1] - span[0]
         if self.mode == 'windows' or frames >= self.max_frames:
             return max(frames, shortest)
-        return LengthBuckets(shortest, self.bucket_ratio).round_up(frames)
+        return bucket_length(frames, shortest, self.bucket_ratio)
 
 
 def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:

@@ -14,9 +14,10 @@ from kit.labels.metrics import (
     Statistic,
     class_metric,
     compute_metric,
+    label_precisions,
     metric_statistic,
+    ranking_masks,
     ratio_of_counts,
-    true_precisions,
 )
 
 DRAWS_PER_CHUNK = 50
@@ -87,7 +88,8 @@ def class_intervals(
     name: str, truth: Any, scores: Any, classes: Sequence[int], groups: Sequence[Any] | None = None
 ) -> list[Interval]:
     """Compute the class_metric of some classes, with 95 % intervals."""
-    precisions, true = true_precisions(truth, scores)
+    true, known, scores = ranking_masks(truth, scores, some_true=True)
+    precisions = label_precisions(true, known, scores)
     group = group_numbers(groups, len(true))
     intervals = []
     for k in classes:

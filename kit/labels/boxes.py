@@ -11,7 +11,7 @@ import numpy as np
 
 from kit.core.errors import KitError
 from kit.core.files import read_table
-from kit.labels.table import ClipLabels, check_line_ends, column_of_class, rows_by_name
+from kit.labels.table import check_line_ends, column_of_class, rows_by_name
 
 BOX_EDGES = ('t_min', 't_max', 'f_min', 'f_max')
 # A file whose edges are all below this gives them in kHz: calls are not that low in Hz, nor as high in kHz.
@@ -108,12 +108,8 @@ def window_targets(
     Shape:  begin_s, end_s: numbers -> (K,) float32; both (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
     """
-    if not 0 < min_share <= 1:
-        raise KitError(f'min_share must be in (0, 1], got {min_share}.')
     begin = np.asarray(begin_s, np.float64)[..., None]
     end = np.asarray(end_s, np.float64)[..., None]
-    if not (end > begin).all():
-        raise KitError(f'a window must end after it begins, got {begin_s} to {end_s} s.')
     rows = boxes.rows.get(recording, np.zeros(0, np.int64))
     box_begin = boxes.begin_s[rows]
     box_end = boxes.end_s[rows]
@@ -129,22 +125,6 @@ def window_targets(
     targets[overlaps_true @ of_class] = np.nan
     targets[(covers & is_true) @ of_class] = 1
     return targets
-
-
-def recording_labels(boxes: Boxes) -> ClipLabels:
-    """Label the recordings that have boxes, sorted by name.
-
-    A class is true with any true box, false with false boxes only, and unknown without boxes.
-
-    Source: 32nd place, RFCX Species Audio Detection (whole clips, scored on known labels)
-    """
-    names, row_of_box = np.unique(boxes.recordings, return_inverse=True)
-    targets = np.full((len(names), len(boxes.classes)), np.nan, np.float32)
-    is_true = boxes.is_true
-    targets[row_of_box[~is_true], boxes.species[~is_true]] = 0
-    targets[row_of_box[is_true], boxes.species[is_true]] = 1
-    weights = np.ones(len(names), np.float32)
-    return ClipLabels(tuple(names.tolist()), boxes.classes, targets, weights, np.full(len(names), ''))
 
 
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:

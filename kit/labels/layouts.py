@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from kit.core.errors import KitError
-from kit.core.files import TextTable, read_table, write_text
+from kit.core.files import TextTable, join_cells, read_table, write_text
 from kit.labels.table import (
     ALL_OTHERS,
     UNLABELLED,
+    class_names,
     classes_of_template,
-    join_labels,
     read_clip_table,
     split_labels,
 )
@@ -166,24 +166,20 @@ def write_frame(path: Path, columns: Any) -> Path:
     return path
 
 
-def write_curated_and_noisy(folders: Sequence[str]) -> Callable[[Path, Path, bool], Mapping[str, Any]]:
-    """Return what joins the tables of curated and of noisy clips, each beside the folder of its clips."""
+def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Mapping[str, Any]:
+    """Join the tables of curated and of noisy clips, each beside the folder of its clips."""
+    import pandas
 
-    def write_tables(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
-        import pandas
-
-        tables = []
-        for folder, source in zip(folders, ('curated', 'noisy'), strict=True):
-            if (root / f'{folder}.csv').is_file():
-                table = read_clip_table(root / f'{folder}.csv')
-                tables.append(table.assign(fname=f'{folder}/' + table['fname'], source=source))
-        table = write_frame(out / 'train.csv', pandas.concat(tables))
-        return {'table': table, 'curated': write_frame(out / 'curated.csv', tables[0])}
-
-    return write_tables
+    tables = []
+    for folder, source in zip(folders, ('curated', 'noisy'), strict=True):
+        if (root / f'{folder}.csv').is_file():
+            table = read_clip_table(root / f'{folder}.csv')
+            tables.append(table.assign(fname=f'{folder}/' + table['fname'], source=source))
+    table = write_frame(out / 'train.csv', pandas.concat(tables))
+    return {'table': table, 'curated': write_frame(out / 'curated.csv', tables[0])}
 
 
-def write_freesound_2018(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
+def write_freesound_2018(root: Path, out: Path) -> Mapping[str, Any]:
     """Write the table of Freesound 2018: clips that nobody verified count as noisy."""
     frame = read_clip_table(root / 'train.csv')
     is_verified = frame['manually_verified'] == '1'
@@ -193,36 +189,25 @@ def write_freesound_2018(root: Path, out: Path, unlabelled: bool) -> Mapping[str
     return {'table': write_frame(out / 'train.csv', frame), 'curated': curated}
 
 
-def find_boxes(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
-    """Return the boxes of RFCX, which are read as they are."""
-    return {'boxes': (root / 'train_tp.csv', root / 'train_fp.csv')}
+def split_esc(root: Path, out: Path, table_name: str, label: str, source: str) -> Mapping[str, Any]:
+    """Make folds 1 to 4 of ESC the training data, and fold 5 the test."""
+    import pandas
 
-
-def split_esc(table_name: str, label: str, source: str) -> Callable[[Path, Path, bool], Mapping[str, Any]]:
-    """Return what makes folds 1 to 4 of ESC the training data, and fold 5 the test."""
-
-    def write_tables(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
-        import pandas
-
-        columns = read_table(root / table_name, ('fold', label, source)).columns
-        names = columns.get('fname') or columns['filename']
-        labels = [join_labels([name]) for name in columns[label]]
-        frame = pandas.DataFrame({'fname': names, 'labels': labels, 'source_id': columns[source]})
-        is_test = pandas.Series(columns['fold']) == '5'
-        test = frame[is_test]
-        classes = sorted({name for text in test['labels'] for name in split_labels(text)})
-        table = write_frame(out / 'train.csv', frame[~is_test].assign(source='curated'))
-        return {
-            'template': write_frame(
-                out / 'sample_submission.csv', {'fname': test['fname']} | dict.fromkeys(classes, '0')
-            ),
-            'table': table,
-            'curated': table,
-            'group_column': 'source_id',
-            'truth': write_frame(out / 'test_truth.csv', test),
-        }
-
-    return write_tables
+    columns = read_table(root / table_name, ('fold', label, source)).columns
+    names = columns.get('fname') or columns['filename']
+    labels = [join_cells([name]) for name in columns[label]]
+    frame = pandas.DataFrame({'fname': names, 'labels': labels, 'source_id': columns[source]})
+    is_test = pandas.Series(columns['fold']) == '5'
+    test = frame[is_test]
+    template = {'fname': test['fname']} | dict.fromkeys(class_names(test['labels']), '0')
+    table = write_frame(out / 'train.csv', frame[~is_test].assign(source='curated'))
+    return {
+        'template': write_frame(out / 'sample_submission.csv', template),
+        'table': table,
+        'curated': table,
+        'group_column': 'source_id',
+        'truth': write_frame(out / 'test_truth.csv', test),
+    }
 
 
 def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
@@ -244,8 +229,8 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
         rows.append(
             {
                 'fname': f'{folder}/{name}' if '/' in name else f'{folder}/{code}/{name}',
-                'labels': join_labels([code]),
-                'secondary_labels': join_labels(split_labels(others)),
+                'labels': join_cells([code]),
+                'secondary_labels': join_cells(split_labels(others)),
                 'author': '' if author.strip().lower() in NO_VALUES else author,
                 'place': '' if {text.lower() for text in place} & {*NO_VALUES} else ' '.join(place),
                 'source': 'clips',
@@ -290,7 +275,7 @@ def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, A
     for place, (name, begin_s, end_s, codes) in enumerate(windows):
         row = {
             'fname': f'train_soundscapes/{name}',
-            'labels': join_labels([code for code in codes if code != 'nocall']),
+            'labels': join_cells([code for code in codes if code != 'nocall']),
             'begin_s': begin_s,
             'end_s': end_s,
             'site': site_of(name),
@@ -353,9 +338,15 @@ LAYOUTS = (
         'Freesound 2019',
         ('train_curated.csv',),
         'test',
-        write_curated_and_noisy(('train_curated', 'train_noisy')),
+        lambda root, out, _: write_curated_and_noisy(root, out, ('train_curated', 'train_noisy')),
     ),
-    Layout(BOX_LAYOUT, ('train_tp.csv', 'train_fp.csv'), 'test', find_boxes, audio='train'),
+    Layout(
+        BOX_LAYOUT,
+        ('train_tp.csv', 'train_fp.csv'),
+        'test',
+        lambda root, out, _: {'boxes': (root / 'train_tp.csv', root / 'train_fp.csv')},
+        audio='train',
+    ),
     Layout(
         'BirdCLEF',
         ('train.csv|train_metadata.csv', 'train_audio|train_short_audio'),
@@ -363,16 +354,31 @@ LAYOUTS = (
         write_birdclef,
         metric='',
     ),
-    Layout('Freesound 2018', ('train.csv', 'audio_train'), 'audio_test', write_freesound_2018, metric='map3'),
+    Layout(
+        'Freesound 2018',
+        ('train.csv', 'audio_train'),
+        'audio_test',
+        lambda root, out, _: write_freesound_2018(root, out),
+        metric='map3',
+    ),
     Layout(
         'ESC-50',
         ('meta/esc50.csv', 'audio'),
         'audio',
-        split_esc('meta/esc50.csv', 'category', 'src_file'),
-        'audio',
+        lambda root, out, _: split_esc(root, out, 'meta/esc50.csv', 'category', 'src_file'),
+        audio='audio',
     ),
     Layout(
-        'ESC-10', ('labels.csv', 'audio'), 'audio', split_esc('labels.csv', 'labels', 'source_id'), 'audio'
+        'ESC-10',
+        ('labels.csv', 'audio'),
+        'audio',
+        lambda root, out, _: split_esc(root, out, 'labels.csv', 'labels', 'source_id'),
+        audio='audio',
     ),
-    Layout('toy data', ('train.csv', 'noisy.csv'), 'test', write_curated_and_noisy(('train', 'noisy'))),
+    Layout(
+        'toy data',
+        ('train.csv', 'noisy.csv'),
+        'test',
+        lambda root, out, _: write_curated_and_noisy(root, out, ('train', 'noisy')),
+    ),
 )

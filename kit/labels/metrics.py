@@ -17,6 +17,8 @@ LOG_LOSS_FLOOR = 1e-7
 
 # Maps how often each of D draws holds each clip to the draws' values. Shape: counts (n, D) -> (D,), NaN without a value
 Statistic = Callable[[np.ndarray], np.ndarray]
+# Two numbers per clip. Shape: two of (n,)
+ClipSums = tuple[np.ndarray, np.ndarray]
 
 
 def lwlrap(truth: Any, scores: Any) -> float:
@@ -31,23 +33,11 @@ def lwlrap(truth: Any, scores: Any) -> float:
     return compute_metric('lwlrap', truth, scores)
 
 
-def clip_precision_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute, per clip, the sum of its true labels' precisions and their number. Shape: -> (n,), (n,)"""
-    precisions, true = true_precisions(truth, scores)
-    return precisions.sum(axis=1), true.sum(axis=1)
-
-
-def true_precisions(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute each true label's precision, as lwlrap defines it, 0 elsewhere, and the mask of true labels.
-
-    Shape:  truth (n, K), scores (n, K) -> two of (n, K)
-    """
-    true, known, scores = ranking_masks(truth, scores, some_true=True)
-    return label_precisions(true, known, scores), true
-
-
 def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Divide, for each true label, the true labels with at least its score by the known ones. Shape: -> (n, K)"""
+    """Divide, for each true label, the true labels with at least its score by the known ones; 0 for the others.
+
+    Shape:  three of (n, K) -> (n, K)
+    """
     n_rows, n_labels = true.shape
     precisions = np.empty(true.shape)
     # Chunks of rows bound the memory of the sorted copies.
@@ -73,30 +63,33 @@ def count_upwards(mask: np.ndarray) -> np.ndarray:
     return np.asarray(mask[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
-def top1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def precision_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
+    """Compute, per clip, the sum of its true labels' precisions and their number."""
+    return label_precisions(true, known, scores).sum(axis=1), true.sum(axis=1)
+
+
+def top1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
     """Compute, per clip, whether its highest-scoring class is true, and whether it has a true label.
 
     Where several known classes share the highest score, the clip counts by the share of true ones among them.
     """
-    true, known, scores = ranking_masks(truth, scores, some_true=True)
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
     correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
     return correct, np.asarray(true.any(axis=1))
 
 
-def map3_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
     """Compute, per clip, its average precision at 3, where ties count against it, and whether it has a true label."""
-    precisions, true = true_precisions(truth, scores)
-    known_scores = np.where(np.isnan(np.asarray(truth, float)), -np.inf, scores)
+    precisions = label_precisions(true, known, scores)
+    known_scores = np.where(known, scores, -np.inf)
     fourth = np.sort(np.pad(known_scores, ((0, 0), (3, 0)), constant_values=-np.inf))[:, -4:-3]
     precisions[known_scores <= fourth] = 0
     return precisions.sum(axis=1) / true.sum(axis=1).clip(1, 3), np.asarray(true.any(axis=1))
 
 
-def f1_clip_sums(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def f1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
     """Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label."""
-    true, known, scores = ranking_masks(truth, scores)
     check_unit_range('the probability', scores)
     counts = known.any(axis=1)
     return f1_scores(true, known & (scores >= 0.5), axis=1) * counts, np.asarray(counts)
@@ -170,11 +163,12 @@ class Metric:
     of all labels, if `pooled`. With `decides`, a score counts as 1 from 0.5 up, else as 0.
     """
 
-    clip_sums: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]] | None = None
+    clip_sums: Callable[[np.ndarray, np.ndarray, np.ndarray], ClipSums] | None = None
     of_counts: Callable[[np.ndarray, np.ndarray], np.ndarray] = precision_of_counts
     pooled: bool = False
     padding: int = 0
     decides: bool = False
+    needs_true: bool = True
 
     @property
     def is_per_class(self) -> bool:
@@ -186,13 +180,13 @@ class Metric:
 # BirdCLEF: micro_f1 (row-wise) 2021, macro_f1 like 2022, padded_cmap 2023, macro_auc from 2024 on.
 # F1 is at 0.5: `oof` fits thresholds.
 METRICS = {
-    'lwlrap': Metric(clip_precision_sums),
+    'lwlrap': Metric(precision_clip_sums),
     'lwlrap_flat': Metric(pooled=True),
     'macro_auc': Metric(of_counts=auc_of_counts),
     'macro_ap': Metric(),
     'padded_cmap': Metric(padding=5),
     'macro_f1': Metric(of_counts=f1_of_counts, padding=1, decides=True),
-    'micro_f1': Metric(f1_clip_sums),
+    'micro_f1': Metric(f1_clip_sums, needs_true=False),
     'map3': Metric(map3_clip_sums),
     'top1': Metric(top1_clip_sums),
 }
@@ -219,11 +213,11 @@ def class_metric(name: str) -> str:
 def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
     """Compute the class_metric of each class, NaN without a value or a true label. Shape: two of (n, K) -> (K,)"""
     metric = choose('metric', name, METRICS)
-    precisions, true = true_precisions(truth, scores)
+    true, known, scores = ranking_masks(truth, scores, some_true=True)
     n_true = true.sum(axis=0)
-    values = precisions.sum(axis=0)[:, None] / n_true.clip(1)[:, None]
+    values = label_precisions(true, known, scores).sum(axis=0)[:, None] / n_true.clip(1)[:, None]
     if not metric.clip_sums:
-        lists = label_lists(replace(metric, pooled=False), truth, scores)
+        lists = label_lists(replace(metric, pooled=False), true, known, scores)
         values = values_of_lists(metric, lists, np.ones((len(true), 1), np.int32))
     return np.where(n_true > 0, values[:, 0], np.nan)
 
@@ -231,9 +225,10 @@ def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
 def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
     """Return the function that computes a metric from how often draws hold each clip."""
     metric = choose('metric', name, METRICS)
+    masks = ranking_masks(truth, scores, metric.needs_true)
     if metric.clip_sums:
-        return ratio_of_counts(*metric.clip_sums(truth, scores))
-    lists = label_lists(metric, truth, scores)
+        return ratio_of_counts(*metric.clip_sums(*masks))
+    lists = label_lists(metric, *masks)
     longest = max(len(labels.rows) for labels in lists)
 
     def mean(counts: np.ndarray) -> np.ndarray:
@@ -259,9 +254,10 @@ def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
         return np.asarray(numerators / denominators)
 
 
-def label_lists(metric: Metric, truth: Any, scores: Any) -> list[SortedLabels]:
+def label_lists(
+    metric: Metric, true: np.ndarray, known: np.ndarray, scores: np.ndarray
+) -> list[SortedLabels]:
     """Sort the known labels of each class, or all; padding is in row n."""
-    true, known, scores = ranking_masks(truth, scores, some_true=True)
     scores = scores.astype(np.float64)
     if metric.pooled:
         return [sort_labels(np.nonzero(known)[0], true[known], scores[known])]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose, suggest
-from kit.core.files import TextTable, join_cells, read_table
+from kit.core.files import TextTable, read_table
 from kit.labels.stretches import read_stretches
 
 # The columns that a clip table need not have, as they are compared with misspelt ones.
@@ -89,8 +89,14 @@ def read_clip_table(path: str | Path) -> Any:
     if 'begin_s' in columns or 'end_s' in columns:
         read_stretches(table)
     if 'false_labels' in columns:
-        lines = [table.at(row) for row in range(len(table.lines))]
-        check_one_state(columns['labels'], columns['false_labels'], lines)
+        for row, (labels, false_labels) in enumerate(
+            zip(columns['labels'], columns['false_labels'], strict=True)
+        ):
+            both = set(split_labels(labels)) & set(split_labels(false_labels))
+            if both:
+                raise KitError(
+                    f'{table.at(row)}: {min(both)!r} stands in labels and in false_labels: remove one.'
+                )
     if 'fold' in columns:
         columns['fold'] = table.numbers('fold', 'a whole number', lambda fold: abs(fold) < 10**9, int)
     if 'rating' in columns:
@@ -112,7 +118,7 @@ def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
 def split_labels(text: str) -> tuple[str, ...]:
     """Split the labels of one clip at commas, without blanks and empty parts.
 
-    A name with a comma is quoted, as in `"Speech, male",Rain`. Python and JSON lists are read too.
+    A name with a comma is quoted, as in `"Speech, male",Rain` and by join_cells. Python and JSON lists are read too.
     """
     if not isinstance(text, str):
         raise KitError(f'labels must be text, got {text!r}: read the table with read_clip_table.')
@@ -127,11 +133,6 @@ def split_labels(text: str) -> tuple[str, ...]:
         parts = next(csv.reader([text], skipinitialspace=True))
     stripped = [part.strip() for part in parts]
     return tuple(part for part in stripped if part)
-
-
-def join_labels(names: Iterable[str]) -> str:
-    """Join labels so that split_labels reads them back."""
-    return join_cells(names)
 
 
 def check_line_ends(table: TextTable) -> None:
@@ -192,14 +193,6 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
     return column
 
 
-def check_one_state(labels: Sequence[str], false_labels: Sequence[str], places: Iterable[str]) -> None:
-    """Raise KitError at the first place where one label is both true and false."""
-    for true_text, false_text, place in zip(labels, false_labels, places, strict=True):
-        both = set(split_labels(true_text)) & set(split_labels(false_text))
-        if both:
-            raise KitError(f'{place}: {min(both)!r} stands in labels and in false_labels: remove one.')
-
-
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
@@ -210,7 +203,6 @@ def label_targets(
     column = column_of_class(classes)
     texts_of_value = {1: labels}
     if false_labels is not None:
-        check_one_state(labels, false_labels, [f'clip {i}' for i in range(len(labels))])
         texts_of_value = {0: false_labels, 1: labels}  # true comes last, because * sets all classes to false
     targets = np.full((len(labels), len(classes)), 0 if false_labels is None else np.nan, np.float32)
     no_classes: set[str] = set()
@@ -295,10 +287,7 @@ def read_class_values(path: str | Path, column: str) -> dict[str, float]:
 
 
 def values_of_classes(values: Mapping[str, float], classes: Sequence[str], others: np.ndarray) -> np.ndarray:
-    """Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)
-
-    Errors: KitError for a name that is no class
-    """
+    """Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)"""
     column = column_of_class(classes)
     changed = others.copy()
     for name, value in values.items():

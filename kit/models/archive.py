@@ -193,8 +193,6 @@ def read_content(path: Path) -> dict[str, Any]:
             'own: save_tagger(path, wrap_network(network, frontend, classes)), where it returns logits.'
         )
     number = content['format']
-    if isinstance(number, int) and number == 2:
-        raise KitError(f'{path}: checkpoint format 2 was never published: train again with this version.')
     if not isinstance(number, int) or number != FORMAT:
         formats = f'checkpoint format {brief(number)}, this kit reads {FORMAT}'
         raise KitError(f'{path} has {formats}: use the kit that wrote it.')

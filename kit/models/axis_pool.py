@@ -32,8 +32,6 @@ class AxisPoolConfig(NetworkConfig):
 class AxisPool(Backbone):
     """Nine convolutions. Between blocks they pool by the mean over time and the maximum over frequency.
 
-    The head takes the maximum over time first, then the mean over frequency.
-
     The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. They become two further
     maps without time (stride 0). A bidirectional recurrence reads the statistics.
 

@@ -140,11 +140,6 @@ def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None 
     return open_checkpoint(Path(path)).build(networks)
 
 
-def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
-    """Find the checkpoint files that paths and glob patterns name."""
-    return [Path(name) for name, _ in find_models(patterns)]
-
-
 def find_models(
     items: str | Path | Tagger | Sequence[str | Path | Tagger],
 ) -> list[tuple[str, Path | Tagger]]:

@@ -50,19 +50,6 @@ class BottleneckResidual(nn.Module):
         return torch.as_tensor(self.activation(x + self.body(x)))
 
 
-def pyramid_block(dims: int, width_in: int, width: int) -> nn.Sequential:
-    """Build one block."""
-    conv_class, norm_class, pool_class = LAYERS_OF_DIMS[dims]
-    return nn.Sequential(
-        norm_class(width_in),
-        conv_class(width_in, width, 3, padding=1, bias=False),
-        pool_class(2, ceil_mode=True),  # an odd last frame makes a step of its own
-        norm_class(width),
-        FastPReLU(),
-        BottleneckResidual(dims, width),
-    )
-
-
 class MaxPyramid(Backbone):
     """Blocks that each halve their map; the head reads the maps from the second on.
 
@@ -78,9 +65,18 @@ class MaxPyramid(Backbone):
         check_input('max-pyramid', shape, min_bins=self.min_frames if settings.dims == 2 else 1)
         width_in = shape.channels if settings.dims == 2 else shape.channels * shape.bins
         widths = [round(settings.width * settings.growth**k) for k in range(settings.blocks)]
-        self.blocks = nn.ModuleList(
-            pyramid_block(settings.dims, before, width) for before, width in pairwise([width_in, *widths])
-        )
+        conv_class, norm_class, pool_class = LAYERS_OF_DIMS[settings.dims]
+        self.blocks = nn.ModuleList()
+        for before, width in pairwise([width_in, *widths]):
+            layers = [
+                norm_class(before),
+                conv_class(before, width, 3, padding=1, bias=False),
+                pool_class(2, ceil_mode=True),  # an odd last frame makes a step of its own
+                norm_class(width),
+                FastPReLU(),
+                BottleneckResidual(settings.dims, width),
+            ]
+            self.blocks.append(nn.Sequential(*layers))
         self.widths = widths[1:]
         self.strides = [2 ** (k + 1) for k in range(1, settings.blocks)]
 

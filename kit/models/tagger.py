@@ -18,7 +18,9 @@ from kit.models.network import InputShape
 def input_shape(config: FrontendConfig) -> InputShape:
     """Describe what a frontend gives to its network; bins resized to an image have no frequencies."""
     bin_hz = () if config.image_size else tuple(config.bin_hz.tolist())
-    return InputShape(config.n_channels, config.n_bins, config.n_extra_rows, bin_hz, len(config.mel_bands))
+    return InputShape(
+        len(config.channel_names), config.n_bins, config.n_extra_rows, bin_hz, len(config.mel_bands)
+    )
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,8 @@ class Tagger(nn.Module):
         self.min_frames = card.min_frames if image else max(card.min_frames, least)
 
     def forward(self, wave: Tensor) -> Tensor:
-        logits: Tensor = self.logits(self.frontend(wave))
+        logits: Tensor = self.read_logits(self.network(self.frontend(wave)))
         return logits
-
-    def logits(self, spec: Tensor) -> Any:
-        """Apply the network. Shape: (B, C, M, N) -> (B, K)"""
-        return self.read_logits(self.network(spec))
 
     def read_logits(self, output: Any) -> Any:
         """Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)"""

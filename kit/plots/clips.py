@@ -166,7 +166,7 @@ def sheet_panels(
         yield name, augment_specs(specs[:1], spec_draw, spec_config, frontend)[0]
 
     for name, mix_config in MIX_PANELS.items():
-        mix_draw = draw_mixup(mix_config, 2, generator)
+        mix_draw = draw_mixup(mix_config, torch.zeros(2, 1), generator)
         if mix_config.domain == 'energy':
             mixed = mix_energies(specs, mix_draw, mix_config, frontend.config)
         elif mix_config.domain == 'wave':

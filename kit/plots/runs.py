@@ -1,6 +1,5 @@
 """Plots of runs, of submissions, and of a table's labels."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,8 @@ from kit.plots.figure import (
     shown_name,
 )
 from kit.train.oof import SavedRun, load_run
+from kit.train.oof_report import read_json
 
-LINE_STYLES = ('-', '--', ':')
 # What a submission measures besides its models, and how the timeline calls it.
 STAGES = {
     'headers': 'read headers',
@@ -165,13 +164,13 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
     A single run has one colour per fold; several runs have one colour each. Every validation is a point.
     """
     figure, panels = new_figure(10, 4, 1, 2, sharex=True)
+    styles = [{'color': colour, 'linestyle': line} for line in ('-', '--', ':') for colour in CURVE_COLOURS]
     lines: dict[str, Any] = {}
     for run in runs:
         for epochs in run.history:
             name = str(run.folder) if len(runs) > 1 else f'fold {epochs["fold"].iloc[0]}'
             number = list(lines).index(name) if name in lines else len(lines)
-            repeats, colour = divmod(number, len(CURVE_COLOURS))
-            style = {'color': CURVE_COLOURS[colour], 'linestyle': LINE_STYLES[repeats % len(LINE_STYLES)]}
+            style = styles[number % len(styles)]
             for axes, column in zip(panels, ('loss', 'score'), strict=True):
                 measured = epochs.dropna(subset=column)
                 (lines[name],) = axes.plot(
@@ -198,8 +197,7 @@ def draw_self_training(run: str | Path) -> Plot:
     rounds = folder / 'rounds'
     counts: dict[int, dict[str, int]] = {}
     for path in rounds.glob('*/labels/relabel.json'):
-        number = int(path.parts[-3])
-        counts[number] = json.loads(path.read_text(encoding='utf-8'))['counts']
+        counts[int(path.parts[-3])] = read_json(path)['counts']
     counts = dict(sorted(counts.items()))
     # The last round is the run itself.
     last = max(counts, default=0)

@@ -21,7 +21,6 @@ class ClipStore:
 
     Where they do not fit as float32, all are kept as float16. That depends on the budget and the clips alone, so that
     the same seed gives the same result here.
-    Errors: KitError for a disk that is too small
     """
 
     def __init__(self, memory_gb: float | None, seconds: float, frontends: Mapping[str, Any]) -> None:

@@ -44,18 +44,12 @@ class HeldOut(NamedTuple):
         return row_names(self.clips, self.stretches)
 
 
-def names_digest(names: Sequence[str]) -> str:
-    """Hash a set of clips, whatever their order."""
-    return text_digest(*sorted(names))
-
-
 def predict_held_out(
     held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
     """Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
 
     Returns each predictor's logits, and why rows have none; both by the rows' positions in the fold.
-    Errors: as predict_recordings
     """
     clips = list(dict.fromkeys(held.clips))
     outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)
@@ -137,7 +131,7 @@ def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
         labels = clip_labels(table, card.classes)
         rows = np.flatnonzero((folds == card.fold) & is_scored)
         clips = [labels.names[row] for row in rows]
-        if card.held_out != names_digest(row_names(clips, stretches[rows])):
+        if card.held_out != text_digest(*sorted(row_names(clips, stretches[rows]))):
             raise KitError(f'{path} was trained with other folds than folds.csv: its scores would leak.')
         truth = scored_truth(labels, card.recipe)
         models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth[rows], unlabelled)

@@ -34,10 +34,8 @@ def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = 'clips
     Shape:  row of (B,), weights of the clips (B,) -> scalar, 0 where nothing is known
     """
     has_label = (row.known > 0).to(row.loss.dtype)
-    count = choose('average', over, {'clips': has_label, 'labels': row.known})
+    count = has_label if over == 'clips' else row.known
     if weights is not None:
-        if weights.shape != count.shape:
-            raise KitError(f'{tuple(weights.shape)} weights for {len(count)} clips: pass one per clip.')
         count = count * weights
     total = count.sum()
     return (row.loss * count).sum() / total.where(total > 0, 1.0)
@@ -59,9 +57,6 @@ def sum_by_source(
     Shape:  logits and targets (B, K), sources (B,) indices of parts, weights of the clips (B,) -> scalar
     Source: first place, Freesound 2019 (curated: BCE, noisy: soft bootstrapping, weight .5 each, by share)
     """
-    is_index = (sources >= 0) & (sources < len(parts))
-    if not parts or sources.shape != logits.shape[:1] or not is_index.all():
-        raise KitError(f'sources must hold an index of {len(parts)} parts for each of {len(logits)} clips.')
     terms = []
     for index, (loss, source_weight) in enumerate(parts):
         rows = sources == index
@@ -229,10 +224,7 @@ def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
 
 
 def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Check both, convert them to float32 or wider, set unknown targets to 0, and return the mask of known ones."""
-    if logits.ndim != 2 or logits.shape != targets.shape:
-        shapes = tuple(logits.shape), tuple(targets.shape)
-        raise KitError(f'logits and targets {shapes} must both be (clips, classes).')
+    """Convert both to float32 or wider, set unknown targets to 0, and return the mask of known ones."""
     if ((targets < 0) | (targets > 1)).any():
         raise KitError('targets must be in [0, 1], and NaN, not -1, where a label is unknown.')
     dtype = torch.promote_types(logits.dtype, torch.float32)

@@ -221,10 +221,7 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
 
 
 def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
-    """Compare steps over a recording's windows with the plain predictions, on the rows that are windows.
-
-    Errors: KitError where no name makes a row a window of a recording
-    """
+    """Compare steps over a recording's windows with the plain predictions, on the rows that are windows."""
     rows, recordings, times_s = windows_of_names(oof.names)
     windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
     unused_prevalences = np.zeros(len(oof.classes))

@@ -121,8 +121,6 @@ def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps:
 def averaged_model(config: OptimConfig, network: nn.Module) -> AveragedModel | None:
     """Copy a network into a model that averages its parameters; None where nothing is averaged.
 
-    The batch norms' statistics must be estimated anew with the average.
-
     Source: EMA, Tarvainen & Valpola 2017, arXiv:1703.01780; SWA, Izmailov et al. 2018, arXiv:1803.05407
     """
     if config.average == 'none':

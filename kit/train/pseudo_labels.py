@@ -8,10 +8,11 @@ import numpy as np
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError, choose
+from kit.core.files import join_cells
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.metrics import label_precisions
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown
-from kit.labels.table import ALL_OTHERS, clip_labels, join_labels
+from kit.labels.table import ALL_OTHERS, clip_labels
 
 # What relabelling guarantees, for its report.
 LEAKS = (
@@ -71,7 +72,7 @@ def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
     """Label a window with those of its k best classes that reach half of the best. Shape: probs (K,)"""
     best = np.argsort(-probs, kind='stable')[:k]
-    return join_labels(classes[i] for i in sorted(best) if probs[i] >= probs.max() / 2)
+    return join_cells(classes[i] for i in sorted(best) if probs[i] >= probs.max() / 2)
 
 
 def pick_soft(soft: SoftLabels, rows: Any) -> SoftLabels:

@@ -105,12 +105,9 @@ class SelfTraining:
         if len(rows) == len(frame):
             return table
         curated = folder / 'curated.csv'
-        write_text(curated, self.table_text(forget_labels(frame, rows)))
+        files = run_files(self.recipe, forget_labels(frame, rows), np.asarray(frame['fold']))
+        write_text(curated, files['folds.csv'])
         return curated
-
-    def table_text(self, frame: Any) -> str:
-        """Return a table with its folds, as the CSV of a run."""
-        return run_files(self.recipe, frame, np.asarray(frame['fold']))['folds.csv']
 
 
 def self_train(

@@ -7,14 +7,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from kit.audio.normalize import image_size_at
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import write_whole
@@ -77,7 +75,6 @@ class Trainer:
         self.amp = recipe.amp and device.type == 'cuda'
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
-        self.frozen_backbone: nn.Module | None = None
         self.losses = source_losses(recipe)
         self.uses_noisy_head = [source['head'] == 'noisy' for source in recipe.sources.values()]
         self.optimizer = build_optimizer(recipe.optim, self.network)
@@ -133,10 +130,12 @@ class Trainer:
         """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
         recipe = self.recipe
         start = time.perf_counter()
-        self.freeze_backbone(self.epoch < recipe.optim.freeze_epochs)
         self.network.train()
-        if self.frozen_backbone is not None:
-            self.frozen_backbone.eval()
+        if isinstance(self.network, Network):
+            # A frozen backbone keeps its weights and its batch norms' statistics.
+            is_frozen = self.epoch < recipe.optim.freeze_epochs
+            self.network.backbone.requires_grad_(not is_frozen)
+            self.network.backbone.train(not is_frozen)
         total_loss = 0.0
         with self.seeded() as generator:
             batches = draw_batches(self.clips, recipe, self.tagger.frontend, generator)
@@ -191,9 +190,11 @@ class Trainer:
         specs, targets, soft = prepare_batch(
             batch, recipe, frontend, self.device, generator, plain, mixing, self.clips.backgrounds
         )
+        sizes = recipe.image_sizes
         size = None
-        if recipe.image_sizes:
-            size = image_size_at(recipe.image_sizes, self.epoch / recipe.epochs)
+        if sizes:
+            last = len(sizes) - 1
+            size = sizes[min(last, int(self.epoch / recipe.epochs * len(sizes)))]
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
         return inputs, targets.to(self.device), soft.to(self.device)
 
@@ -228,12 +229,6 @@ class Trainer:
                 loss = loss + recipe.distill_weight * distilled
             losses.append(weight * loss)
         return torch.stack(losses).sum()
-
-    def freeze_backbone(self, frozen: bool) -> None:
-        """Keep the backbone's weights and batch-norm statistics as they are, or let it train."""
-        if isinstance(self.network, Network):
-            self.network.backbone.requires_grad_(not frozen)
-            self.frozen_backbone = self.network.backbone if frozen else None
 
     def load_averaged_weights(self) -> None:
         """Copy the averaged weights, if there are any yet, into the network.
@@ -321,20 +316,16 @@ class Trainer:
             state = torch.load(path, map_location='cpu', weights_only=True)
             is_of_recipe = state['recipe'] == self.recipe.canonical_json()
             if is_of_recipe:
-                self.load_state(state)
+                for name in STATEFUL_PARTS:
+                    # The scaler's state is empty if the training began on a device without AMP.
+                    if state.get(name):
+                        getattr(self, name).load_state_dict(state[name])
+                self.epoch = state['epoch']
+                self.history = state['history']
+                self.seconds = state['seconds']
+                self.best_weights = state['best']
+                self.label_counts = state['drawn'].to(self.device)
         except Exception as error:
             raise KitError(f'{path} cannot be read: remove it, and its fold is trained anew.') from error
         if not is_of_recipe:
             raise KitError(f'{path} belongs to another recipe: choose another --out, or remove it.')
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Replace this training's state by a saved one of the same recipe."""
-        for name in STATEFUL_PARTS:
-            # The scaler's state is empty if the training began on a device without AMP.
-            if state.get(name):
-                getattr(self, name).load_state_dict(state[name])
-        self.epoch = state['epoch']
-        self.history = state['history']
-        self.seconds = state['seconds']
-        self.best_weights = state['best']
-        self.label_counts = state['drawn'].to(self.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kit.core.errors import KitError
-from kit.core.files import file_digest
+from kit.core.files import file_digest, text_digest
 from kit.models.archive import content_digest, load_archive
 from kit.models.checkpoint import open_checkpoint
 from kit.models.families import build_network
@@ -17,7 +17,7 @@ from kit.models.network import meta_device
 from kit.models.own_network import fill_network, find_state, strip_prefixes
 from kit.models.tagger import Tagger, input_shape
 from kit.train.dataset import Dataset
-from kit.train.held_out import names_digest
+from kit.train.oof_report import read_json
 from kit.train.recipe import Recipe
 
 
@@ -67,9 +67,7 @@ def read_inits(
 def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bool) -> dict[str, str]:
     """The text of init.json: the digest of what each network of a run starts from, of earlier calls too."""
     path = folder / 'init.json'
-    record: dict[str, str] = {}
-    if is_begun and path.is_file():
-        record = json.loads(path.read_text(encoding='utf-8'))
+    record = read_json(path) if is_begun else {}
     digests = {'all' if fold is None else f'fold_{fold}': init.digest for fold, init in inits.items()}
     changed = [name for name, digest in digests.items() if record.get(name, digest) != digest]
     problem = f'{", ".join(changed[:4])} started from other tensors' if changed else ''
@@ -87,9 +85,9 @@ def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bo
 
 
 def held_out_digest(data: Dataset, fold: int | None) -> str:
-    """Hash the names of a fold's held-out clips."""
+    """Hash the names of a fold's held-out clips, whatever their order."""
     names = data.row_names
-    return names_digest([names[row] for row in data.held_out(fold)])
+    return text_digest(*sorted(names[row] for row in data.held_out(fold)))
 
 
 def output_layers(network: nn.Module) -> list[str]:
@@ -125,10 +123,7 @@ def fill_from(init: InitModel, tagger: Tagger) -> None:
 
 
 def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
-    """Print how much of the networks the files fill, and whether the out-of-fold scores are honest.
-
-    Errors: KitError for a file that fills less than half of the network's weights, or none of its backbone
-    """
+    """Print how much of the networks the files fill, and whether the out-of-fold scores are honest."""
     with meta_device():
         network = build_network(recipe.network, input_shape(recipe.frontend), len(data.classes))
     notes: dict[str, InitModel] = {}
@@ -140,7 +135,10 @@ def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitMod
 
 
 def coverage(init: InitModel, network: nn.Module, classes: Sequence[str]) -> str:
-    """Say which tensors of a network a file fills. Errors: as check_init"""
+    """Say which tensors of a network a file fills.
+
+    Errors: KitError for a file that fills less than half of the weights, or none of the backbone
+    """
     fitting = fitting_tensors(init, network, classes)
     # Old files lack num_batches_tracked, which nothing reads.
     names = [name for name in network.state_dict() if not name.endswith('num_batches_tracked')]

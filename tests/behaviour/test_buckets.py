@@ -6,26 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from kit.audio.windows import PAD_MODES, LengthBuckets, batches_by_length, pad_frames
-from kit.core.errors import KitError
+from kit.audio.windows import PAD_MODES, batches_by_length, bucket_length, pad_frames
 
 
 @pytest.mark.parametrize('shortest', [1, 7, 32, 128])
 @pytest.mark.parametrize('ratio', [1.0, 1.02, 1.05, 1.25])
 def test_a_bucket_adds_less_than_its_ratio(shortest, ratio):
-    buckets = LengthBuckets(shortest, ratio)
     previous = 0
     for frames in [*range(1, 2000), 4097, 8191, 20000]:
-        length = buckets.round_up(frames)
+        length = bucket_length(frames, shortest, ratio)
         assert length >= max(frames, shortest, previous)
         assert length == shortest or length - frames <= (ratio - 1) * frames
-        assert buckets.round_up(length) == length
+        assert bucket_length(length, shortest, ratio) == length
         previous = length
 
 
 def test_buckets_grow_geometrically_and_are_not_rounded_to_strides():
-    buckets = LengthBuckets(32)
-    lengths = sorted({buckets.round_up(frames) for frames in range(1, 20_000)})
+    lengths = sorted({bucket_length(frames, 32, 1.05) for frames in range(1, 20_000)})
     steps = [after / before for before, after in pairwise(lengths) if before > 500]
     assert all(1.045 < step <= 1.05 for step in steps)
     assert len({length % 32 for length in lengths}) > 10
@@ -35,18 +32,10 @@ def test_freesound_like_clips_fall_into_about_ninety_buckets_and_batches_of_abou
     # Seconds are log-normal between 0.3 and 30, at 44100 / 512 frames a second.
     seconds = np.exp(np.random.default_rng(0).normal(np.log(5.0), 1.0, 1120)).clip(0.3, 30.0)
     frames = [int(s * 44100) // 512 + 1 for s in seconds]
-    lengths = [LengthBuckets(32).round_up(n) for n in frames]
+    lengths = [bucket_length(n, 32, 1.05) for n in frames]
     assert 70 <= len(set(lengths)) <= 105
     assert 0.01 < sum(lengths) / sum(frames) - 1 < 0.035
     assert 7 <= len(lengths) / len(batches_by_length(lengths, 16000)) <= 14
-
-
-@pytest.mark.parametrize(
-    ('shortest', 'ratio'), [(0, 1.05), (-3, 1.05), (1, 0.99), (1, 2.5), (1, float('nan'))]
-)
-def test_impossible_buckets_are_refused(shortest, ratio):
-    with pytest.raises(KitError, match=r'shortest >= 1 and ratio in \[1, 2\]'):
-        LengthBuckets(shortest, ratio)
 
 
 @pytest.mark.parametrize('frames', [5, 6, 9, 10, 17, 50])
@@ -67,26 +56,17 @@ def test_a_spectrogram_that_is_long_enough_is_not_padded(mode):
     assert torch.equal(pad_frames(spec, 7, mode), spec)
 
 
-def test_impossible_padding_is_refused():
-    for frames in (3, 5):
-        with pytest.raises(KitError, match="unknown pad_mode 'zeros': the choices are: min, reflect, wrap"):
-            pad_frames(torch.zeros(2, 3), frames, 'zeros')
-    for n, frames in ((0, 5), (6, 5)):
-        with pytest.raises(KitError, match=f'cannot pad {n} frames up to {frames}'):
-            pad_frames(torch.zeros(2, n), frames, 'wrap')
-
-
 def test_a_batch_holds_one_length_and_every_clip_is_in_one_batch():
     generator = np.random.default_rng(3)
     for _ in range(30):
         n_clips = int(generator.integers(0, 200))
         lengths = generator.choice([1, 32, 33, 40, 500, 1000, 5000], n_clips).tolist()
-        batch_frames, batch_clips = int(generator.integers(1, 6000)), int(generator.integers(1, 70))
-        batches = batches_by_length(lengths, batch_frames, batch_clips)
+        batch_frames = int(generator.integers(1, 6000))
+        batches = batches_by_length(lengths, batch_frames)
         assert sorted(i for batch in batches for i in batch) == list(range(n_clips))
         for batch in batches:
             assert len({lengths[i] for i in batch}) == 1
-            assert len(batch) <= batch_clips
+            assert len(batch) <= 64
             assert len(batch) == 1 or sum(lengths[i] for i in batch) <= batch_frames
         by_batch = [lengths[batch[0]] for batch in batches]
         assert by_batch == sorted(by_batch)

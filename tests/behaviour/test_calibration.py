@@ -15,11 +15,6 @@ def share_of_top_two(windows):
     return (windows * weights[:, None]).sum(0) / weights.sum()
 
 
-def not_batchable(windows):
-    """The maximum, computed in a way that torch.vmap does not support."""
-    return torch.stack([windows[:, k].max() if windows.max().item() > 0 else windows[0, k] for k in range(4)])
-
-
 POOLS = {
     'max': lambda windows: windows.amax(0),
     'max with indices': lambda windows: windows.max(dim=0).values,
@@ -28,7 +23,6 @@ POOLS = {
     'power': lambda windows: windows.pow(3).mean(0).pow(1 / 3),
     'noisy or': lambda windows: 1 - (1 - windows).prod(0),
     'share of top two': share_of_top_two,
-    'not batchable': not_batchable,
 }
 EVERY_POOL = pytest.mark.parametrize('pool', POOLS.values(), ids=POOLS)
 
@@ -166,12 +160,6 @@ def test_a_calibration_survives_json_and_refuses_a_scale_of_zero():
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (lambda logits, truth: (logits[1:], truth), '149 clips of scores'),
-        (lambda logits, truth: (logits, truth[:, :3]), r'clip 0 .*wanted \(windows, 3\)'),
-        (lambda logits, truth: ([scores[0] for scores in logits], truth), 'clip 0'),
-        (lambda logits, truth: ([*logits[:-1], logits[-1][:0]], truth), 'clip 149'),
-        (lambda logits, truth: ([*logits[:-1], logits[-1] * np.nan], truth), 'clip 149 .*not finite'),
-        (lambda logits, truth: (logits, truth * 2), '0 to 2'),
         (lambda logits, truth: (logits, truth * 0), 'is true.*rank blends'),
         (lambda logits, truth: (logits, truth * 0 + 1), 'is false'),
         (lambda logits, truth: ([], truth[:0]), 'none of the 0 known'),
@@ -180,11 +168,6 @@ def test_a_calibration_survives_json_and_refuses_a_scale_of_zero():
 def test_input_that_cannot_be_fitted_is_refused(change, words):
     with pytest.raises(KitError, match=words):
         fit_calibration(*change(*draw()), POOLS['max'])
-
-
-def test_a_pool_without_one_value_per_class_is_refused():
-    with pytest.raises(KitError, match='one value per class'):
-        fit_calibration(*draw(), lambda windows: windows.mean(1))
 
 
 def f1_at(truth, probs, threshold):

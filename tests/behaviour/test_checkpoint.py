@@ -15,7 +15,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.labels.calibration import Calibration
 from kit.models.archive import FORMAT, content_digest
-from kit.models.checkpoint import find_checkpoints, load_tagger, open_checkpoint, save_tagger
+from kit.models.checkpoint import find_models, load_tagger, open_checkpoint, save_tagger
 from kit.models.own_network import wrap_network
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 
@@ -230,12 +230,6 @@ def test_another_format_is_refused_with_the_kit_that_reads_it(tmp_path, number):
     torch.save(content_of(small_tagger(), format=number), tmp_path / 'a.pt')
     message = f'has checkpoint format {number!r}, this kit reads {FORMAT}: use the kit that wrote it'
     assert message in error_of(tmp_path / 'a.pt')
-
-
-def test_format_2_is_refused_with_its_cure(tmp_path):
-    torch.save(content_of(small_tagger(), format=2), tmp_path / 'a.pt')
-    cure = 'checkpoint format 2 was never published: train again with this version'
-    assert cure in error_of(tmp_path / 'a.pt')
 
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path):
@@ -496,7 +490,7 @@ def test_checkpoints_are_found_once_each_and_sorted(tmp_path):
     (tmp_path / 'fold_2.pt').mkdir()
 
     def names(*patterns):
-        return [path.name for path in find_checkpoints(patterns)]
+        return [path.name for _, path in find_models(patterns)]
 
     assert names(f'{tmp_path}/fold_*.pt') == ['fold_0.pt', 'fold_1.pt']
     every = ['other.pt', 'fold_0.pt', 'fold_1.pt', 'odd[1].pt']

@@ -51,7 +51,7 @@ def test_the_map_shows_each_windows_probabilities_and_covers_the_clip(trained, c
     top, bottom, _ = panels_of(draw_clip(trained.windows, clip))
     mesh = bottom.collections[0]
     edges = mesh.get_coordinates()[0, :, 0]
-    frames = card.frontend.frames_of(round(decode_file(clip).seconds * 8000))
+    frames = round(decode_file(clip).seconds * 8000) // card.frontend.hop_length + 1
     frames_per_s = card.frontend.frames_per_s
     spans = card.inference.spans(frames, frames_per_s)
     centres = np.mean(spans, axis=1) / frames_per_s

@@ -15,10 +15,11 @@ from kit.audio.mixup import draw_mixup, mix_labels
 from kit.commands import list_recipes
 from kit.core.errors import KitError
 from kit.infer.submit import submit
-from kit.labels.boxes import read_boxes, recording_labels
+from kit.labels.boxes import read_boxes
 from kit.labels.metrics import lwlrap
-from kit.labels.table import label_targets
+from kit.labels.table import clip_labels, label_targets
 from kit.models.checkpoint import load_tagger
+from kit.train.dataset import box_table
 from kit.train.recipe import Recipe
 from kit.train.recipes import RECIPES, SMALL, VARIANTS, find_recipe
 from kit.train.self_training import self_train
@@ -165,7 +166,7 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
     run, header, rows = trained_and_submitted(name, soundscapes, tmp_path, **options)
     check_run_and_submission(run, header, rows, name)
     assert header == ['fname', 's0', 's1', 's2'] and list(rows) == ['r6', 'r7', 'r8']
-    np.testing.assert_array_equal(run.oof.truth, recording_labels(read_boxes(*boxes)).targets)
+    np.testing.assert_array_equal(run.oof.truth, clip_labels(box_table(read_boxes(*boxes), None)).targets)
     assert (tmp_path / 'run' / 'rounds' / '1' / 'labels' / 'soft.csv').is_file()
     if name == 'freq-crop':
         assert run.recipe.output == 'ranking', 'the last stage changed the loss'

@@ -8,11 +8,12 @@ import pytest
 from kit.audio.decode import Sound, decode_file
 from kit.competitions import find_data, fitting_checkpoints
 from kit.core.errors import KitError
-from kit.labels.boxes import read_boxes, recording_labels
-from kit.labels.table import read_clip_table, split_labels
+from kit.labels.boxes import read_boxes
+from kit.labels.table import clip_labels, read_clip_table, split_labels
 from kit.models.checkpoint import save_tagger
 from kit.models.tagger import TaggerCard, build_tagger
 from kit.toydata import TOY_RATE, make_toy_set, make_toy_soundscapes, spoil_labels
+from kit.train.dataset import box_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,7 +66,7 @@ def test_every_box_holds_a_sound_in_its_band_and_a_recording_has_one_true_box_an
     for name, (begin, end, low, high) in zip(boxes.recordings, edges, strict=True):
         strongest = strongest_hz(tmp_path / 'one' / 'train' / f'{name}.flac', begin, end)
         assert ((low < strongest) & (strongest < high)).any(), name
-    targets = recording_labels(boxes).targets
+    targets = clip_labels(box_table(boxes, None), boxes.classes).targets
     assert (np.nansum(targets, axis=1) == 1).all() and ((targets == 0).sum(axis=1) == 2).all()
     make_toy_soundscapes(tmp_path / 'again', 12, 2, seed=2)
     assert contents(tmp_path / 'again') == contents(tmp_path / 'one')

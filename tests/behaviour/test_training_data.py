@@ -12,7 +12,7 @@ import torch
 
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.labels.boxes import read_boxes, recording_labels
+from kit.labels.boxes import read_boxes
 from kit.labels.folds import make_folds
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels, fill_unknown
@@ -272,7 +272,7 @@ def field(tmp_path_factory):
 
 def test_a_table_of_boxes_has_the_labels_of_its_recordings(field):
     boxes = read_boxes(*field[1])
-    expected = recording_labels(boxes).targets
+    expected = clip_labels(box_table(boxes, None), boxes.classes).targets
     without_folds, frame = box_table(boxes, None), box_table(boxes, field[2])
     assert without_folds['fname'].tolist() == [f'r{i}' for i in range(7)] and 'fold' not in without_folds
     assert frame['fname'].tolist() == [f'r{i}' for i in range(8)]
@@ -333,7 +333,7 @@ def test_recordings_with_boxes_are_scored_on_their_known_labels_alone(field, tmp
     audio, boxes, folds = field
     recipe = replace(BCE, average_over='labels', inference=InferenceConfig('windows', 0.4, 0.2, pool='max'))
     run = train_quietly(recipe, folds, audio, tmp_path / 'run', boxes=boxes)
-    truth = recording_labels(read_boxes(*boxes)).targets
+    truth = clip_labels(box_table(read_boxes(*boxes), None)).targets
     np.testing.assert_array_equal(run.oof.truth[:7], truth)
     assert np.isnan(run.oof.truth[7]).all() and run.oof.names[7] == 'r7'
     assert run.oof.score == pytest.approx(lwlrap(truth, run.oof.probabilities[:7]))

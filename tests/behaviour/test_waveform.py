@@ -147,7 +147,7 @@ def test_mixing_energies_is_symmetric_silence_changes_nothing_and_extra_rows_are
     config = FrontendConfig(**SMALL | {'extra_rows': ()})
     waves = [torch.randn(2000) * 0.2, torch.randn(2000) * 0.1, torch.zeros(2000)]
     specs = torch.stack(Frontend(config).spectrograms(waves))
-    draw = draw_mixup(MixupConfig(p=1.0), 3, torch.Generator())
+    draw = draw_mixup(MixupConfig(p=1.0), torch.zeros(3, 1), torch.Generator())
     draw = replace(draw, partner=torch.tensor([1, 0, 0]))
     mixed = mix_energies(specs, draw, MixupConfig(), config)
     torch.testing.assert_close(mixed[0], mixed[1])
