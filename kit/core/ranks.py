@@ -18,8 +18,6 @@ from kit.core.worker import ERROR_MARK, Ending, Worker, kill_worker, spawn_worke
 
 T = TypeVar('T')
 
-PATIENCE = timedelta(days=7)  # one process may train for hours while the others wait
-
 # Set for the first process to the process numbers of the others. Torchrun ends all processes when one dies.
 PEERS = 'AUDIOTAG_KIT_PEERS'
 
@@ -51,16 +49,17 @@ def join_group() -> None:
     rank = get_rank()
     size = get_world_size()
     is_host = rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
+    patience = timedelta(days=7)  # one process may train for hours while the others wait
     address = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
     store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-        *address, size, is_host, PATIENCE, wait_for_workers=False
+        *address, size, is_host, patience, wait_for_workers=False
     )
     store.add('arrived', 1)
     while store.add('arrived', 0) < size:
         if not all(map(rank_is_running, range(1, size))):
             raise RuntimeError('a process has died')
         threading.Event().wait(0.05)
-    torch.distributed.init_process_group('gloo', store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    torch.distributed.init_process_group('gloo', store=store, rank=rank, world_size=size, timeout=patience)
 
 
 def rank_is_running(rank: int) -> bool:

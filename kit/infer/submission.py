@@ -36,7 +36,6 @@ from kit.infer.ensemble import (
     reasons_by_name,
     rounded_spans,
 )
-from kit.infer.identity import code_identity, decoder_functions, own_classes
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import plan_members
@@ -48,7 +47,14 @@ from kit.infer.rows import (
 )
 from kit.infer.shards import add_cached, merge_shares, share_path, wait_for_shares, write_share
 from kit.infer.stack import make_rows
-from kit.infer.submit_inputs import SubmitInputs, holds_job, read_inputs
+from kit.infer.submit_inputs import (
+    SubmitInputs,
+    code_identity,
+    decoder_functions,
+    holds_job,
+    own_classes,
+    read_inputs,
+)
 from kit.infer.suspects import Suspects
 from kit.infer.template import (
     RowPlan,

@@ -182,9 +182,9 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[f
     recordings = []
     times_s = []
     for row, name in enumerate(names):
-        recording, end_s = split_window(PurePosixPath(name).with_suffix('').as_posix())
+        recording, end_s = split_window(name)
         if end_s is None:
-            recording, end_s = split_window(name)
+            recording, end_s = split_window(PurePosixPath(name).with_suffix('').as_posix())
         if end_s is not None:
             rows.append(row)
             recordings.append(recording)

@@ -95,9 +95,9 @@ def train_run(
 
     folder = Path(out)
     files = run_files(recipe, frame, folds, boxes, soft)
-    is_begun = check_run(folder, files)
+    has_run = check_run(folder, files)
     inits = read_inits(init, trained_folds, folds[folds >= 0].tolist())
-    files = init_files(folder, inits, is_begun) | files  # init.json is written first
+    files = init_files(folder, inits, has_run) | files  # init.json is written first
     is_first = get_rank() == 0
     if is_first and (folder / 'state').is_dir():
         with locked(folder / 'state', folder):  # refuses a second process before it decodes anything

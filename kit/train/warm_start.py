@@ -64,16 +64,16 @@ def read_inits(
     return {fold: read_init(Path(name.replace('{fold}', str(fold)))) for fold in trained_folds}
 
 
-def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bool) -> dict[str, str]:
+def init_files(folder: Path, inits: Mapping[int | None, InitModel], has_run: bool) -> dict[str, str]:
     """The text of init.json: the digest of what each network of a run starts from, of earlier calls too."""
     path = folder / 'init.json'
-    record = read_json(path) if is_begun else {}
+    record = read_json(path) if has_run else {}
     digests = {'all' if fold is None else f'fold_{fold}': init.digest for fold, init in inits.items()}
     changed = [name for name, digest in digests.items() if record.get(name, digest) != digest]
     problem = f'{", ".join(changed[:4])} started from other tensors' if changed else ''
-    # init.json is written before recipe.json: a begun run with the second only started from random weights.
+    # init.json is written before recipe.json: a run with the second only started from random weights.
     has_files = path.is_file() or (folder / 'recipe.json').is_file()
-    if is_begun and has_files and bool(record) != bool(digests):
+    if has_run and has_files and bool(record) != bool(digests):
         problem = f'its networks started from {"an --init" if record else "random weights"}'
     if problem:
         raise KitError(
