@@ -24,9 +24,7 @@ from kit.models.tagger import Tagger, TaggerCard
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm')
 
 
-def run_doctor(
-    checkpoints: Sequence[str] | None = None, audio: str | None = None, deadline: str | None = None
-) -> str:
+def run_doctor(checkpoints: Sequence[str] | None = None, audio: str | None = None, deadline: str | None = None) -> str:
     """Describe this machine and some checkpoints, and estimate whether they fit the deadline on a folder of audio.
 
     Options:
@@ -50,9 +48,7 @@ def run_doctor(
             continue
         for stack in stacks:
             score = stack.card.oof_score
-            lines.append(
-                f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:'
-            )
+            lines.append(f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:')
         lines += descriptions
         usable += models
     if audio is not None:

@@ -16,10 +16,7 @@ from kit.core.errors import KitError
 NORMALIZATIONS = ('none', 'clip', 'constants', 'peak', 'minmax')
 
 # Savitzky-Golay filters over nine frames: (divisor, weights of frames -4 to 4).
-DELTA_KERNELS = {
-    'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
-    'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
-}
+DELTA_KERNELS = {'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)), 'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28))}
 
 # A range this small is no range.
 NEGLIGIBLE = 1e-30
@@ -225,9 +222,7 @@ class Frontend(nn.Module):
         """Compute the network's input of clips of one length."""
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
-            raise KitError(
-                'trimming left several lengths: call spectrograms(), then network_input() clip by clip.'
-            )
+            raise KitError('trimming left several lengths: call spectrograms(), then network_input() clip by clip.')
         return self.network_input(torch.stack(specs))
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +15,7 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import is_running
 from kit.core.runtime import get_rank, get_world_size
-from kit.core.worker import ERROR_MARK, Ending, Worker, kill_worker, spawn_worker, supervise
+from kit.core.worker import ERROR_MARK, Worker, kill_worker, spawn_worker, supervise
 
 T = TypeVar('T')
 
@@ -68,23 +69,6 @@ def rank_is_running(rank: int) -> bool:
     return is_running(peers[rank - 1]) if peers else True
 
 
-class Peer:
-    """Another process of this command: the end of what it printed, and how it ended."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.text = ''
-        self.ending: Ending | None = None
-
-    def watch(self) -> None:
-        """Read what the process prints, until it ends."""
-        self.ending = supervise(self.worker, Deadline(), self.echo)
-
-    def echo(self, text: str) -> None:
-        """Keep the end of all text."""
-        self.text = (self.text + text)[-4000:]
-
-
 @contextmanager
 def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
     """Run a command line in `count` - 1 more processes, which share its work with this one meanwhile."""
@@ -93,36 +77,33 @@ def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
     if count == 1 or get_world_size() > 1:
         yield
         return
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    group = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'GLOO_SOCKET_IFNAME': 'lo'}
-    group |= {'WORLD_SIZE': str(count), 'LOCAL_WORLD_SIZE': str(count)}
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    group = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'GLOO_SOCKET_IFNAME': 'lo'}
+    group |= {'WORLD_SIZE': str(count), 'LOCAL_WORLD_SIZE': str(count), PEERS: ''}
     threads = torch.get_num_threads()
     before = dict(os.environ)
-    os.environ |= group
-    peers = []
+    workers: list[Worker] = []
+    printed: deque[str] = deque(maxlen=1000)
     try:
-        for rank in range(1, count):
-            os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
-            peers.append(Peer(spawn_worker(words, '0.0')))
-        pids = ' '.join(str(peer.worker.pid) for peer in peers)
-        os.environ |= {'RANK': '0', 'LOCAL_RANK': '0', PEERS: pids}
-        for peer in peers:
-            threading.Thread(target=peer.watch, daemon=True).start()
+        for rank in reversed(range(count)):
+            os.environ |= group | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+            if rank:
+                workers.insert(0, spawn_worker(words, '0.0'))
+        os.environ[PEERS] = ' '.join(str(worker.pid) for worker in workers)
+        for worker in workers:
+            threading.Thread(target=supervise, args=(worker, Deadline(), printed.append), daemon=True).start()
         yield
     except KitError as error:
-        for peer in peers:
-            reason = peer.text.partition(ERROR_MARK)[2]
-            if reason:
-                raise KitError(reason.strip()) from error
-        raise
+        reason = ''.join(printed).partition(ERROR_MARK)[2]
+        raise KitError(reason.strip() or str(error)) from error
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        for peer in peers:
-            kill_worker(peer.worker)
-        for name in {*group, 'RANK', 'LOCAL_RANK', PEERS}:
+        for worker in workers:
+            kill_worker(worker)
+        for name in {*group, 'RANK', 'LOCAL_RANK'}:
             os.environ.pop(name, None)
         os.environ |= before
         torch.set_num_threads(threads)

@@ -106,9 +106,7 @@ def predict_ensemble(
             if is_last_user:
                 loader.drop(chunk, key)
         else:
-            member.finished = not (
-                budget.stopped or is_shared
-            )  # also where every clip of the last chunk failed
+            member.finished = not (budget.stopped or is_shared)  # also where every clip of the last chunk failed
         if is_last_user:
             loader.retire(key)
         member.cache.flush()

@@ -15,15 +15,7 @@ from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
 from kit.core.errors import KitError
 from kit.core.files import file_digest, locked, text_digest, write_json
 from kit.core.ranks import take_share
-from kit.core.runtime import (
-    VERSION,
-    Runtime,
-    cpu_count,
-    get_rank,
-    get_world_size,
-    pick_device,
-    tune_process,
-)
+from kit.core.runtime import VERSION, Runtime, cpu_count, get_rank, get_world_size, pick_device, tune_process
 from kit.core.worker import opened
 from kit.infer.blend import BLENDS
 from kit.infer.cache import PredictionCache
@@ -40,28 +32,12 @@ from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import plan_members
 from kit.infer.predictor import Predictor
-from kit.infer.rows import (
-    RowScores,
-    blend_priors,
-    check_members,
-)
+from kit.infer.rows import RowScores, blend_priors, check_members
 from kit.infer.shards import add_cached, merge_shares, share_path, wait_for_shares, write_share
 from kit.infer.stack import make_rows
-from kit.infer.submit_inputs import (
-    SubmitInputs,
-    code_identity,
-    decoder_functions,
-    holds_job,
-    own_classes,
-    read_inputs,
-)
+from kit.infer.submit_inputs import SubmitInputs, code_identity, decoder_functions, holds_job, own_classes, read_inputs
 from kit.infer.suspects import Suspects
-from kit.infer.template import (
-    RowPlan,
-    read_report,
-    report_path,
-    write_submission,
-)
+from kit.infer.template import RowPlan, read_report, report_path, write_submission
 
 
 def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
@@ -160,11 +136,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
 
 
 def make_loader(
-    job: SubmitJob,
-    inputs: SubmitInputs,
-    members: Sequence[EnsembleMember],
-    runtime: Runtime,
-    suspects: Suspects,
+    job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], runtime: Runtime, suspects: Suspects
 ) -> SpectrogramLoader:
     """Create the loader of all files that have rows."""
     loader = SpectrogramLoader(
@@ -207,18 +179,14 @@ def predict_rows(
                 writer.write(rows)
 
 
-def note_results(
-    job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores
-) -> None:
+def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores) -> None:
     """Note what was lost or is doubtful; a model without any finite prediction has failed."""
     for member in members:
         name = Path(member.name).name
         if member.cache.problem:
             job.note(f'the predictions of {name} cannot be kept: {member.cache.problem}')
         if member.failed_clips and not member.predicted:
-            member.failure = (
-                f'none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}'
-            )
+            member.failure = f'none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}'
         elif member.failed_clips:
             reason = next(iter(member.failed_clips.values()))
             job.note(f'{name} has no prediction for {len(member.failed_clips)} clips: {reason}')
@@ -227,20 +195,14 @@ def note_results(
     late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
     job.note_names(late_rows, 'rows are windows after the end of their file and get the prior')
     alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
-    job.note_names(
-        alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s'
-    )
+    job.note_names(alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s')
     for name in members_with_probabilities(members):
-        job.note(
-            f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')"
-        )
+        job.note(f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')")
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, 'clips beyond max_frames were predicted in overlapping pieces')
 
 
-def build_members(
-    job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects
-) -> list[EnsembleMember]:
+def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects) -> list[EnsembleMember]:
     """Build every model, with the predictions that an earlier call cached beside the CSV."""
     options = job.options
     digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
@@ -274,9 +236,7 @@ def build_members(
         predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
-        members.append(
-            EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch)
-        )
+        members.append(EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch))
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():

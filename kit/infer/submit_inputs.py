@@ -100,9 +100,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     return SubmitInputs(files, names, models, stacks, template, plan, key)
 
 
-def note_classes(
-    job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]
-) -> None:
+def note_classes(job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]) -> None:
     """Note the template's classes that no model knows, or only some do."""
     known_names = [stack.card.classes for stack in stacks]
     known_names += [model.card.classes for model in models if model.stack is None]
@@ -110,9 +108,7 @@ def note_classes(
     by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
     if by_none:
         nearest = nearest_name(by_none[0], known_names[0])
-        what = (
-            f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
-        )
+        what = f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
         job.note_names(by_none, what)
     by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
     if by_some and BLENDS[job.options.blend].whole_row:
@@ -154,9 +150,7 @@ def own_classes(network: nn.Module) -> list[type]:
     """Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's."""
     classes = {type(module) for module in network.modules()}
     libraries = ('torch.', 'timm.', Tagger.__module__.partition('.')[0])
-    return sorted(
-        (c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__
-    )
+    return sorted((c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__)
 
 
 def decoder_functions(decoders: Sequence[Decoder] | None) -> list[Any]:

@@ -9,14 +9,7 @@ from typing import Any
 
 from kit.core.errors import KitError
 from kit.core.files import TextTable, join_cells, read_table, write_text
-from kit.labels.table import (
-    ALL_OTHERS,
-    UNLABELLED,
-    class_names,
-    classes_of_template,
-    read_clip_table,
-    split_labels,
-)
+from kit.labels.table import ALL_OTHERS, UNLABELLED, class_names, classes_of_template, read_clip_table, split_labels
 
 BOX_LAYOUT = 'RFCX 2021'
 ROW_S = 5.0  # seconds of a row of every BirdCLEF
@@ -91,9 +84,7 @@ def first_existing(root: Path, names: Iterable[str]) -> Path | None:
 def find_layout(folder: str | Path) -> tuple[Layout, Path]:
     """Find the competition in a folder or in one of its subfolders, down to two levels."""
     place = Path(folder)
-    found = layouts_of([place]) or layouts_of(
-        data_folders([place])
-    )  # a competition's own folders are not listed
+    found = layouts_of([place]) or layouts_of(data_folders([place]))  # a competition's own folders are not listed
     if len(found) == 1:
         return found[0]
     if found:
@@ -284,9 +275,7 @@ def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, A
         }
         first = rows.setdefault((name, begin_s, end_s), row)
         if first != row:
-            raise KitError(
-                f'{table.at(place)}: {name} from {begin_s:g} s has other labels above: keep one row.'
-            )
+            raise KitError(f'{table.at(place)}: {name} from {begin_s:g} s has other labels above: keep one row.')
     return list(rows.values())
 
 

@@ -18,9 +18,7 @@ from kit.models.network import InputShape
 def input_shape(config: FrontendConfig) -> InputShape:
     """Describe what a frontend gives to its network; bins resized to an image have no frequencies."""
     bin_hz = () if config.image_size else tuple(config.bin_hz.tolist())
-    return InputShape(
-        len(config.channel_names), config.n_bins, config.n_extra_rows, bin_hz, len(config.mel_bands)
-    )
+    return InputShape(len(config.channel_names), config.n_bins, config.n_extra_rows, bin_hz, len(config.mel_bands))
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,7 @@ class TaggerCard(Config):
     network: dict[str, Any] = setting({}, "the network's family and settings")
     min_frames: int = setting(1, 'frames to which shorter clips are padded', low=1, high=1_000_000)
     output: str = setting(
-        'probability',
-        'what sigmoid(logits) is; ranking: only their order counts',
-        choices=('probability', 'ranking'),
+        'probability', 'what sigmoid(logits) is; ranking: only their order counts', choices=('probability', 'ranking')
     )
     returns: str = setting('logits', 'what the network returns', choices=('logits', 'probabilities'))
     calibration: Calibration | None = setting(None, 'scale and offset of the logits, fitted out of fold')

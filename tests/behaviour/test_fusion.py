@@ -135,9 +135,7 @@ def test_a_network_whose_fused_logits_differ_predicts_unfused(trained: Trained):
     plain = tagger.network.eval()
     plain.head.classifier.append(Counting())
     with torch.inference_mode():
-        network, message = fuse_norms(
-            plain, len(tagger.card.frontend.channel_names), tagger.card.frontend.n_bins
-        )
+        network, message = fuse_norms(plain, len(tagger.card.frontend.channel_names), tagger.card.frontend.n_bins)
     assert network is plain and message.startswith('not fused: logits of noise differed by')
 
 

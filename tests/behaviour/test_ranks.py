@@ -72,9 +72,7 @@ def test_three_workers_write_the_submission_of_one_process(
     assert (report['processes'], report['state'], report['rows_all_models']) == (3, 'finished', 60)
 
 
-def test_workers_train_the_networks_of_one_process(
-    kit_command: list[str], task: Path, tmp_path: Path
-) -> None:
+def test_workers_train_the_networks_of_one_process(kit_command: list[str], task: Path, tmp_path: Path) -> None:
     words = ['train', '--recipe', 'max-pyramid-mel', '--table', task / 'train.csv', '--audio', task / 'train']
     words += ['--device', 'cpu', '--set', *TINY, '--out']
     run(kit_command, *words, tmp_path / 'one')
