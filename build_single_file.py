@@ -268,9 +268,7 @@ def build(root: Path) -> str:
     try:
         order = reading_order(kit)
     except CycleError as error:
-        faults.append(
-            'a circle of imports: ' + ', imported by '.join(source.path for source in error.args[1])
-        )
+        faults.append('a circle of imports: ' + ', imported by '.join(source.path for source in error.args[1]))
     if faults or version is None:
         raise Refused('\n'.join(dict.fromkeys(faults)))
     return join_sections(order, version[1])
@@ -306,9 +304,7 @@ def find_checkpoints(patterns: Sequence[str]) -> dict[str, Path]:
     is_unique = len({path.name for path in paths}) == len(paths)
     found = {path.name if is_unique else f'{path.absolute().parent.name}_{path.name}': path for path in paths}
     if len(found) < len(paths):
-        raise Refused(
-            'two checkpoints would have one name in the dataset, which is flat: rename their folders'
-        )
+        raise Refused('two checkpoints would have one name in the dataset, which is flat: rename their folders')
     return found
 
 

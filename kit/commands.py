@@ -97,9 +97,7 @@ def train_by_name(
     if competition is not None:
         if audio or table or boxes:
             raise KitError('competition names the audio, the table and the boxes: leave these out.')
-        settings = find_recipe(
-            recipe, small, [*competition_settings(settings, competition), *(overrides or ())]
-        )
+        settings = find_recipe(recipe, small, [*competition_settings(settings, competition), *(overrides or ())])
         data = read_competition(competition, Path(out) / 'tables', settings.self_training.iterations > 0)
         audio, group_column = str(data.audio), group_column or data.group_column
         table = None if data.table is None else str(data.table)
@@ -179,17 +177,12 @@ def settings_class(config: type[Config] | None, key: str, values: Mapping[str, A
     return kind if isinstance(kind, type) and issubclass(kind, Config) else None
 
 
-def compute_fingerprints(
-    names: Sequence[str], audio: str, threads: int | None, progress: bool
-) -> list[np.ndarray]:
+def compute_fingerprints(names: Sequence[str], audio: str, threads: int | None, progress: bool) -> list[np.ndarray]:
     """Return the fingerprint of each clip, and an empty one, with a note, for a file that cannot be read."""
     tune_process()
     fingerprints = [np.zeros(0, np.int64) for _ in names]
     loader = SpectrogramLoader(
-        locate_clips(names, Path(audio)),
-        {'': fingerprint_frontend()},
-        torch.device('cpu'),
-        threads=threads,
+        locate_clips(names, Path(audio)), {'': fingerprint_frontend()}, torch.device('cpu'), threads=threads
     )
     for chunk in loader.load_chunks('fingerprint', progress):
         clips, specs = loader.specs(chunk, '')
@@ -260,9 +253,7 @@ def group_copies(
     column = groups.transform('first').where(groups.transform('size') > 1, '')
 
     sizes = Counter(copy for copy in copies if copy)
-    details = (
-        f'{len(sizes)} groups of {sizes.total()} near-duplicates' if sizes else 'no near-duplicates found'
-    )
+    details = f'{len(sizes)} groups of {sizes.total()} near-duplicates' if sizes else 'no near-duplicates found'
     if sizes:
         first = next(iter(sizes))
         members = names[np.array(copies) == first]
@@ -278,20 +269,12 @@ COMMANDS = {
         also=(find_data, fitting_checkpoints),
     ),
     'doctor': Command(
-        run_doctor,
-        'check this machine, and whether checkpoints are usable and fit a deadline',
-        group='Start here',
+        run_doctor, 'check this machine, and whether checkpoints are usable and fit a deadline', group='Start here'
     ),
     'recipes': Command(
-        list_recipes,
-        'list the recipes; `recipes NAME` explains every setting of one',
-        group='Start here',
+        list_recipes, 'list the recipes; `recipes NAME` explains every setting of one', group='Start here'
     ),
-    'folds': Command(
-        add_folds,
-        'add a fold column to a table; near-duplicates share a fold',
-        group='Train',
-    ),
+    'folds': Command(add_folds, 'add a fold column to a table; near-duplicates share a fold', group='Train'),
     'train': Command(
         train_by_name,
         'train a recipe: one checkpoint per fold, and out-of-fold predictions',
@@ -305,29 +288,13 @@ COMMANDS = {
         also=(submit,),
     ),
     'relabel': Command(
-        relabel,
-        'make pseudo-labels for a table with models that did not train on its clips',
-        group='Train',
+        relabel, 'make pseudo-labels for a table with models that did not train on its clips', group='Train'
     ),
-    'stack': Command(
-        stack,
-        'train a second-level model on the predictions of several runs',
-        group='Train',
-    ),
-    'show': Command(
-        show,
-        'compare runs, or look at a submission; --out report.html adds plots',
-        group='Look',
-    ),
-    'augment': Command(
-        draw_contact_sheet,
-        'plot a clip under every augmentation',
-        group='Look',
-    ),
+    'stack': Command(stack, 'train a second-level model on the predictions of several runs', group='Train'),
+    'show': Command(show, 'compare runs, or look at a submission; --out report.html adds plots', group='Look'),
+    'augment': Command(draw_contact_sheet, 'plot a clip under every augmentation', group='Look'),
     'probe': Command(
-        probe,
-        'measure how scores fall when frequency bands or stretches of time are masked',
-        group='Look',
+        probe, 'measure how scores fall when frequency bands or stretches of time are masked', group='Look'
     ),
     'submit': Command(
         submit,

@@ -6,14 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kit.core.errors import KitError, choose
-from kit.labels.layouts import (
-    BOX_LAYOUT,
-    LAYOUTS,
-    CompetitionData,
-    data_folders,
-    find_layout,
-    read_competition,
-)
+from kit.labels.layouts import BOX_LAYOUT, LAYOUTS, CompetitionData, data_folders, find_layout, read_competition
 from kit.models.checkpoint import open_checkpoint
 from kit.toydata import make_toy_set, make_toy_soundscapes
 
@@ -49,9 +42,7 @@ def find_data(
         for folder in folders:
             if (folder / 'sample_submission.csv').is_file():
                 layout, root = find_layout(folder)
-                raise KitError(
-                    f'{root} is of {layout.name}, whose data are not {kind}: use its own notebook.'
-                )
+                raise KitError(f'{root} is of {layout.name}, whose data are not {kind}: use its own notebook.')
 
     clips = toy or 120
     folder = out / f'toy_{kind}_{clips}'

@@ -56,9 +56,7 @@ def run_doctor(
             continue
         for stack in stacks:
             score = stack.card.oof_score
-            lines.append(
-                f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:'
-            )
+            lines.append(f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:')
         lines += descriptions
         usable += models
     if audio is not None:

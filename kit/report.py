@@ -30,14 +30,7 @@ from kit.train.oof import SavedRun, load_run
 from kit.train.run import flat_settings
 
 # What a submission's report lists item by item: a table counts these, a page shows them.
-SUBMISSION_LISTS = (
-    'files_failed',
-    'audio_notes',
-    'notes',
-    'files_without_row',
-    'rows_without_file',
-    'files_split',
-)
+SUBMISSION_LISTS = ('files_failed', 'audio_notes', 'notes', 'files_without_row', 'rows_without_file', 'files_split')
 
 
 @dataclass(frozen=True)
@@ -181,9 +174,7 @@ def run_sections(run: SavedRun) -> Iterator[str]:
     yield page_table(flat_settings(run.recipe).items(), 'settings')
 
 
-def show(
-    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, hardest: int = 5
-) -> ReportTable:
+def show(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, hardest: int = 5) -> ReportTable:
     """Compare runs: scores with 95 % intervals, costs, the settings that differ, the hardest classes.
 
     Of a submission it shows which files failed, and the weight and the time of each model.

@@ -16,15 +16,7 @@ TOY_CLASSES = ('chirp_down', 'chirp_up', 'clicks', 'hiss', 'pulses', 'rumble', '
 # false boxes put a sound into another species' band. So a model needs both.
 TOY_SONGS = ('pulses', 'warble', 'tone', 'pulses', 'warble', 'tone')
 TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
-BOX_HEADER: tuple[Any, ...] = (
-    'recording_id',
-    'species_id',
-    'songtype_id',
-    't_min',
-    'f_min',
-    't_max',
-    'f_max',
-)
+BOX_HEADER: tuple[Any, ...] = ('recording_id', 'species_id', 'songtype_id', 't_min', 'f_min', 't_max', 'f_max')
 
 
 def toy_event(

@@ -36,9 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """House and build tests look at the sources, so they run once, with kit/ itself."""
-    house = [
-        item for item in items if UNDER_TEST == 'bundle' and ROOT / 'tests' / 'house' in item.path.parents
-    ]
+    house = [item for item in items if UNDER_TEST == 'bundle' and ROOT / 'tests' / 'house' in item.path.parents]
     if house:
         config.hook.pytest_deselected(items=house)
         items[:] = [item for item in items if item not in house]

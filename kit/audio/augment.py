@@ -25,9 +25,7 @@ LEAST_POWER = 1e-20
 class WaveAugmentConfig(Config):
     """How waveforms are augmented, in this order. Nothing is clipped to [-1, 1]."""
 
-    chance: float = setting(
-        1.0, 'chance that a crop is augmented at all, by all effects that it draws', low=0, high=1
-    )
+    chance: float = setting(1.0, 'chance that a crop is augmented at all, by all effects that it draws', low=0, high=1)
     shift_p: float = probability_of('a shift in time')
     shift_share: float = setting(0.5, 'largest shift, as a share of the clip', low=0, high=1)
     speed_p: float = probability_of('another speed, which changes pitch and tempo together')
@@ -47,9 +45,7 @@ class WaveAugmentConfig(Config):
         (5.0, 30.0), 'range of the signal-to-noise ratio, dB', low=-200, high=200
     )
     noise_p: float = probability_of('noise mixed in')
-    noise_snr_db: tuple[float, ...] = setting(
-        (5.0, 30.0), 'range of the signal-to-noise ratio, dB', low=-200, high=200
-    )
+    noise_snr_db: tuple[float, ...] = setting((5.0, 30.0), 'range of the signal-to-noise ratio, dB', low=-200, high=200)
     noise_colours: tuple[float, ...] = setting(
         (0.0, -1.0, -2.0), 'exponents of Hz in its power: 0 white, -1 pink, -2 brown', low=-4, high=4
     )
@@ -92,11 +88,7 @@ class WaveDraw:
 
 
 def draw_wave_augment(
-    config: WaveAugmentConfig,
-    clips: int,
-    samples: int,
-    generator: torch.Generator,
-    chance: Tensor | float = 1.0,
+    config: WaveAugmentConfig, clips: int, samples: int, generator: torch.Generator, chance: Tensor | float = 1.0
 ) -> WaveDraw:
     """Draw what happens to each clip. Shape: chance (B,) multiplies every probability of each clip"""
     amounts = {}
@@ -259,11 +251,7 @@ WAVE_AUGMENTS: dict[str, Callable[[WaveBatch], Tensor]] = {
 
 
 def augment_waves(
-    waves: Tensor,
-    draw: WaveDraw,
-    config: WaveAugmentConfig,
-    sample_rate: int,
-    backgrounds: Tensor | None = None,
+    waves: Tensor, draw: WaveDraw, config: WaveAugmentConfig, sample_rate: int, backgrounds: Tensor | None = None
 ) -> Tensor:
     """Augment clips as drawn. Clips without any effect stay bit for bit, and silence stays silence.
 

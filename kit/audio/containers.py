@@ -217,18 +217,14 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
         return None
     notes = []
     if others > 2:
-        notes.append(
-            f'{others} frames of another sample rate or number of channels are not read: files were joined'
-        )
+        notes.append(f'{others} frames of another sample rate or number of channels are not read: files were joined')
     first, first_end, count = runs[0]
     # Tags are often padded with zeros.
     skipped = len(raw[begin:first].lstrip(b'\0'))
     if skipped:
         notes.append(f'{skipped} bytes before the first frame are damaged, or no sound')
     # The table states its number of frames if the lowest bit of its flags is set.
-    table = re.search(
-        rb'(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)', raw[first : first + 64], re.DOTALL
-    )
+    table = re.search(rb'(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](....)', raw[first : first + 64], re.DOTALL)
     if table and count > 1:
         runs[0] = (first + frame_at(first)[0], first_end, count - 1)
     last_end = runs[-1][1]

@@ -254,9 +254,7 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     way_to = {str(folder): {os.path.realpath(folder)}}
     for root, folders, names in os.walk(folder, followlinks=True):
         way = way_to.pop(root)
-        real = {
-            name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith('.')
-        }
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith('.')}
         # os.walk enters the folders that are left in this list, in its order.
         folders[:] = sorted(name for name in real if real[name] not in way)
         way_to |= {os.path.join(root, name): way | {real[name]} for name in folders}

@@ -7,13 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from kit.audio.normalize import (
-    DELTA_KERNELS,
-    NORMALIZATIONS,
-    normalize_spec,
-    resize_spec,
-    savgol_delta,
-)
+from kit.audio.normalize import DELTA_KERNELS, NORMALIZATIONS, normalize_spec, resize_spec, savgol_delta
 from kit.audio.spectrogram import SpectrumConfig, log_spectrograms, spectrum_tables
 from kit.audio.waveform import EXTRA_ROWS, compute_extra_rows, nonsilent_span
 from kit.core.config import setting
@@ -226,9 +220,7 @@ class Frontend(nn.Module):
         """Compute the network's input of clips of one length."""
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
-            raise KitError(
-                'trimming left several lengths: call spectrograms(), then network_input() clip by clip.'
-            )
+            raise KitError('trimming left several lengths: call spectrograms(), then network_input() clip by clip.')
         return self.network_input(torch.stack(specs))
 
 

@@ -14,15 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.containers import (
-    Mp3Scan,
-    audio_kind,
-    close_recording,
-    mp3_parts,
-    scan_mp3,
-    scan_ogg,
-    without_inner_tags,
-)
+from kit.audio.containers import Mp3Scan, audio_kind, close_recording, mp3_parts, scan_mp3, scan_ogg, without_inner_tags
 
 MAX_HOURS = 6
 BLOCK_SAMPLES = 1 << 20
@@ -174,10 +166,7 @@ def read_by_seeking(path: Path) -> MonoMix:
         before = mix.samples
         if error is None or before + step >= end:
             break
-        with (
-            contextlib.suppress(soundfile.SoundFileError),
-            soundfile.SoundFile(libsndfile_name(path)) as handle,
-        ):
+        with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(libsndfile_name(path)) as handle:
             handle.seek(before + step)
             mix.resume_at = before + step
             error = add_blocks(handle, mix)

@@ -45,16 +45,12 @@ class MixupConfig(Config):
         'mixing a crop with a pseudo-labelled one; above 0, clips without labels are drawn only so'
     )
     domain: str = setting(
-        'energy',
-        'what is added: energies, normalized spectrograms, or waves',
-        choices=('energy', 'spec', 'wave'),
+        'energy', 'what is added: energies, normalized spectrograms, or waves', choices=('energy', 'spec', 'wave')
     )
     convex: bool = setting(False, "weight the crop itself by 1 - the partner's share, not by 1")
     low: float = setting(1.0, 'lowest share of the partner', low=0, high=1)
     high: float = setting(1.0, 'highest share of the partner', low=0, high=1)
-    beta: float = setting(
-        0.0, 'above 0: draw the share from Beta(beta, beta), not from low to high', low=0, high=1e6
-    )
+    beta: float = setting(0.0, 'above 0: draw the share from Beta(beta, beta), not from low to high', low=0, high=1e6)
     fade_p: float = probability_of('a mixed crop fading into its partner instead')
     labels: str = setting(
         'union',
@@ -65,9 +61,7 @@ class MixupConfig(Config):
         'known', 'a class unknown in one crop: mask it, or count it as false', choices=('known', 'either')
     )
     partners: str = setting(
-        'any',
-        'a random crop, or the one that shares most known-false classes',
-        choices=('any', 'sure-negatives'),
+        'any', 'a random crop, or the one that shares most known-false classes', choices=('any', 'sure-negatives')
     )
 
     def check(self) -> None:
@@ -183,9 +177,7 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
     Shape:  (B, R, N) -> the same
     """
     if frontend.extra_rows:
-        raise KitError(
-            'extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].'
-        )
+        raise KitError('extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].')
     energies = mix_specs(log_to_energy(specs, frontend), draw, config)
     # With power=1 the bands are magnitudes, the square roots of energies.
     mixed = log_scaled(frontend, energies.pow(frontend.power / 2))

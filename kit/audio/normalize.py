@@ -9,10 +9,7 @@ from torch import Tensor
 NORMALIZATIONS = ('none', 'clip', 'constants', 'peak', 'minmax')
 
 # Savitzky-Golay filters over nine frames: (divisor, weights of frames -4 to 4).
-DELTA_KERNELS = {
-    'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)),
-    'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28)),
-}
+DELTA_KERNELS = {'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)), 'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28))}
 
 # A range this small is no range.
 NEGLIGIBLE = 1e-30

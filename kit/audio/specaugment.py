@@ -25,15 +25,11 @@ class SpecAugmentConfig(Config):
     """
 
     filter_p: float = probability_of('a filter: gains at five frequencies, linear between them')
-    filter_share: float = setting(
-        0.5, 'largest gain, in standard deviations of the spectrogram', low=0, high=1e3
-    )
+    filter_share: float = setting(0.5, 'largest gain, in standard deviations of the spectrogram', low=0, high=1e3)
     mask_p: float = probability_of('masks over time and frequency')
     time_masks: int = setting(2, 'highest number of masks over time, at least one is drawn', low=0, high=1000)
     time_share: float = setting(0.2, 'widest time mask, as a share of the frames', low=0, high=1)
-    freq_masks: int = setting(
-        2, 'highest number of masks over frequency, at least one is drawn', low=0, high=1000
-    )
+    freq_masks: int = setting(2, 'highest number of masks over frequency, at least one is drawn', low=0, high=1000)
     freq_share: float = setting(0.15, 'widest frequency mask, as a share of the bins', low=0, high=1)
     outside_p: float = probability_of("one frequency mask below and one above the clip's box")
     outside_share: float = setting(0.3, 'widest of these masks, as a share of the bins', low=0, high=1)

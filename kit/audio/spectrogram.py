@@ -93,9 +93,7 @@ class SpectrumConfig(Config):
     hop_length: int = setting(512, 'samples between frames', low=1, high=2**17)
     n_mels: int = setting(128, 'number of mel bands; with bands_hz, in each of its bands', low=1, high=8192)
     f_min_hz: float = setting(20.0, 'lowest frequency in hertz', low=0, high=2e6)
-    f_max_hz: float | None = setting(
-        None, 'highest frequency in hertz; None = half the sample rate', low=0, high=2e6
-    )
+    f_max_hz: float | None = setting(None, 'highest frequency in hertz; None = half the sample rate', low=0, high=2e6)
     bands_hz: tuple[tuple[float, ...], ...] = setting(
         (),
         '(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz',
@@ -326,9 +324,7 @@ def log_bands(tables: SpectrumTables, frames: Tensor) -> Tensor:
     return log_scaled(config, bands)
 
 
-def chunked_spectrograms(
-    tables: SpectrumTables, waves: Sequence[Tensor], limit: int, pack: bool
-) -> list[Tensor]:
+def chunked_spectrograms(tables: SpectrumTables, waves: Sequence[Tensor], limit: int, pack: bool) -> list[Tensor]:
     """Compute log spectrograms in chunks of at most `limit` frames. Shape: [(T_i,)] -> [(M, N_i)]"""
     config, window = tables.config, tables.window
     n_frames = [config.frames_of(len(wave)) for wave in waves]

@@ -113,9 +113,7 @@ class InferenceConfig(Config):
     hop_s: float = setting(
         2.5, 'modes windows, frames: seconds between window starts, at most window_s', low=0.001, high=86400
     )
-    pool: str = setting(
-        'max', 'how the scores of several windows or pieces become one per class', choices=WINDOW_POOLS
-    )
+    pool: str = setting('max', 'how the scores of several windows or pieces become one per class', choices=WINDOW_POOLS)
     pool_k: int = setting(
         3,
         'pool top_k averages so many windows per class, pools snr and snr_top compare so many classes with all',
@@ -127,10 +125,7 @@ class InferenceConfig(Config):
         'wrap', 'pad short inputs: wrap repeats, reflect mirrors, min appends the minimum', choices=PAD_MODES
     )
     bucket_ratio: float = setting(
-        1.05,
-        'modes full, frames: ratio of neighbouring bucket lengths, to which clips are padded',
-        low=1,
-        high=1.25,
+        1.05, 'modes full, frames: ratio of neighbouring bucket lengths, to which clips are padded', low=1, high=1.25
     )
     max_frames: int = setting(
         8192,
@@ -171,9 +166,7 @@ class InferenceConfig(Config):
             raise KitError(f'mode {needed}, got {self.max_frames}: raise max_frames.')
         # With this hop, each window is wholly inside the piece whose centre is nearest.
         hop = max(1, min(self.max_frames // 2, self.max_frames - length))
-        windows_of: dict[Span, list[Span]] = {
-            piece: [] for piece in window_spans(frames, self.max_frames, hop)
-        }
+        windows_of: dict[Span, list[Span]] = {piece: [] for piece in window_spans(frames, self.max_frames, hop)}
         for span in spans:
             nearest = min(windows_of, key=lambda piece: abs(sum(piece) - sum(span)))
             windows_of[nearest].append(span)

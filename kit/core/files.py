@@ -220,8 +220,7 @@ def read_table(
     for line, length in zip(lines, lengths, strict=True):
         if length != len(names):
             raise KitError(
-                f'{path}, line {line}: {length} fields under {len(names)} columns: '
-                'a field with commas must be quoted.'
+                f'{path}, line {line}: {length} fields under {len(names)} columns: a field with commas must be quoted.'
             )
     if first_column:
         columns = {name: [] for name in names} | {names[0]: body}

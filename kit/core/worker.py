@@ -38,9 +38,7 @@ ERROR_MARK = '\x1e'
 OPENED_MARK = '\x1d'
 READY = b'\x06'
 # What a started interpreter runs first: the kernel then ends it together with its parent. 1 is PR_SET_PDEATHSIG.
-FOLLOW_PARENT = (
-    'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)'
-)
+FOLLOW_PARENT = 'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)'
 
 
 def source_file() -> Path | None:

@@ -63,9 +63,7 @@ BLENDS: dict[str, BlendKind] = {
     'power': BlendKind(np.square, np.sqrt),
     'rank': BlendKind(row_ranks, new_scale=True, any_scale=True, whole_row=True),
     'scaled': BlendKind(scale_rows, new_scale=True, any_scale=True, whole_row=True),
-    'differences': BlendKind(
-        mean_differences, lambda scores: (1 + scores) / 2, new_scale=True, whole_row=True
-    ),
+    'differences': BlendKind(mean_differences, lambda scores: (1 + scores) / 2, new_scale=True, whole_row=True),
     'column_rank': BlendKind(column_ranks, new_scale=True, whole_set=True),
 }
 
@@ -96,9 +94,7 @@ def blend_scores(
     if known is None:
         known = np.ones((len(scores), len(priors)), bool)
     if blend.whole_row and (known != known[:1]).any():
-        raise KitError(
-            f'blend {kind} compares the classes of a row, but the models know different ones: use mean.'
-        )
+        raise KitError(f'blend {kind} compares the classes of a row, but the models know different ones: use mean.')
     shares = check_blend_weights(weights, len(scores))[:, None] * known
     if blend.whole_set and len(done):
         scores, done, shares = keep_whole_columns(scores, done, shares, priors)
@@ -172,9 +168,7 @@ def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, 
     return likelihood, is_true, is_known
 
 
-def mixture_weights(
-    likelihood: np.ndarray, towards: np.ndarray, share: float, max_steps: int = 200
-) -> np.ndarray:
+def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, max_steps: int = 200) -> np.ndarray:
     """Maximize (1 - share) mean log(w likelihood) + share towards log(w) over weights w that sum to 1.
 
     The objective is concave, so damped Newton steps reach its maximum; EM is slow where models are alike. With the sum

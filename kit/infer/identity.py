@@ -39,9 +39,7 @@ def own_classes(network: nn.Module) -> list[type]:
     """Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's."""
     classes = {type(module) for module in network.modules()}
     libraries = ('torch.', 'timm.', Tagger.__module__.partition('.')[0])
-    return sorted(
-        (c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__
-    )
+    return sorted((c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__)
 
 
 def decoder_functions(decoders: Sequence[Decoder] | None) -> list[Any]:

@@ -18,11 +18,7 @@ from kit.core.runtime import in_worker
 from kit.infer.blend import BLENDS
 from kit.infer.postprocess import PostprocessConfig, postprocess_config
 from kit.infer.rows import RowScores
-from kit.infer.template import (
-    Template,
-    report_path,
-    write_submission,
-)
+from kit.infer.template import Template, report_path, write_submission
 from kit.labels.table import values_of_classes
 from kit.models.own_network import NetworkBuilder
 from kit.models.tagger import Tagger
@@ -80,11 +76,7 @@ class SubmitJob:
     """
 
     def __init__(
-        self,
-        options: SubmitOptions,
-        deadline: Deadline,
-        mute_after: Deadline | None = None,
-        end_s: float | None = None,
+        self, options: SubmitOptions, deadline: Deadline, mute_after: Deadline | None = None, end_s: float | None = None
     ) -> None:
         now_s = deadline.now()
         self.is_abandoned = False

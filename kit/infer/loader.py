@@ -11,16 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.audio.decode import (
-    DECODERS,
-    Decoder,
-    Sound,
-    Undecodable,
-    decode_file,
-    header_duration_s,
-    one_line,
-    usable,
-)
+from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s, one_line, usable
 from kit.audio.frontend import Frontend
 from kit.audio.timeout_pool import Task, TimeoutPool
 from kit.audio.waveform import resample, small_ratio
@@ -136,10 +127,7 @@ class SpectrogramLoader:
     def read_headers(self) -> None:
         """Read every clip's duration, plan the chunks, and start the decoding threads."""
         pool: TimeoutPool[int, float | Undecodable | None] = TimeoutPool(
-            self.read_header,
-            lambda _: TIMED_OUT,
-            self.threads,
-            self.timeout_s,
+            self.read_header, lambda _: TIMED_OUT, self.threads, self.timeout_s
         )
         with self.watch.measure('headers'):
             clips = [clip for clip in self.clips if clip not in self.failures]
@@ -152,12 +140,7 @@ class SpectrogramLoader:
             else:
                 self.durations_s[clip] = header
         self.chunks = plan_chunks(self.durations_s, self.isolated)
-        self.pool = TimeoutPool(
-            self.decode_clip,
-            lambda _: ('', TIMED_OUT),
-            self.threads,
-            self.timeout_s,
-        )
+        self.pool = TimeoutPool(self.decode_clip, lambda _: ('', TIMED_OUT), self.threads, self.timeout_s)
 
     def read_header(self, clip: int) -> float | Undecodable | None:
         """Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone."""

@@ -24,9 +24,7 @@ def measure_cost(predictor: Predictor, now: Callable[[], float] = time.perf_coun
     card = predictor.tagger.card
     inference = predictor.inference
     seconds = SAMPLE_S if inference.mode == 'full' else max(SAMPLE_S, inference.window_s)
-    noise = torch.randn(
-        round(seconds * card.frontend.sample_rate), generator=torch.Generator().manual_seed(0)
-    )
+    noise = torch.randn(round(seconds * card.frontend.sample_rate), generator=torch.Generator().manual_seed(0))
     specs = compute_spectrograms(predictor.tagger.frontend, [(0.1 * noise).to(predictor.device)])
     predictor.predict(specs)  # the first turn also compiles, reserves memory and prepares the convolutions
     if isinstance(predictor.network, CompiledNetwork):

@@ -31,10 +31,7 @@ class PostprocessConfig(Config):
     prior_shift: bool = setting(False, 'scale odds to the class prevalences estimated from these rows')
     prevalences: dict[str, float] = setting({}, 'scale odds to these prevalences of classes')
     site_prior: float = setting(
-        0.0,
-        "weight of the classes' log odds at a window's site and hour, by its file's name",
-        low=0,
-        high=10,
+        0.0, "weight of the classes' log odds at a window's site and hour, by its file's name", low=0, high=10
     )
     smooth: tuple[float, ...] = setting(
         (), "weights of a window's neighbours at distance 1, 2, ... in its mean; its own is 1", low=0, high=1
@@ -206,9 +203,7 @@ def smooth_neighbours(
     return smooth
 
 
-def weigh_by_recording(
-    scores: Any, recordings: Sequence[Any], top_k: int = 2, power: float = 1.0
-) -> np.ndarray:
+def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2, power: float = 1.0) -> np.ndarray:
     """Multiply each score by the mean of its class's best `top_k` in the recording, to a power.
 
     The results are no probabilities.

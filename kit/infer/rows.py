@@ -59,10 +59,7 @@ def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
     """Average the models' prevalences: the score of a row, or of a class, without any prediction."""
     columns = [class_columns(card.classes, classes) for card in cards]
-    values = [
-        pick_columns(np.array(card.prevalences), of_card)
-        for card, of_card in zip(cards, columns, strict=True)
-    ]
+    values = [pick_columns(np.array(card.prevalences), of_card) for card, of_card in zip(cards, columns, strict=True)]
     return average_known(values, weights)
 
 
@@ -79,9 +76,7 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
     return [int(window) for window in np.flatnonzero(inside)]
 
 
-def logits_of_stretch(
-    output: WindowLogits | None, stretch: np.ndarray, frames_per_s: float
-) -> WindowLogits | None:
+def logits_of_stretch(output: WindowLogits | None, stretch: np.ndarray, frames_per_s: float) -> WindowLogits | None:
     """Select the windows of a stretch of a recording, as for a row of a submission; of a whole clip, all.
 
     Shape:  stretch (2,), seconds
@@ -213,9 +208,7 @@ class RowScores:
             # Whole files have prevalences of their own, and no neighbours.
             steps = replace(self.postprocess, site_prior=0.0, smooth=(), top_mean=0)
             steps = steps if is_window.any() else self.postprocess
-            scores[whole] = apply_postprocess(
-                steps, scores[whole], None, None, trained, self.template.classes
-            )
+            scores[whole] = apply_postprocess(steps, scores[whole], None, None, trained, self.template.classes)
         if self.postprocess.top_mean > 0:
             # A window without predictions is a recording of its own: its best mean is its prior itself.
             scores[~done & is_window] **= 1 + self.postprocess.top_power
@@ -256,6 +249,4 @@ def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -
                 raise KitError(f'{member.name}: {UNPOOLED}')
     trimmed = [member.name for member in members if member.card.frontend.trim_db is not None]
     if trimmed and any(end_s is not None for end_s in plan.ends_s):
-        raise KitError(
-            f"{trimmed[0]} trims a clip's ends, so windows are not at the times of rows: leave it out."
-        )
+        raise KitError(f"{trimmed[0]} trims a clip's ends, so windows are not at the times of rows: leave it out.")

@@ -135,9 +135,7 @@ def open_models(
     return models, stacks
 
 
-def models_with_classes(
-    models: list[ModelSpec], template: Template, skipped: dict[str, str]
-) -> list[ModelSpec]:
+def models_with_classes(models: list[ModelSpec], template: Template, skipped: dict[str, str]) -> list[ModelSpec]:
     """Return the models that know any of the template's classes."""
     usable = []
     for model in models:

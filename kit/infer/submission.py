@@ -35,14 +35,7 @@ from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import plan_members
 from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.predictor import Predictor
-from kit.infer.rows import (
-    RowScores,
-    blend_priors,
-    check_members,
-    class_columns,
-    common_classes,
-    nearest_name,
-)
+from kit.infer.rows import RowScores, blend_priors, check_members, class_columns, common_classes, nearest_name
 from kit.infer.stack import ModelSpec, Stack, make_rows, models_with_classes, open_models
 from kit.infer.suspects import Suspects
 from kit.infer.template import (
@@ -145,9 +138,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     return SubmitInputs(files, names, models, stacks, template, plan, key)
 
 
-def note_classes(
-    job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]
-) -> None:
+def note_classes(job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]) -> None:
     """Note the template's classes that no model knows, or only some do."""
     known_names = [stack.card.classes for stack in stacks]
     known_names += [model.card.classes for model in models if model.stack is None]
@@ -155,9 +146,7 @@ def note_classes(
     by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
     if by_none:
         nearest = nearest_name(by_none[0], known_names[0])
-        what = (
-            f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
-        )
+        what = f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
         job.note_names(by_none, what)
     by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
     if by_some and BLENDS[job.options.blend].whole_row:
@@ -248,18 +237,14 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     return report
 
 
-def note_results(
-    job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores
-) -> None:
+def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores) -> None:
     """Note what was lost or is doubtful; a model without any finite prediction has failed."""
     for member in members:
         name = Path(member.name).name
         if member.cache.problem:
             job.note(f'the predictions of {name} cannot be kept: {member.cache.problem}')
         if member.failed_clips and not member.predicted:
-            member.failure = (
-                f'none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}'
-            )
+            member.failure = f'none of {len(member.failed_clips)} clips: {next(iter(member.failed_clips.values()))}'
         elif member.failed_clips:
             reason = next(iter(member.failed_clips.values()))
             job.note(f'{name} has no prediction for {len(member.failed_clips)} clips: {reason}')
@@ -271,13 +256,9 @@ def note_results(
     late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
     job.note_names(late_rows, 'rows are windows after the end of their file and get the prior')
     alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
-    job.note_names(
-        alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s'
-    )
+    job.note_names(alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s')
     for name in members_with_probabilities(members):
-        job.note(
-            f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')"
-        )
+        job.note(f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')")
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, 'clips beyond max_frames were predicted in overlapping pieces')
 
@@ -296,9 +277,7 @@ def add_cached(rows: RowScores, members: Sequence[EnsembleMember], inputs: Submi
     return found
 
 
-def build_members(
-    job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects
-) -> list[EnsembleMember]:
+def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects) -> list[EnsembleMember]:
     """Build every model, with the predictions that an earlier call cached beside the CSV."""
     options = job.options
     digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
@@ -333,9 +312,7 @@ def build_members(
         predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True, backend=options.backend)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
-        members.append(
-            EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch)
-        )
+        members.append(EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch))
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():

@@ -17,15 +17,7 @@ from kit.core.clock import Deadline, parse_duration, process_start, set_deadline
 from kit.core.errors import KitError, check_kind
 from kit.core.files import locked, write_json
 from kit.core.runtime import in_notebook, in_worker, worker_margin_s
-from kit.core.worker import (
-    ERROR_MARK,
-    as_arguments,
-    can_fork,
-    exit_after,
-    fork_worker,
-    spawn_worker,
-    supervise,
-)
+from kit.core.worker import ERROR_MARK, as_arguments, can_fork, exit_after, fork_worker, spawn_worker, supervise
 from kit.infer.backend import check_backend
 from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.submission import read_inputs, run_job, run_submission, write_priors
@@ -60,9 +52,7 @@ class Submission:
         audio_notes = report.get('audio_notes')
         if audio_notes:
             name, notes = next(iter(audio_notes.items()))
-            lines.append(
-                f'sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {"; ".join(notes)}'
-            )
+            lines.append(f'sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {"; ".join(notes)}')
         if report['rows_with_prior'] == report['rows']:
             lines.append('NOTHING WAS PREDICTED: every row has the class frequencies; see the notes above.')
         return '\n'.join(lines)
@@ -162,9 +152,7 @@ def submit(
     chosen['template'] = None if template is None else Path(template)
     options = SubmitOptions(**{field.name: chosen[field.name] for field in fields(SubmitOptions)})
     if rehearse and (competition is None or soundscapes is None):
-        raise KitError(
-            "rehearse predicts a competition's training soundscapes: give competition, or leave it out."
-        )
+        raise KitError("rehearse predicts a competition's training soundscapes: give competition, or leave it out.")
     if deadline is None:
         submission = Submission(options.out, run_submission(options, Deadline()))
     else:

@@ -58,9 +58,7 @@ class Suspects:
         else:
             self.isolated += [identity for identity in identities if identity not in self.isolated]
         self.save()
-        return (
-            f'{files[0]} is left out' if len(files) == 1 else f'{len(files)} files are read last, one by one'
-        )
+        return f'{files[0]} is left out' if len(files) == 1 else f'{len(files)} files are read last, one by one'
 
     def save(self) -> None:
         """Write all this for the next worker, which may be of a later call. A full disk is no reason to stop."""
@@ -70,9 +68,7 @@ class Suspects:
 
     def isolated_clips(self, files: Iterable[Path]) -> list[int]:
         """Return the positions of the files that are read last, one by one."""
-        return [
-            clip for clip, path in enumerate(files) if self.isolated and file_identity(path) in self.isolated
-        ]
+        return [clip for clip, path in enumerate(files) if self.isolated and file_identity(path) in self.isolated]
 
     def reasons(self, files: Iterable[Path]) -> dict[int, str]:
         """Return why files are left out, by their position."""

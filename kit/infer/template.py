@@ -103,18 +103,14 @@ def with_classes(template: Template, classes: Sequence[str]) -> Template:
         stem, _, class_name = head.rpartition('_')
         row = rows.setdefault(f'{stem}_{end}', len(rows))
         cells.append((row, column.get(class_name, -1)))
-    return replace(
-        template, ids=tuple(rows), classes=tuple(classes), cell_ids=template.ids, cells=tuple(cells)
-    )
+    return replace(template, ids=tuple(rows), classes=tuple(classes), cell_ids=template.ids, cells=tuple(cells))
 
 
 def answer_lines(template: Template, scores: np.ndarray) -> list[str]:
     """Format the rows of a template without scores as lines of CSV."""
     if template.answer == 'target':
         answers = [str(k >= 0 and bool(scores[row, k] > 0.5)) for row, k in template.cells]
-        return [
-            f'{join_cells((name, answer))}\n' for name, answer in zip(template.cell_ids, answers, strict=True)
-        ]
+        return [f'{join_cells((name, answer))}\n' for name, answer in zip(template.cell_ids, answers, strict=True)]
     lines = []
     for name, row in zip(template.ids, scores, strict=True):
         best = np.argsort(-row, kind='stable')
@@ -178,9 +174,7 @@ def plan_notes(plan: RowPlan) -> list[str]:
         notes.append(f'{n} rows are whole files, e.g. {example!r}, and the others windows of files')
     if plan.ids_hold_beginnings:
         period = f'{plan.period_s:g} s'
-        notes.append(
-            f"the ids' seconds are read as BEGINNINGS of windows of {period}: one begins at second 0"
-        )
+        notes.append(f"the ids' seconds are read as BEGINNINGS of windows of {period}: one begins at second 0")
     return notes
 
 
@@ -200,9 +194,7 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     return located
 
 
-def plan_rows(
-    ids: Sequence[str], files: Sequence[str], identities: Sequence[Hashable] | None = None
-) -> RowPlan:
+def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Hashable] | None = None) -> RowPlan:
     """Find every row's file, with the form of id that finds most files; rows it does not find are tried in the others.
 
     Two paths with one identity are one file: each is found, and neither is ambiguous.
@@ -240,9 +232,7 @@ def plan_rows(
         if kind in ('stem', 'window') and file is not None and count[stems[file]] > 1:
             names = ' or '.join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
             raise KitError(f'the id {stems[file]!r} could mean {names}: keep one of them.')
-    ends_s = tuple(
-        end_s if kind.endswith('window') else None for kind, (_, end_s) in zip(kinds, windows, strict=True)
-    )
+    ends_s = tuple(end_s if kind.endswith('window') else None for kind, (_, end_s) in zip(kinds, windows, strict=True))
     near_names = tuple(ids[row] for row in missing if kinds[row].startswith('near'))
     whole_names = []
     if any(kind.endswith('window') for kind in kinds):
@@ -256,9 +246,7 @@ def plan_rows(
     if any(end_s == 0 and file is not None for end_s, file in zip(ends_s, found, strict=True)):
         period_s = plan.period_s
         if not period_s:
-            raise KitError(
-                f'the id {ids[ends_s.index(0)]!r} names a window that ends at second 0: give its end.'
-            )
+            raise KitError(f'the id {ids[ends_s.index(0)]!r} names a window that ends at second 0: give its end.')
         ends_s = tuple(None if end_s is None else end_s + period_s for end_s in ends_s)
         return replace(plan, ends_s=ends_s, ids_hold_beginnings=True)
     return plan
@@ -277,9 +265,7 @@ def format_rows(scores: np.ndarray) -> list[str]:
     # One format for a whole row is three times as fast, but writes 1 for 1.0.
     row_format = ','.join(['%.9g'] * scores.shape[1])
     lines = [row_format % tuple(row) for row in scores.tolist()]
-    for row in np.flatnonzero(
-        (np.abs(scores - np.rint(scores)) < 1e-8 * np.abs(scores).clip(min=1)).any(axis=1)
-    ):
+    for row in np.flatnonzero((np.abs(scores - np.rint(scores)) < 1e-8 * np.abs(scores).clip(min=1)).any(axis=1)):
         lines[row] = ','.join(map(format_score, scores[row].tolist()))
     return lines
 

@@ -97,9 +97,7 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
     return [table.columns['recording_id'], species, *edges]
 
 
-def window_targets(
-    boxes: Boxes, recording: str, begin_s: Any, end_s: Any, min_share: float = 0.5
-) -> np.ndarray:
+def window_targets(boxes: Boxes, recording: str, begin_s: Any, end_s: Any, min_share: float = 0.5) -> np.ndarray:
     """Label windows of one recording from its boxes: 1, 0 or NaN (unknown) for each class.
 
     A window covers a box where they overlap by at least `min_share` of the shorter of the two. A class is true where

@@ -36,9 +36,7 @@ class CalibrationBatch(NamedTuple):
     known: Tensor
 
 
-def fit_calibration(
-    logits: Sequence[np.ndarray], truth: np.ndarray, pool: Callable[[Tensor], Tensor]
-) -> Calibration:
+def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Callable[[Tensor], Tensor]) -> Calibration:
     """Fit scale and offset so that the pooled probabilities have the least mean log loss on known labels.
 
     Shape:  n arrays of (W, K), truth (n, K) in [0, 1] or NaN; pool maps (W, K) -> (K,), W may be 1
@@ -66,14 +64,10 @@ def fit_calibration(
     # With a pool the loss is not convex in (log scale, offset): the search begins at the best of nine points.
     prior = float(np.nanmean(truth))
     prior_logit = float(np.log(prior / (1 - prior)))
-    starts = [
-        (log_scale, prior_logit + shift) for log_scale in (-4.0, 0.0, 1.4) for shift in (-2.0, 0.0, 2.0)
-    ]
+    starts = [(log_scale, prior_logit + shift) for log_scale in (-4.0, 0.0, 1.4) for shift in (-2.0, 0.0, 2.0)]
     with torch.inference_mode(False), torch.enable_grad():
         batches = list(batch_by_windows(logits, targets, centre, spread))
-        start_losses = [
-            calibration_loss(torch.tensor(start, dtype=torch.float64), batches, pool) for start in starts
-        ]
+        start_losses = [calibration_loss(torch.tensor(start, dtype=torch.float64), batches, pool) for start in starts]
         best_start = starts[int(np.argmin(start_losses))]
         theta = torch.tensor(best_start, dtype=torch.float64, requires_grad=True)
         optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
@@ -123,9 +117,7 @@ def batch_by_windows(
             yield CalibrationBatch(scores, labels.nan_to_num(), ~labels.isnan())
 
 
-def calibration_loss(
-    theta: Tensor, batches: Sequence[CalibrationBatch], pool: Callable[[Tensor], Tensor]
-) -> float:
+def calibration_loss(theta: Tensor, batches: Sequence[CalibrationBatch], pool: Callable[[Tensor], Tensor]) -> float:
     """Compute the mean log loss at theta = (log scale, offset), and add its gradient to theta's.
 
     Each batch is backpropagated on its own, so that memory holds one graph.

@@ -9,14 +9,7 @@ from typing import Any
 
 from kit.core.errors import KitError
 from kit.core.files import TextTable, read_table, write_text
-from kit.labels.table import (
-    ALL_OTHERS,
-    UNLABELLED,
-    classes_of_template,
-    join_labels,
-    read_clip_table,
-    split_labels,
-)
+from kit.labels.table import ALL_OTHERS, UNLABELLED, classes_of_template, join_labels, read_clip_table, split_labels
 
 BOX_LAYOUT = 'RFCX 2021'
 ROW_S = 5.0  # seconds of a row of every BirdCLEF
@@ -91,9 +84,7 @@ def first_existing(root: Path, names: Iterable[str]) -> Path | None:
 def find_layout(folder: str | Path) -> tuple[Layout, Path]:
     """Find the competition in a folder or in one of its subfolders, down to two levels."""
     place = Path(folder)
-    found = layouts_of([place]) or layouts_of(
-        data_folders([place])
-    )  # a competition's own folders are not listed
+    found = layouts_of([place]) or layouts_of(data_folders([place]))  # a competition's own folders are not listed
     if len(found) == 1:
         return found[0]
     if found:
@@ -299,9 +290,7 @@ def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, A
         }
         first = rows.setdefault((name, begin_s, end_s), row)
         if first != row:
-            raise KitError(
-                f'{table.at(place)}: {name} from {begin_s:g} s has other labels above: keep one row.'
-            )
+            raise KitError(f'{table.at(place)}: {name} from {begin_s:g} s has other labels above: keep one row.')
     return list(rows.values())
 
 
@@ -349,12 +338,7 @@ def hour_of(name: str) -> str:
 
 
 LAYOUTS = (
-    Layout(
-        'Freesound 2019',
-        ('train_curated.csv',),
-        'test',
-        write_curated_and_noisy(('train_curated', 'train_noisy')),
-    ),
+    Layout('Freesound 2019', ('train_curated.csv',), 'test', write_curated_and_noisy(('train_curated', 'train_noisy'))),
     Layout(BOX_LAYOUT, ('train_tp.csv', 'train_fp.csv'), 'test', find_boxes, audio='train'),
     Layout(
         'BirdCLEF',
@@ -365,14 +349,8 @@ LAYOUTS = (
     ),
     Layout('Freesound 2018', ('train.csv', 'audio_train'), 'audio_test', write_freesound_2018, metric='map3'),
     Layout(
-        'ESC-50',
-        ('meta/esc50.csv', 'audio'),
-        'audio',
-        split_esc('meta/esc50.csv', 'category', 'src_file'),
-        'audio',
+        'ESC-50', ('meta/esc50.csv', 'audio'), 'audio', split_esc('meta/esc50.csv', 'category', 'src_file'), 'audio'
     ),
-    Layout(
-        'ESC-10', ('labels.csv', 'audio'), 'audio', split_esc('labels.csv', 'labels', 'source_id'), 'audio'
-    ),
+    Layout('ESC-10', ('labels.csv', 'audio'), 'audio', split_esc('labels.csv', 'labels', 'source_id'), 'audio'),
     Layout('toy data', ('train.csv', 'noisy.csv'), 'test', write_curated_and_noisy(('train', 'noisy'))),
 )

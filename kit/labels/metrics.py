@@ -205,9 +205,7 @@ def compute_metric(name: str, truth: Any, scores: Any) -> float:
     """
     value = float(metric_statistic(name, truth, scores)(np.ones((len(truth), 1), np.int32))[0])
     if np.isnan(value):
-        raise KitError(
-            f'{name} has no value on {len(truth)} clips: it needs known labels, both true and false.'
-        )
+        raise KitError(f'{name} has no value on {len(truth)} clips: it needs known labels, both true and false.')
     return value
 
 
@@ -310,9 +308,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.average(values, weights=weights)) if weights.any() else float('nan')
 
 
-def ranking_masks(
-    truth: Any, scores: Any, some_true: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)

@@ -78,9 +78,7 @@ def read_clip_table(path: str | Path) -> Any:
     for name in columns:
         meant = OPTIONAL_COLUMNS.get(name.lower().rstrip('s'), name)
         if meant != name and meant not in columns:
-            raise KitError(
-                f'{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none.'
-            )
+            raise KitError(f'{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none.')
     if not table.lines:
         raise KitError(f'{path} holds no clips: add a line per clip.')
     table.check_names('fname', once='begin_s' not in columns)
@@ -154,9 +152,7 @@ def check_label_cells(table: TextTable) -> None:
     count = Counter(part for name in first_cells for part in parts[name])
     for name, (row, column) in first_cells.items():
         if name in OWN_COLUMNS:
-            raise KitError(
-                f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is."
-            )
+            raise KitError(f"{table.at(row)}: a class cannot be named {name!r}, as a column of the kit's files is.")
         if name in ('nan', 'NaN'):
             raise KitError(f'{table.at(row)}: {name!r} is an exported missing value: leave the cell empty.')
         is_quoted = len(name) > 1 and name[0] == name[-1] == "'"
@@ -289,9 +285,7 @@ def read_class_values(path: str | Path, column: str) -> dict[str, float]:
     """Read one number in [0, 1] per class from a CSV of class,<column>."""
     table = read_table(path, ('class', column), exact=True)
     table.check_names('class')
-    return dict(
-        zip(table.columns['class'], table.numbers(column, '0 to 1', lambda p: 0 <= p <= 1), strict=True)
-    )
+    return dict(zip(table.columns['class'], table.numbers(column, '0 to 1', lambda p: 0 <= p <= 1), strict=True))
 
 
 def values_of_classes(values: Mapping[str, float], classes: Sequence[str], others: np.ndarray) -> np.ndarray:
@@ -345,9 +339,7 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         name, text = pair if isinstance(pair, tuple) else ('', pair)
         if not name or name in corrections or not isinstance(text, str | None):
-            raise KitError(
-                f'{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once.'
-            )
+            raise KitError(f'{path} corrects {name!r} to {text!r}, wanted labels or null for each clip, once.')
         corrections[name] = None if text == 'remove' else text  # the word of the first place's file
     return corrections
 

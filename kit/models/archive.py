@@ -45,9 +45,7 @@ def check_tensor(name: Any, value: Any) -> int:
     elif not value.is_contiguous():
         problem = 'not contiguous'
     if problem:
-        raise KitError(
-            f'{name[:80]} is {problem}, where a plain tensor is needed: leave it out of the state dict.'
-        )
+        raise KitError(f'{name[:80]} is {problem}, where a plain tensor is needed: leave it out of the state dict.')
     return int(value.nbytes)
 
 

@@ -19,10 +19,7 @@ class AxisPoolConfig(NetworkConfig):
     """Size of an axis-pool network: nine convolutions and an output layer."""
 
     width: int = setting(
-        512,
-        'channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2',
-        low=16,
-        high=2**16,
+        512, 'channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2', low=16, high=2**16
     )
     stat_steps: int = setting(128, 'time steps that the wave statistics are averaged to', low=1, high=2**16)
     stat_width: int = setting(64, 'units of their recurrence in each direction', low=1, high=2**16)

@@ -29,9 +29,7 @@ from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
 
 
 @functools.lru_cache(maxsize=64)
-def check_sizes(
-    network: str, shape: InputShape, classes: int, sizes: tuple[tuple[str, torch.Size], ...]
-) -> None:
+def check_sizes(network: str, shape: InputShape, classes: int, sizes: tuple[tuple[str, torch.Size], ...]) -> None:
     """Raise KitError unless tensors of these sizes fill a network, before it takes memory: once for all folds."""
     with meta_device():
         tensors = {name: torch.empty(size) for name, size in sizes}
@@ -64,9 +62,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
     arguments: tuple[Any, Any] = (path, tagger)
     if not isinstance(arguments[0], str | Path) or not isinstance(arguments[1], Tagger):
         types = ' and '.join(type(argument).__name__ for argument in arguments)
-        raise KitError(
-            f'save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...).'
-        )
+        raise KitError(f'save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...).')
     save_archive(Path(path), checkpoint_content(tagger))
 
 
@@ -145,9 +141,7 @@ def find_checkpoints(patterns: Sequence[str | Path]) -> list[Path]:
     return [Path(name) for name, _ in find_models(patterns)]
 
 
-def find_models(
-    items: str | Path | Tagger | Sequence[str | Path | Tagger],
-) -> list[tuple[str, Path | Tagger]]:
+def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> list[tuple[str, Path | Tagger]]:
     """List taggers and the checkpoints that paths and glob patterns name, each once, with their names."""
     if isinstance(items, str | Path | nn.Module):
         items = [items]

@@ -117,7 +117,5 @@ def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inn
         spec = torch.empty(1, shape.channels, shape.bins, inner.min_frames, device='meta')
         if probe(spec).main[-1].ndim != 4:
             raise KitError('form=pooled needs a backbone whose map has rows of frequency.')
-    heads = [
-        BandHead(config.head, backbone.widths[-1], shape.bins, bands) for _ in range(1 + config.noisy_head)
-    ]
+    heads = [BandHead(config.head, backbone.widths[-1], shape.bins, bands) for _ in range(1 + config.noisy_head)]
     return Network(backbone, heads[0], heads[1] if config.noisy_head else None, [])

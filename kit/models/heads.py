@@ -36,18 +36,12 @@ class HeadConfig(Config):
     """How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer."""
 
     pool: str = setting(
-        'mean',
-        'how maps are pooled; attention: weighted mean over time',
-        choices=(*POOLS, 'gem', 'attention'),
+        'mean', 'how maps are pooled; attention: weighted mean over time', choices=(*POOLS, 'gem', 'attention')
     )
-    recurrent: str | None = setting(
-        None, 'bidirectional recurrence before pooling', choices=(None, *RECURRENCES)
-    )
+    recurrent: str | None = setting(None, 'bidirectional recurrence before pooling', choices=(None, *RECURRENCES))
     recurrent_width: int = setting(128, 'units of the recurrence in each direction', low=1, high=2**16)
     embedding: int = setting(0, 'width its output is projected to; 0: no projection', low=0, high=2**16)
-    hidden: int | None = setting(
-        0, 'units of a hidden layer; 0: none; None: as many as its input', low=0, high=2**16
-    )
+    hidden: int | None = setting(0, 'units of a hidden layer; 0: none; None: as many as its input', low=0, high=2**16)
     norm_first: bool = setting(
         False, "batch norm of the head's input; without attention also after the hidden layer, then dropout"
     )

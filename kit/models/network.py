@@ -144,8 +144,7 @@ class Network(nn.Module):
         for clip, spans in enumerate(windows):
             of_clip = [x[clip : clip + 1] for x in maps]
             in_steps = [
-                spans_in_steps(spans, stride, x.shape[-1])
-                for stride, x in zip(self.strides, of_clip, strict=True)
+                spans_in_steps(spans, stride, x.shape[-1]) for stride, x in zip(self.strides, of_clip, strict=True)
             ]
             logits.append(self.head(of_clip, in_steps).clip)
         return torch.cat(logits)
@@ -160,9 +159,7 @@ class Network(nn.Module):
         return output._replace(auxiliary=auxiliary, noisy=noisy)
 
 
-def check_input(
-    family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)
-) -> None:
+def check_input(family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)) -> None:
     """Raise KitError unless a family can read an input."""
     if shape.bins < min_bins:
         raise KitError(f'{family} needs at least {min_bins} frequency bins, got {shape.bins}: raise n_mels.')

@@ -47,9 +47,7 @@ def wrap_network(
     if isinstance(classes, str):
         raise KitError(f'classes is a list of names, got the text {classes!r}: pass [{classes!r}].')
     if isinstance(classes, set | frozenset):
-        raise KitError(
-            "classes is a list in the order of the network's outputs, got a set, which has no order."
-        )
+        raise KitError("classes is a list in the order of the network's outputs, got a set, which has no order.")
     if callable(network) and not isinstance(network, nn.Module):
         raise KitError('network is a function that builds one: call it, wrap_network(build(), ...).')
     try:
@@ -110,9 +108,7 @@ def wrap_ensemble(
         fill_network(network, state, f'{source}: ')
         taggers.append(wrap_network(network, frontend, classes, **options).eval())
     if stripped:
-        print(
-            f'note: removed the prefixes of wrappers, as module., from the names in {len(stripped)} state dicts.'
-        )
+        print(f'note: removed the prefixes of wrappers, as module., from the names in {len(stripped)} state dicts.')
     return taggers
 
 
@@ -139,9 +135,7 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
             item = torch.load(item, map_location='cpu', weights_only=True)
         except Exception as error:
             cure = 'save network.state_dict() where it was made'
-            raise KitError(
-                f'{source} cannot be read as tensors ({one_line(error)[:160]}): {cure}.'
-            ) from error
+            raise KitError(f'{source} cannot be read as tensors ({one_line(error)[:160]}): {cure}.') from error
     if isinstance(item, Mapping):
         inner = (item[key] for key in STATE_KEYS if isinstance(item.get(key), Mapping))
         item = next(inner, item)
@@ -203,9 +197,7 @@ def build_custom(where: str, builder: NetworkBuilder) -> nn.Module:
     try:
         network = builder()
     except Exception as error:
-        raise KitError(
-            f'{where}() failed: {one_line(error)[:200]}. It is called without arguments.'
-        ) from error
+        raise KitError(f'{where}() failed: {one_line(error)[:200]}. It is called without arguments.') from error
     if not isinstance(network, nn.Module):
         raise KitError(f'{where}() returned a {type(network).__name__}, not a torch.nn.Module.')
     return unwrap_network(network)

@@ -15,9 +15,7 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 class SkipAttentionConfig(NetworkConfig):
     """Size of a skip-attention network: with three channels and 80 classes it has 17.02 M weights."""
 
-    width: int = setting(
-        64, 'channels of the first of four blocks; each block doubles them', low=4, high=2**16
-    )
+    width: int = setting(64, 'channels of the first of four blocks; each block doubles them', low=4, high=2**16)
     ratio: int = setting(16, 'channels per hidden unit of channel attention', low=1, high=2**16)
     head: HeadConfig = setting(HeadConfig(hidden=128), HEAD_HELP)
 
@@ -35,9 +33,7 @@ class ChannelAttention(nn.Module):
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
         hidden = max(1, width // ratio)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         weights = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))
@@ -74,9 +70,7 @@ class SkipAttention(Backbone):
         widths = [settings.width * 2**k for k in range(4)]
         deep = widths[-1]
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                *conv_layers(before, width), *conv_layers(width, width), nn.AvgPool2d(2, ceil_mode=True)
-            )
+            nn.Sequential(*conv_layers(before, width), *conv_layers(width, width), nn.AvgPool2d(2, ceil_mode=True))
             for before, width in pairwise([shape.channels, *widths])
         )
         # Blocks 1, 2 and 3 have strides 2, 4 and 8: these sizes bring their maps to stride 16.

@@ -34,9 +34,7 @@ class TaggerCard(Config):
     network: dict[str, Any] = setting({}, "the network's family and settings")
     min_frames: int = setting(1, 'frames to which shorter clips are padded', low=1, high=1_000_000)
     output: str = setting(
-        'probability',
-        'what sigmoid(logits) is; ranking: only their order counts',
-        choices=('probability', 'ranking'),
+        'probability', 'what sigmoid(logits) is; ranking: only their order counts', choices=('probability', 'ranking')
     )
     returns: str = setting('logits', 'what the network returns', choices=('logits', 'probabilities'))
     calibration: Calibration | None = setting(None, 'scale and offset of the logits, fitted out of fold')

@@ -41,9 +41,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
         raise KitError('this tagger gives a ranking, not probabilities: run `oof`, which calibrates it.')
     device = next((part.device for part in tagger.parameters()), torch.device('cpu'))
     loader = SpectrogramLoader([Path(clip)], {'': tagger.frontend.to(device)}, device, threads=1)
-    specs = [
-        spec for chunk in loader.load_chunks('load', progress=False) for spec in loader.specs(chunk, '')[1]
-    ]
+    specs = [spec for chunk in loader.load_chunks('load', progress=False) for spec in loader.specs(chunk, '')[1]]
     if not specs:
         raise KitError(f'{clip} {loader.failures[0]}: pass another clip.')
 
@@ -140,9 +138,7 @@ MIX_PANELS = {
 }
 
 
-def sheet_panels(
-    waves: Tensor, frontend: Frontend, generator: torch.Generator
-) -> Iterator[tuple[str, Tensor]]:
+def sheet_panels(waves: Tensor, frontend: Frontend, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
     """Yield the title and the spectrogram (M, N) of each panel. Shape: waves (2, T), a clip and its mixup partner"""
 
     def spectrograms(batch: Tensor) -> Tensor:

@@ -109,9 +109,7 @@ def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
     axes.figure.colorbar(image, ax=axes, fraction=0.04)
 
 
-def draw_spectrogram(
-    axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float
-) -> None:
+def draw_spectrogram(axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float) -> None:
     """Draw a spectrogram (M, N) over seconds, with frequency ticks in kHz; colours run from `low` to `high`."""
     khz = bin_hz / 1000
     bins = np.arange(len(khz))

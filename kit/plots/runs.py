@@ -12,15 +12,7 @@ from kit.infer.template import read_report
 from kit.labels.bootstrap import Interval, bootstrap_interval, class_intervals
 from kit.labels.metrics import class_metric, metric_per_class
 from kit.labels.table import clip_labels, rows_by_name
-from kit.plots.figure import (
-    CURVE_COLOURS,
-    MAX_ROWS,
-    Plot,
-    draw_matrix,
-    new_figure,
-    new_row_figure,
-    shown_name,
-)
+from kit.plots.figure import CURVE_COLOURS, MAX_ROWS, Plot, draw_matrix, new_figure, new_row_figure, shown_name
 from kit.train.oof import SavedRun, load_run
 
 LINE_STYLES = ('-', '--', ':')
@@ -174,9 +166,7 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
             style = {'color': CURVE_COLOURS[colour], 'linestyle': LINE_STYLES[repeats % len(LINE_STYLES)]}
             for axes, column in zip(panels, ('loss', 'score'), strict=True):
                 measured = epochs.dropna(subset=column)
-                (lines[name],) = axes.plot(
-                    measured['epoch'], measured[column], marker='.', alpha=0.8, **style
-                )
+                (lines[name],) = axes.plot(measured['epoch'], measured[column], marker='.', alpha=0.8, **style)
     metrics = ', '.join(dict.fromkeys(run.oof.metric for run in runs))
     for axes, measure in zip(panels, ('training loss', f'validation {metrics}'), strict=True):
         axes.set(xlabel='epoch', ylabel=measure)
@@ -218,9 +208,7 @@ def draw_self_training(run: str | Path) -> Plot:
     values, lengths = error_bars(intervals)
     figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
     left.errorbar(scored, values, lengths, fmt='o-', capsize=3)
-    left.set(
-        xlabel='self-training round', title=f'{saved.oof.metric} and its 95 % interval', xticks=list(folders)
-    )
+    left.set(xlabel='self-training round', title=f'{saved.oof.metric} and its 95 % interval', xticks=list(folders))
     kinds = dict.fromkeys(kind for of_round in counts.values() for kind in of_round)
     for place, kind in enumerate(kinds):
         amounts = [of_round.get(kind, 0) for of_round in counts.values()]

@@ -38,9 +38,7 @@ class ClipStore:
             return
         on_disk = max(0.0, needed / 2 - self.budget_bytes)
         folder = tempfile.gettempdir()
-        figures = (
-            f'{needed / 1e9:.1f} GB as float32, and {self.budget_bytes / 1e9:.1f} GB of memory are for clips'
-        )
+        figures = f'{needed / 1e9:.1f} GB as float32, and {self.budget_bytes / 1e9:.1f} GB of memory are for clips'
         kept = f'{needed / 2e9:.1f} GB as float16, of which {on_disk / 1e9:.1f} GB are in {folder}'
         print(f'note: {seconds / 3600:.1f} hours of audio take {figures}: they take {kept}', flush=True)
         free = shutil.disk_usage(folder).free
@@ -62,11 +60,7 @@ class ClipStore:
 
 
 def load_clips(
-    names: Sequence[str],
-    audio: Path,
-    frontends: Mapping[str, Any],
-    runtime: Runtime,
-    memory_gb: float | None = None,
+    names: Sequence[str], audio: Path, frontends: Mapping[str, Any], runtime: Runtime, memory_gb: float | None = None
 ) -> tuple[SpectrogramLoader, dict[str, dict[int, Tensor]]]:
     """Decode every clip once and apply each frontend to it.
 

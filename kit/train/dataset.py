@@ -106,9 +106,7 @@ class Dataset(ClipLabels):
         soft = self.soft_labels
         return soft is not None and bool(soft.times) and name in soft.rows
 
-    def crop_targets(
-        self, row: int, begin_s: float, end_s: float, box_share: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def crop_targets(self, row: int, begin_s: float, end_s: float, box_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Targets of a crop, by the boxes or else of the clip, and the soft labels of the nearest window.
 
         Shape:  -> (K,) each, NaN where unknown
@@ -179,9 +177,7 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
     fold_of = dict(zip(content.columns[key], fold, strict=True))
     without_fold = [name for name in labels.names if name not in fold_of]
     if without_fold:
-        raise KitError(
-            f'{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}.'
-        )
+        raise KitError(f'{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}.')
     in_frame = set(frame['fname'])
     others = [name for name in fold_of if name not in in_frame]
     unknown = pandas.DataFrame({'fname': others, 'labels': '', 'false_labels': ''})
@@ -300,9 +296,7 @@ def load_dataset(
         folds=folds,
         stretches=stretches,
         spectrograms=spectrograms,
-        recordings={
-            name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']
-        },
+        recordings={name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']},
         seconds=seconds,
         failures=failures,
         waveforms=waveforms,
@@ -382,8 +376,7 @@ def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime
         return None
     if folder is None:
         raise KitError(
-            'wave_augment.background_p wants a folder of sounds: '
-            '--backgrounds DIR, or wave_augment.background_p=0.'
+            'wave_augment.background_p wants a folder of sounds: --backgrounds DIR, or wave_augment.background_p=0.'
         )
     folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in list_audio(folder)[:MAX_BACKGROUNDS]]

@@ -29,9 +29,7 @@ from kit.train.warm_start import InitModel, fill_from, held_out_digest
 EpochLogger = Callable[[dict[str, Any]], object]
 
 
-def new_tagger(
-    recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0
-) -> Tagger:
+def new_tagger(recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0) -> Tagger:
     """Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network."""
     truth = data.truth if fold is None else data.truth[data.folds != fold]
     card = TaggerCard(
@@ -147,9 +145,7 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
     cards = [open_checkpoint(path).card for path in sorted(folder.glob('fold_*.pt'))]
     calibrations = [card.calibration for card in cards if card.calibration is not None]
     if not calibrations:
-        print(
-            'note: a rank score without folds in its folder has no calibration: only --blend rank takes it.'
-        )
+        print('note: a rank score without folds in its folder has no calibration: only --blend rank takes it.')
         return None
     pairs = [(calibration.scale, calibration.offset) for calibration in calibrations]
     return Calibration(*np.mean(pairs, axis=0).tolist())

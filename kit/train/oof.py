@@ -40,10 +40,7 @@ from kit.train.oof_report import (
 
 
 def score_held_out(
-    held: HeldOut,
-    inference: InferenceConfig,
-    outputs: Mapping[int, WindowLogits | None],
-    failures: Mapping[int, str],
+    held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits | None], failures: Mapping[int, str]
 ) -> OofPredictions:
     """Turn a fold's logits into probabilities; write their calibration and score into the tagger's card.
 
@@ -163,9 +160,7 @@ def predict_oof(
     for name, other in joined.items():
         advice = ''
         if name in shift_steps and METRICS[result.metric].is_per_class:
-            advice = (
-                f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
-            )
+            advice = f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
         compared.append(compare(result, name, other.probabilities, advice=advice))
     if '_f1' in result.metric and len(np.unique(result.folds)) > 1:
         compared.append(compare_thresholds(Path(run), result))

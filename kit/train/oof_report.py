@@ -102,9 +102,7 @@ class OofPredictions:
     __repr__ = __str__
 
 
-def check_same_folds(
-    folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path
-) -> None:
+def check_same_folds(folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path) -> None:
     """Raise KitError that names the first clip whose fold differs between two places."""
     for name in sorted({*folds, *other_folds}):
         fold = folds.get(name, 'none')
@@ -115,11 +113,7 @@ def check_same_folds(
 
 
 def compare(
-    oof: OofPredictions,
-    name: str,
-    probs: np.ndarray,
-    baseline: np.ndarray | None = None,
-    advice: str = '',
+    oof: OofPredictions, name: str, probs: np.ndarray, baseline: np.ndarray | None = None, advice: str = ''
 ) -> OofVariant:
     """Score a variant of predictions against a baseline, or against these. Shape: probs and baseline (n, K)"""
     baseline = oof.probabilities if baseline is None else baseline
@@ -143,9 +137,7 @@ def summarize_scores(oof: OofPredictions) -> list[str]:
     truth = oof.truth
     probs = oof.probabilities
     is_scored = np.isfinite(truth).any(axis=1)
-    lines = [
-        f'out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips'
-    ]
+    lines = [f'out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips']
     for fold in np.unique(oof.folds):
         rows = is_scored & (oof.folds == fold)
         score = format_metric(compute_metric, metric, truth[rows], probs[rows])
@@ -214,10 +206,7 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
     parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
     if len(parts) > 1:
         parts.append(chosen | top)
-    return {
-        ' '.join(f'{name}={value}' for name, value in part.items()): postprocess_config(**part)
-        for part in parts
-    }
+    return {' '.join(f'{name}={value}' for name, value in part.items()): postprocess_config(**part) for part in parts}
 
 
 def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:

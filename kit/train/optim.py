@@ -33,16 +33,11 @@ class OptimConfig(Config):
         (0.35, 0.525, 0.7), 'shares of the training after which the rate falls (steps)', low=0, high=1
     )
     factor: float = setting(0.5, 'factor of the learning rate at a milestone or a plateau', low=1e-3, high=1)
-    patience: int = setting(
-        6, 'validations without improvement after which one more lowers the rate (plateau)', low=0
-    )
+    patience: int = setting(6, 'validations without improvement after which one more lowers the rate (plateau)', low=0)
     weight_decay: float = setting(0.0, 'decoupled weight decay', low=0)
     clip_norm: float = setting(10.0, 'highest norm of the gradient; larger ones are scaled down', low=1e-6)
     layer_decay: float = setting(
-        1.0,
-        'learning rate of the first layers relative to that of the last, geometric between',
-        low=1e-3,
-        high=1e3,
+        1.0, 'learning rate of the first layers relative to that of the last, geometric between', low=1e-3, high=1e3
     )
     freeze_epochs: int = setting(
         0, 'first epochs, in which the backbone is frozen and the heads train', low=0, high=10**6
@@ -78,8 +73,7 @@ def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict
         level = LAYER_GROUPS * (len(parameters) - 1 - i) // len(parameters)
         members.setdefault(level, []).append(parameter)
     return [
-        {'params': group, 'lr': lr * layer_decay ** (level / (LAYER_GROUPS - 1))}
-        for level, group in members.items()
+        {'params': group, 'lr': lr * layer_decay ** (level / (LAYER_GROUPS - 1))} for level, group in members.items()
     ]
 
 

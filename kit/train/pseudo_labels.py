@@ -242,19 +242,13 @@ class SelfTrainingConfig(Config):
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
     hop_s: float = setting(0.5, 'seconds between the starts of predicted windows', low=0.01)
     powers: tuple[float, ...] = setting(
-        (1.0,),
-        'exponent of the soft labels in each iteration; above 1 lowers unsure ones',
-        low=0.01,
-        high=100,
+        (1.0,), 'exponent of the soft labels in each iteration; above 1 lowers unsure ones', low=0.01, high=100
     )
     teachers: int = setting(1, 'average the predictions of the last so many iterations', low=1)
     prior_shift: bool = setting(False, 'scale predictions from training prevalences to estimated ones')
-    hard: bool = setting(
-        False, 'agreement: predicted labels are true or false, as many of a class as expected'
-    )
+    hard: bool = setting(False, 'agreement: predicted labels are true or false, as many of a class as expected')
     stages: tuple[str, ...] = setting(
-        (),
-        "settings that each training after the first changes, as 'key=value ...'; the last serves all later ones",
+        (), "settings that each training after the first changes, as 'key=value ...'; the last serves all later ones"
     )
 
     def method(self, number: int) -> str:

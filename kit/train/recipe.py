@@ -33,9 +33,7 @@ CLIP_STATISTICS = ('clip', 'peak', 'minmax')
 class SourceConfig(Config):
     """How clips of one source are used. The table's column `source` names each clip's source."""
 
-    share: float | None = setting(
-        None, 'share of the drawn crops; None: its share of the clips', low=0, high=1e6
-    )
+    share: float | None = setting(None, 'share of the drawn crops; None: its share of the clips', low=0, high=1e6)
     weight: float = setting(1.0, 'factor of the loss', low=0, high=1e6)
     loss: str | None = setting(None, "loss of these clips; None: the recipe's loss", choices=(None, *LOSSES))
     loss_settings: dict[str, Any] = setting({}, 'settings of that loss')
@@ -47,9 +45,7 @@ class SourceConfig(Config):
 class SamplingConfig(Config):
     """Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once."""
 
-    steps: int | None = setting(
-        None, 'batches per epoch; None: enough to draw every clip once', low=1, high=10**9
-    )
+    steps: int | None = setting(None, 'batches per epoch; None: enough to draw every clip once', low=1, high=10**9)
     balance: str = setting(
         'none', 'draw all classes equally often, by clips or by seconds', choices=('none', 'clips', 'seconds')
     )
@@ -57,10 +53,7 @@ class SamplingConfig(Config):
         0.5, 'chance to cut a crop at a box, if the recording has soft labels; else always', low=0, high=1
     )
     true_p: float | None = setting(
-        0.5,
-        'chance of a true box, if the recording has both kinds; None: all boxes are equally likely',
-        low=0,
-        high=1,
+        0.5, 'chance of a true box, if the recording has both kinds; None: all boxes are equally likely', low=0, high=1
     )
     box_share: float = setting(
         0.5, 'overlap with a box that labels a crop, as a share of the shorter of the two', low=0.01, high=1
@@ -70,9 +63,7 @@ class SamplingConfig(Config):
         'what is drawn by the sum of its soft labels: windows away from boxes, or clips without labels, too',
         choices=('none', 'windows', 'clips'),
     )
-    rare_boost: float = setting(
-        0.0, 'extra augmentation of the rarest class (1: twice as often)', low=0, high=1e3
-    )
+    rare_boost: float = setting(0.0, 'extra augmentation of the rarest class (1: twice as often)', low=0, high=1e3)
 
 
 @dataclass(frozen=True)
@@ -109,9 +100,7 @@ class Recipe(System):
         0.0, "weight of the loss at the mean over time of the frames' logits", low=0, high=1e6
     )
     frame_max_weight: float = setting(0.0, 'weight of the loss at their maximum over time', low=0, high=1e6)
-    auxiliary: tuple[float, ...] = setting(
-        (), "weights of the losses at the network's skips", low=0, high=1e6
-    )
+    auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0, high=1e6)
     sources: dict[str, Any] = setting({}, 'settings for each source in the table')
     weight_by_share: bool = setting(True, 'multiply the loss of a source by its share of the batch')
     secondary_target: float | None = setting(
@@ -120,9 +109,7 @@ class Recipe(System):
     weigh_by_rating: bool = setting(False, "multiply clips' weights by rating / 5; without a rating by 1")
     crop_s: float = setting(10.0, 'seconds of a training crop', low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
-        (),
-        'short crops are padded in one of these ways, drawn at random; []: as in inference',
-        choices=PAD_MODES,
+        (), 'short crops are padded in one of these ways, drawn at random; []: as in inference', choices=PAD_MODES
     )
     wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), 'augmentation of waveforms')
     spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), 'augmentation of spectrograms')
@@ -131,10 +118,7 @@ class Recipe(System):
     no_augment_epochs: int = setting(10, 'last epochs without mixup and augmentation', low=0, high=10**6)
     sampling: SamplingConfig = setting(SamplingConfig(), 'which crops are drawn')
     image_sizes: tuple[tuple[int, ...], ...] = setting(
-        (),
-        'growing sizes, each for an equal part of the epochs; the last is frontend.image_size',
-        low=1,
-        high=2**16,
+        (), 'growing sizes, each for an equal part of the epochs; the last is frontend.image_size', low=1, high=2**16
     )
     epochs: int = setting(100, 'passes over the clips, or over sampling.steps batches', low=1, high=10**6)
     batch_size: int = setting(32, 'crops per batch', low=2, high=2**20)
@@ -191,9 +175,7 @@ class Recipe(System):
                 'a noisy head has no loss at frames: set frame_mean_weight=0 and frame_max_weight=0, or head=clip.'
             )
         if not self.uses_frames and self.clip_weight == 0:
-            raise KitError(
-                'clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.'
-            )
+            raise KitError('clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.')
 
     def check_augmentation(self) -> None:
         """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""

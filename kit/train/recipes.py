@@ -45,9 +45,7 @@ SKIP_ATTENTION = Recipe(
         std=100.0,
     ),
     network={'family': 'skip-attention', 'head': {'hidden': 256}},
-    inference=InferenceConfig(
-        mode='windows', window_s=256 * 690 / 44100, hop_s=64 * 690 / 44100, pool='mean'
-    ),
+    inference=InferenceConfig(mode='windows', window_s=256 * 690 / 44100, hop_s=64 * 690 / 44100, pool='mean'),
     loss='bce',
     auxiliary=(0.4, 0.2, 0.1),
     sources={
@@ -265,17 +263,9 @@ FREQ_CROP = Recipe(
     name='freq-crop',
     source=f'thirty-second place, {RFCX}',
     frontend=FrontendConfig(
-        sample_rate=48000,
-        n_fft=4096,
-        n_mels=32,
-        top_db=80.0,
-        normalize='clip',
-        reference='window',
+        sample_rate=48000, n_fft=4096, n_mels=32, top_db=80.0, normalize='clip', reference='window'
     ),
-    network={
-        'family': 'freq-crop',
-        'backbone': {'family': 'timm', 'name': 'tf_efficientnet_b0.ns_jft_in1k'},
-    },
+    network={'family': 'freq-crop', 'backbone': {'family': 'timm', 'name': 'tf_efficientnet_b0.ns_jft_in1k'}},
     loss='bootstrap',
     loss_settings={'on': 'unknown', 'trust': 0.1, 'detach': False},
     average_over='labels',
@@ -286,9 +276,7 @@ FREQ_CROP = Recipe(
     epochs=60,
     optim=RFCX_OPTIM,
     self_training=SelfTrainingConfig(
-        iterations=5,
-        methods=('windows',),
-        stages=(*['loss=bce loss_settings={}'] * 3, 'loss=lsep loss_settings={}'),
+        iterations=5, methods=('windows',), stages=(*['loss=bce loss_settings={}'] * 3, 'loss=lsep loss_settings={}')
     ),
 )
 # The cheaper form: one pass, and each class pools its own band. Crops at width 8 learn little in so few steps.
@@ -307,9 +295,7 @@ FREQ_CROP_SMALL = """
 SED = Recipe(
     name='sed',
     source=f'sound event detection, second place, {BIRDCLEF}',
-    frontend=FrontendConfig(
-        sample_rate=32000, f_max_hz=None, top_db=80.0, normalize='clip', reference='window'
-    ),
+    frontend=FrontendConfig(sample_rate=32000, f_max_hz=None, top_db=80.0, normalize='clip', reference='window'),
     network={
         'family': 'timm',
         'name': 'tf_efficientnetv2_s.in21k_ft_in1k',
@@ -325,9 +311,7 @@ SED = Recipe(
     no_augment_epochs=0,
     epochs=35,
     batch_size=64,
-    optim=OptimConfig(
-        lr_start=1e-5, lr_peak=5e-4, warmup=0.06, weight_decay=1e-4, clip_norm=1.0, average='swa'
-    ),
+    optim=OptimConfig(lr_start=1e-5, lr_peak=5e-4, warmup=0.06, weight_decay=1e-4, clip_norm=1.0, average='swa'),
 )
 # A filter makes clips recorded nearby more like distant sounds. It was measured without averaged weights.
 SED_SMALL = """
@@ -364,10 +348,7 @@ SMALL = {
 VARIANTS = {
     'freq-coord-rexnet-200': ('freq-coord', 'network.name=rexnet_200.nav_in1k'),
     'freq-coord-rexnet-150': ('freq-coord', 'network.name=rexnet_150.nav_in1k crop_s=8 inference.window_s=8'),
-    'freq-coord-b1': (
-        'freq-coord',
-        'network.name=tf_efficientnet_b1.ns_jft_in1k crop_s=8 inference.window_s=8',
-    ),
+    'freq-coord-b1': ('freq-coord', 'network.name=tf_efficientnet_b1.ns_jft_in1k crop_s=8 inference.window_s=8'),
     'sed-rounds': (
         'sed',
         'self_training.iterations=1 self_training.methods=["windows"] self_training.hop_s=5 '

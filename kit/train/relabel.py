@@ -75,9 +75,7 @@ def predict_pseudo_labels(
             reason = 'other classes' if card.is_calibrated else 'ranks, which are no labels before `oof`'
             raise KitError(f'{path} gives {reason}: use calibrated runs of one set of classes.')
         if hop_s and card.frontend.trim_db is not None:
-            raise KitError(
-                f"{path} trims a clip's ends, so its windows are not at their times: leave it out."
-            )
+            raise KitError(f"{path} trims a clip's ends, so its windows are not at their times: leave it out.")
         inference = window_inference(card, hop_s) if hop_s else card.inference
         predictor = Predictor(tagger, runtime.device, inference=inference, fuse=True)
         clips = list(dict.fromkeys([*held.clips, *held.unlabelled]))

@@ -115,9 +115,7 @@ def train_run(
             # Each network gets an equal share of the time that is left.
             share_s = clock.left_s() / (len(networks) - done)
             until = Deadline(clock.now() + share_s, clock.now)
-            predictions = train_fold(
-                recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger
-            )
+            predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger)
             if predictions is not None:
                 parts.append((data.held_out(fold), predictions))
         oof = join_folds(parts) if parts else None
@@ -217,9 +215,7 @@ def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None
             try:
                 compute_metric(metric, truth, np.zeros_like(truth))
             except KitError as error:
-                raise KitError(
-                    f'fold {fold} cannot be scored on its clips that can be decoded: {error}'
-                ) from error
+                raise KitError(f'fold {fold} cannot be scored on its clips that can be decoded: {error}') from error
 
 
 def run_files(
@@ -262,9 +258,7 @@ def check_run(folder: Path, files: Mapping[str, str]) -> bool:
             if old == new:
                 continue
             changed = [key for key, value in new.items() if old.get(key) != value]
-            differences = ', '.join(
-                f'{key} is {old.get(key)!r} there and {new[key]!r} here' for key in changed[:4]
-            )
+            differences = ', '.join(f'{key} is {old.get(key)!r} there and {new[key]!r} here' for key in changed[:4])
         raise KitError(f'{path} belongs to another run ({differences}): choose another --out.')
     return True
 

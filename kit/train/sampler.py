@@ -61,9 +61,7 @@ def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.
     return int(candidates[int(uniform_which * len(candidates))])
 
 
-def crop_at_box(
-    begin_s: float, end_s: float, seconds: float, crop_s: float, generator: torch.Generator
-) -> float:
+def crop_at_box(begin_s: float, end_s: float, seconds: float, crop_s: float, generator: torch.Generator) -> float:
     """Draw where a crop begins that covers as much of a box as it can, inside the clip. Units: seconds"""
     low, high = sorted((begin_s, end_s - crop_s))
     start = low + float(torch.rand(1, generator=generator)) * (high - low)
@@ -230,9 +228,7 @@ def augment_factors(clips: Dataset, rare_boost: float) -> np.ndarray:
     return np.asarray(1 + rare_boost * log_rarity / max(1e-9, float(log_rarity.max())))
 
 
-def draw_batches(
-    clips: Dataset, recipe: Recipe, frontend: Frontend, generator: torch.Generator
-) -> Iterator[Batch]:
+def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: torch.Generator) -> Iterator[Batch]:
     """Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn."""
     config = recipe.sampling
     length, steps_per_s = crop_steps(recipe)
@@ -324,7 +320,5 @@ def prepare_batch(
     size = n, recipe.frontend.n_spec_bins, crops.shape[-1]
     masks = draw_spec_augment(recipe.spec_augment, *size, generator, batch.band_rows, factor[:n])
     specs = augment_specs(crops[:n], masks, recipe.spec_augment, frontend)
-    targets, soft = (
-        mix_labels(labels[: len(crops)], mix, mixup)[:n] for labels in (batch.targets, batch.soft)
-    )
+    targets, soft = (mix_labels(labels[: len(crops)], mix, mixup)[:n] for labels in (batch.targets, batch.soft))
     return specs, targets, soft.where(batch.has_label[:, None], torch.nan)

@@ -56,9 +56,7 @@ class SelfTraining:
             options['deadline'] = self.clock.now() + self.clock.left_s() / n_left - process_start()
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
-    def train_teachers(
-        self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles
-    ) -> tuple[Path, Path]:
+    def train_teachers(self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles) -> tuple[Path, Path]:
         """Train every run but the last, and relabel after each. What is done already is not done again.
 
         Returns the table and the soft labels for the last run.
@@ -139,9 +137,7 @@ def self_train(
     check_recipe(recipe)
     plan = recipe.self_training
     if teacher_runs and not plan.iterations:
-        raise KitError(
-            'teacher_runs make pseudo-labels, for iterations: use --set self_training.iterations=1.'
-        )
+        raise KitError('teacher_runs make pseudo-labels, for iterations: use --set self_training.iterations=1.')
     if not plan.iterations and corrections is None:
         chosen = {'boxes': boxes, 'soft': soft, 'all_data': all_data, 'deadline': deadline}
         return train(recipe, table, audio, out, only_folds, group_column, **chosen, **options)
@@ -170,9 +166,7 @@ def self_train(
     last = recipe.at_stage(plan.iterations)
     last = last if box_labels is None else with_bands(last, box_labels)
     check_run(folder, {'recipe.json': run_files(last, frame, np.asarray(frame['fold']))['recipe.json']})
-    last_table, last_soft = job.train_teachers(
-        rounds / 'folds.csv', soft_file, rounds, plan.iterations + 1, boxes
-    )
+    last_table, last_soft = job.train_teachers(rounds / 'folds.csv', soft_file, rounds, plan.iterations + 1, boxes)
     options = {'only_folds': only_folds, 'all_data': all_data}
     return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
 

@@ -57,13 +57,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        tagger: Tagger,
-        clips: Dataset,
-        fold: int | None,
-        device: torch.device,
-        replica: int = 0,
+        self, recipe: Recipe, tagger: Tagger, clips: Dataset, fold: int | None, device: torch.device, replica: int = 0
     ) -> None:
         self.recipe = recipe
         self.tagger = tagger
@@ -178,9 +172,7 @@ class Trainer:
             self.averaged.update_parameters(self.network)
         return float(loss.detach())
 
-    def make_inputs(
-        self, batch: Batch, generator: torch.Generator, plain: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def make_inputs(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Augment a batch and stack the network's input channels, at the image size of this epoch.
 
         Shape:  -> inputs (B, C, M, N), targets and soft labels (B, K), on the device
@@ -293,9 +285,7 @@ class Trainer:
     @property
     def kept_epoch(self) -> int:
         """The epoch whose weights are kept: the last, or the best (also if a deadline cut the training)."""
-        keeps_last = (
-            self.recipe.keep == 'last' and not self.recipe.patience and self.epoch == self.recipe.epochs
-        )
+        keeps_last = self.recipe.keep == 'last' and not self.recipe.patience and self.epoch == self.recipe.epochs
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 
     def save(self, path: Path) -> None:

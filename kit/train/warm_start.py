@@ -78,9 +78,7 @@ def init_files(folder: Path, inits: Mapping[int | None, InitModel], is_begun: bo
     if is_begun and has_files and bool(record) != bool(digests):
         problem = f'its networks started from {"an --init" if record else "random weights"}'
     if problem:
-        raise KitError(
-            f'{folder} belongs to another run ({problem}): choose another --out, or the same --init.'
-        )
+        raise KitError(f'{folder} belongs to another run ({problem}): choose another --out, or the same --init.')
     if not digests and not path.is_file():
         return {}
     return {'init.json': json.dumps(record | digests, indent=1) + '\n'}
@@ -178,9 +176,7 @@ def check_held_out(data: Dataset, inits: Mapping[int | None, InitModel]) -> None
     """
     digests = {fold: held_out_digest(data, fold) for fold in {*data.folds.tolist()} if fold >= 0}
     digests = {fold: digest for fold, digest in digests.items() if len(data.held_out(fold))}
-    others = {
-        fold: init for fold, init in inits.items() if fold is not None and init.held_out != digests[fold]
-    }
+    others = {fold: init for fold, init in inits.items() if fold is not None and init.held_out != digests[fold]}
     leaking = [str(fold) for fold, init in others.items() if init.held_out in digests.values()]
     unknown = [str(init.path) for init in others.values() if init.held_out not in digests.values()]
     if leaking:

@@ -54,11 +54,7 @@ def write_birdclef(root: Path, year: int, test: int = 2, clips: int = 6, minutes
             other = "['22930', 'elsewhere']" if code == 'asbfly' and i == 0 else "['']"
             rating = 0.0 if i % 2 else 3.5
             row = {'primary_label': code, 'secondary_labels': other, 'type': "['song']", 'filename': name}
-            place = {
-                'latitude': -16.5 if i else None,
-                'longitude': -56.7,
-                'author': f'A{i // 2}' if i else '',
-            }
+            place = {'latitude': -16.5 if i else None, 'longitude': -56.7, 'author': f'A{i // 2}' if i else ''}
             rows.append(row | place | {'rating': rating, 'collection': 'XC', 'license': 'cc'})
     write_csv(root / ('train_metadata.csv' if year == 2024 else 'train.csv'), rows)
     if year > 2024:
@@ -81,8 +77,7 @@ def write_birdclef(root: Path, year: int, test: int = 2, clips: int = 6, minutes
         stem = soundscape_name('Test', i, year)
         write_tone(root / 'test_soundscapes' / f'{stem}.ogg', [CODES[i % 3]], 60 * minutes, 90 + i)
     stub = [
-        {'row_id': f'{soundscape_name("Test", 9999, year)}_{end}'} | dict.fromkeys(CODES, 0.25)
-        for end in (5, 10, 15)
+        {'row_id': f'{soundscape_name("Test", 9999, year)}_{end}'} | dict.fromkeys(CODES, 0.25) for end in (5, 10, 15)
     ]
     write_csv(root / 'sample_submission.csv', stub)
 
@@ -114,9 +109,7 @@ def write_freesound_2018(root: Path) -> None:
     write_csv(root / 'train.csv', rows)
     for i in range(3):
         write_tone(root / 'audio_test' / f't{i}.wav', [CODES[i % 3]], 1.0, 40 + i)
-    write_csv(
-        root / 'sample_submission.csv', [{'fname': f't{i}.wav', 'label': 'Bark Meow Chink'} for i in range(3)]
-    )
+    write_csv(root / 'sample_submission.csv', [{'fname': f't{i}.wav', 'label': 'Bark Meow Chink'} for i in range(3)])
 
 
 def write_rfcx(root: Path) -> None:
@@ -126,14 +119,7 @@ def write_rfcx(root: Path) -> None:
     for i in range(8):
         name = f'{i:09x}'
         write_tone(root / 'train' / f'{name}.flac', [CODES[i % 3]], 3.0, i)
-        box = {
-            'recording_id': name,
-            'songtype_id': 1,
-            't_min': 0.5,
-            'f_min': 300.0,
-            't_max': 1.5,
-            'f_max': 3000.0,
-        }
+        box = {'recording_id': name, 'songtype_id': 1, 't_min': 0.5, 'f_min': 300.0, 't_max': 1.5, 'f_max': 3000.0}
         true_rows.append(box | {'species_id': i % 3})
         false_rows.append(box | {'species_id': (i + 1) % 3})
     write_csv(root / 'train_tp.csv', true_rows)

@@ -93,15 +93,11 @@ def test_a_submission_scales_odds_to_the_prevalences_of_its_own_rows(tmp_path: P
 
 def write_values(path: Path, column: str, **values: float) -> Path:
     """Write a CSV of one value per class."""
-    path.write_text(
-        '\n'.join([f'class,{column}', *(f'{name},{value}' for name, value in values.items()), ''])
-    )
+    path.write_text('\n'.join([f'class,{column}', *(f'{name},{value}' for name, value in values.items()), '']))
     return path
 
 
-def test_a_submission_scales_odds_to_given_prevalences_and_other_classes_keep_their_own(
-    tmp_path: Path,
-) -> None:
+def test_a_submission_scales_odds_to_given_prevalences_and_other_classes_keep_their_own(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', [f'{i}.wav' for i in range(3)])
     tagger = loud_tagger()
     probs = predict_clips(tagger, tmp_path / 'in', **QUIET).probabilities
@@ -139,9 +135,7 @@ def test_decisions_are_at_each_classs_own_threshold(tmp_path: Path) -> None:
         scores_of(tmp_path, tmp_path / 'scores.csv', thresholds=table)
 
 
-def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything_is_written(
-    tmp_path: Path,
-) -> None:
+def test_steps_that_do_not_fit_the_rows_or_the_blend_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', ['a.wav'])
     values = write_values(tmp_path / 'p.csv', 'prevalence', x=0.5)
     cases: list[tuple[dict[str, Any], str]] = [
@@ -220,10 +214,7 @@ def test_thresholds_are_measured_on_folds_they_were_not_fitted_on_and_written_fo
     assert f'submit --thresholds {f1_run}/thresholds.csv' in str(variant)
     lines = (f1_run / 'thresholds.csv').read_text().splitlines()
     fitted = fit_thresholds('macro_f1', result.truth, result.probabilities)
-    assert lines == [
-        'class,threshold',
-        *(f'{n},{t:.4g}' for n, t in zip(result.classes, fitted, strict=True)),
-    ]
+    assert lines == ['class,threshold', *(f'{n},{t:.4g}' for n, t in zip(result.classes, fitted, strict=True))]
 
 
 def test_intervals_are_over_the_groups_that_folds_were_made_of(

@@ -7,13 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kit.audio.augment import (
-    RATE_STEPS,
-    WAVE_AUGMENTS,
-    WaveAugmentConfig,
-    augment_waves,
-    draw_wave_augment,
-)
+from kit.audio.augment import RATE_STEPS, WAVE_AUGMENTS, WaveAugmentConfig, augment_waves, draw_wave_augment
 from kit.core.errors import KitError
 
 RATE = 8000

@@ -127,9 +127,7 @@ def test_the_receptive_field_is_the_sum_of_its_layers(shape):
 
 
 def test_other_extra_rows_and_too_few_bins_are_refused():
-    with pytest.raises(
-        KitError, match=r'axis-pool reads 0 or 13 extra rows, got 12: set frontend\.extra_rows'
-    ):
+    with pytest.raises(KitError, match=r'axis-pool reads 0 or 13 extra rows, got 12: set frontend\.extra_rows'):
         build_small(InputShape(1, 64, n_extra_rows=12))
     with pytest.raises(KitError, match='axis-pool needs at least 8 frequency bins'):
         build_small(InputShape(1, 7, n_extra_rows=13))

@@ -70,9 +70,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOpenVino:
     frontend = SimpleNamespace(load=lambda model: model, convert=lambda model: model)
     names: dict[str, dict[str, Any]] = {
         'openvino': {'compile_model': fake.compile_model},
-        'openvino.frontend': {
-            'FrontEndManager': lambda: SimpleNamespace(load_by_framework=lambda _: frontend)
-        },
+        'openvino.frontend': {'FrontEndManager': lambda: SimpleNamespace(load_by_framework=lambda _: frontend)},
         'openvino.frontend.pytorch': {},
         'openvino.frontend.pytorch.ts_decoder': {'TorchScriptPythonDecoder': FakeModel},
     }
@@ -251,9 +249,7 @@ def test_a_cost_is_that_of_full_batches_without_the_time_to_compile(fake: FakeOp
         ({'precision': 'bfloat16'}, 'torch: OpenVINO computes on the CPU in float32, not on cpu in bfloat16'),
     ],
 )
-def test_other_modes_and_precisions_stay_with_torch(
-    fake: FakeOpenVino, settings: dict[str, Any], reason: str
-) -> None:
+def test_other_modes_and_precisions_stay_with_torch(fake: FakeOpenVino, settings: dict[str, Any], reason: str) -> None:
     predictor = make_predictor(**settings)
     all_logits(predictor, make_specs(2 * FRAMES))
     assert predictor.compilation.startswith(reason) and not fake.n_compiled
@@ -269,9 +265,7 @@ def test_mode_frames_and_a_gpu_stay_with_torch(fake: FakeOpenVino, trained: Trai
     assert not fake.n_compiled
 
 
-def test_the_taggers_network_keeps_its_tensors_and_its_training_mode(
-    fake: FakeOpenVino, trained: Trained
-) -> None:
+def test_the_taggers_network_keeps_its_tensors_and_its_training_mode(fake: FakeOpenVino, trained: Trained) -> None:
     tagger = load_tagger(trained.windows)
     tagger.train()
     before = {key: value.clone() for key, value in tagger.network.state_dict().items()}
@@ -301,9 +295,7 @@ def test_submit_says_which_backend_predicted_and_predicts_anew_with_another(
     assert again.report['models'][0]['network_s'] == 0
 
 
-def test_submit_notes_why_torch_predicted(
-    fake: FakeOpenVino, trained: Trained, clips: Path, tmp_path: Path
-) -> None:
+def test_submit_notes_why_torch_predicted(fake: FakeOpenVino, trained: Trained, clips: Path, tmp_path: Path) -> None:
     result = submit(trained.mel, clips, tmp_path / 'out.csv', mode='full', backend='openvino', progress=False)
     (note,) = [note for note in result.report['notes'] if note.startswith('--backend')]
     assert note.startswith('--backend openvino: torch: mode full reads inputs of many lengths')
@@ -379,9 +371,7 @@ class Foreign(LoudBands):
     """A network with numpy inside, which no tracing sees."""
 
     def forward(self, spec: Tensor) -> Tensor:
-        return super().forward(spec) + torch.from_numpy(
-            spec.numpy().std(axis=(1, 2, 3), keepdims=False)[:, None]
-        )
+        return super().forward(spec) + torch.from_numpy(spec.numpy().std(axis=(1, 2, 3), keepdims=False)[:, None])
 
 
 @pytest.mark.parametrize('network', [Baked(3), Foreign(3)], ids=['baked', 'numpy'])
@@ -393,9 +383,7 @@ def test_a_network_that_tracing_does_not_see_whole_predicts_with_torch(network: 
     assert predictor.compilation.startswith('torch: ')
 
 
-def test_openvino_reports_nothing_over_the_network(
-    calls_out: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_openvino_reports_nothing_over_the_network(calls_out: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('openvino')
     telemetry = pytest.importorskip('openvino_telemetry')
     reports: list[Any] = []

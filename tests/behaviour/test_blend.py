@@ -52,11 +52,7 @@ def leave(kind: str, value: float) -> float:
 
 
 def slow_blend(
-    kind: str,
-    scores: list[np.ndarray],
-    done: list[np.ndarray],
-    weights: list[float],
-    priors: np.ndarray = PRIORS,
+    kind: str, scores: list[np.ndarray], done: list[np.ndarray], weights: list[float], priors: np.ndarray = PRIORS
 ) -> np.ndarray:
     """Cell by cell, by the definition of each blend whose rows stand alone."""
     rows = []
@@ -117,15 +113,7 @@ def test_every_blend_agrees_with_its_definition_whichever_models_scored_a_row(ki
 
 @pytest.mark.parametrize(
     'scored',
-    [
-        [0, 0, 0, 0],
-        [7, 7, 7, 7],
-        [7, 3, 6, 7],
-        [3, 3, 1, 3, 0],
-        [1, 2, 4, 0],
-        [7, 5, 0, 5, 4, 4, 0],
-        [0, 2, 6],
-    ],
+    [[0, 0, 0, 0], [7, 7, 7, 7], [7, 3, 6, 7], [3, 3, 1, 3, 0], [1, 2, 4, 0], [7, 5, 0, 5, 4, 4, 0], [0, 2, 6]],
 )
 def test_column_ranks_use_only_models_that_scored_every_scored_row(scored: list[int]) -> None:
     done = [np.array([bits >> m & 1 for bits in scored], dtype=bool) for m in range(3)]
@@ -156,8 +144,7 @@ def test_the_order_of_rows_changes_no_rows_answer(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'weights',
-    [[1.0], [[1.0, 2.0]] * 2, [1.0, -1.0], [1.0, math.nan], [1.0, math.inf], [[[1.0]], [[1.0]]], ()],
+    'weights', [[1.0], [[1.0, 2.0]] * 2, [1.0, -1.0], [1.0, math.nan], [1.0, math.inf], [[[1.0]], [[1.0]]], ()]
 )
 def test_weights_of_another_shape_than_the_models_are_refused(weights: Any) -> None:
     with pytest.raises(KitError, match=r'per model \(2,\)'):
@@ -185,16 +172,8 @@ def test_ranks_of_ties_are_their_mean_and_all_ranks_have_one_sum() -> None:
 
 
 @pytest.mark.parametrize('kind', BLENDS)
-def test_scores_of_zero_and_one_a_constant_set_one_row_and_one_class_stay_within_zero_and_one(
-    kind: str,
-) -> None:
-    for zeros in (
-        [[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]],
-        [[0.0] * 4] * 3,
-        [[1.0] * 4],
-        [[1.0], [0.0]],
-        [[0.0]],
-    ):
+def test_scores_of_zero_and_one_a_constant_set_one_row_and_one_class_stay_within_zero_and_one(kind: str) -> None:
+    for zeros in ([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]], [[0.0] * 4] * 3, [[1.0] * 4], [[1.0], [0.0]], [[0.0]]):
         scores = [np.array(zeros), 1 - np.array(zeros), np.full(np.shape(zeros), 0.3)]
         done = [np.ones(len(zeros), bool), np.arange(len(zeros)) > 0, np.zeros(len(zeros), bool)]
         for priors in (PRIORS, np.zeros(4), np.ones(4)):
@@ -239,9 +218,7 @@ def test_clips_are_blended_by_column_ranks_when_asked(tmp_path: Path) -> None:
     with torch.no_grad():
         taggers[1].network.scale.mul_(-1.0)
     one = [predict_clips(tagger, tmp_path, blend='column_rank').probabilities for tagger in taggers]
-    np.testing.assert_allclose(
-        one[0], column_ranks(predict_clips(taggers[0], tmp_path).probabilities), atol=1e-6
-    )
+    np.testing.assert_allclose(one[0], column_ranks(predict_clips(taggers[0], tmp_path).probabilities), atol=1e-6)
     both = predict_clips(taggers, tmp_path, blend='column_rank', weights=[3.0, 1.0]).probabilities
     np.testing.assert_allclose(both, (3 * one[0] + one[1]) / 4, atol=1e-6)
 
@@ -261,14 +238,7 @@ def test_a_clip_too_long_for_uncalibrated_ranks_costs_that_clip_alone(tmp_path: 
 
 
 def test_weights_that_are_not_one_positive_number_per_model_are_refused(trained: Trained) -> None:
-    for weights in (
-        [1.0],
-        [1.0, 0.0],
-        [1.0, -1.0],
-        [1.0, float('nan')],
-        [1.0, float('inf')],
-        [1.0, 2.0, 3.0],
-    ):
+    for weights in ([1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float('nan')], [1.0, float('inf')], [1.0, 2.0, 3.0]):
         with pytest.raises(KitError, match='one positive number per model'):
             predict_clips(list(trained.mel), [Sound(noise(4000), 8000)], weights=weights)
 

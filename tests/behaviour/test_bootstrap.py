@@ -82,9 +82,7 @@ def test_an_interval_equals_its_definition(metric, fewer_draws):
     truth, scores = draw(1)
     groups = [f'recording {i // 3:02d}' for i in range(40)]
     interval = bootstrap_interval(metric, truth, scores, groups)
-    assert bounds(interval) == pytest.approx(
-        slow_bounds(SLOW_METRICS[metric], truth, scores, groups, 100), abs=1e-12
-    )
+    assert bounds(interval) == pytest.approx(slow_bounds(SLOW_METRICS[metric], truth, scores, groups, 100), abs=1e-12)
     assert interval.low < interval.value < interval.high and interval.redrawn == 0
     assert bootstrap_interval(metric, truth, scores, groups) == interval
 

@@ -54,11 +54,7 @@ def test_recordings_stay_text_and_species_become_classes(tmp_path):
     assert boxes.species.tolist() == [2, 0, 3] and boxes.is_true.tolist() == [True, True, False]
     assert boxes.begin_s.tolist() == [1.5, 0, 3] and boxes.end_s.tolist() == [2.5, 1, 4]
     assert boxes.low_hz.tolist() == [100, 0, 10] and boxes.high_hz.tolist() == [900.5, 50, 200]
-    assert boxes_of(tmp_path, 'a,1,1,0,0,1,100', '', ('frog', 'bird', 'owl')).classes == (
-        'frog',
-        'bird',
-        'owl',
-    )
+    assert boxes_of(tmp_path, 'a,1,1,0,0,1,100', '', ('frog', 'bird', 'owl')).classes == ('frog', 'bird', 'owl')
 
 
 @pytest.mark.parametrize(
@@ -88,9 +84,7 @@ def test_a_wrong_box_is_refused_with_its_file_and_line(tmp_path, row, words):
 def test_a_file_in_kilohertz_is_refused_with_the_cure_and_a_box_below_100_hz_among_others_is_not(tmp_path):
     good, in_khz = 'a,0,1,0,4000,1,8000', 'a,0,1,0,4.0,1,8.0 b,0,1,0,0.1,1,99.9'
     for true, false, name in ((in_khz, good, 'tp'), (good, in_khz, 'fp')):
-        with pytest.raises(
-            KitError, match=rf'{name}\.csv: no f_max is above 99\.9 Hz: are f_min and f_max in kHz'
-        ):
+        with pytest.raises(KitError, match=rf'{name}\.csv: no f_max is above 99\.9 Hz: are f_min and f_max in kHz'):
             boxes_of(tmp_path, true, false)
     assert boxes_of(tmp_path, f'{good} {in_khz}').high_hz.tolist() == [8000, 8.0, 99.9]
 

@@ -41,9 +41,7 @@ def test_freesound_like_clips_fall_into_about_ninety_buckets_and_batches_of_abou
     assert 7 <= len(lengths) / len(batches_by_length(lengths, 16000)) <= 14
 
 
-@pytest.mark.parametrize(
-    ('shortest', 'ratio'), [(0, 1.05), (-3, 1.05), (1, 0.99), (1, 2.5), (1, float('nan'))]
-)
+@pytest.mark.parametrize(('shortest', 'ratio'), [(0, 1.05), (-3, 1.05), (1, 0.99), (1, 2.5), (1, float('nan'))])
 def test_impossible_buckets_are_refused(shortest, ratio):
     with pytest.raises(KitError, match=r'shortest >= 1 and ratio in \[1, 2\]'):
         LengthBuckets(shortest, ratio)

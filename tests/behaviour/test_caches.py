@@ -166,9 +166,7 @@ def test_spectrograms_are_dropped_after_the_last_model_that_needs_them(trained: 
     assert max(used) > 0 and loader.cache.used_bytes == 0 and not loader.cache.kept
 
 
-def test_models_come_in_order_each_with_every_clip_and_a_mark_at_its_last_one(
-    trained: Trained, clips: Path
-) -> None:
+def test_models_come_in_order_each_with_every_clip_and_a_mark_at_its_last_one(trained: Trained, clips: Path) -> None:
     members, loader = make_ensemble(trained.all, clips)
     order = [(member.name, clip, member.finished) for member, clip, _ in predict_ensemble(members, loader)]
     loader.close()
@@ -179,9 +177,7 @@ def test_models_come_in_order_each_with_every_clip_and_a_mark_at_its_last_one(
         assert [done for _, _, done in order[first : first + n]] == [False] * (n - 1) + [True]
 
 
-def test_a_model_that_raises_is_noted_and_the_others_predict_every_clip(
-    trained: Trained, clips: Path
-) -> None:
+def test_a_model_that_raises_is_noted_and_the_others_predict_every_clip(trained: Trained, clips: Path) -> None:
     members, loader = make_ensemble(trained.mel, clips)
     members[0].tagger.network.register_forward_pre_hook(lambda *_: 1 / 0)
     found = {(member.name, clip) for member, clip, _ in predict_ensemble(members, loader)}

@@ -100,9 +100,7 @@ def test_clips_of_many_lengths_in_any_order_give_the_same_answer():
 
 def test_classes_without_known_labels_change_nothing():
     logits, truth = draw(n=100, unknown=0.0)
-    wider_logits = [
-        np.concatenate([scores, np.full_like(scores, scores.mean())], axis=1) for scores in logits
-    ]
+    wider_logits = [np.concatenate([scores, np.full_like(scores, scores.mean())], axis=1) for scores in logits]
     wider_truth = np.concatenate([truth, np.full_like(truth, np.nan)], axis=1)
     fitted = fit_calibration(logits, truth, POOLS['max'])
     wider = fit_calibration(wider_logits, wider_truth, POOLS['max'])

@@ -290,10 +290,7 @@ HOSTILE_CARDS = {
     'a family that is a list': ({'network': {'family': [1]}}, 'unknown network family'),
     'a wide network': ({'network': {**PYRAMID, 'width': 2**20}}, 'width must be at most'),
     'wide and wide': ({'network': {'family': 'skip-attention', 'width': 60_000}}, 'do not fit its network'),
-    'hidden and hidden': (
-        {'network': {**PYRAMID, 'width': 60_000, 'growth': 4}},
-        'do not fit its network',
-    ),
+    'hidden and hidden': ({'network': {**PYRAMID, 'width': 60_000, 'growth': 4}}, 'do not fit its network'),
     'a deep recipe': ({'recipe': json.loads('{"a":' * 99 + '1' + '}' * 99)}, 'nested more than 64 deep'),
 }
 
@@ -338,10 +335,7 @@ HOSTILE_CONTENTS = {
     'on meta': (lambda: tensors_with(torch.zeros(3, device='meta')), 'odd is on the device meta'),
     'expanded': (lambda: tensors_with(torch.zeros(1).expand(10**6, 10**6)), 'odd is not contiguous'),
     'transposed': (lambda: tensors_with(torch.zeros(2, 3).T), 'odd is not contiguous'),
-    'shared': (
-        lambda: content_of(small_tagger(), tensors=dict.fromkeys('abcdef', torch.zeros(9999))),
-        'more than',
-    ),
+    'shared': (lambda: content_of(small_tagger(), tensors=dict.fromkeys('abcdef', torch.zeros(9999))), 'more than'),
     'a format of tensors': (lambda: content_of(small_tagger(), format=torch.zeros(2)), 'checkpoint format'),
     'a digest of tensors': (lambda: {**content_of(small_tagger()), 'digest': torch.zeros(3)}, 'damaged'),
     'names of tuples': (lambda: {((1,), 2): 3, 10**50: 4}, 'it holds: tuple, int'),
@@ -506,9 +500,7 @@ def test_checkpoints_are_found_once_each_and_sorted(tmp_path):
     (tmp_path / 'runs [1]' / 'a' / 'b' / 'fold_0.pt').touch()
     (tmp_path / 'runs 1').mkdir()
     (tmp_path / 'runs 1' / 'fold_1.pt').touch()
-    assert (
-        names(f'{tmp_path}/runs [1]/*/b/fold_*.pt') == names(f'{tmp_path}/runs [1]/**/*.pt') == ['fold_0.pt']
-    )
+    assert names(f'{tmp_path}/runs [1]/*/b/fold_*.pt') == names(f'{tmp_path}/runs [1]/**/*.pt') == ['fold_0.pt']
     assert names(f'{tmp_path}/runs [12]/fold_*.pt') == ['fold_1.pt']
     with pytest.raises(KitError, match=r'no checkpoint matches .*fold_\*\.pth'):
         names(f'{tmp_path}/fold_*.pth')

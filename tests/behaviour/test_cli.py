@@ -45,12 +45,7 @@ def test_lists_are_written_in_one_word_in_many_or_option_by_option(
     short = ['--checkpoints', pattern, trained.stft, '--weights', '1,2,0.5', '--out', tmp_path / 'a.csv']
     code, _, err = command_line('submit', *common, *short)
     assert (code, err) == (0, '')
-    long = [
-        f'--checkpoints={trained.mel[0]}',
-        f'--checkpoints={trained.mel[1]}',
-        '--checkpoints',
-        trained.stft,
-    ]
+    long = [f'--checkpoints={trained.mel[0]}', f'--checkpoints={trained.mel[1]}', '--checkpoints', trained.stft]
     long += ['--weights', '1', '--weights=2', '--weights', '0.5', '--out', str(tmp_path / 'b.csv')]
     assert command_line('submit', *common, *long)[0] == 0
     assert (tmp_path / 'a.csv').read_bytes() == (tmp_path / 'b.csv').read_bytes()
@@ -104,10 +99,7 @@ def test_every_wrong_input_is_one_line_and_exit_code_2(
         (['submit', '--audio', 'x'], '--checkpoints'),
         (['recipes', 'max-piramid-mel'], "did you mean 'max-pyramid-mel'"),
         (['train', '--recipe=x', '--table=x', '--audio=x', '--out=x'], 'max-pyramid-mel'),
-        (
-            ['train', '--recipe=axis-pool', '--audio=x', '--out=x', '--set', 'n_mels=3'],
-            'did you mean frontend.n_mels',
-        ),
+        (['train', '--recipe=axis-pool', '--audio=x', '--out=x', '--set', 'n_mels=3'], 'did you mean frontend.n_mels'),
     ],
 )
 def test_wrong_names_and_missing_options_get_the_right_ones(

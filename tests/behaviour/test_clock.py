@@ -11,33 +11,8 @@ import pytest
 from kit.core.clock import Deadline, advance, parse_duration, process_start, progress_bar, set_deadline
 from kit.core.errors import KitError
 
-DURATIONS = {
-    '3300': 3300.0,
-    '55m': 3300.0,
-    '1h1m1s': 3661.0,
-    '0.5h': 1800.0,
-    ' 2H ': 7200.0,
-    '1e3': 1000.0,
-    7.5: 7.5,
-}
-NO_DURATIONS = [
-    '',
-    'm',
-    '55min',
-    '1h30',
-    'h1',
-    '-5m',
-    '0s',
-    -1,
-    0,
-    'nan',
-    'inf',
-    '1d',
-    '5 m',
-    None,
-    True,
-    '1:30:00',
-]
+DURATIONS = {'3300': 3300.0, '55m': 3300.0, '1h1m1s': 3661.0, '0.5h': 1800.0, ' 2H ': 7200.0, '1e3': 1000.0, 7.5: 7.5}
+NO_DURATIONS = ['', 'm', '55min', '1h30', 'h1', '-5m', '0s', -1, 0, 'nan', 'inf', '1d', '5 m', None, True, '1:30:00']
 
 
 def test_a_duration_is_read_as_it_is_written():
@@ -50,9 +25,7 @@ def test_anything_else_is_refused_with_examples(text):
         parse_duration(text)
 
 
-@pytest.mark.skipif(
-    not Path('/proc/self/stat').is_file(), reason='this system does not say when a process started'
-)
+@pytest.mark.skipif(not Path('/proc/self/stat').is_file(), reason='this system does not say when a process started')
 def test_the_start_of_the_process_agrees_with_the_kernels_boot_time():
     fields = Path(f'/proc/{os.getpid()}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()
     lines = Path('/proc/stat').read_text(encoding='utf-8').splitlines()

@@ -53,9 +53,7 @@ def test_two_commands_lead_from_a_competitions_folder_to_its_csv(name: str, tmp_
     write, id_column, rows, classes = COMPETITIONS[name]
     root = tmp_path / name
     write(root)
-    train_by_name(
-        'max-pyramid-mel', str(tmp_path / 'run'), competition=str(root), small=True, overrides=TINY, **QUIET
-    )
+    train_by_name('max-pyramid-mel', str(tmp_path / 'run'), competition=str(root), small=True, overrides=TINY, **QUIET)
     out = tmp_path / 'submission.csv'
     submission = submit(str(tmp_path / 'run/fold_*.pt'), out=out, competition=root, **QUIET)
     header, scores = read_scores(out)
@@ -88,9 +86,7 @@ def test_codes_are_text_and_copied_rows_of_soundscapes_count_once(birdclef: Path
     assert all((birdclef / name).is_file() for name in frame['fname'])
 
 
-def test_soundscape_labels_that_contradict_each_other_are_refused_with_the_line(
-    birdclef: Path, tmp_path: Path
-) -> None:
+def test_soundscape_labels_that_contradict_each_other_are_refused_with_the_line(birdclef: Path, tmp_path: Path) -> None:
     root = tmp_path / 'copy'
     shutil.copytree(birdclef, root)
     path = root / 'train_soundscapes_labels.csv'
@@ -128,10 +124,7 @@ def test_secondary_labels_and_ratings_count_in_training_as_the_recipe_says(birdc
     folds = np.arange(len(frame)) % 2
     recipe = find_recipe('max-pyramid-mel', True, TINY)
     first = list(frame['fname']).index('asbfly/XC100.ogg')
-    for settings, target, weight in (
-        ([], np.nan, 1),
-        (['secondary_target=0.5', 'weigh_by_rating=true'], 0.5, 0.7),
-    ):
+    for settings, target, weight in (([], np.nan, 1), (['secondary_target=0.5', 'weigh_by_rating=true'], 0.5, 0.7)):
         changed = recipe.override(settings)
         data = load_dataset(changed, frame, folds, birdclef / 'train_audio', RUNTIME)
         column = data.classes.index('22930')
@@ -165,12 +158,7 @@ def test_labelled_windows_of_soundscapes_are_scored_out_of_fold_as_rows_of_a_sub
 ) -> None:
     """Laws 3 and 4."""
     run = train_by_name(
-        'max-pyramid-mel',
-        str(tmp_path / 'run'),
-        competition=str(birdclef),
-        small=True,
-        overrides=TINY,
-        **QUIET,
+        'max-pyramid-mel', str(tmp_path / 'run'), competition=str(birdclef), small=True, overrides=TINY, **QUIET
     )
     assert run.oof is not None
     windows = [name for name in run.oof.names if name.startswith('train_soundscapes')]
@@ -194,12 +182,7 @@ def test_labelled_windows_of_soundscapes_are_scored_out_of_fold_as_rows_of_a_sub
 def test_unlabelled_soundscapes_are_learnt_from_by_rounds_alone(birdclef: Path, tmp_path: Path) -> None:
     overrides = [*TINY, *ROUND]
     run = train_by_name(
-        'max-pyramid-mel',
-        str(tmp_path / 'run'),
-        competition=str(birdclef),
-        small=True,
-        overrides=overrides,
-        **QUIET,
+        'max-pyramid-mel', str(tmp_path / 'run'), competition=str(birdclef), small=True, overrides=overrides, **QUIET
     )
     name = next(path.name for path in (birdclef / 'train_soundscapes').iterdir() if '_0003_' in path.name)
     soft = pd.read_csv(run.folder / 'rounds/1/labels/soft.csv')
@@ -226,9 +209,7 @@ def test_a_stub_template_gives_rows_for_every_file_and_a_class_without_a_model_g
     stems = sorted(path.stem for path in (birdclef / 'test_soundscapes').glob('*.ogg'))
     assert list(scores) == [f'{stem}_{end}' for stem in stems for end in (5, 10, 15)]
     assert any('THE TEMPLATE IS A STUB' in note for note in report['notes'])
-    assert any(
-        '1 CLASSES of the template are unknown' in note and '47158son03' in note for note in report['notes']
-    )
+    assert any('1 CLASSES of the template are unknown' in note and '47158son03' in note for note in report['notes'])
     values = np.array(list(scores.values()))
     assert np.allclose(values[:, 3], np.mean([0.1, 0.2, 0.3])) and np.ptp(values[:, :3], axis=0).min() > 0
     report = submit(tagger, out=tmp_path / 'kept.csv', competition=birdclef, rows='template', **QUIET).report
@@ -258,8 +239,7 @@ def test_a_long_template_without_any_file_is_obeyed_all_the_same(birdclef: Path,
 
 def test_models_with_some_of_the_classes_predict_these_alone(birdclef: Path, tmp_path: Path) -> None:
     models = {
-        name: loud_tagger(classes=classes)
-        for name, classes in {'all': CODES, 'two': ['22930', 'asbfly']}.items()
+        name: loud_tagger(classes=classes) for name, classes in {'all': CODES, 'two': ['22930', 'asbfly']}.items()
     }
     scores = {}
     for name, chosen in {'all': [models['all']], 'two': [models['two']], 'both': [*models.values()]}.items():
@@ -268,9 +248,7 @@ def test_models_with_some_of_the_classes_predict_these_alone(birdclef: Path, tmp
     both = scores['both']
     np.testing.assert_allclose(both[:, :2], (scores['all'] + scores['two'])[:, :2] / 2, atol=1e-6)
     np.testing.assert_allclose(both[:, 2:], scores['all'][:, 2:], atol=1e-6)
-    with pytest.raises(
-        KitError, match="--blend rank compares the classes of a row, but some models lack '1e5'"
-    ):
+    with pytest.raises(KitError, match="--blend rank compares the classes of a row, but some models lack '1e5'"):
         submit([*models.values()], out=tmp_path / 'r.csv', competition=birdclef, blend='rank', **QUIET)
 
 
@@ -338,9 +316,7 @@ def test_windows_of_2021_and_clocks_and_sites_are_read(tmp_path: Path) -> None:
     row = {'primary_label': 'asbfly', 'secondary_labels': "['22930']", 'filename': 'XC1.ogg', 'rating': 4.0}
     layouts.write_csv(root / 'train_metadata.csv', [row])
     layouts.write_tone(root / 'train_soundscapes/7019_COR_20190904.ogg', ['22930'], 10, 1)
-    windows = [
-        {'row_id': f'7019_COR_{end}', 'site': 'COR', 'audio_id': 7019, 'seconds': end} for end in (5, 10)
-    ]
+    windows = [{'row_id': f'7019_COR_{end}', 'site': 'COR', 'audio_id': 7019, 'seconds': end} for end in (5, 10)]
     windows = [row | {'birds': birds} for row, birds in zip(windows, ('nocall', '22930 asbfly'), strict=True)]
     layouts.write_csv(root / 'train_soundscape_labels.csv', windows)
     data = read_competition(root, tmp_path / 'out')
@@ -377,9 +353,7 @@ def test_only_the_scored_birds_of_2022_count_in_scores(tmp_path: Path) -> None:
         assert unscored and np.isnan(oof.truth[:, unscored]).all()
         assert np.isfinite(np.delete(oof.truth, unscored, axis=1)).any(axis=0).all()
     thresholds = run.folder / 'thresholds.csv'
-    submit(
-        f'{run.folder}/fold_*.pt', out=tmp_path / 'o.csv', competition=root, thresholds=thresholds, **QUIET
-    )
+    submit(f'{run.folder}/fold_*.pt', out=tmp_path / 'o.csv', competition=root, thresholds=thresholds, **QUIET)
     lines = (tmp_path / 'o.csv').read_text().splitlines()
     assert [line.partition(',')[0] for line in lines] == ['row_id', *cells]
     assert {line.partition(',')[2] for line in lines[1:]} <= {'True', 'False'}

@@ -64,9 +64,7 @@ def test_settings_survive_json(config):
 
 def test_equal_settings_have_equal_digests_and_others_differ():
     assert Outer(rate=1).canonical_json() == Outer(rate=1.0).canonical_json()
-    digests = {
-        config.canonical_json() for config in (*EXAMPLES, Outer(rate=0.25), Outer(inner=Inner(depth=4)))
-    }
+    digests = {config.canonical_json() for config in (*EXAMPLES, Outer(rate=0.25), Outer(inner=Inner(depth=4)))}
     assert len(digests) == len(EXAMPLES) + 2
 
 

@@ -295,10 +295,7 @@ def test_a_deadline_that_has_passed_still_gives_a_whole_csv_at_once(
 
 def test_a_submission_can_be_printed_whenever_it_was_stopped(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', ['a.wav'])
-    for began, words in (
-        (time.time() - 61, 'the CSV is whole'),
-        (time.time(), '1 predicted by all of 1 models'),
-    ):
+    for began, words in ((time.time() - 61, 'the CSV is whole'), (time.time(), '1 predicted by all of 1 models')):
         out = tmp_path / f'{words[:3]}.csv'
         done = submit(loud_tagger(), tmp_path / 'in', out, deadline='1m', started_at=began, progress=False)
         assert words in str(done) and str(done) == repr(done)
@@ -317,14 +314,7 @@ def test_a_deadline_that_has_passed_takes_nothing_from_a_finished_csv(
 def test_a_started_at_that_is_no_recent_unix_time_is_refused(tmp_path: Path, started_at: float) -> None:
     write_folder(tmp_path / 'in', ['a.wav'])
     with pytest.raises(KitError, match='started_at'):
-        submit(
-            loud_tagger(),
-            tmp_path / 'in',
-            tmp_path / 'o.csv',
-            deadline='1m',
-            started_at=started_at,
-            progress=False,
-        )
+        submit(loud_tagger(), tmp_path / 'in', tmp_path / 'o.csv', deadline='1m', started_at=started_at, progress=False)
 
 
 def test_in_a_notebook_a_network_that_never_returns_is_left_in_time(tmp_path: Path) -> None:
@@ -340,20 +330,13 @@ def test_in_a_notebook_a_network_that_never_returns_is_left_in_time(tmp_path: Pa
     blocked.set()
     for thread in set(threading.enumerate()) - others:
         thread.join(timeout=5.0)
-    assert (tmp_path / 'out.csv').read_bytes() == left, (
-        'the abandoned thread wrote after the call had returned'
-    )
+    assert (tmp_path / 'out.csv').read_bytes() == left, 'the abandoned thread wrote after the call had returned'
 
 
 def test_with_a_deadline_a_wrapped_network_that_behaves_is_used(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', ['a.wav'])
     done = submit(
-        loud_tagger(),
-        tmp_path / 'in',
-        tmp_path / 'out.csv',
-        deadline='1m',
-        started_at=time.time(),
-        progress=False,
+        loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', deadline='1m', started_at=time.time(), progress=False
     )
     assert done.report['rows_all_models'] == 1 and done.report['state'] == 'finished'
 
@@ -392,9 +375,7 @@ def test_a_file_that_hangs_is_a_failure_with_its_reason(tmp_path: Path) -> None:
     release = threading.Event()
     decoder = Decoder('hanging', hanging_decoder(release).read, DECODERS[0].duration_s)
     paths, frontends = sorted((tmp_path / 'in').iterdir()), {'': loud_tagger().frontend}
-    loader = SpectrogramLoader(
-        paths, frontends, torch.device('cpu'), threads=1, decoders=[decoder], timeout_s=0.05
-    )
+    loader = SpectrogramLoader(paths, frontends, torch.device('cpu'), threads=1, decoders=[decoder], timeout_s=0.05)
     loader.read_headers()
     good, specs = loader.specs(loader.chunks[0], '')
     release.set()
@@ -411,10 +392,7 @@ def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
     ).report  # fmt: skip
     release.set()
     _, rows = read_scores(tmp_path / 'out.csv')
-    assert [name for name in rows if rows[name].tolist() != nine_digits([0.1, 0.2, 0.3])] == [
-        'x.wav',
-        'y.wav',
-    ]
+    assert [name for name in rows if rows[name].tolist() != nine_digits([0.1, 0.2, 0.3])] == ['x.wav', 'y.wav']
     assert report['rows_all_models'] == 2
 
 
@@ -469,9 +447,7 @@ def test_a_worker_that_hangs_or_dies_leaves_what_was_done_by_then(
     assert len(rows) == 14
     singles = [predict_clips(checkpoint, clips).probabilities for checkpoint in trained.mel]
     found = np.array(list(rows.values()))
-    assert min(np.abs(found - single).max() for single in singles) < 1e-5, (
-        'one model had predicted everything'
-    )
+    assert min(np.abs(found - single).max() for single in singles) < 1e-5, 'one model had predicted everything'
     assert race.out.with_suffix('.json').is_file()
 
 
@@ -481,9 +457,7 @@ def test_in_a_script_a_network_that_waits_for_ever_is_left(races: dict[str, Race
     assert len(read_scores(race.out)[1]) == 14
 
 
-def test_in_a_script_a_network_that_holds_the_interpreter_lock_cannot_miss_the_deadline(
-    races: dict[str, Race],
-) -> None:
+def test_in_a_script_a_network_that_holds_the_interpreter_lock_cannot_miss_the_deadline(races: dict[str, Race]) -> None:
     race = races['in a script, a network holds the interpreter lock']
     result(race)
     assert len(read_scores(race.out)[1]) == 14

@@ -78,9 +78,7 @@ def test_a_lossless_file_is_the_mean_of_its_channels(tmp_path, kind, subtype, st
 
 @pytest.mark.parametrize('channels', [1, 2])
 @pytest.mark.parametrize('kind, subtype', LOSSY)
-def test_a_lossy_file_keeps_its_sines_and_a_part_of_it_is_shorter_or_a_reason(
-    tmp_path, kind, subtype, channels
-):
+def test_a_lossy_file_keeps_its_sines_and_a_part_of_it_is_shorter_or_a_reason(tmp_path, kind, subtype, channels):
     rate = 48000
     t = np.arange(rate) / rate
     values = np.stack([0.4 * np.sin(2 * np.pi * 1000 * (c + 1) * t) for c in range(channels)], axis=1)
@@ -207,11 +205,7 @@ def test_a_decoder_that_returns_no_mono_waveform_is_a_reason_and_the_next_one_re
     path = write_sound(tmp_path / 'a.wav', noise())
     odd = Decoder('odd', lambda path: result, lambda path: 0.0)
     assert 'odd' in reason_of(path, [odd])
-    assert (
-        decode_file(path, [odd, *DECODERS]).seconds
-        == header_duration_s(path, [odd, *DECODERS])
-        == 4001 / RATE
-    )
+    assert decode_file(path, [odd, *DECODERS]).seconds == header_duration_s(path, [odd, *DECODERS]) == 4001 / RATE
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no named pipes')
@@ -232,13 +226,7 @@ def test_a_named_pipe_does_not_block(tmp_path):
     assert 'regular' in results[0].reason and 'regular' in results[1].reason and results[2] is None
 
 
-NAMES = [
-    'ünïcödé 音 🐦.wav',
-    "with space, comma 'quote'.WAV",
-    '-dash.Ogg',
-    'a.b.c.wav',
-    os.fsdecode(b'caf\xe9.flac'),
-]
+NAMES = ['ünïcödé 音 🐦.wav', "with space, comma 'quote'.WAV", '-dash.Ogg', 'a.b.c.wav', os.fsdecode(b'caf\xe9.flac')]
 
 
 @pytest.mark.parametrize('name', NAMES, ids=ascii)
@@ -287,13 +275,7 @@ def test_audio_is_known_by_any_suffix_of_the_decoders_and_without_one_by_its_fir
     others = ['labels.csv', 'notes', 'empty']
     for name in audio + others:
         (tmp_path / name).write_text('x' if name != 'empty' else '')
-    kinds = [
-        ('WAV', 'PCM_16'),
-        ('FLAC', 'PCM_16'),
-        ('OGG', 'VORBIS'),
-        ('MP3', 'MPEG_LAYER_III'),
-        ('AU', 'PCM_16'),
-    ]
+    kinds = [('WAV', 'PCM_16'), ('FLAC', 'PCM_16'), ('OGG', 'VORBIS'), ('MP3', 'MPEG_LAYER_III'), ('AU', 'PCM_16')]
     for kind, subtype in kinds:
         audio.append(f'clip-{kind}')
         write_sound(tmp_path / audio[-1], noise(), kind=kind, subtype=subtype)

@@ -9,15 +9,7 @@ import torch
 from kit.models.checkpoint import load_tagger
 from kit.report import show
 from kit.train.run import train_run
-from tests.behaviour.training import (
-    QUIET,
-    TINY,
-    Killed,
-    load_table,
-    new_trainer,
-    train_all,
-    train_quietly,
-)
+from tests.behaviour.training import QUIET, TINY, Killed, load_table, new_trainer, train_all, train_quietly
 
 pytestmark = pytest.mark.usefixtures('one_core')
 

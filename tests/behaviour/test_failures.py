@@ -108,12 +108,7 @@ def test_a_folder_of_nothing_but_bad_files_makes_a_csv_of_priors_and_an_error(tm
     assert set(rows) == set(bad)
     assert all(row.tolist() == nine_digits([0.1, 0.2, 0.3]) for row in rows.values())
     done = submit(
-        loud_tagger(),
-        tmp_path / 'in',
-        tmp_path / 'out.csv',
-        deadline='1m',
-        started_at=time.time(),
-        progress=False,
+        loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', deadline='1m', started_at=time.time(), progress=False
     )
     assert done.report['rows_all_models'] == 0 and done.report['state'].startswith('nothing was predicted')
     assert 'NOTHING WAS PREDICTED' in str(done)
@@ -144,10 +139,7 @@ def leaving(path: Path) -> Any:
     raise SystemExit(3)
 
 
-@pytest.mark.parametrize(
-    'read',
-    [lambda path: 1 / 0, broken, leaving],
-)
+@pytest.mark.parametrize('read', [lambda path: 1 / 0, broken, leaving])
 def test_a_decoder_that_breaks_its_promise_is_a_reason(tmp_path: Path, read: Any) -> None:
     path = write_wav(tmp_path / 'a.wav', noise(400))
     assert isinstance(decode_file(path, [Decoder('odd', read, lambda _: 1.0)]), Undecodable)
@@ -196,9 +188,7 @@ def test_a_clip_without_finite_logits_is_a_failure_of_predict_clips_too(tmp_path
     sounds = [Sound(noise(3000), RATE), Sound(noise(3000, level=0.9), RATE)]
     both = [loud_tagger(Unstable(not_finite(float('nan')))), loud_tagger()]
     predictions = predict_clips(both, sounds)
-    assert (
-        list(predictions.failures) == ['clip 1'] and 'tagger 0: the network' in predictions.failures['clip 1']
-    )
+    assert list(predictions.failures) == ['clip 1'] and 'tagger 0: the network' in predictions.failures['clip 1']
 
 
 def raising(error: BaseException) -> Any:
@@ -250,9 +240,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('wrong', WRONG)
-def test_a_network_whose_output_is_not_clips_by_classes_is_refused_with_the_shape(
-    tmp_path: Path, wrong: str
-) -> None:
+def test_a_network_whose_output_is_not_clips_by_classes_is_refused_with_the_shape(tmp_path: Path, wrong: str) -> None:
     write_folder(tmp_path / 'in', ['a.wav', 'b.wav'])
     with pytest.raises(KitError, match=r'\(B, K\)|3 classes'):
         submit(loud_tagger(Shaped(WRONG[wrong])), tmp_path / 'in', tmp_path / 'out.csv', progress=False)

@@ -23,10 +23,7 @@ BANDS_HZ = ((0.0, 1000.0), (500.0, 1500.0), (1000.0, 4000.0), (0.0, 4000.0))
 SMALL_PYRAMID = {'family': 'max-pyramid', 'blocks': 2, 'width': 4}
 # Each network's settings, and the frontend's settings beside the common ones.
 NETWORKS = {
-    'max-pyramid 2-D': (
-        {'family': 'max-pyramid', 'blocks': 3, 'width': 6},
-        {'channels': ('log', 'coordinate')},
-    ),
+    'max-pyramid 2-D': ({'family': 'max-pyramid', 'blocks': 3, 'width': 6}, {'channels': ('log', 'coordinate')}),
     'max-pyramid 1-D': ({'family': 'max-pyramid', 'blocks': 3, 'width': 6, 'dims': 1}, {}),
     'skip-attention': (
         {'family': 'skip-attention', 'width': 4},
@@ -58,9 +55,7 @@ HEADS = {
     'hidden': {'hidden': 6},
     'hidden, norm first': {'hidden': None, 'norm_first': True},
 }
-PAIRS = [
-    (name, head) for name in NETWORKS for head in (POOLING_HEADS if name.startswith('freq-crop') else HEADS)
-]
+PAIRS = [(name, head) for name in NETWORKS for head in (POOLING_HEADS if name.startswith('freq-crop') else HEADS)]
 every_pair = pytest.mark.parametrize(('name', 'head'), PAIRS)
 every_network = pytest.mark.parametrize('name', NETWORKS)
 

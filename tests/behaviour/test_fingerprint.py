@@ -9,13 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from kit.audio.fingerprint import (
-    are_copies,
-    fingerprint_frontend,
-    fingerprint_of_spec,
-    likely_shifts,
-    near_duplicates,
-)
+from kit.audio.fingerprint import are_copies, fingerprint_frontend, fingerprint_of_spec, likely_shifts, near_duplicates
 from kit.audio.waveform import resample, small_ratio
 from kit.cli import run_command
 from kit.commands import COMMANDS

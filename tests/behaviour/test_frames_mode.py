@@ -57,10 +57,7 @@ def frames_tagger(network, inference=FRAMES, **frontend):
     if network['family'] == 'freq-crop':
         network = {**network, 'backbone': backbone}
     card = TaggerCard(
-        classes=CLASSES,
-        frontend=replace(FRONTEND, **frontend),
-        network=complete_network(network),
-        inference=inference,
+        classes=CLASSES, frontend=replace(FRONTEND, **frontend), network=complete_network(network), inference=inference
     )
     tagger = build_tagger(card).eval()
     for name, parameter in tagger.named_parameters():
@@ -96,9 +93,7 @@ def slow_logits(tagger, spec, inference):
     return torch.stack(logits).numpy()
 
 
-@pytest.mark.parametrize(
-    'name', [name for name in NETWORKS if 'recurrent' not in name and name != 'attention']
-)
+@pytest.mark.parametrize('name', [name for name in NETWORKS if 'recurrent' not in name and name != 'attention'])
 @pytest.mark.parametrize('frames', [1, 60, 100, 101, 457])
 def test_a_window_has_the_logits_of_the_head_on_its_part_of_the_maps(name, frames):
     tagger = frames_tagger(NETWORKS[name])
@@ -226,9 +221,7 @@ def test_every_sample_reaches_a_window_in_mode_frames():
         (lambda: loud_tagger(inference=FRAMES), 'a custom network has no feature maps.*mode windows'),
         (lambda: frames_tagger(PYRAMID, image_size=(64, 64)), 'image_size resizes .*mode windows'),
         (
-            lambda: frames_tagger(
-                {'family': 'axis-pool', 'width': 16}, extra_rows=('wave_stats', 'clip_length')
-            ),
+            lambda: frames_tagger({'family': 'axis-pool', 'width': 16}, extra_rows=('wave_stats', 'clip_length')),
             'extra rows describe a whole input.*mode windows',
         ),
     ],
@@ -240,9 +233,7 @@ def test_what_mode_frames_cannot_pool_is_refused_with_a_cure(tagger, message):
 
 def test_windows_longer_than_a_piece_are_refused_in_mode_frames():
     inference = InferenceConfig(mode='frames', window_s=2.0, hop_s=1.0, max_frames=100)
-    with pytest.raises(
-        KitError, match=r"max_frames of a window's 200 frames or more, got 100: raise max_frames"
-    ):
+    with pytest.raises(KitError, match=r"max_frames of a window's 200 frames or more, got 100: raise max_frames"):
         inference.inputs(500, 100.0)
 
 

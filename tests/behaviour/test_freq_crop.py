@@ -63,9 +63,7 @@ def slow_rows(band, bins, rows):
     if not inside:
         inside = [min(range(bins), key=lambda i: abs(HZ[i] - sum(band) / 2))]
     # Input row i covers [i, i + 1) / bins of the height, map row j covers [j, j + 1) / rows.
-    return [
-        j for j in range(rows) if any((i + 1) * rows > j * bins and i * rows < (j + 1) * bins for i in inside)
-    ]
+    return [j for j in range(rows) if any((i + 1) * rows > j * bins and i * rows < (j + 1) * bins for i in inside)]
 
 
 @pytest.mark.parametrize('bins', [40, 37])
@@ -205,11 +203,7 @@ def test_a_tone_lies_in_the_rows_of_the_class_whose_band_holds_it(form):
     bands = ((200.0, 700.0), (1500.0, 3000.0), (0.0, 4000.0))
     crops = form == 'crops'
     frontend = FrontendConfig(
-        sample_rate=8000,
-        n_fft=512,
-        hop_length=128,
-        n_mels=8 if crops else 32,
-        bands_hz=bands if crops else (),
+        sample_rate=8000, n_fft=512, hop_length=128, n_mels=8 if crops else 32, bands_hz=bands if crops else ()
     )
     network = {'family': 'freq-crop', 'form': form, 'backbone': PYRAMID, 'bands_hz': () if crops else bands}
     tagger = build_tagger(TaggerCard(classes=('low', 'high', 'both'), frontend=frontend, network=network))

@@ -183,9 +183,7 @@ def test_a_clip_is_the_same_bit_for_bit_whatever_the_other_clips(settings: dict[
 
 
 @pytest.mark.parametrize('settings', OPTIONS, ids=str)
-def test_windows_are_cut_after_normalizing_the_clip_or_before_normalizing_the_window(
-    settings: dict[str, Any],
-) -> None:
+def test_windows_are_cut_after_normalizing_the_clip_or_before_normalizing_the_window(settings: dict[str, Any]) -> None:
     by_clip = Frontend(small(**settings))
     cached = compute_spectrograms(by_clip, [noise(7000)])[0]
     assert torch.equal(cached, by_clip.normalize(by_clip.spectrograms([noise(7000)])[0]))

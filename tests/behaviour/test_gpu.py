@@ -61,13 +61,7 @@ def test_a_batch_beyond_a_gpus_memory_is_halved_until_it_fits() -> None:
 
 def test_training_runs_on_a_gpu_in_half_precision(tmp_path: Path) -> None:
     make_toy_set(tmp_path, clips=24, test=1)
-    small = [
-        'frontend.sample_rate=8000',
-        'frontend.n_mels=32',
-        'network.blocks=2',
-        'network.width=4',
-        'epochs=2',
-    ]
+    small = ['frontend.sample_rate=8000', 'frontend.n_mels=32', 'network.blocks=2', 'network.width=4', 'epochs=2']
     recipe = find_recipe('max-pyramid-mel', small=True, overrides=[*small, 'n_folds=2'])
     out = tmp_path / 'run'
     run = train_run(recipe, tmp_path / 'train.csv', tmp_path / 'train', out, device=DEVICE, progress=False)
@@ -79,9 +73,7 @@ def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
     frontend = Frontend(SYSTEMS[name].frontend)
     waves = [torch.from_numpy(noise(samples, seed=samples, level=0.3)) for samples in (90000, 30011)]
     on_cpu = [frontend.network_input(raw) for raw in frontend.spectrograms(waves)]
-    on_gpu = [
-        frontend.network_input(raw) for raw in frontend.spectrograms([wave.to(DEVICE) for wave in waves])
-    ]
+    on_gpu = [frontend.network_input(raw) for raw in frontend.spectrograms([wave.to(DEVICE) for wave in waves])]
     for here, there in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(there.cpu(), here, atol=0.05, rtol=1e-3)
 

@@ -140,11 +140,7 @@ def test_attention_with_norm_first_normalises_each_feature_over_clips_and_frames
     torch.testing.assert_close(normalized.mean((0, 2)), torch.zeros(8), rtol=0, atol=1e-4)
     plain = build_head(pool='attention', hidden=hidden, dropout=0.0)
     plain.projection.load_state_dict(
-        {
-            f'{int(name[0]) - 1}{name[1:]}': x
-            for name, x in head.projection.state_dict().items()
-            if name[0] > '0'
-        }
+        {f'{int(name[0]) - 1}{name[1:]}': x for name, x in head.projection.state_dict().items() if name[0] > '0'}
     )
     plain.classifier.load_state_dict(head.classifier.state_dict())
     torch.testing.assert_close(head(maps).frames, plain([normalized[..., None, :]]).frames)

@@ -58,9 +58,7 @@ def test_a_clip_alone_in_company_and_in_any_order_gets_one_prediction(
 
 
 @pytest.mark.parametrize('batch_frames', [1, 500, 100_000])
-def test_the_batch_size_changes_no_prediction(
-    trained: Trained, sounds: list[Sound], batch_frames: int
-) -> None:
+def test_the_batch_size_changes_no_prediction(trained: Trained, sounds: list[Sound], batch_frames: int) -> None:
     checkpoints = checkpoints_of(trained, 'ensemble')
     expected = predict_clips(checkpoints, sounds).probabilities
     output = predict_clips(checkpoints, sounds, batch_frames=batch_frames).probabilities
@@ -95,9 +93,7 @@ def test_no_input_holds_padding_from_another_clip(sounds: list[Sound]) -> None:
     assert torch.equal(expected.sort().values, minima.sort().values), 'an input held what its clip does not'
 
 
-def test_models_of_several_front_ends_predict_together_as_each_alone(
-    trained: Trained, sounds: list[Sound]
-) -> None:
+def test_models_of_several_front_ends_predict_together_as_each_alone(trained: Trained, sounds: list[Sound]) -> None:
     checkpoints = checkpoints_of(trained, 'ensemble')
     weights = [1.0, 2.0, 3.0, 0.5]
     together = predict_clips(checkpoints, sounds, weights=weights).probabilities

@@ -56,9 +56,7 @@ def test_labels_are_names_between_commas_quoted_names_or_lists(text, names):
         ('Bark,Meow;Purr,Purr', "gives the class 'Meow;Purr'"),
     ],
 )
-def test_labels_that_look_wrongly_separated_or_named_as_a_column_are_refused_with_their_line(
-    tmp_path, cell, words
-):
+def test_labels_that_look_wrongly_separated_or_named_as_a_column_are_refused_with_their_line(tmp_path, cell, words):
     path = tmp_path / 'table.csv'
     path.write_text(f'fname,labels\na.wav,Rain\nb.wav,"{cell}"\n')
     with pytest.raises(KitError, match=f'line 3: .*{words}'):

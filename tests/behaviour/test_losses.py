@@ -124,15 +124,9 @@ CASES = {
         partial(bce_loss, smoothing=0.01, positive_weight=POSITIVE_WEIGHT),
         by_label(smoothed_weighted_term),
     ),
-    'focal alpha': (
-        partial(focal_loss, gamma=1.5, alpha=0.25),
-        by_label(lambda s, t, k: focal_term(s, t, 1.5, 0.25)),
-    ),
+    'focal alpha': (partial(focal_loss, gamma=1.5, alpha=0.25), by_label(lambda s, t, k: focal_term(s, t, 1.5, 0.25))),
     'focal 0': (partial(focal_loss, gamma=0.0), by_label(lambda s, t, k: cross_entropy(s, t))),
-    'bootstrap attached': (
-        partial(soft_bootstrap_loss, detach=False),
-        by_label(lambda s, t, k: bootstrap_term(s, t)),
-    ),
+    'bootstrap attached': (partial(soft_bootstrap_loss, detach=False), by_label(lambda s, t, k: bootstrap_term(s, t))),
 }
 # These also train unknown labels, by the network's own prediction.
 ON_UNKNOWN = {

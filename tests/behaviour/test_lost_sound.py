@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.audio.decode import (
-    DECODERS,
-    Decoder,
-    Sound,
-    decode_file,
-    header_duration_s,
-    import_problem,
-)
+from kit.audio.decode import DECODERS, Decoder, Sound, decode_file, header_duration_s, import_problem
 from kit.doctor import run_doctor
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.submit import submit
@@ -222,9 +215,7 @@ def fresh_imports():
 
 
 @pytest.mark.parametrize('module', ['torchcodec', 'soundfile'])
-def test_an_import_that_failed_is_tried_once_and_reasons_are_short(
-    tmp_path, monkeypatch, fresh_imports, module
-):
+def test_an_import_that_failed_is_tried_once_and_reasons_are_short(tmp_path, monkeypatch, fresh_imports, module):
     attempts = []
 
     class Broken:
@@ -259,10 +250,7 @@ def test_a_missing_decoder_is_named_with_its_cure(tmp_path):
         assert 'soundfile is missing: pip install soundfile (it is not installed)' in reason
     m4a = b'\0\0\0\x20ftypM4A ' + bytes(300)
     without_torchcodec = [BY_NAME['soundfile'], Decoder('torchcodec', absent, absent)]
-    assert (
-        'no decoder here reads AAC: pip install torchcodec'
-        in decode_bytes(tmp_path, m4a, without_torchcodec).reason
-    )
+    assert 'no decoder here reads AAC: pip install torchcodec' in decode_bytes(tmp_path, m4a, without_torchcodec).reason
     (tmp_path / 'a.mp3').write_bytes(b'\xff\xfb\x90\x00' + bytes(40))
     for content in (b'\xff\xfb\x90\x00' + bytes(40), b'ID3\x04\0\0\0\0\0\x0a' + bytes(400)):
         (tmp_path / 'a.mp3').write_bytes(content)

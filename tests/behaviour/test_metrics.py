@@ -7,14 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from kit.core.errors import KitError
-from kit.labels.metrics import (
-    METRICS,
-    class_metric,
-    clip_precision_sums,
-    compute_metric,
-    lwlrap,
-    metric_per_class,
-)
+from kit.labels.metrics import METRICS, class_metric, clip_precision_sums, compute_metric, lwlrap, metric_per_class
 from tests.behaviour.slow_metrics import SLOW_METRICS
 
 
@@ -183,20 +176,13 @@ def test_true_labels_first_are_best_and_a_metric_over_rows_does_not_compare_clip
     if name == 'micro_f1':  # it has a threshold
         return
     lower = probs * np.random.default_rng(0).uniform(0.1, 1, size=(len(probs), 1))
-    is_same = compute_metric(name, truth, lower) == pytest.approx(
-        compute_metric(name, truth, probs), abs=1e-9
-    )
+    is_same = compute_metric(name, truth, lower) == pytest.approx(compute_metric(name, truth, probs), abs=1e-9)
     assert is_same == (METRICS[name].clip_sums is not None)
 
 
 def test_a_tie_with_false_labels_counts_against_a_true_one_in_map3():
     truth = np.eye(4)[[0]]
-    for scores, expected in (
-        ([4, 3, 2, 1], 1),
-        ([3, 4, 2, 1], 1 / 2),
-        ([1, 1, 0, 0], 1 / 2),
-        ([1, 1, 1, 1], 0),
-    ):
+    for scores, expected in (([4, 3, 2, 1], 1), ([3, 4, 2, 1], 1 / 2), ([1, 1, 0, 0], 1 / 2), ([1, 1, 1, 1], 0)):
         assert compute_metric('map3', truth, [scores]) == pytest.approx(expected)
 
 
@@ -213,9 +199,7 @@ def test_a_metric_without_a_value_says_what_it_needs(name):
         with pytest.raises(KitError, match='none of the 4 clips has a true label'):
             compute_metric(name, false, false)
     if name == 'macro_auc':
-        with pytest.raises(
-            KitError, match='macro_auc has no value on 4 clips: it needs known labels, both true and'
-        ):
+        with pytest.raises(KitError, match='macro_auc has no value on 4 clips: it needs known labels, both true and'):
             compute_metric(name, 1 - false, false)
     if name in ('micro_f1', 'padded_cmap'):
         with pytest.raises(KitError, match='the probability is 7 at row 0, column 0, wanted 0 to 1'):

@@ -8,15 +8,7 @@ import pytest
 import torch
 
 from kit.audio.frontend import Frontend, FrontendConfig
-from kit.audio.mixup import (
-    MixupConfig,
-    draw_mixup,
-    mix_energies,
-    mix_into,
-    mix_labels,
-    mix_specs,
-    mix_waves,
-)
+from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies, mix_into, mix_labels, mix_specs, mix_waves
 from kit.core.errors import KitError
 
 NAN = float('nan')

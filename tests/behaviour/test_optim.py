@@ -50,9 +50,7 @@ def noise_data(n=12):
     weights = np.ones(n, np.float32)
     recordings = dict(zip(names, specs.values(), strict=True))
     stretches = whole_clips(n)
-    return Dataset(
-        names, CLASSES, truth, weights, sources, truth, folds, stretches, specs, recordings, seconds, {}
-    )
+    return Dataset(names, CLASSES, truth, weights, sources, truth, folds, stretches, specs, recordings, seconds, {})
 
 
 DATA = noise_data()
@@ -288,8 +286,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    ('name', 'killed_after'),
-    [*((name, 2) for name in SETTINGS), ('freeze', 3), ('swa', 3), ('plateau', 1)],
+    ('name', 'killed_after'), [*((name, 2) for name in SETTINGS), ('freeze', 3), ('swa', 3), ('plateau', 1)]
 )
 def test_a_killed_training_resumes_to_the_same_bits_with_any_settings(tmp_path, name, killed_after):
     recipe = TINY.override(SETTINGS[name])

@@ -41,9 +41,7 @@ def make_member(tagger: Tagger, score: float | None = None, run: int = 0) -> Ens
     return EnsembleMember('m', Predictor(tagger, torch.device('cpu')), run=run)
 
 
-def ordered(
-    costs: Sequence[float], scores: Sequence[float | None], audio_s: float, left_s: float
-) -> list[int]:
+def ordered(costs: Sequence[float], scores: Sequence[float | None], audio_s: float, left_s: float) -> list[int]:
     members = [make_member(loud_tagger(), score) for score in scores]
     for member, cost in zip(members, costs, strict=True):
         member.cost = cost
@@ -78,12 +76,7 @@ def test_a_cost_is_the_time_of_the_second_turn_per_second_of_audio() -> None:
 
 def test_equal_models_are_measured_once_and_none_after_the_time_for_measuring() -> None:
     clock = HandClock(1000.0)
-    networks = [
-        Timed(clock, 1.0),
-        Timed(clock, 1.0),
-        Timed(clock, 30.0, ballast=9),
-        Timed(clock, 1.0, ballast=99),
-    ]
+    networks = [Timed(clock, 1.0), Timed(clock, 1.0), Timed(clock, 30.0, ballast=9), Timed(clock, 1.0, ballast=99)]
     members = [make_member(loud_tagger(network)) for network in networks]
     measure_costs(members, TimeBudget(Deadline(1100.0, clock)))
     assert [network.batches for network in networks] == [2, 0, 2, 0]
@@ -114,9 +107,7 @@ def test_a_plan_says_how_many_models_fit() -> None:
 
 
 @pytest.mark.parametrize('metric', ['lwlrap', 'macro_auc'])
-def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(
-    tmp_path: Path, metric: str
-) -> None:
+def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(tmp_path: Path, metric: str) -> None:
     """Two models predict 12 clips; the clock runs out in the middle of the second."""
     for i in range(12):
         write_wav(tmp_path / 'in' / f'{i:02d}.wav', noise(2000 + 400 * i, seed=i, level=0.01 * (1 + i)))

@@ -106,9 +106,7 @@ def test_calibration_counts_known_labels_alone_with_wilson_intervals():
         in_bin = (np.minimum((scores * 10).astype(int), 9) == number) & ~np.isnan(truth)
         if in_bin.any():
             expected.append((scores[in_bin].mean(), truth[in_bin].mean(), in_bin.sum()))
-    np.testing.assert_allclose(
-        np.array([bins.predicted, bins.observed, bins.n_labels]).T, expected, rtol=1e-9
-    )
+    np.testing.assert_allclose(np.array([bins.predicted, bins.observed, bins.n_labels]).T, expected, rtol=1e-9)
     assert bins.n_labels.sum() == (~np.isnan(truth)).sum()
     assert (bins.low <= bins.observed + 1e-12).all() and (bins.observed <= bins.high + 1e-12).all()
     for ends in (bins.low, bins.high):

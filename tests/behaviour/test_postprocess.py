@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from kit.core.errors import KitError
-from kit.infer.postprocess import (
-    estimate_prevalences,
-    scale_odds,
-    shift_by_site,
-    smooth_neighbours,
-    weigh_by_recording,
-)
+from kit.infer.postprocess import estimate_prevalences, scale_odds, shift_by_site, smooth_neighbours, weigh_by_recording
 
 TRAINED = np.array([0.5, 0.1, 0.3])
 
@@ -79,9 +73,7 @@ def test_shifted_prevalences_are_recovered_and_unshifted_ones_stay() -> None:
 
 def test_a_set_without_information_keeps_the_trained_prevalences() -> None:
     for n in (0, 1, 50):
-        np.testing.assert_allclose(
-            estimate_prevalences(np.tile(TRAINED, (n, 1)), TRAINED), TRAINED, atol=1e-9
-        )
+        np.testing.assert_allclose(estimate_prevalences(np.tile(TRAINED, (n, 1)), TRAINED), TRAINED, atol=1e-9)
     one = estimate_prevalences(np.array([[0.6, 0.6, 0.6]]), TRAINED, 10.0)
     assert (one > TRAINED).all() and (one < TRAINED + 0.15).all()
 
@@ -121,10 +113,7 @@ def test_another_recording_never_counts() -> None:
     changed = p.copy()
     changed[[name == 'd' for name in names]] = 0.99
     kept = [name != 'd' for name in names]
-    for step in (
-        lambda s: smooth_neighbours(s, names, times, (0.5, 0.5)),
-        lambda s: weigh_by_recording(s, names),
-    ):
+    for step in (lambda s: smooth_neighbours(s, names, times, (0.5, 0.5)), lambda s: weigh_by_recording(s, names)):
         np.testing.assert_array_equal(step(changed)[kept], step(p)[kept])
         assert not np.array_equal(step(changed), step(p))
 
@@ -177,9 +166,7 @@ def test_zeros_and_ones_stay_within_zero_and_one() -> None:
             assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
 
 
-@pytest.mark.parametrize(
-    'bad', [np.array([[2.0, 0.1, 0.1]]), np.array([[np.nan, 0, 0]]), np.zeros((2, 1, 3))]
-)
+@pytest.mark.parametrize('bad', [np.array([[2.0, 0.1, 0.1]]), np.array([[np.nan, 0, 0]]), np.zeros((2, 1, 3))])
 def test_scores_that_are_no_probabilities_are_refused(bad: np.ndarray) -> None:
     for step in (
         lambda s: scale_odds(s, TRAINED, TRAINED),

@@ -26,9 +26,7 @@ def places(trained: Trained) -> tuple[Path, Path]:
     return run, run.parent / 'data' / 'train'
 
 
-def test_without_a_change_a_probe_scores_what_the_run_scored_and_a_band_less_costs(
-    places: tuple[Path, Path],
-) -> None:
+def test_without_a_change_a_probe_scores_what_the_run_scored_and_a_band_less_costs(places: tuple[Path, Path]) -> None:
     report = probe(*places, bands=1, stretches=3, device='cpu', progress=False)
     names = [row.name for row in report.rows]
     assert names[:3] == ['everything', 'coordinate zeroed', 'coordinate noise']
@@ -46,13 +44,7 @@ def test_the_same_call_gives_the_same_report(places: tuple[Path, Path]) -> None:
     assert once == again and str(once) == str(again)
 
 
-PLAIN = {
-    'sample_rate': 8000,
-    'n_fft': 256,
-    'hop_length': 80,
-    'n_mels': 12,
-    'channels': ('coordinate01', 'log'),
-}
+PLAIN = {'sample_rate': 8000, 'n_fft': 256, 'hop_length': 80, 'n_mels': 12, 'channels': ('coordinate01', 'log')}
 FRONTENDS = {
     "three resolutions with deltas": FrontendConfig(
         **PLAIN | {"resolutions": ((128, 80), (512, 160)), "channels": ("delta", "log", "coordinate")}
@@ -130,9 +122,7 @@ def test_any_tagger_is_probed_in_windows_on_clips_with_unknown_labels(tmp_path: 
     report = probe(models, audio, bands=3, stretches=0, device='cpu', progress=False)
     probs = predict_clips(tagger, [audio / name for name in names[:6]], device='cpu').probabilities
     assert (report.clips, report.failed) == (6, 1) and '1 more without predictions' in str(report)
-    assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(
-        log_losses(truth[:6], probs)
-    )
+    assert (report.rows[0].positive_loss, report.rows[0].negative_loss) == pytest.approx(log_losses(truth[:6], probs))
     assert report.rows[0].score == pytest.approx(lwlrap(truth[:6], probs))
     # Its classes are the loudness of three groups of bands: without one, its class alone loses.
     for row in report.rows[1:]:

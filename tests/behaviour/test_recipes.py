@@ -69,9 +69,7 @@ def sound(labels, seconds, rng, at_s=None):
     for label in labels:
         start = int(rng.integers(0, n - length + 1)) if at_s is None else round(at_s * RATE)
         hz = {'high': rng.uniform(2000, 3000), 'low': rng.uniform(200, 400)}.get(label)
-        wave[start : start + length] += 0.2 * (
-            rng.normal(size=length) if hz is None else np.sin(2 * np.pi * hz * t)
-        )
+        wave[start : start + length] += 0.2 * (rng.normal(size=length) if hz is None else np.sin(2 * np.pi * hz * t))
     return wave.astype(np.float32)
 
 
@@ -82,9 +80,7 @@ def tagging(tmp_path_factory):
     for i in range(18):
         labels = sorted({CLASSES[i % 3], CLASSES[(i // 3) % 3]})
         name = f'{i:02d}.wav'
-        write_wav(
-            folder / ('test' if i >= 14 else 'train') / name, sound(labels, rng.uniform(1, 2), rng), RATE
-        )
+        write_wav(folder / ('test' if i >= 14 else 'train') / name, sound(labels, rng.uniform(1, 2), rng), RATE)
         if i < 14:
             source = 'curated' if i < 8 else 'noisy'
             rows.append({'fname': name, 'labels': ','.join(labels), 'fold': i // 3 % 2, 'source': source})
@@ -100,9 +96,7 @@ def soundscapes(tmp_path_factory):
     bands, files = {'high': (1800, 3200), 'low': (100, 500), 'noisy': (100, 3900)}, {'true': [], 'false': []}
     for i in range(9):
         label, name = CLASSES[i % 3], f'r{i}'
-        write_wav(
-            folder / ('test' if i >= 6 else 'train') / f'{name}.wav', sound([label], 3.0, rng, 1.0), RATE
-        )
+        write_wav(folder / ('test' if i >= 6 else 'train') / f'{name}.wav', sound([label], 3.0, rng, 1.0), RATE)
         for kind, shift, begin, end in (('true', 0, 1.0, 1.5), ('false', 1, 2.0, 2.6)):
             low, high = bands[CLASSES[(i + shift) % 3]]
             if i < 6:
@@ -157,9 +151,7 @@ def test_a_recipe_for_clips_trains_small_makes_oof_and_submits(tagging, tmp_path
 
 
 @pytest.mark.parametrize('name', RFCX)
-def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submits(
-    soundscapes, tmp_path, name
-):
+def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submits(soundscapes, tmp_path, name):
     boxes = [soundscapes / 'true.csv', soundscapes / 'false.csv']
     options = {'table': soundscapes / 'folds.csv', 'boxes': boxes}
     run, header, rows = trained_and_submitted(name, soundscapes, tmp_path, **options)
@@ -332,11 +324,7 @@ def test_a_recipe_runs_on_real_clips_in_the_competition_s_own_files(esc10, tmp_p
     subprocess.run([sys.executable, str(tool), kind, str(tmp_path / 'task'), *words], check=True)
     task = tmp_path / 'task'
     overrides = [*TINY[name], 'epochs=1', 'validate_every=1', 'self_training.iterations=0']
-    options = {
-        'table': None,
-        'boxes': [task / 'train_tp.csv', task / 'train_fp.csv'],
-        'audio': task / 'train',
-    }
+    options = {'table': None, 'boxes': [task / 'train_tp.csv', task / 'train_fp.csv'], 'audio': task / 'train'}
     if kind == 'tagging':
         parts = [pd.read_csv(task / f'train_{part}.csv').assign(source=part) for part in ('curated', 'noisy')]
         frame = pd.concat(parts).drop(columns='fold')

@@ -106,12 +106,7 @@ def test_without_top_k_all_noisy_clips_are_predicted():
 
 
 def test_hard_labels_are_as_many_of_a_class_as_expected_and_clips_without_any_are_dropped():
-    probs = [
-        [0.9, 0.4],
-        [0.6, 0.3],
-        [0.5, 0.1],
-        [0.1, 0.2],
-    ]  # expected: 2 of the first class, 1 of the second
+    probs = [[0.9, 0.4], [0.6, 0.3], [0.5, 0.1], [0.1, 0.2]]  # expected: 2 of the first class, 1 of the second
     frame = table_of(['A'] * 4, false_labels='*')
     plan = SelfTrainingConfig(hard=True)
     done = keep_agreeing(frame, soft_of(probs), plan, 1)
@@ -184,9 +179,7 @@ def test_only_noisy_sources_change_and_only_if_a_fold_holds_them_out():
 
 def test_boxes_override_the_predictions_of_windows():
     one = np.array([1.0])
-    boxes = Boxes(
-        ('A', 'B', 'C'), np.array(['a']), np.array([2]), np.array([True]), 0 * one, one, one, 2 * one
-    )
+    boxes = Boxes(('A', 'B', 'C'), np.array(['a']), np.array([2]), np.array([True]), 0 * one, one, one, 2 * one)
     corrected = correct_by_boxes(WINDOWS, boxes)
     assert corrected.targets[0].tolist() == [np.float32(0.9), np.float32(0.1), 1]
     np.testing.assert_array_equal(corrected.targets[1:], WINDOWS.targets[1:])
@@ -270,10 +263,7 @@ def test_clips_without_finite_predictions_get_no_labels(run, toy, tmp_path):
         save_tagger(tmp_path / 'run' / f'fold_{fold}.pt', tagger)
         if fold == 0:
             soft, models = predict_pseudo_labels([tmp_path / 'run'], toy[1], **QUIET)
-            assert soft.names == ('01.wav', '03.wav', '05.wav', '07.wav') and sorted(models.values()) == [
-                0,
-                4,
-            ]
+            assert soft.names == ('01.wav', '03.wav', '05.wav', '07.wav') and sorted(models.values()) == [0, 4]
     with pytest.raises(KitError, match='predict no finite number for any clip'):
         predict_pseudo_labels([tmp_path / 'run'], toy[1], **QUIET)
 

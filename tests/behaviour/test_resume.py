@@ -16,15 +16,7 @@ import torch
 from kit.infer.submit import submit
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger
-from tests.behaviour.trained import (
-    LoudBands,
-    loud_tagger,
-    noise,
-    read_scores,
-    write_folder,
-    write_template,
-    write_wav,
-)
+from tests.behaviour.trained import LoudBands, loud_tagger, noise, read_scores, write_folder, write_template, write_wav
 
 TIMEOUT_S = 60.0
 
@@ -75,9 +67,7 @@ def alive(pid):
 # Kills
 
 
-def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(
-    kit_command, trained, clips, tmp_path, start
-):
+def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(kit_command, trained, clips, tmp_path, start):
     names = [path.name for path in sorted(clips.iterdir())[::-1]]
     template = write_template(tmp_path / 't.csv', names, trained.classes)
     reference, out = tmp_path / 'reference.csv', tmp_path / 'killed' / 'out.csv'

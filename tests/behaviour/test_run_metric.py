@@ -147,7 +147,5 @@ def test_another_metric_in_the_same_folder_and_a_fold_without_its_labels_are_ref
 
 
 def test_recipes_explains_the_metric():
-    line = next(
-        line for line in list_recipes('max-pyramid-mel').splitlines() if line.startswith('  metric =')
-    )
+    line = next(line for line in list_recipes('max-pyramid-mel').splitlines() if line.startswith('  metric ='))
     assert 'lwlrap' in line and 'padded_cmap' in line and 'micro_f1' in line

@@ -104,9 +104,7 @@ def test_a_table_of_one_source_is_drawn_whole_and_sources_without_any_share_are_
     order = draw_order(clips_of(targets, sources=['y'] * 16), recipe, seeded())
     assert counts_of(order, 16).tolist() == [1] * 16
     with pytest.raises(KitError, match='share above 0'):
-        draw_order(
-            clips_of(targets, sources=['x', 'y'] * 8), recipe_with(shares={'x': 0.0, 'y': 0.0}), seeded()
-        )
+        draw_order(clips_of(targets, sources=['x', 'y'] * 8), recipe_with(shares={'x': 0.0, 'y': 0.0}), seeded())
 
 
 def test_an_epoch_has_as_many_steps_as_asked_and_few_clips_come_equally_often():
@@ -184,9 +182,7 @@ def test_the_same_seed_draws_the_same_and_another_draws_other_crops():
     one, same, other = (list(draw_batches(clips, recipe, FRONTEND, seeded(seed))) for seed in (1, 1, 2))
     for a, b in zip(one, same, strict=True):
         assert a.rows == b.rows
-        assert all(
-            torch.equal(x.nan_to_num(-1.0), y.nan_to_num(-1.0)) for x, y in zip(a[:6], b[:6], strict=True)
-        )
+        assert all(torch.equal(x.nan_to_num(-1.0), y.nan_to_num(-1.0)) for x, y in zip(a[:6], b[:6], strict=True))
     assert [batch.rows for batch in one] != [batch.rows for batch in other]
 
 
@@ -279,9 +275,7 @@ def test_the_rows_of_a_box_are_those_whose_bins_lie_in_its_band():
         assert list(range(first, end)) == inside or (not inside and (first == -1 or end == first + 1))
     banded = replace(TINY.frontend, n_mels=4, bands_hz=((100.0, 900.0), (500.0, 2000.0)))
     assert rows_of_box(Frontend(banded), 200, 800) == (-1, -1)
-    clips = clips_of(
-        one_hot([0, 1]), names=['r0', 'r1'], seconds=[0.9, 0.9], boxes=boxes_of(('r0', 0, True, 0.2, 0.5))
-    )
+    clips = clips_of(one_hot([0, 1]), names=['r0', 'r1'], seconds=[0.9, 0.9], boxes=boxes_of(('r0', 0, True, 0.2, 0.5)))
     batch = next(draw_batches(clips, TINY, FRONTEND, seeded()))
     rows = dict(zip(batch.rows, batch.band_rows.tolist(), strict=True))
     assert tuple(rows[0]) == rows_of_box(FRONTEND, 500, 1500) and rows[1] == [-1, -1]
@@ -363,13 +357,7 @@ def test_with_pseudo_p_clips_without_labels_are_only_mixed_into_labelled_ones(do
     """Their labels are united. Without mixing, at the end of a training, only labelled crops are left."""
     clips = mixed_clips()
     recipe = recipe_with(sample_by_probs='clips', steps=200)
-    mixup = [
-        'mixup.pseudo_p=0.75',
-        f'mixup.domain={domain}',
-        'mixup.convex=true',
-        'mixup.low=0.5',
-        'mixup.high=0.5',
-    ]
+    mixup = ['mixup.pseudo_p=0.75', f'mixup.domain={domain}', 'mixup.convex=true', 'mixup.low=0.5', 'mixup.high=0.5']
     recipe = recipe.override(mixup)
     assert batches_per_epoch(clips, replace(recipe, sampling=SamplingConfig())) == 1
     partners = np.zeros(8)
@@ -382,9 +370,7 @@ def test_with_pseudo_p_clips_without_labels_are_only_mixed_into_labelled_ones(do
         plain, labels, _ = prepare_batch(batch, recipe, FRONTEND, torch.device('cpu'), seeded(), plain=True)
         assert specs.shape == plain.shape and plain[:, 0, 0].tolist() == batch.rows
         assert torch.equal(labels, batch.targets[: len(batch.rows)])
-        for crop, partner, soft in zip(
-            batch.mixed_into, extra, batch.targets[len(batch.rows) :], strict=True
-        ):
+        for crop, partner, soft in zip(batch.mixed_into, extra, batch.targets[len(batch.rows) :], strict=True):
             partners[int(partner)] += 1
             low, high = sorted([batch.rows[crop], float(partner)])
             assert low < float(specs[crop, 0, 0]) < high
@@ -414,12 +400,7 @@ def test_distilled_labels_are_those_of_labelled_clips_and_fill_no_unknown_label(
 
 
 def test_with_equally_likely_boxes_a_recording_is_drawn_as_often_as_it_has_boxes():
-    rows = [
-        ('r', 0, True, 0.0, 1.0),
-        ('r', 1, False, 1.0, 2.0),
-        ('r', 1, False, 2.0, 3.0),
-        ('s', 0, False, 0.0, 1.0),
-    ]
+    rows = [('r', 0, True, 0.0, 1.0), ('r', 1, False, 1.0, 2.0), ('r', 1, False, 2.0, 3.0), ('s', 0, False, 0.0, 1.0)]
     clips = replace(ramp_clips(4.0, None), boxes=boxes_of(*rows))
     config = SamplingConfig(steps=10, true_p=None)
     recipe = replace(TINY, sampling=config)

@@ -116,9 +116,7 @@ def test_the_last_iterations_are_averaged_as_teachers(toy, tmp_path):
 @pytest.fixture(scope='module')
 def teacher(toy, tmp_path_factory):
     """A finished run of another seed on the same folds."""
-    return train_run(
-        TINY.override(['seed=7']), *toy, tmp_path_factory.mktemp('teacher') / 'run', **QUIET
-    ).folder
+    return train_run(TINY.override(['seed=7']), *toy, tmp_path_factory.mktemp('teacher') / 'run', **QUIET).folder
 
 
 @pytest.fixture(scope='module')
@@ -138,15 +136,11 @@ def test_teacher_runs_label_every_iteration_together_with_its_own_runs(taught, t
         soft = read_soft_labels(labels / 'soft.csv')
         of_clips = align_soft_labels(expected, soft.names, soft.classes)
         np.testing.assert_allclose(soft.targets, of_clips, atol=1e-6)
-        alone = align_soft_labels(
-            predict_pseudo_labels(both[:1], toy[1], **QUIET)[0], soft.names, soft.classes
-        )
+        alone = align_soft_labels(predict_pseudo_labels(both[:1], toy[1], **QUIET)[0], soft.names, soft.classes)
         assert np.abs(soft.targets - alone).max() > 1e-4
 
 
-def test_a_killed_self_training_with_teachers_continues_but_not_with_other_teachers(
-    taught, teacher, toy, tmp_path
-):
+def test_a_killed_self_training_with_teachers_continues_but_not_with_other_teachers(taught, teacher, toy, tmp_path):
     """Law 7."""
     options = {'teacher_runs': [teacher], **QUIET}
     with pytest.raises(Killed):
@@ -166,9 +160,7 @@ def test_a_teacher_of_other_folds_or_without_an_iteration_is_refused(teacher, to
     frame.assign(fold=[0, 1, 2, 2, 1, 0] * 2).to_csv(tmp_path / 'table.csv', index=False)
     training = CountedTraining()
     options = {'teacher_runs': [teacher], 'train': training, **QUIET}
-    with pytest.raises(
-        KitError, match=r"fold_0\.pt held out other clips than this training's fold 0.*--table .*folds"
-    ):
+    with pytest.raises(KitError, match=r"fold_0\.pt held out other clips than this training's fold 0.*--table .*folds"):
         self_train(with_iterations(1), tmp_path / 'table.csv', toy[1], tmp_path / 'run', **options)
     with pytest.raises(KitError, match=r'use --set self_training\.iterations=1'):
         self_train(TINY, *toy, tmp_path / 'run', **options)
@@ -182,27 +174,14 @@ def test_a_teacher_labels_unlabelled_clips_unless_its_own_table_has_them(toy, te
     shutil.copytree(toy[1], tmp_path / 'clips')
     for name in ('new.wav', 'known.wav'):
         soundfile.write(tmp_path / 'clips' / name, 0.1 * np.random.default_rng(3).normal(size=4000), 8000)
-    rows = {
-        'fname': ['new.wav', 'known.wav'],
-        'labels': '',
-        'false_labels': '',
-        'source': 'unlabelled',
-        'fold': -1,
-    }
+    rows = {'fname': ['new.wav', 'known.wav'], 'labels': '', 'false_labels': '', 'source': 'unlabelled', 'fold': -1}
     more = pd.concat([frame.assign(false_labels='*'), pd.DataFrame(rows)])
     more.to_csv(tmp_path / 'table.csv', index=False)
     shutil.copytree(teacher, tmp_path / 'teacher')
     known = pd.DataFrame({'fname': ['known.wav'], 'labels': 'high', 'source': 'curated', 'fold': -1})
-    pd.concat([pd.read_csv(teacher / 'folds.csv'), known]).to_csv(
-        tmp_path / 'teacher' / 'folds.csv', index=False
-    )
+    pd.concat([pd.read_csv(teacher / 'folds.csv'), known]).to_csv(tmp_path / 'teacher' / 'folds.csv', index=False)
     made = relabel(
-        [tmp_path / 'teacher'],
-        tmp_path / 'clips',
-        tmp_path / 'out',
-        'plain',
-        table=tmp_path / 'table.csv',
-        **QUIET,
+        [tmp_path / 'teacher'], tmp_path / 'clips', tmp_path / 'out', 'plain', table=tmp_path / 'table.csv', **QUIET
     )
     assert made.report['without_prediction'] == ['known.wav']
     soft = read_soft_labels(made.soft)
@@ -213,9 +192,7 @@ def test_a_teacher_labels_unlabelled_clips_unless_its_own_table_has_them(toy, te
 
 def test_the_last_student_is_the_run(two, toy, tmp_path):
     labels = two.folder / 'rounds' / '2' / 'labels'
-    alone = train_run(
-        two.recipe, labels / 'table.csv', toy[1], tmp_path, [0], soft=labels / 'soft.csv', **QUIET
-    )
+    alone = train_run(two.recipe, labels / 'table.csv', toy[1], tmp_path, [0], soft=labels / 'soft.csv', **QUIET)
     assert same_checkpoints(alone.folder / 'fold_0.pt', two.folder / 'fold_0.pt')
     assert not same_checkpoints(two.folder / 'fold_0.pt', two.folder / 'rounds' / '1' / 'fold_0.pt')
 
@@ -255,9 +232,7 @@ def test_before_agreement_the_first_teacher_is_not_trained_on_noisy_labels(toy, 
     assert all(set(ranked[name]['labels'][6:]) - {''} for name in ('one', 'two'))
 
 
-def test_a_clip_s_soft_label_does_not_depend_on_its_own_label_but_on_other_soft_labels(
-    toy, planted, tmp_path, capsys
-):
+def test_a_clip_s_soft_label_does_not_depend_on_its_own_label_but_on_other_soft_labels(toy, planted, tmp_path, capsys):
     """Law 4: the first order holds, and the report tells of the second order, which exists."""
     frame = pd.read_csv(toy[0])
     relabelled = frame.assign(labels=pd.read_csv(planted[0])['labels'])

@@ -154,9 +154,7 @@ def test_a_part_of_the_heads_settings_leaves_the_others():
 
 
 def test_too_few_bins_and_extra_rows_are_refused():
-    with pytest.raises(
-        KitError, match=r'skip-attention needs at least 16 frequency bins.*got 15: raise n_mels'
-    ):
+    with pytest.raises(KitError, match=r'skip-attention needs at least 16 frequency bins.*got 15: raise n_mels'):
         build_small(InputShape(3, 15))
     with pytest.raises(KitError, match=r'reads 0 extra rows, got 13: set frontend\.extra_rows to \[\]'):
         build_small(InputShape(3, 32, n_extra_rows=13))

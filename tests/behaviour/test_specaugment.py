@@ -18,12 +18,7 @@ from kit.core.errors import KitError
 M, N = 20, 50
 FRONTEND = Frontend(
     FrontendConfig(
-        sample_rate=8000,
-        n_fft=256,
-        hop_length=128,
-        n_mels=M,
-        resolutions=((512, 128),),
-        extra_rows=('clip_length',),
+        sample_rate=8000, n_fft=256, hop_length=128, n_mels=M, resolutions=((512, 128),), extra_rows=('clip_length',)
     )
 )
 EVERYTHING = {'mask_p': 1.0, 'outside_p': 1.0, 'warp_p': 1.0, 'crop_p': 1.0, 'filter_p': 1.0}

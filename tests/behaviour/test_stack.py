@@ -146,9 +146,7 @@ def slow_prediction(path, clip):
     models, (made,) = open_models(path)
     of_runs = [[model.build() for model in models if model.run == run] for run in (0, 1)]
     if not made.card.columns:
-        means = [
-            np.mean([predict_clips(t, [clip]).probabilities[0] for t in of_run], axis=0) for of_run in of_runs
-        ]
+        means = [np.mean([predict_clips(t, [clip]).probabilities[0] for t in of_run], axis=0) for of_run in of_runs]
         x = torch.from_numpy(np.stack(means)).float()
     else:
         windows = [[windows_of(tagger, clip) for tagger in of_run] for of_run in of_runs]
@@ -273,13 +271,7 @@ def test_a_killed_submission_of_a_stack_goes_on_to_the_same_bytes(audio, tmp_pat
     words = {'device': 'cpu', 'progress': False}
     submit(path, audio, tmp_path / 'whole.csv', networks=builders(), **words)
     with pytest.raises(KeyboardInterrupt):
-        submit(
-            path,
-            audio,
-            tmp_path / 'out.csv',
-            networks=builders(right=fails_from(3, KeyboardInterrupt())),
-            **words,
-        )
+        submit(path, audio, tmp_path / 'out.csv', networks=builders(right=fails_from(3, KeyboardInterrupt())), **words)
     assert (tmp_path / 'out.csv').read_bytes() != (tmp_path / 'whole.csv').read_bytes()
     assert len(read_scores(tmp_path / 'out.csv')[1]) == 16
     seen = []

@@ -57,9 +57,7 @@ def test_models_with_their_classes_in_another_order_agree_on_columns(tmp_path: P
 
     turned = loud_tagger(Backwards(3), classes=('c', 'b', 'a'), prevalences=[0.3, 0.2, 0.1])
     together = predict_clips([loud_tagger(), turned], tmp_path / 'in').probabilities
-    np.testing.assert_allclose(
-        together, predict_clips(loud_tagger(), tmp_path / 'in').probabilities, atol=1e-6
-    )
+    np.testing.assert_allclose(together, predict_clips(loud_tagger(), tmp_path / 'in').probabilities, atol=1e-6)
 
 
 def test_an_empty_folder_makes_a_csv_of_priors_and_a_loud_warning(
@@ -123,9 +121,7 @@ def test_linked_folders_are_read_and_a_link_to_its_own_folder_counts_no_file_twi
     assert list(read_scores(tmp_path / 'out.csv')[1]) == ['a.wav', 'more/b.wav']
 
 
-def test_file_names_that_are_no_utf8_or_hold_control_characters_are_submitted_byte_for_byte(
-    tmp_path: Path,
-) -> None:
+def test_file_names_that_are_no_utf8_or_hold_control_characters_are_submitted_byte_for_byte(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', ['a.wav', '\x1eerror\n.wav', '\u202e.wav'])
     write_wav(tmp_path / 'b.wav', noise(3000))
     os.rename(tmp_path / 'b.wav', os.fsencode(tmp_path / 'in') + b'/\xff\xfe.wav')
@@ -137,9 +133,7 @@ def test_file_names_that_are_no_utf8_or_hold_control_characters_are_submitted_by
 
 
 @pytest.mark.parametrize('out', ['', '.', '/', 'out.json', 'there', 'file.txt/sub.csv'])
-def test_an_output_that_cannot_be_a_csv_is_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
-) -> None:
+def test_an_output_that_cannot_be_a_csv_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / 'in', ['a.wav'])
     (tmp_path / 'there').mkdir()
@@ -156,9 +150,7 @@ def test_a_state_folder_that_cannot_be_written_costs_the_resume_not_the_csv(
     assert report['rows_all_models'] == 14 and any('state' in note for note in report['notes'])
 
 
-def test_wrong_inputs_are_refused_before_anything_is_written(
-    trained: Trained, clips: Path, tmp_path: Path
-) -> None:
+def test_wrong_inputs_are_refused_before_anything_is_written(trained: Trained, clips: Path, tmp_path: Path) -> None:
     good = write_template(tmp_path / 'good.csv', ['a'], trained.classes)
     alien = write_template(tmp_path / 'alien.csv', ['a'], ['chirp_upp', 'bark'])
     out = tmp_path / 'out.csv'
@@ -180,9 +172,7 @@ def test_wrong_inputs_are_refused_before_anything_is_written(
         assert not out.exists(), changes
 
 
-def test_windows_that_are_no_length_or_skip_audio_are_refused(
-    trained: Trained, clips: Path, tmp_path: Path
-) -> None:
+def test_windows_that_are_no_length_or_skip_audio_are_refused(trained: Trained, clips: Path, tmp_path: Path) -> None:
     for changes, words in (
         ({'window_s': -1.0}, 'at least 0.01'),
         ({'window_s': float('nan')}, 'at least 0.01'),

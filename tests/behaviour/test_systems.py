@@ -25,19 +25,8 @@ WINDOWS = ['inference.window_s=1.0', 'inference.hop_s=0.5']
 # Overrides that make each system small; its frontend keeps all but its rows.
 SMALL = {
     'skip-attention': ['frontend.n_mels=32', 'network.width=4', 'network.head.hidden=8', *WINDOWS],
-    'axis-pool': [
-        'frontend.n_mels=16',
-        'network.width=16',
-        'network.stat_width=3',
-        'network.stat_steps=16',
-        *WINDOWS,
-    ],
-    'max-pyramid-mel': [
-        'frontend.n_mels=32',
-        'network.blocks=3',
-        'network.width=4',
-        'inference.max_frames=64',
-    ],
+    'axis-pool': ['frontend.n_mels=16', 'network.width=16', 'network.stat_width=3', 'network.stat_steps=16', *WINDOWS],
+    'max-pyramid-mel': ['frontend.n_mels=32', 'network.blocks=3', 'network.width=4', 'inference.max_frames=64'],
     'max-pyramid-stft': ['network.blocks=4', 'network.width=4', 'inference.max_frames=512'],
     'window-snr': ['frontend.n_mels=32', 'network.blocks=3', 'network.width=4', *WINDOWS],
     'two-stage': ['frontend.n_mels=32', 'frontend.image_size=[32,32]', f'network.name={TIMM}', *WINDOWS],
@@ -167,9 +156,7 @@ def test_a_saved_system_submits_the_same_predictions_by_the_template(name, tmp_p
         write_wav(tmp_path / 'clips' / f'{i}.wav', sound.wave, sound.sample_rate)
     ids = [str(i) for i in reversed(range(len(sounds)))]
     template = write_template(tmp_path / 'template.csv', ids, CLASSES)
-    result = submit(
-        tmp_path / 'a.pt', tmp_path / 'clips', tmp_path / 'b.csv', template, progress=False, device='cpu'
-    )
+    result = submit(tmp_path / 'a.pt', tmp_path / 'clips', tmp_path / 'b.csv', template, progress=False, device='cpu')
     header, rows = read_scores(tmp_path / 'b.csv')
     assert header[1:] == list(CLASSES) and list(rows) == ids
     assert result.report['rows_all_models'] == len(ids)

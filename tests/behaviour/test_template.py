@@ -62,9 +62,7 @@ def test_ids_come_back_byte_for_byte_with_their_own_predictions(tmp_path: Path, 
     np.testing.assert_allclose(list(rows.values()), alone, rtol=0, atol=1e-6)
     assert len({tuple(row) for row in rows.values()}) == len(ids)
     lines_in, lines_out = (path.read_bytes().splitlines() for path in (template, tmp_path / 'out.csv'))
-    assert [line[:-6] for line in lines_in[1:]] == [
-        re.sub(rb'(,[0-9.e+-]+){3}$', b'', line) for line in lines_out[1:]
-    ]
+    assert [line[:-6] for line in lines_in[1:]] == [re.sub(rb'(,[0-9.e+-]+){3}$', b'', line) for line in lines_out[1:]]
 
 
 @pytest.mark.parametrize('value', ['0', '0.5', '', 'NaN', '1e-3', 'x'])
@@ -114,11 +112,7 @@ def test_templates_are_read_whatever_their_dialect_of_csv(tmp_path: Path, varian
 
 @pytest.mark.parametrize('end', ['\r\n', '\r', '\n', '\n\r'])
 def test_an_id_or_a_class_with_line_ends_in_it_stays_as_it_is(tmp_path: Path, end: str) -> None:
-    cells = (
-        [f'"i{end}d"', f'"{end}a"', f'"b{end}"'],
-        [f'"x{end}y"', '0.0', '0.0'],
-        [f'"{end}z"', '0.0', '0.0'],
-    )
+    cells = ([f'"i{end}d"', f'"{end}a"', f'"b{end}"'], [f'"x{end}y"', '0.0', '0.0'], [f'"{end}z"', '0.0', '0.0'])
     content = ''.join(','.join(row) + '\n' for row in cells).encode()
     (tmp_path / 't.csv').write_bytes(content)
     template = read_template(tmp_path / 't.csv')
@@ -181,18 +175,8 @@ FORMS = {
     'windows of long stems': (['x_2020_05.ogg'], ['x_2020_05_5', 'x_2020_05_10'], 'window', [0, 0]),
     'windows by fractions': (['a.wav'], ['a_0.5', 'a_1.0', 'a_1.5'], 'window', [0, 0, 0]),
     'windows, one unknown': (['a.wav'], ['a_5', 'a_10', 'b_5', 'a_x'], 'window', [0, 0, None, None]),
-    'windows, and whole files': (
-        ['r.wav', 'b.ogg'],
-        ['r', 'r_5', 'r_10', 'R_15', 'b.ogg'],
-        'window',
-        [0, 0, 0, 0, 1],
-    ),
-    'whole files, and windows': (
-        ['a.wav', 'b.wav', 'c.wav'],
-        ['a', 'B', 'c_5', 'C_10'],
-        'window',
-        [0, 1, 2, 2],
-    ),
+    'windows, and whole files': (['r.wav', 'b.ogg'], ['r', 'r_5', 'r_10', 'R_15', 'b.ogg'], 'window', [0, 0, 0, 0, 1]),
+    'whole files, and windows': (['a.wav', 'b.wav', 'c.wav'], ['a', 'B', 'c_5', 'C_10'], 'window', [0, 1, 2, 2]),
     'names, and stems': (['a.wav', 'b.wav'], ['a.wav', 'b', 'A'], 'name', [0, 1, 0]),
     'nothing known': (['a.wav'], ['q', 'r'], 'name', [None, None]),
     'no files': ([], ['q', 'r_5'], 'name', [None, None]),
@@ -320,9 +304,7 @@ def test_two_rows_of_one_end_leave_the_other_rows_their_own_windows(tmp_path: Pa
     np.testing.assert_allclose([rows['s_10'], rows['s_15']], cut, rtol=0, atol=1e-5)
 
 
-def test_rows_between_the_windows_are_predicted_and_those_far_beyond_the_end_get_the_prior(
-    tmp_path: Path,
-) -> None:
+def test_rows_between_the_windows_are_predicted_and_those_far_beyond_the_end_get_the_prior(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', ['s.wav'], samples=3 * RATE)
     template = write_template(tmp_path / 't.csv', ['s_1.5', 's_5', 's_9999999'], ['a', 'b', 'c'])
     report = submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False).report
@@ -354,9 +336,7 @@ def test_files_in_folders_are_found_by_their_last_name_where_it_is_clear(tmp_pat
     assert plan_rows(['a', 'c'], files).files == (0, 3)
 
 
-def test_a_template_of_another_folder_brings_a_loud_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_template_of_another_folder_brings_a_loud_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_folder(tmp_path / 'in', ['a.wav'])
     template = write_template(tmp_path / 't.csv', ['x.wav', 'y.wav'], ['a', 'b', 'c'])
     submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, progress=False)

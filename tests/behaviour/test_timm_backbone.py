@@ -175,9 +175,7 @@ def test_a_file_of_another_model_is_refused_with_both_names_and_the_share(pretra
         torch.save(content, tmp_path / name)
         fitting = [n for n in required if n in content and content[n].shape == tensors[n].shape]
         n, total = len(fitting), len(required)
-        with pytest.raises(
-            KitError, match=rf'fills {n} of its {total} tensors \({n / total:.0%}\)'
-        ) as caught:
+        with pytest.raises(KitError, match=rf'fills {n} of its {total} tensors \({n / total:.0%}\)') as caught:
             load_pretrained(backbone, tmp_path / name)
         assert caught.match(rf'{name} is no file of {SMALL}') and caught.match(message)
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
@@ -293,11 +291,7 @@ def test_a_model_that_an_old_timm_builds_on_the_cpu_only_is_measured_all_the_sam
 
 
 def test_building_without_numbers_draws_nothing_and_has_every_name_and_shape_of_the_real_network():
-    for settings in (
-        {'family': 'timm', 'name': SMALL},
-        {'family': 'skip-attention'},
-        {'family': 'axis-pool'},
-    ):
+    for settings in ({'family': 'timm', 'name': SMALL}, {'family': 'skip-attention'}, {'family': 'axis-pool'}):
         shape = InputShape(1, 32)
         torch.manual_seed(3)
         with meta_device():

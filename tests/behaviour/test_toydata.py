@@ -38,9 +38,7 @@ def test_spoiled_labels_are_as_many_and_all_wrong() -> None:
     spoiled = spoil_labels(table, 0.3, seed=1)
     assert list(spoiled['true_labels']) == labels
     assert list(spoil_labels(table, 0.3, seed=1)['labels']) == list(spoiled['labels'])
-    pairs = [
-        (split_labels(new), split_labels(old)) for new, old in zip(spoiled['labels'], labels, strict=True)
-    ]
+    pairs = [(split_labels(new), split_labels(old)) for new, old in zip(spoiled['labels'], labels, strict=True)]
     wrong = [(new, old) for new, old in pairs if new != old]
     assert 0.2 < len(wrong) / len(pairs) < 0.4
     assert all(len(new) == len(old) and not set(new) & set(old) for new, old in wrong)
@@ -89,9 +87,7 @@ def write_esc10(root: Path) -> None:
 
 
 @pytest.mark.parametrize('place', ['freesound', 'competitions/freesound', '.'])
-def test_an_attached_competition_is_found_before_esc10_and_its_tables_are_joined(
-    tmp_path: Path, place: str
-) -> None:
+def test_an_attached_competition_is_found_before_esc10_and_its_tables_are_joined(tmp_path: Path, place: str) -> None:
     write_esc10(tmp_path / 'esc10')
     write_freesound(tmp_path / 'input' / place)
     inputs = [tmp_path / 'esc10', tmp_path / 'input']

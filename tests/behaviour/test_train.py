@@ -127,9 +127,7 @@ def test_the_same_seed_gives_the_same_bits_also_fold_by_fold(run, toy, tmp_path)
         assert (again / 'fold_0.pt').exists() == (fold == 0)
     for name in ('oof.csv', 'folds.csv', 'recipe.json'):
         assert (again / name).read_bytes() == (run.folder / name).read_bytes()
-    one, other = (
-        pd.read_csv(folder / 'history.csv').drop(columns='seconds') for folder in (again, run.folder)
-    )
+    one, other = (pd.read_csv(folder / 'history.csv').drop(columns='seconds') for folder in (again, run.folder))
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -239,9 +237,7 @@ def test_a_fold_continues_without_the_pretrained_file_that_it_started_from(toy, 
 
 def test_a_folder_of_another_run_is_refused_and_not_changed(run, toy, tmp_path):
     before = folder_bytes(run.folder)
-    with pytest.raises(
-        KitError, match=r'recipe\.json belongs to another run \(epochs is 4 there and 5 here\)'
-    ):
+    with pytest.raises(KitError, match=r'recipe\.json belongs to another run \(epochs is 4 there and 5 here\)'):
         train_quietly(TINY.override(['epochs=5']), *toy, run.folder)
     frame = pd.read_csv(toy[0])
     frame.assign(fold=1 - frame['fold']).to_csv(tmp_path / 'table.csv', index=False)
@@ -377,10 +373,7 @@ def test_a_fold_that_cannot_be_scored_is_refused_before_anything_is_trained(tmp_
     frame.loc[4, 'fname'] = labelled or '04.wav'
     frame.loc[5 if labelled else 4 :, 'labels'] = ''
     frame.to_csv(table, index=False)
-    with pytest.raises(
-        KitError,
-        match=r'fold 1 cannot be scored .*: none of the \d clips has a true label',
-    ):
+    with pytest.raises(KitError, match=r'fold 1 cannot be scored .*: none of the \d clips has a true label'):
         train_quietly(TINY, table, audio, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 

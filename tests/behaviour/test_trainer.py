@@ -122,9 +122,7 @@ def test_pseudo_labels_train_to_the_same_weights_again_and_after_a_kill(data, tm
     """Laws 7 and 14."""
     data = with_windows(data)
     recipe = TINY.override(['loss=bce', 'epochs=3', setting])
-    whole, again, plain = (
-        new_trainer(data, r) for r in (recipe, recipe, TINY.override(['loss=bce', 'epochs=3']))
-    )
+    whole, again, plain = (new_trainer(data, r) for r in (recipe, recipe, TINY.override(['loss=bce', 'epochs=3'])))
     train_all(whole, tmp_path / 'whole.pt')
     with pytest.raises(Killed):
         train_all(again, tmp_path / 'killed.pt', killed_after=1)
@@ -322,12 +320,7 @@ def test_the_loss_is_the_weighted_sum_of_those_at_clips_at_the_frames_mean_and_a
     for weights in ((0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)):
         clip, mean, highest = weights
         recipe = replace(
-            PLAIN,
-            network=network,
-            loss='bce',
-            clip_weight=clip,
-            frame_mean_weight=mean,
-            frame_max_weight=highest,
+            PLAIN, network=network, loss='bce', clip_weight=clip, frame_mean_weight=mean, frame_max_weight=highest
         )
         trainer = new_trainer(data, recipe)
         batch = first_batch(trainer)
@@ -360,10 +353,7 @@ def test_validation_predicts_with_the_logits_of_clips_whatever_outputs_are_train
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (
-            {'frame_mean_weight': 1.0},
-            r'network\.head\.pool=max gives no logits of frames: set network\.head\.pool=att',
-        ),
+        ({'frame_mean_weight': 1.0}, r'network\.head\.pool=max gives no logits of frames: set network\.head\.pool=att'),
         ({'frame_max_weight': 0.5}, r'network\.head\.pool=max gives no logits of frames'),
         ({'clip_weight': 0.0}, r'all 0: set clip_weight=1'),
         (

@@ -96,9 +96,7 @@ def two_seeds(toy, tmp_path_factory):
     return train_quietly(replace(TINY, seeds=2, epochs=2), *toy, tmp_path_factory.mktemp('seeds') / 'run')
 
 
-def test_several_seeds_per_fold_are_different_networks_and_out_of_fold_is_their_mean(
-    two_seeds, toy, tmp_path
-):
+def test_several_seeds_per_fold_are_different_networks_and_out_of_fold_is_their_mean(two_seeds, toy, tmp_path):
     folder = two_seeds.folder
     names = ['fold_0.pt', 'fold_0_seed_1.pt', 'fold_1.pt', 'fold_1_seed_1.pt']
     assert sorted(path.name for path in folder.glob('*.pt')) == names
@@ -197,9 +195,7 @@ def timed(data, recipe, clock, epoch_s, validation_s, score=lambda epoch: 0.5, w
 
 @pytest.mark.parametrize('epoch_s, validation_s', [(10, 0), (1, 10), (3, 3), (0.1, 20)])
 @pytest.mark.parametrize('deadline', [-5, 45, 100])
-def test_a_training_stops_before_its_deadline_and_is_validated(
-    data, tmp_path, epoch_s, validation_s, deadline
-):
+def test_a_training_stops_before_its_deadline_and_is_validated(data, tmp_path, epoch_s, validation_s, deadline):
     """Law 8. A first epoch is trained even without time."""
     clock = Clock()
     recipe = replace(PLAIN, epochs=40, validate_every=2)

@@ -157,9 +157,7 @@ def test_a_stretch_has_at_least_one_step():
         assert cut_stretch(torch.zeros(2, 10), *span, 1.0).shape == (2, 1)
 
 
-def test_stretches_of_clips_are_for_training_only_and_never_in_the_fold_of_their_clip(
-    toy, stretched, tmp_path
-):
+def test_stretches_of_clips_are_for_training_only_and_never_in_the_fold_of_their_clip(toy, stretched, tmp_path):
     """Law 4."""
     data = load_table(BCE, stretched, toy[1])
     for fold in (0, 1):
@@ -189,9 +187,7 @@ def add_stretches(table, path, *rows):
     return path
 
 
-def test_a_stretch_after_the_end_of_its_sound_is_left_out_and_the_first_is_named(
-    toy, stretched, tmp_path, capsys
-):
+def test_a_stretch_after_the_end_of_its_sound_is_left_out_and_the_first_is_named(toy, stretched, tmp_path, capsys):
     seconds = load_table(BCE, stretched, toy[1]).seconds
     assert 'left out' not in capsys.readouterr().out
     at_end = seconds[2]
@@ -217,9 +213,7 @@ def test_stretches_mostly_outside_their_sounds_are_refused_and_the_unit_is_asked
     for begin, end in ((50, 150), (0, 150)):
         rows = [(f'{i:02d}.wav', begin, end) for i in range(0, 8, 2)]
         table = add_stretches(tmp_path / 'whole.csv', tmp_path / 'table.csv', ('00.wav', 0, 0.1), *rows)
-        message = (
-            rf"4 of 5 stretches lie outside their sound, e\.g\. '00\.wav', {begin} to 150 s of .*milliseconds"
-        )
+        message = rf"4 of 5 stretches lie outside their sound, e\.g\. '00\.wav', {begin} to 150 s of .*milliseconds"
         with pytest.raises(KitError, match=message):
             train_quietly(BCE, table, toy[1], tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
@@ -372,9 +366,7 @@ def test_soft_labels_of_windows_may_have_other_classes_than_the_boxes_in_any_ord
         data = load_dataset(BCE, frame, np.asarray(frame['fold']), field[0], RUNTIME, boxes, labels)
         clips = data.train_split(1)
         row = clips.names.index('r0')
-        np.testing.assert_array_equal(
-            fill_unknown(*clips.crop_targets(row, 1.15, 1.45, 0.5)), np.float32(expected)
-        )
+        np.testing.assert_array_equal(fill_unknown(*clips.crop_targets(row, 1.15, 1.45, 0.5)), np.float32(expected))
 
 
 def with_boxes(boxes, folder, *rows):
@@ -393,9 +385,7 @@ def load_boxes(field, files, soft=None):
 def test_a_box_after_the_end_of_its_recording_is_left_out_and_its_recording_too_if_no_box_is_left(
     field, tmp_path, capsys
 ):
-    files = with_boxes(
-        field[1], tmp_path, 'r7,0,1,1.5,100,2,3500', 'r0,1,1,40,100,41,3500', 'r1,2,1,1.4,100,9,3500'
-    )
+    files = with_boxes(field[1], tmp_path, 'r7,0,1,1.5,100,2,3500', 'r0,1,1,40,100,41,3500', 'r1,2,1,1.4,100,9,3500')
     data = load_boxes(field, files)
     note = "2 boxes begin after the end of their sound and are left out, e.g. 'r7', 1.5 to 2 s of 1.5 s"
     assert note in capsys.readouterr().out
@@ -407,9 +397,7 @@ def test_a_box_after_the_end_of_its_recording_is_left_out_and_its_recording_too_
     np.testing.assert_array_equal(predict_oof(run.folder, field[0], **QUIET).truth, run.oof.truth)
 
 
-def test_boxes_in_milliseconds_are_refused_and_those_above_the_nyquist_frequency_are_noted(
-    field, tmp_path, capsys
-):
+def test_boxes_in_milliseconds_are_refused_and_those_above_the_nyquist_frequency_are_noted(field, tmp_path, capsys):
     def in_ms(path, name):
         frame = pd.read_csv(path)
         frame[['t_min', 't_max']] *= 1000
@@ -417,9 +405,7 @@ def test_boxes_in_milliseconds_are_refused_and_those_above_the_nyquist_frequency
         return tmp_path / name
 
     files = [in_ms(path, f'{i}.csv') for i, path in enumerate(field[1])]
-    with pytest.raises(
-        KitError, match=r"14 of 14 boxes lie outside .* 'r0', 200 to 600 s of 1\.5 s: .*milliseconds"
-    ):
+    with pytest.raises(KitError, match=r"14 of 14 boxes lie outside .* 'r0', 200 to 600 s of 1\.5 s: .*milliseconds"):
         load_boxes(field, files)
     load_boxes(field, with_boxes(field[1], tmp_path, 'r3,0,1,0.2,4000,0.4,5000', 'r4,0,1,0.2,3990,0.4,5000'))
     text = capsys.readouterr().out
@@ -428,9 +414,7 @@ def test_boxes_in_milliseconds_are_refused_and_those_above_the_nyquist_frequency
 
 def test_windows_with_soft_labels_after_the_end_are_left_out_and_milliseconds_refused(toy, capsys):
     begin_s = np.array([0.0, 5.0, 0.1])
-    soft = SoftLabels(
-        ('00.wav', '00.wav', 'elsewhere.wav'), CLASSES, np.full((3, 3), 0.5), begin_s, begin_s + 1
-    )
+    soft = SoftLabels(('00.wav', '00.wav', 'elsewhere.wav'), CLASSES, np.full((3, 3), 0.5), begin_s, begin_s + 1)
     data = load_table(BCE, toy[0], toy[1], soft=soft)
     assert data.soft_labels.begin_s.tolist() == [0.0, 0.1]
     assert '1 windows with soft labels begin after the end' in capsys.readouterr().out

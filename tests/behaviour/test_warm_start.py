@@ -99,17 +99,12 @@ def test_every_seed_of_a_fold_starts_from_the_file_and_is_trained_otherwise(pre,
     assert not same_checkpoints(run.folder / 'fold_0.pt', run.folder / 'fold_0_seed_1.pt')
 
 
-def test_other_classes_start_a_new_output_layer_and_the_note_names_it(
-    pre, toy, data, tmp_path, starts, capsys
-):
+def test_other_classes_start_a_new_output_layer_and_the_note_names_it(pre, toy, data, tmp_path, starts, capsys):
     table = table_of(toy, tmp_path, labels=['high,low', 'low,extra'] * 7, fold=[0, 0, 1, 1] * 3 + [0, 1])
     train_quietly(SHORT, table, toy[1], tmp_path / 'run', init=pre / 'all.pt')
     first = capsys.readouterr().out
     # As many classes as before, so that the shapes fit: the card's names decide.
-    assert (
-        "fills 67 of the network's 69 tensors; new: head.classifier.5.weight, head.classifier.5.bias."
-        in first
-    )
+    assert "fills 67 of the network's 69 tensors; new: head.classifier.5.weight, head.classifier.5.bias." in first
     assert first.count('fills') == 1
     before = weights_of(pre / 'all.pt')
     random = new_tagger(SHORT, replace(data, classes=('extra', 'high', 'low')), 0).network.state_dict()
@@ -155,20 +150,13 @@ def test_state_dicts_are_read_with_the_prefixes_of_wrappers(pre, data, tmp_path,
 
 
 def test_half_precision_old_batch_norms_and_channels_last_are_loaded(pre, toy, tmp_path, starts, capsys):
-    state = {
-        name: value.half() for name, value in weights_of(pre / 'all.pt').items() if 'num_batches' not in name
-    }
-    state = {
-        n: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for n, v in state.items()
-    }
+    state = {name: value.half() for name, value in weights_of(pre / 'all.pt').items() if 'num_batches' not in name}
+    state = {n: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for n, v in state.items()}
     file = save_state(tmp_path / 'half.pth', state)
     train_quietly(SHORT, *toy, tmp_path / 'run', init=str(file), only_folds=[1])
     assert all(torch.equal(starts[1][name], value.float()) for name, value in state.items())
     said = capsys.readouterr().out
-    assert (
-        "fills 69 of the network's 69 tensors; it names no classes: the output layer is used as it is."
-        in said
-    )
+    assert "fills 69 of the network's 69 tensors; it names no classes: the output layer is used as it is." in said
 
 
 # Files that are refused
@@ -178,11 +166,7 @@ def test_a_file_that_fits_too_little_is_refused_with_names_of_both_sides(pre, to
     state = weights_of(pre / 'all.pt')
     heads = {name: value for name, value in state.items() if not name.startswith(BACKBONE)}
     cases = {
-        'wide': (
-            'network.width=8',
-            state,
-            r'fills \d+% .* has backbone\.\S+ \(4, .* wants backbone\.\S+ \(8, ',
-        ),
+        'wide': ('network.width=8', state, r'fills \d+% .* has backbone\.\S+ \(4, .* wants backbone\.\S+ \(8, '),
         'heads': ('network.head.hidden=512', heads, 'has head.*wants backbone'),
         'names': ('seed=0', {f'x.{name}': value for name, value in state.items()}, r'fills 0% .* has x\.'),
     }
@@ -216,10 +200,7 @@ def test_nothing_executable_is_loaded_and_other_files_are_refused(toy, tmp_path,
     """Law 10."""
     (tmp_path / 'text.pt').write_text('no tensors')
     cases = {
-        'code.pt': (
-            save_state(tmp_path / 'code.pt', {'state_dict': Executable()}),
-            'cannot be read as tensors',
-        ),
+        'code.pt': (save_state(tmp_path / 'code.pt', {'state_dict': Executable()}), 'cannot be read as tensors'),
         'text.pt': (tmp_path / 'text.pt', 'cannot be read as tensors'),
         'list.pt': (save_state(tmp_path / 'list.pt', [torch.ones(1)]), 'is no state dict but a list'),
         'none.pt': (tmp_path / 'none.pt', 'no file .*none.pt for --init'),
@@ -233,9 +214,7 @@ def test_nothing_executable_is_loaded_and_other_files_are_refused(toy, tmp_path,
 # Out of fold
 
 
-def test_a_pattern_with_fold_gives_each_fold_its_own_model_and_nothing_to_warn_of(
-    pre, toy, tmp_path, starts, capsys
-):
+def test_a_pattern_with_fold_gives_each_fold_its_own_model_and_nothing_to_warn_of(pre, toy, tmp_path, starts, capsys):
     """Law 4."""
     init = str(pre / 'fold_{fold}.pt')
     train_quietly(SHORT, *toy, tmp_path / 'run', init=init)

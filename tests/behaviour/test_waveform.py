@@ -10,12 +10,7 @@ import torch
 
 from kit.audio.frontend import Frontend, FrontendConfig
 from kit.audio.mixup import MixupConfig, draw_mixup, mix_energies
-from kit.audio.waveform import (
-    STATS_PERCENTILES,
-    compute_extra_rows,
-    nonsilent_span,
-    wave_stats,
-)
+from kit.audio.waveform import STATS_PERCENTILES, compute_extra_rows, nonsilent_span, wave_stats
 from kit.core.errors import KitError
 from kit.infer.predictor import compute_spectrograms, cut_window
 

@@ -85,9 +85,7 @@ def test_an_unknown_label_is_as_if_it_were_not_there() -> None:
     scores, truth = draw(unknown=0.0)
     hidden = truth.copy()
     hidden[:, 3] = np.nan
-    np.testing.assert_allclose(
-        fit_weights(scores, hidden), fit_weights(scores[:, :, :3], truth[:, :3]), atol=1e-9
-    )
+    np.testing.assert_allclose(fit_weights(scores, hidden), fit_weights(scores[:, :, :3], truth[:, :3]), atol=1e-9)
 
 
 def test_one_model_gets_all_and_models_that_agree_share_alike() -> None:
@@ -99,9 +97,7 @@ def test_one_model_gets_all_and_models_that_agree_share_alike() -> None:
 def test_the_order_of_rows_and_of_models_does_not_matter() -> None:
     scores, truth = draw()
     order = np.random.default_rng(0).permutation(len(truth))
-    np.testing.assert_allclose(
-        fit_weights(scores[:, order], truth[order]), fit_weights(scores, truth), atol=1e-6
-    )
+    np.testing.assert_allclose(fit_weights(scores[:, order], truth[order]), fit_weights(scores, truth), atol=1e-6)
     np.testing.assert_allclose(fit_weights(scores[::-1], truth), fit_weights(scores, truth)[::-1], atol=1e-4)
 
 

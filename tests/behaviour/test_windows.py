@@ -103,10 +103,7 @@ def test_every_pool_keeps_one_window_ignores_order_and_stays_in_range_and_finite
     [
         ({'hop_s': 6.0}, r'hop_s must be in \(0, 5\], got 6: a longer hop skips audio'),
         ({'mode': 'window'}, r"InferenceConfig\.mode is 'window': did you mean 'windows'\?.*full, windows"),
-        (
-            {'pool': 'median'},
-            r"InferenceConfig\.pool is 'median'.*geometric, max, mean, power, snr, snr_top, top_k",
-        ),
+        ({'pool': 'median'}, r"InferenceConfig\.pool is 'median'.*geometric, max, mean, power, snr, snr_top, top_k"),
         ({'pad_mode': 'zeros'}, r"InferenceConfig\.pad_mode is 'zeros'.*min, reflect, wrap"),
         ({'pool_k': 0}, 'pool_k'),
         ({'hop_s': 0.0}, 'hop_s'),

@@ -45,11 +45,7 @@ class Sigmoid(LoudBands):
 WRONG_WRAPS = {
     'a text as classes': (LoudBands(), 'bark', r"pass \['bark'\]"),
     'a builder as network': (LoudBands, CLASSES, r'call it, wrap_network\(build\(\), ...\)'),
-    'a state dict alone': (
-        LoudBands().state_dict(),
-        CLASSES,
-        'max-pyramid.*load the state dict into your module',
-    ),
+    'a state dict alone': (LoudBands().state_dict(), CLASSES, 'max-pyramid.*load the state dict into your module'),
 }
 
 
@@ -100,9 +96,7 @@ def test_an_ensemble_of_own_networks_is_one_call_from_state_dicts_files_and_patt
 ) -> None:
     states = [scaled(scale).state_dict() for scale in (0.1, 0.2, 0.3, 0.4)]
     torch.save(states[0], tmp_path / 'fold_0.pth')
-    torch.save(
-        {'epoch': 3, 'state_dict': states[1]}, tmp_path / 'fold_1.pth', _use_new_zipfile_serialization=False
-    )
+    torch.save({'epoch': 3, 'state_dict': states[1]}, tmp_path / 'fold_1.pth', _use_new_zipfile_serialization=False)
     torch.save({'model_state_dict': states[2], 'model': {}}, tmp_path / 'last.ckpt')
     items = [tmp_path / 'fold_*.pth', str(tmp_path / 'last.ckpt'), {'model': states[3]}]
     taggers = wrap_ensemble(LoudBands, items, plain_frontend(), CLASSES, prevalences=(0.1, 0.2, 0.3))
@@ -129,32 +123,20 @@ def test_prefixes_of_wrappers_are_stripped_from_an_ensemble_and_that_is_said_onc
 
 STATE = LoudBands().state_dict()
 WRONG_ENSEMBLES = {
-    'a module': (
-        LoudBands(),
-        [STATE],
-        'build is a LoudBands: pass the function that builds it, build, not build',
-    ),
+    'a module': (LoudBands(), [STATE], 'build is a LoudBands: pass the function that builds it, build, not build'),
     'a state dict as builder': (STATE, [STATE], 'build is a OrderedDict: pass the function'),
     'a builder that raises': (failing_builder, [STATE], r'build\(\) failed: no weights here'),
     'a builder of no module': (dict, [STATE], r'build\(\) returned a dict, not a torch.nn.Module'),
     'no file': (LoudBands, 'missing/fold_*.pth', "no file matches 'missing/fold_.*pth'"),
     'nothing': (LoudBands, [], 'no state dicts given'),
-    'modules as states': (
-        LoudBands,
-        [LoudBands()],
-        'is no state dict but a LoudBands: pass network.state_dict',
-    ),
+    'modules as states': (LoudBands, [LoudBands()], 'is no state dict but a LoudBands: pass network.state_dict'),
     "an optimizer's": (LoudBands, [{'epoch': 1, 'lr': 0.1}], 'no state dict but a dict of epoch, lr'),
     'another network': (
         lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)),
         [{**nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5)).state_dict(), 'more': torch.zeros(1)}],
         r"2 of the network's 4 tensors match, '1\.weight' has the shape \(5, 3\), wanted \(4, 3\)",
     ),
-    'a stranger': (
-        LoudBands,
-        [{**STATE, 'odd': torch.zeros(1)}],
-        "1 of .* 1 tensors match, 'odd' has the shape",
-    ),
+    'a stranger': (LoudBands, [{**STATE, 'odd': torch.zeros(1)}], "1 of .* 1 tensors match, 'odd' has the shape"),
     'a missing one': (LoudBands, [{'odd': torch.zeros(1)}], "0 of .* match, 'scale' has the shape of none"),
 }
 
@@ -210,22 +192,14 @@ def test_a_hostile_checkpoint_is_one_line_for_submit_and_doctor(tmp_path: Path) 
 
 def test_wrapped_networks_are_unwrapped_and_prefixes_stripped(tmp_path: Path) -> None:
     network = LoudBands()
-    for wrapper in (
-        nn.DataParallel(network),
-        AveragedModel(network),
-        AveragedModel(nn.DataParallel(network)),
-    ):
+    for wrapper in (nn.DataParallel(network), AveragedModel(network), AveragedModel(nn.DataParallel(network))):
         save_tagger(tmp_path / 'own.pt', wrap_network(wrapper, plain_frontend(), CLASSES, name='mine'))
-        assert load_tagger(tmp_path / 'own.pt', networks={'mine': LoudBands}).network.state_dict().keys() == {
-            'scale'
-        }
+        assert load_tagger(tmp_path / 'own.pt', networks={'mine': LoudBands}).network.state_dict().keys() == {'scale'}
     tagger = wrap_network(pyramid().network, plain_frontend(), CLASSES, settings=PYRAMID)
     tensors = tagger.network.state_dict()
     for prefix in ('module.', '_orig_mod.', 'model.', 'module._orig_mod.'):
         renamed = {prefix + name: tensor for name, tensor in tensors.items()}
-        again = wrap_network(
-            {**renamed, 'n_averaged': torch.tensor(3)}, plain_frontend(), CLASSES, settings=PYRAMID
-        )
+        again = wrap_network({**renamed, 'n_averaged': torch.tensor(3)}, plain_frontend(), CLASSES, settings=PYRAMID)
         assert all(torch.equal(tensors[name], value) for name, value in again.network.state_dict().items())
 
 
@@ -247,9 +221,7 @@ def test_probabilities_of_a_network_are_used_as_they_are_where_its_tagger_says_s
     tagger = wrap_network(Sigmoid(), plain_frontend(), CLASSES, returns='probabilities')
     save_tagger(tmp_path / 'own.pt', tagger)
     assert tagger.card.returns == load_tagger(tmp_path / 'own.pt', {'own': Sigmoid}).card.returns
-    result = submit(
-        tmp_path / 'own.pt', folder, tmp_path / 'out.csv', networks={'own': Sigmoid}, progress=False
-    )
+    result = submit(tmp_path / 'own.pt', folder, tmp_path / 'out.csv', networks={'own': Sigmoid}, progress=False)
     assert not any('are they probabilities?' in note for note in result.report['notes'])
     _, scores = read_scores(tmp_path / 'out.csv')
     assert expected.min() > 1e-4 and np.ptp(expected) > 0.05
@@ -313,9 +285,7 @@ def test_one_bad_checkpoint_is_named_and_the_others_predict(tmp_path: Path) -> N
     (tmp_path / 'bad_cut.pt').write_bytes(content[: len(content) // 2])
     (tmp_path / 'bad_empty.pt').write_bytes(b'')
     save_tagger(tmp_path / 'bad_classes.pt', pyramid(('x', 'y', 'z')))
-    save_tagger(
-        tmp_path / 'bad_builder.pt', wrap_network(LoudBands(), plain_frontend(), CLASSES, name='mine')
-    )
+    save_tagger(tmp_path / 'bad_builder.pt', wrap_network(LoudBands(), plain_frontend(), CLASSES, name='mine'))
     report = submit(str(tmp_path / '*.pt'), folder, tmp_path / 'out.csv', template, progress=False).report
     assert report['rows_all_models'] == 2 and len(report['models']) == 2
     for name in ('bad_cut', 'bad_empty', 'bad_classes', 'bad_builder'):
@@ -384,9 +354,7 @@ def test_a_dot_in_an_id_is_no_extension_unless_it_names_audio() -> None:
     assert plan_rows(['rec.1', 'rec'], ['rec.wav']).files == (None, 0)
 
 
-@pytest.mark.parametrize(
-    'name', ['out.pt', 'out', 'out.csv.gz', 'out.xlsx', 'folder.csv', 'table.csv', 'foreign.csv']
-)
+@pytest.mark.parametrize('name', ['out.pt', 'out', 'out.csv.gz', 'out.xlsx', 'folder.csv', 'table.csv', 'foreign.csv'])
 def test_an_output_that_is_no_csv_of_its_own_is_refused(tmp_path, name):
     write_folder(tmp_path / 'in', ['a.wav'])
     template = write_template(tmp_path / 'table.csv', ['a.wav'], 'abc')

@@ -66,9 +66,7 @@ def plain_frontend(**changes: Any) -> Any:
     return FrontendConfig(**(asked | changes))
 
 
-def loud_tagger(
-    network: nn.Module | None = None, classes: Sequence[str] = ('a', 'b', 'c'), **changes: Any
-) -> Any:
+def loud_tagger(network: nn.Module | None = None, classes: Sequence[str] = ('a', 'b', 'c'), **changes: Any) -> Any:
     """A tagger of a network of our own; the priors are 0.1, 0.2, 0.3, ..."""
     from kit.models.own_network import wrap_network
 

@@ -8,14 +8,7 @@ import torch
 
 from kit.core.errors import choose
 from kit.core.runtime import cpu_count, tune_process
-from tests.benchmarks import (
-    bench_backends,
-    bench_families,
-    bench_frames,
-    bench_frontend,
-    bench_import,
-    bench_submit,
-)
+from tests.benchmarks import bench_backends, bench_families, bench_frames, bench_frontend, bench_import, bench_submit
 
 BENCHES: dict[str, Callable[..., None]] = {
     'frontend': bench_frontend.main,

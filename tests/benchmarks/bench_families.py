@@ -17,15 +17,7 @@ from tests.behaviour.receptive import receptive_field
 from tests.benchmarks.timing import interleaved_times
 
 SECONDS = 20.0
-COLUMNS = (
-    'system',
-    'family',
-    'parameters',
-    'ms per s of audio',
-    'stride',
-    'receptive field',
-    'shortest input',
-)
+COLUMNS = ('system', 'family', 'parameters', 'ms per s of audio', 'stride', 'receptive field', 'shortest input')
 
 
 def make_predictor(system: System) -> Predictor:

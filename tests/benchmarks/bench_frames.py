@@ -22,9 +22,7 @@ WINDOWS = InferenceConfig(mode='windows', window_s=4.0, hop_s=0.5)
 
 def make_tagger(system: System) -> Tagger:
     """Build a system's tagger for 24 classes, with fresh weights and batch norms that change their input."""
-    card = TaggerCard(
-        classes=tuple(f'c{k}' for k in range(24)), frontend=system.frontend, network=system.network
-    )
+    card = TaggerCard(classes=tuple(f'c{k}' for k in range(24)), frontend=system.frontend, network=system.network)
     tagger = build_tagger(card).eval()
     generator = torch.Generator().manual_seed(0)
     for module in tagger.network.modules():
@@ -57,9 +55,7 @@ def main(repeats: int = 3) -> None:
         frames = round(SECONDS * system.frontend.frames_per_s)
         spec = torch.randn(system.frontend.rows, frames, generator=generator)
         modes = {mode: replace(WINDOWS, mode=mode) for mode in ('windows', 'frames')}
-        predictors = {
-            mode: Predictor(tagger, device, inference=way, fuse=True) for mode, way in modes.items()
-        }
+        predictors = {mode: Predictor(tagger, device, inference=way, fuse=True) for mode, way in modes.items()}
         predictors['windows, unfused'] = Predictor(tagger, device, inference=modes['windows'])
         works = {mode: lambda p=predictor, s=spec: p.predict([s]) for mode, predictor in predictors.items()}
         for work in works.values():

@@ -136,8 +136,4 @@ def main(repeats: int = 3) -> None:
         print_times(times)
         print('  published way / submit:', time_ratio(times, 'published way', 'submit'), '(goal: at least 5)')
         print('  published way, sorted / submit:', time_ratio(times, 'published way, sorted', 'submit'))
-        print(
-            '  submit / networks alone:',
-            time_ratio(times, 'submit', 'networks alone'),
-            '(goal: at most 1.25)',
-        )
+        print('  submit / networks alone:', time_ratio(times, 'submit', 'networks alone'), '(goal: at most 1.25)')

@@ -81,11 +81,7 @@ def read_scores(path: Path, ids: Sequence[str]) -> np.ndarray:
 
 
 def mean_gain(
-    metric: str,
-    truth: np.ndarray,
-    scores: Sequence[np.ndarray],
-    others: Sequence[np.ndarray],
-    groups: list[str],
+    metric: str, truth: np.ndarray, scores: Sequence[np.ndarray], others: Sequence[np.ndarray], groups: list[str]
 ) -> Interval:
     """Compute the mean gain over seeds, with its interval over recordings, the same draws for both and all seeds."""
     pairs = list(zip(scores, others, strict=True))
@@ -95,9 +91,7 @@ def mean_gain(
     def statistic(counts: np.ndarray) -> np.ndarray:
         return np.asarray(np.mean([one(counts) - other(counts) for one, other in statistics], axis=0))
 
-    return percentile_interval(
-        float(np.mean(values)), statistic, group_numbers(groups, len(truth)), 1000, 0.95, 0
-    )
+    return percentile_interval(float(np.mean(values)), statistic, group_numbers(groups, len(truth)), 1000, 0.95, 0)
 
 
 def main(arguments: list[str]) -> None:
@@ -114,9 +108,7 @@ def main(arguments: list[str]) -> None:
     labels = pandas.read_csv(task / 'truth.csv', dtype=str, keep_default_na=False)
     truth = label_targets(list(labels['labels']), list(template.columns[1:]))
     recordings = [name.rpartition('_')[0] for name in labels['row_id']]
-    scores = {
-        arm: [read_scores(FOLDER / f'{arm} {seed}.csv', labels['row_id']) for seed in seeds] for arm in arms
-    }
+    scores = {arm: [read_scores(FOLDER / f'{arm} {seed}.csv', labels['row_id']) for seed in seeds] for arm in arms}
     print('| arm | macro AUC | gain | padded cmAP | gain | processor seconds |')
     print('|---|---|---|---|---|---|')
     for arm, (_, base) in arms.items():

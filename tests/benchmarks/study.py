@@ -112,9 +112,7 @@ def tagging(*settings: str, noisy: bool = False, method: str | None = None, **op
     return run
 
 
-def write_pseudo_labels(
-    teacher: Path, table: Path, folder: Path, task: Path, method: str
-) -> tuple[Path, Path]:
+def write_pseudo_labels(teacher: Path, table: Path, folder: Path, task: Path, method: str) -> tuple[Path, Path]:
     """Label the noisy clips by a teacher that was trained on curated clips alone.
 
     Returns the paths of the new table and of the soft labels.

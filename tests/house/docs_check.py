@@ -30,15 +30,7 @@ SKIPPED = {
     'make test': 'this check is a part of it',
     'make docs-check': 'this is that check',
     **dict.fromkeys(
-        (
-            'make bench',
-            'make birdclef',
-            'make esc10',
-            'make pools',
-            'make recipes',
-            'make study',
-            'make torture',
-        ),
+        ('make bench', 'make birdclef', 'make esc10', 'make pools', 'make recipes', 'make study', 'make torture'),
         'takes minutes or hours',
     ),
     'python -m tests.benchmarks ': 'takes minutes',
@@ -76,9 +68,7 @@ def split_command(command: str, workspace: Path) -> list[str] | None:
     if not simple:
         return None
     asked = ['bash', '-c', f"printf '%s\\0' {command}"]
-    return subprocess.run(asked, cwd=workspace, capture_output=True, text=True, check=True).stdout.split(
-        '\0'
-    )[:-1]
+    return subprocess.run(asked, cwd=workspace, capture_output=True, text=True, check=True).stdout.split('\0')[:-1]
 
 
 def python_job(words: list[str]) -> Callable[[], object] | None:
@@ -186,9 +176,7 @@ def fill_workspace(workspace: Path) -> None:
     make_toy_set(workspace, clips=24, test=6)
     make_toy_soundscapes(workspace / 'scapes', recordings=8, test=1)
     for table in ('train_tp.csv', 'train_fp.csv'):
-        (workspace / table).write_text(
-            (workspace / 'scapes' / table).read_text().replace('train_', 'recording_')
-        )
+        (workspace / table).write_text((workspace / 'scapes' / table).read_text().replace('train_', 'recording_'))
     for clip in (workspace / 'scapes' / 'train').iterdir():
         clip.rename(workspace / 'train' / clip.name.replace('train_', 'recording_'))
     make_toy_set(workspace / 'task', clips=24, test=6)
@@ -199,9 +187,7 @@ def fill_workspace(workspace: Path) -> None:
     shutil.copy(workspace / 'sample_submission.csv', inputs / 'competition')
     (inputs / 'audiotag-kit').mkdir()
     shutil.copy(workspace / BUNDLE, inputs / 'audiotag-kit')
-    recipe = find_recipe(
-        'max-pyramid-mel', small=True, overrides=['frontend.sample_rate=16000', 'network.width=4']
-    )
+    recipe = find_recipe('max-pyramid-mel', small=True, overrides=['frontend.sample_rate=16000', 'network.width=4'])
     card = TaggerCard(TOY_CLASSES, frontend=recipe.frontend, network=recipe.network)
     for folder in (workspace / 'folds', inputs / 'my-folds'):
         for fold in (0, 1):
@@ -231,14 +217,10 @@ def check_page(page: Path, workspace: Path) -> int:
         print(f'{time.perf_counter() - start:6.1f} s  {place:15}  {step.shown}', flush=True)
         if code:
             print(output[-6000:], f'{place}: this {step.kind} ended with {code}:\n{step.text}', sep='\n')
-            print(
-                'Correct the page or the kit; what cannot run here goes to SKIPPED in tests/house/docs_check.py.'
-            )
+            print('Correct the page or the kit; what cannot run here goes to SKIPPED in tests/house/docs_check.py.')
             return 1
     spent = time.perf_counter() - began
-    print(
-        f'{page.parent.name}/{page.name}: {len(steps) - len(left)} run, {len(left)} skipped, in {spent:.0f} s'
-    )
+    print(f'{page.parent.name}/{page.name}: {len(steps) - len(left)} run, {len(left)} skipped, in {spent:.0f} s')
     return 0
 
 

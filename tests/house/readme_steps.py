@@ -87,9 +87,7 @@ def add_parts(addition: str, root: Path) -> None:
     """Put each piece where it goes, below `root`."""
     for path, where, name, code in parts_of(addition):
         file = root / path
-        text = (
-            with_part(file.read_text(encoding='utf-8'), code, where, name) if file.exists() else code + '\n'
-        )
+        text = with_part(file.read_text(encoding='utf-8'), code, where, name) if file.exists() else code + '\n'
         file.write_text(text, encoding='utf-8')
 
 
@@ -101,9 +99,7 @@ def with_part(old: str, code: str, where: str, name: str) -> str:
     tree, lines, rows = ast.parse(old).body, old.split('\n'), code.split('\n')
     imports = [row for row in rows if row.startswith(('from ', 'import '))]
     body = '\n'.join(row for row in rows if row not in imports).strip()
-    heads = [
-        node for node in tree if isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
-    ]  # or a docstring
+    heads = [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)]  # or a docstring
     top = max((node.end_lineno or 0 for node in heads), default=0)
     if not where:
         lines += ['', body, '']

@@ -116,13 +116,7 @@ def test_all_faults_come_at_once_and_nothing_is_written(tmp_path: Path) -> None:
     write_mini(tmp_path, {'kit/spare.py': 'from math import *\n', 'kit/more.py': 'RATE = __file__\n'})
     (tmp_path / 'kit/__main__.py').unlink()
     ran = run_builder(tmp_path)
-    for fault in (
-        'a star import',
-        '__file__ is',
-        'RATE is defined twice',
-        'nobody reaches',
-        'entry is missing',
-    ):
+    for fault in ('a star import', '__file__ is', 'RATE is defined twice', 'nobody reaches', 'entry is missing'):
         assert fault in ran.stderr
     assert ran.returncode == 1 and 'Traceback' not in ran.stderr
     assert not (tmp_path / 'audiotag_kit.py').exists()

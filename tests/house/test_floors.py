@@ -8,30 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from build_single_file import (
-    ENTRY,
-    Source,
-    foreign_imports,
-    module_name,
-    parse,
-    reading_order,
-    top_level_nodes,
-)
+from build_single_file import ENTRY, Source, foreign_imports, module_name, parse, reading_order, top_level_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = {'core': 0, 'audio': 1, 'labels': 1, 'models': 2, 'infer': 3, 'train': 4, 'plots': 5}
 TOP_LEVEL, COMMAND_LINE, ENTRY_LEVEL = 6, 7, 8
-HEAVY = {
-    'IPython',
-    'librosa',
-    'matplotlib',
-    'onnxruntime',
-    'openvino',
-    'pandas',
-    'scipy',
-    'sklearn',
-    'soundfile',
-}
+HEAVY = {'IPython', 'librosa', 'matplotlib', 'onnxruntime', 'openvino', 'pandas', 'scipy', 'sklearn', 'soundfile'}
 HEAVY |= {'timm', 'torchaudio', 'torchcodec', 'torchvision', 'tqdm'}
 EFFECTS = (ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Delete, ast.AugAssign, ast.Assert)
 LONGEST_FILE = 400
@@ -86,9 +68,7 @@ def test_a_file_is_short_enough_to_read(source: Source) -> None:
 
 @EVERY_FILE
 def test_a_file_and_its_public_names_say_what_they_are(source: Source) -> None:
-    assert ast.get_docstring(source.tree), (
-        f'{source.path}: its first line must say what goes in and what comes out'
-    )
+    assert ast.get_docstring(source.tree), f'{source.path}: its first line must say what goes in and what comes out'
     for node in source.tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_'):
             assert ast.get_docstring(node), f'{source.path}:{node.lineno}: {node.name} has no docstring'

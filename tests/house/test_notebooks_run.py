@@ -83,11 +83,7 @@ def test_a_notebook_is_short_starts_with_the_bundle_and_has_its_settings_in_one_
 @EVERY_NOTEBOOK
 def test_a_notebook_searches_all_of_kaggles_input_only_through_the_kit(path: Path) -> None:
     code = '\n'.join(code_cells(read(path)))
-    search = (
-        r'(read_competition|find_competition)\(DATA\b'
-        if is_birdclef(path)
-        else r'find_data\(.*, inputs=DATA\)$'
-    )
+    search = r'(read_competition|find_competition)\(DATA\b' if is_birdclef(path) else r'find_data\(.*, inputs=DATA\)$'
     assert "DATA = os.environ.get('AUDIOTAG_KIT_DATA', '/kaggle/input')" in code
     assert code.count("'/kaggle/input'") == 1
     assert re.search(search, code, re.MULTILINE)

@@ -84,17 +84,13 @@ def test_a_command_that_fails_or_is_not_there_fails_the_check(tmp_path: Path) ->
         readme.write_text(f'Text.\n\n    echo begun > begun\n    {line}\n')
         script = f'from pathlib import Path; from {check_page.__module__} import check_page; '
         script += f'raise SystemExit(check_page(Path({str(readme)!r}), Path({str(tmp_path)!r})))'
-        ran = subprocess.run(
-            [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        ran = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False)
         assert ran.returncode == code and (tmp_path / 'begun').exists(), ran.stdout
         assert not code or 'README.md:4: this command ended with' in ran.stdout
 
 
 def test_only_commands_are_left_out() -> None:
-    assert reason_to_skip(Step(1, 'command', 'make demo # x')) and not reason_to_skip(
-        Step(1, 'cell', 'make demo')
-    )
+    assert reason_to_skip(Step(1, 'command', 'make demo # x')) and not reason_to_skip(Step(1, 'cell', 'make demo'))
 
 
 def test_an_addition_goes_where_it_says(tmp_path: Path) -> None:
@@ -120,9 +116,7 @@ def test_an_addition_goes_where_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize('step', ADDITIONS, ids=[step.shown for step in ADDITIONS])
 def test_an_addition_keeps_the_rules_for_files_of_kit(step: Step) -> None:
     for path, where, _, code in parts_of(step.text):
-        assert (ROOT / path).is_file() or not where, (
-            f'{path} is new, so nothing can go `{where}` a part of it'
-        )
+        assert (ROOT / path).is_file() or not where, f'{path} is new, so nothing can go `{where}` a part of it'
         if path.startswith('kit/') and where != 'in':
             assert len(parse(path, code).text.split('\n')) <= 40 and '"""' in code
 
@@ -139,8 +133,7 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     targets = {*re.findall(r'^([a-z][a-z0-9 -]*):', (ROOT / 'Makefile').read_text(), re.MULTILINE)}
     named = {
         *re.findall(
-            r'\bmake ([a-z][a-z0-9-]+)',
-            '\n'.join(re.findall(r'`[^`]+`|^    .*$', '\n'.join(TEXTS), re.MULTILINE)),
+            r'\bmake ([a-z][a-z0-9-]+)', '\n'.join(re.findall(r'`[^`]+`|^    .*$', '\n'.join(TEXTS), re.MULTILINE))
         )
     }
     assert named and named <= {name for line in targets for name in line.split()}

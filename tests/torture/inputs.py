@@ -106,9 +106,7 @@ def mutated_files(folder: Path, cases: Path, tries: int, batch: int = 250) -> Fa
     while seed < tries:
         seeds = range(seed, min(tries, seed + batch))
         child = run_forked(functools.partial(work, seeds), kill_after_s=120.0)
-        reached = max(
-            [int(line[5:]) for line in child.output.splitlines() if line.startswith('seed ')], default=seed
-        )
+        reached = max([int(line[5:]) for line in child.output.splitlines() if line.startswith('seed ')], default=seed)
         done = reached + 1 - seed if child.code else len(seeds)
         fault.tried += done
         if child.code:
@@ -173,9 +171,7 @@ def hostile_contents(good: dict[str, Any], rng: random.Random) -> Iterator[tuple
     weight = good['tensors'][first]
     listed = {
         'n_fft 2^30': with_card(lambda c: {**c, 'frontend': {**c['frontend'], 'n_fft': 2**30}}),
-        'a million classes': with_card(
-            lambda c: {**c, 'classes': [str(i) for i in range(10**6)], 'prevalences': []}
-        ),
+        'a million classes': with_card(lambda c: {**c, 'classes': [str(i) for i in range(10**6)], 'prevalences': []}),
         'width 2^20': with_card(lambda c: {**c, 'network': {**c['network'], 'width': 2**20}}),
         'blocks 10^6': with_card(lambda c: {**c, 'network': {**c['network'], 'blocks': 10**6}}),
         'min_frames 2^40': with_card(lambda c: {**c, 'min_frames': 2**40}),
@@ -189,21 +185,14 @@ def hostile_contents(good: dict[str, Any], rng: random.Random) -> Iterator[tuple
             'tensors': {**good['tensors'], first: weight.flatten()[:1].expand(50_000, 50_000)},
         },
         'a sparse tensor': {**good, 'tensors': {**good['tensors'], first: torch.eye(100).to_sparse()}},
-        'a meta tensor': {
-            **good,
-            'tensors': {**good['tensors'], first: torch.empty(10**6, 10**5, device='meta')},
-        },
+        'a meta tensor': {**good, 'tensors': {**good['tensors'], first: torch.empty(10**6, 10**5, device='meta')}},
         'a list of tensors': {**good, 'tensors': list(good['tensors'].values())},
         'format of text': {**good, 'format': '3'},
         'format as a tensor': {**good, 'format': torch.ones(3)},
         'members that are none': {'format': FORMAT, 'card': good['card'], 'members': 7, 'networks': None},
         'NaN in all weights': {**good, 'digest': ''},
-        'another family': with_card(
-            lambda c: {**c, 'network': {'family': 'timm', 'name': 'vit_giant_patch14_224'}}
-        ),
-        'a file as weights': with_card(
-            lambda c: {**c, 'network': {'family': 'timm', 'weights': '/etc/passwd'}}
-        ),
+        'another family': with_card(lambda c: {**c, 'network': {'family': 'timm', 'name': 'vit_giant_patch14_224'}}),
+        'a file as weights': with_card(lambda c: {**c, 'network': {'family': 'timm', 'weights': '/etc/passwd'}}),
     }
     yield from listed.items()
     while True:
@@ -257,8 +246,7 @@ def hostile_checkpoints(folder: Path, tries: int, limit_s: float) -> Fault:
         refused += child.is_refusal
         held = (child.is_refusal or child.code == 0) and child.seconds < limit_s and child.grown_mb < 200
         fault.check(
-            held,
-            f'{name}: code {child.code}, {child.seconds:.1f} s, {child.grown_mb:.0f} MB: {child.output[-300:]}',
+            held, f'{name}: code {child.code}, {child.seconds:.1f} s, {child.grown_mb:.0f} MB: {child.output[-300:]}'
         )
     fault.details = f'{refused} refused, the others harmless; at most {worst_s:.2f} s and {worst_mb:.0f} MB'
     return fault
@@ -322,8 +310,7 @@ def table_texts(names: list[str], label: str) -> dict[str, str | bytes]:
         'a class per clip': head + rows('c{i}'),
         'a class named fold': head + rows('fold'),
         'missing files': head + ''.join(f'missing_{i}.wav,{"ab"[i % 2]}\n' for i in range(20)),
-        'folders in names': head
-        + ''.join(f'../train/{name},{"ab"[i % 2]}\n' for i, name in enumerate(names)),
+        'folders in names': head + ''.join(f'../train/{name},{"ab"[i % 2]}\n' for i, name in enumerate(names)),
         'times that are words': times + rows('a,zero,one'),
         'times reversed': times + rows('a,2,1'),
         'times in milliseconds': times + rows('a,{i}500,{i}900', 'b,{i}500,{i}900'),
@@ -388,16 +375,7 @@ def odd_tables(folder: Path) -> Fault:
     templates = template_texts(sorted(path.name for path in (room / 'test').iterdir()), classes_of(room))
     path = folder / 'odd.csv'
     common = ['--no-progress', '--device', 'cpu']
-    train = [
-        'train',
-        '--recipe',
-        'max-pyramid-mel',
-        '--small',
-        '--table',
-        str(path),
-        '--audio',
-        str(room / 'train'),
-    ]
+    train = ['train', '--recipe', 'max-pyramid-mel', '--small', '--table', str(path), '--audio', str(room / 'train')]
     train += ['--out', str(folder / 'odd_run'), *common, '--set', *TINY, 'epochs=2', 'no_augment_epochs=0']
     for name, text in tables.items():
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -405,14 +383,7 @@ def odd_tables(folder: Path) -> Fault:
         child = run_verb(train, kill_after_s=120.0)
         held = child.is_refusal or child.code == 0
         fault.check(held, f'table: {name}: code {child.code}: {child.output[-400:]}')
-    submit = [
-        'submit',
-        '--checkpoints',
-        str(room / 'run' / 'fold_*.pt'),
-        '--audio',
-        str(room / 'test'),
-        *common,
-    ]
+    submit = ['submit', '--checkpoints', str(room / 'run' / 'fold_*.pt'), '--audio', str(room / 'test'), *common]
     for name, text in templates.items():
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         place = folder / 'odd_out'

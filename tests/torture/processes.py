@@ -49,12 +49,7 @@ def digest_tree(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(folder.rglob('*')):
         relative = str(path.relative_to(folder))
-        if (
-            not path.is_file()
-            or 'state' in relative
-            or path.suffix == '.part'
-            or path.name == 'submission.json'
-        ):
+        if not path.is_file() or 'state' in relative or path.suffix == '.part' or path.name == 'submission.json':
             continue
         if path.suffix == '.pt':
             digests[relative] = content_digest('', read_content(path)['tensors'])
@@ -79,15 +74,7 @@ def kills(folder: Path, tries: int) -> Fault:
     fault = Fault('kills of train, oof, relabel and submit')
     run = room / 'run'
     common = ['--device', 'cpu', '--no-progress']
-    train = [
-        'train',
-        '--recipe',
-        'max-pyramid-mel',
-        '--table',
-        str(room / 'train.csv'),
-        '--audio',
-        str(room / 'train'),
-    ]
+    train = ['train', '--recipe', 'max-pyramid-mel', '--table', str(room / 'train.csv'), '--audio', str(room / 'train')]
     verbs = {
         'train': [*train, '--out', 'out', *common, '--set', *TINY],
         'submit': [
@@ -138,8 +125,7 @@ def kills(folder: Path, tries: int) -> Fault:
             child = run_verb(verbs[verb], kill_after_s=rng.uniform(0, 0.8 * seconds[verb]), folder=place)
             torn = torn_files(place)
             fault.check(
-                not torn and child.code in (-9, 0),
-                f'{verb}: code {child.code}, torn: {torn[:3]} {child.output[-300:]}',
+                not torn and child.code in (-9, 0), f'{verb}: code {child.code}, torn: {torn[:3]} {child.output[-300:]}'
             )
         child = run_verb(verbs[verb], folder=place)
         found = digest_tree(place)
@@ -243,9 +229,7 @@ def deadlines(folder: Path, tries: int, abreast: int = 2) -> Fault:
                 )
                 command = [sys.executable, script.name]
             began = time.time()
-            process = subprocess.Popen(
-                command, cwd=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
+            process = subprocess.Popen(command, cwd=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             started.append((process, began, seconds, out))
             if len(started) == abreast or number == tries - 1:
                 for process, began, seconds, out in started:
@@ -260,8 +244,7 @@ def deadlines(folder: Path, tries: int, abreast: int = 2) -> Fault:
                     rows = out.read_text().count('\n') if out.is_file() else 0
                     held = not late and process.returncode == 0 and rows == len(list(audio.iterdir())) + 1
                     fault.check(
-                        held,
-                        f'{seconds} s: late {late}, code {process.returncode}, {rows} rows: {output[-300:]}',
+                        held, f'{seconds} s: late {late}, code {process.returncode}, {rows} rows: {output[-300:]}'
                     )
                 started = []
     if unused:
@@ -313,12 +296,8 @@ def poison_files(folder: Path, tries: int) -> Fault:
     for path in sorted(poisoned.glob('poison*')):
         fault.check(path.name in failed, f'{path.name} is not named')
     held = done.returncode == 0 and report.get('rows_all_models') == len(files) - tries
-    fault.check(
-        held, f'code {done.returncode}, {report.get("rows_all_models")} rows predicted: {done.stdout[-600:]}'
-    )
-    fault.details = (
-        f'{report.get("rows_all_models")} of {len(files)} rows predicted in {time.time() - began:.0f} s'
-    )
+    fault.check(held, f'code {done.returncode}, {report.get("rows_all_models")} rows predicted: {done.stdout[-600:]}')
+    fault.details = f'{report.get("rows_all_models")} of {len(files)} rows predicted in {time.time() - began:.0f} s'
     return fault
 
 
@@ -355,9 +334,7 @@ def two_writers(folder: Path) -> Fault:
     for words in verbs.values():
         command = [sys.executable, 'audiotag_kit.py', *words, '--no-progress', '--device', 'cpu']
         shutil.rmtree(alone / 'two_run', ignore_errors=True)
-        first = subprocess.Popen(
-            command, cwd=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        first = subprocess.Popen(command, cwd=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         locks = [alone / 'two.csv.state' / 'lock', alone / 'two_run' / 'state' / 'lock']
         while first.poll() is None and not any(lock.is_file() for lock in locks):
             time.sleep(0.05)
@@ -366,8 +343,7 @@ def two_writers(folder: Path) -> Fault:
         output, _ = first.communicate()
         held = not was_running or (second.returncode == 2 and 'writes to' in second.stderr)
         fault.check(
-            held and first.returncode == 0,
-            f'{words[0]}: {second.returncode} {second.stderr[-300:]} {output[-300:]}',
+            held and first.returncode == 0, f'{words[0]}: {second.returncode} {second.stderr[-300:]} {output[-300:]}'
         )
         for lock in locks:
             lock.unlink(missing_ok=True)
@@ -415,8 +391,7 @@ def full_disks(folder: Path) -> Fault:
             tempfile.tempdir = str(mount)
             loader.free_memory_bytes = lambda: 0  # every spectrogram goes to the disk
             return run_command(
-                COMMANDS,
-                ['submit', *checkpoints, '--audio', str(audio), '--out', str(folder / 'tmp_full.csv')],
+                COMMANDS, ['submit', *checkpoints, '--audio', str(audio), '--out', str(folder / 'tmp_full.csv')]
             )
 
         shutil.rmtree(folder / 'tmp_full.csv.state', ignore_errors=True)
@@ -435,27 +410,15 @@ def environments(folder: Path) -> Fault:
     _, alone = make_long_job(folder)
     fault = Fault('poor environments')
     broken = folder / 'broken'
-    missing = {
-        name: folder / f'no_{name}' for name in ('soundfile', 'torchcodec', 'timm', 'matplotlib', 'pandas')
-    }
+    missing = {name: folder / f'no_{name}' for name in ('soundfile', 'torchcodec', 'timm', 'matplotlib', 'pandas')}
     for name, place in missing.items():
         (place / name).mkdir(parents=True, exist_ok=True)
         (place / name / '__init__.py').write_text("raise ImportError('it is broken here')\n")
     broken.mkdir(exist_ok=True)
     read_only = folder / 'read_only'
     read_only.mkdir(exist_ok=True)
-    mounted = (
-        subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', str(read_only)], check=False).returncode
-        == 0
-    )
-    base = [
-        'submit',
-        '--checkpoints',
-        str(room / 'run' / 'fold_*.pt'),
-        '--audio',
-        str(room / 'test'),
-        '--no-progress',
-    ]
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', str(read_only)], check=False).returncode == 0
+    base = ['submit', '--checkpoints', str(room / 'run' / 'fold_*.pt'), '--audio', str(room / 'test'), '--no-progress']
     tries: dict[str, tuple[dict[str, str], list[str], list[str], Callable[[int, str], bool]]] = {}
 
     def fine(code: int, output: str) -> bool:
@@ -470,12 +433,7 @@ def environments(folder: Path) -> Fault:
     tries['LANG=C'] = ({'LANG': 'C', 'LC_ALL': 'C', 'PYTHONUTF8': '0'}, [], ['--out', 'ü.csv'], fine)
     tries['one core'] = ({}, ['taskset', '-c', '0'], ['--out', 'core.csv'], fine)
     tries['no home'] = ({'HOME': '/nonexistent'}, [], ['--out', 'home.csv'], fine)
-    tries['no stdin'] = (
-        {},
-        ['sh', '-c', 'exec "$@" <&-', 'sh'],
-        ['--out', 'stdin.csv', '--deadline', '100s'],
-        fine,
-    )
+    tries['no stdin'] = ({}, ['sh', '-c', 'exec "$@" <&-', 'sh'], ['--out', 'stdin.csv', '--deadline', '100s'], fine)
     tries['closed output'] = ({}, ['sh', '-c', '"$@" | head -c 1', 'sh'], ['--out', 'pipe.csv'], fine)
     tries['PYTHONOPTIMIZE'] = ({'PYTHONOPTIMIZE': '2'}, [], ['--out', 'opt.csv'], refused)
     if mounted:
@@ -498,9 +456,7 @@ def environments(folder: Path) -> Fault:
                 errors='replace',
                 check=False,
             )
-            fault.check(
-                holds(done.returncode, done.stdout), f'{name}: code {done.returncode}: {done.stdout[-400:]}'
-            )
+            fault.check(holds(done.returncode, done.stdout), f'{name}: code {done.returncode}: {done.stdout[-400:]}')
     finally:
         if mounted:
             subprocess.run(['umount', '-l', str(read_only)], check=False)

@@ -137,9 +137,7 @@ def make_room(folder: Path, clips: int = 24) -> Path:
     def work() -> None:
         make_toy_set(folder, clips, clips, seed=5)
         recipe = find_recipe('max-pyramid-mel', overrides=TINY)
-        train_run(
-            recipe, folder / 'train.csv', folder / 'train', folder / 'run', device='cpu', progress=False
-        )
+        train_run(recipe, folder / 'train.csv', folder / 'train', folder / 'run', device='cpu', progress=False)
 
     if not (folder / 'run' / 'oof.csv').is_file():
         child = run_forked(work)
