@@ -15,25 +15,33 @@ from kit.core.clock import parse_duration
 from kit.core.errors import KitError
 from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, pick_device
 from kit.core.worker import source_file, source_root
+from kit.infer.backend import check_backend
 from kit.infer.planner import measure_cost
 from kit.infer.predictor import Predictor
 from kit.infer.stack import ModelSpec, open_models
 from kit.models.checkpoint import find_models
 from kit.models.tagger import Tagger, TaggerCard
 
-PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm')
+PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm', 'openvino')
 
 
-def run_doctor(checkpoints: Sequence[str] | None = None, audio: str | None = None, deadline: str | None = None) -> str:
+def run_doctor(
+    checkpoints: Sequence[str] | None = None,
+    audio: str | None = None,
+    deadline: str | None = None,
+    backend: str = 'torch',
+) -> str:
     """Describe this machine and some checkpoints, and estimate whether they fit the deadline on a folder of audio.
 
     Options:
         checkpoints: files or patterns of checkpoints to check
         audio: the folder of clips to submit
         deadline: time limit like 55m
+        backend: as in submit
 
     Errors: KitError where a checkpoint cannot be used, after everything was printed
     """
+    check_backend(backend)
     lines = describe_machine()
     paths = [Path(name) for name, _ in find_models(checkpoints)] if checkpoints else []
     usable: list[ModelSpec] = []
@@ -52,7 +60,7 @@ def run_doctor(checkpoints: Sequence[str] | None = None, audio: str | None = Non
         lines += descriptions
         usable += models
     if audio is not None:
-        lines.append(describe_job(Path(audio), usable, deadline))
+        lines.append(describe_job(Path(audio), usable, deadline, backend))
     if unusable:
         print(*lines, sep='\n', flush=True)
         raise KitError(f'{unusable} of {len(paths)} checkpoints cannot be used; the reasons are above.')
@@ -80,7 +88,7 @@ def describe_machine() -> list[str]:
     return lines
 
 
-def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None) -> str:
+def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None, backend: str) -> str:
     """Return a line on how much audio there is, and how long the models need for it, as measured here."""
     files, others = scan_folder(audio)
     durations_s = [header_duration_s(path) for path in files]
@@ -95,7 +103,8 @@ def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None)
     device = pick_device()[0]
     # Own networks need their code, which is not here.
     known = [model for model in models if not is_custom(model.card)]
-    needed_s = audio_s * sum(measure_cost(Predictor(model.build(), device, fuse=True)) for model in known)
+    predictors = [Predictor(model.build(), device, fuse=True, backend=backend) for model in known]
+    needed_s = audio_s * sum(map(measure_cost, predictors))
     line += f'; {len(known)} of {len(models)} models, measured on this {device.type}, need {needed_s:.0f} s'
     if deadline is None:
         return line

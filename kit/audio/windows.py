@@ -15,7 +15,6 @@ WINDOW_POOLS = ('max', 'mean', 'top_k', 'power', 'geometric', 'snr', 'snr_top')
 
 # Scores are not allowed below this where they are divided by or where a logarithm is taken.
 MIN_SCORE = 1e-30
-MAX_BATCH_CLIPS = 64
 
 # First frame of a window, and the frame after its last.
 Span = tuple[int, int]
@@ -57,15 +56,15 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
     return spec[..., index]
 
 
-def batches_by_length(lengths: Sequence[int], batch_frames: int) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
     """Group the indices of clips into batches of one length, shortest first.
 
-    A batch holds at most `batch_frames` frames and 64 clips, and at least one clip.
+    A batch holds at most `batch_frames` frames and `batch_clips` clips, and at least one clip.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
-        limit = min(MAX_BATCH_CLIPS, max(1, batch_frames // length))
+        limit = min(batch_clips, max(1, batch_frames // length))
         if batches and lengths[batches[-1][0]] == length and len(batches[-1]) < limit:
             batches[-1].append(index)
         else:

@@ -181,6 +181,7 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
         'oof_score': card.oof_score,
         'inference': member.predictor.inference.to_dict(),
         'fusion': member.predictor.fusion,
+        'backend': member.predictor.compilation,
         'clips_predicted': len(member.predicted),
         'clips_failed': reasons_by_name(member.failed_clips, names),
         'network_s': round(member.watch.seconds.get('network', 0.0), 3),

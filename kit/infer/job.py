@@ -50,6 +50,7 @@ class SubmitOptions:
     threads: int | None = None
     batch_frames: int | None = None
     precision: str = 'float32'
+    backend: str = 'torch'
     progress: bool = True
     networks: Mapping[str, NetworkBuilder] | None = None
     decoders: Sequence[Decoder] | None = None

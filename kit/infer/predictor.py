@@ -13,6 +13,7 @@ from kit.audio.windows import InferenceConfig, Span, batches_by_length, pad_fram
 from kit.core.clock import TimeBudget
 from kit.core.errors import KitError, choose
 from kit.core.runtime import full_float32
+from kit.infer.backend import STATIC_ROWS, compile_network, why_torch
 from kit.models.families import memory_format_of
 from kit.models.fusion import fuse_norms
 from kit.models.network import Network
@@ -87,7 +88,8 @@ class Predictor:
 
     It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
     chosen here. With `fuse`, the first batch fuses batch norms into convolutions, in a copy that no later training
-    changes; `fusion` says what was fused.
+    changes; `fusion` says what was fused. With another `backend` than torch, the first batch then compiles that
+    network; `compilation` says which backend predicts, and why.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Predictor:
         precision: str = 'float32',
         inference: InferenceConfig | None = None,
         fuse: bool = False,
+        backend: str = 'torch',
     ) -> None:
         self.tagger = tagger
         self.device = device
@@ -110,6 +113,10 @@ class Predictor:
         self.network: nn.Module = tagger.network
         # The weights of fused convolutions may be too large for float16.
         self.fusion = 'to do' if fuse and self.dtype is None else 'off'
+        self.backend = backend
+        self.compilation = why_torch(backend, self.inference.mode, device.type, precision) or 'to do'
+        # A compiled network computes so many at once, and smaller batches are padded.
+        self.batch_clips = STATIC_ROWS if self.compilation == 'to do' else 64
         tagger.to(device)
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
@@ -142,7 +149,7 @@ class Predictor:
         lengths = [self.inference.input_frames(part, self.tagger.min_frames) for _, part, _ in inputs]
         logits: list[np.ndarray | None] = [None] * len(inputs)
         with self.evaluation_mode():
-            for batch in batches_by_length(lengths, self.batch_frames):
+            for batch in batches_by_length(lengths, self.batch_frames, self.batch_clips):
                 if budget.should_stop():
                     break
                 parts = []
@@ -189,6 +196,10 @@ class Predictor:
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
         if self.fusion == 'to do':
             self.network, self.fusion = fuse_norms(self.network, *spec.shape[1:3])
+        if self.compilation == 'to do':
+            rows = max(1, min(STATIC_ROWS, self.batch_frames // batch.shape[-1]))
+            read = self.tagger.read_logits
+            self.network, self.compilation = compile_network(self.network, spec, rows, self.backend, read)
         pools_maps = self.inference.mode == 'frames'
         output = self.network.window_logits(spec, windows) if pools_maps else self.network(spec)  # type: ignore[operator]
         logits = self.tagger.read_logits(output)

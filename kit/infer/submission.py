@@ -192,6 +192,9 @@ def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[Ensembl
             job.note(f'{name} has no prediction for {len(member.failed_clips)} clips: {reason}')
         if member.failure:
             job.note(f'{name} FAILED after {len(member.predicted)} clips: {member.failure}')
+    for text in sorted({member.predictor.compilation for member in members}):
+        if text.startswith('torch:'):
+            job.note(f'--backend {job.options.backend}: {text}')
     late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
     job.note_names(late_rows, 'rows are windows after the end of their file and get the prior')
     alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
@@ -229,11 +232,12 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspec
             continue
         if model.path:
             code = [*own_classes(tagger.network), *decoder_functions(options.decoders)]
-            settings = (inference.canonical_json(), options.precision, runtime.device.type, str(model.place))
+            ways = options.precision, options.backend, runtime.device.type, str(model.place)
+            settings = inference.canonical_json(), *ways
             digest = text_digest(digests[model.path], code_identity(code), *settings)[:16]
             cache_path = job.state_folder / f'{model.path.stem}_{digest}.npz'
         sizes = options.batch_frames, options.precision
-        predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True)
+        predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True, backend=options.backend)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         watch = Stopwatch(job.watch.began)
         members.append(EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch))

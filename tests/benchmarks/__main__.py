@@ -1,4 +1,4 @@
-"""Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames] [REPEATS]`."""
+"""Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames|backends] [REPEATS]`."""
 
 import platform
 import sys
@@ -8,7 +8,7 @@ import torch
 
 from kit.core.errors import choose
 from kit.core.runtime import cpu_count, tune_process
-from tests.benchmarks import bench_families, bench_frames, bench_frontend, bench_import, bench_submit
+from tests.benchmarks import bench_backends, bench_families, bench_frames, bench_frontend, bench_import, bench_submit
 
 BENCHES: dict[str, Callable[..., None]] = {
     'frontend': bench_frontend.main,
@@ -16,6 +16,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     'import': bench_import.main,
     'families': bench_families.main,
     'frames': bench_frames.main,
+    'backends': bench_backends.main,
 }
 
 

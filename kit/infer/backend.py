@@ -1,0 +1,147 @@
+"""Compile a network with OpenVINO for inputs of one shape, and check it against torch."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kit.audio.decode import one_line
+from kit.core.errors import KitError, choose
+
+BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the faster'}
+
+# How much compiled logits may differ, relative to the greatest logit or to 1.
+BACKEND_TOLERANCE = 1e-4
+
+# Windows that a compiled network computes at once. More are no faster, and short files need more padding.
+STATIC_ROWS = 4
+
+CompiledCall = Callable[[np.ndarray], np.ndarray]
+Compiler = Callable[[nn.Module, tuple[int, ...]], CompiledCall]
+
+
+class CompiledNetwork(nn.Module):
+    """A network compiled for `rows` inputs of one shape. A smaller batch is padded, and the logits of padding dropped.
+
+    So every input is computed in a batch of one size, and its logits do not depend on its batchmates.
+
+    Shape:  spec (B, C, M, N) -> logits (B, K), B <= rows
+    """
+
+    def __init__(self, call: CompiledCall, rows: int) -> None:
+        super().__init__()
+        self.call = call
+        self.rows = rows
+
+    def forward(self, spec: Tensor) -> Tensor:
+        padded = pad_rows(spec, self.rows).contiguous()
+        return torch.from_numpy(self.call(padded.numpy()))[: len(spec)]
+
+
+def pad_rows(batch: Tensor, rows: int) -> Tensor:
+    """Repeat the last input of a batch. Shape: (B, ...) -> (rows, ...), B <= rows"""
+    return torch.cat([batch, batch[-1:].expand(rows - len(batch), *batch.shape[1:])])
+
+
+def check_backend(backend: str) -> None:
+    """Raise KitError for a backend that is unknown or not installed."""
+    choose('backend', backend, BACKENDS)
+    if backend == 'openvino' and not has_openvino():
+        raise KitError(
+            'backend openvino needs the package openvino, which is not installed here: '
+            'attach a dataset with its wheels and pip install them, or use --backend torch.'
+        )
+
+
+def has_openvino() -> bool:
+    """Return whether OpenVINO is installed, without importing it."""
+    return find_spec('openvino') is not None
+
+
+def why_torch(backend: str, mode: str, device: str, precision: str) -> str:
+    """Return why a model is not compiled, or an empty text."""
+    if backend == 'torch':
+        return 'torch'
+    if mode != 'windows':
+        return f'torch: mode {mode} reads inputs of many lengths, and compiling needs mode windows'
+    if device != 'cpu' or precision != 'float32':
+        return f'torch: OpenVINO computes on the CPU in float32, not on {device} in {precision}'
+    return '' if has_openvino() else 'torch: OpenVINO is not installed'
+
+
+def compile_openvino(network: nn.Module, shape: tuple[int, ...]) -> CompiledCall:
+    """Compile a network in evaluation mode for inputs of one shape, with as many threads as torch has.
+
+    `openvino.convert_model` would be shorter, but it reports its use over the network.
+    """
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        # Zeros: what tracing makes a constant of them is wrong for the batch of the check, which then fails.
+        # Without shared memory, a later training changes no compiled weight.
+        decoder = TorchScriptPythonDecoder(network, example_input=torch.zeros(shape), shared_memory=False)
+    frontend = FrontEndManager().load_by_framework('pytorch')
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape(list(shape))
+    settings = {
+        'INFERENCE_PRECISION_HINT': 'f32',  # by itself it may choose bfloat16
+        'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+        'PERFORMANCE_HINT': 'LATENCY',
+        'ENABLE_CPU_PINNING': False,  # processes that share the cores must be free to move
+    }
+    request = openvino.compile_model(model, 'CPU', settings).create_infer_request()
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        return np.array(request.infer([batch])[0])
+
+    return call
+
+
+def compile_network(
+    network: nn.Module,
+    spec: Tensor,
+    rows: int,
+    backend: str,
+    read_logits: Callable[[Any], Any],
+    compiler: Compiler = compile_openvino,
+    now: Callable[[], float] = time.perf_counter,
+) -> tuple[nn.Module, str]:
+    """Return a network compiled for a batch's shape, or the network itself, and a text for the report.
+
+    The network itself is returned where it cannot be compiled, where the batch's logits differ, and with backend
+    auto where it is as fast, in the median of two turns.
+
+    Shape:  spec (B, C, M, N), B <= rows
+    """
+    batch = pad_rows(spec, rows)
+    expected = read_logits(network(batch))
+    try:
+        compiled = CompiledNetwork(compiler(network, tuple(batch.shape)), rows)
+        difference = float((read_logits(compiled(batch)) - expected).abs().max())
+    except Exception as error:
+        return network, f'torch: OpenVINO cannot compile the network: {one_line(error)[:200]}'
+    if not difference <= BACKEND_TOLERANCE * max(1.0, float(expected.abs().max())):
+        return network, f'torch: the logits of OpenVINO differed by {difference:.2g}'
+    text = f'openvino: logits differ by {difference:.1g} or less'
+    if backend != 'auto':
+        return compiled, text
+    times: dict[nn.Module, list[float]] = {network: [], compiled: []}
+    for _ in range(2):
+        for module, turns in times.items():
+            start = now()
+            module(batch)
+            turns.append(now() - start)
+    torch_s, compiled_s = (statistics.median(turns) for turns in times.values())
+    speed = f'{rows} windows take {torch_s:.3f} s with torch, {compiled_s:.3f} s with OpenVINO'
+    if torch_s <= compiled_s:
+        return network, f'torch: {speed}'
+    return compiled, f'{text}; {speed}'
