@@ -1,8 +1,8 @@
-"""Bundle kit/ into one file, audiotag_kit.py, or say every reason why that is not possible.
+'''Bundle kit/ into one file, audiotag_kit.py, or say every reason why that is not possible.
 
 The bundle holds every file of kit/ verbatim, each after those that it imports. Only the imports from kit itself are
 commented out, so a line of the bundle is a line of its file plus one constant per section.
-"""
+'''
 
 import argparse
 import ast
@@ -27,7 +27,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SCOPES = (*DEFINITIONS, ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
 ImportNode = ast.Import | ast.ImportFrom
 
-HEADER = """\
+HEADER = '''\
 # audiotag-kit {version}: train audio taggers, ensemble them and submit before the deadline, from one file.
 # SPDX-License-Identifier: MIT
 # Copyright (c) 2026 audiotag-kit authors
@@ -38,10 +38,10 @@ HEADER = """\
 # A line here is the line of its file plus the section's offset, which is also the line of its banner. Contents:
 #
 #  offset  file
-"""
+'''
 
 RUN_NAME = 'run_as_module'
-RUN_CODE = """\
+RUN_CODE = '''\
 # `%run audiotag_kit.py` copies every name of the file that it runs into the notebook, over the user's own. So under
 # %run this file loads itself as the module `audiotag_kit`, gives the notebook the names in `__all__`, and stops here.
 def run_as_module(path, notebook):
@@ -62,16 +62,16 @@ def run_as_module(path, notebook):
 
 if __name__ == "__main__" and "__file__" in globals():  # not where it is imported or pasted
     run_as_module(__file__, globals())
-"""
+'''
 
 
 class Refused(Exception):
-    """The bundle or the dataset cannot be made; the message is one line per fault."""
+    '''The bundle or the dataset cannot be made; the message is one line per fault.'''
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A file of kit/: its path below the root, its text and its syntax tree."""
+    '''A file of kit/: its path below the root, its text and its syntax tree.'''
 
     path: str
     text: str
@@ -79,34 +79,34 @@ class Source:
 
     @property
     def kit_imports(self) -> list[ast.ImportFrom]:
-        """The statements at its top level that import from another kit file."""
+        '''The statements at its top level that import from another kit file.'''
         return [node for node in self.tree.body if isinstance(node, ast.ImportFrom) and is_kit(node)]
 
     @property
     def links(self) -> list[tuple[str, str, int]]:
-        """(module, name, line) of each name that it imports from another kit file."""
+        '''(module, name, line) of each name that it imports from another kit file.'''
         return [(node.module or '', a.name, a.lineno) for node in self.kit_imports for a in node.names]
 
 
 def parse(path: str, text: str) -> Source:
-    """Parse a file. Errors: SyntaxError"""
+    '''Parse a file. Errors: SyntaxError'''
     return Source(path, text, ast.parse(text))
 
 
 def module_name(path: str) -> str:
-    """kit/core/errors.py -> kit.core.errors"""
+    '''kit/core/errors.py -> kit.core.errors'''
     return path.removesuffix('.py').replace('/', '.')
 
 
 def is_kit(node: ImportNode) -> bool:
-    """Whether a statement imports the kit, or from it."""
+    '''Whether a statement imports the kit, or from it.'''
     if isinstance(node, ast.ImportFrom):
         return node.level > 0 or (node.module or '').split('.')[0] == 'kit'
     return any(alias.name.split('.')[0] == 'kit' for alias in node.names)
 
 
 def top_level_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those inside functions, classes and comprehensions, which have scopes of their own."""
+    '''All nodes but those inside functions, classes and comprehensions, which have scopes of their own.'''
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, SCOPES):
@@ -114,7 +114,7 @@ def top_level_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def definitions(source: Source) -> Iterator[tuple[str, int]]:
-    """(name, line) of each name that a file defines at its top level, under if, try, with and for too."""
+    '''(name, line) of each name that a file defines at its top level, under if, try, with and for too.'''
     for node in top_level_nodes(source.tree):
         if isinstance(node, DEFINITIONS):
             yield node.name, node.lineno
@@ -123,7 +123,7 @@ def definitions(source: Source) -> Iterator[tuple[str, int]]:
 
 
 def foreign_imports(source: Source) -> Iterator[tuple[str, str, int]]:
-    """(name, meaning, line) of each name that a file imports at its top level from outside the kit."""
+    '''(name, meaning, line) of each name that a file imports at its top level from outside the kit.'''
     for node in top_level_nodes(source.tree):
         if isinstance(node, ImportNode) and not is_kit(node):
             prefix = f'{node.module}.' if isinstance(node, ast.ImportFrom) else ''
@@ -134,7 +134,7 @@ def foreign_imports(source: Source) -> Iterator[tuple[str, str, int]]:
 
 
 def read_kit(root: Path, faults: list[str]) -> dict[str, Source]:
-    """Read every file of kit/, by module name. Files that cannot be parsed are added to `faults`."""
+    '''Read every file of kit/, by module name. Files that cannot be parsed are added to `faults`.'''
     kit: dict[str, Source] = {}
     for path in sorted((root / 'kit').rglob('*.py')):
         name = path.relative_to(root).as_posix()
@@ -150,14 +150,14 @@ def read_kit(root: Path, faults: list[str]) -> dict[str, Source]:
 
 
 def place(source: Source) -> tuple[bool, int, str]:
-    """Where a file goes if imports leave the choice: known folders, other folders, top-level files."""
+    '''Where a file goes if imports leave the choice: known folders, other folders, top-level files.'''
     folder = source.path.removeprefix('kit/').rpartition('/')[0]
     rank = FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
     return folder == '', rank, source.path
 
 
 def reading_order(kit: dict[str, Source]) -> list[Source]:
-    """All files, each after those that it imports. Errors: CycleError, which holds a circle of files"""
+    '''All files, each after those that it imports. Errors: CycleError, which holds a circle of files'''
     sorter: TopologicalSorter[Source] = TopologicalSorter()
     for source in kit.values():
         sorter.add(source, *(kit[module] for module, _, _ in source.links if module in kit))
@@ -172,7 +172,7 @@ def reading_order(kit: dict[str, Source]) -> list[Source]:
 
 
 def file_faults(source: Source, kit: dict[str, Source]) -> Iterator[str]:
-    """What is wrong with one file: its imports, and its use of names that belong to the whole bundle."""
+    '''What is wrong with one file: its imports, and its use of names that belong to the whole bundle.'''
     for node in ast.walk(source.tree):
         if isinstance(node, ImportNode):
             yield from (f'{source.path}:{node.lineno}: {x}' for x in import_faults(node, source.tree.body))
@@ -186,7 +186,7 @@ def file_faults(source: Source, kit: dict[str, Source]) -> Iterator[str]:
 
 
 def import_faults(node: ImportNode, body: Sequence[ast.stmt]) -> Iterator[str]:
-    """What is wrong with an import. One of the kit must be a plain statement that can be commented out."""
+    '''What is wrong with an import. One of the kit must be a plain statement that can be commented out.'''
     if any(alias.name == '*' for alias in node.names):
         yield 'a star import: name what is imported'
     elif isinstance(node, ast.ImportFrom) and node.module == '__future__':
@@ -203,7 +203,7 @@ def import_faults(node: ImportNode, body: Sequence[ast.stmt]) -> Iterator[str]:
 
 
 def shared_faults(kit: dict[str, Source]) -> Iterator[str]:
-    """Names that are fine in each file and wrong in one namespace; files that are not reached."""
+    '''Names that are fine in each file and wrong in one namespace; files that are not reached.'''
     sources = sorted(kit.values(), key=place)
     imported: dict[str, tuple[str, str]] = {}
     for source in sources:
@@ -229,7 +229,7 @@ def shared_faults(kit: dict[str, Source]) -> Iterator[str]:
 
 
 def section(source: Source) -> list[str]:
-    """A file's lines, its imports from kit commented out."""
+    '''A file's lines, its imports from kit commented out.'''
     lines = source.text.removesuffix('\n').split('\n')
     for node in source.kit_imports:
         for index in range(node.lineno - 1, node.end_lineno or node.lineno):
@@ -238,7 +238,7 @@ def section(source: Source) -> list[str]:
 
 
 def join_sections(order: Sequence[Source], version: str) -> str:
-    """The bundle: header, contents, the code for %run, and a section per file."""
+    '''The bundle: header, contents, the code for %run, and a section per file.'''
     digest = hashlib.sha256(''.join(f'{s.path}\0{s.text}\0' for s in order).encode()).hexdigest()
     head = HEADER.format(version=version, digest=digest).splitlines()
     code = ['', '', *RUN_CODE.splitlines()]
@@ -253,7 +253,7 @@ def join_sections(order: Sequence[Source], version: str) -> str:
 
 
 def build(root: Path) -> str:
-    """The bundle of `root`/kit. Errors: Refused, a line per fault"""
+    '''The bundle of `root`/kit. Errors: Refused, a line per fault'''
     faults: list[str] = []
     kit = read_kit(root, faults)
     if module_name(ENTRY) not in kit:
@@ -275,7 +275,7 @@ def build(root: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename: a kill leaves the old file."""
+    '''Write beside `path`, then rename: a kill leaves the old file.'''
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
     part.write_bytes(content)
@@ -283,7 +283,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def check_dataset_name(name: str) -> None:
-    """Errors: Refused for a name that Kaggle would refuse"""
+    '''Errors: Refused for a name that Kaggle would refuse'''
     _, _, slug = name.partition('/')
     pattern = r'[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9]+(-[a-z0-9]+)*'
     if not re.fullmatch(pattern, name) or not 6 <= len(slug) <= 50:
@@ -292,7 +292,7 @@ def check_dataset_name(name: str) -> None:
 
 
 def find_checkpoints(patterns: Sequence[str]) -> dict[str, Path]:
-    """The files that the patterns match, by name; where two have one name, by folder and name. Errors: Refused"""
+    '''The files that the patterns match, by name; where two have one name, by folder and name. Errors: Refused'''
     paths: list[Path] = []
     for pattern in patterns:
         matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
@@ -309,10 +309,10 @@ def find_checkpoints(patterns: Sequence[str]) -> dict[str, Path]:
 
 
 def make_dataset(folder: Path, name: str, text: str, checkpoints: dict[str, Path], write: bool) -> list[str]:
-    """Write a dataset's folder and return a line per file. Errors: Refused if it holds other files already
+    '''Write a dataset's folder and return a line per file. Errors: Refused if it holds other files already
 
     The metadata comes last: without it Kaggle's client refuses a folder that was left half written.
-    """
+    '''
     present = [path.name for path in sorted(folder.iterdir())] if folder.exists() else []
     others = ', '.join(file for file in present if file not in (BUNDLE, METADATA, *checkpoints))
     if others:
@@ -342,7 +342,7 @@ def make_dataset(folder: Path, name: str, text: str, checkpoints: dict[str, Path
 
 
 def run(options: argparse.Namespace, root: Path) -> list[str]:
-    """Build, check or write; returns the lines to print. Errors: Refused"""
+    '''Build, check or write; returns the lines to print. Errors: Refused'''
     text = build(root)
     out = options.out or root / BUNDLE
     if options.check:
@@ -363,12 +363,12 @@ def run(options: argparse.Namespace, root: Path) -> list[str]:
 
 
 def main() -> int:
-    """Run the command line; the exit code."""
+    '''Run the command line; the exit code.'''
     parser = argparse.ArgumentParser(description=f'Bundle kit/ into one file, {BUNDLE}.')
     parser.add_argument('--check', action='store_true', help='write nothing; exit 1 if it is out of date')
     parser.add_argument('--out', type=Path, metavar='PATH', help=f'the file to write (default: {BUNDLE})')
     parser.add_argument('--kaggle-dataset', metavar='OWNER/SLUG', help='also write a folder to upload')
-    parser.add_argument("--checkpoints", nargs="+", action="extend", default=[], metavar="GLOB",
+    parser.add_argument('--checkpoints', nargs='+', action='extend', default=[], metavar='GLOB',
                         help="checkpoints for that folder, e.g. 'run/fold_*.pt'")  # fmt: skip
     parser.add_argument('--dry-run', action='store_true', help='write nothing; list what would be written')
     try:

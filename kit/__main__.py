@@ -1,4 +1,4 @@
-"""The command line and the public names: a script, `python -m kit`, or `%run audiotag_kit.py`."""
+'''The command line and the public names: a script, `python -m kit`, or `%run audiotag_kit.py`.'''
 
 from kit.cli import enter
 from kit.commands import COMMANDS
@@ -77,7 +77,7 @@ __all__ = [
 
 
 def run_command_line(file: str | None) -> None:
-    """Run the command line of a script or of `%run file.py WORDS`; without words in a notebook, print one line."""
+    '''Run the command line of a script or of `%run file.py WORDS`; without words in a notebook, print one line.'''
     enter(COMMANDS, file)
 
 

@@ -1,4 +1,4 @@
-"""The command line: read the arguments of a command, call its function, and return an exit code."""
+'''The command line: read the arguments of a command, call its function, and return an exit code.'''
 
 import argparse
 import contextlib
@@ -29,10 +29,10 @@ COMMAND_GROUPS = ('Start here', 'Train', 'Look', 'Submit')
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the function that it calls, one line about it, its group, and related functions for Python.
+    '''A command: the function that it calls, one line about it, its group, and related functions for Python.
 
     The function's parameters become options. Their help texts are the `Options:` of its docstring.
-    """
+    '''
 
     run: Callable[..., object]
     summary: str
@@ -42,14 +42,14 @@ class Command:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that raises KitError with a message of one line, where argparse prints its usage and exits."""
+    '''An argument parser that raises KitError with a message of one line, where argparse prints its usage and exits.'''
 
     def error(self, message: str) -> NoReturn:
         raise KitError(f'{self.prog}: {message}. `{self.prog} --help` lists the options.')
 
 
 def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Return a parser of an argument that is a list: "0,1" as two numbers, but a text as one item, commas included."""
+    '''Return a parser of an argument that is a list: "0,1" as two numbers, but a text as one item, commas included.'''
 
     def parse_list(text: str) -> list[Any]:
         if kind is str:
@@ -60,10 +60,10 @@ def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 
 def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, help_text: str) -> None:
-    """Add a parameter as an option whose type is the parameter's annotation.
+    '''Add a parameter as an option whose type is the parameter's annotation.
 
     `name` and `runs` become positional arguments, and `overrides` becomes --set.
-    """
+    '''
     name = parameter.name
     default = parameter.default
     help_text = help_text.replace('%', '%%')
@@ -118,7 +118,7 @@ WORKERS_HELP = 'processes that share the work, e.g. one for each GPU (default: 1
 
 
 def build_parser(name: str, command: Command) -> OneLineParser:
-    """Return a command's parser, made from its function's parameters and the `Options:` of its docstring."""
+    '''Return a command's parser, made from its function's parameters and the `Options:` of its docstring.'''
     functions = ', '.join(function.__name__ for function in (command.run, *command.also))
     parser = OneLineParser(
         f'audiotag_kit {name}',
@@ -140,7 +140,7 @@ def build_parser(name: str, command: Command) -> OneLineParser:
 
 
 def overview(commands: Mapping[str, Command]) -> str:
-    """Return the commands with their summaries, under the headings of their groups."""
+    '''Return the commands with their summaries, under the headings of their groups.'''
     lines = [
         TITLE,
         '',
@@ -156,7 +156,7 @@ def overview(commands: Mapping[str, Command]) -> str:
 
 
 def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
-    """Run the command that the words of a command line name, and print its result."""
+    '''Run the command that the words of a command line name, and print its result.'''
     if not words or words[0] in ('-h', '--help', 'help'):
         print(overview(commands))
         return
@@ -187,10 +187,10 @@ def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
 
 
 def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
-    """Run the command that the words of a command line name, and return its exit code.
+    '''Run the command that the words of a command line name, and return its exit code.
 
     An error is one line on stderr, and exit code 2.
-    """
+    '''
     try:
         dispatch(commands, words)
         return 0
@@ -209,13 +209,13 @@ def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
 
 
 class PatientStream:
-    """A stream to print to that never fails: what cannot be written, to a closed pipe or a full disk, is lost."""
+    '''A stream to print to that never fails: what cannot be written, to a closed pipe or a full disk, is lost.'''
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write text; where that fails, write all that follows to nowhere."""
+        '''Write text; where that fails, write all that follows to nowhere.'''
         try:
             self.stream.write(text)
         except OSError:
@@ -223,14 +223,14 @@ class PatientStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or give up."""
+        '''Flush, or give up.'''
         try:
             self.stream.flush()
         except OSError:
             self.give_up()
 
     def give_up(self) -> None:
-        """Connect the file to nowhere."""
+        '''Connect the file to nowhere.'''
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -239,7 +239,7 @@ class PatientStream:
 
 
 def open_streams() -> None:
-    """Make printing safe in a script: streams escape what a terminal cannot show, and never fail."""
+    '''Make printing safe in a script: streams escape what a terminal cannot show, and never fail.'''
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is None:  # closed before this process began
@@ -250,10 +250,10 @@ def open_streams() -> None:
 
 
 def enter(commands: Mapping[str, Command], file: str | None) -> None:
-    """The kit as the main program: the command line, of a script or of `%run file.py ARGS`.
+    '''The kit as the main program: the command line, of a script or of `%run file.py ARGS`.
 
     Pasted, or run in a notebook without arguments, it prints one line. Under IPython a good end raises nothing.
-    """
+    '''
     notebook = in_notebook()
     if not notebook:
         open_streams()

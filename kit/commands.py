@@ -1,4 +1,4 @@
-"""The commands of the command line, and the functions that only they need."""
+'''The commands of the command line, and the functions that only they need.'''
 
 import json
 import typing
@@ -67,7 +67,7 @@ def train_by_name(
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a recipe by its name, with its iterations of self-training.
+    '''Train a recipe by its name, with its iterations of self-training.
 
     The same command continues where the last one stopped.
 
@@ -89,7 +89,7 @@ def train_by_name(
         teacher_runs: finished runs of the same folds, which make the pseudo-labels together with this recipe
         init: checkpoint or state dict that the networks start from; {fold} in its name stands for the fold
         memory_gb: memory for clips; past it they are mapped to files in TMPDIR; by default half of the memory
-    """
+    '''
     chosen = dict(locals())  # the arguments, as there is nothing else yet
     for name in ('recipe', 'small', 'overrides', 'competition'):
         del chosen[name]
@@ -110,7 +110,7 @@ def train_by_name(
 
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:
-    """Return the overrides that a competition asks for: its metric, and windows as long as its rows."""
+    '''Return the overrides that a competition asks for: its metric, and windows as long as its rows.'''
     data = find_competition(folder)
     settings = [f'metric={data.metric}']
     if data.scored_classes:
@@ -122,12 +122,12 @@ def competition_settings(recipe: Recipe, folder: str) -> list[str]:
 
 
 def list_recipes(name: str | None = None, small: bool = False) -> str:
-    """List the recipes with their sources, or print every setting of one with its value and its meaning.
+    '''List the recipes with their sources, or print every setting of one with its value and its meaning.
 
     Options:
         name: the recipe whose settings to print
         small: print its small variant
-    """
+    '''
     if name is None and small:
         raise KitError('small is the small form of one recipe: name it, recipes NAME --small.')
     if name is None:
@@ -146,10 +146,10 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
 def explain_settings(
     values: Mapping[str, Any], config: type[Config] | None, prefix: str = '', meaning: str = ''
 ) -> Iterator[tuple[str, Any, str]]:
-    """Yield the dotted name, the value and the help text of each setting in nested `values`.
+    '''Yield the dotted name, the value and the help text of each setting in nested `values`.
 
     `config` is the class that holds the help texts and choices. Without one, all values share the text `meaning`.
-    """
+    '''
     help_texts = {}
     for item in fields(config) if config else ():
         choices = ', '.join(map(str, item.metadata['choices']))
@@ -164,10 +164,10 @@ def explain_settings(
 
 
 def settings_class(config: type[Config] | None, key: str, values: Mapping[str, Any]) -> type[Config] | None:
-    """Return the class that explains a group of settings, or None for a dict of free names.
+    '''Return the class that explains a group of settings, or None for a dict of free names.
 
     A network's settings are a dict, because their names depend on its family.
-    """
+    '''
     if 'family' in values:
         return FAMILIES[values['family']]
     group, _, name = key.rpartition('.')
@@ -178,7 +178,7 @@ def settings_class(config: type[Config] | None, key: str, values: Mapping[str, A
 
 
 def compute_fingerprints(names: Sequence[str], audio: str, threads: int | None, progress: bool) -> list[np.ndarray]:
-    """Return the fingerprint of each clip, and an empty one, with a note, for a file that cannot be read."""
+    '''Return the fingerprint of each clip, and an empty one, with a note, for a file that cannot be read.'''
     tune_process()
     fingerprints = [np.zeros(0, np.int64) for _ in names]
     loader = SpectrogramLoader(
@@ -204,7 +204,7 @@ def add_folds(
     threads: int | None = None,
     progress: bool = True,
 ) -> str:
-    """Write a copy of a table with a column `fold`: classes are spread evenly, and groups stay in one fold.
+    '''Write a copy of a table with a column `fold`: classes are spread evenly, and groups stay in one fold.
 
     With `audio`, near-duplicate clips are found and share a fold too. A column `group` then holds the name of the
     first clip of each group that copies, excerpts and `group_column` link.
@@ -217,7 +217,7 @@ def add_folds(
         n_folds: number of folds
         seed: decides between equally good folds
         group_column: column of the table; rows with equal values share a fold
-    """
+    '''
     if (table is None) == (boxes is None) or (boxes is not None and len(boxes) != 2):
         raise KitError('give --table CSV, or --boxes and two CSVs, of true and of false boxes.')
     frame = read_clip_table(table) if table else box_table(read_boxes(*boxes or ()), None)
@@ -242,10 +242,10 @@ def add_folds(
 def group_copies(
     frame: Any, group_column: str | None, audio: str, threads: int | None, progress: bool
 ) -> tuple[Any, str]:
-    """Return the column `group` of a table, and a sentence on the near-duplicates that were found.
+    '''Return the column `group` of a table, and a sentence on the near-duplicates that were found.
 
     A clip's group is the name of the first clip that copies or `group_column` link to it; empty for a lone clip.
-    """
+    '''
     names = frame['fname']
     copies = near_duplicates(compute_fingerprints(list(names), audio, threads, progress))
     by_column = frame.assign(fname=group_keys(frame, group_column), group=copies)

@@ -1,4 +1,4 @@
-"""Find a competition's data where Kaggle attaches them, or make toy data of the same form."""
+'''Find a competition's data where Kaggle attaches them, or make toy data of the same form.'''
 
 import fnmatch
 import os
@@ -18,7 +18,7 @@ AUDIO_FOLDERS = {'train', 'test', 'audio', 'train_audio', 'train_curated', 'trai
 def find_data(
     kind: str, out: str | Path, toy: int = 0, inputs: str | Path | Iterable[str | Path] = KAGGLE_INPUT
 ) -> CompetitionData:
-    """Find a competition's data, or for clips else ESC-10; where nothing is attached, make toy data in `out`.
+    '''Find a competition's data, or for clips else ESC-10; where nothing is attached, make toy data in `out`.
 
     Tables that training needs are written to `out`.
 
@@ -29,7 +29,7 @@ def find_data(
         inputs: folders where data are searched, down to two levels below; by default Kaggle's input
 
     Errors: KitError where a competition is attached whose layout is unknown or has the other kind of data
-    """
+    '''
     choose('kind of data', kind, {'clips': '', 'boxes': ''})
     out = Path(out)
     if not toy:
@@ -54,7 +54,7 @@ def find_data(
 
 
 def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) -> list[Path]:
-    """Return the folds' checkpoints below some folders that have no other classes than these.
+    '''Return the folds' checkpoints below some folders that have no other classes than these.
 
     A model may lack classes that it had no data of. Teachers of earlier iterations and states of unfinished
     training are left out.
@@ -62,7 +62,7 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
     Options:
         classes: names of classes, in any order
         places: folders
-    """
+    '''
     wanted = set(classes)
     found = set()
     for place in places:

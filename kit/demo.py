@@ -1,4 +1,4 @@
-"""The demo: make toy data, train, relabel, train again, submit in a new process, and write reports."""
+'''The demo: make toy data, train, relabel, train again, submit in a new process, and write reports.'''
 
 import csv
 import importlib.util
@@ -41,13 +41,13 @@ DEMO_SETTINGS = [
 
 
 def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> str:
-    """Do everything on toy data: train two small folds, relabel, train again, submit, and report.
+    '''Do everything on toy data: train two small folds, relabel, train again, submit, and report.
 
     Options:
         out: the folder to work in
         clips: number of training clips; as many more have labels that are partly wrong
         epochs: epochs of each training
-    """
+    '''
     start = time.perf_counter()
     folder = Path(out)
     data = find_data('clips', folder / 'data', clips)
@@ -72,7 +72,7 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
 
 
 def report_demo(folder: Path) -> str:
-    """Write a page about the run and one about the submission; return a sentence that names them."""
+    '''Write a page about the run and one about the submission; return a sentence that names them.'''
     pages = [folder / 'report.html', folder / 'submission.html']
     show(folder / 'run', pages[0])
     show(folder / 'submission.csv', pages[1])
@@ -82,7 +82,7 @@ def report_demo(folder: Path) -> str:
 
 
 def submit_in_new_process(folder: Path, data: CompetitionData) -> float:
-    """Submit with this kit's command line in a new process, as on Kaggle; return the seconds that this took."""
+    '''Submit with this kit's command line in a new process, as on Kaggle; return the seconds that this took.'''
     command, environment = self_command()
     arguments = [
         f'--checkpoints={folder.resolve() / "run"}/fold_*.pt',
@@ -103,7 +103,7 @@ def submit_in_new_process(folder: Path, data: CompetitionData) -> float:
 
 
 def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
-    """Return the lwlrap of a submission, and that of predicting the class frequencies for every clip."""
+    '''Return the lwlrap of a submission, and that of predicting the class frequencies for every clip.'''
     table = read_clip_table(truth_path)
     header, *rows = csv.reader(path.read_text(encoding='utf-8').splitlines())
     scores = {name: [float(cell) for cell in cells] for name, *cells in rows}

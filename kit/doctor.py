@@ -1,4 +1,4 @@
-"""`doctor`: check the machine and some checkpoints, and estimate whether a submission fits its deadline."""
+'''`doctor`: check the machine and some checkpoints, and estimate whether a submission fits its deadline.'''
 
 import contextlib
 import platform
@@ -16,7 +16,7 @@ from kit.core.errors import KitError
 from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, pick_device
 from kit.core.worker import source_file, source_root
 from kit.infer.backend import check_backend
-from kit.infer.planner import measure_cost
+from kit.infer.ensemble import measure_cost
 from kit.infer.predictor import Predictor
 from kit.infer.stack import ModelSpec, open_models
 from kit.models.checkpoint import find_models
@@ -31,7 +31,7 @@ def run_doctor(
     deadline: str | None = None,
     backend: str = 'torch',
 ) -> str:
-    """Describe this machine and some checkpoints, and estimate whether they fit the deadline on a folder of audio.
+    '''Describe this machine and some checkpoints, and estimate whether they fit the deadline on a folder of audio.
 
     Options:
         checkpoints: files or patterns of checkpoints to check
@@ -40,7 +40,7 @@ def run_doctor(
         backend: as in submit
 
     Errors: KitError where a checkpoint cannot be used, after everything was printed
-    """
+    '''
     check_backend(backend)
     lines = describe_machine()
     paths = [Path(name) for name, _ in find_models(checkpoints)] if checkpoints else []
@@ -68,7 +68,7 @@ def run_doctor(
 
 
 def describe_machine() -> list[str]:
-    """Return lines on versions, packages, cores, memory, folders and GPUs."""
+    '''Return lines on versions, packages, cores, memory, folders and GPUs.'''
     source = source_file() or source_root() / 'kit'
     folder = Path.cwd()
     free_gb = shutil.disk_usage(folder).free / 1e9
@@ -89,7 +89,7 @@ def describe_machine() -> list[str]:
 
 
 def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None, backend: str) -> str:
-    """Return a line on how much audio there is, and how long the models need for it, as measured here."""
+    '''Return a line on how much audio there is, and how long the models need for it, as measured here.'''
     files, others = scan_folder(audio)
     durations_s = [header_duration_s(path) for path in files]
     audio_s = sum(seconds or 0.0 for seconds in durations_s)
@@ -114,19 +114,19 @@ def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None,
 
 
 def is_custom(card: TaggerCard) -> bool:
-    """Return whether a tagger's network is the user's own."""
+    '''Return whether a tagger's network is the user's own.'''
     return str(card.network.get('family')).startswith('custom:')
 
 
 def package_version(name: str) -> str:
-    """Return the version of an installed package, or "missing"."""
+    '''Return the version of an installed package, or "missing".'''
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return 'missing'
 
 
 def describe_model(model: ModelSpec) -> str:
-    """Return a line on a model; build its network to see whether its tensors fit, if its code is there."""
+    '''Return a line on a model; build its network to see whether its tensors fit, if its code is there.'''
     card = model.card
     family = card.network.get('family')
     if not is_custom(card):

@@ -1,4 +1,4 @@
-"""Compare runs, or describe a submission, as a table and as an HTML page with plots."""
+'''Compare runs, or describe a submission, as a table and as an HTML page with plots.'''
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ SUBMISSION_LISTS = ('files_failed', 'audio_notes', 'notes', 'files_without_row',
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table with a column per run or submission. Each row is its name, then one text per column."""
+    '''A table with a column per run or submission. Each row is its name, then one text per column.'''
 
     runs: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -53,7 +53,7 @@ class ReportTable:
 
 
 def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
-    """Return the named details of a run: its scores, alone and compared with the first run's, and its costs."""
+    '''Return the named details of a run: its scores, alone and compared with the first run's, and its costs.'''
     oof = run.oof
     truth = oof.truth
     scores = oof.probabilities
@@ -110,12 +110,12 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
 
 
 def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return a row for each name, with "-" for a column that lacks it."""
+    '''Return a row for each name, with "-" for a column that lacks it.'''
     return [(name, *(column.get(name, '-') for column in columns)) for name in names]
 
 
 def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
-    """Compare runs: their details, the settings that differ, and the classes with the lowest mean scores."""
+    '''Compare runs: their details, the settings that differ, and the classes with the lowest mean scores.'''
     details = [run_details(run, runs[0]) for run in runs]
     # The run with most details first: it has them all in their usual order.
     names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
@@ -139,7 +139,7 @@ def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
 
 
 def submission_table(path: Path, report: Mapping[str, Any]) -> ReportTable:
-    """Describe a submission's report: its single values, the lengths of its lists, and its models."""
+    '''Describe a submission's report: its single values, the lengths of its lists, and its models.'''
     if 'job' not in report:
         raise KitError(f'no report beside {path}: pass the CSV that `submit` wrote, or its .json.')
     rows = [(name, str(value)) for name, value in report.items() if isinstance(value, str | int | float)]
@@ -152,7 +152,7 @@ def submission_table(path: Path, report: Mapping[str, Any]) -> ReportTable:
 
 
 def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lists of a submission's report as HTML: failed files with their reasons, notes and more."""
+    '''Yield the lists of a submission's report as HTML: failed files with their reasons, notes and more.'''
     for name in SUBMISSION_LISTS:
         items = report.get(name, {})
         rows: list[tuple[Any, ...]] = [(item,) for item in items]
@@ -164,7 +164,7 @@ def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def run_sections(run: SavedRun) -> Iterator[str]:
-    """Yield one run's part of a page as HTML: its plots and its settings."""
+    '''Yield one run's part of a page as HTML: its plots and its settings.'''
     yield f'<h2>{escape(run.folder.resolve().name)}</h2>'
     yield page_plot(draw_labels, read_clip_table(run.folder / 'folds.csv'))
     for draw in (draw_classes, draw_confusion, draw_calibration):
@@ -175,7 +175,7 @@ def run_sections(run: SavedRun) -> Iterator[str]:
 
 
 def show(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, hardest: int = 5) -> ReportTable:
-    """Compare runs: scores with 95 % intervals, costs, the settings that differ, the hardest classes.
+    '''Compare runs: scores with 95 % intervals, costs, the settings that differ, the hardest classes.
 
     Of a submission it shows which files failed, and the weight and the time of each model.
 
@@ -183,7 +183,7 @@ def show(runs: str | Path | Sequence[str | Path], out: str | Path | None = None,
         runs: folders that `train` or `stack` wrote, finished or not; or one submission's .csv or .json
         out: report.html, a page with all plots; or an image like curves.png: learning curves, or the timeline
         hardest: how many classes to list, those with the lowest scores
-    """
+    '''
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     target = None if out is None else Path(out)
     choose('ending of out', target.suffix if target else '.html', {**IMAGE_FORMATS, '.html': ''})

@@ -1,4 +1,4 @@
-"""Make small sets of synthetic clips or soundscapes, with their tables, from a seed."""
+'''Make small sets of synthetic clips or soundscapes, with their tables, from a seed.'''
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ BOX_HEADER: tuple[Any, ...] = ('recording_id', 'species_id', 'songtype_id', 't_m
 def toy_event(
     kind: str, n: int, rng: np.random.Generator, low_hz: float = 400.0, high_hz: float = 3000.0
 ) -> np.ndarray:
-    """Return a sound of n samples, at most 1 in magnitude, with a pitch between two frequencies."""
+    '''Return a sound of n samples, at most 1 in magnitude, with a pitch between two frequencies.'''
     t = np.arange(n) / TOY_RATE
     hz = float(np.exp(rng.uniform(math.log(low_hz), math.log(high_hz))))
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
@@ -44,7 +44,7 @@ def toy_event(
 
 
 def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.ndarray:
-    """Return a clip with one sound for each label at a random time, over faint noise."""
+    '''Return a clip with one sound for each label at a random time, over faint noise.'''
     n = max(16, int(seconds * TOY_RATE))
     wave = rng.normal(0, 10 ** rng.uniform(-3.0, -2.0), n)
     for label in labels:
@@ -55,7 +55,7 @@ def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.
 
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
-    """Write train/ and test/ with clips of 0.3 to 30 s, and their tables; also noisy/, where labels are wrong."""
+    '''Write train/ and test/ with clips of 0.3 to 30 s, and their tables; also noisy/, where labels are wrong.'''
     rng = np.random.default_rng(seed)
     write_rows(folder / 'train.csv', write_toy_clips(folder, 'train', clips, rng))
     test_rows = write_toy_clips(folder, 'test', test, rng)
@@ -68,7 +68,7 @@ def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, 
 
 
 def write_toy_clips(folder: Path, part: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Write clips to a subfolder, and return the rows of their table, the header first."""
+    '''Write clips to a subfolder, and return the rows of their table, the header first.'''
     import soundfile
 
     (folder / part).mkdir(parents=True, exist_ok=True)
@@ -84,13 +84,13 @@ def write_toy_clips(folder: Path, part: str, count: int, rng: np.random.Generato
 
 
 def write_zeros(folder: Path, id_column: str, ids: Iterable[str], classes: Sequence[str]) -> None:
-    """Write sample_submission.csv with a zero for each id and class."""
+    '''Write sample_submission.csv with a zero for each id and class.'''
     rows = [(name, *['0'] * len(classes)) for name in ids]
     write_rows(folder / 'sample_submission.csv', [(id_column, *classes), *rows])
 
 
 def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
-    """Return a clip table where some rows have as many labels, all wrong; `true_labels` keeps the true ones."""
+    '''Return a clip table where some rows have as many labels, all wrong; `true_labels` keeps the true ones.'''
     rng = np.random.default_rng(seed)
     classes = class_names(table['labels'])
     labels = []
@@ -106,7 +106,7 @@ def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
 def toy_recording(
     singers: Sequence[tuple[str, float]], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Return 8 s with one song per singer (sound, its band's lowest hertz), and each song's start and end."""
+    '''Return 8 s with one song per singer (sound, its band's lowest hertz), and each song's start and end.'''
     wave = rng.normal(0, 0.01, 8 * TOY_RATE)
     spans = []
     for song, low_hz in singers:
@@ -119,10 +119,10 @@ def toy_recording(
 
 
 def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, seed: int = 0) -> None:
-    """Write recordings and tables as RFCX has them: 1 to 3 species each, with one true box and two false ones.
+    '''Write recordings and tables as RFCX has them: 1 to 3 species each, with one true box and two false ones.
 
     A false box holds another species' sound in the band of a species that is not in the recording.
-    """
+    '''
     import soundfile
 
     rng = np.random.default_rng(seed)
@@ -154,6 +154,6 @@ def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, see
 
 
 def box_row(name: str, species: int, span: tuple[float, float]) -> tuple[Any, ...]:
-    """Return a box around a song in its species' band, as a row under BOX_HEADER."""
+    '''Return a box around a song in its species' band, as a row under BOX_HEADER.'''
     low_hz = TOY_LOW_HZ[species]
     return (name, species, 1, span[0], 0.9 * low_hz, span[1], 1.3 * low_hz)

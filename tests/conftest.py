@@ -1,4 +1,4 @@
-"""What every test shares: the bundle in kit's place when asked for, the real clips, the command line."""
+'''What every test shares: the bundle in kit's place when asked for, the real clips, the command line.'''
 
 import importlib.machinery
 import importlib.util
@@ -18,7 +18,7 @@ BUNDLE_FOLDER = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put the bundle in kit's place before any test imports from it; else let child processes find kit/."""
+    '''Put the bundle in kit's place before any test imports from it; else let child processes find kit/.'''
     if UNDER_TEST not in ('kit', 'bundle'):
         raise pytest.UsageError(f'KIT_UNDER_TEST is kit or bundle, got {UNDER_TEST!r}')
     if UNDER_TEST == 'kit':
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """House and build tests look at the sources, so they run once, with kit/ itself."""
+    '''House and build tests look at the sources, so they run once, with kit/ itself.'''
     house = [item for item in items if UNDER_TEST == 'bundle' and ROOT / 'tests' / 'house' in item.path.parents]
     if house:
         config.hook.pytest_deselected(items=house)
@@ -43,18 +43,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the folder that held the bundle."""
+    '''Remove the folder that held the bundle.'''
     if BUNDLE_FOLDER in config.stash:
         config.stash[BUNDLE_FOLDER].cleanup()
 
 
 def pytest_report_header() -> str:
-    """Say which of the two is tested."""
+    '''Say which of the two is tested.'''
     return f'under test: {"the bundle, registered as kit" if UNDER_TEST == "bundle" else "kit/"}'
 
 
 def import_bundle(path: Path) -> ModuleType:
-    """The module `audiotag_kit` from a file."""
+    '''The module `audiotag_kit` from a file.'''
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -64,7 +64,7 @@ def import_bundle(path: Path) -> ModuleType:
 
 
 def register_as_kit(bundle: ModuleType) -> None:
-    """A small module for every file and folder of kit/, holding just that file's names, taken from the bundle."""
+    '''A small module for every file and folder of kit/, holding just that file's names, taken from the bundle.'''
     for path in sorted((ROOT / 'kit').rglob('*.py')):
         place = path.relative_to(ROOT).as_posix()
         folder = place.endswith('/__init__.py')
@@ -82,7 +82,7 @@ def register_as_kit(bundle: ModuleType) -> None:
 
 @pytest.fixture(scope='session')
 def esc10() -> Path:
-    """The folder of the real clips, labels.csv in it; where it is missing the test is skipped."""
+    '''The folder of the real clips, labels.csv in it; where it is missing the test is skipped.'''
     folder = ROOT.parent / 'shared' / 'data' / 'esc10'
     if not (folder / 'labels.csv').is_file():
         pytest.skip('the real clips of ESC-10 are not here: ../shared/data/esc10 is missing')
@@ -91,7 +91,7 @@ def esc10() -> Path:
 
 @pytest.fixture(scope='session')
 def kit_command(pytestconfig: pytest.Config) -> list[str]:
-    """The words that start the command line of what is tested, from any folder."""
+    '''The words that start the command line of what is tested, from any folder.'''
     if UNDER_TEST == 'bundle':
         return [sys.executable, str(Path(pytestconfig.stash[BUNDLE_FOLDER].name) / BUNDLE)]
     return [sys.executable, '-m', 'kit']

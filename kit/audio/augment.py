@@ -1,4 +1,4 @@
-"""Augment waveforms. Each effect is one function of `WAVE_AUGMENTS`; what it does to each clip is drawn first."""
+'''Augment waveforms. Each effect is one function of `WAVE_AUGMENTS`; what it does to each clip is drawn first.'''
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ LEAST_POWER = 1e-20
 
 @dataclass(frozen=True)
 class WaveAugmentConfig(Config):
-    """How waveforms are augmented, in this order. Nothing is clipped to [-1, 1]."""
+    '''How waveforms are augmented, in this order. Nothing is clipped to [-1, 1].'''
 
     chance: float = setting(1.0, 'chance that a crop is augmented at all, by all effects that it draws', low=0, high=1)
     shift_p: float = probability_of('a shift in time')
@@ -58,7 +58,7 @@ class WaveAugmentConfig(Config):
             raise KitError('noise_colours is empty: name at least one exponent, as 0 for white noise.')
 
     def amount_ranges(self, samples: int) -> dict[str, tuple[float, ...]]:
-        """Return the range of each effect's amount. Units: see `WaveDraw`"""
+        '''Return the range of each effect's amount. Units: see `WaveDraw`'''
         shift = self.shift_share * samples
         pitch = 2 ** (self.pitch_cents / 1200)
         return {
@@ -76,12 +76,12 @@ class WaveAugmentConfig(Config):
 
 @dataclass(frozen=True)
 class WaveDraw:
-    """The amount of each effect for each clip, NaN where it is off, and each clip's seed.
+    '''The amount of each effect for each clip, NaN where it is off, and each clip's seed.
 
     The seed decides the samples of noise and reverberation, the noise's colour, and which background starts where.
     Shape:  (B,) each
     Units:  shift in samples; speed, pitch and tempo are factors; reverb in seconds; all others in dB
-    """
+    '''
 
     amounts: dict[str, Tensor]
     seeds: Tensor
@@ -90,7 +90,7 @@ class WaveDraw:
 def draw_wave_augment(
     config: WaveAugmentConfig, clips: int, samples: int, generator: torch.Generator, chance: Tensor | float = 1.0
 ) -> WaveDraw:
-    """Draw what happens to each clip. Shape: chance (B,) multiplies every probability of each clip"""
+    '''Draw what happens to each clip. Shape: chance (B,) multiplies every probability of each clip'''
     amounts = {}
     if config.chance < 1:
         chance = chance * (torch.rand(clips, generator=generator) < config.chance)
@@ -111,7 +111,7 @@ def draw_wave_augment(
 
 @dataclass(frozen=True)
 class WaveBatch:
-    """The clips of one effect. Shape: waves (b, T); amount and seeds (b,); backgrounds (n, T')"""
+    '''The clips of one effect. Shape: waves (b, T); amount and seeds (b,); backgrounds (n, T')'''
 
     waves: Tensor
     amount: Tensor
@@ -122,35 +122,35 @@ class WaveBatch:
 
     @property
     def gain(self) -> Tensor:
-        """The amount in dB as a factor. Shape: (b, 1)"""
+        '''The amount in dB as a factor. Shape: (b, 1)'''
         return torch.pow(10.0, self.amount / 20).to(self.waves)[:, None]
 
     def white_noise(self, samples: int) -> Tensor:
-        """Draw white noise from each clip's seed. Each kind of device draws its own. Shape: (b, samples)"""
+        '''Draw white noise from each clip's seed. Each kind of device draws its own. Shape: (b, samples)'''
         device = self.waves.device
         generators = [torch.Generator(device).manual_seed(seed) for seed in self.seeds.tolist()]
         return torch.stack([torch.randn(samples, generator=g, device=device) for g in generators])
 
 
 def match_power(sounds: Tensor, waves: Tensor) -> Tensor:
-    """Scale each sound to the power of a waveform."""
+    '''Scale each sound to the power of a waveform.'''
     power = sounds.square().mean(-1, keepdim=True).clamp_min(LEAST_POWER)
     target = waves.square().mean(-1, keepdim=True).clamp_min(LEAST_POWER)
     return sounds * (target / power).sqrt()
 
 
 def time_shift(batch: WaveBatch) -> Tensor:
-    """Shift each clip in a circle by its own number of samples, later for a positive one."""
+    '''Shift each clip in a circle by its own number of samples, later for a positive one.'''
     samples = batch.waves.shape[-1]
     source = (torch.arange(samples) - batch.amount.long()[:, None]) % samples
     return batch.waves.gather(1, source.to(batch.waves.device))
 
 
 def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
-    """Change speed (resample), tempo (vocode) or pitch (both); cut or repeat the result to the old length.
+    '''Change speed (resample), tempo (vocode) or pitch (both); cut or repeat the result to the old length.
 
     Clips of a rate of 1 stay bit for bit. Resampling by 1.1 is 10 % faster and 165 cents higher.
-    """
+    '''
     n_fft = 1 << max(4, round(math.log2(VOCODER_S * batch.sample_rate)))
     waves = batch.waves.clone()
     samples = torch.arange(waves.shape[-1])
@@ -167,7 +167,7 @@ def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
 
 
 def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
-    """Play sounds `rate` times as fast at equal pitch and power, by torchaudio's phase vocoder."""
+    '''Play sounds `rate` times as fast at equal pitch and power, by torchaudio's phase vocoder.'''
     from torchaudio.functional import phase_vocoder
 
     length = max(1, round(waves.shape[-1] / rate))
@@ -181,17 +181,17 @@ def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
 
 
 def overdrive(batch: WaveBatch) -> Tensor:
-    """Clip softly: tanh of the wave, whose peak is the drawn dB above the knee at 1. The power stays."""
+    '''Clip softly: tanh of the wave, whose peak is the drawn dB above the knee at 1. The power stays.'''
     # torchaudio's overdrive computes sample after sample, and its knee ignores the clip's level.
     peak = batch.waves.abs().amax(-1, keepdim=True).clamp_min(LEAST_POWER)
     return match_power(torch.tanh(batch.waves / peak * batch.gain), batch.waves)
 
 
 def reverb(batch: WaveBatch) -> Tensor:
-    """Add the convolution with noise that decays by 60 dB in the drawn seconds.
+    '''Add the convolution with noise that decays by 60 dB in the drawn seconds.
 
     Source: Polack 1988, the statistical model of late reverberation
-    """
+    '''
     samples = batch.waves.shape[-1]
     decay_s = batch.amount.to(batch.waves)[:, None]
     length = min(samples, round(batch.config.reverb_s[1] * batch.sample_rate))
@@ -205,7 +205,7 @@ def reverb(batch: WaveBatch) -> Tensor:
 
 
 def mix_at_snr(batch: WaveBatch, other: Tensor) -> Tensor:
-    """Add another sound, the drawn dB below each clip. Silence on either side adds nothing. Shape: other (b, T)"""
+    '''Add another sound, the drawn dB below each clip. Silence on either side adds nothing. Shape: other (b, T)'''
     from torchaudio.functional import add_noise
 
     has_power = (batch.waves.square().sum(-1) > 0) & (other.square().sum(-1) > 0)
@@ -214,7 +214,7 @@ def mix_at_snr(batch: WaveBatch, other: Tensor) -> Tensor:
 
 
 def add_background(batch: WaveBatch) -> Tensor:
-    """Mix in a background clip from a drawn place on, repeated where it is too short."""
+    '''Mix in a background clip from a drawn place on, repeated where it is too short.'''
     assert batch.backgrounds is not None, 'load_backgrounds refuses background_p without any'
     clips, samples = batch.backgrounds.shape
     seeds = batch.seeds[:, None]
@@ -224,7 +224,7 @@ def add_background(batch: WaveBatch) -> Tensor:
 
 
 def add_coloured_noise(batch: WaveBatch) -> Tensor:
-    """Mix in noise of a drawn colour, from 20 Hz up. Source: Timmer and Koenig 1995"""
+    '''Mix in noise of a drawn colour, from 20 Hz up. Source: Timmer and Koenig 1995'''
     samples = batch.waves.shape[-1]
     n = 1 << samples.bit_length()
     hz = torch.fft.rfftfreq(n, 1 / batch.sample_rate, device=batch.waves.device)
@@ -252,10 +252,10 @@ WAVE_AUGMENTS: dict[str, Callable[[WaveBatch], Tensor]] = {
 def augment_waves(
     waves: Tensor, draw: WaveDraw, config: WaveAugmentConfig, sample_rate: int, backgrounds: Tensor | None = None
 ) -> Tensor:
-    """Augment clips as drawn. Clips without any effect stay bit for bit, and silence stays silence.
+    '''Augment clips as drawn. Clips without any effect stay bit for bit, and silence stays silence.
 
     Shape:  waves (B, T) float32 -> the same; backgrounds (n, T')
-    """
+    '''
     for name, effect in WAVE_AUGMENTS.items():
         amount = draw.amounts[name]
         rows = (~amount.isnan()).nonzero()[:, 0]

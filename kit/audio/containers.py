@@ -1,7 +1,7 @@
-"""Find the sound in files with wrong or damaged headers: formats by first bytes, unclosed WAV, Ogg pages, MP3 frames.
+'''Find the sound in files with wrong or damaged headers: formats by first bytes, unclosed WAV, Ogg pages, MP3 frames.
 
 Nothing is decoded. The functions return bytes that a decoder reads as if the file were whole.
-"""
+'''
 
 import functools
 import re
@@ -31,7 +31,7 @@ NO_GRANULE = 2**64 - 1
 
 
 def audio_kind(path: Path) -> str:
-    """Return the format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format."""
+    '''Return the format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format.'''
     with open(path, 'rb') as file:
         head = file.read(16)
         has_id3 = head[:3] == b'ID3'
@@ -50,10 +50,10 @@ def audio_kind(path: Path) -> str:
 
 
 def close_recording(path: Path) -> bytes | None:
-    """Return a WAV or AU file whose recorder never wrote the size of the sound, as if it had; None for any other file.
+    '''Return a WAV or AU file whose recorder never wrote the size of the sound, as if it had; None for any other file.
 
     libsndfile itself reads to the end where a size is too large.
-    """
+    '''
     with open(path, 'rb') as file:
         head = file.read(1 << 16)
     open_place = 0
@@ -81,12 +81,12 @@ def close_recording(path: Path) -> bytes | None:
 
 
 def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
-    """Find the undamaged pages of an Ogg file's first stream, by their checksums.
+    '''Find the undamaged pages of an Ogg file's first stream, by their checksums.
 
     Returns: stretches of them, each behind the stream's headers and with its last granule, the number of samples by
              the codec's own count; whether no page is missing; notes on what is
     Source: RFC 3533
-    """
+    '''
     headers = b''
     parts: list[tuple[bytearray, int]] = []
     serial = last = -1
@@ -128,11 +128,11 @@ def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
 
 
 def ogg_crc(page: bytes) -> bytes:
-    """Return a page's checksum as its header stores it.
+    '''Return a page's checksum as its header stores it.
 
     Ogg's CRC is zlib's polynomial with bits in the other order, without zlib's inversions: reversing the bits of
     every byte and of the result makes zlib compute it.
-    """
+    '''
     without = page[:22] + bytes(4) + page[26:]
     crc = zlib.crc32(without.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, 'big').translate(REVERSED_BITS)
@@ -148,11 +148,11 @@ MP3_TAGS = (b'TAG', b'ID3', b'APE', b'LYR')
 
 @functools.lru_cache(maxsize=4096)
 def mp3_frame(header: int) -> tuple[int, int]:
-    """Return a layer III frame's length in bytes and its stream's kind, by its first 4 bytes; (0, 0) for others.
+    '''Return a layer III frame's length in bytes and its stream's kind, by its first 4 bytes; (0, 0) for others.
 
     All frames of a stream have the same kind: its version, layer and sample rate, and whether it is mono.
     Source: ISO/IEC 11172-3 and 13818-3
-    """
+    '''
     version = header >> 19 & 3
     layer = header >> 17 & 3
     kbps_index = header >> 12 & 15
@@ -167,11 +167,11 @@ def mp3_frame(header: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Mp3Scan:
-    """The frames of an MP3 file. `runs` are stretches of whole ones: first byte, end and number of frames.
+    '''The frames of an MP3 file. `runs` are stretches of whole ones: first byte, end and number of frames.
 
     `stated` is the number of frames by a table (Xing or Info) in the first frame, which holds no sound and is in no
     run; 0 without one.
-    """
+    '''
 
     runs: list[tuple[int, int, int]]
     frames: int
@@ -182,15 +182,15 @@ class Mp3Scan:
 
     @property
     def seconds(self) -> float:
-        """How long the whole frames last."""
+        '''How long the whole frames last.'''
         return self.frames * self.frame_samples / self.sample_rate
 
 
 def scan_mp3(raw: bytes) -> Mp3Scan | None:
-    """Find all frames of an MP3 file, also behind damaged bytes. None where there are none.
+    '''Find all frames of an MP3 file, also behind damaged bytes. None where there are none.
 
     A frame counts if another one, a tag or the end of the file follows it: else its end is damaged.
-    """
+    '''
 
     def frame_at(place: int) -> tuple[int, int]:
         return mp3_frame(int.from_bytes(raw[place : place + 4], 'big'))
@@ -243,7 +243,7 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
 
 
 def without_inner_tags(raw: bytes) -> bytes:
-    """Remove the ID3 tags behind the first one, which files that were joined have before each part."""
+    '''Remove the ID3 tags behind the first one, which files that were joined have before each part.'''
     begin = skip_id3(raw)
     parts = [raw[:begin]]
     for tag in re.finditer(rb'(?s)ID3[\2-\4]\0.[\0-\x7f]{4}', raw):
@@ -256,7 +256,7 @@ def without_inner_tags(raw: bytes) -> bytes:
 
 
 def skip_id3(raw: bytes) -> int:
-    """Return where the ID3 tags at a file's beginning end."""
+    '''Return where the ID3 tags at a file's beginning end.'''
     place = 0
     while raw[place : place + 3] == b'ID3' and place + 10 <= len(raw):
         # Seven bits of each byte count.
@@ -266,10 +266,10 @@ def skip_id3(raw: bytes) -> int:
 
 
 def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
-    """Return each run as a stream of its own, with the sample at its end; and no bytes with the end by the table.
+    '''Return each run as a stream of its own, with the sample at its end; and no bytes with the end by the table.
 
     Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
-    """
+    '''
     frame_bytes = sum(end - start for start, end, _ in scan.runs) / scan.frames
     missing = scan.stated - scan.frames
     parts = []
@@ -289,7 +289,7 @@ def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
 
 
 def mp3_stream(frames: bytes, count: int) -> bytes:
-    """Return frames behind a first one whose table states their number."""
+    '''Return frames behind a first one whose table states their number.'''
     # No checksum, and the highest bit rate: it leaves room for the table at every sample rate.
     header = bytes([frames[0], frames[1] | 1, frames[2] & 0x0D | 0xE0, frames[3]])
     is_mono = header[3] >> 6 == 3

@@ -1,4 +1,4 @@
-"""Decode audio files to mono waveforms, or return the reason why a file cannot be used.
+'''Decode audio files to mono waveforms, or return the reason why a file cannot be used.
 
 Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) is the fastest, and
 lets other threads run while it decodes. TorchCodec reads AAC, M4A and WMA as well, but is often not installed.
@@ -6,7 +6,7 @@ lets other threads run while it decodes. TorchCodec reads AAC, M4A and WMA as we
 Files are read to their end, whatever their header states. What decodes before and behind damage is used, and
 `Sound.notes` names what is lost. Only regular files are opened: opening a named pipe blocks until something writes to
 it, and a device such as /dev/zero never ends.
-"""
+'''
 
 import contextlib
 import functools
@@ -26,10 +26,10 @@ from kit.audio.libsndfile import MAX_HOURS, MonoMix, libsndfile_duration_s, read
 from kit.core.errors import KitError
 
 # What libsndfile and FFmpeg read.
-AUDIO_SUFFIXES = """
+AUDIO_SUFFIXES = '''
     .wav .wave .bwf .rf64 .w64 .flac .ogg .oga .opus .spx .mp3 .mp2 .mpga .m4a .m4b .mp4 .aac .adts .3gp .aif .aiff
     .aifc .au .snd .caf .wma .asf .mka .webm .weba .amr .ape .wv .tta .ac3 .voc .sph .nist .paf .pvf .avr .svx .8svx
-"""
+'''
 MAX_SAMPLE = 1e9
 # Integers that were stored as floats reach 32768; music that was mastered too loud stays far below this.
 LOUD_SAMPLE = 16.0
@@ -37,11 +37,11 @@ LOUD_SAMPLE = 16.0
 
 @dataclass(frozen=True)
 class Sound:
-    """A decoded mono clip. `notes` name what was lost or changed, a sentence each.
+    '''A decoded mono clip. `notes` name what was lost or changed, a sentence each.
 
     Shape:  wave (T,) float32
     Units:  samples in [-1, 1], sample_rate in Hz
-    """
+    '''
 
     wave: np.ndarray
     sample_rate: int
@@ -49,20 +49,20 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """The duration in seconds."""
+        '''The duration in seconds.'''
         return len(self.wave) / self.sample_rate
 
 
 @dataclass(frozen=True)
 class Undecodable:
-    """The reason why a file cannot be used, as the end of a sentence that begins with the file's name."""
+    '''The reason why a file cannot be used, as the end of a sentence that begins with the file's name.'''
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way to read audio files. `duration_s` reads the header only, and returns None for no credible duration."""
+    '''One way to read audio files. `duration_s` reads the header only, and returns None for no credible duration.'''
 
     name: str
     read: Callable[[Path], Sound]
@@ -71,7 +71,7 @@ class Decoder:
 
 @functools.cache
 def import_problem(module: str) -> str | None:
-    """Return why a module cannot be imported, or None. A broken module takes long to fail: it is tried once."""
+    '''Return why a module cannot be imported, or None. A broken module takes long to fail: it is tried once.'''
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
@@ -82,31 +82,31 @@ def import_problem(module: str) -> str | None:
 
 
 def require_module(module: str) -> None:
-    """Raise ImportError where a module is missing or broken."""
+    '''Raise ImportError where a module is missing or broken.'''
     problem = import_problem(module)
     if problem:
         raise ImportError(problem)
 
 
 def read_soundfile(path: Path) -> Sound:
-    """Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken"""
+    '''Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken'''
     require_module('soundfile')
     return as_sound(read_libsndfile(path))
 
 
 def as_sound(mix: MonoMix) -> Sound:
-    """Return what was mixed as a sound."""
+    '''Return what was mixed as a sound.'''
     return Sound(mix.wave(), mix.sample_rate, tuple(mix.notes))
 
 
 def soundfile_duration_s(path: Path) -> float | None:
-    """Return the duration by the header; that of an MP3 by its frames. Units: seconds"""
+    '''Return the duration by the header; that of an MP3 by its frames. Units: seconds'''
     require_module('soundfile')
     return libsndfile_duration_s(path)
 
 
 def open_torchcodec(path: Path) -> Any:
-    """Open a file with TorchCodec, which uses FFmpeg. Errors: ImportError where it is missing or broken"""
+    '''Open a file with TorchCodec, which uses FFmpeg. Errors: ImportError where it is missing or broken'''
     require_module('torchcodec.decoders')
     from torchcodec.decoders import AudioDecoder
 
@@ -114,7 +114,7 @@ def open_torchcodec(path: Path) -> Any:
 
 
 def read_torchcodec(path: Path) -> Sound:
-    """Decode with TorchCodec."""
+    '''Decode with TorchCodec.'''
     # A header may state too short a time or none: this reads to the end.
     samples = open_torchcodec(path).get_samples_played_in_range(0.0, MAX_HOURS * 3600 + 1.0)
     mix = MonoMix(int(samples.sample_rate))
@@ -123,7 +123,7 @@ def read_torchcodec(path: Path) -> Sound:
 
 
 def torchcodec_duration_s(path: Path) -> float | None:
-    """Return the duration that the header states. Units: seconds"""
+    '''Return the duration that the header states. Units: seconds'''
     return float(open_torchcodec(path).metadata.duration_seconds)
 
 
@@ -134,10 +134,10 @@ DECODERS = (
 
 
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
-    """Decode a file at its own sample rate, its channels averaged, with the first decoder that can read it.
+    '''Decode a file at its own sample rate, its channels averaged, with the first decoder that can read it.
 
     Errors: none are raised; a file that is missing, empty, unreadable or not finite becomes an Undecodable
-    """
+    '''
     if problem := file_problem(path):
         return Undecodable(problem)
     reasons = []
@@ -157,7 +157,7 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
 
 
 def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str]) -> str:
-    """Return why no decoder could read a file, and the cure where a decoder is missing. One line."""
+    '''Return why no decoder could read a file, and the cure where a decoder is missing. One line.'''
     try:
         kind = audio_kind(path)
     except OSError as error:
@@ -173,10 +173,10 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
 
 
 def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
-    """Return the duration of a sound, or of a file by its header; None where no header states a credible one.
+    '''Return the duration of a sound, or of a file by its header; None where no header states a credible one.
 
     Units:  seconds
-    """
+    '''
     if isinstance(source, Sound):
         return source.seconds if isinstance(usable(source), Sound) else None
     if file_problem(source):
@@ -190,7 +190,7 @@ def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODE
 
 
 def file_problem(path: Path) -> str | None:
-    """Return why a path must not be opened, or None. This does not open it, since opening a pipe blocks."""
+    '''Return why a path must not be opened, or None. This does not open it, since opening a pipe blocks.'''
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -204,7 +204,7 @@ def file_problem(path: Path) -> str | None:
 
 
 def usable(sound: Sound) -> Sound | Undecodable:
-    """Return a sound, or the reason why it cannot be used."""
+    '''Return a sound, or the reason why it cannot be used.'''
     wave = sound.wave
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
         return Undecodable(f'decodes to {wave.dtype} of shape {wave.shape}, not to mono floats (T,)')
@@ -223,28 +223,28 @@ def usable(sound: Sound) -> Sound | Undecodable:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message on one line, or its type if it has none."""
+    '''Return an exception's message on one line, or its type if it has none.'''
     # libsndfile's own words come without the file's name.
     text = getattr(error, 'error_string', None) or str(error)
     return ' '.join(text.split()) or type(error).__name__
 
 
 def shorten(text: str) -> str:
-    """Return a text's first words."""
+    '''Return a text's first words.'''
     return textwrap.shorten(text, 90, placeholder=' ...')
 
 
 def list_audio(folder: Path) -> list[Path]:
-    """List the audio files under a folder, sorted, without hidden files and folders.
+    '''List the audio files under a folder, sorted, without hidden files and folders.
 
     Links are followed: a file that can be reached in several ways is listed under each of its paths.
     Errors: KitError where there is no such folder
-    """
+    '''
     return scan_folder(folder)[0]
 
 
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the audio files under a folder, as list_audio does, and the files that are passed over as no audio."""
+    '''List the audio files under a folder, as list_audio does, and the files that are passed over as no audio.'''
     if not folder.is_dir():
         problem = 'is a file, not a folder' if folder.exists() else 'does not exist'
         raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')
@@ -266,7 +266,7 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_audio_name(path: Path) -> bool:
-    """Whether a file is audio by its suffix or, where it has none, by its first bytes."""
+    '''Whether a file is audio by its suffix or, where it has none, by its first bytes.'''
     if path.suffix:
         return path.suffix.lower() in AUDIO_SUFFIXES.split()
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Find near-duplicate recordings by audio fingerprints.
+'''Find near-duplicate recordings by audio fingerprints.
 
 A fingerprint has one *code* of 32 bits per frame. Bit b is 1 if the step in level from band b to band b + 1 grew over
 8 frames. Gain, codecs and resampling change levels, but seldom the sign of such a difference of differences. So
@@ -9,7 +9,7 @@ what is compared. One wrong bit of 32 spoils a whole code, and half a code has o
 of a frame's code and the same half of the code 8 frames later. Each frame has two keys, one for each half.
 
 Each clip is paired only with the next four clips that share a key. Copies then form chains; a group is a whole chain.
-"""
+'''
 
 from collections.abc import Sequence
 
@@ -30,17 +30,17 @@ MAX_WRONG_BITS = 0.25
 
 
 def fingerprint_frontend() -> Frontend:
-    """Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second."""
+    '''Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second.'''
     config = FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300, f_max_hz=3900)
     return Frontend(config)
 
 
 def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
-    """Compute a clip's codes, SILENT for frames that are far below the clip's peak.
+    '''Compute a clip's codes, SILENT for frames that are far below the clip's peak.
 
     Shape:  spec (33, N) in dB -> (max(0, N - 8),) int64
     Source: Haitsma and Kalker 2002, A Highly Robust Audio Fingerprinting System, there with a lag of 1 frame
-    """
+    '''
     steps = spec[:-1] - spec[1:]
     bits = steps[:, FINGERPRINT_LAG:] > steps[:, :-FINGERPRINT_LAG]
     codes = (bits.long() << torch.arange(32, device=spec.device)[:, None]).sum(dim=0)
@@ -50,11 +50,11 @@ def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
 
 
 def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
-    """Return whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
+    '''Return whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
 
     A quarter of the bits may be wrong, and proportionally fewer where clips overlap by less than 1.5 s: short
     unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones from 0.5 s.
-    """
+    '''
     first = max(0, shift)
     end = min(len(one), len(other) + shift)
     ours = one[first:end]
@@ -69,10 +69,10 @@ def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
 
 
 def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
-    """Find clips and shifts with at least two keys in common, those with most keys first.
+    '''Find clips and shifts with at least two keys in common, those with most keys first.
 
     Shape:  -> (P, 3) int64: clip, later clip, shift in frames
-    """
+    '''
     n = len(fingerprints)
     lengths = [len(codes) for codes in fingerprints]
     longest = max(lengths)
@@ -106,7 +106,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
-    """Return a group name for each clip, equal for clips that copies link, empty for a clip without copies."""
+    '''Return a group name for each clip, equal for clips that copies link, empty for a clip without copies.'''
     if not fingerprints:
         return []
     groups = np.arange(len(fingerprints))

@@ -1,4 +1,4 @@
-"""The front end: from waveforms to the network's input, by spectrograms that are normalized and stacked."""
+'''The front end: from waveforms to the network's input, by spectrograms that are normalized and stacked.'''
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ TRIM_LEAST_S = 0.5
 
 @dataclass(frozen=True)
 class FrontendConfig(SpectrumConfig):
-    """Settings of the whole front end: trim, transform, normalize, stack channels, resize."""
+    '''Settings of the whole front end: trim, transform, normalize, stack channels, resize.'''
 
     resolutions: tuple[tuple[int, ...], ...] = setting(
         (), 'more (n_fft, hop_length) pairs; each adds channels', low=1, high=2**17, longest=16
@@ -72,7 +72,7 @@ class FrontendConfig(SpectrumConfig):
         self.resolution_configs()
 
     def resolution_configs(self) -> tuple[Self, ...]:
-        """Return the settings of every resolution, the first being these."""
+        '''Return the settings of every resolution, the first being these.'''
         configs = [self]
         for n_fft, hop in self.resolutions:
             configs.append(replace(self, n_fft=n_fft, hop_length=hop, win_length=None, resolutions=()))
@@ -80,40 +80,40 @@ class FrontendConfig(SpectrumConfig):
 
     @property
     def n_bins(self) -> int:
-        """Frequency bins M of the network's input, without extra rows."""
+        '''Frequency bins M of the network's input, without extra rows.'''
         return self.image_size[0] if self.image_size else self.n_spec_bins
 
     @property
     def channel_names(self) -> list[str]:
-        """The kind of each of the C channels: one per resolution, but a coordinate only once."""
+        '''The kind of each of the C channels: one per resolution, but a coordinate only once.'''
         copies = 1 + len(self.resolutions)
         return [name for name in self.channels for _ in range(1 if name in COORDINATES else copies)]
 
     @property
     def n_extra_rows(self) -> int:
-        """Extra rows S below the frequency bins."""
+        '''Extra rows S below the frequency bins.'''
         return sum(EXTRA_ROWS[kind] for kind in self.extra_rows)
 
     @property
     def n_spec_rows(self) -> int:
-        """Rows of a cached spectrogram that hold frequency bins."""
+        '''Rows of a cached spectrogram that hold frequency bins.'''
         return self.n_spec_bins * (1 + len(self.resolutions))
 
     @property
     def rows(self) -> int:
-        """Rows R of a cached spectrogram: bins, then extra rows."""
+        '''Rows R of a cached spectrogram: bins, then extra rows.'''
         return self.n_spec_rows + self.n_extra_rows
 
 
 def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
-    """Raise KitError unless a size is () or (bins, frames) without extra rows."""
+    '''Raise KitError unless a size is () or (bins, frames) without extra rows.'''
     if size and (len(size) != 2 or min(size) < 1 or extra_rows):
         got = f'{tuple(size)} and {extra_rows}'
         raise KitError(f'image_size is () or (bins, frames) without extra rows, got {got}.')
 
 
 def check_waves(waves: Sequence[Tensor]) -> None:
-    """Raise KitError unless waves are (T,), T >= 1, floats of one type and device."""
+    '''Raise KitError unless waves are (T,), T >= 1, floats of one type and device.'''
     for wave in waves:
         is_mono = wave.ndim == 1 and len(wave) > 0 and wave.is_floating_point()
         if not is_mono or (wave.dtype, wave.device) != (waves[0].dtype, waves[0].device):
@@ -122,7 +122,7 @@ def check_waves(waves: Sequence[Tensor]) -> None:
 
 
 class Frontend(nn.Module):
-    """Compute the network's input from waveforms, on their device, in float32 (float64 stays float64).
+    '''Compute the network's input from waveforms, on their device, in float32 (float64 stays float64).
 
     A cache may lie between its halves: `spectrograms` computes (R, N) per clip, M rows per resolution and S extra rows;
     `network_input` normalizes and stacks it. Windows are cut after `normalize` with reference="clip", else before.
@@ -130,7 +130,7 @@ class Frontend(nn.Module):
     Shape:  wave (B, T) -> (B, C, M + S, N), N = T // hop_length + 1 after trimming
     Units:  wave in [-1, 1]; log channel in dB (log="db") or nepers (log="ln") before it is normalized
     Source: Hann window, HTK or Slaney mel scale; agrees with librosa at equal pad_mode
-    """
+    '''
 
     def __init__(self, config: FrontendConfig) -> None:
         super().__init__()
@@ -138,12 +138,12 @@ class Frontend(nn.Module):
         self.resolution_configs = config.resolution_configs()
 
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
+        '''Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
 
         On CPU a clip's result is the same bit for bit, whatever the other clips are.
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
         Errors: KitError for an empty clip, a wrong shape or integers
-        """
+        '''
         if not waves:
             return []
         check_waves(waves)
@@ -164,7 +164,7 @@ class Frontend(nn.Module):
             return [self.combine(wave.to(dtype), specs) for wave, specs in pairs]
 
     def combine(self, wave: Tensor, specs: Sequence[Tensor]) -> Tensor:
-        """Put a clip's resolutions and extra rows below each other, at the frames of the first resolution."""
+        '''Put a clip's resolutions and extra rows below each other, at the frames of the first resolution.'''
         config = self.config
         n_frames = specs[0].shape[-1]
         rows = []
@@ -181,13 +181,13 @@ class Frontend(nn.Module):
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def split(self, spec: Tensor) -> tuple[Tensor, Tensor]:
-        """Separate resolutions and extra rows. Shape: (..., R, N) -> (..., resolutions, M, N), (..., S, N)"""
+        '''Separate resolutions and extra rows. Shape: (..., R, N) -> (..., resolutions, M, N), (..., S, N)'''
         n_spec_rows = self.config.n_spec_rows
         specs = torch.unflatten(spec[..., :n_spec_rows, :], -2, (len(self.resolution_configs), -1))
         return specs, spec[..., n_spec_rows:, :]
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """Normalize every resolution by itself; extra rows stay. Shape: (..., R, N) -> the same"""
+        '''Normalize every resolution by itself; extra rows stay. Shape: (..., R, N) -> the same'''
         config = self.config
         specs, extra = self.split(raw if raw.dtype == torch.float64 else raw.float())
         specs = normalize_spec(specs, config.top_db, config.normalize, config.mean, config.std)
@@ -195,16 +195,16 @@ class Frontend(nn.Module):
         return torch.cat([rows, extra], dim=-2) if config.extra_rows else rows
 
     def floor(self, spec: Tensor) -> Tensor:
-        """Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value."""
+        '''Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value.'''
         specs, extra = self.split(spec)
         minimum = specs.amin((-2, -1), keepdim=True).expand(*specs.shape[:-1], 1)
         return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
 
     def stack(self, spec: Tensor, image_size: Sequence[int] | None = None) -> Tensor:
-        """Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
+        '''Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
-        """
+        '''
         size = self.config.image_size if image_size is None else image_size
         check_image_size(size, self.config.extra_rows)
         specs, extra = self.split(spec)
@@ -215,11 +215,11 @@ class Frontend(nn.Module):
         return torch.cat([stacked, extra], dim=-2)
 
     def network_input(self, raw: Tensor) -> Tensor:
-        """Normalize and stack a raw spectrogram. Shape: (..., R, N) -> (..., C, M + S, N)"""
+        '''Normalize and stack a raw spectrogram. Shape: (..., R, N) -> (..., C, M + S, N)'''
         return self.stack(self.normalize(raw))
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Compute the network's input of clips of one length."""
+        '''Compute the network's input of clips of one length.'''
         specs = self.spectrograms(list(wave))
         if len({spec.shape[-1] for spec in specs}) > 1:
             raise KitError('trimming left several lengths: call spectrograms(), then network_input() clip by clip.')
@@ -227,7 +227,7 @@ class Frontend(nn.Module):
 
 
 def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    """Make the channels of one kind, resized where there is a size: one per resolution or one coordinate."""
+    '''Make the channels of one kind, resized where there is a size: one per resolution or one coordinate.'''
     if name in COORDINATES:
         bins, frames = size or specs.shape[-2:]
         ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=specs.dtype, device=specs.device)
@@ -237,10 +237,10 @@ def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
 
 
 def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: float, std: float) -> Tensor:
-    """Raise values to at least `top_db` below the maximum, then normalize, each spectrogram by itself.
+    '''Raise values to at least `top_db` below the maximum, then normalize, each spectrogram by itself.
 
     A constant spectrogram becomes zeros by "clip", "peak" and "minmax". Shape: (..., M, N) -> the same
-    """
+    '''
     peak = spec.amax((-2, -1), keepdim=True)
     if top_db is not None:
         spec = torch.maximum(spec, peak - top_db)
@@ -261,18 +261,18 @@ def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: flo
 
 
 def mean_by_rows(spec: Tensor) -> Tensor:
-    """Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)"""
+    '''Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)'''
     # torch splits one large mean over threads by the size of the whole batch, so its rounding would depend on the
     # other clips; the mean of a row never does.
     return spec.mean(-1, keepdim=True).mean(-2, keepdim=True)
 
 
 def savgol_delta(spec: Tensor, which: str) -> Tensor:
-    """Compute the first ("delta") or second ("delta2") derivative of a local polynomial over nine frames.
+    '''Compute the first ("delta") or second ("delta2") derivative of a local polynomial over nine frames.
 
     Shape:  (..., M, N) -> the same
     Source: Savitzky and Golay 1964; as librosa.feature.delta, mode "interp", below nine frames "nearest"
-    """
+    '''
     is_short = spec.shape[-1] < 9
     padded = extend_edges(spec, 4) if is_short else spec
     n_windows = padded.shape[-1] - 8
@@ -284,13 +284,13 @@ def savgol_delta(spec: Tensor, which: str) -> Tensor:
 
 
 def extend_edges(spec: Tensor, frames: int) -> Tensor:
-    """Repeat the first and the last frame `frames` times."""
+    '''Repeat the first and the last frame `frames` times.'''
     padded = F.pad(spec.flatten(0, -2), (frames, frames), mode='replicate')
     return torch.unflatten(padded, 0, spec.shape[:-1])
 
 
 def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize spectrograms bilinearly, antialiased where they shrink. Shape: (..., M, N) -> (..., *size)"""
+    '''Resize spectrograms bilinearly, antialiased where they shrink. Shape: (..., M, N) -> (..., *size)'''
     flat = spec.reshape(-1, 1, *spec.shape[-2:])
     resized = F.interpolate(flat, tuple(size), mode='bilinear', align_corners=False, antialias=True)
     return resized.reshape(*spec.shape[:-2], *size)

@@ -1,8 +1,8 @@
-"""Decode with libsndfile to the end of the sound: the length in a header is a promise, not a measurement.
+'''Decode with libsndfile to the end of the sound: the length in a header is a promise, not a measurement.
 
 What decodes before and behind damage is read. Silence takes the place of what is lost where its length is known, so
 that times stay right. Notes on the mix name what is lost.
-"""
+'''
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ CANCELLED_NOTE = 'the channels cancel each other: one of them is used instead of
 
 
 class MonoMix:
-    """The mean over channels of the blocks that were added; one channel where the channels cancel each other."""
+    '''The mean over channels of the blocks that were added; one channel where the channels cancel each other.'''
 
     def __init__(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -45,7 +45,7 @@ class MonoMix:
         self.blocks: list[np.ndarray] = []
 
     def add(self, block: np.ndarray) -> None:
-        """Add a block. Shape: (n, channels). Errors: ValueError for a sound longer than MAX_HOURS"""
+        '''Add a block. Shape: (n, channels). Errors: ValueError for a sound longer than MAX_HOURS'''
         if not len(block):
             return
         lost = max(0, self.resume_at - self.samples)
@@ -59,7 +59,7 @@ class MonoMix:
         self.samples += lost + len(block)
 
     def mono(self, block: np.ndarray) -> np.ndarray:
-        """Return the mean over channels, or the loudest one where they cancel. Shape: (n, channels) -> (n,)"""
+        '''Return the mean over channels, or the loudest one where they cancel. Shape: (n, channels) -> (n,)'''
         channels = block.shape[1]
         # Adding columns gives the digits of np.mean, several times as fast.
         mean: np.ndarray = block[:, 0].astype(np.float32)
@@ -79,39 +79,39 @@ class MonoMix:
         return mean
 
     def wave(self) -> np.ndarray:
-        """Return the mono sound. Shape: -> (samples,) float32"""
+        '''Return the mono sound. Shape: -> (samples,) float32'''
         if len(self.blocks) == 1:
             return self.blocks[0]
         return np.concatenate([np.zeros(0, np.float32), *self.blocks])
 
     def note_early_end(self, lost: float) -> None:
-        """Note that a file ends before the end that its header states. Units: samples"""
+        '''Note that a file ends before the end that its header states. Units: samples'''
         lost_s = lost / self.sample_rate
         length = f'{lost_s:.1f}' if lost_s >= 0.1 else f'{lost_s:.3f}'
         self.notes.append(f'the file ends early: its last {length} s are missing')
 
 
 def libsndfile_name(path: Path) -> str | bytes:
-    """Return the path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8."""
+    '''Return the path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8.'''
     return str(path) if os.name == 'nt' else os.fsencode(path)
 
 
 def credible_frames(frames: int, path: Path) -> int | None:
-    """Return a header's length if the file can hold it. libsndfile states 2^63 - 1 where the length is unknown."""
+    '''Return a header's length if the file can hold it. libsndfile states 2^63 - 1 where the length is unknown.'''
     return frames if 0 < frames <= MAX_SAMPLES_PER_BYTE * path.stat().st_size else None
 
 
 def check_duration(seconds: float) -> None:
-    """Raise ValueError for more than MAX_HOURS, before memory is allocated for it."""
+    '''Raise ValueError for more than MAX_HOURS, before memory is allocated for it.'''
     if not seconds <= MAX_HOURS * 3600:
         raise ValueError(f'it holds {seconds / 3600:.1f} hours, more than the limit of {MAX_HOURS}')
 
 
 def read_libsndfile(path: Path) -> MonoMix:
-    """Decode a file of any format that libsndfile reads.
+    '''Decode a file of any format that libsndfile reads.
 
     Errors: libsndfile's, and ValueError, where there is no sound or too much of it
-    """
+    '''
     import soundfile
 
     kind = audio_kind(path)
@@ -140,7 +140,7 @@ def read_libsndfile(path: Path) -> MonoMix:
 
 
 def read_by_seeking(path: Path) -> MonoMix:
-    """Decode a file of any format that libsndfile reads. Behind damage, seek on in growing steps."""
+    '''Decode a file of any format that libsndfile reads. Behind damage, seek on in growing steps.'''
     import soundfile
 
     closed = close_recording(path)
@@ -182,10 +182,10 @@ def read_by_seeking(path: Path) -> MonoMix:
 
 
 def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
-    """Read from a soundfile.SoundFile to its end. Return the error that ended it, or None.
+    '''Read from a soundfile.SoundFile to its end. Return the error that ended it, or None.
 
     Blocks that were read before an error stay, and so does what the last block got.
-    """
+    '''
     # Reading a handle that cannot seek skips soundfile's own seeks, which fail where the length is unknown.
     handle.seekable = lambda: False
     channels = handle.channels
@@ -211,11 +211,11 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
 
 
 def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
-    """Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
+    '''Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
 
     Shape:  parts of the stream's bytes and its end, in samples; for Opus in samples at 48 kHz
     Errors: ValueError where no part decodes
-    """
+    '''
     import soundfile
 
     mix: MonoMix | None = None
@@ -242,7 +242,7 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
 
 
 def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
-    """Whether an MP3's frames follow one another, and are as many as libsndfile takes from its table or estimate."""
+    '''Whether an MP3's frames follow one another, and are as many as libsndfile takes from its table or estimate.'''
     import soundfile
 
     lost = math.inf
@@ -253,7 +253,7 @@ def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
 
 
 def libsndfile_duration_s(path: Path) -> float | None:
-    """Return the duration by the header; that of an MP3 by its frames. Units: seconds"""
+    '''Return the duration by the header; that of an MP3 by its frames. Units: seconds'''
     import soundfile
 
     if audio_kind(path) == 'MP3' and path.stat().st_size <= MAX_SCAN_BYTES:

@@ -1,4 +1,4 @@
-"""Mix pairs of crops and their labels."""
+'''Mix pairs of crops and their labels.'''
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +18,12 @@ FADE_CENTRE = (0.25, 0.75)
 
 
 def probability_of(event: str) -> Any:
-    """Return the setting of an event's probability, 0 by default."""
+    '''Return the setting of an event's probability, 0 by default.'''
     return setting(0.0, f'probability of {event}', low=0, high=1)
 
 
 def check_ranges(config: Config, *names: str) -> None:
-    """Raise KitError unless each of these settings is (low, high)."""
+    '''Raise KitError unless each of these settings is (low, high).'''
     for name in names:
         ends = getattr(config, name)
         if len(ends) != 2 or ends[0] > ends[1]:
@@ -31,14 +31,14 @@ def check_ranges(config: Config, *names: str) -> None:
 
 
 def scale_to_range(uniform: Tensor, ends: tuple[float, ...]) -> Tensor:
-    """Scale uniform random numbers of [0, 1) to the range (low, high)."""
+    '''Scale uniform random numbers of [0, 1) to the range (low, high).'''
     low, high = ends
     return low + (high - low) * uniform
 
 
 @dataclass(frozen=True)
 class MixupConfig(Config):
-    """How crops and their labels are mixed."""
+    '''How crops and their labels are mixed.'''
 
     p: float = probability_of('mixing a crop with a partner')
     pseudo_p: float = probability_of(
@@ -69,22 +69,22 @@ class MixupConfig(Config):
 
     @property
     def is_used(self) -> bool:
-        """Whether any crop is mixed."""
+        '''Whether any crop is mixed.'''
         return self.p + self.pseudo_p > 0
 
     @property
     def low_high(self) -> tuple[float, float]:
-        """The range of the partner's share."""
+        '''The range of the partner's share.'''
         return self.low, self.high
 
 
 @dataclass(frozen=True)
 class MixupDraw:
-    """Which clips are mixed, with which partner, and how.
+    '''Which clips are mixed, with which partner, and how.
 
     Shape:  (B,) each; `mixed` and `fade` are bool, `partner` holds indices into the batch
     Units:  `share` is the partner's, in [0, 1]; `centre` in crop lengths
-    """
+    '''
 
     mixed: Tensor
     partner: Tensor
@@ -97,12 +97,12 @@ class MixupDraw:
 def draw_mixup(
     config: MixupConfig, targets: Tensor, generator: torch.Generator, chance: Tensor | float = 1.0
 ) -> MixupDraw:
-    """Draw which clips of a batch are mixed, and how.
+    '''Draw which clips of a batch are mixed, and how.
 
     With partners="any" each clip is the partner of exactly one other clip, never of itself. With "sure-negatives"
     a clip is not mixed where it shares no known-false class with any partner: all these labels would be lost.
     Shape:  targets (B, K); chance (B,) multiplies the probability p of each clip
-    """
+    '''
     clips = len(targets)
     # In a random order, each clip's partner is the one before it.
     order = torch.randperm(clips, generator=generator)
@@ -127,10 +127,10 @@ def draw_mixup(
 
 
 def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
-    """Append partners to a batch: each is mixed into one of the crops, in place of the partner that was drawn.
+    '''Append partners to a batch: each is mixed into one of the crops, in place of the partner that was drawn.
 
     Shape:  crops (P,), indices into the batch of B -> a draw of B + P
-    """
+    '''
     longer = {name: torch.cat([value, value.new_zeros(len(crops))]) for name, value in vars(draw).items()}
     longer['partner'][crops] = len(draw.mixed) + torch.arange(len(crops))
     longer['mixed'][crops] = True
@@ -138,7 +138,7 @@ def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
 
 
 def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each"""
+    '''Return the weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each'''
     parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
     mixed, share, fade, centre, steepness = (part[:, None, None].to(like) for part in parts)
     frames = like.shape[-1]
@@ -151,22 +151,22 @@ def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[
 
 
 def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """Return the weighted sum of each clip and its partner. Shape: (B, R, N) -> the same"""
+    '''Return the weighted sum of each clip and its partner. Shape: (B, R, N) -> the same'''
     own_share, partner_share = shares_in_time(draw, config, specs)
     return specs * own_share + specs[draw.partner] * partner_share
 
 
 def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """Return the weighted sum of waveforms, not clipped. Shape: (B, T) -> the same"""
+    '''Return the weighted sum of waveforms, not clipped. Shape: (B, T) -> the same'''
     return mix_specs(waves[:, None], draw, config)[:, 0]
 
 
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
-    """Mix raw log spectrograms by the weighted sum of their energies.
+    '''Mix raw log spectrograms by the weighted sum of their energies.
 
     Mixing the waveforms gives the same on average over random phases. Clips that are not mixed stay bit for bit.
     Shape:  (B, R, N) -> the same
-    """
+    '''
     if frontend.extra_rows:
         raise KitError('extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].')
     # With power=1 the bands are magnitudes, the square roots of energies.
@@ -180,12 +180,12 @@ def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: 
 
 
 def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    """Mix the labels of mixed clips, keeping true, false and unknown apart.
+    '''Mix the labels of mixed clips, keeping true, false and unknown apart.
 
     Union: true if either is true, else unknown if either is unknown, else the greater probability. Labels of clips
     that fade are always united: each of the two sounds is at full level at one end.
     Shape:  targets (B, K), NaN where unknown -> the same
-    """
+    '''
     first = targets
     second = targets[draw.partner]
     if config.masks == 'either':

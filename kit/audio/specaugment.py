@@ -1,4 +1,4 @@
-"""Augment spectrograms: filter, mask, warp and crop them."""
+'''Augment spectrograms: filter, mask, warp and crop them.'''
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ FILTER_POINTS = 5
 
 @dataclass(frozen=True)
 class SpecAugmentConfig(Config):
-    """How spectrograms are augmented, in this order. Extra rows stay as they are.
+    '''How spectrograms are augmented, in this order. Extra rows stay as they are.
 
     Source: masks and warp: Park et al. 2019, SpecAugment, arXiv:1904.08779; filter: Nam et al. 2021, FilterAugment,
             arXiv:2110.03282, linear; crop: first place, Freesound Audio Tagging 2019, with aspects of 1.7 to 2.3
-    """
+    '''
 
     filter_p: float = probability_of('a filter: gains at five frequencies, linear between them')
     filter_share: float = setting(0.5, 'largest gain, in standard deviations of the spectrogram', low=0, high=1e3)
@@ -48,12 +48,12 @@ class SpecAugmentConfig(Config):
 
 @dataclass(frozen=True)
 class SpecDraw:
-    """What was drawn for each clip: NaN where an effect is off, and 0 to 0 for a mask that is off.
+    '''What was drawn for each clip: NaN where an effect is off, and 0 to 0 for a mask that is off.
 
     Shape:  time and freq (B, masks, 2): first and end of each mask; warp (B, 2): where a point is and where it goes;
             crop (B, 4): top, left, height, width; gains (B, FILTER_POINTS)
     Units:  masks and warp in frames and bins; crop in shares of the spectrogram; gains in standard deviations
-    """
+    '''
 
     time: Tensor
     freq: Tensor
@@ -71,11 +71,11 @@ def draw_spec_augment(
     boxes: Tensor | None = None,
     chance: Tensor | float = 1.0,
 ) -> SpecDraw:
-    """Draw what happens to each clip.
+    '''Draw what happens to each clip.
 
     Shape:  boxes (B, 2): first and end bin of what outside masks must not cover, -1 for no box;
             chance (B,) multiplies every probability of each clip
-    """
+    '''
     # All numbers are drawn, also for effects that are off: changing one probability changes no other draw.
     uniform = partial(torch.rand, generator=generator, dtype=torch.float64)
     probabilities = [config.mask_p, config.outside_p, config.warp_p, config.crop_p, config.filter_p]
@@ -120,7 +120,7 @@ def draw_spec_augment(
 
 
 def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used: Tensor) -> Tensor:
-    """Turn uniform random numbers (2, B, masks) into masks between `first` and `end`, 0 to 0 where not used."""
+    '''Turn uniform random numbers (2, B, masks) into masks between `first` and `end`, 0 to 0 where not used.'''
     for_width, for_start = uniform
     length = end - first
     width = (for_width * (length.clamp(max=int(widest)) + 1)).floor()
@@ -129,14 +129,14 @@ def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used
 
 
 def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
-    """Add gains over frequency, linear between evenly spaced points."""
+    '''Add gains over frequency, linear between evenly spaced points.'''
     curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode='linear', align_corners=True)
     deviation = specs.std((-2, -1), correction=0, keepdim=True)
     return specs + curve[..., None] * deviation
 
 
 def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
-    """Mask all spectrograms of a clip alike, each with its minimum."""
+    '''Mask all spectrograms of a clip alike, each with its minimum.'''
     bins, frames = specs.shape[-2:]
     masked_bins = under_masks(draw.freq, bins).to(specs.device)[:, None, :, None]
     masked_frames = under_masks(draw.time, frames).to(specs.device)[:, None, None, :]
@@ -144,13 +144,13 @@ def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
 
 
 def under_masks(masks: Tensor, size: int) -> Tensor:
-    """Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)"""
+    '''Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)'''
     place = torch.arange(size)
     return ((place >= masks[..., :1]) & (place < masks[..., 1:])).any(1)
 
 
 def time_warp(specs: Tensor, warp: Tensor) -> Tensor:
-    """Move one point in time from `source` to `target` and stretch both sides, linear between frames."""
+    '''Move one point in time from `source` to `target` and stretch both sides, linear between frames.'''
     frames = specs.shape[-1]
     source, target = warp.to(specs)[..., None].unbind(1)
     time = torch.arange(frames).to(specs)
@@ -163,7 +163,7 @@ def time_warp(specs: Tensor, warp: Tensor) -> Tensor:
 
 
 def crop_and_resize(specs: Tensor, crop: Tensor) -> Tensor:
-    """Crop each spectrogram and resize the crop to the size before, bilinear."""
+    '''Crop each spectrogram and resize the crop to the size before, bilinear.'''
     top, left, height, width = crop.to(specs).unbind(1)
     zero = torch.zeros_like(top)
     # affine_grid counts from -1 to 1: the place x of the result comes from width * x + the crop's middle.
@@ -175,7 +175,7 @@ def crop_and_resize(specs: Tensor, crop: Tensor) -> Tensor:
 
 
 def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply an effect to the clips whose draw is not NaN; the others stay bit for bit."""
+    '''Apply an effect to the clips whose draw is not NaN; the others stay bit for bit.'''
     rows = (~drawn.isnan().any(1)).nonzero()[:, 0]
     if not len(rows):
         return specs
@@ -183,10 +183,10 @@ def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor],
 
 
 def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, frontend: Frontend) -> Tensor:
-    """Augment spectrograms as drawn. Clips without any effect stay bit for bit.
+    '''Augment spectrograms as drawn. Clips without any effect stay bit for bit.
 
     Shape:  normalized spectrograms (B, R, N) -> the same; effects get the S resolutions (B, S, M, N)
-    """
+    '''
     images, extra_rows = frontend.split(specs)
     images = apply_drawn(images, draw.gains, filter_specs)
     images = mask_specs(images, draw)

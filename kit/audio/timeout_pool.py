@@ -1,4 +1,4 @@
-"""Run jobs on threads, so that a job that hangs cannot stop the caller."""
+'''Run jobs on threads, so that a job that hangs cannot stop the caller.'''
 
 import queue
 import threading
@@ -16,7 +16,7 @@ POLL_S = 0.1
 
 @dataclass
 class Task(Generic[Job, Result]):
-    """A submitted job, queued while `started_at` is None. `result` or `error` is valid once `done` is set."""
+    '''A submitted job, queued while `started_at` is None. `result` or `error` is valid once `done` is set.'''
 
     job: Job
     done: threading.Event = field(default_factory=threading.Event)
@@ -26,14 +26,14 @@ class Task(Generic[Job, Result]):
 
 
 class TimeoutPool(Generic[Job, Result]):
-    """A pool of daemon threads with a time limit for each job.
+    '''A pool of daemon threads with a time limit for each job.
 
     Python cannot stop a thread. A job that runs longer than `timeout_s` therefore keeps its thread, a new thread
     takes its place, and the job's result becomes `on_timeout(job)`. Each such job halves the limit, down to an
     eighth, so that a folder full of hanging files does not use up all the time.
 
     concurrent.futures does not fit: it joins its threads at exit, so one that hangs keeps Python alive.
-    """
+    '''
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class TimeoutPool(Generic[Job, Result]):
         self.queue: queue.SimpleQueue[Task[Job, Result] | None] = queue.SimpleQueue()
 
     def start_thread(self) -> None:
-        """Start one more thread."""
+        '''Start one more thread.'''
         self.threads += 1
         threading.Thread(target=self.run_tasks, daemon=True).start()
 
     def run_tasks(self) -> None:
-        """Run tasks from the queue until it returns None."""
+        '''Run tasks from the queue until it returns None.'''
         for task in iter(self.queue.get, None):
             task.started_at = self.now()
             try:
@@ -68,7 +68,7 @@ class TimeoutPool(Generic[Job, Result]):
             task.done.set()
 
     def submit(self, job: Job) -> Task[Job, Result]:
-        """Queue a job; the queue has no limit."""
+        '''Queue a job; the queue has no limit.'''
         task = Task[Job, Result](job)
         self.queue.put(task)
         if self.threads < self.max_threads:
@@ -76,7 +76,7 @@ class TimeoutPool(Generic[Job, Result]):
         return task
 
     def result(self, task: Task[Job, Result]) -> Result:
-        """Wait for a task; return its result, or raise its exception. The time limit counts from the job's start."""
+        '''Wait for a task; return its result, or raise its exception. The time limit counts from the job's start.'''
         while not task.done.wait(timeout=min(POLL_S, self.timeout_s)):
             if task.started_at is None or self.now() - task.started_at <= self.timeout_s:
                 continue
@@ -89,6 +89,6 @@ class TimeoutPool(Generic[Job, Result]):
         return cast(Result, task.result)
 
     def shutdown(self) -> None:
-        """Let every thread end when the queue is empty."""
+        '''Let every thread end when the queue is empty.'''
         for _ in range(self.threads):
             self.queue.put(None)

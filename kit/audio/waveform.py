@@ -1,4 +1,4 @@
-"""Waveforms: resampling, silence at the ends, and statistics of the samples."""
+'''Waveforms: resampling, silence at the ends, and statistics of the samples.'''
 
 import functools
 import math
@@ -25,11 +25,11 @@ EXTRA_ROWS = {'wave_stats': 3 + len(STATS_PERCENTILES), 'clip_length': 1}
 
 
 def nonsilent_span(wave: Tensor, top_db: float, min_samples: int = 1) -> tuple[int, int]:
-    """Find the first and end sample of what lies within `top_db` of the loudest frame.
+    '''Find the first and end sample of what lies within `top_db` of the loudest frame.
 
     A span shorter than `min_samples` is widened around its middle, inside the clip. A silent clip is kept whole.
     Source: librosa.effects.trim with frames of 2048 samples every 512, and an RMS of at least 1e-5
-    """
+    '''
     n_samples = len(wave)
     padded = F.pad(wave.detach().float(), (TRIM_FRAME // 2, TRIM_FRAME // 2))
     frames = padded.unfold(0, TRIM_FRAME, TRIM_HOP)
@@ -44,10 +44,10 @@ def nonsilent_span(wave: Tensor, top_db: float, min_samples: int = 1) -> tuple[i
 
 
 def wave_stats(wave: Tensor, samples: int) -> Tensor:
-    """Compute mean, standard deviation, range and nine percentiles of every `samples` samples.
+    '''Compute mean, standard deviation, range and nine percentiles of every `samples` samples.
 
     The last segment is aligned to the clip's end. Shape: wave (T,) -> (12, ceil(T / samples))
-    """
+    '''
     width = min(samples, len(wave))
     starts = torch.arange(0, len(wave), samples, device=wave.device).clamp(max=len(wave) - width)
     # A percentile lies between two sorted samples, as in numpy.percentile's method "linear".
@@ -66,11 +66,11 @@ def wave_stats(wave: Tensor, samples: int) -> Tensor:
 
 
 def compute_extra_rows(wave: Tensor, kinds: tuple[str, ...], hop: int, sample_rate: int) -> Tensor:
-    """Compute a clip's extra rows; every three frames share the statistics of their samples.
+    '''Compute a clip's extra rows; every three frames share the statistics of their samples.
 
     Shape:  wave (T,) -> (sum of EXTRA_ROWS over `kinds`, N), N = T // hop + 1
     Units:  those of the wave; "clip_length" in ln(seconds)
-    """
+    '''
     n_frames = len(wave) // hop + 1
     rows = []
     for kind in kinds:
@@ -89,10 +89,10 @@ RESAMPLE_CHUNK_SAMPLES = 1 << 22
 
 
 def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
-    """Return (down, up), at most 1000 each, with up / down nearest to to_hz / from_hz, or None beyond 0.01 %.
+    '''Return (down, up), at most 1000 each, with up / down nearest to to_hz / from_hz, or None beyond 0.01 %.
 
     The filter grows with down * up: a ratio that does not reduce would need gigabytes.
-    """
+    '''
     low, high = sorted((Fraction(float(from_hz)), Fraction(float(to_hz))))
     exact = low / high
     near = exact.limit_denominator(1000)
@@ -105,14 +105,14 @@ def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=32)
 def resampler(down: int, up: int, device: str) -> Any:
-    """Return torchaudio's resampler for one ratio."""
+    '''Return torchaudio's resampler for one ratio.'''
     from torchaudio.transforms import Resample
 
     return Resample(down, up, lowpass_filter_width=FILTER_WIDTH).to(device)
 
 
 def resample(wave: Tensor, down: int, up: int) -> Tensor:
-    """Resample a waveform by up / down, in chunks that bound the memory. Shape: (T,) -> (ceil(T * up / down),)"""
+    '''Resample a waveform by up / down, in chunks that bound the memory. Shape: (T,) -> (ceil(T * up / down),)'''
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))

@@ -1,4 +1,4 @@
-"""Cut clips into windows, round lengths to buckets, pad, batch, and pool scores over windows."""
+'''Cut clips into windows, round lengths to buckets, pad, batch, and pool scores over windows.'''
 
 import math
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ Span = tuple[int, int]
 
 
 def bucket_length(frames: int, shortest: int, ratio: float) -> int:
-    """Round a length up to a bucket's: the first is `shortest`, each other at most `ratio` times the one before.
+    '''Round a length up to a bucket's: the first is `shortest`, each other at most `ratio` times the one before.
 
     A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without padding each other,
     and no prediction depends on the other clips. Units: frames
-    """
+    '''
     length = shortest
     while length < frames:
         # Rounding down keeps the step within the ratio; short lengths still grow by one frame.
@@ -34,17 +34,17 @@ def bucket_length(frames: int, shortest: int, ratio: float) -> int:
 
 
 def reflect_index(index: Tensor, length: int) -> Tensor:
-    """Map positions at any distance outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect"."""
+    '''Map positions at any distance outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect".'''
     period = max(1, 2 * length - 2)
     index = index % period
     return torch.minimum(index, period - index)
 
 
 def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None) -> Tensor:
-    """Lengthen a spectrogram: "wrap" repeats it, "reflect" mirrors it, "min" appends `floor` or its minimum.
+    '''Lengthen a spectrogram: "wrap" repeats it, "reflect" mirrors it, "min" appends `floor` or its minimum.
 
     Shape:  spec (..., N), floor (..., 1) -> (..., frames), 1 <= N <= frames
-    """
+    '''
     n_frames = spec.shape[-1]
     if n_frames == frames:
         return spec
@@ -57,10 +57,10 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
-    """Group the indices of clips into batches of one length, shortest first.
+    '''Group the indices of clips into batches of one length, shortest first.
 
     A batch holds at most `batch_frames` frames and `batch_clips` clips, and at least one clip.
-    """
+    '''
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
@@ -73,11 +73,11 @@ def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: in
 
 
 def window_spans(frames: int, length: int, hop: float) -> list[Span]:
-    """Return the windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
+    '''Return the windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
 
     A clip shorter than one window gets the one span (0, length); the caller pads it.
     Units:  frames; `hop` may be a fraction, up to `length`
-    """
+    '''
     last = max(0, frames - length)
     # Adding rounded hops would drift. A hop below one frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
@@ -86,7 +86,7 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
 
 @dataclass(frozen=True)
 class InferenceConfig(Config):
-    """How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it."""
+    '''How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it.'''
 
     mode: str = setting(
         'full',
@@ -124,7 +124,7 @@ class InferenceConfig(Config):
             raise KitError(f'hop_s must be in {limit}, got {self.hop_s:g}: a longer hop skips audio.')
 
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
-        """Return the parts of a clip that get logits: windows, or pieces of up to max_frames. Units: frames"""
+        '''Return the parts of a clip that get logits: windows, or pieces of up to max_frames. Units: frames'''
         if self.mode != 'full':
             # Without 1e-6, an error of the last digit would add a frame to a whole number.
             length = math.ceil(self.window_s * frames_per_s - 1e-6)
@@ -134,11 +134,11 @@ class InferenceConfig(Config):
         return window_spans(frames, self.max_frames, self.max_frames // 2)
 
     def inputs(self, frames: int, frames_per_s: float) -> list[tuple[Span, list[Span]]]:
-        """Return the parts of a clip that the network reads, each with the spans whose logits it computes.
+        '''Return the parts of a clip that the network reads, each with the spans whose logits it computes.
 
         In mode frames these are the windows with the nearest centres.
         Units:  frames
-        """
+        '''
         spans = self.spans(frames, frames_per_s)
         if self.mode != 'frames':
             return [(span, [span]) for span in spans]
@@ -157,7 +157,7 @@ class InferenceConfig(Config):
         return [(piece, windows) for piece, windows in windows_of.items() if windows]
 
     def input_frames(self, span: Span, shortest: int) -> int:
-        """Return the length a span is padded to; `shortest` is the fewest frames that the network accepts."""
+        '''Return the length a span is padded to; `shortest` is the fewest frames that the network accepts.'''
         frames = span[1] - span[0]
         if self.mode == 'windows' or frames >= self.max_frames:
             return max(frames, shortest)
@@ -165,7 +165,7 @@ class InferenceConfig(Config):
 
 
 def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
-    """Pool the scores of a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)"""
+    '''Pool the scores of a clip's windows. Shape: scores (W, K) in [0, 1] -> (K,)'''
     pool = inference.pool
     if pool == 'max':
         return scores.amax(dim=0)

@@ -1,4 +1,4 @@
-"""Durations, deadlines, the time budget under one, stopwatches and progress bars."""
+'''Durations, deadlines, the time budget under one, stopwatches and progress bars.'''
 
 import contextlib
 import math
@@ -20,10 +20,10 @@ BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elap
 
 
 def parse_duration(text: str | float | int) -> float:
-    """Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds.
+    '''Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds.
 
     Errors: KitError for anything else
-    """
+    '''
     cleaned = str(text).strip().lower()
     parts = re.findall(r'[\d.]+[hms]', cleaned)
     try:
@@ -39,7 +39,7 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    """Return when this process started, in Unix seconds, or now where the system does not say."""
+    '''Return when this process started, in Unix seconds, or now where the system does not say.'''
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
@@ -50,21 +50,21 @@ def process_start() -> float:
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment when work must be done, infinitely far away by default. `now` is the clock that it is read on.
+    '''The moment when work must be done, infinitely far away by default. `now` is the clock that it is read on.
 
     Units: Unix seconds
-    """
+    '''
 
     at: float = math.inf
     now: Callable[[], float] = time.time
 
     def left_s(self) -> float:
-        """Return the seconds left: infinite without a deadline, negative after it."""
+        '''Return the seconds left: infinite without a deadline, negative after it.'''
         return self.at - self.now()
 
 
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
-    """Return the deadline `duration` after `started_at`, or after the start of this process."""
+    '''Return the deadline `duration` after `started_at`, or after the start of this process.'''
     try:
         start = process_start() if started_at is None else float(started_at)
     except (TypeError, ValueError):
@@ -76,7 +76,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
-    """Return a tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere."""
+    '''Return a tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere.'''
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
@@ -92,16 +92,16 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
 
 
 def advance(bar: Any, amount: float) -> None:
-    """Move a bar forward, but not past its end: rounded amounts may exceed the total."""
+    '''Move a bar forward, but not past its end: rounded amounts may exceed the total.'''
     bar.update(max(0.0, min(amount, bar.total - bar.n)))
 
 
 class Stopwatch:
-    """Add up the seconds spent under each name, and record when, as spans counted from `began`.
+    '''Add up the seconds spent under each name, and record when, as spans counted from `began`.
 
     A span that starts soon after the last one of its name (within 2 % of all the time so far) extends it, which
     keeps the spans few.
-    """
+    '''
 
     def __init__(self, began: float | None = None) -> None:
         self.began = time.perf_counter() if began is None else began
@@ -110,7 +110,7 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the time of a `with` block to a name."""
+        '''Add the time of a `with` block to a name.'''
         start = time.perf_counter() - self.began
         try:
             yield
@@ -127,10 +127,10 @@ class Stopwatch:
 
 
 class TimeBudget:
-    """Decides before each step whether one more step and writing the CSV still fit before the deadline.
+    '''Decides before each step whether one more step and writing the CSV still fit before the deadline.
 
     A step is one batch of a network. Once the budget ran out it stays so, even if the clock is set back.
-    """
+    '''
 
     def __init__(self, deadline: Deadline | None = None) -> None:
         self.deadline = deadline or Deadline()
@@ -140,11 +140,11 @@ class TimeBudget:
         self.stopped = False
 
     def start_step(self) -> None:
-        """Time the next step from now on: loading files before it was not a step."""
+        '''Time the next step from now on: loading files before it was not a step.'''
         self.step_began = self.deadline.now()
 
     def should_stop(self) -> bool:
-        """End a step, and decide whether another one fits."""
+        '''End a step, and decide whether another one fits.'''
         now = self.deadline.now()
         self.longest_step_s = max(self.longest_step_s, now - self.step_began)
         self.step_began = now

@@ -1,4 +1,4 @@
-"""Settings as frozen, checked dataclasses that convert to JSON and take `key=value` overrides."""
+'''Settings as frozen, checked dataclasses that convert to JSON and take `key=value` overrides.'''
 
 import dataclasses
 import difflib
@@ -27,10 +27,10 @@ def setting(
     choices: Any = (),
     longest: int = MAX_ITEMS,
 ) -> Any:
-    """Return a dataclass field with a help text.
+    '''Return a dataclass field with a help text.
 
     Inclusive bounds and choices apply to each item of a tuple, of which there are `longest` at most.
-    """
+    '''
     metadata = {'help': help, 'low': low, 'high': high, 'choices': choices, 'longest': longest}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
@@ -39,13 +39,13 @@ def setting(
 
 @dataclass(frozen=True)
 class Config:
-    """Base class of all settings, converted and checked when an instance is created.
+    '''Base class of all settings, converted and checked when an instance is created.
 
     Errors: KitError for a wrong type, or a value out of bounds
-    """
+    '''
 
     def __new__(cls, /, *values: Any, **settings: Any) -> Self:
-        """Refuse unknown names with the nearest right one, where a dataclass raises a TypeError."""
+        '''Refuse unknown names with the nearest right one, where a dataclass raises a TypeError.'''
         names = [item.name for item in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
@@ -64,26 +64,26 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Check settings that depend on each other; subclasses raise KitError here."""
+        '''Check settings that depend on each other; subclasses raise KitError here.'''
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as nested JSON types."""
+        '''Return the settings as nested JSON types.'''
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
     def canonical_json(self) -> str:
-        """Return one line of text that is equal for equal settings."""
+        '''Return one line of text that is equal for equal settings.'''
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Create settings from nested JSON types. Errors: KitError for an unknown name or a wrong value"""
+        '''Create settings from nested JSON types. Errors: KitError for an unknown name or a wrong value'''
         return cls(**values)
 
     def override(self, assignments: Sequence[str]) -> Self:
-        """Return a copy with `key=value` texts applied, such as "frontend.n_mels=64". A value is JSON, or else text.
+        '''Return a copy with `key=value` texts applied, such as "frontend.n_mels=64". A value is JSON, or else text.
 
         Errors: KitError for an unknown key, with the most similar ones, or a wrong value
-        """
+        '''
         values = self.to_dict()
         for assignment in assignments:
             key, equals, text = assignment.partition('=')
@@ -103,14 +103,14 @@ class Config:
 
 
 def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
-    """Return an error message with the settings most similar to `key`, or else those of its group."""
+    '''Return an error message with the settings most similar to `key`, or else those of its group.'''
     near = similar_settings(key, setting_names(values))
     hint = f'did you mean {", ".join(near)}?' if near else f'the choices are: {", ".join(sorted(group))}.'
     return f'no setting {key!r}: {hint} {SETTINGS_HINT}.'
 
 
 def setting_names(values: dict[str, Any], prefix: str = '') -> list[str]:
-    """Return the dotted names of nested settings, a group before its members."""
+    '''Return the dotted names of nested settings, a group before its members.'''
     names = []
     for name, value in values.items():
         names.append(prefix + name)
@@ -120,10 +120,10 @@ def setting_names(values: dict[str, Any], prefix: str = '') -> list[str]:
 
 
 def similar_settings(key: str, names: Sequence[str]) -> list[str]:
-    """Return up to three dotted names similar to `key`, the best first.
+    '''Return up to three dotted names similar to `key`, the best first.
 
     Last parts that are alike or begin with the same word count, as users forget or misspell the group.
-    """
+    '''
     scores = {}
     for name in names:
         last, other = key.rpartition('.')[2], name.rpartition('.')[2]
@@ -136,7 +136,7 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
 
 
 def read_value(text: str) -> Any:
-    """Parse a text as JSON, or as Python's None, True or False; return any other text unchanged."""
+    '''Parse a text as JSON, or as Python's None, True or False; return any other text unchanged.'''
     python_words = {'None': 'null', 'True': 'true', 'False': 'false'}
     try:
         return json.loads(python_words.get(text, text))
@@ -145,7 +145,7 @@ def read_value(text: str) -> Any:
 
 
 def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> None:
-    """Raise KitError where a value, or an item of a tuple, is out of bounds, not a choice, or not finite."""
+    '''Raise KitError where a value, or an item of a tuple, is out of bounds, not a choice, or not finite.'''
     low = metadata.get('low')
     high = metadata.get('high')
     choices = metadata.get('choices')
@@ -170,14 +170,14 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
 
 
 def brief(value: Any) -> str:
-    """Return a value's text, cut short."""
+    '''Return a value's text, cut short.'''
     if isinstance(value, int) and value.bit_length() > 1000:
         return 'a huge integer'  # Python writes no integer of more than 4300 digits
     return repr(value) if isinstance(value, str) and len(value) < 200 else reprlib.repr(value)
 
 
 def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
-    """Convert lists and arrays to tuples, dicts to settings, integers to floats."""
+    '''Convert lists and arrays to tuples, dicts to settings, integers to floats.'''
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

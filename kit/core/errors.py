@@ -1,4 +1,4 @@
-"""The error that users see, and hints that name the right choice."""
+'''The error that users see, and hints that name the right choice.'''
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,10 +8,10 @@ Value = TypeVar('Value')
 
 
 class KitError(Exception):
-    """An error that the caller can cure; the message says how.
+    '''An error that the caller can cure; the message says how.
 
     The command line and notebooks show it as one line, without a traceback.
-    """
+    '''
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this method, if there is one, to show an exception.
@@ -19,7 +19,7 @@ class KitError(Exception):
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return the valid names as a phrase for an error message, the most similar one first."""
+    '''Return the valid names as a phrase for an error message, the most similar one first.'''
     names = sorted(options)
     near = difflib.get_close_matches(name[:100], names, n=1)
     hint = f'did you mean {near[0]!r}? ' if near else ''
@@ -27,14 +27,14 @@ def suggest(name: str, options: Iterable[str]) -> str:
 
 
 def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
-    """Raise KitError unless all values are of one of some types."""
+    '''Raise KitError unless all values are of one of some types.'''
     for value in values:
         if not isinstance(value, kinds):
             raise KitError(f'{what} is no {type(value).__name__}: {cure}.')
 
 
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
-    """Return the option called `name`."""
+    '''Return the option called `name`.'''
     if name not in [*options]:
         raise KitError(f'unknown {what} {name!r}: {suggest(str(name), options)}.')
     return options[name]

@@ -1,4 +1,4 @@
-"""Write files that are always whole, hash them, and read CSV tables as text."""
+'''Write files that are always whole, hash them, and read CSV tables as text.'''
 
 import contextlib
 import csv
@@ -21,11 +21,11 @@ from kit.core.errors import KitError, suggest
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+    '''Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     A killed process leaves the old file or the new one, never a part of it. Its own temporary file stays until
     `locked` removes it.
-    """
+    '''
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         if path.is_symlink():
@@ -46,18 +46,18 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file in UTF-8; surrogate escapes, as in file names that are not UTF-8, become their bytes."""
+    '''Write a whole file in UTF-8; surrogate escapes, as in file names that are not UTF-8, become their bytes.'''
     content = text.encode('utf-8', 'surrogateescape')
     write_whole(path, lambda handle: handle.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON as a whole file."""
+    '''Write indented JSON as a whole file.'''
     write_text(path, json.dumps(value, indent=1) + '\n')
 
 
 def file_identity(path: Path) -> str:
-    """Return a text that changes when a file is replaced or written: its inode, size and times; empty for no file."""
+    '''Return a text that changes when a file is replaced or written: its inode, size and times; empty for no file.'''
     with contextlib.suppress(OSError):
         status = path.stat()
         return f'{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}'
@@ -66,12 +66,12 @@ def file_identity(path: Path) -> str:
 
 @contextmanager
 def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
+    '''Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
 
     Where another process has the lock, this is an error, or is waited for with `wait`.
     The system opens the lock when the process ends, however it ends. Temporary files that killed processes left in
     the folders of both are removed.
-    """
+    '''
     try:
         import fcntl
 
@@ -103,7 +103,7 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_running(process: str) -> bool:
-    """Return whether a process of this number runs here; true where this cannot be known."""
+    '''Return whether a process of this number runs here; true where this cannot be known.'''
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -114,36 +114,36 @@ def is_running(process: str) -> bool:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    '''Return the SHA-256 of a file.'''
     with open(path, 'rb') as handle:
         return hashlib.file_digest(handle, 'sha256').hexdigest()
 
 
 def bytes_digest(content: bytes) -> str:
-    """Return the SHA-256 of some bytes."""
+    '''Return the SHA-256 of some bytes.'''
     return hashlib.sha256(content).hexdigest()
 
 
 def text_digest(*texts: str) -> str:
-    """Return one SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart."""
+    '''Return one SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart.'''
     joined = ''.join(f'{len(text)}:{text}' for text in texts)
     return bytes_digest(joined.encode('utf-8', 'surrogateescape'))
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A CSV whose cells are text: columns by name, and the line number where each row ends."""
+    '''A CSV whose cells are text: columns by name, and the line number where each row ends.'''
 
     path: str | Path
     columns: dict[str, list[Any]]
     lines: list[int]
 
     def at(self, row: int) -> str:
-        """Return a row's file and line, for error messages."""
+        '''Return a row's file and line, for error messages.'''
         return f'{self.path}, line {self.lines[row]}'
 
     def check_names(self, column: str, once: bool = True) -> None:
-        """Raise KitError at a name that is empty or, if `once`, that an earlier row has too."""
+        '''Raise KitError at a name that is empty or, if `once`, that an earlier row has too.'''
         first_row: dict[str, int] = {}
         for row, name in enumerate(self.columns[column]):
             if not name.strip():
@@ -162,7 +162,7 @@ class TextTable:
         fits: Callable[[Any], bool] = lambda value: 0 <= value < math.inf,
         kind: Callable[[str], Any] = float,
     ) -> list[Any]:
-        """Convert a column with `kind`."""
+        '''Convert a column with `kind`.'''
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
             try:
@@ -180,12 +180,12 @@ class TextTable:
 def read_table(
     path: str | Path, wanted: Sequence[str] = (), exact: bool = False, first_column: bool = False
 ) -> TextTable:
-    """Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
+    '''Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
     With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 stay as
     surrogate escapes, which write_text turns back. With `first_column`, the other columns are left empty: a template
     may have a million rows of zeros.
-    """
+    '''
     if not isinstance(path, str | Path):
         raise KitError(f'a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.')
     errors = 'surrogateescape' if exact else 'strict'
@@ -231,7 +231,7 @@ def read_table(
 
 
 def join_cells(cells: Iterable[str]) -> str:
-    """Join cells to a line of CSV without its end; cells with commas, quotes or line ends are quoted."""
+    '''Join cells to a line of CSV without its end; cells with commas, quotes or line ends are quoted.'''
     text = io.StringIO(newline='')
     # The characters of the line's end are quoted too.
     csv.writer(text, lineterminator='\r\n').writerow(cells)
@@ -239,14 +239,14 @@ def join_cells(cells: Iterable[str]) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write a whole CSV file with LF line ends."""
+    '''Write a whole CSV file with LF line ends.'''
     out = io.StringIO(newline='')
     csv.writer(out, lineterminator='\n').writerows(rows)
     write_text(path, out.getvalue())
 
 
 def expand_pattern(pattern: str | Path) -> list[Path]:
-    """Find the files that a path or a glob pattern names. Brackets of a file or folder that exists are its name's."""
+    '''Find the files that a path or a glob pattern names. Brackets of a file or folder that exists are its name's.'''
     path = Path(pattern)
     if os.path.isfile(path):
         return [path]

@@ -1,4 +1,4 @@
-"""Share the work of a command over processes: those of torchrun, or workers that the kit starts itself."""
+'''Share the work of a command over processes: those of torchrun, or workers that the kit starts itself.'''
 
 import os
 import socket
@@ -24,15 +24,15 @@ PEERS = 'AUDIOTAG_KIT_PEERS'
 
 
 def take_share(items: Sequence[T]) -> list[T]:
-    """Return this process's items: every n-th one of n processes, so that all get long and short ones."""
+    '''Return this process's items: every n-th one of n processes, so that all get long and short ones.'''
     return list(items[get_rank() :: get_world_size()])
 
 
 def gather(value: T) -> list[T]:
-    """Return the values of all processes, in their order, to each of them. Waits until all have come here.
+    '''Return the values of all processes, in their order, to each of them. Waits until all have come here.
 
     Errors: KitError where another process has died
-    """
+    '''
     if get_world_size() == 1:
         return [value]
     values: list[T] = [value] * get_world_size()
@@ -46,7 +46,7 @@ def gather(value: T) -> list[T]:
 
 
 def join_group() -> None:
-    """Join the other processes, which come when they can. Torch alone would wait for one that has died, too."""
+    '''Join the other processes, which come when they can. Torch alone would wait for one that has died, too.'''
     rank = get_rank()
     size = get_world_size()
     is_host = rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
@@ -64,14 +64,14 @@ def join_group() -> None:
 
 
 def rank_is_running(rank: int) -> bool:
-    """Return whether another process of this command is running; true where this cannot be known."""
+    '''Return whether another process of this command is running; true where this cannot be known.'''
     peers = os.environ.get(PEERS, '').split()
     return is_running(peers[rank - 1]) if peers else True
 
 
 @contextmanager
 def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
-    """Run a command line in `count` - 1 more processes, which share its work with this one meanwhile."""
+    '''Run a command line in `count` - 1 more processes, which share its work with this one meanwhile.'''
     if not 1 <= count <= 256:
         raise KitError(f'workers is a number of processes from 1, got {count}.')
     if count == 1 or get_world_size() > 1:

@@ -1,4 +1,4 @@
-"""The kit's version, the device that computes, and settings of the process."""
+'''The kit's version, the device that computes, and settings of the process.'''
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ OFFLINE_SWITCHES = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLI
 
 
 def device_problem(device: torch.device) -> str | None:
-    """Return why `device` cannot compute, found by a small matrix product, or None where it can."""
+    '''Return why `device` cannot compute, found by a small matrix product, or None where it can.'''
     try:
         ones = torch.ones(8, 8, device=device)
         total = float((ones @ ones).sum())
@@ -29,12 +29,12 @@ def device_problem(device: torch.device) -> str | None:
 
 
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
-    """Return the device to use, and a note for the user where it is not the first choice.
+    '''Return the device to use, and a note for the user where it is not the first choice.
 
     By default it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU, but today's torch
     has no kernels for it. Trying is the only test.
     Errors: KitError where the wanted device cannot compute
-    """
+    '''
     if wanted is not None:
         try:
             device = torch.device(wanted)
@@ -62,7 +62,7 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device, the number of decoding threads, and whether progress bars are shown."""
+    '''The device, the number of decoding threads, and whether progress bars are shown.'''
 
     device: torch.device
     threads: int
@@ -70,10 +70,10 @@ class Runtime:
 
 
 def start_runtime(device: str | None = None, threads: int | None = None, progress: bool = True) -> Runtime:
-    """Set up the process, pick a device, and print a note where it is not the first choice.
+    '''Set up the process, pick a device, and print a note where it is not the first choice.
 
     Errors: KitError where the wanted device cannot compute
-    """
+    '''
     tune_process()
     chosen, note = pick_device(device)
     if note:
@@ -82,27 +82,27 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
 
 
 def process_number(name: str, default: int) -> int:
-    """Return a number that torchrun, or the option --workers, gives each of the processes that share the work."""
+    '''Return a number that torchrun, or the option --workers, gives each of the processes that share the work.'''
     return int(os.environ.get(name, default)) if 'MASTER_PORT' in os.environ else default
 
 
 def get_rank() -> int:
-    """Return the number of this process among those that share the work. The first, 0, writes the results."""
+    '''Return the number of this process among those that share the work. The first, 0, writes the results.'''
     return process_number('RANK', 0)
 
 
 def get_world_size() -> int:
-    """Return the number of processes that share the work."""
+    '''Return the number of processes that share the work.'''
     return process_number('WORLD_SIZE', 1)
 
 
 def get_local_world_size() -> int:
-    """Return the number of processes that share the work on this machine."""
+    '''Return the number of processes that share the work on this machine.'''
     return process_number('LOCAL_WORLD_SIZE', 1)
 
 
 def tune_process() -> None:
-    """Set up this process for offline work on clips of many lengths. The user's own environment variables stay."""
+    '''Set up this process for offline work on clips of many lengths. The user's own environment variables stay.'''
     if get_local_world_size() > 1:
         torch.set_num_threads(cpu_count())
 
@@ -126,13 +126,13 @@ def tune_process() -> None:
 
 
 def trim_memory() -> None:
-    """Return freed memory to the system: after much decoding, it lies scattered between what is kept."""
+    '''Return freed memory to the system: after much decoding, it lies scattered between what is kept.'''
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 def full_float32() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which cuDNN convolves float32 without TF32; its other flags stay."""
+    '''Return a context in which cuDNN convolves float32 without TF32; its other flags stay.'''
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
@@ -140,13 +140,13 @@ def full_float32() -> contextlib.AbstractContextManager[None]:
 
 
 def in_notebook() -> bool:
-    """Return whether this is IPython, whose process must not be ended."""
+    '''Return whether this is IPython, whose process must not be ended.'''
     ipython = sys.modules.get('IPython')
     return getattr(ipython, 'get_ipython', lambda: None)() is not None
 
 
 def cpu_count() -> int:
-    """Return the number of cores that this process may use: its part, where processes share the work."""
+    '''Return the number of cores that this process may use: its part, where processes share the work.'''
     cores = os.cpu_count() or 1
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))
@@ -154,7 +154,7 @@ def cpu_count() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine or container, or 4 GiB where neither says: the same in each run here."""
+    '''Return the memory of this machine or container, or 4 GiB where neither says: the same in each run here.'''
     total = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, AttributeError):
         total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -164,7 +164,7 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory free for the system and this container, or 4 GiB where neither says."""
+    '''Return the memory free for the system and this container, or 4 GiB where neither says.'''
     free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
         free = int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024
@@ -179,10 +179,10 @@ def free_memory_bytes() -> int:
 
 
 def in_worker() -> bool:
-    """Return whether this process is the child of a supervisor."""
+    '''Return whether this process is the child of a supervisor.'''
     return bool(os.environ.get(WORKER_MARK))
 
 
 def worker_margin_s() -> float:
-    """Return the seconds before the deadline at which the supervisor kills this worker."""
+    '''Return the seconds before the deadline at which the supervisor kills this worker.'''
     return float(os.environ[WORKER_MARK])

@@ -1,7 +1,7 @@
-"""Run work in a child process, stop it on time, and learn what it had open when it died.
+'''Run work in a child process, stop it on time, and learn what it had open when it died.
 
 A thread or a signal handler cannot stop code in C that holds the interpreter lock. Only a process can be stopped.
-"""
+'''
 
 import codecs
 import contextlib
@@ -42,10 +42,10 @@ FOLLOW_PARENT = 'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); o
 
 
 def source_file() -> Path | None:
-    """Return the single file that this code runs from, or None for the package kit/.
+    '''Return the single file that this code runs from, or None for the package kit/.
 
     Code that was pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
-    """
+    '''
     name = source_file.__code__.co_filename
     if source_file.__module__.startswith('kit.'):
         return None
@@ -60,12 +60,12 @@ def source_file() -> Path | None:
 
 
 def source_root() -> Path:
-    """Return the folder that holds the package kit/."""
+    '''Return the folder that holds the package kit/.'''
     return Path(source_file.__code__.co_filename).resolve().parents[2]
 
 
 def self_command() -> tuple[list[str], dict[str, str]]:
-    """Return the arguments and the environment variables with which Python runs this kit's command line."""
+    '''Return the arguments and the environment variables with which Python runs this kit's command line.'''
     source = source_file()
     run = f"runpy.run_path({str(source)!r}, run_name='__main__')"
     environment = {}
@@ -79,10 +79,10 @@ def self_command() -> tuple[list[str], dict[str, str]]:
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Convert options to command-line arguments: --name=value, repeated for each item of a list.
+    '''Convert options to command-line arguments: --name=value, repeated for each item of a list.
 
     None and False give no argument; True gives --name alone.
-    """
+    '''
     arguments = []
     for name, value in options.items():
         flag = '--' + name.replace('_', '-')
@@ -96,7 +96,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
-    """In a worker, tell the supervisor what is read or computed meanwhile: it knows then what was open at a death."""
+    '''In a worker, tell the supervisor what is read or computed meanwhile: it knows then what was open at a death.'''
 
     def send(is_open: bool) -> None:
         line = f'{OPENED_MARK}{json.dumps([is_open, kind, names])}\n'
@@ -114,11 +114,11 @@ def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def exit_after(seconds: float) -> Callable[[], object]:
-    """End this process with exit code 0 after so many seconds; return a function that cancels this.
+    '''End this process with exit code 0 after so many seconds; return a function that cancels this.
 
     Python's own timers do not fire while C code that hangs holds the interpreter lock. So this is a timer of the C
     library, which calls `_exit` in its own thread. Without glibc nothing ends the process.
-    """
+    '''
 
     try:
         libc = ctypes.CDLL('libc.so.6')
@@ -140,7 +140,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
 
 @dataclass(eq=False)
 class Worker:
-    """A child process: the pipe of what it prints, and `poll`, which returns its exit code once it has ended."""
+    '''A child process: the pipe of what it prints, and `poll`, which returns its exit code once it has ended.'''
 
     pid: int
     pipe: int
@@ -149,18 +149,18 @@ class Worker:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker ended: its exit code, or None if it was killed; and what was `opened` by then, [kind, names]."""
+    '''How a worker ended: its exit code, or None if it was killed; and what was `opened` by then, [kind, names].'''
 
     code: int | None
     opened: list[tuple[str, list[str]]]
 
 
 def can_fork() -> bool:
-    """Return whether a forked child of this process can compute: no other thread runs here, no device is in use.
+    '''Return whether a forked child of this process can compute: no other thread runs here, no device is in use.
 
     Computing on several cores starts a thread of OpenMP per further core, and a forked child would wait for their
     locks. The BLAS of numpy, which has no such trouble, starts as many at its import.
-    """
+    '''
     uses_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if in_notebook() or threading.active_count() > 1 or uses_gpu:
         return False
@@ -171,10 +171,10 @@ def can_fork() -> bool:
 
 
 def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
-    """Start `work` in a forked child, which has everything imported already.
+    '''Start `work` in a forked child, which has everything imported already.
 
     Returns None, and no child, where the child could not compute within `patience_s`.
-    """
+    '''
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     parent = os.getpid()
@@ -221,7 +221,7 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
 
 
 def worker_exit_code(work: Callable[[], object]) -> int:
-    """Do a worker's work. An error of the user's is printed for the supervisor, which raises it."""
+    '''Do a worker's work. An error of the user's is printed for the supervisor, which raises it.'''
     try:
         work()
         return 0
@@ -234,7 +234,7 @@ def worker_exit_code(work: Callable[[], object]) -> int:
 
 
 def spawn_worker(words: Sequence[str], mark: str) -> Worker:
-    """Run this kit's command line in a new interpreter. `mark` is the value of the variable that marks a worker."""
+    '''Run this kit's command line in a new interpreter. `mark` is the value of the variable that marks a worker.'''
     command, environment = self_command()
     child = subprocess.Popen(
         [sys.executable, '-u', *command, *words],
@@ -249,7 +249,7 @@ def spawn_worker(words: Sequence[str], mark: str) -> Worker:
 
 
 def kill_worker(worker: Worker) -> None:
-    """Kill a worker and the processes that it started, and wait a moment until it is gone."""
+    '''Kill a worker and the processes that it started, and wait a moment until it is gone.'''
     with contextlib.suppress(OSError):
         if hasattr(os, 'killpg'):
             os.killpg(worker.pid, signal.SIGKILL)
@@ -259,7 +259,7 @@ def kill_worker(worker: Worker) -> None:
 
 
 def wait_for_exit(worker: Worker, seconds: float) -> int | None:
-    """Return a worker's exit code, or None if it has not ended after so many seconds."""
+    '''Return a worker's exit code, or None if it has not ended after so many seconds.'''
     ended = threading.Event()
     while (code := worker.poll()) is None and seconds > 0:
         ended.wait(0.01)
@@ -268,7 +268,7 @@ def wait_for_exit(worker: Worker, seconds: float) -> int | None:
 
 
 def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) -> Ending:
-    """Wait for a worker, and kill it at `stop_by`. Text that it prints goes to `echo` as it comes."""
+    '''Wait for a worker, and kill it at `stop_by`. Text that it prints goes to `echo` as it comes.'''
     printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_pipe() -> None:
@@ -284,7 +284,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
     rest = ''
 
     def show(text: str, is_end: bool) -> str:
-        """Echo all but the lines on what is opened. Return the beginning of such a line, for the next text."""
+        '''Echo all but the lines on what is opened. Return the beginning of such a line, for the next text.'''
         whole, mark, last = text.rpartition(OPENED_MARK)
         unfinished = mark + last if mark and not is_end and '\n' not in last else ''
         if not unfinished:

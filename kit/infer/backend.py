@@ -1,18 +1,24 @@
-"""Compile a network with OpenVINO for inputs of one shape, and check it against torch."""
+'''Make a network faster to run: fuse its batch norms, or compile it with OpenVINO, where its logits stay equal.'''
 
+import copy
 import statistics
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from kit.audio.decode import one_line
 from kit.core.errors import KitError, choose
+from kit.models.network import Network
 
 BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the faster'}
 
@@ -27,12 +33,12 @@ Compiler = Callable[[nn.Module, tuple[int, ...]], CompiledCall]
 
 
 class CompiledNetwork(nn.Module):
-    """A network compiled for `rows` inputs of one shape. A smaller batch is padded, and the logits of padding dropped.
+    '''A network compiled for `rows` inputs of one shape. A smaller batch is padded, and the logits of padding dropped.
 
     So every input is computed in a batch of one size, and its logits do not depend on its batchmates.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), B <= rows
-    """
+    '''
 
     def __init__(self, call: CompiledCall, rows: int) -> None:
         super().__init__()
@@ -45,12 +51,12 @@ class CompiledNetwork(nn.Module):
 
 
 def pad_rows(batch: Tensor, rows: int) -> Tensor:
-    """Repeat the last input of a batch. Shape: (B, ...) -> (rows, ...), B <= rows"""
+    '''Repeat the last input of a batch. Shape: (B, ...) -> (rows, ...), B <= rows'''
     return torch.cat([batch, batch[-1:].expand(rows - len(batch), *batch.shape[1:])])
 
 
 def check_backend(backend: str) -> None:
-    """Raise KitError for a backend that is unknown or not installed."""
+    '''Raise KitError for a backend that is unknown or not installed.'''
     choose('backend', backend, BACKENDS)
     if backend == 'openvino' and not has_openvino():
         raise KitError(
@@ -60,12 +66,12 @@ def check_backend(backend: str) -> None:
 
 
 def has_openvino() -> bool:
-    """Return whether OpenVINO is installed, without importing it."""
+    '''Return whether OpenVINO is installed, without importing it.'''
     return find_spec('openvino') is not None
 
 
 def why_torch(backend: str, mode: str, device: str, precision: str) -> str:
-    """Return why a model is not compiled, or an empty text."""
+    '''Return why a model is not compiled, or an empty text.'''
     if backend == 'torch':
         return 'torch'
     if mode != 'windows':
@@ -76,10 +82,10 @@ def why_torch(backend: str, mode: str, device: str, precision: str) -> str:
 
 
 def compile_openvino(network: nn.Module, shape: tuple[int, ...]) -> CompiledCall:
-    """Compile a network in evaluation mode for inputs of one shape, with as many threads as torch has.
+    '''Compile a network in evaluation mode for inputs of one shape, with as many threads as torch has.
 
     `openvino.convert_model` would be shorter, but it reports its use over the network.
-    """
+    '''
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -115,13 +121,13 @@ def compile_network(
     compiler: Compiler = compile_openvino,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[nn.Module, str]:
-    """Return a network compiled for a batch's shape, or the network itself, and a text for the report.
+    '''Return a network compiled for a batch's shape, or the network itself, and a text for the report.
 
     The network itself is returned where it cannot be compiled, where the batch's logits differ, and with backend
     auto where it is as fast, in the median of two turns.
 
     Shape:  spec (B, C, M, N), B <= rows
-    """
+    '''
     batch = pad_rows(spec, rows)
     expected = read_logits(network(batch))
     try:
@@ -145,3 +151,71 @@ def compile_network(
     if torch_s <= compiled_s:
         return network, f'torch: {speed}'
     return compiled, f'{text}; {speed}'
+
+
+# How much fused logits may differ, relative to the greatest logit or to 1.
+FUSION_TOLERANCE = 1e-4
+
+
+class NormWatch(TorchFunctionMode):
+    '''Watch a forward: every convolution's output and weight, and the calls that read each tensor.'''
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions: list[tuple[Tensor, Tensor]] = []  # held, so that ids stay their own
+        self.calls: dict[int, list[Any]] = defaultdict(list)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor | tuple | list) and not isinstance(result, torch.Size):
+            for value in (*args, *(kwargs or {}).values()):
+                for tensor in value if isinstance(value, list | tuple) else [value]:
+                    self.calls[id(tensor)].append((func, args))
+        if func in (torch.conv1d, torch.conv2d):
+            self.convolutions.append((result, args[1]))
+        return result
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        '''Return (weight, running mean) of convolutions whose output one batch norm alone reads, each used once.'''
+        found = []
+        for output, weight in self.convolutions:
+            calls = self.calls[id(output)]
+            if len(calls) == 1 and calls[0][0] is F.batch_norm and calls[0][1][0] is output:
+                mean = calls[0][1][1]
+                if len(self.calls[id(weight)]) == len(self.calls[id(mean)]) == 1:
+                    found.append((weight, mean))
+        return found
+
+
+def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module, str]:
+    '''Return a copy of a network in evaluation mode with its batch norms fused, and a text for the report.
+
+    The copy shares all tensors but those of fused convolutions. One forward of noise shows which norms can be fused, a
+    second whether the logits stay equal. Where they do not, and for a custom network, the network itself is returned.
+    '''
+    if not isinstance(network, Network):
+        return network, 'not fused: a custom network'
+    tensors = [*network.parameters(), *network.buffers()]
+    fused = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    shape = (1, channels, rows, 2 * network.min_frames)
+    spec = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(tensors[0].device)
+    with NormWatch() as watch:
+        expected = fused(spec)
+    named: dict[int, tuple[str, Any]] = {}
+    for name, module in fused.named_modules():
+        for tensor in (getattr(module, 'weight', None), getattr(module, 'running_mean', None)):
+            named[id(tensor)] = name, module
+    pairs = watch.pairs()
+    for weight, mean in pairs:
+        _, conv = named[id(weight)]
+        name, norm = named[id(mean)]
+        variance = norm.running_var
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+        )
+        # timm's norms have children, dropout and activation, which stay.
+        fused.set_submodule(name, nn.Sequential(*norm.children()))
+    difference = float((fused(spec) - expected).abs().max())
+    if not difference <= FUSION_TOLERANCE * max(1.0, float(expected.abs().max())):
+        return network, f'not fused: logits of noise differed by {difference:.2g}'
+    return fused, f'{len(pairs)} batch norms fused into convolutions'

@@ -1,4 +1,4 @@
-"""Blend several models' scores, with given or fitted weights."""
+'''Blend several models' scores, with given or fitted weights.'''
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TINY = 1e-12
 
 
 def row_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank each row's scores in (0, 1]; ties share their mean rank."""
+    '''Rank each row's scores in (0, 1]; ties share their mean rank.'''
     # A stable sort counts ties from the left. Sorting the mirrored row counts them from the right.
     from_left = np.argsort(scores, 1, 'stable').argsort(1)
     from_right = np.argsort(scores[:, ::-1], 1, 'stable').argsort(1)[:, ::-1]
@@ -21,32 +21,32 @@ def row_ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def column_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank each class's scores among all rows: mid-ranks in (0, 1), 0.5 on average."""
+    '''Rank each class's scores among all rows: mid-ranks in (0, 1), 0.5 on average.'''
     return row_ranks(scores.T).T - 0.5 / max(1, len(scores))
 
 
 def scale_rows(scores: np.ndarray) -> np.ndarray:
-    """Stretch each row to run from 0 to 1; a constant row becomes 0.5."""
+    '''Stretch each row to run from 0 to 1; a constant row becomes 0.5.'''
     low = scores.min(axis=1, keepdims=True)
     reach = scores.max(axis=1, keepdims=True) - low
     return np.where(reach > 0, (scores - low) / np.where(reach > 0, reach, 1.0), 0.5)
 
 
 def mean_differences(scores: np.ndarray) -> np.ndarray:
-    """Subtract from each score the mean of the row's other scores."""
+    '''Subtract from each score the mean of the row's other scores.'''
     centred = scores - scores.mean(axis=1, keepdims=True)
     return np.asarray(centred * (scores.shape[1] / max(1, scores.shape[1] - 1)))
 
 
 @dataclass(frozen=True)
 class BlendKind:
-    """How scores are transformed before a weighted mean (`enter`) and after it (`leave`).
+    '''How scores are transformed before a weighted mean (`enter`) and after it (`leave`).
 
     `new_scale`: the results are no probabilities, so priors are transformed too.
     `any_scale`: scores without a calibration may enter.
     `whole_row`: a score depends on the row's other classes, so each model must know all of them.
     `whole_set`: a row's result depends on all rows.
-    """
+    '''
 
     enter: Callable[[np.ndarray], np.ndarray] = np.asarray
     leave: Callable[[np.ndarray], np.ndarray] = np.asarray
@@ -76,7 +76,7 @@ def blend_scores(
     kind: str = 'mean',
     known: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Average the scores that the models gave each row; rows without any get the priors, on the same scale.
+    '''Average the scores that the models gave each row; rows without any get the priors, on the same scale.
 
     A class is averaged over the models that know it; one that none knows gets its prior. A blend of the whole set uses
     only models that scored every row which any model scored, if there is one.
@@ -85,7 +85,7 @@ def blend_scores(
             them unless given -> (R, K)
     Source: power is the quadratic mean; scaled and differences after RFCX 2021's 32nd place
     Errors: KitError for a blend that compares a row's classes, where models know different ones
-    """
+    '''
     blend = choose('blend', kind, BLENDS)
     if done is None:
         done = [np.ones(len(score), bool) for score in scores]
@@ -113,7 +113,7 @@ def blend_scores(
 
 
 def check_blend_weights(weights: Any, models: int) -> np.ndarray:
-    """Return a weight from 0 up per model, 1 by default."""
+    '''Return a weight from 0 up per model, 1 by default.'''
     checked = np.ones(models) if weights is None else np.asarray(weights, np.float64)
     if checked.shape != (models,) or not ((checked >= 0) & np.isfinite(checked)).all():
         raise KitError(f'weights of shape {np.shape(weights)}, wanted one from 0 up per model ({models},).')
@@ -123,10 +123,10 @@ def check_blend_weights(weights: Any, models: int) -> np.ndarray:
 def keep_whole_columns(
     scores: Sequence[np.ndarray], done: Sequence[np.ndarray], weights: np.ndarray, priors: np.ndarray
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Keep the models that scored every row which any model scored, or all models where there is none.
+    '''Keep the models that scored every row which any model scored, or all models where there is none.
 
     Rows that no model scored get the priors.
-    """
+    '''
     no_score = ~np.any(done, axis=0)
     masks = [mask | no_score for mask in done]
     kept = [i for i, mask in enumerate(masks) if mask.all()] or list(range(len(done)))
@@ -138,12 +138,12 @@ NEWTON_TOLERANCE = 1e-8
 
 
 def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
-    """Fit one weight per model, summing to 1, so that the mean blend has the least log loss on known labels.
+    '''Fit one weight per model, summing to 1, so that the mean blend has the least log loss on known labels.
 
     A prior pulls them towards equal weights; it counts as `strength` labels of the rarer kind.
 
     Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN -> (m,)
-    """
+    '''
     check_strength(strength)
     likelihood, is_true, is_known = label_likelihoods(scores, truth)
     rarer = min(is_true.sum(), (is_known & ~is_true).sum())
@@ -153,10 +153,10 @@ def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
 
 
 def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute each model's probability of each label, 1 where unknown; which labels are true, which known.
+    '''Compute each model's probability of each label, 1 where unknown; which labels are true, which known.
 
     Shape:  scores (m, n, K), truth (n, K) -> (m, n, K) in (0, 1], (n, K), (n, K)
-    """
+    '''
     if np.ndim(scores) != 3 or not len(scores):
         raise KitError(f'scores {np.shape(scores)}, wanted (models, clips, classes): stack them.')
     likelihood = np.ones(np.shape(scores))
@@ -169,7 +169,7 @@ def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, 
 
 
 def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, max_steps: int = 200) -> np.ndarray:
-    """Maximize (1 - share) mean log(w likelihood) + share towards log(w) over weights w that sum to 1.
+    '''Maximize (1 - share) mean log(w likelihood) + share towards log(w) over weights w that sum to 1.
 
     The objective is concave, so damped Newton steps reach its maximum; EM is slow where models are alike. With the sum
     of w subtracted, the same maximum needs no constraint. What is left to gain, in nats, is at most the steepest slope
@@ -177,7 +177,7 @@ def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, m
 
     Shape:  likelihood (m, n) above 0, towards (m,) above 0, share in [1e-6, 1] -> (m,)
     Source: Kim, Carbonetto, Stephens & Anitescu 2020, arXiv:1806.01412
-    """
+    '''
     weights: np.ndarray = towards / towards.sum()
 
     def objective(w: np.ndarray) -> float:
@@ -200,6 +200,6 @@ def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, m
 
 
 def check_strength(strength: float, unit: str = 'labels') -> None:
-    """Raise KitError unless a prior's strength is above 0."""
+    '''Raise KitError unless a prior's strength is above 0.'''
     if not strength > 0:
         raise KitError(f'strength must be above 0 {unit}, got {strength}.')

@@ -1,4 +1,4 @@
-"""Caches of predictions and of spectrograms."""
+'''Caches of predictions and of spectrograms.'''
 
 import contextlib
 import glob
@@ -19,12 +19,12 @@ from kit.infer.predictor import WindowLogits
 
 
 class PredictionCache:
-    """One model's logits of each file, by the file's sha256; without a path nothing is written.
+    '''One model's logits of each file, by the file's sha256; without a path nothing is written.
 
     The path's name carries the hash of the checkpoint and its inference settings. Processes that share the work have
     a file each, in folders by their ranks. At most a twentieth of the time goes into writing. `digests` finds the
     sha256 of a file by its identity, without reading the file.
-    """
+    '''
 
     def __init__(
         self, path: Path | None = None, now: Callable[[], float] = time.monotonic, flush_every_s: float = 2.0
@@ -41,7 +41,7 @@ class PredictionCache:
 
     @classmethod
     def open(cls, path: Path | None, now: Callable[[], float] = time.monotonic) -> 'PredictionCache':
-        """Create a cache with what an earlier job wrote to its path."""
+        '''Create a cache with what an earlier job wrote to its path.'''
         own = path if path is None or get_rank() == 0 else path.parent / str(get_rank()) / path.name
         cache = cls(own, now)
         if path is not None:
@@ -49,7 +49,7 @@ class PredictionCache:
         return cache
 
     def read_files(self, path: Path) -> None:
-        """Add what this and other processes have written to a path, and to those in folders by rank beside it."""
+        '''Add what this and other processes have written to a path, and to those in folders by rank beside it.'''
         for file in [path, *sorted(path.parent.glob(f'[0-9]*/{glob.escape(path.name)}'))]:
             identity = file_identity(file)
             if identity and self.files_read.get(file) != identity:
@@ -62,14 +62,14 @@ class PredictionCache:
         return digest in self.entries
 
     def find(self, identity: str) -> WindowLogits | None:
-        """Return the logits of a file by its identity, where they are cached and the file is the same."""
+        '''Return the logits of a file by its identity, where they are cached and the file is the same.'''
         return self.entries.get(self.digests.get(identity, ''))
 
     def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
-        """Add the logits of some files; write now and then.
+        '''Add the logits of some files; write now and then.
 
         The first of files of equal content stays, so that all get the same prediction.
-        """
+        '''
         before = len(self.entries)
         for digest, logits in outputs:
             self.entries.setdefault(digest, logits)
@@ -78,7 +78,7 @@ class PredictionCache:
             self.flush()
 
     def flush(self) -> None:
-        """Write all entries. Where that fails, `problem` says why, and they stay in memory only."""
+        '''Write all entries. Where that fails, `problem` says why, and they stay in memory only.'''
         began = self.now()
         if self.path and self.unsaved:
             try:
@@ -90,7 +90,7 @@ class PredictionCache:
         self.flush_every_s = max(self.flush_every_s, 20 * (self.flushed_at - began))
 
     def stop(self, problem: str) -> None:
-        """Write no more, and delete what was written: the CSV needs the space of a full disk more."""
+        '''Write no more, and delete what was written: the CSV needs the space of a full disk more.'''
         if self.path:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ class PredictionCache:
             self.problem = problem
 
     def write_entries(self, file: IO[bytes]) -> None:
-        """Write the joined arrays of all entries."""
+        '''Write the joined arrays of all entries.'''
         digests = sorted(self.entries)
         outputs = [self.entries[digest] for digest in digests]
         np.savez(
@@ -112,7 +112,7 @@ class PredictionCache:
 
 
 def read_entries(path: Path) -> tuple[dict[str, WindowLogits], dict[str, str]]:
-    """Read the entries of a prediction cache, and the digests of its files; a damaged one holds none."""
+    '''Read the entries of a prediction cache, and the digests of its files; a damaged one holds none.'''
     entries: dict[str, WindowLogits] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -131,10 +131,10 @@ def read_entries(path: Path) -> tuple[dict[str, WindowLogits], dict[str, str]]:
 
 
 def map_to_disk(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Move tensors of one type to a memory-mapped file without a name, which vanishes with them.
+    '''Move tensors of one type to a memory-mapped file without a name, which vanishes with them.
 
     A process may have some 65,000 maps: where there are many tensors, map them together.
-    """
+    '''
     with tempfile.NamedTemporaryFile(prefix='audiotag_kit_') as file:
         for tensor in tensors:
             file.write(tensor.numpy().tobytes())
@@ -145,10 +145,10 @@ def map_to_disk(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class SpectrogramCache:
-    """Keeps spectrograms for the models that follow; past `budget_bytes` they are mapped to disk.
+    '''Keeps spectrograms for the models that follow; past `budget_bytes` they are mapped to disk.
 
     Where the disk is full, they stay in memory until `drop_unmapped`, and must be computed again for the next model.
-    """
+    '''
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
@@ -158,7 +158,7 @@ class SpectrogramCache:
         self.unmapped: set[Hashable] = set()
 
     def put(self, key: Hashable, spec: Tensor) -> None:
-        """Keep a spectrogram as float32 in host memory or on disk."""
+        '''Keep a spectrogram as float32 in host memory or on disk.'''
         self.drop(key)
         spec = spec.detach().to('cpu', torch.float32).contiguous()
         if self.used_bytes + spec.nbytes > self.budget_bytes:
@@ -172,19 +172,19 @@ class SpectrogramCache:
         self.kept[key] = spec
 
     def get(self, key: Hashable) -> Tensor:
-        """Return a key's spectrogram."""
+        '''Return a key's spectrogram.'''
         return self.kept[key]
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.kept
 
     def drop_unmapped(self) -> None:
-        """Delete what is in memory only because the disk is full."""
+        '''Delete what is in memory only because the disk is full.'''
         for key in list(self.unmapped):
             self.drop(key)
 
     def drop(self, key: Hashable) -> None:
-        """Delete a key's spectrogram, if there is one."""
+        '''Delete a key's spectrogram, if there is one.'''
         spec = self.kept.pop(key, None)
         if spec is not None and key not in self.spilled:
             self.used_bytes -= spec.nbytes

@@ -1,4 +1,4 @@
-"""Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report."""
+'''Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report.'''
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ from kit.models.tagger import Tagger
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """The options of `submit`."""
+    '''The options of `submit`.'''
 
     checkpoints: Sequence[str | Path | Tagger]
     audio: Path
@@ -57,23 +57,23 @@ class SubmitOptions:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The inference settings that replace those of every checkpoint."""
+        '''The inference settings that replace those of every checkpoint.'''
         settings = {'mode': self.mode, 'window_s': self.window_s, 'hop_s': self.hop_s, 'pool': self.pool}
         return {name: value for name, value in settings.items() if value is not None}
 
     @property
     def postprocess(self) -> PostprocessConfig:
-        """What is done to the blended rows."""
+        '''What is done to the blended rows.'''
         names = [item.name for item in fields(PostprocessConfig)]
         return postprocess_config(**{name: getattr(self, name) for name in names})
 
 
 class SubmitJob:
-    """The options, clocks and notes of one submission. Nothing is read or written when it is created.
+    '''The options, clocks and notes of one submission. Nothing is read or written when it is created.
 
     `mute_after` is the moment at which the caller stops waiting: nothing is written after it, or once
     `is_abandoned` is set. `end_s` is the user's deadline, in Unix seconds; `deadline` is earlier.
-    """
+    '''
 
     def __init__(
         self, options: SubmitOptions, deadline: Deadline, mute_after: Deadline | None = None, end_s: float | None = None
@@ -94,29 +94,29 @@ class SubmitJob:
         self.is_quiet = in_worker()
 
     def note(self, text: str) -> None:
-        """Print a note and add it to the report."""
+        '''Print a note and add it to the report.'''
         self.notes.append(text)
         if not self.is_quiet:
             print(f'note: {text}', flush=True)
 
     @property
     def is_mute(self) -> bool:
-        """Whether the caller has stopped waiting, or another process writes the CSV."""
+        '''Whether the caller has stopped waiting, or another process writes the CSV.'''
         return get_rank() > 0 or self.is_abandoned or self.mute_after.left_s() <= 0
 
     @property
     def state_folder(self) -> Path:
-        """The folder beside the CSV that holds what a later call continues with."""
+        '''The folder beside the CSV that holds what a later call continues with.'''
         return self.options.out.with_name(self.options.out.name + '.state')
 
     def note_names(self, names: Sequence[str], what: str) -> None:
-        """Note how many names there are, if any, and the first."""
+        '''Note how many names there are, if any, and the first.'''
         if names:
             self.note(f'{len(names)} {what}, e.g. {names[0]!r}')
 
 
 def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> None:
-    """Refuse options that the blend, the stack or the template cannot have."""
+    '''Refuse options that the blend, the stack or the template cannot have.'''
     kind = BLENDS[options.blend]
     blend = 'a stack' if is_stack else options.blend
     steps = options.postprocess
@@ -131,11 +131,11 @@ def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> N
 
 
 class SubmissionWriter:
-    """Writes the CSV and the report, and measures how long the CSV takes, blending included.
+    '''Writes the CSV and the report, and measures how long the CSV takes, blending included.
 
     Where the disk is full, the predictions that are kept for a later call make way for the CSV. `problem` says why
     the last CSV could not be written.
-    """
+    '''
 
     def __init__(self, job: SubmitJob, template: Template) -> None:
         self.job = job
@@ -144,7 +144,7 @@ class SubmissionWriter:
         self.problem: KitError | None = None
 
     def write(self, rows: RowScores) -> None:
-        """Blend the rows and write the CSV, unless the caller has stopped waiting."""
+        '''Blend the rows and write the CSV, unless the caller has stopped waiting.'''
         if self.job.is_mute:
             return
         began = self.job.deadline.now()
@@ -166,11 +166,11 @@ class SubmissionWriter:
         self.job.budget.write_s = self.written_at - began
 
     def is_due(self) -> bool:
-        """Whether to write the CSV: every five seconds, or so rarely that it takes a twentieth of the time."""
+        '''Whether to write the CSV: every five seconds, or so rarely that it takes a twentieth of the time.'''
         return self.job.deadline.now() - self.written_at > max(5.0, 20 * self.job.budget.write_s)
 
     def write_report(self, report: dict[str, Any]) -> None:
-        """Write the report, unless the caller has stopped waiting."""
+        '''Write the report, unless the caller has stopped waiting.'''
         if not self.job.is_mute:
             # The CSV counts, and it is there.
             with contextlib.suppress(KitError):

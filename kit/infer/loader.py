@@ -1,4 +1,4 @@
-"""Decode files chunk by chunk and compute each spectrogram once."""
+'''Decode files chunk by chunk and compute each spectrogram once.'''
 
 import contextlib
 import math
@@ -32,10 +32,10 @@ DecodeResult = tuple[str, Sound | Undecodable | None]
 
 @dataclass(eq=False)
 class Chunk:
-    """Clips that are decoded together.
+    '''Clips that are decoded together.
 
     `clips` are positions in the loader's sources. `tasks` is None before the clips were submitted for decoding.
-    """
+    '''
 
     clips: list[int]
     seconds: float = 0.0
@@ -43,10 +43,10 @@ class Chunk:
 
 
 def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[int] = ()) -> list[Chunk]:
-    """Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone.
+    '''Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone.
 
     Isolated clips come after those, alone too.
-    """
+    '''
     chunks: list[Chunk] = []
     left_s = 0.0
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
@@ -62,14 +62,14 @@ def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[in
 
 
 class SpectrogramLoader:
-    """Loads the clips of one job in chunks, and computes each frontend's spectrogram of a clip once.
+    '''Loads the clips of one job in chunks, and computes each frontend's spectrogram of a clip once.
 
     Call `read_headers` first. On a GPU the next chunk is decoded while the device computes. On the CPU all cores
     decode, then all cores compute. A clip is identified by its position in `sources`.
 
     `notes` name what sound of a clip is lost or was changed.
     Units: durations in seconds; the headers' `durations_s`, and `seconds` as decoded
-    """
+    '''
 
     def __init__(
         self,
@@ -105,27 +105,27 @@ class SpectrogramLoader:
         self.isolated: Collection[int] = ()
 
     def isolate(self, clips: Collection[int], reasons: Mapping[int, str]) -> None:
-        """Load some clips last and one by one, and others, which have ended a process, not at all."""
+        '''Load some clips last and one by one, and others, which have ended a process, not at all.'''
         self.isolated = clips
         self.failures |= reasons
 
     def paths(self, clips: Iterable[int]) -> list[str]:
-        """Return the paths of those clips that are files."""
+        '''Return the paths of those clips that are files.'''
         sources = [self.sources[clip] for clip in clips]
         return [str(source) for source in sources if not isinstance(source, Sound)]
 
     @property
     def audio_s(self) -> float:
-        """Seconds of audio: as decoded, else as the headers state."""
+        '''Seconds of audio: as decoded, else as the headers state.'''
         return sum(self.seconds.get(clip, header_s or 0.0) for clip, header_s in self.durations_s.items())
 
     @property
     def total_s(self) -> float:
-        """Seconds of audio in all chunks."""
+        '''Seconds of audio in all chunks.'''
         return sum(chunk.seconds for chunk in self.chunks)
 
     def read_headers(self) -> None:
-        """Read every clip's duration, plan the chunks, and start the decoding threads."""
+        '''Read every clip's duration, plan the chunks, and start the decoding threads.'''
         pool: TimeoutPool[int, float | Undecodable | None] = TimeoutPool(
             self.read_header, lambda _: TIMED_OUT, self.threads, self.timeout_s
         )
@@ -143,17 +143,17 @@ class SpectrogramLoader:
         self.pool = TimeoutPool(self.decode_clip, lambda _: ('', TIMED_OUT), self.threads, self.timeout_s)
 
     def read_header(self, clip: int) -> float | Undecodable | None:
-        """Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone."""
+        '''Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone.'''
         if clip in self.isolated:
             return None
         with opened('file', self.paths([clip])):
             return header_duration_s(self.sources[clip], self.decoders)
 
     def decode_clip(self, job: tuple[int, IsCached]) -> DecodeResult:
-        """Hash a clip, and decode it unless the predictions of that hash are cached.
+        '''Hash a clip, and decode it unless the predictions of that hash are cached.
 
         Returns the hash of the content, and the sound, the reason why it cannot be used, or None where cached.
-        """
+        '''
         clip, is_cached = job
         source = self.sources[clip]
         if isinstance(source, Sound):
@@ -169,17 +169,17 @@ class SpectrogramLoader:
             return digest, decode_file(source, self.decoders)
 
     def submit_clips(self, clips: Sequence[int], is_cached: IsCached) -> list[Task[Any, DecodeResult]]:
-        """Queue clips for decoding."""
+        '''Queue clips for decoding.'''
         assert self.pool is not None, 'call read_headers() first'
         return [self.pool.submit((clip, is_cached)) for clip in clips]
 
     def prefetch(self, chunk: Chunk) -> None:
-        """Queue a chunk for decoding, once."""
+        '''Queue a chunk for decoding, once.'''
         if chunk.tasks is None:
             chunk.tasks = self.submit_clips(chunk.clips, self.is_cached)
 
     def load(self, chunk: Chunk) -> list[int]:
-        """Hash a chunk's clips and decode those that are needed; return the clips that did not fail."""
+        '''Hash a chunk's clips and decode those that are needed; return the clips that did not fail.'''
         self.prefetch(chunk)
         if chunk.tasks:
             tasks = chunk.tasks
@@ -193,10 +193,10 @@ class SpectrogramLoader:
         return [clip for clip in chunk.clips if clip not in self.failures]
 
     def specs(self, chunk: Chunk, key: str) -> tuple[list[int], list[Tensor]]:
-        """Return the clips of a chunk that did not fail, and their spectrograms by one frontend.
+        '''Return the clips of a chunk that did not fail, and their spectrograms by one frontend.
 
         Shape:  spectrograms (M, N_i)
-        """
+        '''
         clips = self.load(chunk)
         missing = [clip for clip in clips if (clip, key) not in self.cache]
         if missing:
@@ -205,7 +205,7 @@ class SpectrogramLoader:
         return clips, [self.cache.get((clip, key)) for clip in clips]
 
     def compute(self, clips: Sequence[int], tasks: Sequence[Task[Any, DecodeResult]]) -> None:
-        """Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed."""
+        '''Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed.'''
         assert self.pool is not None
         self.cache.drop_unmapped()
         with self.watch.measure('decode'):
@@ -230,7 +230,7 @@ class SpectrogramLoader:
                     self.cache.put((clip, key), spec)
 
     def resampled(self, sounds: Mapping[int, Sound], rate: int) -> dict[int, Tensor]:
-        """Move waveforms to the device at one sample rate; clips whose rate cannot be converted fail."""
+        '''Move waveforms to the device at one sample rate; clips whose rate cannot be converted fail.'''
         waves = {}
         for clip, sound in sounds.items():
             ratio = small_ratio(sound.sample_rate, rate)
@@ -242,7 +242,7 @@ class SpectrogramLoader:
         return waves
 
     def load_chunks(self, task: str, progress: bool) -> Iterator[Chunk]:
-        """Read the headers, then yield every chunk under a progress bar; stop the threads at the end."""
+        '''Read the headers, then yield every chunk under a progress bar; stop the threads at the end.'''
         self.read_headers()
         with contextlib.closing(self), progress_bar(self.total_s, task, 's of audio', progress) as bar:
             for chunk in self.chunks:
@@ -250,7 +250,7 @@ class SpectrogramLoader:
                 advance(bar, chunk.seconds)
 
     def print_failures(self, names: Sequence[str]) -> None:
-        """Print why the first five clips failed, and what sound the first five clips lost."""
+        '''Print why the first five clips failed, and what sound the first five clips lost.'''
         for clip, reason in list(self.failures.items())[:5]:
             print(f'note: could not read {names[clip]}: {reason}', flush=True)
         if len(self.notes) > 5:
@@ -259,7 +259,7 @@ class SpectrogramLoader:
             print(f'note: {names[clip]}: {"; ".join(notes)}', flush=True)
 
     def notes_by_name(self, names: Sequence[str], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:
-        """Return the notes on each clip by its name; those of an earlier call for clips that were not decoded."""
+        '''Return the notes on each clip by its name; those of an earlier call for clips that were not decoded.'''
         notes = {}
         for clip, name in enumerate(names):
             if clip in self.notes:
@@ -269,17 +269,17 @@ class SpectrogramLoader:
         return notes
 
     def drop(self, chunk: Chunk, key: str) -> None:
-        """Delete a chunk's spectrograms by one frontend."""
+        '''Delete a chunk's spectrograms by one frontend.'''
         for clip in chunk.clips:
             self.cache.drop((clip, key))
 
     def retire(self, key: str) -> None:
-        """Delete a frontend and its spectrograms: no model needs them any more."""
+        '''Delete a frontend and its spectrograms: no model needs them any more.'''
         self.frontends.pop(key, None)
         for chunk in self.chunks:
             self.drop(chunk, key)
 
     def close(self) -> None:
-        """Let the decoding threads end."""
+        '''Let the decoding threads end.'''
         if self.pool is not None:
             self.pool.shutdown()

@@ -1,4 +1,4 @@
-"""Improve probabilities of rows: class priors, neighbours in time, recordings."""
+'''Improve probabilities of rows: class priors, neighbours in time, recordings.'''
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ NO_WINDOWS = (
 
 @dataclass(frozen=True)
 class PostprocessConfig(Config):
-    """What is done to rows after the models; nothing unless set.
+    '''What is done to rows after the models; nothing unless set.
 
     The order is fixed: shifts of odds first, because they need probabilities, then smoothing, then top mean, and
     decisions last.
-    """
+    '''
 
     prior_shift: bool = setting(False, 'scale odds to the class prevalences estimated from these rows')
     prevalences: dict[str, float] = setting({}, 'scale odds to these prevalences of classes')
@@ -46,17 +46,17 @@ class PostprocessConfig(Config):
 
     @property
     def changes_scores(self) -> bool:
-        """Whether anything is set."""
+        '''Whether anything is set.'''
         return bool(self.prior_shift or self.prevalences or self.thresholds) or self.needs_windows
 
     @property
     def needs_windows(self) -> bool:
-        """Whether rows must be windows of recordings."""
+        '''Whether rows must be windows of recordings.'''
         return any(self.smooth) or self.top_mean > 0 or self.site_prior > 0
 
 
 def postprocess_config(**options: Any) -> PostprocessConfig:
-    """Make the settings of options, None where not given; `smooth` may be one number, values of classes are CSVs."""
+    '''Make the settings of options, None where not given; `smooth` may be one number, values of classes are CSVs.'''
     chosen = {name: value for name, value in options.items() if value is not None}
     for name in {'prevalences', 'thresholds'} & chosen.keys():
         chosen[name] = read_class_values(chosen[name], name[:-1])
@@ -75,11 +75,11 @@ def apply_postprocess(
     trained: np.ndarray,
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Apply the steps that are set.
+    '''Apply the steps that are set.
 
     `recordings` are the rows' file names, `trained` the prevalences of the training.
     Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
-    """
+    '''
     if postprocess.needs_windows and recordings is None:
         raise KitError(NO_WINDOWS)
     changed = np.asarray(scores, np.float64)
@@ -104,13 +104,13 @@ def apply_postprocess(
 
 
 def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:
-    """Convert probabilities of a model trained at some class prevalences to those at other prevalences.
+    '''Convert probabilities of a model trained at some class prevalences to those at other prevalences.
 
     odds' = odds * target / (1 - target) / (trained / (1 - trained)); 0 and 1 stay.
 
     Shape:  scores (n, K) in [0, 1], trained (K,), target (K,) -> (n, K)
     Source: Saerens, Latinne & Decaestecker 2002, eq. 2.4, per class; RFCX 2021, odds' = f p / (1 - p)
-    """
+    '''
     probs = row_probabilities(scores)
     before = class_prevalences(trained, probs.shape[1])
     after = class_prevalences(target, probs.shape[1])
@@ -120,13 +120,13 @@ def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:
 
 
 def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np.ndarray:
-    """Estimate how frequent each class is in these rows, from its calibrated probabilities alone.
+    '''Estimate how frequent each class is in these rows, from its calibrated probabilities alone.
 
     It is the maximum of the likelihood with a prior that counts as `strength` rows at the training prevalences.
 
     Shape:  scores (n, K) in [0, 1], trained (K,) -> (K,)
     Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier
-    """
+    '''
     check_strength(strength, 'rows')
     probs = row_probabilities(scores)
     before = class_prevalences(trained, probs.shape[1])
@@ -146,14 +146,14 @@ def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np
 
 
 def shift_by_site(scores: Any, recordings: Sequence[str], weight: float, strength: float = 8.0) -> np.ndarray:
-    """Shift log odds by `weight` times how the mean log odds at a row's site, and at its hour, differ from all rows'.
+    '''Shift log odds by `weight` times how the mean log odds at a row's site, and at its hour, differ from all rows'.
 
     The means are those of these scores. That of n recordings is shrunk towards all rows' by n / (n + strength). Rows
     without a site or an hour in their name stay.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
     Source: third place, BirdCLEF 2026 (priors of site and hour, shrunk with K = 8)
-    """
+    '''
     probs = row_probabilities(scores).clip(TINY, 1 - TINY)
     overall = probs.mean(axis=0)
     logits = log_odds(probs)
@@ -169,18 +169,18 @@ def shift_by_site(scores: Any, recordings: Sequence[str], weight: float, strengt
 
 
 def log_odds(probs: np.ndarray) -> np.ndarray:
-    """Return log(p / (1 - p))."""
+    '''Return log(p / (1 - p)).'''
     return np.asarray(np.log(probs) - np.log1p(-probs))
 
 
 def smooth_neighbours(
     scores: Any, recordings: Sequence[Any], times_s: Any, kernel: Sequence[float] = (0.5,)
 ) -> np.ndarray:
-    """Average each row with its neighbours in time, which weigh kernel[0], kernel[1], ... on either side, itself 1.
+    '''Average each row with its neighbours in time, which weigh kernel[0], kernel[1], ... on either side, itself 1.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,), times_s (n,) -> (n, K)
     Source: BirdCLEF 2023-2025, neighbour smoothing
-    """
+    '''
     probs = row_probabilities(scores)
     times = np.asarray(times_s, np.float64)
     if times.shape != probs.shape[:1] or not np.isfinite(times).all():
@@ -204,13 +204,13 @@ def smooth_neighbours(
 
 
 def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2, power: float = 1.0) -> np.ndarray:
-    """Multiply each score by the mean of its class's best `top_k` in the recording, to a power.
+    '''Multiply each score by the mean of its class's best `top_k` in the recording, to a power.
 
     The results are no probabilities.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
     Source: BirdCLEF 2025, multiplying by the top-2 mean; 2026, by powers of .4 of it and of the maximum
-    """
+    '''
     probs = row_probabilities(scores)
     weighed = np.empty_like(probs)
     for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
@@ -220,7 +220,7 @@ def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2, p
 
 
 def row_probabilities(scores: Any) -> np.ndarray:
-    """Return scores in float64."""
+    '''Return scores in float64.'''
     probs = np.asarray(scores, np.float64)
     if probs.ndim != 2 or not ((probs >= 0) & (probs <= 1)).all():
         raise KitError(f'scores {probs.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.')
@@ -228,7 +228,7 @@ def row_probabilities(scores: Any) -> np.ndarray:
 
 
 def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    """Return one prevalence per class, clipped off 0 and 1."""
+    '''Return one prevalence per class, clipped off 0 and 1.'''
     checked = np.asarray(prevalences, np.float64)
     if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
         raise KitError(f'prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).')

@@ -1,4 +1,4 @@
-"""Predict the blended probabilities of clips with an ensemble."""
+'''Predict the blended probabilities of clips with an ensemble.'''
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ from kit.models.tagger import Tagger
 
 @dataclass(frozen=True)
 class Predictions:
-    """An ensemble's predictions; `failures` says, by name, why a clip has the prior or lacks a model.
+    '''An ensemble's predictions; `failures` says, by name, why a clip has the prior or lacks a model.
 
     Shape:  probabilities (n, K), in the order of `names` and `classes`
-    """
+    '''
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -40,7 +40,7 @@ class Predictions:
 
 
 def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list[str], list[Source]]:
-    """Name clips: files by their path, those of a folder by their path in it, sounds by number."""
+    '''Name clips: files by their path, those of a folder by their path in it, sounds by number.'''
     if isinstance(clips, Sound):
         clips = [clips]
     if isinstance(clips, str | Path):
@@ -67,11 +67,11 @@ def predict_clips(
     decoders: Sequence[Decoder] | None = None,
     networks: Mapping[str, NetworkBuilder] | None = None,
 ) -> Predictions:
-    """Predict the probabilities of every clip with an ensemble of checkpoints or taggers.
+    '''Predict the probabilities of every clip with an ensemble of checkpoints or taggers.
 
     `clips` is a folder, or files and decoded sounds; `inference` overrides every model's own settings.
     Errors: KitError for what cannot be loaded, and for a model that fails; clips that cannot be read are in `failures`
-    """
+    '''
     check_kind('inference', [inference], InferenceConfig | None, 'give InferenceConfig(mode=...)')
     runtime = start_runtime(device, threads, progress)
     models, stacks = open_models(checkpoints, weights)

@@ -1,4 +1,4 @@
-"""Run one tagger over spectrograms, in batches of equal length."""
+'''Run one tagger over spectrograms, in batches of equal length.'''
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,8 @@ from kit.audio.windows import InferenceConfig, Span, batches_by_length, pad_fram
 from kit.core.clock import TimeBudget
 from kit.core.errors import KitError, choose
 from kit.core.runtime import full_float32
-from kit.infer.backend import STATIC_ROWS, compile_network, why_torch
+from kit.infer.backend import STATIC_ROWS, compile_network, fuse_norms, why_torch
 from kit.models.families import memory_format_of
-from kit.models.fusion import fuse_norms
 from kit.models.network import Network
 from kit.models.tagger import Tagger
 
@@ -24,17 +23,17 @@ PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.floa
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """The logits of one clip's windows (W, K), and each one's span: first frame, frame after the last."""
+    '''The logits of one clip's windows (W, K), and each one's span: first frame, frame after the last.'''
 
     logits: np.ndarray
     spans: tuple[Span, ...]
 
 
 def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Tensor]:
-    """Compute the spectrograms to cache, normalized if normalization refers to the whole clip.
+    '''Compute the spectrograms to cache, normalized if normalization refers to the whole clip.
 
     Shape:  waves (T_i,) -> list of (M, N_i)
-    """
+    '''
     specs = frontend.spectrograms(waves)
     if frontend.config.reference != 'clip':
         return specs
@@ -42,12 +41,12 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
 
 
 def normalize_by_windows(frontend: Frontend, spec: Tensor, spans: Sequence[Span]) -> Tensor:
-    """Normalize each window of a spectrogram, and average a frame over the windows that hold it.
+    '''Normalize each window of a spectrogram, and average a frame over the windows that hold it.
 
     A network that was trained on normalized windows is lost on a clip that was normalized as a whole.
 
     Shape:  (M, N), spans that cover N -> (M, N)
-    """
+    '''
     total = torch.zeros_like(spec, dtype=torch.float32)
     count = torch.zeros(spec.shape[-1], device=spec.device)
     for start, end in spans:
@@ -59,7 +58,7 @@ def normalize_by_windows(frontend: Frontend, spec: Tensor, spans: Sequence[Span]
 def cut_window(
     frontend: Frontend, spec: Tensor, span: Span, frames: int, pad_mode: str, normalize: bool = True
 ) -> Tensor:
-    """Cut a window from a cached spectrogram, normalize it and pad it. Shape: (M, N) -> (M, frames)"""
+    '''Cut a window from a cached spectrogram, normalize it and pad it. Shape: (M, N) -> (M, frames)'''
     piece = spec[:, span[0] : span[1]]
     if piece.dtype == torch.float16:  # kept so in training where memory is short
         piece = piece.float()
@@ -70,7 +69,7 @@ def cut_window(
 
 
 def check_frames_mode(tagger: Tagger) -> None:
-    """Raise KitError unless mode frames can pool a network's maps over windows."""
+    '''Raise KitError unless mode frames can pool a network's maps over windows.'''
     network = tagger.network
     problem = ''
     if not isinstance(network, Network):
@@ -84,13 +83,13 @@ def check_frames_mode(tagger: Tagger) -> None:
 
 
 class Predictor:
-    """Runs a tagger on a device.
+    '''Runs a tagger on a device.
 
     It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
     chosen here. With `fuse`, the first batch fuses batch norms into convolutions, in a copy that no later training
     changes; `fusion` says what was fused. With another `backend` than torch, the first batch then compiles that
     network; `compilation` says which backend predicts, and why.
-    """
+    '''
 
     def __init__(
         self,
@@ -122,7 +121,7 @@ class Predictor:
 
     @contextlib.contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """Evaluate without gradients; then restore each module's own mode."""
+        '''Evaluate without gradients; then restore each module's own mode.'''
         modes = [(module, module.training) for module in self.tagger.network.modules()]
         self.tagger.network.eval()
         try:
@@ -134,7 +133,7 @@ class Predictor:
                 module.training = training
 
     def predict(self, specs: Sequence[Tensor], budget: TimeBudget | None = None) -> list[WindowLogits | None]:
-        """Compute the logits of every clip (M, N_i); None for a clip that the time budget did not reach."""
+        '''Compute the logits of every clip (M, N_i); None for a clip that the time budget did not reach.'''
         budget = budget or TimeBudget()
         frontend = self.tagger.frontend
         pad_mode = self.inference.pad_mode
@@ -172,10 +171,10 @@ class Predictor:
         return outputs
 
     def forward(self, batch: Tensor, windows: Sequence[Sequence[Span]]) -> list[np.ndarray]:
-        """Compute the logits of a batch's windows; where memory is short, halve it and all later ones.
+        '''Compute the logits of a batch's windows; where memory is short, halve it and all later ones.
 
         Shape:  (B, M, N), windows of each -> B of (W_i, K)
-        """
+        '''
         if len(batch) == 1 or batch.shape[0] * batch.shape[-1] <= self.batch_frames:
             try:
                 return self.forward_batch(batch, windows)
@@ -188,11 +187,11 @@ class Predictor:
         return self.forward(batch[:half], windows[:half]) + self.forward(batch[half:], windows[half:])
 
     def make_inputs(self, batch: Tensor) -> Tensor:
-        """Stack the network's input channels. Shape: (B, M, N) -> (B, C, M, N)"""
+        '''Stack the network's input channels. Shape: (B, M, N) -> (B, C, M, N)'''
         return self.tagger.frontend.stack(batch)
 
     def forward_batch(self, batch: Tensor, windows: Sequence[Sequence[Span]]) -> list[np.ndarray]:
-        """Compute the logits of a batch that fits the device."""
+        '''Compute the logits of a batch that fits the device.'''
         spec = self.make_inputs(batch.to(self.device)).contiguous(memory_format=self.layout)
         if self.fusion == 'to do':
             self.network, self.fusion = fuse_norms(self.network, *spec.shape[1:3])

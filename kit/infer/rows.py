@@ -1,4 +1,4 @@
-"""Collect the scores of a template's rows from every model, and blend them."""
+'''Collect the scores of a template's rows from every model, and blend them.'''
 
 import difflib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from kit.models.tagger import TaggerCard
 
 
 def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Find the template's classes among a model's; -1 for one that it lacks. Shape: -> (K,) int"""
+    '''Find the template's classes among a model's; -1 for one that it lacks. Shape: -> (K,) int'''
     place = {name: column for column, name in enumerate(known)}
     columns = np.array([place.get(name, -1) for name in classes], np.int64)
     if (columns < 0).all():
@@ -28,20 +28,20 @@ def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def nearest_name(name: str, names: Sequence[str]) -> str:
-    """Return the most similar of some names."""
+    '''Return the most similar of some names.'''
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
 def pick_columns(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Select a model's columns, NaN for classes that it lacks. Shape: (..., K'), columns (K,) -> (..., K)"""
+    '''Select a model's columns, NaN for classes that it lacks. Shape: (..., K'), columns (K,) -> (..., K)'''
     return np.where(columns >= 0, values[..., columns], np.nan)
 
 
 def average_known(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Average models' values of each class over the models that know it; the mean of all where none does.
+    '''Average models' values of each class over the models that know it; the mean of all where none does.
 
     Shape:  m of (K,), NaN where unknown; weights (m,) -> (K,)
-    """
+    '''
     stacked = np.stack(values)
     shares = np.where(np.isnan(stacked), 0.0, np.asarray(weights, np.float64)[:, None])
     total = shares.sum(axis=0)
@@ -50,21 +50,21 @@ def average_known(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
-    """Return the models' classes."""
+    '''Return the models' classes.'''
     if any(set(card.classes) != set(cards[0].classes) for card in cards):
         raise KitError("the checkpoints' classes differ: give a template.")
     return cards[0].classes
 
 
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
-    """Average the models' prevalences: the score of a row, or of a class, without any prediction."""
+    '''Average the models' prevalences: the score of a row, or of a class, without any prediction.'''
     columns = [class_columns(card.classes, classes) for card in cards]
     values = [pick_columns(np.array(card.prevalences), of_card) for card, of_card in zip(cards, columns, strict=True)]
     return average_known(values, weights)
 
 
 def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
-    """Choose the windows inside a row's time, else those with their centre in it, else the nearest one."""
+    '''Choose the windows inside a row's time, else those with their centre in it, else the nearest one.'''
     slack_s = 1.5 / frames_per_s
     times_s = np.array(output.spans) / frames_per_s
     centres_s = times_s.mean(axis=1)
@@ -77,10 +77,10 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
 
 
 def logits_of_stretch(output: WindowLogits | None, stretch: np.ndarray, frames_per_s: float) -> WindowLogits | None:
-    """Select the windows of a stretch of a recording, as for a row of a submission; of a whole clip, all.
+    '''Select the windows of a stretch of a recording, as for a row of a submission; of a whole clip, all.
 
     Shape:  stretch (2,), seconds
-    """
+    '''
     begin_s, end_s = stretch.tolist()
     if output is None or np.isinf(end_s):
         return output
@@ -89,13 +89,13 @@ def logits_of_stretch(output: WindowLogits | None, stretch: np.ndarray, frames_p
 
 
 class RowScores:
-    """The scores of all rows by every model, filled clip by clip.
+    '''The scores of all rows by every model, filled clip by clip.
 
     `split_clips` were too long for one input of mode full. `rows_after_end` are windows that begin after the end of
     their file: they keep the prior. `rows_alike` share a window of a model with a row of another time: its
     windows are too long, or too far apart, to tell them apart.
     Shape:  scores (R, K) and done (R,) of each model
-    """
+    '''
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class RowScores:
         self.rows_alike: set[int] = set()
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
-        """Fill a clip's rows from one model's logits; a clip that cannot be pooled is noted as failed."""
+        '''Fill a clip's rows from one model's logits; a clip that cannot be pooled is noted as failed.'''
         number = self.members.index(member)
         if member.predictor.inference.mode == 'full' and len(output.spans) > 1:
             self.split_clips.add(clip)
@@ -154,11 +154,11 @@ class RowScores:
                 self.rows_alike.update(rows)
 
     def usable(self) -> list[np.ndarray]:
-        """Return the rows of each model that count. Shape: (R,) each
+        '''Return the rows of each model that count. Shape: (R,) each
 
         A metric per class compares rows with each other: there a model that is not finished fills only rows that no
         finished one has.
-        """
+        '''
         is_per_class = any(METRICS[member.card.metric].is_per_class for member in self.members)
         if not is_per_class or not any(member.finished for member in self.members):
             return self.done
@@ -167,7 +167,7 @@ class RowScores:
         return [done if member.finished else done & ~by_finished for member, done in pairs]
 
     def counts(self) -> dict[str, int]:
-        """Count the rows, and those with predictions of all models, of some, of none."""
+        '''Count the rows, and those with predictions of all models, of some, of none.'''
         by_all = np.all(self.done, axis=0)
         by_any = np.any(self.done, axis=0)
         return {
@@ -178,11 +178,11 @@ class RowScores:
         }
 
     def blend(self) -> np.ndarray:
-        """Blend all models' scores. Shape: -> (R, K)"""
+        '''Blend all models' scores. Shape: -> (R, K)'''
         return blend_scores(self.scores, self.usable(), self.weights, self.priors, self.kind, self.shares)
 
     def result(self) -> np.ndarray:
-        """Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)"""
+        '''Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)'''
         scores = self.blend()
         done = np.any(self.done, axis=0)
         if not self.postprocess.changes_scores or not done.any():
@@ -216,16 +216,16 @@ class RowScores:
 
 
 def fitted_prevalences(card: TaggerCard) -> np.ndarray:
-    """Return the class prevalences that a model's probabilities assume: those of the batches that training drew.
+    '''Return the class prevalences that a model's probabilities assume: those of the batches that training drew.
 
     A ranking model was calibrated on out-of-fold clips, whose prevalences are those of the table.
-    """
+    '''
     is_drawn = card.output == 'probability' and len(card.train_prevalences) > 0
     return np.array(card.train_prevalences if is_drawn else card.prevalences)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    """Return one positive weight per model, 1 by default."""
+    '''Return one positive weight per model, 1 by default.'''
     try:
         checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
     except (TypeError, ValueError):
@@ -236,7 +236,7 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
 
 
 def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
-    """Refuse to average scores that share no scale, and rows that a model cannot locate in time."""
+    '''Refuse to average scores that share no scale, and rows that a model cannot locate in time.'''
     blend = choose('blend', kind, BLENDS)
     for member in members:
         if not member.card.is_calibrated:

@@ -1,11 +1,10 @@
-"""Share a submission over processes: each predicts some chunks into files of its own, and the first merges them."""
+'''Share a submission over processes: each predicts some chunks into files of its own, and the first merges them.'''
 
 import contextlib
 import json
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from kit.core.files import file_identity, write_json
 from kit.core.ranks import rank_is_running
@@ -17,41 +16,36 @@ from kit.infer.rows import RowScores
 
 
 def share_path(job: SubmitJob, rank: int) -> Path:
-    """The file by which a process says that its share is done, with what the report needs of it."""
+    '''The file by which a process says that its share is done, with what the report needs of it.'''
     return job.state_folder / str(rank) / 'share.json'
 
 
 def write_share(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None:
-    """Say that this process's share is done: the job's key, failures and notes of clips, by their positions."""
+    '''Say that this process's share is done: the job's key, failures and notes of clips, by their positions.'''
     write_json(share_path(job, get_rank()), [key, loader.failures, loader.notes])
 
 
 def wait_for_shares(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None:
-    """Wait until the other processes have done their shares or have ended, or time is up; read their failures."""
+    '''Wait until the other processes have done their shares or have ended, or time is up; read their failures.'''
     job.budget.start_step()
     waiting = [*range(1, get_world_size())]
     while waiting and not job.budget.should_stop():
         for rank in list(waiting):
-            share = read_share(share_path(job, rank))
-            if share[0] == key:
-                loader.failures |= {int(clip): reason for clip, reason in share[1].items()}
-                loader.notes |= {int(clip): tuple(notes) for clip, notes in share[2].items()}
-            if share[0] == key or not rank_is_running(rank):
+            found = ''
+            with contextlib.suppress(OSError, ValueError):
+                found, failures, notes = json.loads(share_path(job, rank).read_bytes())
+            if found == key:
+                loader.failures |= {int(clip): reason for clip, reason in failures.items()}
+                loader.notes |= {int(clip): tuple(texts) for clip, texts in notes.items()}
+            if found == key or not rank_is_running(rank):
                 waiting.remove(rank)
         threading.Event().wait(0.1 if waiting else 0.0)
-
-
-def read_share(path: Path) -> list[Any]:
-    """Read what a process wrote of its share; an empty key where it has written nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        return list(json.loads(path.read_bytes()))
-    return ['']
 
 
 def add_cached(
     rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path]
 ) -> list[tuple[EnsembleMember, int]]:
-    """Add what earlier calls and other processes predicted for files that are still the same; return what was new."""
+    '''Add what earlier calls and other processes predicted for files that are still the same; return what was new.'''
     found = []
     if any(member.cache.digests for member in members):
         for clip in rows.plan.rows_of:
@@ -67,7 +61,7 @@ def add_cached(
 def merge_shares(
     rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path], failures: Collection[int]
 ) -> bool:
-    """Add what the other processes have predicted by now; return whether a model that works still lacks clips."""
+    '''Add what the other processes have predicted by now; return whether a model that works still lacks clips.'''
     for member in members:
         if member.cache.path is not None:
             member.cache.read_files(member.cache.path)

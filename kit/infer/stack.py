@@ -1,4 +1,4 @@
-"""Open checkpoints and stacks: models, and a second-level network over their predictions."""
+'''Open checkpoints and stacks: models, and a second-level network over their predictions.'''
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ WindowProbs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class StackCard(Config):
-    """The description of a stack: all but its tensors and its taggers."""
+    '''The description of a stack: all but its tensors and its taggers.'''
 
     kind: str = setting('class-mixer', 'the second-level network', choices=tuple(STACKERS))
     network: StackerConfig = setting(StackerConfig(), 'its settings')
@@ -45,13 +45,13 @@ class StackCard(Config):
     oof_score: float | None = setting(None, 'its score, cross-fitted', low=-1e9, high=1e9)
 
     def new_network(self) -> nn.Module:
-        """Create a second-level network with fresh weights."""
+        '''Create a second-level network with fresh weights.'''
         return STACKERS[self.kind](self.network, len(self.runs), len(self.classes))
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A second level: its card and each fold's network, whose probabilities are averaged. `weight` is in a blend."""
+    '''A second level: its card and each fold's network, whose probabilities are averaged. `weight` is in a blend.'''
 
     card: StackCard
     networks: Sequence[nn.Module]
@@ -59,14 +59,14 @@ class Stack:
 
     @property
     def digest(self) -> str:
-        """A text that is equal for stacks with equal cards and tensors."""
+        '''A text that is equal for stacks with equal cards and tensors.'''
         tensors: dict[str, Tensor] = {}
         for fold, network in enumerate(self.networks):
             tensors |= {f'{fold}.{name}': tensor for name, tensor in network.state_dict().items()}
         return content_digest(self.card.canonical_json(), tensors)
 
     def answer(self, inputs: Sequence[Tensor]) -> np.ndarray:
-        """Compute probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)"""
+        '''Compute probabilities, in batches of one width. Shape: n of (m, K), or images (m, K, W_i) -> (n, K)'''
         probs = np.empty((len(inputs), len(self.card.classes)))
         with torch.inference_mode():
             for batch in batches_by_length([x.shape[-1] for x in inputs], 1 << 20):
@@ -78,10 +78,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A tagger, or a checkpoint whose network is not built yet.
+    '''A tagger, or a checkpoint whose network is not built yet.
 
     `stack` is the number of the stack that it belongs to, `place` its position in it, `run` its run.
-    """
+    '''
 
     name: str
     source: Tagger | Checkpoint
@@ -93,11 +93,11 @@ class ModelSpec:
 
     @property
     def card(self) -> TaggerCard:
-        """The description of the tagger."""
+        '''The description of the tagger.'''
         return self.source.card
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-        """Return the tagger, built if necessary. Errors: as load_tagger"""
+        '''Return the tagger, built if necessary. Errors: as load_tagger'''
         return self.source if isinstance(self.source, Tagger) else self.source.build(networks)
 
 
@@ -106,10 +106,10 @@ def open_models(
     weights: Sequence[float] | None = None,
     skipped: dict[str, str] | None = None,
 ) -> tuple[list[ModelSpec], list[Stack]]:
-    """Open the models that paths and patterns name; of stacks, their taggers too.
+    '''Open the models that paths and patterns name; of stacks, their taggers too.
 
     With `skipped`, a checkpoint that cannot be used is left out and its reason noted there, if others can be used.
-    """
+    '''
     found = find_models(items)
     models: list[ModelSpec] = []
     stacks: list[Stack] = []
@@ -136,7 +136,7 @@ def open_models(
 
 
 def models_with_classes(models: list[ModelSpec], template: Template, skipped: dict[str, str]) -> list[ModelSpec]:
-    """Return the models that know any of the template's classes."""
+    '''Return the models that know any of the template's classes.'''
     usable = []
     for model in models:
         try:
@@ -152,7 +152,7 @@ def models_with_classes(models: list[ModelSpec], template: Template, skipped: di
 
 
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
-    """Open a stack and its taggers. The taggers of one run share a weight of 1."""
+    '''Open a stack and its taggers. The taggers of one run share a weight of 1.'''
     try:
         card = StackCard.from_dict(parse_card(content['card']))
         networks = []
@@ -173,7 +173,7 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
 
 
 def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
-    """Average the probabilities of models' windows nearest to some times. Shape: times (W,) -> (W, K)"""
+    '''Average the probabilities of models' windows nearest to some times. Shape: times (W,) -> (W, K)'''
     at_times = []
     for centres, probs in models:
         nearest = np.abs(times[:, None] - centres).argmin(axis=1)
@@ -182,11 +182,11 @@ def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
-    """Stack every run's probabilities at the times of the first one's windows, of a clip's first 20 s; then zeros.
+    '''Stack every run's probabilities at the times of the first one's windows, of a clip's first 20 s; then zeros.
 
     Source: two-stage systems, Freesound 2019
     Shape:  -> (m, K, max(W_0, columns)) float32
-    """
+    '''
     times, _ = runs[0][0]
     times = times[: max(1, int((times < MAX_IMAGE_S).sum()))]
     probs = np.stack([average_windows(models, times) for models in runs])
@@ -195,7 +195,7 @@ def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
 
 
 class StackRows(RowScores):
-    """Rows scored by a stack; rows that a run has not predicted get the plain mean of the runs that have."""
+    '''Rows scored by a stack; rows that a run has not predicted get the plain mean of the runs that have.'''
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class StackRows(RowScores):
             self.window_probs.setdefault((clip, member.run), {})[member.name] = (centres, probs)
 
     def sum_by_run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Sum the members' arrays of each run. Shape: (R, ...) per member -> (R, m, ...)"""
+        '''Sum the members' arrays of each run. Shape: (R, ...) per member -> (R, m, ...)'''
         sums = []
         for run in range(len(self.stack.card.runs)):
             of_run = [x for x, member in zip(arrays, self.members, strict=True) if member.run == run]
@@ -228,7 +228,7 @@ class StackRows(RowScores):
         return np.stack(sums, axis=1)
 
     def blend(self) -> np.ndarray:
-        """Score rows by the stack where every run has predicted them, else by the plain mean. Shape: -> (R, K)"""
+        '''Score rows by the stack where every run has predicted them, else by the plain mean. Shape: -> (R, K)'''
         blended = super().blend()
         counts = self.sum_by_run(self.done)
         rows = np.flatnonzero(counts.all(axis=1))
@@ -246,7 +246,7 @@ class StackRows(RowScores):
 
 
 class BlendOfStacks(RowScores):
-    """Rows scored by stacks and by models beside them, blended as if each stack were one model."""
+    '''Rows scored by stacks and by models beside them, blended as if each stack were one model.'''
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class BlendOfStacks(RowScores):
             self.parts[member.stack].add(member, clip, output)
 
     def blend(self) -> np.ndarray:
-        """Blend all stacks' and other models' scores. Shape: -> (R, K)"""
+        '''Blend all stacks' and other models' scores. Shape: -> (R, K)'''
         alone = [i for i, member in enumerate(self.members) if member.stack is None]
         usable = self.usable()
         scores = [self.scores[i] for i in alone] + [part.blend() for part in self.parts]
@@ -287,7 +287,7 @@ def make_rows(
     blend: str,
     postprocess: PostprocessConfig | None = None,
 ) -> RowScores:
-    """Create the scores of all rows."""
+    '''Create the scores of all rows.'''
     if not stacks:
         return RowScores(template, plan, members, blend, postprocess)
     if plan.form == 'window' and any(stack.card.columns for stack in stacks):

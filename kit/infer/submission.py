@@ -1,4 +1,4 @@
-"""Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report."""
+'''Do one submission, step by step: read, write priors, build models, predict, write the CSV and its report.'''
 
 import contextlib
 import dataclasses
@@ -24,13 +24,13 @@ from kit.infer.ensemble import (
     collect_frontends,
     member_report,
     members_with_probabilities,
+    plan_members,
     predict_ensemble,
     reasons_by_name,
     rounded_spans,
 )
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.planner import plan_members
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members
 from kit.infer.shards import add_cached, merge_shares, share_path, wait_for_shares, write_share
@@ -41,12 +41,12 @@ from kit.infer.template import RowPlan, read_report, report_path, write_submissi
 
 
 def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
-    """Do a whole submission in this process; return its report."""
+    '''Do a whole submission in this process; return its report.'''
     return run_job(SubmitJob(options, deadline))
 
 
 def run_job(job: SubmitJob) -> dict[str, Any]:
-    """Do a whole submission in this process, alone on its CSV; return its report."""
+    '''Do a whole submission in this process, alone on its CSV; return its report.'''
     inputs = read_inputs(job)  # before anything is written, so that a call with a mistake leaves nothing
     if get_rank():  # another process writes the CSV
         share_path(job, get_rank()).unlink(missing_ok=True)
@@ -57,7 +57,7 @@ def run_job(job: SubmitJob) -> dict[str, Any]:
 
 
 def write_priors(job: SubmitJob, inputs: SubmitInputs) -> None:
-    """Write a CSV of priors, unless an earlier call of the same job left a better one."""
+    '''Write a CSV of priors, unless an earlier call of the same job left a better one.'''
     out = job.options.out
     if not job.is_mute and not holds_job(out, inputs):
         cards = [model.card for model in inputs.models]
@@ -71,7 +71,7 @@ def write_priors(job: SubmitJob, inputs: SubmitInputs) -> None:
 
 
 def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
-    """Predict all that the time allows, write the CSV and the report, and return the report."""
+    '''Predict all that the time allows, write the CSV and the report, and return the report.'''
     options = job.options
     job.is_quiet = False
     tune_process()
@@ -138,7 +138,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
 def make_loader(
     job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], runtime: Runtime, suspects: Suspects
 ) -> SpectrogramLoader:
-    """Create the loader of all files that have rows."""
+    '''Create the loader of all files that have rows.'''
     loader = SpectrogramLoader(
         inputs.files,
         collect_frontends(members, runtime.device),
@@ -163,7 +163,7 @@ def predict_rows(
     writer: SubmissionWriter,
     runtime: Runtime,
 ) -> None:
-    """Predict the loader's chunks with every model; write the CSV now and then, and after each model."""
+    '''Predict the loader's chunks with every model; write the CSV now and then, and after each model.'''
     bar = progress_bar(len(members) * loader.total_s, 'submit', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         job.budget.start_step()
@@ -180,7 +180,7 @@ def predict_rows(
 
 
 def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores) -> None:
-    """Note what was lost or is doubtful; a model without any finite prediction has failed."""
+    '''Note what was lost or is doubtful; a model without any finite prediction has failed.'''
     for member in members:
         name = Path(member.name).name
         if member.cache.problem:
@@ -206,7 +206,7 @@ def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[Ensembl
 
 
 def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects) -> list[EnsembleMember]:
-    """Build every model, with the predictions that an earlier call cached beside the CSV."""
+    '''Build every model, with the predictions that an earlier call cached beside the CSV.'''
     options = job.options
     digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
     members = []
@@ -250,7 +250,7 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspec
 
 
 def inference_of(changes: dict[str, Any], plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
-    """Return a model's inference settings, with what the options or window rows change."""
+    '''Return a model's inference settings, with what the options or window rows change.'''
     if plan.form == 'window' and own.mode == 'full' and 'mode' not in changes:
         period_s = float(plan.period_s or own.window_s)
         changes = {'mode': 'windows', 'window_s': period_s, 'hop_s': period_s} | changes
@@ -269,7 +269,7 @@ def build_report(
     loader: SpectrogramLoader,
     state: str,
 ) -> dict[str, Any]:
-    """Describe a submission: what was predicted, what failed and why, and where the time went."""
+    '''Describe a submission: what was predicted, what failed and why, and where the time went.'''
     # Clips whose predictions are cached are not decoded again: the last report has the notes on them.
     earlier = read_report(job.options.out).get('audio_notes', {})
     return {

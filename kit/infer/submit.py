@@ -1,4 +1,4 @@
-"""`submit`: write a competition's CSV before the deadline."""
+'''`submit`: write a competition's CSV before the deadline.'''
 
 import contextlib
 import tempfile
@@ -33,7 +33,7 @@ TEST_FILES = 600  # as many soundscapes of a minute as BirdCLEF 2026 has in its 
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission's CSV and its report."""
+    '''A submission's CSV and its report.'''
 
     csv: Path
     report: dict[str, Any]
@@ -93,7 +93,7 @@ def submit(
     networks: Mapping[str, NetworkBuilder] | None = None,
     decoders: Sequence[Decoder] | None = None,
 ) -> Submission:
-    """Write a submission for every clip in a folder with an ensemble of checkpoints.
+    '''Write a submission for every clip in a folder with an ensemble of checkpoints.
 
     `networks` builds your own networks by the name they were saved under; `decoders` replaces the ways to read files.
     The result's `report` holds what was predicted, what failed and why, and where the time went.
@@ -127,7 +127,7 @@ def submit(
         backend: torch; openvino, for mode windows on the CPU; or auto, the faster of both
 
     Errors: KitError, with the cure, for what cannot be read, matched or written
-    """
+    '''
     chosen = dict(locals())  # the arguments, as there is nothing else yet
     soundscapes = None
     if competition is not None:
@@ -164,10 +164,10 @@ def submit(
 
 
 def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
-    """Predict some training soundscapes as if they were the test, and reckon the time of 600 test files.
+    '''Predict some training soundscapes as if they were the test, and reckon the time of 600 test files.
 
     The predictions are in <out>_rehearsal.csv.
-    """
+    '''
     files = scan_folder(soundscapes)[0]
     chosen = files[:: max(1, len(files) // count)][:count]
     out = options.out.with_name(f'{options.out.stem}_rehearsal.csv')
@@ -188,7 +188,7 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
 
 
 def check_output(out: str | Path, template: str | Path | None) -> Path:
-    """Return the path of the CSV to write."""
+    '''Return the path of the CSV to write.'''
     check_kind('out', [out], str | Path, 'give the path of a CSV')
     check_kind('template', [template], str | Path | None, 'give the path of a CSV')
     path = Path(out).expanduser()
@@ -205,11 +205,11 @@ def check_output(out: str | Path, template: str | Path | None) -> Path:
 
 
 def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:
-    """Submit so that the call returns in time: in a child process, or in a thread for what only this process holds.
+    '''Submit so that the call returns in time: in a child process, or in a thread for what only this process holds.
 
     The work should stop a little before it is killed, and is killed a margin before the deadline. Taggers, networks
     and decoders cannot be passed to a child.
-    """
+    '''
     duration_s = parse_duration(deadline)
     end = set_deadline(deadline, started_at).at
     margin_s = worker_margin_s() if in_worker() else exit_margin_s(duration_s)
@@ -232,15 +232,15 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
 
 
 def kill_margin_s(duration_s: float) -> float:
-    """Return the seconds from when work should stop to when it is killed."""
+    '''Return the seconds from when work should stop to when it is killed.'''
     return min(1.5, 0.05 * duration_s)
 
 
 def exit_margin_s(duration_s: float) -> float:
-    """Return the seconds before the deadline at which work is killed.
+    '''Return the seconds before the deadline at which work is killed.
 
     After that, a script's interpreter must end, which takes a part of the time that its start took here.
-    """
+    '''
     margin_s = kill_margin_s(duration_s)
     if not in_notebook():
         startup_s = time.time() - process_start()
@@ -249,10 +249,10 @@ def exit_margin_s(duration_s: float) -> float:
 
 
 def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, margin_s: float) -> Submission:
-    """Submit in a child process, and pass on what it prints.
+    '''Submit in a child process, and pass on what it prints.
 
     A child that dies is followed by another one, without the file or model that was open, while there is time.
-    """
+    '''
     out = job.options.out
     suspects = Suspects.read(job.state_folder / 'suspects.json')
     can_start_at_once = can_fork()
@@ -296,10 +296,10 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
 
 
 def write_priors_soon(job: SubmitJob) -> None:
-    """Read the inputs and write priors before a new interpreter has started, unless this takes long here.
+    '''Read the inputs and write priors before a new interpreter has started, unless this takes long here.
 
     Errors: KitError for inputs that cannot be used
-    """
+    '''
     first = SubmitJob(job.options, job.deadline, job.mute_after, job.end_s)
     done = Future[None]()
 
@@ -322,7 +322,7 @@ def write_priors_soon(job: SubmitJob) -> None:
 
 
 def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
-    """Warn that work was cut short, and return what exists of it."""
+    '''Warn that work was cut short, and return what exists of it.'''
     out = job.options.out
     report = read_report(out)
     print(f'WARNING: the work {ending}; {out} holds what was done by then', flush=True)
@@ -334,12 +334,12 @@ def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
 
 
 def submit_in_thread(job: SubmitJob, kill_at: Deadline, last: Deadline) -> Submission:
-    """Submit with networks that only this process holds; return in time even where they hang.
+    '''Submit with networks that only this process holds; return in time even where they hang.
 
     A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script
     ends at `last` with exit code 0, its CSV whole, and a notebook waits; to be sure, submit checkpoints of the
     kit's own families.
-    """
+    '''
     out = job.options.out
     done = Future[dict[str, Any]]()
 

@@ -1,4 +1,4 @@
-"""Read all that a submission needs before it predicts: the files, the checkpoints and the template."""
+'''Read all that a submission needs before it predicts: the files, the checkpoints and the template.'''
 
 import inspect
 import math
@@ -42,10 +42,10 @@ from kit.models.tagger import Tagger
 
 @dataclass(frozen=True)
 class SubmitInputs:
-    """All that a submission reads before it predicts.
+    '''All that a submission reads before it predicts.
 
     `names` are the files' paths below the audio folder. `key` is equal for jobs that compute the same submission.
-    """
+    '''
 
     files: list[Path]
     names: list[str]
@@ -57,7 +57,7 @@ class SubmitInputs:
 
 
 def read_inputs(job: SubmitJob) -> SubmitInputs:
-    """List the files, open the checkpoints, and read the template."""
+    '''List the files, open the checkpoints, and read the template.'''
     options = job.options
     choose('blend', options.blend, BLENDS)
     files, others = scan_folder(options.audio)
@@ -101,7 +101,7 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
 
 
 def note_classes(job: SubmitJob, template: Template, models: Sequence[ModelSpec], stacks: Sequence[Stack]) -> None:
-    """Note the template's classes that no model knows, or only some do."""
+    '''Note the template's classes that no model knows, or only some do.'''
     known_names = [stack.card.classes for stack in stacks]
     known_names += [model.card.classes for model in models if model.stack is None]
     known = np.stack([class_columns(names, template.classes) for names in known_names]) >= 0
@@ -119,7 +119,7 @@ def note_classes(job: SubmitJob, template: Template, models: Sequence[ModelSpec]
 
 
 def holds_job(out: Path, inputs: SubmitInputs) -> bool:
-    """Decide whether an earlier call of the same job left its CSV."""
+    '''Decide whether an earlier call of the same job left its CSV.'''
     try:
         return read_report(out).get('job') == inputs.key and read_template(out) == inputs.template
     except KitError:
@@ -127,7 +127,7 @@ def holds_job(out: Path, inputs: SubmitInputs) -> bool:
 
 
 def model_identity(model: ModelSpec) -> str:
-    """Return a text that is equal for models with equal cards and tensors, and for taggers with equal code."""
+    '''Return a text that is equal for models with equal cards and tensors, and for taggers with equal code.'''
     if isinstance(model.source, Checkpoint):
         return model.source.digest
     network = model.source.network
@@ -136,10 +136,10 @@ def model_identity(model: ModelSpec) -> str:
 
 
 def code_identity(objects: Sequence[Any]) -> str:
-    """Return a text that is equal for classes and functions with equal source code, else one that never comes again.
+    '''Return a text that is equal for classes and functions with equal source code, else one that never comes again.
 
     So predictions that the user's old code made are not used for the new.
-    """
+    '''
     try:
         return text_digest(*map(inspect.getsource, objects))
     except (OSError, TypeError):
@@ -147,14 +147,14 @@ def code_identity(objects: Sequence[Any]) -> str:
 
 
 def own_classes(network: nn.Module) -> list[type]:
-    """Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's."""
+    '''Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's.'''
     classes = {type(module) for module in network.modules()}
     libraries = ('torch.', 'timm.', Tagger.__module__.partition('.')[0])
     return sorted((c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__)
 
 
 def decoder_functions(decoders: Sequence[Decoder] | None) -> list[Any]:
-    """Return the functions with which the user reads files."""
+    '''Return the functions with which the user reads files.'''
     return [function for decoder in decoders or () for function in (decoder.read, decoder.duration_s)]
 
 
@@ -167,10 +167,10 @@ MAX_STUB_ROWS = 10
 def choose_rows(
     job: SubmitJob, template: Template, files: Sequence[Path], names: Sequence[str]
 ) -> tuple[Template, RowPlan]:
-    """Plan the template's rows, or a row per window of every file: where asked for, or where the template is a stub.
+    '''Plan the template's rows, or a row per window of every file: where asked for, or where the template is a stub.
 
     A template is a stub where it is short, all its ids are windows, and none of them has a file.
-    """
+    '''
     rows = job.options.rows
     identities = file_identities(files)
     plan = plan_rows(template.ids, names, identities)
@@ -205,7 +205,7 @@ def choose_rows(
 
 
 def count_windows(job: SubmitJob, files: Sequence[Path], row_s: float) -> list[int]:
-    """Count the windows of each file by its header; a file that cannot be read has as many as most others."""
+    '''Count the windows of each file by its header; a file that cannot be read has as many as most others.'''
     suspects = Suspects.read(job.state_folder / 'suspects.json')
     loader = SpectrogramLoader(
         files,

@@ -1,4 +1,4 @@
-"""Remember what was open when a worker died, so that the next one does without it."""
+'''Remember what was open when a worker died, so that the next one does without it.'''
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ MAX_DEATHS_OF_MODEL = 2
 
 @dataclass
 class Suspects:
-    """Files and models that may have ended a process, or did.
+    '''Files and models that may have ended a process, or did.
 
     The files in `isolated` were open together when a worker died. The next one reads them last and one by one, so
     that the next death has one culprit, which goes to `files_out`. Files are known by their identity, so that a file
     that was replaced is tried again.
-    """
+    '''
 
     path: Path
     isolated: list[str] = field(default_factory=list)
@@ -32,13 +32,13 @@ class Suspects:
 
     @classmethod
     def read(cls, path: Path) -> 'Suspects':
-        """Read what earlier deaths left; nothing, where there were none."""
+        '''Read what earlier deaths left; nothing, where there were none.'''
         with contextlib.suppress(OSError, ValueError, TypeError):
             return cls(path, **json.loads(path.read_bytes()))
         return cls(path)
 
     def blame(self, ending: Ending, reason: str) -> str | None:
-        """Note a worker's death; return what the next one changes, or None where another one would die as well."""
+        '''Note a worker's death; return what the next one changes, or None where another one would die as well.'''
         files = sorted({name for kind, names in ending.opened if kind == 'file' for name in names})
         computing = [names for kind, names in ending.opened if kind == 'model']
         if not files and computing:
@@ -61,17 +61,17 @@ class Suspects:
         return f'{files[0]} is left out' if len(files) == 1 else f'{len(files)} files are read last, one by one'
 
     def save(self) -> None:
-        """Write all this for the next worker, which may be of a later call. A full disk is no reason to stop."""
+        '''Write all this for the next worker, which may be of a later call. A full disk is no reason to stop.'''
         values = {name: value for name, value in asdict(self).items() if name not in ('path', 'blind_deaths')}
         with contextlib.suppress(KitError):
             write_json(self.path, values)
 
     def isolated_clips(self, files: Iterable[Path]) -> list[int]:
-        """Return the positions of the files that are read last, one by one."""
+        '''Return the positions of the files that are read last, one by one.'''
         return [clip for clip, path in enumerate(files) if self.isolated and file_identity(path) in self.isolated]
 
     def reasons(self, files: Iterable[Path]) -> dict[int, str]:
-        """Return why files are left out, by their position."""
+        '''Return why files are left out, by their position.'''
         if not self.files_out:
             return {}
         found = {clip: self.files_out.get(file_identity(path), '') for clip, path in enumerate(files)}

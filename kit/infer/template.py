@@ -1,4 +1,4 @@
-"""Read a sample submission, find each row's file, and write the CSV."""
+'''Read a sample submission, find each row's file, and write the CSV.'''
 
 import contextlib
 import functools
@@ -20,11 +20,11 @@ from kit.core.files import join_cells, read_table, write_text
 
 @dataclass(frozen=True)
 class Template:
-    """The rows and columns of a submission, byte for byte.
+    '''The rows and columns of a submission, byte for byte.
 
     `answer` is the one column of a template without scores: `label`, the three best classes; `birds`, those above .5;
     or `target`, whether a class is above .5, where a row <stem>_<class>_<second> is a cell: (row, class) of `cells`.
-    """
+    '''
 
     id_column: str
     ids: tuple[str, ...]
@@ -36,14 +36,14 @@ class Template:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The file of each row, and the second at which its window ends.
+    '''The file of each row, and the second at which its window ends.
 
     `form` is how the ids name files: "name" (with extension), "stem" or "window" (<stem>_<end second>). It is "window"
     where any row is a window; rows of whole files, `whole_names`, may stand among these, and have no end.
     `files` and `idle_files` are positions in the list of files. `ids_hold_beginnings`: the ids' seconds are where
     windows begin, not where they end. `near_names` are ids whose file differs in case, extension, folder, slashes or
     the form of Unicode.
-    """
+    '''
 
     form: str
     files: tuple[int | None, ...]
@@ -54,12 +54,12 @@ class RowPlan:
     whole_names: tuple[str, ...] = ()
 
     def rows_without_file(self, ids: Sequence[str]) -> list[str]:
-        """Return the ids of rows without a file."""
+        '''Return the ids of rows without a file.'''
         return [name for name, file in zip(ids, self.files, strict=True) if file is None]
 
     @functools.cached_property
     def rows_of(self) -> dict[int, list[int]]:
-        """The rows of each file that has any."""
+        '''The rows of each file that has any.'''
         rows: dict[int, list[int]] = {}
         for row, file in enumerate(self.files):
             if file is not None:
@@ -68,7 +68,7 @@ class RowPlan:
 
     @functools.cached_property
     def period_s(self) -> float | None:
-        """Seconds of a window row: the most frequent distance between two ends in one file, of equals the smallest."""
+        '''Seconds of a window row: the most frequent distance between two ends in one file, of equals the smallest.'''
         ends: dict[int, set[float]] = {}
         for file, end_s in zip(self.files, self.ends_s, strict=True):
             if file is not None and end_s is not None:
@@ -79,7 +79,7 @@ class RowPlan:
 
 
 def read_template(path: Path) -> Template:
-    """Read a sample submission: a column of ids, then the classes, byte for byte."""
+    '''Read a sample submission: a column of ids, then the classes, byte for byte.'''
     table = read_table(path, exact=True, first_column=True)
     id_column, *classes = table.columns
     if not classes:
@@ -92,7 +92,7 @@ def read_template(path: Path) -> Template:
 
 
 def with_classes(template: Template, classes: Sequence[str]) -> Template:
-    """Give the models' classes to a template without scores. A class that no model knows is never above .5."""
+    '''Give the models' classes to a template without scores. A class that no model knows is never above .5.'''
     if template.answer != 'target':
         return replace(template, classes=tuple(classes))
     column = {name: k for k, name in enumerate(classes)}
@@ -107,7 +107,7 @@ def with_classes(template: Template, classes: Sequence[str]) -> Template:
 
 
 def answer_lines(template: Template, scores: np.ndarray) -> list[str]:
-    """Format the rows of a template without scores as lines of CSV."""
+    '''Format the rows of a template without scores as lines of CSV.'''
     if template.answer == 'target':
         answers = [str(k >= 0 and bool(scores[row, k] > 0.5)) for row, k in template.cells]
         return [f'{join_cells((name, answer))}\n' for name, answer in zip(template.cell_ids, answers, strict=True)]
@@ -121,7 +121,7 @@ def answer_lines(template: Template, scores: np.ndarray) -> list[str]:
 
 
 def split_window(name: str) -> tuple[str, float | None]:
-    """Split an id <stem>_<end second>; return (name, None) for others."""
+    '''Split an id <stem>_<end second>; return (name, None) for others.'''
     stem, _, end = name.rpartition('_')
     digits = end.replace('.', '', 1)
     is_time = stem and len(end) < 12 and digits.isascii() and digits.isdigit()
@@ -129,7 +129,7 @@ def split_window(name: str) -> tuple[str, float | None]:
 
 
 def file_identities(paths: Sequence[Path]) -> list[Hashable]:
-    """Return what identifies each file: it is equal for two paths to one file."""
+    '''Return what identifies each file: it is equal for two paths to one file.'''
     identities: list[Hashable] = []
     for path in paths:
         try:
@@ -141,14 +141,14 @@ def file_identities(paths: Sequence[Path]) -> list[Hashable]:
 
 
 def near_name(name: str) -> str:
-    """Reduce a file's name to what is left without folder, extension, case and the form of Unicode."""
+    '''Reduce a file's name to what is left without folder, extension, case and the form of Unicode.'''
     base = unicodedata.normalize('NFC', name).replace('\\', '/').rpartition('/')[2].lower()
     stem, dot, extension = base.rpartition('.')
     return stem if stem and dot + extension in AUDIO_SUFFIXES.split() else base
 
 
 def unique_positions(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
-    """Find the position of each name that means one file."""
+    '''Find the position of each name that means one file.'''
     count = Counter(name for name, _ in set(zip(names, identities, strict=True)))
     positions: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -158,13 +158,13 @@ def unique_positions(names: Sequence[str], identities: Sequence[Hashable]) -> di
 
 
 def positions_by_name(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
-    """Find each name's position by its whole path, or by its last part where that means one file."""
+    '''Find each name's position by its whole path, or by its last part where that means one file.'''
     bases = [name.rpartition('/')[2] for name in names]
     return unique_positions(bases, identities) | {name: i for i, name in enumerate(names)}
 
 
 def plan_notes(plan: RowPlan) -> list[str]:
-    """Say what was assumed to find the rows' files and times."""
+    '''Say what was assumed to find the rows' files and times.'''
     notes = []
     if plan.near_names:
         n, example = len(plan.near_names), plan.near_names[0]
@@ -179,10 +179,10 @@ def plan_notes(plan: RowPlan) -> list[str]:
 
 
 def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
-    """Find the files of a table's clips as plan_rows does; a file that is not found keeps its name as its path.
+    '''Find the files of a table's clips as plan_rows does; a file that is not found keeps its name as its path.
 
     Errors: KitError for a missing folder, and as plan_rows
-    """
+    '''
     paths = list_audio(folder)
     files = [path.relative_to(folder).as_posix() for path in paths]
     plan = plan_rows(names, files, file_identities(paths))
@@ -195,12 +195,12 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Hashable] | None = None) -> RowPlan:
-    """Find every row's file, with the form of id that finds most files; rows it does not find are tried in the others.
+    '''Find every row's file, with the form of id that finds most files; rows it does not find are tried in the others.
 
     Two paths with one identity are one file: each is found, and neither is ambiguous.
 
     Shape:  ids of rows, files as paths relative to the audio folder -> one entry per row
-    """
+    '''
     identities = files if identities is None else identities
     stems = [name.rpartition('.')[0] or name for name in files]
     by_name = positions_by_name(files, identities)
@@ -253,13 +253,13 @@ def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Has
 
 
 def format_score(value: float) -> str:
-    """Format a float with nine significant digits; 0 is 0.0."""
+    '''Format a float with nine significant digits; 0 is 0.0.'''
     text = format(value, '.9g')
     return text if set(text) & set('.en') else text + '.0'
 
 
 def format_rows(scores: np.ndarray) -> list[str]:
-    """Format rows of floats as lines of CSV. Shape: (R, K) -> R texts"""
+    '''Format rows of floats as lines of CSV. Shape: (R, K) -> R texts'''
     if len(scores) > 1 and (scores == scores[0]).all():
         return format_rows(scores[:1]) * len(scores)
     # One format for a whole row is three times as fast, but writes 1 for 1.0.
@@ -271,7 +271,7 @@ def format_rows(scores: np.ndarray) -> list[str]:
 
 
 def write_submission(path: Path, template: Template, scores: np.ndarray) -> None:
-    """Write the template's CSV."""
+    '''Write the template's CSV.'''
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
         raise KitError(f'scores {scores.shape} do not fit the template or are not all finite.')
     if template.answer:
@@ -287,12 +287,12 @@ def write_submission(path: Path, template: Template, scores: np.ndarray) -> None
 
 
 def report_path(out: Path) -> Path:
-    """Return the path of a submission's report: submission.json beside submission.csv."""
+    '''Return the path of a submission's report: submission.json beside submission.csv.'''
     return out.with_suffix('.json')
 
 
 def read_report(out: Path) -> dict[str, Any]:
-    """Read a submission's last report; empty where none can be read."""
+    '''Read a submission's last report; empty where none can be read.'''
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(report_path(out).read_bytes()))
     return {}

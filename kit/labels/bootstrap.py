@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how much a metric, or the difference of two, would vary with other clips of the same kind."""
+'''Bootstrap intervals: how much a metric, or the difference of two, would vary with other clips of the same kind.'''
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ MAX_COUNTED = 5 * 10**8
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric on all clips, and the bounds that hold 95 % of its bootstrap draws.
+    '''A metric on all clips, and the bounds that hold 95 % of its bootstrap draws.
 
     `redrawn` counts the draws that were repeated because the metric had no value on them.
-    """
+    '''
 
     value: float
     low: float
@@ -45,7 +45,7 @@ class Interval:
 
 
 def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[Any] | None = None) -> Interval:
-    """Compute a metric by its name, and its bootstrap interval over clips.
+    '''Compute a metric by its name, and its bootstrap interval over clips.
 
     All clips of a group (a recording, for example) are drawn together; a clip with an empty group is drawn alone.
     A draw on which the metric has no value is repeated.
@@ -53,7 +53,7 @@ def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[An
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
     Errors: KitError where the metric has no value on all clips, or on more than half of the draws
-    """
+    '''
     value = compute_metric(metric, truth, scores)
     statistic = metric_statistic(metric, truth, scores)
     return percentile_interval(value, statistic, group_numbers(groups, len(truth)), draws_of(metric, truth))
@@ -62,12 +62,12 @@ def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[An
 def bootstrap_difference(
     metric: str, truth: Any, scores: Any, others: Any, groups: Sequence[Any] | None = None
 ) -> Interval:
-    """Compute by how much `scores` are better than `others`, with its interval.
+    '''Compute by how much `scores` are better than `others`, with its interval.
 
     Both are evaluated on the same draws, so the difference varies less than either metric.
 
     Shape:  truth (n, K), scores and others (n, K), groups (n,) -> Interval
-    """
+    '''
     value = compute_metric(metric, truth, scores) - compute_metric(metric, truth, others)
     statistic = metric_statistic(metric, truth, scores)
     other_statistic = metric_statistic(metric, truth, others)
@@ -79,7 +79,7 @@ def bootstrap_difference(
 
 
 def draws_of(metric: str, truth: Any) -> int:
-    """Return 1,000, or less where that takes long."""
+    '''Return 1,000, or less where that takes long.'''
     is_slow = not METRICS[metric].clip_sums
     return min(1000, max(100, MAX_COUNTED // np.size(truth))) if is_slow else 1000
 
@@ -87,7 +87,7 @@ def draws_of(metric: str, truth: Any) -> int:
 def class_intervals(
     name: str, truth: Any, scores: Any, classes: Sequence[int], groups: Sequence[Any] | None = None
 ) -> list[Interval]:
-    """Compute the class_metric of some classes, with 95 % intervals."""
+    '''Compute the class_metric of some classes, with 95 % intervals.'''
     true, known, scores = ranking_masks(truth, scores, some_true=True)
     precisions = label_precisions(true, known, scores)
     group = group_numbers(groups, len(true))
@@ -104,7 +104,7 @@ def class_intervals(
 
 
 def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
-    """Compute a metric and return it as text, with its interval if it has one; "-" where it has no value."""
+    '''Compute a metric and return it as text, with its interval if it has one; "-" where it has no value.'''
     try:
         value = metric(*arguments)
     except KitError:
@@ -116,10 +116,10 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
 
 
 def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:
-    """Draw groups with replacement; return the bounds of the middle 95 % of a statistic's values.
+    '''Draw groups with replacement; return the bounds of the middle 95 % of a statistic's values.
 
     Shape:  group (n,) int64 from 0
-    """
+    '''
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
         raise KitError(f'{len(group)} clips in {n_groups} groups: resampling needs 2 or more.')
@@ -144,7 +144,7 @@ def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, d
 
 
 def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
-    """Number the groups; a row without a group gets its own number. Shape: -> (n,) int64"""
+    '''Number the groups; a row without a group gets its own number. Shape: -> (n,) int64'''
     if groups is None or not len(groups):
         return np.arange(n_rows)
     if len(groups) != n_rows:

@@ -1,4 +1,4 @@
-"""Boxes in time and frequency that hold a class or not, and the labels and bands that follow from them."""
+'''Boxes in time and frequency that hold a class or not, and the labels and bands that follow from them.'''
 
 import functools
 import math
@@ -20,10 +20,10 @@ LOWEST_HZ = 100.0
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes in time and frequency; a true box holds its class, a false one does not.
+    '''Boxes in time and frequency; a true box holds its class, a false one does not.
 
     Shape:  each (n,): recordings of text, species int64 indices of classes, is_true bool, edges float64
-    """
+    '''
 
     classes: tuple[str, ...]
     recordings: np.ndarray
@@ -36,27 +36,27 @@ class Boxes:
 
     @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The indices of each recording's boxes."""
+        '''The indices of each recording's boxes.'''
         return rows_by_name(self.recordings.tolist())
 
     def select(self, rows: np.ndarray) -> 'Boxes':
-        """Some of the boxes. Shape: rows (m,) int, or a mask (n,) bool"""
+        '''Some of the boxes. Shape: rows (m,) int, or a mask (n,) bool'''
         values = {column.name: getattr(self, column.name) for column in fields(self)}
         return replace(self, **{name: x[rows] for name, x in values.items() if isinstance(x, np.ndarray)})
 
     @functools.cached_property
     def class_mask(self) -> np.ndarray:
-        """Whether a box is of a class. Shape: (n, K) bool"""
+        '''Whether a box is of a class. Shape: (n, K) bool'''
         return np.asarray(self.species[:, None] == np.arange(len(self.classes)))
 
 
 def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[str] | None = None) -> Boxes:
-    """Read two CSVs of boxes, `recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max`: true and false ones.
+    '''Read two CSVs of boxes, `recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max`: true and false ones.
 
     Species i becomes class i of `classes`, or `s{i}` up to the highest id of the files. One file may be empty.
 
     Errors: KitError with the line of a wrong value, for edges in kHz, or where both files are empty
-    """
+    '''
     n_classes = 10**5 if classes is None else len(classes)
     true_columns = read_box_columns(true_path, n_classes)
     false_columns = read_box_columns(false_path, n_classes)
@@ -79,7 +79,7 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
 
 
 def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
-    """Read one file's recordings, species, begins, ends, low and high edges, checked."""
+    '''Read one file's recordings, species, begins, ends, low and high edges, checked.'''
     table = read_table(path, ('recording_id', 'species_id', *BOX_EDGES))
     table.check_names('recording_id', once=False)
     check_line_ends(table)
@@ -98,14 +98,14 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
 
 
 def window_targets(boxes: Boxes, recording: str, begin_s: Any, end_s: Any, min_share: float = 0.5) -> np.ndarray:
-    """Label windows of one recording from its boxes: 1, 0 or NaN (unknown) for each class.
+    '''Label windows of one recording from its boxes: 1, 0 or NaN (unknown) for each class.
 
     A window covers a box where they overlap by at least `min_share` of the shorter of the two. A class is true where
     the window covers one of its true boxes, false where it covers a false box and overlaps no true one, else unknown.
 
     Shape:  begin_s, end_s: numbers -> (K,) float32; both (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
-    """
+    '''
     begin = np.asarray(begin_s, np.float64)[..., None]
     end = np.asarray(end_s, np.float64)[..., None]
     rows = boxes.rows.get(recording, np.zeros(0, np.int64))
@@ -126,12 +126,12 @@ def window_targets(boxes: Boxes, recording: str, begin_s: Any, end_s: Any, min_s
 
 
 def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
-    """Find the band that holds all true boxes (or else the false ones) of each class, widened by a margin.
+    '''Find the band that holds all true boxes (or else the false ones) of each class, widened by a margin.
 
     Shape:  -> (K, 2) float64, low and high
     Source: 32nd place, RFCX Species Audio Detection
     Errors: KitError with the classes that have no box
-    """
+    '''
     true_mask = boxes.class_mask & boxes.is_true[:, None]
     used = np.where(true_mask.any(axis=0), true_mask, boxes.class_mask)
     without_box = [boxes.classes[k] for k in np.flatnonzero(~used.any(axis=0))]

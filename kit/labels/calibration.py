@@ -1,4 +1,4 @@
-"""Platt scaling of raw scores, fitted to probabilities that are pooled over windows; thresholds for decisions."""
+'''Platt scaling of raw scores, fitted to probabilities that are pooled over windows; thresholds for decisions.'''
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ CALIBRATION_CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Calibration(Config):
-    """The map from a raw score to a probability: sigmoid(scale * score + offset)."""
+    '''The map from a raw score to a probability: sigmoid(scale * score + offset).'''
 
     scale: float = setting(1.0, 'factor of the raw score', low=1e-12, high=1e12)
     offset: float = setting(0.0, 'constant added to the scaled score', low=-1e12, high=1e12)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Compute probabilities in float32 or wider, of the same shape."""
+        '''Compute probabilities in float32 or wider, of the same shape.'''
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.sigmoid(self.scale * wide + self.offset)
 
 
 class CalibrationBatch(NamedTuple):
-    """Clips with the same number of windows. Shape: scores (n, W, K), targets (n, K), known (n, K) bool"""
+    '''Clips with the same number of windows. Shape: scores (n, W, K), targets (n, K), known (n, K) bool'''
 
     scores: Tensor
     targets: Tensor
@@ -37,11 +37,11 @@ class CalibrationBatch(NamedTuple):
 
 
 def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Callable[[Tensor], Tensor]) -> Calibration:
-    """Fit scale and offset so that the pooled probabilities have the least mean log loss on known labels.
+    '''Fit scale and offset so that the pooled probabilities have the least mean log loss on known labels.
 
     Shape:  n arrays of (W, K), truth (n, K) in [0, 1] or NaN; pool maps (W, K) -> (K,) and suits torch.vmap
     Source: Platt 1999, Probabilistic Outputs for Support Vector Machines
-    """
+    '''
     # The fit goes through the pool, since submissions pool calibrated windows: a mean of window probabilities
     # is no longer calibrated where the windows were. Log loss on new clips of 2 to 4 windows (simulated, mean):
     # 0.172 through the pool, 0.191 with scikit-learn's logistic regression on windows, 0.213 on pooled scores.
@@ -89,7 +89,7 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
 def batch_by_windows(
     logits: Sequence[np.ndarray], targets: np.ndarray, centre: float, spread: float
 ) -> Iterator[CalibrationBatch]:
-    """Stack clips with equal numbers of windows, about CALIBRATION_CHUNK scores at most in a batch."""
+    '''Stack clips with equal numbers of windows, about CALIBRATION_CHUNK scores at most in a batch.'''
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
@@ -102,10 +102,10 @@ def batch_by_windows(
 
 
 def calibration_loss(theta: Tensor, batches: Sequence[CalibrationBatch], pool: Callable[[Tensor], Tensor]) -> float:
-    """Compute the mean log loss at theta = (log scale, offset), and add its gradient to theta's.
+    '''Compute the mean log loss at theta = (log scale, offset), and add its gradient to theta's.
 
     Each batch is backpropagated on its own, so that memory holds one graph.
-    """
+    '''
     n_known = sum(int(batch.known.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
@@ -123,12 +123,12 @@ def calibration_loss(theta: Tensor, batches: Sequence[CalibrationBatch], pool: C
 
 
 def fit_thresholds(metric: str, truth: Any, probs: Any, strength: float = 16.0) -> np.ndarray:
-    """Fit the thresholds of the best F1: one for all classes if the metric is over clips, else one per class.
+    '''Fit the thresholds of the best F1: one for all classes if the metric is over clips, else one per class.
 
     A prior pulls each class towards the threshold of the best mean over classes; it counts as `strength` true labels.
 
     Shape:  truth (n, K) of 1, 0 or NaN, probs (n, K) in [0, 1] -> (K,)
-    """
+    '''
     true, known, probs = ranking_masks(truth, probs, some_true=True)
     grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
     is_over_clips = METRICS[metric].clip_sums is not None

@@ -1,4 +1,4 @@
-"""Cross-validation folds that spread every class evenly and keep groups whole."""
+'''Cross-validation folds that spread every class evenly and keep groups whole.'''
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from kit.labels.table import UNLABELLED, class_names, label_targets
 
 
 def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | None = None) -> np.ndarray:
-    """Assign a fold to every row of a clip table: classes are spread evenly, and no group is in two folds.
+    '''Assign a fold to every row of a clip table: classes are spread evenly, and no group is in two folds.
 
     Rows with the same fname, or the same text in `group_column` (if not empty), form one group. Fold -1 is in every
     training and never held out: it has the groups with the only clips of a class, and soundscapes without labels.
@@ -18,7 +18,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
     Shape:  n rows -> (n,) int64 in -1 .. n_folds - 1
     Source: Sechidis, Tsoumakas & Vlahavas 2011, On the Stratification of Multi-Label Data
     Errors: KitError for fewer than 2 folds, fewer groups than folds, or a missing column
-    """
+    '''
     if n_folds < 2:
         raise KitError(f'n_folds must be at least 2, got {n_folds}.')
     if not hasattr(table, 'columns'):
@@ -45,7 +45,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    """Return a text for each row, equal for rows that share a clip or a group, directly or through other rows."""
+    '''Return a text for each row, equal for rows that share a clip or a group, directly or through other rows.'''
     clips = [f'clip {name}' for name in table.get('fname', range(len(table)))]
     groups = [''] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
@@ -65,7 +65,7 @@ def group_keys(table: Any, group_column: str | None) -> np.ndarray:
 
 
 def group_texts(groups: Sequence[Any]) -> list[str]:
-    """Convert every group to text; missing and blank ones become empty."""
+    '''Convert every group to text; missing and blank ones become empty.'''
     import pandas
 
     column = pandas.Series(list(groups), dtype=object)
@@ -74,14 +74,14 @@ def group_texts(groups: Sequence[Any]) -> list[str]:
 
 
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
-    """Assign a fold to each group, so that every label and the clips are spread evenly.
+    '''Assign a fold to each group, so that every label and the clips are spread evenly.
 
     Iterative stratification takes the label with the fewest unassigned clips and assigns its groups, the largest
     first, each to the fold that lacks most clips of this label. Groups without labels come last.
 
     Shape:  counts (G, K) clips of each label in each group, sizes (G,) clips -> folds (G,) int64
     Source: Sechidis, Tsoumakas & Vlahavas 2011, algorithm 1, with groups in place of clips
-    """
+    '''
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(sizes))
     tie_breaks = generator.random((len(sizes), n_folds))
@@ -115,7 +115,7 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
 
 
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:
-    """Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped."""
+    '''Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped.'''
     folds_of_group: dict[str, set[int]] = {}
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:

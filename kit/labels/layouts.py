@@ -1,4 +1,4 @@
-"""Recognise a competition's folder, and turn its tables into the kit's own."""
+'''Recognise a competition's folder, and turn its tables into the kit's own.'''
 
 import json
 import re
@@ -20,12 +20,12 @@ NO_VALUES = ('', 'none', 'nan', 'null', 'unknown', 'anonymous')
 
 @dataclass(frozen=True)
 class CompetitionData:
-    """The paths and settings that training and submission need.
+    '''The paths and settings that training and submission need.
 
     `table` is a clip table, `curated` the part of it without noisy clips; boxes are two files, true and false ones.
     `soundscapes` is the folder of training soundscapes, `truth` the labels of the test where they are available.
     `scored_classes` are those that count, if not all.
-    """
+    '''
 
     name: str
     audio: Path
@@ -42,7 +42,7 @@ class CompetitionData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes of the template."""
+        '''The classes of the template.'''
         return self.scored_classes or classes_of_template(self.template)
 
     def __str__(self) -> str:
@@ -58,11 +58,11 @@ class CompetitionData:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a competition's folder looks. Each of `marks` must exist; one with bars is any of several names.
+    '''How a competition's folder looks. Each of `marks` must exist; one with bars is any of several names.
 
     `metric` is empty where it depends on the year. `write_tables(root, out, unlabelled)` writes the kit's tables, and
     returns the fields of CompetitionData that these change.
-    """
+    '''
 
     name: str
     marks: tuple[str, ...]
@@ -72,17 +72,17 @@ class Layout:
     metric: str = 'lwlrap'
 
     def fits(self, root: Path) -> bool:
-        """Whether a folder looks so."""
+        '''Whether a folder looks so.'''
         return all(first_existing(root, mark.split('|')) for mark in self.marks)
 
 
 def first_existing(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of some files or folders that exists in a folder."""
+    '''Return the first of some files or folders that exists in a folder.'''
     return next((root / name for name in names if (root / name).exists()), None)
 
 
 def find_layout(folder: str | Path) -> tuple[Layout, Path]:
-    """Find the competition in a folder or in one of its subfolders, down to two levels."""
+    '''Find the competition in a folder or in one of its subfolders, down to two levels.'''
     place = Path(folder)
     found = layouts_of([place]) or layouts_of(data_folders([place]))  # a competition's own folders are not listed
     if len(found) == 1:
@@ -99,7 +99,7 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path]:
 
 
 def layouts_of(folders: Iterable[Path]) -> list[tuple[Layout, Path]]:
-    """Return those of some folders that are a competition's, each with the first layout that fits."""
+    '''Return those of some folders that are a competition's, each with the first layout that fits.'''
     found = []
     for folder in folders:
         found += [(layout, folder) for layout in LAYOUTS if layout.fits(folder)][:1]
@@ -107,10 +107,10 @@ def layouts_of(folders: Iterable[Path]) -> list[tuple[Layout, Path]]:
 
 
 def data_folders(places: Iterable[Path]) -> list[Path]:
-    """Return some folders and those down to two levels in them: Kaggle mounts input/NAME or input/competitions/NAME.
+    '''Return some folders and those down to two levels in them: Kaggle mounts input/NAME or input/competitions/NAME.
 
     A deeper search would list every audio file, over a minute in a large competition.
-    """
+    '''
     folders = []
     for place in places:
         folders += [place, *sorted(place.glob('*/')), *sorted(place.glob('*/*/'))]
@@ -118,12 +118,12 @@ def data_folders(places: Iterable[Path]) -> list[Path]:
 
 
 def find_competition(folder: str | Path) -> CompetitionData:
-    """Return what a submission needs of a competition's folder: the test files, the template, the soundscapes."""
+    '''Return what a submission needs of a competition's folder: the test files, the template, the soundscapes.'''
     return data_of(*find_layout(folder))
 
 
 def data_of(layout: Layout, root: Path) -> CompetitionData:
-    """Return the paths and settings of a competition whose tables are not written."""
+    '''Return the paths and settings of a competition whose tables are not written.'''
     truth = root / 'test_truth.csv'
     scored = root / 'scored_birds.json'  # BirdCLEF 2022
     return CompetitionData(
@@ -139,18 +139,18 @@ def data_of(layout: Layout, root: Path) -> CompetitionData:
 
 
 def read_competition(folder: str | Path, out: str | Path, unlabelled: bool = False) -> CompetitionData:
-    """Recognise a competition's folder, write the tables that training needs to `out`, and return all paths.
+    '''Recognise a competition's folder, write the tables that training needs to `out`, and return all paths.
 
     With `unlabelled`, soundscapes without labels are rows of the table too, of the source "unlabelled".
 
     Errors: KitError for a folder that is no known competition's, and for tables that cannot be read
-    """
+    '''
     layout, root = find_layout(folder)
     return replace(data_of(layout, root), **layout.write_tables(root, Path(out), unlabelled))
 
 
 def write_frame(path: Path, columns: Any) -> Path:
-    """Write a table, a pandas DataFrame or columns by name, as a whole CSV file."""
+    '''Write a table, a pandas DataFrame or columns by name, as a whole CSV file.'''
     import pandas
 
     write_text(path, pandas.DataFrame(columns).to_csv(index=False, lineterminator='\n'))
@@ -158,7 +158,7 @@ def write_frame(path: Path, columns: Any) -> Path:
 
 
 def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Mapping[str, Any]:
-    """Join the tables of curated and of noisy clips, each beside the folder of its clips."""
+    '''Join the tables of curated and of noisy clips, each beside the folder of its clips.'''
     import pandas
 
     tables = []
@@ -171,7 +171,7 @@ def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Ma
 
 
 def write_freesound_2018(root: Path, out: Path) -> Mapping[str, Any]:
-    """Write the table of Freesound 2018: clips that nobody verified count as noisy."""
+    '''Write the table of Freesound 2018: clips that nobody verified count as noisy.'''
     frame = read_clip_table(root / 'train.csv')
     is_verified = frame['manually_verified'] == '1'
     source = is_verified.map({True: 'curated', False: 'noisy'})
@@ -181,7 +181,7 @@ def write_freesound_2018(root: Path, out: Path) -> Mapping[str, Any]:
 
 
 def split_esc(root: Path, out: Path, table_name: str, label: str, source: str) -> Mapping[str, Any]:
-    """Make folds 1 to 4 of ESC the training data, and fold 5 the test."""
+    '''Make folds 1 to 4 of ESC the training data, and fold 5 the test.'''
     import pandas
 
     columns = read_table(root / table_name, ('fold', label, source)).columns
@@ -202,10 +202,10 @@ def split_esc(root: Path, out: Path, table_name: str, label: str, source: str) -
 
 
 def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
-    """Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes and, if asked for, unlabelled ones.
+    '''Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes and, if asked for, unlabelled ones.
 
     Codes stay text. Secondary labels are kept apart (`secondary_labels`); codes that are no class are not used.
-    """
+    '''
     path = first_existing(root, ('train.csv', 'train_metadata.csv')) or root / 'train.csv'
     table = read_table(path, ('filename',))
     columns = table.columns
@@ -247,7 +247,7 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
 
 
 def birdclef_metric(root: Path) -> str:
-    """Return the metric of a BirdCLEF by what its folder holds: F1 until 2022, padded cmAP in 2023, then AUC."""
+    '''Return the metric of a BirdCLEF by what its folder holds: F1 until 2022, padded cmAP in 2023, then AUC.'''
     if (root / 'taxonomy.csv').is_file() or (root / 'unlabeled_soundscapes').is_dir():
         return 'macro_auc'
     if (root / 'scored_birds.json').is_file():
@@ -256,7 +256,7 @@ def birdclef_metric(root: Path) -> str:
 
 
 def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the labelled windows of training soundscapes, each once, as rows of a clip table."""
+    '''Read the labelled windows of training soundscapes, each once, as rows of a clip table.'''
     path = first_existing(root, ('train_soundscapes_labels.csv', 'train_soundscape_labels.csv'))
     if path is None:
         return []
@@ -280,7 +280,7 @@ def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, A
 
 
 def windows_of_labels(table: TextTable) -> list[tuple[str, float, float, list[str]]]:
-    """Return name, begin, end and codes of each row of `filename,start,end,primary_label`, codes joined by ;."""
+    '''Return name, begin, end and codes of each row of `filename,start,end,primary_label`, codes joined by ;.'''
     columns = read_table(table.path, ('filename', 'start', 'end', 'primary_label')).columns
     begins = table.numbers('start', 'HH:MM:SS or seconds', kind=clock_seconds)
     ends = table.numbers('end', 'HH:MM:SS or seconds', kind=clock_seconds)
@@ -289,7 +289,7 @@ def windows_of_labels(table: TextTable) -> list[tuple[str, float, float, list[st
 
 
 def windows_of_2021(table: TextTable, files: Sequence[str]) -> list[tuple[str, float, float, list[str]]]:
-    """Return name, begin, end and codes of each row of `row_id,site,audio_id,seconds,birds`, codes joined by blanks."""
+    '''Return name, begin, end and codes of each row of `row_id,site,audio_id,seconds,birds`, codes joined by blanks.'''
     columns = table.columns
     ends = table.numbers('seconds')
     file_of = {'_'.join(name.split('_')[:2]): name for name in files}
@@ -303,7 +303,7 @@ def windows_of_2021(table: TextTable, files: Sequence[str]) -> list[tuple[str, f
 
 
 def clock_seconds(text: str) -> float:
-    """Convert HH:MM:SS, MM:SS or seconds to seconds. Errors: ValueError for other texts"""
+    '''Convert HH:MM:SS, MM:SS or seconds to seconds. Errors: ValueError for other texts'''
     seconds = 0.0
     for part in text.split(':'):
         seconds = 60 * seconds + float(part)
@@ -311,13 +311,13 @@ def clock_seconds(text: str) -> float:
 
 
 def site_of(name: str) -> str:
-    """Return the site in a soundscape's name, e.g. S22 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none."""
+    '''Return the site in a soundscape's name, e.g. S22 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none.'''
     match = re.search(r'(?:^|[/_])([A-Z]{1,4}\d*)_\d{8}', name)
     return match[1] if match else ''
 
 
 def hour_of(name: str) -> str:
-    """Return the hour in a soundscape's name, e.g. 05 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none."""
+    '''Return the hour in a soundscape's name, e.g. 05 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none.'''
     match = re.search(r'_\d{8}_(\d{2})\d{4}', name)
     return match[1] if match else ''
 

@@ -1,7 +1,7 @@
-"""Metrics: those that a recipe may choose, their values per class, and log losses.
+'''Metrics: those that a recipe may choose, their values per class, and log losses.
 
 Truth is 1 (true), 0 (false) or NaN (unknown). Every metric masks the unknown labels.
-"""
+'''
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,22 +22,22 @@ ClipSums = tuple[np.ndarray, np.ndarray]
 
 
 def lwlrap(truth: Any, scores: Any) -> float:
-    """Compute label-weighted label-ranking average precision, in which every true label has the same weight.
+    '''Compute label-weighted label-ranking average precision, in which every true label has the same weight.
 
     The precision of a true label is the share of true labels among the labels of its clip that score at
     least as high as it does. lwlrap is the mean of these precisions over all true labels of the set.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
     Source: Fonseca et al. 2019, arXiv:1906.02975; ties as in scikit-learn
-    """
+    '''
     return compute_metric('lwlrap', truth, scores)
 
 
 def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Divide, for each true label, the true labels with at least its score by the known ones; 0 for the others.
+    '''Divide, for each true label, the true labels with at least its score by the known ones; 0 for the others.
 
     Shape:  three of (n, K) -> (n, K)
-    """
+    '''
     n_rows, n_labels = true.shape
     precisions = np.empty(true.shape)
     # Chunks of rows bound the memory of the sorted copies.
@@ -59,20 +59,20 @@ def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) ->
 
 
 def count_upwards(mask: np.ndarray) -> np.ndarray:
-    """Count the True values from each column to the last one. Shape: (n, K) bool -> (n, K)"""
+    '''Count the True values from each column to the last one. Shape: (n, K) bool -> (n, K)'''
     return np.asarray(mask[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
 def precision_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    """Compute, per clip, the sum of its true labels' precisions and their number."""
+    '''Compute, per clip, the sum of its true labels' precisions and their number.'''
     return label_precisions(true, known, scores).sum(axis=1), true.sum(axis=1)
 
 
 def top1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    """Compute, per clip, whether its highest-scoring class is true, and whether it has a true label.
+    '''Compute, per clip, whether its highest-scoring class is true, and whether it has a true label.
 
     Where several known classes share the highest score, the clip counts by the share of true ones among them.
-    """
+    '''
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
     correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
@@ -80,7 +80,7 @@ def top1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> C
 
 
 def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    """Compute, per clip, its average precision at 3, where ties count against it, and whether it has a true label."""
+    '''Compute, per clip, its average precision at 3, where ties count against it, and whether it has a true label.'''
     precisions = label_precisions(true, known, scores)
     known_scores = np.where(known, scores, -np.inf)
     fourth = np.sort(np.pad(known_scores, ((0, 0), (3, 0)), constant_values=-np.inf))[:, -4:-3]
@@ -89,23 +89,23 @@ def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> C
 
 
 def f1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    """Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label."""
+    '''Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label.'''
     check_unit_range('the probability', scores)
     counts = known.any(axis=1)
     return f1_scores(true, known & (scores >= 0.5), axis=1) * counts, np.asarray(counts)
 
 
 def f1_scores(true: np.ndarray, predicted: np.ndarray, axis: int) -> np.ndarray:
-    """Compute the F1 of decisions along an axis, 1 where nothing is true or predicted. Shape: two of (n, K)"""
+    '''Compute the F1 of decisions along an axis, 1 where nothing is true or predicted. Shape: two of (n, K)'''
     n_labels = true.sum(axis) + predicted.sum(axis)
     return np.where(n_labels > 0, 2 * (true & predicted).sum(axis) / n_labels.clip(1), 1.0)
 
 
 class SortedLabels(NamedTuple):
-    """Labels that are ranked together, by falling score; true ones share a part with all labels of their score alone.
+    '''Labels that are ranked together, by falling score; true ones share a part with all labels of their score alone.
 
     Shape:  rows (L,), places of the true labels (p,), cuts between parts (c,)
-    """
+    '''
 
     rows: np.ndarray
     places: np.ndarray
@@ -113,7 +113,7 @@ class SortedLabels(NamedTuple):
 
 
 def sort_labels(rows: np.ndarray, true: np.ndarray, scores: np.ndarray) -> SortedLabels:
-    """Sort a list of labels. Shape: three of (L,)"""
+    '''Sort a list of labels. Shape: three of (L,)'''
     order = np.argsort(-scores, kind='stable')
     rising = -scores[order]
     places = np.flatnonzero(true[order])
@@ -123,7 +123,7 @@ def sort_labels(rows: np.ndarray, true: np.ndarray, scores: np.ndarray) -> Sorte
 
 
 def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the true and the false labels before each cut, and all. Shape: counts (n, D) -> two of (c + 1, D)"""
+    '''Count the true and the false labels before each cut, and all. Shape: counts (n, D) -> two of (c + 1, D)'''
     of_labels = np.take(counts, labels.rows, axis=0)
     totals = np.zeros((2, len(labels.cuts) + 1, counts.shape[1]))
     true, known = totals[:, 1:]
@@ -137,31 +137,31 @@ def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, 
 # scikit-learn gives the same values, but masks no unknown labels and takes one draw of the bootstrap at a time. So
 # value and draws have one definition here, which the tests compare with scikit-learn's.
 def auc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Compute the area under the ROC curve, by trapezoids. Shape: two of (c + 1, D) -> (D,)"""
+    '''Compute the area under the ROC curve, by trapezoids. Shape: two of (c + 1, D) -> (D,)'''
     area = (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0)
     return np.asarray(area / (true[-1] * false[-1]))
 
 
 def precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Compute the average precision."""
+    '''Compute the average precision.'''
     precision = true[1:] / (true + false)[1:].clip(1)
     return np.asarray((np.diff(true, axis=0) * precision).sum(axis=0) / true[-1])
 
 
 def f1_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Compute the F1 of decisions, with one more true label that ends the first part even where none is predicted."""
+    '''Compute the F1 of decisions, with one more true label that ends the first part even where none is predicted.'''
     f1 = 2 * (true[1] - 1) / (true[-1] + true[1] + false[1] - 2).clip(1)
     return np.where(true[-1] > 1, f1, np.nan)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that a recipe may choose; higher is better.
+    '''A metric that a recipe may choose; higher is better.
 
     Over rows, it is the ratio of the totals of two numbers per clip, `clip_sums`. Over columns, it is the mean of
     `of_counts` over the classes that have a value, each with `padding` more true labels of score 1, or that of one list
     of all labels, if `pooled`. With `decides`, a score counts as 1 from 0.5 up, else as 0.
-    """
+    '''
 
     clip_sums: Callable[[np.ndarray, np.ndarray, np.ndarray], ClipSums] | None = None
     of_counts: Callable[[np.ndarray, np.ndarray], np.ndarray] = precision_of_counts
@@ -172,7 +172,7 @@ class Metric:
 
     @property
     def is_per_class(self) -> bool:
-        """Whether only the order of the clips within each class counts."""
+        '''Whether only the order of the clips within each class counts.'''
         return self.clip_sums is None and not self.pooled and not self.decides
 
 
@@ -193,10 +193,10 @@ METRICS = {
 
 
 def compute_metric(name: str, truth: Any, scores: Any) -> float:
-    """Compute the metric of a name. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number
+    '''Compute the metric of a name. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number
 
     Errors: KitError for an unknown name, and where the metric has no value
-    """
+    '''
     value = float(metric_statistic(name, truth, scores)(np.ones((len(truth), 1), np.int32))[0])
     if np.isnan(value):
         raise KitError(f'{name} has no value on {len(truth)} clips: it needs known labels, both true and false.')
@@ -204,12 +204,12 @@ def compute_metric(name: str, truth: Any, scores: Any) -> float:
 
 
 def class_metric(name: str) -> str:
-    """Name the metric of single classes: lwlrap for a metric over rows."""
+    '''Name the metric of single classes: lwlrap for a metric over rows.'''
     return 'lwlrap' if METRICS[name].clip_sums else name
 
 
 def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
-    """Compute the class_metric of each class, NaN without a value or a true label. Shape: two of (n, K) -> (K,)"""
+    '''Compute the class_metric of each class, NaN without a value or a true label. Shape: two of (n, K) -> (K,)'''
     metric = choose('metric', name, METRICS)
     true, known, scores = ranking_masks(truth, scores, some_true=True)
     n_true = true.sum(axis=0)
@@ -221,7 +221,7 @@ def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
 
 
 def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
-    """Return the function that computes a metric from how often draws hold each clip."""
+    '''Return the function that computes a metric from how often draws hold each clip.'''
     metric = choose('metric', name, METRICS)
     masks = ranking_masks(truth, scores, metric.needs_true)
     if metric.clip_sums:
@@ -242,18 +242,18 @@ def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
 
 
 def ratio_of_counts(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
-    """Return the function that computes a ratio of two sums over clips. Shape: two of (n,)"""
+    '''Return the function that computes a ratio of two sums over clips. Shape: two of (n,)'''
     return lambda counts: divide(numerators @ counts, denominators @ counts)
 
 
 def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
-    """Divide, with NaN where both are 0."""
+    '''Divide, with NaN where both are 0.'''
     with np.errstate(invalid='ignore'):
         return np.asarray(numerators / denominators)
 
 
 def label_lists(metric: Metric, true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> list[SortedLabels]:
-    """Sort the known labels of each class, or all; padding is in row n."""
+    '''Sort the known labels of each class, or all; padding is in row n.'''
     scores = scores.astype(np.float64)
     if metric.pooled:
         return [sort_labels(np.nonzero(known)[0], true[known], scores[known])]
@@ -271,21 +271,21 @@ def label_lists(metric: Metric, true: np.ndarray, known: np.ndarray, scores: np.
 
 
 def values_of_lists(metric: Metric, lists: Sequence[SortedLabels], counts: np.ndarray) -> np.ndarray:
-    """Compute a metric over columns on each list, NaN where it has no value. Shape: counts (n, D) -> (lists, D)"""
+    '''Compute a metric over columns on each list, NaN where it has no value. Shape: counts (n, D) -> (lists, D)'''
     padded = np.vstack([counts, np.ones_like(counts[:1])]).astype(np.float32)
     with np.errstate(invalid='ignore'):
         return np.stack([metric.of_counts(*count_labels(labels, padded)) for labels in lists])
 
 
 def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
-    """Compute the mean log loss of the true labels and that of the false labels, NaN where there are none.
+    '''Compute the mean log loss of the true labels and that of the false labels, NaN where there are none.
 
     A soft label t counts as true with weight t and as false with weight 1 - t. Probabilities are clipped
     to [1e-7, 1 - 1e-7], so that one certain mistake costs a finite loss.
 
     Shape:  truth (n, K) in [0, 1] or NaN, probabilities (n, K) -> (of true labels, of false labels)
     Source: second place, RFCX Species Audio Detection (its check of pseudo-labels)
-    """
+    '''
     truth, probabilities = check_aligned(truth, probabilities)
     known = ~np.isnan(truth)
     check_unit_range('truth', truth, ~known)
@@ -298,15 +298,15 @@ def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """Compute the weighted mean, NaN where all weights are 0."""
+    '''Compute the weighted mean, NaN where all weights are 0.'''
     return float(np.average(values, weights=weights)) if weights.any() else float('nan')
 
 
 def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
+    '''Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
-    """
+    '''
     truth, scores = check_aligned(truth, scores)
     true = truth == 1
     known = ~np.isnan(truth)
@@ -322,7 +322,7 @@ def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.
 
 
 def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays."""
+    '''Return both as arrays.'''
     truth = np.asarray(truth, np.float64)
     scores = np.asarray(scores)
     if truth.ndim != 2 or truth.shape != scores.shape:
@@ -331,13 +331,13 @@ def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_unit_range(what: str, values: np.ndarray, allowed: Any = False) -> None:
-    """Raise KitError at the first value outside [0, 1], except where the mask `allowed` is True."""
+    '''Raise KitError at the first value outside [0, 1], except where the mask `allowed` is True.'''
     bad = ~((values >= 0) & (values <= 1) | allowed)
     if bad.any():
         raise KitError(f'{what} is {values[bad][0]:g} at {describe_first(bad)}, wanted 0 to 1.')
 
 
 def describe_first(mask: np.ndarray) -> str:
-    """Name the position of a mask's first True value."""
+    '''Name the position of a mask's first True value.'''
     row, column = np.argwhere(mask)[0]
     return f'row {row}, column {column}'

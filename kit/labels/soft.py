@@ -1,4 +1,4 @@
-"""Soft labels (probabilities) of clips or windows: their CSV file, and how they fill unknown labels."""
+'''Soft labels (probabilities) of clips or windows: their CSV file, and how they fill unknown labels.'''
 
 import functools
 import math
@@ -18,10 +18,10 @@ WINDOW_COLUMNS = ('begin_s', 'end_s')
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Soft labels of whole clips, or, with begin_s and end_s, of windows; NaN where unknown.
+    '''Soft labels of whole clips, or, with begin_s and end_s, of windows; NaN where unknown.
 
     Shape:  names (n,), targets (n, K) float32 in [0, 1] or NaN, begin_s and end_s (n,) or both None
-    """
+    '''
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -45,17 +45,17 @@ class SoftLabels:
 
     @property
     def times(self) -> list[np.ndarray]:
-        """begin_s and end_s as float64, or an empty list for whole clips."""
+        '''begin_s and end_s as float64, or an empty list for whole clips.'''
         return [np.asarray(t, np.float64) for t in (self.begin_s, self.end_s) if t is not None]
 
     @functools.cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The indices of each clip's rows."""
+        '''The indices of each clip's rows.'''
         return rows_by_name(self.names)
 
 
 def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
-    """Write a CSV `fname[,begin_s,end_s],class...`; an empty cell is an unknown label."""
+    '''Write a CSV `fname[,begin_s,end_s],class...`; an empty cell is an unknown label.'''
     rows: list[list[Any]] = [['fname', *(WINDOW_COLUMNS if soft.times else ()), *soft.classes]]
     for name, *span, probs in zip(soft.names, *soft.times, soft.targets.tolist(), strict=True):
         # Nine digits are enough to read every float32 back exactly.
@@ -65,7 +65,7 @@ def write_soft_labels(path: str | Path, soft: SoftLabels) -> None:
 
 
 def read_soft_labels(path: str | Path) -> SoftLabels:
-    """Read what write_soft_labels wrote."""
+    '''Read what write_soft_labels wrote.'''
     table = read_table(path, exact=True)
     header = tuple(table.columns)
     if header[0] != 'fname':
@@ -88,15 +88,15 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
 
 
 def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """Replace unknown targets by soft labels; known targets stay."""
+    '''Replace unknown targets by soft labels; known targets stay.'''
     return np.where(np.isnan(targets), soft, targets)
 
 
 def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Return the soft labels of these clips and classes, in this order; NaN where there are none.
+    '''Return the soft labels of these clips and classes, in this order; NaN where there are none.
 
     Shape:  -> (clips, classes) float32
-    """
+    '''
     # A row and a column of NaN are added at the end. Clips and classes without soft labels get index -1.
     padded = np.pad(soft.targets, ((0, 1), (0, 1)), constant_values=np.nan)
     column = column_of_class(soft.classes)
@@ -105,11 +105,11 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
 
 
 def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
-    """Return the soft labels of the clip's window with the nearest centre; of two equally near, the first.
+    '''Return the soft labels of the clip's window with the nearest centre; of two equally near, the first.
 
     Shape:  centre_s: a number -> (K,); (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
-    """
+    '''
     rows = soft.rows[name]
     distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - np.mean(soft.times, axis=0)[rows])
     return np.asarray(soft.targets[rows[distances.argmin(axis=-1)]])

@@ -1,4 +1,4 @@
-"""Stretches: rows of a clip table that are a part of a recording, with begin and end."""
+'''Stretches: rows of a clip table that are a part of a recording, with begin and end.'''
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from kit.core.files import TextTable
 
 
 def read_stretches(table: TextTable) -> None:
-    """Turn the columns begin_s and end_s into numbers, in place."""
+    '''Turn the columns begin_s and end_s into numbers, in place.'''
     columns = table.columns
     if not {'begin_s', 'end_s'} <= columns.keys():
         raise KitError(f'{table.path} has begin_s or end_s, not both: add the other, empty for a whole clip.')
@@ -29,17 +29,17 @@ def read_stretches(table: TextTable) -> None:
 
 
 def stretches_of(table: Any) -> np.ndarray:
-    """Begin and end of each row of a clip table. A whole clip lasts from 0 to infinity. Shape: -> (n, 2), seconds"""
+    '''Begin and end of each row of a clip table. A whole clip lasts from 0 to infinity. Shape: -> (n, 2), seconds'''
     if 'begin_s' not in table:
         return np.tile([0.0, math.inf], (len(table), 1))
     return np.asarray(table[['begin_s', 'end_s']], np.float64)
 
 
 def is_validated(names: Sequence[str], stretches: np.ndarray) -> np.ndarray:
-    """Find the rows that validation scores: whole clips, and stretches of recordings without a row of their whole.
+    '''Find the rows that validation scores: whole clips, and stretches of recordings without a row of their whole.
 
     Shape:  n names, stretches (n, 2) -> (n,) bool
-    """
+    '''
     is_whole = np.isinf(stretches[:, 1])
     whole_names = {name for name, whole in zip(names, is_whole, strict=True) if whole}
     has_no_whole = np.array([name not in whole_names for name in names], bool)
@@ -47,10 +47,10 @@ def is_validated(names: Sequence[str], stretches: np.ndarray) -> np.ndarray:
 
 
 def row_names(names: Sequence[str], stretches: np.ndarray) -> list[str]:
-    """Name rows: a whole clip by its name, a stretch <name without extension>_<end second>, as rows of submissions are.
+    '''Name rows: a whole clip by its name, a stretch <name without extension>_<end second>, as rows of submissions are.
 
     Stretches that end together have their beginning in the name, too.
-    """
+    '''
     row_of_name: dict[str, int] = {}
     unique = []
     for row, (name, (begin_s, end_s)) in enumerate(zip(names, stretches.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Clip tables, corrections to them, and target matrices."""
+'''Clip tables, corrections to them, and target matrices.'''
 
 import ast
 import contextlib
@@ -34,18 +34,18 @@ ALL_OTHERS = '*'
 # The columns of the kit's own tables. A class with such a name is a header in the wrong line, or would take the place
 # of the column where tables have one column per class.
 OWN_COLUMNS = (
-    "fname", "recording_id", "labels", "false_labels", "secondary_labels", "fold", "weight", "rating", "source",
-    "group", "begin_s", "end_s"
+    'fname', 'recording_id', 'labels', 'false_labels', 'secondary_labels', 'fold', 'weight', 'rating', 'source',
+    'group', 'begin_s', 'end_s'
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ClipLabels:
-    """The labels of a table, one row per clip or stretch. kit/train/dataset.py adds the audio.
+    '''The labels of a table, one row per clip or stretch. kit/train/dataset.py adds the audio.
 
     A target is 1 (true), 0 (false) or NaN (unknown). Losses and metrics mask unknown targets.
     Shape:  names (n,), classes (K,), targets (n, K) float32, weights (n,) float32, sources (n,) str
-    """
+    '''
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -55,7 +55,7 @@ class ClipLabels:
 
 
 def read_clip_table(path: str | Path) -> Any:
-    """Read a clip table as a pandas DataFrame.
+    '''Read a clip table as a pandas DataFrame.
 
     The columns are `fname,labels[,false_labels][,secondary_labels][,fold][,weight][,rating][,source][,begin_s,end_s]`,
     and any others; BirdCLEF's `filename` and `primary_label` are read as `fname` and `labels`, `label` too.
@@ -64,7 +64,7 @@ def read_clip_table(path: str | Path) -> Any:
     (`*`: all others), and the rest is unknown, as classes in `secondary_labels` are. A row with `begin_s` and `end_s`
     is that stretch of its clip; with both empty it is the whole clip, from 0 to infinity.
     Errors: KitError with the line number
-    """
+    '''
     import pandas
 
     table = read_table(path)
@@ -102,7 +102,7 @@ def read_clip_table(path: str | Path) -> Any:
 
 
 def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Find the rows of each name. Shape: -> arrays (rows of that name,) int64, ascending"""
+    '''Find the rows of each name. Shape: -> arrays (rows of that name,) int64, ascending'''
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
@@ -110,10 +110,10 @@ def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def split_labels(text: str) -> tuple[str, ...]:
-    """Split the labels of one clip at commas, without blanks and empty parts.
+    '''Split the labels of one clip at commas, without blanks and empty parts.
 
     A name with a comma is quoted, as in `"Speech, male",Rain` and by join_cells. Python and JSON lists are read too.
-    """
+    '''
     if not isinstance(text, str):
         raise KitError(f'labels must be text, got {text!r}: read the table with read_clip_table.')
     parts = text.split(',')
@@ -130,7 +130,7 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 
 def check_line_ends(table: TextTable) -> None:
-    """Raise KitError at a cell with a lone carriage return: unquoted, as csv and pandas write it, it ends the line."""
+    '''Raise KitError at a cell with a lone carriage return: unquoted, as csv and pandas write it, it ends the line.'''
     for column, cells in table.columns.items():
         for row, cell in enumerate(cells):
             if '\r' in cell and '\n' not in cell:
@@ -138,7 +138,7 @@ def check_line_ends(table: TextTable) -> None:
 
 
 def check_label_cells(table: TextTable) -> None:
-    """Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files."""
+    '''Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files.'''
     first_cells: dict[str, tuple[int, str]] = {}
     for column in sorted({'labels', 'false_labels'} & table.columns.keys(), reverse=True):
         for row, text in enumerate(table.columns[column]):
@@ -162,12 +162,12 @@ def check_label_cells(table: TextTable) -> None:
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Collect the classes that occur in label texts, sorted by code point."""
+    '''Collect the classes that occur in label texts, sorted by code point.'''
     return tuple(sorted({name for text in labels for name in split_labels(text)}))
 
 
 def classes_of_template(path: str | Path) -> tuple[str, ...]:
-    """Read the class columns of a sample submission: all columns but the first, byte for byte."""
+    '''Read the class columns of a sample submission: all columns but the first, byte for byte.'''
     id_column, *classes = read_table(path, exact=True).columns
     if not classes:
         raise KitError(f'{path} names no classes, only {id_column!r}: its first column is the id.')
@@ -175,7 +175,7 @@ def classes_of_template(path: str | Path) -> tuple[str, ...]:
 
 
 def column_of_class(classes: Sequence[str]) -> dict[str, int]:
-    """Map each class to its column."""
+    '''Map each class to its column.'''
     column = {name: k for k, name in enumerate(classes)}
     for name in OWN_COLUMNS:
         if name in column:
@@ -188,10 +188,10 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Encode label texts as targets: 1 for true, 0 for false, NaN for unknown, as read_clip_table says.
+    '''Encode label texts as targets: 1 for true, 0 for false, NaN for unknown, as read_clip_table says.
 
     Shape:  n texts each -> (n, K) float32
-    """
+    '''
     column = column_of_class(classes)
     texts_of_value = {1: labels}
     if false_labels is not None:
@@ -217,10 +217,10 @@ def label_targets(
 
 
 def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
-    """Encode a clip table as arrays.
+    '''Encode a clip table as arrays.
 
     Without `classes`, they are all the classes in the table, sorted. Weights default to 1, sources to "".
-    """
+    '''
     labels = list(table['labels'])
     false_labels = list(table['false_labels']) if 'false_labels' in table else None
     if classes is None:
@@ -236,7 +236,7 @@ def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
 
 
 def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
-    """Find the classes that are in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool"""
+    '''Find the classes that are in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool'''
     mask = np.zeros((len(table), len(classes)), bool)
     if 'secondary_labels' not in table:
         return mask
@@ -249,19 +249,19 @@ def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
 
 
 def rating_weights(table: Any) -> np.ndarray:
-    """Return a clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
+    '''Return a clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
 
     Source: second place, BirdCLEF 2023
-    """
+    '''
     ratings = np.asarray(table.get('rating', np.zeros(len(table))), np.float32)
     return np.where(ratings > 0, (ratings / 5).clip(0.1, 1), np.float32(1))
 
 
 def scored_truth(labels: ClipLabels, recipe: Mapping[str, Any]) -> np.ndarray:
-    """Targets for validation: as labelled, but unknown in rows of sources with scored=false, and in unscored classes.
+    '''Targets for validation: as labelled, but unknown in rows of sources with scored=false, and in unscored classes.
 
     Shape:  -> (n, K)
-    """
+    '''
     unscored = [name for name, settings in recipe.get('sources', {}).items() if not settings['scored']]
     is_unscored = np.isin(labels.sources, unscored)[:, None]
     if recipe.get('scored_classes'):
@@ -270,14 +270,14 @@ def scored_truth(labels: ClipLabels, recipe: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_class_values(path: str | Path, column: str) -> dict[str, float]:
-    """Read one number in [0, 1] per class from a CSV of class,<column>."""
+    '''Read one number in [0, 1] per class from a CSV of class,<column>.'''
     table = read_table(path, ('class', column), exact=True)
     table.check_names('class')
     return dict(zip(table.columns['class'], table.numbers(column, '0 to 1', lambda p: 0 <= p <= 1), strict=True))
 
 
 def values_of_classes(values: Mapping[str, float], classes: Sequence[str], others: np.ndarray) -> np.ndarray:
-    """Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)"""
+    '''Order values by class, with `others` where there is none. Shape: others (K,) -> (K,)'''
     column = column_of_class(classes)
     changed = others.copy()
     for name, value in values.items():
@@ -286,10 +286,10 @@ def values_of_classes(values: Mapping[str, float], classes: Sequence[str], other
 
 
 def known_prevalences(targets: np.ndarray) -> list[float]:
-    """The share of true labels among each class's known ones, or among all known ones if a class has none.
+    '''The share of true labels among each class's known ones, or among all known ones if a class has none.
 
     Shape:  (n, K) -> K numbers in [0, 1]
-    """
+    '''
     n_known = (~np.isnan(targets)).sum(axis=0)
     n_true: Any = np.nansum(targets, axis=0, dtype=np.float64)
     overall = n_true.sum() / max(1, n_known.sum())
@@ -297,12 +297,12 @@ def known_prevalences(targets: np.ndarray) -> list[float]:
 
 
 def read_corrections(path: str | Path) -> dict[str, str | None]:
-    """Read the corrected labels of clips. None drops a clip.
+    '''Read the corrected labels of clips. None drops a clip.
 
     The file is JSON, `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV, `fname,labels[,drop]`, where a 1 in
     `drop` drops the clip.
     Source: first place, Freesound 2019 (dropped and corrected the clips that earlier models scored badly)
-    """
+    '''
     pairs: Any
     if Path(path).suffix.lower() == '.json':
         try:
@@ -330,10 +330,10 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
 
 
 def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
-    """Copy a clip table with corrected labels and without dropped clips.
+    '''Copy a clip table with corrected labels and without dropped clips.
 
     The labels of a corrected clip are complete: its other classes become false.
-    """
+    '''
     classes = class_names([*table['labels'], *table.get('false_labels', ())])
     clips = set(table['fname'])
     for name, text in corrections.items():

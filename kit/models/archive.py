@@ -1,4 +1,4 @@
-"""Read a checkpoint's file without running any code, and without taking more memory than the file."""
+'''Read a checkpoint's file without running any code, and without taking more memory than the file.'''
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ SEAL_PREFIX = b'sha256:'
 
 
 def check_tensor(name: Any, value: Any) -> int:
-    """Return a tensor's bytes."""
+    '''Return a tensor's bytes.'''
     if not isinstance(name, str):
         raise KitError(f"a tensor's name is a {type(name).__name__}, wanted a text.")
     problem = ''
@@ -50,7 +50,7 @@ def check_tensor(name: Any, value: Any) -> int:
 
 
 def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
-    """Hash a card and its tensors, so that a flipped bit is noticed."""
+    '''Hash a card and its tensors, so that a flipped bit is noticed.'''
     digest = hashlib.sha256(card.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
@@ -59,7 +59,7 @@ def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def parse_card(text: Any) -> dict[str, Any]:
-    """Parse a card's JSON."""
+    '''Parse a card's JSON.'''
     if not isinstance(text, str) or len(text) > MAX_CARD:
         came = f'{len(text)} characters' if isinstance(text, str) else type(text).__name__
         raise KitError(f'its card is {came}, wanted JSON of at most {MAX_CARD}.')
@@ -76,10 +76,10 @@ def parse_card(text: Any) -> dict[str, Any]:
 
 
 def save_archive(path: Path, content: Any) -> None:
-    """Write what torch.save makes, whole, with the file's SHA-256 as the archive's comment.
+    '''Write what torch.save makes, whole, with the file's SHA-256 as the archive's comment.
 
     Damage is noticed wherever it lies: torch.load ignores the archive's own checksums, and some bytes altogether.
-    """
+    '''
 
     def write(handle: Any) -> None:
         torch.save(content, handle)
@@ -94,10 +94,10 @@ def save_archive(path: Path, content: Any) -> None:
 
 
 def check_seal(file: IO[bytes], comment: bytes) -> bool:
-    """Return whether a file has the comment that save_archive writes; one without any comment has none.
+    '''Return whether a file has the comment that save_archive writes; one without any comment has none.
 
     Errors: ValueError where the comment is another one, or not the file's end
-    """
+    '''
     end = file.seek(-22 - len(comment), os.SEEK_END)
     record = file.read(22)
     is_last = record[:4] == b'PK\5\6' and record[20:] == len(comment).to_bytes(2, 'little')
@@ -114,7 +114,7 @@ def check_seal(file: IO[bytes], comment: bytes) -> bool:
 
 
 class ShortReads(io.FileIO):
-    """A file that does not read a zip archive's directory of any length into memory."""
+    '''A file that does not read a zip archive's directory of any length into memory.'''
 
     def read(self, size: int | None = -1) -> bytes:
         size = MAX_DIRECTORY if size is None or size < 0 else size
@@ -124,10 +124,10 @@ class ShortReads(io.FileIO):
 
 
 def check_archive(path: Path) -> None:
-    """Raise ValueError unless a file is a whole archive of torch.save that takes no more memory than the file.
+    '''Raise ValueError unless a file is a whole archive of torch.save that takes no more memory than the file.
 
     Neither torch.load nor zipfile limits what a small file can grow to; torch.load does not check the checksums.
-    """
+    '''
     with ShortReads(path) as file:
         if not zipfile.is_zipfile(file):
             raise ValueError('it is no file of torch.save')
@@ -149,7 +149,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_pickle(pickled: bytes) -> None:
-    """Raise ValueError unless a pickle is short and names nothing but tensors, before anything is made of it."""
+    '''Raise ValueError unless a pickle is short and names nothing but tensors, before anything is made of it.'''
     tuples = 0
     for count, (operation, value, _) in enumerate(pickletools.genops(pickled)):
         tuples += operation.name.startswith('TUPLE')
@@ -161,12 +161,12 @@ def check_pickle(pickled: bytes) -> None:
 
 
 def damaged_file(path: Path, error: Exception) -> KitError:
-    """Return the error for a file whose content cannot be used."""
+    '''Return the error for a file whose content cannot be used.'''
     return KitError(f'{path} is damaged ({one_line(error)[:200].rstrip(".")}): copy it or make it again.')
 
 
 def load_archive(path: Path) -> Any:
-    """Load what torch.save wrote; its tensors stay mapped from disk."""
+    '''Load what torch.save wrote; its tensors stay mapped from disk.'''
     if not path.is_file():
         raise KitError(f'no checkpoint {path}: name .pt files that training wrote.')
     try:
@@ -181,7 +181,7 @@ def load_archive(path: Path) -> Any:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Read a checkpoint or a stack; its tensors stay mapped from disk."""
+    '''Read a checkpoint or a stack; its tensors stay mapped from disk.'''
     content = load_archive(path)
     names: list[Any] = list(content) if isinstance(content, dict) else [content]
     parts = [name[:80] if isinstance(name, str) else type(name).__name__ for name in names]

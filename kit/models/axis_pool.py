@@ -1,4 +1,4 @@
-"""The axis-pool family: pooling that takes the mean over one axis and the maximum over the other."""
+'''The axis-pool family: pooling that takes the mean over one axis and the maximum over the other.'''
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ N_WAVE_STATS = 12
 
 @dataclass(frozen=True)
 class AxisPoolConfig(NetworkConfig):
-    """Size of an axis-pool network: nine convolutions and an output layer."""
+    '''Size of an axis-pool network: nine convolutions and an output layer.'''
 
     width: int = setting(
         512, 'channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2', low=16, high=2**16
@@ -27,7 +27,7 @@ class AxisPoolConfig(NetworkConfig):
 
 
 class AxisPool(Backbone):
-    """Nine convolutions. Between blocks they pool by the mean over time and the maximum over frequency.
+    '''Nine convolutions. Between blocks they pool by the mean over time and the maximum over frequency.
 
     The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. They become two further
     maps without time (stride 0). A bidirectional recurrence reads the statistics.
@@ -35,7 +35,7 @@ class AxisPool(Backbone):
     Shape:  spec (B, C, M [+ 13], N) -> [statistics (B, 2 stat_width, 1, stat_steps), length (B, 1, 1, 1),]
             (B, width, M / 8, N / 8), rounded up, for any N >= 1
     Source: second place, Freesound Audio Tagging 2019; without its pixel shuffle
-    """
+    '''
 
     min_frames = 8
 

@@ -1,4 +1,4 @@
-"""Checkpoints: save taggers as tensors and JSON, find them, and load them without running any code."""
+'''Checkpoints: save taggers as tensors and JSON, find them, and load them without running any code.'''
 
 import functools
 import json
@@ -30,14 +30,14 @@ from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
 
 @functools.lru_cache(maxsize=64)
 def check_sizes(network: str, shape: InputShape, classes: int, sizes: tuple[tuple[str, torch.Size], ...]) -> None:
-    """Raise KitError unless tensors of these sizes fill a network, before it takes memory: once for all folds."""
+    '''Raise KitError unless tensors of these sizes fill a network, before it takes memory: once for all folds.'''
     with meta_device():
         tensors = {name: torch.empty(size) for name, size in sizes}
         fill_network(build_network(json.loads(network), shape, classes), tensors, assign=True)
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a network's tensors on the CPU, contiguous."""
+    '''Return copies of a network's tensors on the CPU, contiguous.'''
     tensors = {}
     for name, value in network.state_dict().items():
         if nn.parameter.is_lazy(value):
@@ -50,7 +50,7 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
-    """Return what a checkpoint holds."""
+    '''Return what a checkpoint holds.'''
     card = json.dumps(tagger.card.to_dict())
     parse_card(card)
     tensors = tensors_of(tagger.network)
@@ -58,7 +58,7 @@ def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
 
 
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
-    """Write a checkpoint. A failure or a kill leaves the file as it was."""
+    '''Write a checkpoint. A failure or a kill leaves the file as it was.'''
     arguments: tuple[Any, Any] = (path, tagger)
     if not isinstance(arguments[0], str | Path) or not isinstance(arguments[1], Tagger):
         types = ' and '.join(type(argument).__name__ for argument in arguments)
@@ -68,7 +68,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One tagger's checkpoint, read and checked, with the digest of its content; its network is not built yet."""
+    '''One tagger's checkpoint, read and checked, with the digest of its content; its network is not built yet.'''
 
     path: Path
     card: TaggerCard
@@ -76,7 +76,7 @@ class Checkpoint:
     digest: str
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-        """Build the tagger; `networks` builds networks that are not of the kit's families, by name."""
+        '''Build the tagger; `networks` builds networks that are not of the kit's families, by name.'''
         builders = {} if networks is None else networks
         if not isinstance(builders, Mapping):
             raise KitError(f"networks must map names to functions, {{'mine': build}}, got {networks!r}.")
@@ -90,7 +90,7 @@ class Checkpoint:
         return tagger.eval()
 
     def new_tagger(self, builders: Mapping[str, NetworkBuilder]) -> Tagger:
-        """Build the tagger with random weights."""
+        '''Build the tagger with random weights.'''
         card = self.card
         family = str(card.network.get('family'))
         name = family.removeprefix('custom:')
@@ -110,7 +110,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Read a checkpoint, or parse its content where that was read before."""
+    '''Read a checkpoint, or parse its content where that was read before.'''
     if content is None:
         content = read_content(path)
     if 'members' in content:
@@ -129,15 +129,15 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
 
 
 def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-    """Load the tagger of a checkpoint, in evaluation mode.
+    '''Load the tagger of a checkpoint, in evaluation mode.
 
     A network that is not of the kit's families needs `networks={name: build}`, with the name it was saved under.
-    """
+    '''
     return open_checkpoint(Path(path)).build(networks)
 
 
 def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> list[tuple[str, Path | Tagger]]:
-    """List taggers and the checkpoints that paths and glob patterns name, each once, with their names."""
+    '''List taggers and the checkpoints that paths and glob patterns name, each once, with their names.'''
     if isinstance(items, str | Path | nn.Module):
         items = [items]
     cure = 'give paths, patterns or taggers; wrap_ensemble(build, states, ...) makes taggers of state dicts'

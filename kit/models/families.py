@@ -1,4 +1,4 @@
-"""The network families: read their settings, build their networks."""
+'''The network families: read their settings, build their networks.'''
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ FAMILIES = {name: config for name, (config, _) in BACKBONES.items()} | {'freq-cr
 
 
 def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Put settings over defaults, group by group."""
+    '''Put settings over defaults, group by group.'''
     merged = defaults | settings
     for name, value in settings.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):
@@ -34,7 +34,7 @@ def merge_settings(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[s
 
 
 def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
-    """Check a network's settings and return its family and config."""
+    '''Check a network's settings and return its family and config.'''
     family = str(settings.get('family', 'none given'))[:100]
     config_class = choose('network family', family, FAMILIES)
     changes = {name: value for name, value in settings.items() if name != 'family'}
@@ -47,13 +47,13 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
 
 
 def complete_network(settings: dict[str, Any]) -> dict[str, Any]:
-    """Fill in every default of a network's settings."""
+    '''Fill in every default of a network's settings.'''
     family, config = read_network(settings)
     return {'family': family, **config.to_dict()}
 
 
 def build_backbone(family: str, config: NetworkConfig, shape: InputShape, start: bool) -> Backbone:
-    """Build a family's backbone with random weights; with `start`, load its pretrained file if it has one."""
+    '''Build a family's backbone with random weights; with `start`, load its pretrained file if it has one.'''
     backbone = BACKBONES[family][1](config, shape)
     if start and isinstance(backbone, TimmBackbone) and backbone.settings.weights is not None:
         load_pretrained(backbone, backbone.settings.weights)
@@ -61,7 +61,7 @@ def build_backbone(family: str, config: NetworkConfig, shape: InputShape, start:
 
 
 def build_network(settings: dict[str, Any], shape: InputShape, classes: int, start: bool = False) -> Network:
-    """Build a network with random weights; with `start`, load the pretrained file of its settings."""
+    '''Build a network with random weights; with `start`, load the pretrained file of its settings.'''
     family, config = read_network(settings)
     if isinstance(config, FreqCropConfig):
         inner_shape = freq_crop_backbone_shape(config, shape, classes)
@@ -76,5 +76,5 @@ def build_network(settings: dict[str, Any], shape: InputShape, classes: int, sta
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:
-    """Return the memory layout of a network's inputs."""
+    '''Return the memory layout of a network's inputs.'''
     return torch.channels_last if getattr(network, 'channels_last', False) else torch.contiguous_format

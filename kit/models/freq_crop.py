@@ -1,4 +1,4 @@
-"""The freq-crop family: each class is classified from its own frequency band."""
+'''The freq-crop family: each class is classified from its own frequency band.'''
 
 import copy
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from kit.models.network import Backbone, InputShape, Maps, Network, NetworkConfi
 
 @dataclass(frozen=True)
 class FreqCropConfig(NetworkConfig):
-    """How classes read their bands; published: crops of 32 mel rows through EfficientNet-B0."""
+    '''How classes read their bands; published: crops of 32 mel rows through EfficientNet-B0.'''
 
     form: str = setting(
         'crops',
@@ -44,10 +44,10 @@ class FreqCropConfig(NetworkConfig):
 
 
 class BandCrops(Backbone):
-    """Run one backbone on each band by itself; input and output stack the bands along frequency.
+    '''Run one backbone on each band by itself; input and output stack the bands along frequency.
 
     Shape:  spec (B, C, K m, N) -> one map (B, D, K m', N')
-    """
+    '''
 
     def __init__(self, inner: Backbone, bands: int) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class BandCrops(Backbone):
 
 
 class BandHead(Head):
-    """Pool, for each class, the rows of the deepest map that overlap its band, and classify them.
+    '''Pool, for each class, the rows of the deepest map that overlap its band, and classify them.
 
     Units:  bands, first and end row of each class in the input of `bins` rows
-    """
+    '''
 
     def __init__(self, config: HeadConfig, width: int, bins: int, bands: Sequence[tuple[int, int]]) -> None:
         super().__init__(config, (width,), len(bands))
@@ -90,7 +90,7 @@ class BandHead(Head):
 
 
 def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes: int) -> InputShape:
-    """Find the input shape of the inner backbone: one band, or all bins."""
+    '''Find the input shape of the inner backbone: one band, or all bins.'''
     check_input('freq-crop', shape)
     is_crops = config.form == 'crops'
     bands = shape.bands if is_crops else len(config.bands_hz)
@@ -102,10 +102,10 @@ def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes:
 
 
 def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inner: Backbone) -> Network:
-    """Put the inner backbone, which reads `freq_crop_backbone_shape`, under a layer per class.
+    '''Put the inner backbone, which reads `freq_crop_backbone_shape`, under a layer per class.
 
     Source: 32nd place, RFCX Species Audio Detection
-    """
+    '''
     if config.form == 'crops':
         backbone: Backbone = BandCrops(inner, classes)
         rows = shape.bins // classes

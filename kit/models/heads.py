@@ -1,4 +1,4 @@
-"""Heads: pool a backbone's feature maps and classify them."""
+'''Heads: pool a backbone's feature maps and classify them.'''
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from kit.core.errors import KitError
 
 
 def positive_mean(x: Tensor) -> Tensor:
-    """Average the positive activations; 0 where there are none. Shape: (B, D, M, N) -> (B, D)"""
+    '''Average the positive activations; 0 where there are none. Shape: (B, D, M, N) -> (B, D)'''
     return x.float().relu().sum((2, 3)) / (x > 0).sum((2, 3)).clamp(min=1)
 
 
@@ -33,7 +33,7 @@ HEAD_HELP = 'how feature maps become logits'
 
 @dataclass(frozen=True)
 class HeadConfig(Config):
-    """How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer."""
+    '''How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer.'''
 
     pool: str = setting(
         'mean', 'how maps are pooled; attention: weighted mean over time', choices=(*POOLS, 'gem', 'attention')
@@ -55,11 +55,11 @@ class HeadConfig(Config):
 
 
 class NetworkOutput(NamedTuple):
-    """Logits of a batch.
+    '''Logits of a batch.
 
     Shape:  clip (B, K); frames (B, N', K), only from attention over time; auxiliary, (B, K) for each auxiliary map;
             noisy (B, K), only with a second head for noisy labels
-    """
+    '''
 
     clip: Tensor
     frames: Tensor | None = None
@@ -68,7 +68,7 @@ class NetworkOutput(NamedTuple):
 
 
 def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Sequential:
-    """Build the layers from pooled features to logits."""
+    '''Build the layers from pooled features to logits.'''
     hidden = features if config.hidden is None else config.hidden
     dropout = nn.Dropout(config.dropout)
     if not hidden:
@@ -81,10 +81,10 @@ def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Seq
 
 
 class GeneralisedMean(nn.Module):
-    """Pool with a generalised mean: the p-th root of the mean p-th power; p is learnt and starts at 3.
+    '''Pool with a generalised mean: the p-th root of the mean p-th power; p is learnt and starts at 3.
 
     Source: Radenovic, Tolias & Chum 2018, arXiv:1711.02512
-    """
+    '''
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class GeneralisedMean(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Classify each frame, then average the frames' probabilities with one attention over time per class.
+    '''Classify each frame, then average the frames' probabilities with one attention over time per class.
 
     Shape:  (B, D, N') -> clip (B, K), frames (B, N', K)
     Source: Kong et al. 2020, PANNs, arXiv:1912.10211 (decision-level attention)
-    """
+    '''
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -121,35 +121,35 @@ class FrameAttention(nn.Module):
 
 
 def with_frequency(x: Tensor) -> Tensor:
-    """Add a frequency axis of one bin where a map has none. Shape: (B, D, [M,] N) -> (B, D, M, N)"""
+    '''Add a frequency axis of one bin where a map has none. Shape: (B, D, [M,] N) -> (B, D, M, N)'''
     return x if x.ndim == 4 else x.unsqueeze(2)
 
 
 def aligned_sequence(maps: Sequence[Tensor]) -> Tensor:
-    """Average maps over frequency and join them at the frame rate of the last one.
+    '''Average maps over frequency and join them at the frame rate of the last one.
 
     Shape:  (B, D_i, [M_i,] N_i) -> (B, sum of D_i, N of the last)
-    """
+    '''
     steps = maps[-1].shape[-1]
     return torch.cat([F.adaptive_avg_pool1d(with_frequency(x).mean(2), steps) for x in maps], dim=1)
 
 
 def run_recurrence(recurrence: nn.Module, x: Tensor) -> Tensor:
-    """Run a recurrence over time in its own precision, without autocast. Shape: (B, D, N') -> (B, 2 units, N')"""
+    '''Run a recurrence over time in its own precision, without autocast. Shape: (B, D, N') -> (B, 2 units, N')'''
     with torch.autocast(x.device.type, enabled=False):
         sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
         return torch.as_tensor(recurrence(sequence)[0].transpose(1, 2))
 
 
 class Head(nn.Module):
-    """Pool each feature map, join the results and classify them.
+    '''Pool each feature map, join the results and classify them.
 
     A recurrence, or attention over time, reads all maps as one sequence instead.
 
     Shape:  maps (B, D_i, [M_i,] N_i), the deepest last -> clip (B, K), frames (B, N', K) or None. With spans, for
             each map as many of equal length, of one clip (B = 1) -> clip (W, K)
     Units:  spans, steps of their map
-    """
+    '''
 
     def __init__(self, config: HeadConfig, widths: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -179,10 +179,10 @@ class Head(nn.Module):
             self.classifier = classifier_layers(config, features, classes)
 
     def features(self, maps: Sequence[Tensor], spans: Sequence[Sequence[Span]] = ()) -> Tensor:
-        """Compute the classifier's input, of each span instead where each map of one clip has spans.
+        '''Compute the classifier's input, of each span instead where each map of one clip has spans.
 
         Shape:  maps -> (B or W, F), or (B or W, F, N') for attention over time
-        """
+        '''
         if self.recurrence is not None:
             sequence = run_recurrence(self.recurrence, aligned_sequence(maps))
             maps = [self.embedding(sequence.transpose(1, 2)).transpose(1, 2)]

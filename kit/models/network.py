@@ -1,4 +1,4 @@
-"""The network: a backbone turns a spectrogram into feature maps, heads turn those into logits."""
+'''The network: a backbone turns a spectrogram into feature maps, heads turn those into logits.'''
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from kit.models.heads import HEAD_HELP, Head, HeadConfig, NetworkOutput
 
 @dataclass(frozen=True)
 class InputShape:
-    """The shape of a network's input (B, channels, bins + n_extra_rows, N) and the meaning of its bins.
+    '''The shape of a network's input (B, channels, bins + n_extra_rows, N) and the meaning of its bins.
 
     Units:  bin_hz, centre of each bin in hertz, rising; empty where it is unknown
             bands, number of frequency bands of equally many bins, stacked along the bin axis
-    """
+    '''
 
     channels: int
     bins: int
@@ -31,7 +31,7 @@ class InputShape:
     bands: int = 1
 
     def rows_of_band(self, low_hz: float, high_hz: float) -> tuple[int, int]:
-        """Find the first and end row of a band; a band without a row gets the row nearest to its centre."""
+        '''Find the first and end row of a band; a band without a row gets the row nearest to its centre.'''
         hz = np.array(self.bin_hz)
         if len(hz) != self.bins or (np.diff(hz) <= 0).any():
             raise KitError(
@@ -46,7 +46,7 @@ class InputShape:
 
 @dataclass(frozen=True)
 class NetworkConfig(Config):
-    """Settings that every family has."""
+    '''Settings that every family has.'''
 
     head: HeadConfig = setting(HeadConfig(), HEAD_HELP)
     noisy_head: bool = setting(False, 'add a second head, trained on noisy labels only')
@@ -57,7 +57,7 @@ FILLING_OPERATIONS = ('normal_', 'uniform_', 'erfinv_', 'mul_', 'add_', 'clamp_'
 
 
 class SkipInit(TorchFunctionMode):
-    """Leave tensors as they are where initialisation would fill them."""
+    '''Leave tensors as they are where initialisation would fill them.'''
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
@@ -71,18 +71,18 @@ class SkipInit(TorchFunctionMode):
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """Build networks without numbers: in no memory, in a tenth of the time, and drawing nothing from the generator."""
+    '''Build networks without numbers: in no memory, in a tenth of the time, and drawing nothing from the generator.'''
     # On the meta device these operations take long, and 2 s the first time, when they import torch's compiler.
     with torch.device('meta'), SkipInit():
         yield
 
 
 def spans_in_steps(spans: Sequence[Span], stride: int, steps: int) -> list[Span]:
-    """Turn spans of equal length from input frames to steps of a map, of `stride` frames each.
+    '''Turn spans of equal length from input frames to steps of a map, of `stride` frames each.
 
     Each starts with the step whose start is nearest to its own, and has as many steps as reach its end from there at
     worst. So windows that cover a clip cover all steps of its map.
-    """
+    '''
     frames = spans[0][1] - spans[0][0]
     count = min(steps, -(-(2 * frames + stride) // (2 * stride)))
     starts = [min((2 * start + stride) // (2 * stride), steps - count) for start, _ in spans]
@@ -90,19 +90,19 @@ def spans_in_steps(spans: Sequence[Span], stride: int, steps: int) -> list[Span]
 
 
 class Maps(NamedTuple):
-    """A backbone's feature maps. Shape: main (B, D_i, [M_i,] N_i), the deepest last; auxiliary likewise"""
+    '''A backbone's feature maps. Shape: main (B, D_i, [M_i,] N_i), the deepest last; auxiliary likewise'''
 
     main: Sequence[Tensor]
     auxiliary: Sequence[Tensor] = ()
 
 
 class Backbone(nn.Module):
-    """Base of all backbones: from a spectrogram to feature maps.
+    '''Base of all backbones: from a spectrogram to feature maps.
 
     Shape:  spec (B, C, M, N) with N >= min_frames -> Maps
     Units:  widths, channels of each main map
             strides, input frames per step of each main map; 0 for a map without time
-    """
+    '''
 
     widths: Sequence[int]
     strides: Sequence[int]
@@ -112,11 +112,11 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    """A backbone with its heads. Each auxiliary head reads one auxiliary map, the others read the main maps.
+    '''A backbone with its heads. Each auxiliary head reads one auxiliary map, the others read the main maps.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
     Units:  stride, input frames per step of the deepest map
-    """
+    '''
 
     def __init__(
         self, backbone: Backbone, head: Head, noisy_head: Head | None, auxiliary_heads: Sequence[Head]
@@ -135,10 +135,10 @@ class Network(nn.Module):
         return torch.as_tensor(self.head(self.backbone(spec).main).clip)
 
     def window_logits(self, spec: Tensor, windows: Sequence[Sequence[Span]]) -> Tensor:
-        """Compute the logits of windows of equal length from one pass of the backbone over each clip.
+        '''Compute the logits of windows of equal length from one pass of the backbone over each clip.
 
         Shape:  spec (B, C, M, N), windows of each clip in frames -> (windows of all clips, K)
-        """
+        '''
         maps = self.backbone(spec).main
         logits = []
         for clip, spans in enumerate(windows):
@@ -150,7 +150,7 @@ class Network(nn.Module):
         return torch.cat(logits)
 
     def outputs(self, spec: Tensor) -> NetworkOutput:
-        """Compute every output that a loss may need."""
+        '''Compute every output that a loss may need.'''
         maps = self.backbone(spec)
         output: NetworkOutput = self.head(maps.main)
         pairs = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
@@ -160,7 +160,7 @@ class Network(nn.Module):
 
 
 def check_input(family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)) -> None:
-    """Raise KitError unless a family can read an input."""
+    '''Raise KitError unless a family can read an input.'''
     if shape.bins < min_bins:
         raise KitError(f'{family} needs at least {min_bins} frequency bins, got {shape.bins}: raise n_mels.')
     rows = shape.n_extra_rows

@@ -1,4 +1,4 @@
-"""Networks that are not of the kit: make taggers of them and of their state dicts, and build them again."""
+'''Networks that are not of the kit: make taggers of them and of their state dicts, and build them again.'''
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def wrap_network(
     returns: str = 'logits',
     min_frames: int = 1,
 ) -> Tagger:
-    """Make a tagger of any network that returns logits, or probabilities where `returns` says so.
+    '''Make a tagger of any network that returns logits, or probabilities where `returns` says so.
 
     A checkpoint holds the network's tensors, never its code. For one of the kit's families pass `settings` with its
     `family`: the checkpoint stores them, and `network` may be a plain state dict. Any other network needs a function
@@ -43,7 +43,7 @@ def wrap_network(
     Shape:  network (B, C, M, N) -> logits or probabilities (B, K); prevalences (K,), by default 1 / K each: the
             prediction for a clip that cannot be read
     Units:  min_frames, the network's shortest input: shorter clips are padded to it
-    """
+    '''
     if isinstance(classes, str):
         raise KitError(f'classes is a list of names, got the text {classes!r}: pass [{classes!r}].')
     if isinstance(classes, set | frozenset):
@@ -87,14 +87,14 @@ def wrap_ensemble(
     classes: Sequence[str],
     **options: Any,
 ) -> list[Tagger]:
-    """Make a tagger of each state dict of a network of your own: an ensemble for submit or predict_clips.
+    '''Make a tagger of each state dict of a network of your own: an ensemble for submit or predict_clips.
 
     `build` is called without arguments and returns the network. `states` are state dicts, or
     paths and patterns of files that hold one, alone or as "state_dict", "model_state_dict" or "model". The `options`
     are those of wrap_network.
 
     Errors: KitError for a wrong builder, a pattern without a file, and a state dict that does not fit
-    """
+    '''
     taggers = []
     stripped: list[str] = []
     for source, state in read_states(states):
@@ -113,7 +113,7 @@ def wrap_ensemble(
 
 
 def read_states(states: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Read state dicts from tables, files and patterns, with their names."""
+    '''Read state dicts from tables, files and patterns, with their names.'''
     found: list[tuple[str, Any]] = []
     for item in [states] if isinstance(states, str | Path | Mapping) else states:
         if isinstance(item, str | Path):
@@ -129,7 +129,7 @@ def read_states(states: Any) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def find_state(source: str, item: Any) -> Mapping[str, Any]:
-    """Read a file where `item` is a path, and find the state dict in it."""
+    '''Read a file where `item` is a path, and find the state dict in it.'''
     if isinstance(item, Path):
         try:
             item = torch.load(item, map_location='cpu', weights_only=True)
@@ -147,7 +147,7 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
 
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: str) -> None:
-    """Raise KitError, naming the first difference, unless names and shapes of a state dict are those wanted."""
+    '''Raise KitError, naming the first difference, unless names and shapes of a state dict are those wanted.'''
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     wanted_shapes = {name: tuple(getattr(value, 'shape', ())) for name, value in wanted.items()}
     wrong = [name for name in {**wanted, **state} if shapes.get(name) != wanted_shapes.get(name)]
@@ -161,7 +161,7 @@ def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: st
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
-    """Return the network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile."""
+    '''Return the network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile.'''
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while isinstance(network, wrappers) or hasattr(network, '_orig_mod'):
         network = getattr(network, 'module' if isinstance(network, wrappers) else '_orig_mod')
@@ -169,7 +169,7 @@ def unwrap_network(network: nn.Module) -> nn.Module:
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers put before every name of a state dict: module., _orig_mod. or model."""
+    '''Remove what wrappers put before every name of a state dict: module., _orig_mod. or model.'''
     names = dict(tensors)
     names.pop('n_averaged', None)  # the counter of AveragedModel is no weight
     for prefix in ('module.', '_orig_mod.', 'model.') * 2:
@@ -181,7 +181,7 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fill_network(
     network: NetworkType, tensors: Mapping[str, Tensor], source: str = '', assign: bool = False
 ) -> NetworkType:
-    """Load tensors into a network, or `assign` them."""
+    '''Load tensors into a network, or `assign` them.'''
     try:
         network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
@@ -190,7 +190,7 @@ def fill_network(
 
 
 def build_custom(where: str, builder: NetworkBuilder) -> nn.Module:
-    """Build a network of the user's."""
+    '''Build a network of the user's.'''
     if isinstance(builder, nn.Module) or not callable(builder):
         came = type(builder).__name__
         raise KitError(f'{where} is a {came}: pass the function that builds it, build, not build().')

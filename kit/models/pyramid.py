@@ -1,4 +1,4 @@
-"""The max-pyramid family: blocks that halve their maps, in 2-D on mel or in 1-D on STFT spectrograms."""
+'''The max-pyramid family: blocks that halve their maps, in 2-D on mel or in 1-D on STFT spectrograms.'''
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +13,7 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 
 @dataclass(frozen=True)
 class PyramidConfig(NetworkConfig):
-    """Size of a max-pyramid; the defaults are the published network of 9.25 M weights."""
+    '''Size of a max-pyramid; the defaults are the published network of 9.25 M weights.'''
 
     dims: int = setting(2, '2: convolve frequency and time; 1: time, bins are channels', choices=(1, 2))
     blocks: int = setting(5, 'number of blocks; each halves its map', low=2, high=8)
@@ -26,14 +26,14 @@ LAYERS_OF_DIMS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d), 2: (nn.Conv2d, n
 
 
 class FastPReLU(nn.PReLU):
-    """PReLU as an interpolation of relu(x) and x in training, whose gradient takes half the time on CPUs."""
+    '''PReLU as an interpolation of relu(x) and x in training, whose gradient takes half the time on CPUs.'''
 
     def forward(self, x: Tensor) -> Tensor:
         return x.relu().lerp(x, self.weight) if self.training else super().forward(x)
 
 
 class BottleneckResidual(nn.Module):
-    """Add to the input three convolutions of it (1x1, 3x3, 1x1), each with batch norm."""
+    '''Add to the input three convolutions of it (1x1, 3x3, 1x1), each with batch norm.'''
 
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class BottleneckResidual(nn.Module):
 
 
 class MaxPyramid(Backbone):
-    """Blocks that each halve their map; the head reads the maps from the second on.
+    '''Blocks that each halve their map; the head reads the maps from the second on.
 
     Shape:  spec (B, C, M, N) -> maps (B, D, [M',] N'), N' = N / 4, N / 8, ... rounded up, for any N >= 1
     Source: third place, Freesound Audio Tagging 2019; its recurrent variant has head.recurrent=gru
-    """
+    '''
 
     def __init__(self, settings: PyramidConfig, shape: InputShape) -> None:
         super().__init__()

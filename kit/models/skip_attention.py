@@ -1,4 +1,4 @@
-"""The skip-attention family: a VGG-like network whose early blocks skip to the end, weighted by attention."""
+'''The skip-attention family: a VGG-like network whose early blocks skip to the end, weighted by attention.'''
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +13,7 @@ from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_
 
 @dataclass(frozen=True)
 class SkipAttentionConfig(NetworkConfig):
-    """Size of a skip-attention network: with three channels and 80 classes it has 17.02 M weights."""
+    '''Size of a skip-attention network: with three channels and 80 classes it has 17.02 M weights.'''
 
     width: int = setting(64, 'channels of the first of four blocks; each block doubles them', low=4, high=2**16)
     ratio: int = setting(16, 'channels per hidden unit of channel attention', low=1, high=2**16)
@@ -21,14 +21,14 @@ class SkipAttentionConfig(NetworkConfig):
 
 
 def conv_layers(width_in: int, width: int) -> list[nn.Module]:
-    """Build a 3x3 convolution, batch norm and ReLU."""
+    '''Build a 3x3 convolution, batch norm and ReLU.'''
     conv = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight)
     return [conv, nn.BatchNorm2d(width), nn.ReLU()]
 
 
 class ChannelAttention(nn.Module):
-    """Weight each channel, from the mean and maximum of all channels."""
+    '''Weight each channel, from the mean and maximum of all channels.'''
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weight each cell, from the channels' mean and maximum around it."""
+    '''Weight each cell, from the channels' mean and maximum around it.'''
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class SpatialAttention(nn.Module):
 
 
 class SkipAttention(Backbone):
-    """Four blocks that halve their map; the first three also skip to the end, where attention weights all four.
+    '''Four blocks that halve their map; the first three also skip to the end, where attention weights all four.
 
     The auxiliary maps are the skips of blocks 3, 2 and 1. The published loss weights the clip and these 1, .4, .2 and
     .1. The published recurrent variant has head.recurrent=lstm, recurrent_width=512 and embedding=512.
 
     Shape:  spec (B, C, M, N) -> main and each auxiliary (B, 8 width, M / 16, N / 16), rounded up, for any N >= 1
     Source: first place, Freesound Audio Tagging 2019; attention: Woo et al. 2018, CBAM, arXiv:1807.06521
-    """
+    '''
 
     min_frames = 16
 

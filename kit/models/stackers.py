@@ -1,4 +1,4 @@
-"""Second-level networks: they read the predictions of other models."""
+'''Second-level networks: they read the predictions of other models.'''
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from kit.core.config import Config, setting
 
 @dataclass(frozen=True)
 class StackerConfig(Config):
-    """Settings of a second-level network; a class mixer has none. Those of the gated MLP are as published."""
+    '''Settings of a second-level network; a class mixer has none. Those of the gated MLP are as published.'''
 
     widths: tuple[int, ...] = setting(
         (32, 64), 'channels of each block, which halves the image (image-stacker)', low=1, high=2**16, longest=64
@@ -26,11 +26,11 @@ class StackerConfig(Config):
 
 
 class GatedMlp(nn.Module):
-    """An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
+    '''An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
 
     Shape:  probabilities or any finite scores (B, m, K) -> logits (B, K)
     Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
-    """
+    '''
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class GatedMlp(nn.Module):
 
 
 class ClassMixer(nn.Module):
-    """A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
+    '''A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
 
     Before training it is the plain mean of the models.
     Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
     Source: second place, Freesound Audio Tagging 2019
-    """
+    '''
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__()
@@ -71,11 +71,11 @@ class ClassMixer(nn.Module):
 
 
 class ImageStacker(nn.Module):
-    """A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
+    '''A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
 
     Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
     Source: Freesound Audio Tagging 2019
-    """
+    '''
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class ImageStacker(nn.Module):
 
 
 class LogisticStacker(nn.Module):
-    """One logistic regression per class on the models' logits of that class; unfitted, their mean.
+    '''One logistic regression per class on the models' logits of that class; unfitted, their mean.
 
     Its weights are plain tensors: scikit-learn fits them, but submitting needs only torch.
     Shape:  probabilities (B, m, K) -> logits (B, K)
     Source: Wolpert 1992, Stacked generalization, with logistic regression as the second level
-    """
+    '''
 
     def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class LogisticStacker(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def run_logits(self, predictions: Tensor) -> Tensor:
-        """Compute the logits of the models' probabilities, finite for 0 and 1."""
+        '''Compute the logits of the models' probabilities, finite for 0 and 1.'''
         return torch.logit(predictions.to(self.weight.dtype), eps=1e-6)
 
     def forward(self, predictions: Tensor) -> Tensor:

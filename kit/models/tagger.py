@@ -1,4 +1,4 @@
-"""The tagger: a frontend and a network, from waveforms to logits, with the card that describes them."""
+'''The tagger: a frontend and a network, from waveforms to logits, with the card that describes them.'''
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +16,14 @@ from kit.models.network import InputShape
 
 
 def input_shape(config: FrontendConfig) -> InputShape:
-    """Describe what a frontend gives to its network; bins resized to an image have no frequencies."""
+    '''Describe what a frontend gives to its network; bins resized to an image have no frequencies.'''
     bin_hz = () if config.image_size else tuple(config.bin_hz.tolist())
     return InputShape(len(config.channel_names), config.n_bins, config.n_extra_rows, bin_hz, len(config.mel_bands))
 
 
 @dataclass(frozen=True)
 class TaggerCard(Config):
-    """Everything about a tagger except its tensors; a checkpoint stores it as JSON."""
+    '''Everything about a tagger except its tensors; a checkpoint stores it as JSON.'''
 
     classes: tuple[str, ...] = setting((), 'class names, in the order of the logits')
     prevalences: tuple[float, ...] = setting(
@@ -59,17 +59,17 @@ class TaggerCard(Config):
 
     @property
     def metric(self) -> str:
-        """The name of the metric of oof_score."""
+        '''The name of the metric of oof_score.'''
         return str(self.recipe.get('metric', 'lwlrap'))
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether its scores are probabilities, by training or by calibration."""
+        '''Whether its scores are probabilities, by training or by calibration.'''
         return self.output == 'probability' or self.calibration is not None
 
 
 class Tagger(nn.Module):
-    """A frontend and a network. Shape: wave (B, T) at the card's sample rate -> logits (B, K)"""
+    '''A frontend and a network. Shape: wave (B, T) at the card's sample rate -> logits (B, K)'''
 
     def __init__(self, card: TaggerCard, network: nn.Module) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Tagger(nn.Module):
         return logits
 
     def read_logits(self, output: Any) -> Any:
-        """Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)"""
+        '''Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)'''
         if self.card.returns == 'logits' or not isinstance(output, Tensor):
             return output
         probs = output.float()
@@ -97,11 +97,11 @@ class Tagger(nn.Module):
         return probs.logit(eps=1e-7)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits into probabilities, calibrated where the card has a calibration."""
+        '''Turn logits into probabilities, calibrated where the card has a calibration.'''
         return (self.card.calibration or Calibration()).probabilities(logits)
 
 
 def build_tagger(card: TaggerCard, start: bool = False) -> Tagger:
-    """Build the tagger that a card describes, with random weights; `start` as in build_network."""
+    '''Build the tagger that a card describes, with random weights; `start` as in build_network.'''
     network = build_network(card.network, input_shape(card.frontend), len(card.classes), start)
     return Tagger(card, network)

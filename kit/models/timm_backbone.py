@@ -1,4 +1,4 @@
-"""The timm family: any convolutional model of timm as a backbone."""
+'''The timm family: any convolutional model of timm as a backbone.'''
 
 import difflib
 import functools
@@ -20,7 +20,7 @@ PROBE_FRAMES = (2048, 4096)
 
 @dataclass(frozen=True)
 class TimmConfig(NetworkConfig):
-    """Which timm model; EfficientNet-B0, B1, B3 and ReXNet-150, 200 have won medals."""
+    '''Which timm model; EfficientNet-B0, B1, B3 and ReXNet-150, 200 have won medals.'''
 
     name: str = setting('tf_efficientnet_b0.ns_jft_in1k', 'any convolutional model of timm')
     weights: str | None = setting(None, 'local pretrained file to start training from')
@@ -31,11 +31,11 @@ class TimmConfig(NetworkConfig):
 
 
 class TimmBackbone(Backbone):
-    """A timm model without its pooling and classifier, randomly initialised.
+    '''A timm model without its pooling and classifier, randomly initialised.
 
     Shape:  spec (B, C, M, N) -> one map (B, D, M', N')
     Source: Wightman, PyTorch Image Models, doi:10.5281/zenodo.4414861
-    """
+    '''
 
     def __init__(self, settings: TimmConfig, shape: InputShape) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class TimmBackbone(Backbone):
 
 
 def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
-    """Build a timm model without its classifier, randomly initialised."""
+    '''Build a timm model without its classifier, randomly initialised.'''
     try:
         import timm
     except ImportError as error:
@@ -81,7 +81,7 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
 
 
 def create_timm_model(name: str, **options: Any) -> nn.Module:
-    """Create a registered model. Old versions of timm build some on the CPU only, so the meta device may follow."""
+    '''Create a registered model. Old versions of timm build some on the CPU only, so the meta device may follow.'''
     import timm
 
     try:
@@ -95,13 +95,13 @@ def create_timm_model(name: str, **options: Any) -> nn.Module:
 
 
 def layer_names(model: Any, role: str) -> tuple[str, ...]:
-    """Return the names of a timm model's layers in the role `first_conv` or `classifier`."""
+    '''Return the names of a timm model's layers in the role `first_conv` or `classifier`.'''
     names = model.pretrained_cfg.get(role) or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, ...]:
-    """Compute the shape of a timm model's map of one clip; () where the model refuses the input."""
+    '''Compute the shape of a timm model's map of one clip; () where the model refuses the input.'''
     # On the meta device tensors have shapes but no numbers.
     spec = torch.empty(1, shape.channels, shape.bins, frames, device='meta')
     try:
@@ -113,10 +113,10 @@ def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, 
 
 @functools.cache
 def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int, int]:
-    """Measure the channels, the stride in frames and the shortest input of a timm model's map.
+    '''Measure the channels, the stride in frames and the shortest input of a timm model's map.
 
     That takes several times as long as building the model, so it is done once per process.
-    """
+    '''
     # Building a model may draw random numbers, which must not change the caller's next ones.
     with torch.random.fork_rng(devices=[]), meta_device():
         model = timm_model(settings, shape.channels).eval()
@@ -135,7 +135,7 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
 
 
 def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    """Fill a backbone from a local file of its timm model; the first convolution adapts to the channels."""
+    '''Fill a backbone from a local file of its timm model; the first convolution adapts to the channels.'''
     from timm.models import adapt_input_conv, load_state_dict
 
     if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""Plots of clips: predictions over time, mel filters, lengths and augmentations."""
+'''Plots of clips: predictions over time, mel filters, lengths and augmentations.'''
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,14 +25,14 @@ CLIP_CLASSES = 8
 
 
 def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence[str] = ()) -> Plot:
-    """One clip: its spectrogram above each window's probabilities, with the whole clip's at the right.
+    '''One clip: its spectrogram above each window's probabilities, with the whole clip's at the right.
 
     The rows are the true classes, marked ✓, and the most probable others, 8 in all. A tagger that predicts
     whole clips also predicts short windows here, although its out-of-fold score does not measure that.
 
     Units:  kHz over seconds; calibrated probabilities
     Errors: KitError for an unknown class, a clip that cannot be decoded, or a ranking without calibration
-    """
+    '''
     tagger = checkpoint if isinstance(checkpoint, Tagger) else load_tagger(checkpoint)
     card = tagger.card
     class_index = {name: k for k, name in enumerate(card.classes)}
@@ -90,10 +90,10 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
 
 
 def draw_filters(frontend: FrontendConfig) -> Plot:
-    """Mel filters: the weight of every filter over frequency.
+    '''Mel filters: the weight of every filter over frequency.
 
     Errors: KitError for kind "stft", which has none
-    """
+    '''
     if frontend.kind != 'mel':
         raise KitError("kind='stft' has FFT bins, not mel filters: pass a front end of kind='mel'.")
     filters = frontend.filters()
@@ -106,10 +106,10 @@ def draw_filters(frontend: FrontendConfig) -> Plot:
 
 
 def draw_lengths(seconds: Sequence[float]) -> Plot:
-    """Clip lengths: their histogram.
+    '''Clip lengths: their histogram.
 
     Errors: KitError without clips, or for a length that is not a number above 0
-    """
+    '''
     lengths = np.asarray(seconds, float)
     if not (len(lengths) and np.isfinite(lengths).all() and lengths.min() > 0):
         raise KitError(f'wanted seconds above 0, got {len(lengths)} lengths: leave out clips without one.')
@@ -139,7 +139,7 @@ MIX_PANELS = {
 
 
 def sheet_panels(waves: Tensor, frontend: Frontend, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    """Yield the title and the spectrogram (M, N) of each panel. Shape: waves (2, T), a clip and its mixup partner"""
+    '''Yield the title and the spectrogram (M, N) of each panel. Shape: waves (2, T), a clip and its mixup partner'''
 
     def spectrograms(batch: Tensor) -> Tensor:
         return frontend.normalize(torch.stack(frontend.spectrograms(list(batch))))
@@ -174,7 +174,7 @@ def sheet_panels(waves: Tensor, frontend: Frontend, generator: torch.Generator) 
 
 
 def draw_contact_sheet(clip: str | Path, out: str | Path = 'augmentations.png', seed: int = 0) -> Plot:
-    """One page with a clip's spectrogram under every augmentation. Mixup mixes the clip with itself reversed.
+    '''One page with a clip's spectrogram under every augmentation. Mixup mixes the clip with itself reversed.
 
     Titles show the drawn amounts in the units of the recipe's settings; a shift is in samples.
 
@@ -182,7 +182,7 @@ def draw_contact_sheet(clip: str | Path, out: str | Path = 'augmentations.png', 
         clip: the audio file; its first 5 s are shown
         out: the image to write
         seed: seed of the random draws
-    """
+    '''
     sound = decode_file(Path(clip))
     if isinstance(sound, Undecodable):
         raise KitError(f'{clip} {sound.reason}: pass another clip.')

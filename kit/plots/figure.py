@@ -1,4 +1,4 @@
-"""Matplotlib figures in one style, and HTML pages that hold them."""
+'''Matplotlib figures in one style, and HTML pages that hold them.'''
 
 import base64
 import io
@@ -35,19 +35,19 @@ IMAGE_FORMATS = {'.png': 'png', '.svg': 'svg', '.pdf': 'pdf'}
 
 @dataclass(frozen=True)
 class Plot:
-    """A matplotlib figure. A notebook shows it inline, and `save` writes it to a file."""
+    '''A matplotlib figure. A notebook shows it inline, and `save` writes it to a file.'''
 
     figure: Any
     path: Path | None = None
 
     def save(self, path: str | Path) -> 'Plot':
-        """Write the figure as PNG, SVG or PDF, by the ending of the path."""
+        '''Write the figure as PNG, SVG or PDF, by the ending of the path.'''
         image = self.to_bytes(choose('ending of an image', Path(path).suffix, IMAGE_FORMATS))
         write_whole(Path(path), lambda handle: handle.write(image))
         return replace(self, path=Path(path))
 
     def to_bytes(self, image_format: str = 'png') -> bytes:
-        """Return the bytes of the image file."""
+        '''Return the bytes of the image file.'''
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=image_format, dpi=100)
         return buffer.getvalue()
@@ -60,10 +60,10 @@ class Plot:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    """Create an empty figure and its axes. `grid` goes to matplotlib's `Figure.subplots`.
+    '''Create an empty figure and its axes. `grid` goes to matplotlib's `Figure.subplots`.
 
     Units:  width and height in inches
-    """
+    '''
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
 
 
 def shown_name(name: str) -> str:
-    """Make a name safe for matplotlib: long ones lose their middle, and `$` starts no formula."""
+    '''Make a name safe for matplotlib: long ones lose their middle, and `$` starts no formula.'''
     name = name.encode(errors='replace').decode()  # file names can hold bytes that are no text
     if len(name) > MAX_NAME_LENGTH:
         # The end stays, because names often differ only there: fold_0.pt, fold_1.pt.
@@ -89,10 +89,10 @@ def shown_name(name: str) -> str:
 
 
 def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    """Create an empty figure with one labelled row per item, the first on top, and its axes (columns,).
+    '''Create an empty figure with one labelled row per item, the first on top, and its axes (columns,).
 
     Labels are shown as they are: names must have passed `shown_name`.
-    """
+    '''
     height = 3.2 + 0.15 * len(labels)
     figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
     first = panels[0, 0]
@@ -101,7 +101,7 @@ def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid
 
 
 def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
-    """Draw a square matrix as colours; NaN is grey. Labels must have passed `shown_name`."""
+    '''Draw a square matrix as colours; NaN is grey. Labels must have passed `shown_name`.'''
     image = axes.imshow(matrix, cmap='viridis', vmin=0, aspect='auto')
     axes.set(facecolor='0.88', xticks=range(len(labels)))
     axes.set_xticklabels(labels, rotation=90)
@@ -110,7 +110,7 @@ def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def draw_spectrogram(axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float) -> None:
-    """Draw a spectrogram (M, N) over seconds, with frequency ticks in kHz; colours run from `low` to `high`."""
+    '''Draw a spectrogram (M, N) over seconds, with frequency ticks in kHz; colours run from `low` to `high`.'''
     khz = bin_hz / 1000
     bins = np.arange(len(khz))
     if (np.diff(khz) > 0).all():
@@ -126,14 +126,14 @@ def draw_spectrogram(axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.nda
     axes.grid(visible=False)
 
 
-PAGE_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem}
+PAGE_STYLE = '''body{font:15px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem}
 div{overflow:auto}td{padding:.1rem 1.5rem .1rem 0;border-bottom:1px solid #8885;vertical-align:top}
 figure{margin:1rem 0}img{max-width:100%}figcaption{opacity:.7}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#17191a}}"""
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#17191a}}'''
 
 
 def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
-    """Return an HTML table, or nothing without rows. With a summary, a click on that line opens the table."""
+    '''Return an HTML table, or nothing without rows. With a summary, a click on that line opens the table.'''
     lines = ['<tr>' + ''.join(f'<td>{escape(str(cell))}' for cell in row) for row in rows]
     if not lines:
         return ''
@@ -144,10 +144,10 @@ def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
 
 
 def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
-    """Return HTML with a plot and its caption, or with the reason why it cannot be drawn.
+    '''Return HTML with a plot and its caption, or with the reason why it cannot be drawn.
 
     The caption is the first line of the drawing function's docstring.
-    """
+    '''
     caption = escape((draw.__doc__ or '').partition('\n')[0])
     try:
         data = base64.b64encode(draw(*arguments).to_bytes()).decode()
@@ -158,7 +158,7 @@ def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
-    """Write an HTML page that needs no other file."""
+    '''Write an HTML page that needs no other file.'''
     name = escape(title)
     head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
     write_text(path, '\n'.join([f'{head}<style>{PAGE_STYLE}</style>', f'<h1>{name}</h1>', *sections, '']))

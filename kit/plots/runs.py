@@ -1,4 +1,4 @@
-"""Plots of runs, of submissions, and of a table's labels."""
+'''Plots of runs, of submissions, and of a table's labels.'''
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ STAGES = {
 
 
 def require_predictions(run: SavedRun) -> None:
-    """Raise KitError unless a run has out-of-fold predictions and a true label to compare them with."""
+    '''Raise KitError unless a run has out-of-fold predictions and a true label to compare them with.'''
     if not run.oof.names:
         raise KitError(f'{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.')
     if not (run.oof.truth == 1).any():
@@ -34,20 +34,20 @@ def require_predictions(run: SavedRun) -> None:
 
 
 def hardest_classes(run: SavedRun) -> list[int]:
-    """Return the classes with the lowest out-of-fold scores, hardest first, 40 at most."""
+    '''Return the classes with the lowest out-of-fold scores, hardest first, 40 at most.'''
     require_predictions(run)
     scores = metric_per_class(run.oof.metric, run.oof.truth, run.oof.probabilities)
     return [int(k) for k in np.argsort(scores, kind='stable') if np.isfinite(scores[k])][:MAX_ROWS]
 
 
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
-    """Return the title of a plot of some classes."""
+    '''Return the title of a plot of some classes.'''
     name = shown_name(run.folder.resolve().name)
     return f'{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first'
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values, and how far their intervals extend below and above. Shape: -> (n,), (2, n)"""
+    '''Return the values, and how far their intervals extend below and above. Shape: -> (n,), (2, n)'''
     values = np.array([interval.value for interval in intervals])
     below = values - [interval.low for interval in intervals]
     above = [interval.high for interval in intervals] - values
@@ -56,10 +56,10 @@ def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_classes(run: SavedRun) -> Plot:
-    """Scores of the classes with 95 % intervals, hardest first.
+    '''Scores of the classes with 95 % intervals, hardest first.
 
     The predictions are out of fold. The number beside a class counts the clips that have it.
-    """
+    '''
     shown = hardest_classes(run)
     oof = run.oof
     values, lengths = error_bars(class_intervals(oof.metric, oof.truth, oof.probabilities, shown, oof.groups))
@@ -74,10 +74,10 @@ def draw_classes(run: SavedRun) -> Plot:
 
 
 def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the mean score of the column's class where it is false and the row's class is true, or NaN.
+    '''Return the mean score of the column's class where it is false and the row's class is true, or NaN.
 
     Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K, K)
-    """
+    '''
     is_true = (truth == 1).astype(float)
     is_false = (truth == 0).astype(float)
     with np.errstate(invalid='ignore'):
@@ -85,7 +85,7 @@ def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def draw_confusion(run: SavedRun) -> Plot:
-    """Label confusion: mean probability of the column's class where it is false and the row's class is true."""
+    '''Label confusion: mean probability of the column's class where it is false and the row's class is true.'''
     shown = hardest_classes(run)
     labels = [shown_name(run.oof.classes[k]) for k in shown]
     figure, (axes,) = new_row_figure(labels, 4.5 + 0.15 * len(shown))
@@ -96,7 +96,7 @@ def draw_confusion(run: SavedRun) -> Plot:
 
 
 class CalibrationBins(NamedTuple):
-    """Known labels by predicted probability; low and high bound the observed frequency's 95 % interval."""
+    '''Known labels by predicted probability; low and high bound the observed frequency's 95 % interval.'''
 
     predicted: np.ndarray
     observed: np.ndarray
@@ -106,15 +106,15 @@ class CalibrationBins(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean distance of predicted and observed."""
+        '''The expected calibration error: the mean distance of predicted and observed.'''
         return float(self.n_labels @ np.abs(self.observed - self.predicted) / self.n_labels.sum())
 
 
 def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
-    """Compare predicted probabilities with observed frequencies in ten bins of equal width, without empty ones.
+    '''Compare predicted probabilities with observed frequencies in ten bins of equal width, without empty ones.
 
     Source: intervals by Wilson 1927, as if all labels were independent
-    """
+    '''
     is_known = ~np.isnan(truth)
     probs = scores[is_known].astype(float)
     labels = truth[is_known].astype(float)
@@ -130,10 +130,10 @@ def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
 
 
 def draw_calibration(run: SavedRun) -> Plot:
-    """Calibration: predicted probability against observed frequency.
+    '''Calibration: predicted probability against observed frequency.
 
     Bars are 95 % intervals. On the dashed line both are equal. The title is the mean distance from it.
-    """
+    '''
     require_predictions(run)
     bins = calibration_bins(run.oof.truth, run.oof.probabilities)
     lengths = np.array([bins.observed - bins.low, bins.high - bins.observed]).clip(0)
@@ -151,10 +151,10 @@ def draw_calibration(run: SavedRun) -> Plot:
 
 
 def draw_history(runs: Sequence[SavedRun]) -> Plot:
-    """Learning curves: training loss and validation score.
+    '''Learning curves: training loss and validation score.
 
     A single run has one colour per fold; several runs have one colour each. Every validation is a point.
-    """
+    '''
     figure, panels = new_figure(10, 4, 1, 2, sharex=True)
     styles = [{'color': colour, 'linestyle': line} for line in ('-', '--', ':') for colour in CURVE_COLOURS]
     lines: dict[str, Any] = {}
@@ -177,12 +177,12 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
 
 
 def draw_self_training(run: str | Path) -> Plot:
-    """Self-training: out-of-fold score of each round with 95 % intervals, and what its labels consist of.
+    '''Self-training: out-of-fold score of each round with 95 % intervals, and what its labels consist of.
 
     Every round is scored on the labels of the original table, not on its own pseudo-labels.
 
     Errors: KitError for a run without rounds
-    """
+    '''
     folder = Path(run)
     rounds = folder / 'rounds'
     counts: dict[int, dict[str, int]] = {}
@@ -219,13 +219,13 @@ def draw_self_training(run: str | Path) -> Plot:
 
 
 def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
-    """Timeline: when files were decoded, models ran and the CSV was written.
+    '''Timeline: when files were decoded, models ran and the CSV was written.
 
     `report` is the submission's CSV, the JSON file beside it, or the report that `submit` returns.
     A dashed line is the deadline, if the submission came near it.
 
     Errors: KitError for a report without times
-    """
+    '''
     details = report if isinstance(report, Mapping) else read_report(Path(report))
     if 'spans' not in details:
         raise KitError('no report that tells when each step ran: run `submit` again.')
@@ -257,13 +257,13 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
 
 
 def draw_labels(table: Any, seconds: Sequence[float] | None = None) -> Plot:
-    """Labels: the number of clips and seconds of each class, and how often two classes occur together.
+    '''Labels: the number of clips and seconds of each class, and how often two classes occur together.
 
     The 40 most frequent classes are shown. Rows of one clip count as one clip. Unknown labels do not count.
 
     Shape:  a table as `read_clip_table` reads it, with n rows; seconds (n,), the length of each row's clip
     Errors: KitError for a table without labels, or another number of seconds
-    """
+    '''
     labels = clip_labels(table)
     if not labels.classes:
         raise KitError(f'0 classes in {len(table)} rows: pass a table with labels.')

@@ -1,4 +1,4 @@
-"""`probe`: measure what held-out predictions lose without parts of their input."""
+'''`probe`: measure what held-out predictions lose without parts of their input.'''
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Alter = Callable[[Frontend, Tensor], Tensor]
 
 
 class ProbeRow(NamedTuple):
-    """The scores of held-out clips under one change: mean log loss of true and of false labels, and the score."""
+    '''The scores of held-out clips under one change: mean log loss of true and of false labels, and the score.'''
 
     name: str
     positive_loss: float
@@ -34,7 +34,7 @@ class ProbeRow(NamedTuple):
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """A row per change, the first without any, all on the same held-out clips."""
+    '''A row per change, the first without any, all on the same held-out clips.'''
 
     clips: int
     failed: int
@@ -54,7 +54,7 @@ class ProbeReport:
 
 
 class AlteredPredictor(Predictor):
-    """A predictor whose network gets changed windows."""
+    '''A predictor whose network gets changed windows.'''
 
     def __init__(self, tagger: Tagger, device: torch.device, alter: Alter) -> None:
         super().__init__(tagger, device)
@@ -65,7 +65,7 @@ class AlteredPredictor(Predictor):
 
 
 def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
-    """Replace rows, in one of equal parts of time, by the spectrogram's least value; extra rows become 0."""
+    '''Replace rows, in one of equal parts of time, by the spectrogram's least value; extra rows become 0.'''
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         altered = pieces.clone()
@@ -79,7 +79,7 @@ def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
 
 
 def replace_coordinate(name: str, noise: bool = False) -> Alter:
-    """Replace a coordinate channel by zeros or by uniform noise in its range."""
+    '''Replace a coordinate channel by zeros or by uniform noise in its range.'''
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         config = frontend.config
@@ -95,7 +95,7 @@ def replace_coordinate(name: str, noise: bool = False) -> Alter:
 
 
 def probe_alterations(config: FrontendConfig, bands: int, stretches: int) -> list[tuple[str, Alter]]:
-    """List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time."""
+    '''List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time.'''
     alterations: list[tuple[str, Alter]] = [('everything', Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
         alterations.append((f'{name} zeroed', replace_coordinate(name)))
@@ -126,7 +126,7 @@ def probe(
     threads: int | None = None,
     progress: bool = True,
 ) -> ProbeReport:
-    """Measure what taggers use: the cost of removing each part of their input, on clips they never trained on.
+    '''Measure what taggers use: the cost of removing each part of their input, on clips they never trained on.
 
     Options:
         run: the folder that `train` wrote
@@ -134,7 +134,7 @@ def probe(
         stretches: parts of each input in time to silence
 
     Source: asked of the second place of RFCX 2021: losses with the frequency channel zeroed or noise
-    """
+    '''
     runtime = start_runtime(device, threads, progress)
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}

@@ -1,4 +1,4 @@
-"""Load the clips of a training, and keep them in memory or, past a budget, on disk."""
+'''Load the clips of a training, and keep them in memory or, past a budget, on disk.'''
 
 import shutil
 import tempfile
@@ -17,11 +17,11 @@ from kit.infer.template import locate_clips
 
 
 class ClipStore:
-    """Keeps the clips of a training in memory up to a budget, and beyond it in files mapped to memory.
+    '''Keeps the clips of a training in memory up to a budget, and beyond it in files mapped to memory.
 
     Where they do not fit as float32, all are kept as float16. That depends on the budget and the clips alone, so that
     the same seed gives the same result here.
-    """
+    '''
 
     def __init__(self, memory_gb: float | None, seconds: float, frontends: Mapping[str, Any]) -> None:
         self.budget_bytes = memory_bytes() // 2 if memory_gb is None else int(memory_gb * 1e9) // get_local_world_size()
@@ -46,7 +46,7 @@ class ClipStore:
             raise KitError(f'{folder} has {free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB: {cure}.')
 
     def keep(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return tensors as they are kept: in memory, or mapped to a file together."""
+        '''Return tensors as they are kept: in memory, or mapped to a file together.'''
         kept = [tensor.to('cpu', self.dtype).contiguous() for tensor in tensors]
         size = sum(tensor.nbytes for tensor in kept)
         if self.dtype == torch.float16 and self.used_bytes + size > self.budget_bytes:
@@ -61,10 +61,10 @@ class ClipStore:
 def load_clips(
     names: Sequence[str], audio: Path, frontends: Mapping[str, Any], runtime: Runtime, memory_gb: float | None = None
 ) -> tuple[SpectrogramLoader, dict[str, dict[int, Tensor]]]:
-    """Decode every clip once and apply each frontend to it.
+    '''Decode every clip once and apply each frontend to it.
 
     Returns the loader, which holds seconds and failures, and for each frontend the spectrograms by clip.
-    """
+    '''
     loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
     store = None

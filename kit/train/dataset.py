@@ -1,4 +1,4 @@
-"""Load the clips of a table with their labels and audio, and split them by fold."""
+'''Load the clips of a table with their labels and audio, and split them by fold.'''
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -38,14 +38,14 @@ MAX_BACKGROUNDS = 64
 
 @dataclass(frozen=True)
 class Dataset(ClipLabels):
-    """Labels and audio of a table. Arrays and dicts have an entry per row: a clip, or a stretch of one.
+    '''Labels and audio of a table. Arrays and dicts have an entry per row: a clip, or a stretch of one.
 
     `targets` are for training, `truth` is for validation: soft labels fill only the first, and labels of
     unscored sources are unknown in the second. Rows without audio are only in `failures`. `waveforms` is
     empty unless the recipe cuts its crops from waveforms. `recordings` are whole spectrograms, by name.
     Shape:  n rows; targets and truth (n, K); stretches (n, 2), seconds, infinite ends for whole clips;
             spectrograms (M, N_i), waveforms (1, T_i); backgrounds (m, T)
-    """
+    '''
 
     truth: np.ndarray
     folds: np.ndarray
@@ -64,11 +64,11 @@ class Dataset(ClipLabels):
 
     @property
     def audio(self) -> dict[int, Tensor]:
-        """What crops are cut from, by row: waveforms where the recipe needs them, else spectrograms."""
+        '''What crops are cut from, by row: waveforms where the recipe needs them, else spectrograms.'''
         return self.waveforms or self.spectrograms
 
     def select(self, rows: Sequence[int] | np.ndarray) -> 'Dataset':
-        """Some of the rows, in this order and numbered anew."""
+        '''Some of the rows, in this order and numbered anew.'''
         changes: dict[str, Any] = {'names': tuple(self.names[row] for row in rows)}
         for column in fields(self):
             values = getattr(self, column.name)
@@ -79,7 +79,7 @@ class Dataset(ClipLabels):
         return replace(self, **changes)
 
     def train_split(self, fold: int | None) -> 'Dataset':
-        """The rows of all other folds (None: of all folds) that have audio and a known or soft label."""
+        '''The rows of all other folds (None: of all folds) that have audio and a known or soft label.'''
         is_usable = self.has_label | [self.has_windows(name) for name in self.names]
         is_usable &= [row in self.spectrograms for row in range(len(self))]
         if fold is not None:
@@ -87,29 +87,29 @@ class Dataset(ClipLabels):
         return self.select(np.flatnonzero(is_usable))
 
     def held_out(self, fold: int | None) -> np.ndarray:
-        """The rows that validate a fold: whole clips, and stretches of recordings without such a row. Shape: -> (m,)"""
+        '''The rows that validate a fold: whole clips, and stretches of recordings without such a row. Shape: -> (m,)'''
         return np.flatnonzero((self.folds == fold) & is_validated(self.names, self.stretches))
 
     @property
     def row_names(self) -> list[str]:
-        """The name of each row: its clip's, or of a stretch <clip>_<end second>."""
+        '''The name of each row: its clip's, or of a stretch <clip>_<end second>.'''
         return row_names(self.names, self.stretches)
 
     @property
     def has_label(self) -> np.ndarray:
-        """Whether any label of a row is known, not counting those of windows. Shape: -> (n,)"""
+        '''Whether any label of a row is known, not counting those of windows. Shape: -> (n,)'''
         return np.asarray(~np.isnan(self.targets).all(axis=1))
 
     def has_windows(self, name: str) -> bool:
-        """Whether windows of this clip have soft labels."""
+        '''Whether windows of this clip have soft labels.'''
         soft = self.soft_labels
         return soft is not None and bool(soft.times) and name in soft.rows
 
     def crop_targets(self, row: int, begin_s: float, end_s: float, box_share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Targets of a crop, by the boxes or else of the clip, and the soft labels of the nearest window.
+        '''Targets of a crop, by the boxes or else of the clip, and the soft labels of the nearest window.
 
         Shape:  -> (K,) each, NaN where unknown
-        """
+        '''
         name = self.names[row]
         targets = self.targets[row]
         soft = np.full_like(targets, np.nan)
@@ -121,26 +121,26 @@ class Dataset(ClipLabels):
 
 
 class RawWaveforms:
-    """Stands for a frontend where waveforms are loaded and cut unchanged. Shape: [(T_i,)] -> [(1, T_i)]"""
+    '''Stands for a frontend where waveforms are loaded and cut unchanged. Shape: [(T_i,)] -> [(1, T_i)]'''
 
     def __init__(self, config: FrontendConfig) -> None:
         self.config = config
 
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
-        """Add a row axis to each waveform."""
+        '''Add a row axis to each waveform.'''
         return [wave[None] for wave in waves]
 
     def normalize(self, wave: Tensor) -> Tensor:
-        """Return the waveform as it is."""
+        '''Return the waveform as it is.'''
         return wave
 
     def floor(self, wave: Tensor) -> Tensor:
-        """Return the silence that pad_mode "min" appends."""
+        '''Return the silence that pad_mode "min" appends.'''
         return wave.new_zeros(1, 1)
 
 
 def box_table(boxes: Boxes, table: str | Path | None) -> Any:
-    """Make a clip table of recordings from their boxes, sorted by name, and of what a CSV adds, if given.
+    '''Make a clip table of recordings from their boxes, sorted by name, and of what a CSV adds, if given.
 
     A class is true with any true box, false with false boxes only, and unknown without boxes.
     A CSV `recording_id,fold` has the folds of all; recordings that are only there get no known label. A clip table adds
@@ -148,7 +148,7 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
     false. It may have folds, too, of all clips and recordings.
     Source: 32nd place, RFCX Species Audio Detection (whole clips, scored on known labels)
     Errors: KitError for a recording with a box but without a fold, and for one with labels in a table without folds
-    """
+    '''
     import pandas
 
     names = sorted(boxes.rows)
@@ -192,12 +192,12 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
 
 
 def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The position of each row's source among the recipe's sources; 0 for all if the recipe has none.
+    '''The position of each row's source among the recipe's sources; 0 for all if the recipe has none.
 
     A row without a source, or of one of BirdCLEF's, belongs to the first source that is scored.
 
     Shape:  (n,) str -> (n,) int64
-    """
+    '''
     if not recipe.sources:
         return np.zeros(len(sources), np.int64)
     number_of = {name: number for number, name in enumerate(recipe.sources)}
@@ -221,10 +221,10 @@ def load_dataset(
     backgrounds: str | Path | None = None,
     memory_gb: float | None = None,
 ) -> Dataset:
-    """Decode every clip of a table once and keep its spectrogram.
+    '''Decode every clip of a table once and keep its spectrogram.
 
     Stretches, boxes and windows that begin after the end of their sound are left out, with a note.
-    """
+    '''
     import pandas
 
     named = boxes or soft
@@ -314,10 +314,10 @@ def load_dataset(
 def begins_inside(
     what: str, names: Sequence[str], begin_s: np.ndarray, end_s: np.ndarray, sound_s: Mapping[str, float]
 ) -> np.ndarray:
-    """Find the stretches that begin inside their sound; a note tells how many do not. Whole clips always do.
+    '''Find the stretches that begin inside their sound; a note tells how many do not. Whole clips always do.
 
     Shape:  names, begin_s and end_s (n,); sound_s the decoded seconds of each name -> (n,) bool
-    """
+    '''
     length_s = np.array([sound_s.get(name, np.nan) for name in names])
     length_s[np.isinf(end_s)] = np.nan
     is_outside = begin_s >= length_s
@@ -339,7 +339,7 @@ def begins_inside(
 
 
 def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) -> Boxes:
-    """Select the boxes that begin inside their recording. A note tells how many lie above all frequencies."""
+    '''Select the boxes that begin inside their recording. A note tells how many lie above all frequencies.'''
     names = boxes.recordings.tolist()
     boxes = boxes.select(begins_inside('boxes', names, boxes.begin_s, boxes.end_s, sound_s))
     is_above = boxes.low_hz >= nyquist_hz
@@ -353,7 +353,7 @@ def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) 
 
 
 def cut_stretch(spec: Tensor, begin_s: float, end_s: float, steps_per_s: float) -> Tensor:
-    """Cut a clip's spectrogram or waveform to a stretch of at least one step. Shape: (R, N) -> (R, N')"""
+    '''Cut a clip's spectrogram or waveform to a stretch of at least one step. Shape: (R, N) -> (R, N')'''
     first = min(spec.shape[-1] - 1, round(begin_s * steps_per_s))
     if np.isinf(end_s):
         return spec[:, first:]
@@ -362,7 +362,7 @@ def cut_stretch(spec: Tensor, begin_s: float, end_s: float, steps_per_s: float) 
 
 
 def crop_steps(recipe: Recipe) -> tuple[int, float]:
-    """Steps of a training crop and of a second: samples if crops are cut from waveforms, else frames."""
+    '''Steps of a training crop and of a second: samples if crops are cut from waveforms, else frames.'''
     if recipe.needs_waveforms:
         samples = max(1, (recipe.crop_frames - 1) * recipe.frontend.hop_length)
         return samples, recipe.frontend.sample_rate
@@ -370,10 +370,10 @@ def crop_steps(recipe: Recipe) -> tuple[int, float]:
 
 
 def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime) -> Tensor | None:
-    """Load sounds to mix under crops, looped or cut to a crop's length; None if the recipe uses none.
+    '''Load sounds to mix under crops, looped or cut to a crop's length; None if the recipe uses none.
 
     Shape:  -> (n, T), n at most 64
-    """
+    '''
     if not recipe.wave_augment.background_p:
         return None
     if folder is None:

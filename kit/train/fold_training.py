@@ -1,4 +1,4 @@
-"""Train one network of a run: its checkpoint, its held-out predictions, and its rows of the history."""
+'''Train one network of a run: its checkpoint, its held-out predictions, and its rows of the history.'''
 
 import math
 import time
@@ -30,7 +30,7 @@ EpochLogger = Callable[[dict[str, Any]], object]
 
 
 def new_tagger(recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0) -> Tagger:
-    """Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network."""
+    '''Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network.'''
     truth = data.truth if fold is None else data.truth[data.folds != fold]
     card = TaggerCard(
         classes=data.classes,
@@ -50,10 +50,10 @@ def new_tagger(recipe: Recipe, data: Dataset, fold: int | None, start: bool = Tr
 
 
 def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset) -> OofPredictions:
-    """Predict and score a fold's held-out clips with the network's weights as they are.
+    '''Predict and score a fold's held-out clips with the network's weights as they are.
 
     Writes output, calibration and score into the tagger's card.
-    """
+    '''
     tagger = trainer.tagger
     rows = data.held_out(trainer.fold)
     clips = data.select(rows)
@@ -78,11 +78,11 @@ def train_fold(
     init: InitModel | None = None,
     logger: EpochLogger | None = None,
 ) -> OofPredictions | None:
-    """Train one network of a fold, or continue it; write its checkpoint, and predict its held-out clips.
+    '''Train one network of a fold, or continue it; write its checkpoint, and predict its held-out clips.
 
     Fold None is trained on all clips. It keeps the last weights, has no predictions, and gets the mean
     calibration of the folds in the same folder.
-    """
+    '''
     start = time.perf_counter()
     name = 'all' if fold is None else f'fold_{fold}'
     name += f'_seed_{replica}' if replica else ''
@@ -139,7 +139,7 @@ def train_fold(
 
 
 def mean_calibration(folder: Path, output: str) -> Calibration | None:
-    """The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none."""
+    '''The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none.'''
     if output == 'probability':
         return None
     cards = [open_checkpoint(path).card for path in sorted(folder.glob('fold_*.pt'))]
@@ -152,7 +152,7 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
 
 
 def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """Return a network's rows of the history, one for each epoch; the score is NaN without a validation."""
+    '''Return a network's rows of the history, one for each epoch; the score is NaN without a validation.'''
     fold = 'all' if trainer.fold is None else trainer.fold
     rows: list[dict[str, Any]] = []
     for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
@@ -162,7 +162,7 @@ def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows of a network. The rows of other networks stay."""
+    '''Write the rows of a network. The rows of other networks stay.'''
     network = '{fold},{seed},'.format(**rows[0])
     new = ['{fold},{seed},{epoch},{loss:.6g},{lr:.6g},{score},{seconds:.3f}'.format(**row) for row in rows]
     with locked(path.parent / 'state' / 'history', path, wait=True):  # other processes train other networks

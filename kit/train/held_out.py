@@ -1,4 +1,4 @@
-"""The clips that each model of a run never trained on, and their predictions."""
+'''The clips that each model of a run never trained on, and their predictions.'''
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ from kit.models.tagger import Tagger
 
 
 class HeldOut(NamedTuple):
-    """A tagger, and the rows that it never trained on: whole clips, or stretches of recordings.
+    '''A tagger, and the rows that it never trained on: whole clips, or stretches of recordings.
 
     `clips` are the rows' files, `names` are unique (see row_names). `unlabelled` are soundscapes without labels, and
     clips asked for that are not in the run's table: every model predicts pseudo-labels for them.
     Shape:  rows (n,) in the run's table, truth (n, K), stretches (n, 2) in seconds
-    """
+    '''
 
     tagger: Tagger
     rows: np.ndarray
@@ -40,17 +40,17 @@ class HeldOut(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The name of each row."""
+        '''The name of each row.'''
         return row_names(self.clips, self.stretches)
 
 
 def predict_held_out(
     held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    """Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
+    '''Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
 
     Returns each predictor's logits, and why rows have none; both by the rows' positions in the fold.
-    """
+    '''
     clips = list(dict.fromkeys(held.clips))
     outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)
     position = {name: clip for clip, name in enumerate(clips)}
@@ -63,7 +63,7 @@ def predict_held_out(
 def split_rows(
     of_clips: Mapping[Any, WindowLogits], clip_of: Sequence[Any], stretches: np.ndarray, frames_per_s: float
 ) -> dict[int, WindowLogits]:
-    """Split the logits of recordings to rows, which are stretches of these or whole. `clip_of` is each row's key."""
+    '''Split the logits of recordings to rows, which are stretches of these or whole. `clip_of` is each row's key.'''
     of_rows = {}
     for row, clip in enumerate(clip_of):
         output = logits_of_stretch(of_clips.get(clip), stretches[row], frames_per_s)
@@ -75,10 +75,10 @@ def split_rows(
 def predict_recordings(
     names: Sequence[str], predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    """Predict files with several predictors of one tagger.
+    '''Predict files with several predictors of one tagger.
 
     Returns each predictor's logits, and why files have none; both by the files' positions.
-    """
+    '''
     members = [EnsembleMember(name, predictor) for predictor in predictors]
     frontends = collect_frontends(members, runtime.device)
     files = locate_clips(names, audio)
@@ -114,7 +114,7 @@ def predict_recordings(
 
 
 def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
-    """Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too."""
+    '''Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too.'''
     if not (run / 'folds.csv').is_file():
         raise KitError(f'{run} holds no run (no folds.csv): give the folder that `train` wrote.')
     table = read_clip_table(run / 'folds.csv')

@@ -1,4 +1,4 @@
-"""Losses of logits and targets, one number per clip; unknown labels (NaN) are masked."""
+'''Losses of logits and targets, one number per clip; unknown labels (NaN) are masked.'''
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,10 +16,10 @@ PAIRS_AT_ONCE = 2**22
 
 
 class RowLoss(NamedTuple):
-    """Each clip's loss, 0 for a clip without labels, and `known`, the number of labels that took part.
+    '''Each clip's loss, 0 for a clip without labels, and `known`, the number of labels that took part.
 
     Shape:  (B,) each, float32 or wider
-    """
+    '''
 
     loss: Tensor
     known: Tensor
@@ -29,10 +29,10 @@ RowLossFunction = Callable[[Tensor, Tensor], RowLoss]
 
 
 def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = 'clips') -> Tensor:
-    """Average the losses of a batch over its clips with a known label, or over its known labels.
+    '''Average the losses of a batch over its clips with a known label, or over its known labels.
 
     Shape:  row of (B,), weights of the clips (B,) -> scalar, 0 where nothing is known
-    """
+    '''
     has_label = (row.known > 0).to(row.loss.dtype)
     count = has_label if over == 'clips' else row.known
     if weights is not None:
@@ -50,13 +50,13 @@ def sum_by_source(
     over: str = 'clips',
     weight_by_share: bool = True,
 ) -> Tensor:
-    """Sum the average losses of the sources, each by its own loss function and times its own weight.
+    '''Sum the average losses of the sources, each by its own loss function and times its own weight.
 
     With `weight_by_share` each average is also multiplied by the source's share of the batch's clips.
 
     Shape:  logits and targets (B, K), sources (B,) indices of parts, weights of the clips (B,) -> scalar
     Source: first place, Freesound 2019 (curated: BCE, noisy: soft bootstrapping, weight .5 each, by share)
-    """
+    '''
     terms = []
     for index, (loss, source_weight) in enumerate(parts):
         rows = sources == index
@@ -68,18 +68,18 @@ def sum_by_source(
 
 
 def bce_of_labels(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor:
-    """Compute the binary cross-entropy of each label. Shape: two of (B, K) -> (B, K)"""
+    '''Compute the binary cross-entropy of each label. Shape: two of (B, K) -> (B, K)'''
     return F.binary_cross_entropy_with_logits(logits, targets, reduction='none', pos_weight=positive_weight)
 
 
 def bce_loss(
     logits: Tensor, targets: Tensor, smoothing: float = 0.0, positive_weight: Tensor | float | None = None
 ) -> RowLoss:
-    """Compute binary cross-entropy. Smoothing moves the targets 0 and 1 to `smoothing` and 1 - `smoothing`.
+    '''Compute binary cross-entropy. Smoothing moves the targets 0 and 1 to `smoothing` and 1 - `smoothing`.
 
     Shape:  logits and targets (B, K), positive_weight () or (K,) -> RowLoss
     Source: smoothing .01: second place, Freesound 2019
-    """
+    '''
     if not 0 <= smoothing < 0.5:
         raise KitError(f'smoothing must be in [0, 0.5), got {smoothing}.')
     logits, targets, known = widen_for_loss(logits, targets)
@@ -92,13 +92,13 @@ def bce_loss(
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None) -> RowLoss:
-    """Compute focal loss: cross-entropy times |target - probability|^gamma, so that easy labels weigh little.
+    '''Compute focal loss: cross-entropy times |target - probability|^gamma, so that easy labels weigh little.
 
     With `alpha`, true labels also weigh alpha and false ones 1 - alpha.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Lin et al. 2017, arXiv:1708.02002; Li et al. 2020, arXiv:2006.04388, for soft labels
-    """
+    '''
     # Between 0 and 1 the gradient at a soft label would be infinite.
     if gamma != 0 and not gamma >= 1:
         raise KitError(f'gamma must be 0 or at least 1, got {gamma}.')
@@ -113,7 +113,7 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float
 def soft_bootstrap_loss(
     logits: Tensor, targets: Tensor, trust: float = 0.7, on: str = 'known', detach: bool = True
 ) -> RowLoss:
-    """Compute cross-entropy on trust * label + (1 - trust) * the network's own prediction.
+    '''Compute cross-entropy on trust * label + (1 - trust) * the network's own prediction.
 
     `on` selects the labels that are changed so: "known", "unknown" or "all". Selected unknown labels count as false
     before the change, and are part of the mean.
@@ -121,7 +121,7 @@ def soft_bootstrap_loss(
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Reed et al. 2014, arXiv:1412.6596; known, .7, detached: first place, Freesound 2019;
             unknown, .1, not detached: 32nd place, RFCX (LSoft with l = .9)
-    """
+    '''
     if not 0 <= trust <= 1:
         raise KitError(f'trust must be in [0, 1], got {trust}.')
     logits, targets, known = widen_for_loss(logits, targets)
@@ -133,13 +133,13 @@ def soft_bootstrap_loss(
 
 
 def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
-    """Compute log-sum-exp pairwise loss: log(1 + sum over known i, j of max(0, t_i - t_j) exp(s_j - s_i)).
+    '''Compute log-sum-exp pairwise loss: log(1 + sum over known i, j of max(0, t_i - t_j) exp(s_j - s_i)).
 
     It compares the scores s of one clip's classes, so it trains a ranking: the scores are no log odds.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Li, Song & Luo 2017, arXiv:1704.03135, for hard labels; soft labels weigh pairs by t_i - t_j
-    """
+    '''
     logits, targets, known = widen_for_loss(logits, targets)
     n_known = known.sum(dim=1).to(logits.dtype)
     # The pairs need O(K^2) memory. Sorted by target, they need O(K): the difference t_i - t_j is the sum of the
@@ -161,7 +161,7 @@ def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 
 
 def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
-    """Compute the mean of log(1 + exp(s_j - s_i)) over all pairs of a true label i and a false one j of the batch.
+    '''Compute the mean of log(1 + exp(s_j - s_i)) over all pairs of a true label i and a false one j of the batch.
 
     Labels above .5 are true and those below are false, of any clips and classes. A pair's loss is multiplied by both
     labels' distances from .5. Each of its two clips gets half of it, scaled so that the mean over the clips with a
@@ -170,7 +170,7 @@ def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: fourth place, BirdCLEF 2025; with bce .25: second place, BirdCLEF 2026
-    """
+    '''
     cross_entropy = bce_loss(logits, targets)
     logits, targets, known = widen_for_loss(logits, targets)
     distances = (targets - 0.5).masked_fill(~known, 0.0)
@@ -196,19 +196,19 @@ def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
 
 
 def sum_pairs(true: Tensor, false: Tensor, true_weights: Tensor, false_weights: Tensor) -> list[Tensor]:
-    """Sum the weighted losses of all pairs by true and by false label. Shape: (P,), (N,), (P,), (N,) -> (P,), (N,)"""
+    '''Sum the weighted losses of all pairs by true and by false label. Shape: (P,), (N,), (P,), (N,) -> (P,), (N,)'''
     losses = F.softplus(false - true[:, None]) * true_weights[:, None] * false_weights
     return [losses.sum(dim=1), losses.sum(dim=0)]
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor) -> RowLoss:
-    """Compute the cross-entropy of the softmax over a clip's known labels; the targets are divided by their sum.
+    '''Compute the cross-entropy of the softmax over a clip's known labels; the targets are divided by their sum.
 
     The loss of a clip without a true label is 0. It compares the classes of one clip, so it trains a ranking.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: first place, BirdCLEF 2024 and 2026
-    """
+    '''
     logits, targets, known = widen_for_loss(logits, targets)
     log_probs = logits.masked_fill(~known, NEGLIGIBLE_LOG).log_softmax(dim=1).masked_fill(~known, 0.0)
     total = targets.sum(dim=1, keepdim=True)
@@ -217,14 +217,14 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 
 
 def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
-    """Average each clip's losses over the labels that take part. Shape: losses and mask (B, K)"""
+    '''Average each clip's losses over the labels that take part. Shape: losses and mask (B, K)'''
     n_known = known.sum(dim=1)
     loss = losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1)
     return RowLoss(loss, n_known.to(losses.dtype))
 
 
 def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Convert both to float32 or wider, set unknown targets to 0, and return the mask of known ones."""
+    '''Convert both to float32 or wider, set unknown targets to 0, and return the mask of known ones.'''
     if ((targets < 0) | (targets > 1)).any():
         raise KitError('targets must be in [0, 1], and NaN, not -1, where a label is unknown.')
     dtype = torch.promote_types(logits.dtype, torch.float32)

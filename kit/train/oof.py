@@ -1,4 +1,4 @@
-"""Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk."""
+'''Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk.'''
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.errors import KitError, choose
 from kit.core.files import read_table, write_text
 from kit.core.runtime import Runtime, start_runtime
-from kit.infer.ensemble import NOT_FINITE
+from kit.infer.ensemble import NOT_FINITE, clip_probabilities
 from kit.infer.postprocess import PostprocessConfig, apply_postprocess, postprocess_config
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
@@ -31,7 +31,6 @@ from kit.train.oof_report import (
     compare_steps,
     compare_thresholds,
     inference_variants,
-    pooled_probabilities,
     read_metric,
     read_recipe,
     window_steps,
@@ -42,10 +41,10 @@ from kit.train.oof_report import (
 def score_held_out(
     held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits | None], failures: Mapping[int, str]
 ) -> OofPredictions:
-    """Turn a fold's logits into probabilities; write their calibration and score into the tagger's card.
+    '''Turn a fold's logits into probabilities; write their calibration and score into the tagger's card.
 
     Only a ranking tagger is calibrated. Clips without finite logits get the prior.
-    """
+    '''
     tagger = held.tagger
     finite: dict[int, WindowLogits] = {}
     for clip, output in sorted(outputs.items()):
@@ -57,7 +56,9 @@ def score_held_out(
         calibration = fit_calibration(logits, held.truth[list(finite)], pool)
         tagger.card = replace(tagger.card, calibration=calibration)
     clips = len(held.names)
-    probs = pooled_probabilities(tagger, inference, finite, clips)
+    probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
+    for clip, output in finite.items():
+        probs[clip] = clip_probabilities(tagger, inference, output.logits)
     metric = tagger.card.metric
     tagger.card = replace(tagger.card, oof_score=round(compute_metric(metric, held.truth, probs), 6))
     missing = [clip for clip in range(clips) if clip not in finite]
@@ -67,7 +68,7 @@ def score_held_out(
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
-    """Write oof.csv: fname, fold, a probability per class, in the table's order; rows of other folds stay."""
+    '''Write oof.csv: fname, fold, a probability per class, in the table's order; rows of other folds stay.'''
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
@@ -92,10 +93,10 @@ def predict_ways(
     runtime: Runtime,
     adopt: bool,
 ) -> dict[str, OofPredictions]:
-    """Predict a model's rows in its own way, in other ways, and with shifted odds; the own way's name is empty.
+    '''Predict a model's rows in its own way, in other ways, and with shifted odds; the own way's name is empty.
 
     The own way's calibration and score are written into the tagger's card; with `adopt` those of the one variant.
-    """
+    '''
     tagger = held.tagger
     own = Predictor(tagger, runtime.device, fuse=True)
     # Pools of the same windows share the network's logits.
@@ -141,7 +142,7 @@ def predict_oof(
     adopt: bool = False,
     blend_with: Sequence[str | Path] | None = None,
 ) -> OofPredictions:
-    """Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
+    '''Predict every clip of a run by the fold that never saw it; write oof.csv and fit the calibrations.
 
     The options of `submit` from mode to top_power are compared with the run's own way: a line for each has its score
     and the gain with its 95 % interval. oof.csv holds the run's own way. The steps over windows need rows that are
@@ -152,7 +153,7 @@ def predict_oof(
         run: the folder that `train` wrote
         adopt: predict this way from now on: write the inference settings, their calibration and score into the run
         blend_with: folders of other runs on the same clips; fits blend weights for `submit`
-    """
+    '''
     if adopt and not len(pool or ['']) == 1 <= len([x for x in (mode, window_s, hop_s, pool) if x]):
         raise KitError('adopt takes one way to predict: give mode, window_s, hop_s or one pool.')
     runtime = start_runtime(device, threads, progress)
@@ -195,7 +196,7 @@ def predict_oof(
 
 
 def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the groups by which the rows of these names are resampled: the table's column `group`, and clips."""
+    '''Return the groups by which the rows of these names are resampled: the table's column `group`, and clips.'''
     keys = group_keys(table, 'group' if 'group' in table else None)
     count = Counter(keys)
     rows = row_names(table['fname'], stretches_of(table))
@@ -204,7 +205,7 @@ def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
-    """Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged."""
+    '''Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged.'''
     rows_of = {int(part.folds[0]): rows for rows, part in parts}
     of_folds = []
     for fold in rows_of:
@@ -225,10 +226,10 @@ def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredict
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run or stack as its folder holds it.
+    '''A run or stack as its folder holds it.
 
     `history` has a table of epochs per training. `oof` is sorted by clip, and empty before there are predictions.
-    """
+    '''
 
     folder: Path
     recipe: dict[str, Any]
@@ -237,10 +238,10 @@ class SavedRun:
 
 
 def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
-    """Read the out-of-fold predictions of a run or stack, in the order of its oof.csv.
+    '''Read the out-of-fold predictions of a run or stack, in the order of its oof.csv.
 
     The truth comes from the run's own table, or from that of `labels`.
-    """
+    '''
     folder = Path(folder)
     if not (folder / 'oof.csv').is_file():
         raise KitError(f'{folder} lacks oof.csv: run `oof` on it.')
@@ -266,7 +267,7 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
 
 
 def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
-    """Read what the folder of a run or stack holds so far. Errors: KitError for a folder that is neither"""
+    '''Read what the folder of a run or stack holds so far. Errors: KitError for a folder that is neither'''
     import pandas
 
     folder = Path(folder)

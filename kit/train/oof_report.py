@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: their scores, and by how much other settings, steps, weights or thresholds help."""
+'''Out-of-fold predictions: their scores, and by how much other settings, steps, weights or thresholds help.'''
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,16 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.core.files import write_rows
 from kit.infer.blend import fit_weights
-from kit.infer.ensemble import clip_probabilities
 from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess, postprocess_config
-from kit.infer.predictor import WindowLogits
 from kit.infer.template import split_window
 from kit.labels.bootstrap import Interval, bootstrap_difference, format_metric
 from kit.labels.calibration import fit_thresholds
 from kit.labels.metrics import class_metric, compute_metric, metric_per_class
-from kit.models.tagger import Tagger
 
 
 @dataclass(frozen=True)
 class OofVariant:
-    """Another way to score the same clips: its score, and the gain over the usual way with its 95 % interval."""
+    '''Another way to score the same clips: its score, and the gain over the usual way with its 95 % interval.'''
 
     name: str
     metric: str
@@ -42,12 +39,12 @@ class OofVariant:
 
 @dataclass(frozen=True)
 class OofPredictions:
-    """Predictions of clips by models that never trained on them.
+    '''Predictions of clips by models that never trained on them.
 
     `failures` holds, by name, why a clip has the prior. `metric` is the recipe's. `variants` are other ways that were
     asked for. Clips of one of `groups` (n, or none) are resampled together; an empty one is a clip's own.
     Shape:  folds (n,), truth and probabilities (n, K)
-    """
+    '''
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -61,16 +58,16 @@ class OofPredictions:
 
     @property
     def score(self) -> float:
-        """The metric of all clips together."""
+        '''The metric of all clips together.'''
         return compute_metric(self.metric, self.truth, self.probabilities)
 
     @property
     def fold_of_clip(self) -> dict[str, int]:
-        """The fold of each clip."""
+        '''The fold of each clip.'''
         return dict(zip(self.names, self.folds.tolist(), strict=True))
 
     def reordered(self, rows: np.ndarray) -> 'OofPredictions':
-        """Return the clips in another order. Shape: rows (n,)"""
+        '''Return the clips in another order. Shape: rows (n,)'''
         return replace(
             self,
             names=tuple(self.names[row] for row in rows),
@@ -81,7 +78,7 @@ class OofPredictions:
         )
 
     def probabilities_like(self, first: 'OofPredictions', place: Path, first_place: Path) -> np.ndarray:
-        """Return the probabilities in the order of another run's clips and classes."""
+        '''Return the probabilities in the order of another run's clips and classes.'''
         check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
         different = sorted(set(first.classes) ^ set(self.classes))
         if different:
@@ -103,7 +100,7 @@ class OofPredictions:
 
 
 def check_same_folds(folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path) -> None:
-    """Raise KitError that names the first clip whose fold differs between two places."""
+    '''Raise KitError that names the first clip whose fold differs between two places.'''
     for name in sorted({*folds, *other_folds}):
         fold = folds.get(name, 'none')
         other = other_folds.get(name, 'none')
@@ -115,24 +112,14 @@ def check_same_folds(folds: Mapping[str, Any], place: Path, other_folds: Mapping
 def compare(
     oof: OofPredictions, name: str, probs: np.ndarray, baseline: np.ndarray | None = None, advice: str = ''
 ) -> OofVariant:
-    """Score a variant of predictions against a baseline, or against these. Shape: probs and baseline (n, K)"""
+    '''Score a variant of predictions against a baseline, or against these. Shape: probs and baseline (n, K)'''
     baseline = oof.probabilities if baseline is None else baseline
     gain = bootstrap_difference(oof.metric, oof.truth, probs, baseline, oof.groups)
     return OofVariant(name, oof.metric, compute_metric(oof.metric, oof.truth, probs), gain, advice)
 
 
-def pooled_probabilities(
-    tagger: Tagger, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], clips: int
-) -> np.ndarray:
-    """Calibrate and pool the logits of clips; clips without logits get the prior. Shape: -> (clips, K) float32"""
-    probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
-    for clip, output in outputs.items():
-        probs[clip] = clip_probabilities(tagger, inference, output.logits)
-    return probs
-
-
 def summarize_scores(oof: OofPredictions) -> list[str]:
-    """Describe the score of all clips, of each fold, and of the hardest classes, a line each."""
+    '''Describe the score of all clips, of each fold, and of the hardest classes, a line each.'''
     metric = oof.metric
     truth = oof.truth
     probs = oof.probabilities
@@ -155,7 +142,7 @@ def inference_variants(
     hop_s: float | None = None,
     pools: Sequence[str] | None = None,
 ) -> dict[str, InferenceConfig]:
-    """List the requested inference settings by name; none where nothing is requested."""
+    '''List the requested inference settings by name; none where nothing is requested.'''
     settings = {'mode': mode, 'window_s': window_s, 'hop_s': hop_s}
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes and not pools:
@@ -169,7 +156,7 @@ def inference_variants(
 
 
 def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[float]]:
-    """Find the rows named <recording>_<end second>[.ogg], their recordings and end seconds."""
+    '''Find the rows named <recording>_<end second>[.ogg], their recordings and end seconds.'''
     rows = []
     recordings = []
     times_s = []
@@ -189,7 +176,7 @@ def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[f
 def fit_on_other_folds(
     fit: Callable[[Any, Any], np.ndarray], scores: np.ndarray, truth: np.ndarray, folds: np.ndarray
 ) -> np.ndarray:
-    """Fit weights or thresholds for each row on the other folds. Shape: scores (m, n, K) -> (n, ...)"""
+    '''Fit weights or thresholds for each row on the other folds. Shape: scores (m, n, K) -> (n, ...)'''
     fitted = {}
     for fold in np.unique(folds).tolist():
         held = folds == fold
@@ -200,7 +187,7 @@ def fit_on_other_folds(
 
 
 def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
-    """List the steps over windows that are to be compared: each option alone, and then all together."""
+    '''List the steps over windows that are to be compared: each option alone, and then all together.'''
     chosen = {name: value for name, value in options.items() if value}
     top: dict[str, Any] = {name: chosen.pop(name) for name in ('top_mean', 'top_power') if name in chosen}
     parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
@@ -210,7 +197,7 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
 
 
 def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
-    """Compare steps over a recording's windows with the plain predictions, on the rows that are windows."""
+    '''Compare steps over a recording's windows with the plain predictions, on the rows that are windows.'''
     rows, recordings, times_s = windows_of_names(oof.names)
     windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
     unused_prevalences = np.zeros(len(oof.classes))
@@ -223,12 +210,12 @@ def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -
 
 
 def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray]) -> OofVariant:
-    """Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
+    '''Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
 
     A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
 
     Shape:  probabilities (n, K) of each run's folder
-    """
+    '''
     scores = np.stack(list(runs.values())).astype(np.float64)
     of_rows = fit_on_other_folds(fit_weights, scores, oof.truth, oof.folds)
     blended = np.einsum('nm,mnk->nk', of_rows, scores)
@@ -243,7 +230,7 @@ def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray])
 
 
 def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
-    """Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv for `submit`."""
+    '''Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv for `submit`.'''
     scores = oof.probabilities[None].astype(np.float64)
 
     def fit(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -260,16 +247,16 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read a run's recipe as a dictionary; empty where there is none."""
+    '''Read a run's recipe as a dictionary; empty where there is none.'''
     return read_json(folder / 'recipe.json')
 
 
 def read_metric(folder: Path) -> str:
-    """Return the metric of a run or a stack."""
+    '''Return the metric of a run or a stack.'''
     facts = read_recipe(folder) or read_json(folder / 'stack.json')
     return str(facts.get('metric', 'lwlrap'))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; empty where there is none."""
+    '''Read a JSON file; empty where there is none.'''
     return dict(json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else {}

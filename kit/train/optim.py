@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and weight averaging."""
+'''Optimizers, learning-rate schedules and weight averaging.'''
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ LAYER_GROUPS = 8
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    """The optimizer, its learning rate over the training and over the layers, and the averaging of weights."""
+    '''The optimizer, its learning rate over the training and over the layers, and the averaging of weights.'''
 
     kind: str = setting('adamw', 'the optimizer', choices=('adamw', 'nadam', 'sgd'))
     schedule: str = setting(
@@ -56,14 +56,14 @@ class OptimConfig(Config):
 
 
 def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict[str, Any]]:
-    """Divide the trainable parameters into groups by depth, the last with learning rate `lr`.
+    '''Divide the trainable parameters into groups by depth, the last with learning rate `lr`.
 
     The parameters, in the order of the layers, form up to eight groups of nearly equal number. The rate falls
     geometrically towards `lr * layer_decay` in the first ones, as early layers of a pretrained network hold general
     features that should change least. Above 1 it rises.
 
     Source: discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146
-    """
+    '''
     parameters = [p for p in network.parameters() if p.requires_grad]
     if layer_decay == 1.0:
         return [{'params': parameters, 'lr': lr}]
@@ -78,7 +78,7 @@ def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict
 
 
 def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a network's trainable parameters."""
+    '''Build the optimizer of a network's trainable parameters.'''
     groups = layer_groups(network, config.layer_decay, config.lr_peak)
     decay = config.weight_decay
     if config.kind == 'nadam':
@@ -89,7 +89,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
 
 
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """Build the learning-rate schedule of so many steps; "plateau" is stepped with a score at each validation."""
+    '''Build the learning-rate schedule of so many steps; "plateau" is stepped with a score at each validation.'''
     steps = max(2, steps)
     if config.schedule in ('one-cycle', 'linear-cycle'):
         return lr_scheduler.OneCycleLR(
@@ -113,10 +113,10 @@ def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps:
 
 
 def averaged_model(config: OptimConfig, network: nn.Module) -> AveragedModel | None:
-    """Copy a network into a model that averages its parameters; None where nothing is averaged.
+    '''Copy a network into a model that averages its parameters; None where nothing is averaged.
 
     Source: EMA, Tarvainen & Valpola 2017, arXiv:1703.01780; SWA, Izmailov et al. 2018, arXiv:1803.05407
-    """
+    '''
     if config.average == 'none':
         return None
     average: Any = None  # AveragedModel's default is the plain mean, as SWA wants.

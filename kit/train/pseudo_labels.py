@@ -1,4 +1,4 @@
-"""Pseudo-labels: methods that relabel a clip table from out-of-fold predictions."""
+'''Pseudo-labels: methods that relabel a clip table from out-of-fold predictions.'''
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ LEAKS = (
 
 
 class RelabeledTable(NamedTuple):
-    """A clip table with new labels, soft labels for what is unknown, and counts for the report."""
+    '''A clip table with new labels, soft labels for what is unknown, and counts for the report.'''
 
     frame: Any
     soft: SoftLabels
@@ -31,7 +31,7 @@ class RelabeledTable(NamedTuple):
 
 
 def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
-    """Set soft labels of windows to 1 or 0 where boxes prove them. Source: second place, RFCX"""
+    '''Set soft labels of windows to 1 or 0 where boxes prove them. Source: second place, RFCX'''
     if boxes.classes != soft.classes:
         raise KitError(
             f'boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use the boxes of the runs.'
@@ -44,14 +44,14 @@ def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
 
 
 def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Sort clips from the one whose labels agree best with the predictions to the worst.
+    '''Sort clips from the one whose labels agree best with the predictions to the worst.
 
     The measure is the mean precision of a clip's true labels, as in lwlrap, or 1 without a true label. Its many
     ties are broken by the mean log loss of the known labels, which needs calibrated probabilities. Clips
     without a prediction come last.
     Shape:  targets (n, K), probs (n, K), NaN without a prediction -> rows (n,)
     Source: third place, Freesound 2019, for ranking by agreement; the measure is ours
-    """
+    '''
     is_known = ~np.isnan(targets)
     is_true = targets == 1
     p = np.nan_to_num(probs.astype(np.float64)).clip(1e-7, 1 - 1e-7)
@@ -64,26 +64,26 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 
 def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
-    """The k greatest probabilities of each window as a share of all. Shape: (W, K) -> (W,)"""
+    '''The k greatest probabilities of each window as a share of all. Shape: (W, K) -> (W,)'''
     greatest = np.sort(probs)[:, ::-1][:, :k]
     return np.asarray(greatest.sum(1) / probs.sum(1).clip(1e-30))
 
 
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
-    """Label a window with those of its k best classes that reach half of the best. Shape: probs (K,)"""
+    '''Label a window with those of its k best classes that reach half of the best. Shape: probs (K,)'''
     best = np.argsort(-probs, kind='stable')[:k]
     return join_cells(classes[i] for i in sorted(best) if probs[i] >= probs.max() / 2)
 
 
 def pick_soft(soft: SoftLabels, rows: Any) -> SoftLabels:
-    """Select some of the soft labels. Shape: rows (m,) int, or a mask (n,) bool"""
+    '''Select some of the soft labels. Shape: rows (m,) int, or a mask (n,) bool'''
     rows = np.arange(len(soft.names))[rows]
     names = tuple(soft.names[row] for row in rows)
     return SoftLabels(names, soft.classes, soft.targets[rows], *(times[rows] for times in soft.times))
 
 
 def noisy_rows(frame: Any, plan: 'SelfTrainingConfig') -> np.ndarray:
-    """Find the rows whose labels may be replaced. Shape: -> (m,)"""
+    '''Find the rows whose labels may be replaced. Shape: -> (m,)'''
     is_noisy = np.ones(len(frame), bool)
     if 'source' in frame and plan.noisy_sources:
         is_noisy = np.isin(frame['source'], plan.noisy_sources)
@@ -96,7 +96,7 @@ def noisy_rows(frame: Any, plan: 'SelfTrainingConfig') -> np.ndarray:
 
 
 def forget_labels(frame: Any, rows: np.ndarray) -> Any:
-    """Copy a table with all labels of some rows unknown."""
+    '''Copy a table with all labels of some rows unknown.'''
     # Without the column, all labels of the other rows are known, and stay so.
     frame = frame.copy() if 'false_labels' in frame else frame.assign(false_labels=ALL_OTHERS)
     frame.loc[rows, ['labels', 'false_labels']] = ''
@@ -104,7 +104,7 @@ def forget_labels(frame: Any, rows: np.ndarray) -> Any:
 
 
 def noisy_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig') -> tuple[SoftLabels, np.ndarray]:
-    """Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip."""
+    '''Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip.'''
     row_of_clip = {frame['fname'][row]: row for row in noisy_rows(frame, plan)}
     windows = pick_soft(soft, [name in row_of_clip for name in soft.names])
     clip_rows = np.array([row_of_clip[name] for name in windows.names], np.int64)
@@ -112,7 +112,7 @@ def noisy_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig') -> t
 
 
 def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **columns: Any) -> Any:
-    """Append a row per window to a table, copied from its clip's row but for times and `columns`."""
+    '''Append a row per window to a table, copied from its clip's row but for times and `columns`.'''
     import pandas
 
     begin_s, end_s = (times.round(6) for times in windows.times)
@@ -121,7 +121,7 @@ def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **column
 
 
 def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
-    """Keep the table, and fill its unknown labels with predictions of clips or windows."""
+    '''Keep the table, and fill its unknown labels with predictions of clips or windows.'''
     has_unknown = np.isnan(clip_labels(frame, soft.classes).targets).any(axis=1)
     if soft.times:
         has_unknown[:] = True  # a window of any clip may have unknown labels
@@ -132,11 +132,11 @@ def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number:
 
 
 def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
-    """Keep the labels of the noisy clips that agree best with the predictions.
+    '''Keep the labels of the noisy clips that agree best with the predictions.
 
     The labels of the others are unknown. In iterations after the last of top_k, they get the predictions.
     Source: third place, Freesound 2019 (the best 1k, 2k ... 5k with their labels, then all others with predictions)
-    """
+    '''
     rows = noisy_rows(frame, plan)
     probs = align_soft_labels(soft, frame['fname'][rows], soft.classes)
     targets = clip_labels(frame, soft.classes).targets[rows]
@@ -152,11 +152,11 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
 
 
 def harden(soft: SoftLabels) -> SoftLabels:
-    """Turn soft labels into true and false ones: of each class as many true ones as the soft ones expect.
+    '''Turn soft labels into true and false ones: of each class as many true ones as the soft ones expect.
 
     Clips without a true label are left out.
     Source: third place, Freesound 2019
-    """
+    '''
     probs = np.nan_to_num(soft.targets)
     expected = np.rint(probs.sum(axis=0)).astype(int)
     rank = (-probs).argsort(axis=0, kind='stable').argsort(axis=0)
@@ -165,13 +165,13 @@ def harden(soft: SoftLabels) -> SoftLabels:
 
 
 def make_snr_sets(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
-    """Turn the noisy clips into two sources.
+    '''Turn the noisy clips into two sources.
 
     set1: the windows with the highest ratio, labelled with their most confident classes; all others are false.
     set2: every clip, with the mean prediction of its windows with the highest ratios, the same share of each clip's
     windows as of all, as soft labels.
     Source: signal-to-noise pseudo-labels, Freesound 2019
-    """
+    '''
     windows, clip_rows = noisy_windows(frame, soft, plan)
     ratios = snr_ratio(windows.targets, plan.snr_k)
     by_ratio = np.argsort(-ratios, kind='stable')
@@ -194,12 +194,12 @@ def make_snr_sets(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
 
 
 def curate_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
-    """Add the windows of noisy clips whose most probable known class is a true label of their clip.
+    '''Add the windows of noisy clips whose most probable known class is a true label of their clip.
 
     They are rows with their clip's labels. The clips move to the source `whole`, which a share of 0 keeps out
     of training.
     Source: two-stage systems, Freesound 2019 (out-of-fold models curate windows)
-    """
+    '''
     windows, clip_rows = noisy_windows(frame, soft, plan)
     targets = clip_labels(frame, soft.classes).targets[clip_rows]
     best_class = np.where(np.isnan(targets), -1, windows.targets).argmax(axis=1)
@@ -220,13 +220,13 @@ RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, 'SelfTrainingConfig', int]
 
 
 def at_iteration(values: Sequence[Any], number: int) -> Any:
-    """Select the value of an iteration, counted from 1: the last serves all later ones. None if there is none."""
+    '''Select the value of an iteration, counted from 1: the last serves all later ones. None if there is none.'''
     return values[min(number, len(values)) - 1] if values else None
 
 
 @dataclass(frozen=True)
 class SelfTrainingConfig(Config):
-    """How out-of-fold predictions become the labels of the next iteration."""
+    '''How out-of-fold predictions become the labels of the next iteration.'''
 
     iterations: int = setting(0, 'trainings after the first, on pseudo-labels of the one before', low=0)
     methods: tuple[str, ...] = setting(
@@ -253,10 +253,10 @@ class SelfTrainingConfig(Config):
     )
 
     def method(self, number: int) -> str:
-        """The method of an iteration, counted from 1."""
+        '''The method of an iteration, counted from 1.'''
         return at_iteration(self.methods, number) or 'plain'
 
     def best_count(self, number: int, n: int) -> int:
-        """How many of n clips or windows count as the best in an iteration."""
+        '''How many of n clips or windows count as the best in an iteration.'''
         k = at_iteration(self.top_k, number) or 0
         return min(n, round(k * n) if k <= 1 else int(k))

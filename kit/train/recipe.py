@@ -1,4 +1,4 @@
-"""All settings of a training run."""
+'''All settings of a training run.'''
 
 import functools
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ CLIP_STATISTICS = ('clip', 'peak', 'minmax')
 
 @dataclass(frozen=True)
 class SourceConfig(Config):
-    """How clips of one source are used. The table's column `source` names each clip's source."""
+    '''How clips of one source are used. The table's column `source` names each clip's source.'''
 
     share: float | None = setting(None, 'share of the drawn crops; None: its share of the clips', low=0, high=1e6)
     weight: float = setting(1.0, 'factor of the loss', low=0, high=1e6)
@@ -43,7 +43,7 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True)
 class SamplingConfig(Config):
-    """Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once."""
+    '''Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once.'''
 
     steps: int | None = setting(None, 'batches per epoch; None: enough to draw every clip once', low=1, high=10**9)
     balance: str = setting(
@@ -68,7 +68,7 @@ class SamplingConfig(Config):
 
 @dataclass(frozen=True)
 class System(Config):
-    """A tagger without its training: frontend, network and inference."""
+    '''A tagger without its training: frontend, network and inference.'''
 
     source: str = setting('', 'where the recipe was published')
     frontend: FrontendConfig = setting(FrontendConfig(), 'how audio becomes a spectrogram')
@@ -81,7 +81,7 @@ class System(Config):
 
 @dataclass(frozen=True)
 class Recipe(System):
-    """A tagger and its training: losses, sampling, augmentation, and schedule."""
+    '''A tagger and its training: losses, sampling, augmentation, and schedule.'''
 
     name: str = setting('own', 'name of the recipe')
     loss: str = setting('lsep', 'loss on the logits', choices=tuple(LOSSES))
@@ -163,7 +163,7 @@ class Recipe(System):
             )
 
     def check_outputs(self, uses_noisy_head: bool) -> None:
-        """Raise KitError if no output of the network is trained, or one that it does not have."""
+        '''Raise KitError if no output of the network is trained, or one that it does not have.'''
         pool = self.network['head']['pool']
         if self.uses_frames and pool != 'attention':
             raise KitError(
@@ -178,7 +178,7 @@ class Recipe(System):
             raise KitError('clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.')
 
     def check_augmentation(self) -> None:
-        """Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks."""
+        '''Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks.'''
         frontend = self.frontend
         mixes_energies = self.mixup.is_used and self.mixup.domain == 'energy'
         if mixes_energies and frontend.normalize != 'none':
@@ -197,28 +197,28 @@ class Recipe(System):
             )
 
     def at_stage(self, number: int) -> 'Recipe':
-        """The recipe of a training of self-training: the first has number 0."""
+        '''The recipe of a training of self-training: the first has number 0.'''
         changes = at_iteration(self.self_training.stages, number) if number else None
         return self.override([*changes.split(), 'self_training.stages=[]']) if changes is not None else self
 
     @property
     def system(self) -> System:
-        """The tagger alone. Its overrides need not fit the training."""
+        '''The tagger alone. Its overrides need not fit the training.'''
         return System(self.source, self.frontend, self.network, self.inference)
 
     @property
     def needs_waveforms(self) -> bool:
-        """Whether crops are cut from waveforms, to augment or mix them, and not from spectrograms."""
+        '''Whether crops are cut from waveforms, to augment or mix them, and not from spectrograms.'''
         chances = [value for name, value in vars(self.wave_augment).items() if name.endswith('_p')]
         return any(chances) or (self.mixup.is_used and self.mixup.domain == 'wave')
 
     @property
     def uses_frames(self) -> bool:
-        """Whether the logits of frames are trained."""
+        '''Whether the logits of frames are trained.'''
         return self.frame_mean_weight + self.frame_max_weight > 0
 
     def weighted_logits(self, output: NetworkOutput) -> list[tuple[float, Tensor]]:
-        """Select the logits that are trained, each with the weight of its loss. Shape: each (B, K)"""
+        '''Select the logits that are trained, each with the weight of its loss. Shape: each (B, K)'''
         logits = [(self.clip_weight, output.clip), *zip(self.auxiliary, output.auxiliary, strict=False)]
         if output.frames is not None:
             logits.append((self.frame_mean_weight, output.frames.mean(dim=1)))
@@ -227,24 +227,24 @@ class Recipe(System):
 
     @property
     def output(self) -> str:
-        """What the logits are after the training: "probability" or "ranking"."""
+        '''What the logits are after the training: "probability" or "ranking".'''
         # Trained at frames alone, frames have log odds, and the clip has not.
         return 'ranking' if self.loss in RANKING_LOSSES or self.clip_weight == 0 else 'probability'
 
     @property
     def crop_frames(self) -> int:
-        """Spectrogram frames of a training crop."""
+        '''Spectrogram frames of a training crop.'''
         return max(1, round(self.crop_s * self.frontend.frames_per_s))
 
 
 def check_recipe(recipe: object) -> None:
-    """Raise KitError unless it is a Recipe."""
+    '''Raise KitError unless it is a Recipe.'''
     if not isinstance(recipe, Recipe):
         raise KitError(f"a recipe is e.g. find_recipe('max-pyramid-mel', small=True), got {recipe!r:.60}.")
 
 
 def source_losses(recipe: Recipe) -> list[tuple[RowLossFunction, float]]:
-    """The loss of each source and its weight; one loss for all rows if the recipe has no sources."""
+    '''The loss of each source and its weight; one loss for all rows if the recipe has no sources.'''
     recipe_loss = functools.partial(LOSSES[recipe.loss], **recipe.loss_settings)
     if not recipe.sources:
         return [(recipe_loss, 1.0)]

@@ -1,4 +1,4 @@
-"""The named recipes: settings, source, and a small form of each."""
+'''The named recipes: settings, source, and a small form of each.'''
 
 from typing import Any
 
@@ -63,10 +63,10 @@ SKIP_ATTENTION = Recipe(
     validate_every=1,
     keep='best',
 )
-SKIP_ATTENTION_SMALL = """
+SKIP_ATTENTION_SMALL = '''
     frontend.n_mels=64 network.width=8 network.ratio=8 network.head.hidden=32 inference.hop_s=2.0
     epochs=30 batch_size=16 optim.patience=2 validate_every=2
-"""
+'''
 
 
 # Differs: levels and wave statistics are those of a crop or window, in place of the whole clip, as mixed waveforms have
@@ -97,10 +97,10 @@ AXIS_POOL = Recipe(
     keep='best',
 )
 # The published rate, halved three times, learns little in so few steps.
-AXIS_POOL_SMALL = """
+AXIS_POOL_SMALL = '''
     network.width=64 frontend.reference=clip mixup.domain=spec epochs=20 batch_size=16 validate_every=20
     optim.schedule=one-cycle optim.lr_peak=5e-3
-"""
+'''
 
 
 # The source mixes waveforms; energies are their expectation.
@@ -125,11 +125,11 @@ MAX_PYRAMID_MEL = Recipe(
     **MAX_PYRAMID,
 )
 # Masks stand for the waveform effects, which are slow; short clips end in silence.
-MAX_PYRAMID_MEL_SMALL = """
+MAX_PYRAMID_MEL_SMALL = '''
     frontend.n_mels=64 network.width=16 network.head.dropout=0.2 crop_s=4.0 epochs=50 no_augment_epochs=5
     batch_size=16 spec_augment.mask_p=0.5 crop_pad_modes=["min"] inference.pad_mode=min
     wave_augment={} validate_every=10 keep=last optim.schedule=one-cycle
-"""
+'''
 
 
 # The same training on a short-time spectrum, with frequencies as channels of a one-dimensional network.
@@ -142,10 +142,10 @@ MAX_PYRAMID_STFT = Recipe(
     inference=InferenceConfig(max_frames=65536),
     **MAX_PYRAMID,
 )
-MAX_PYRAMID_STFT_SMALL = """
+MAX_PYRAMID_STFT_SMALL = '''
     network.blocks=6 network.width=32 network.head.dropout=0.2 crop_s=3.0 epochs=30 no_augment_epochs=5
     batch_size=16 wave_augment={} validate_every=10 keep=last optim.schedule=one-cycle
-"""
+'''
 
 
 # The write-up leaves network and optimiser open. Self-training makes the sources set1 and set2 from noisy clips.
@@ -205,12 +205,12 @@ TWO_STAGE = Recipe(
     self_training=SelfTrainingConfig(methods=('curate',)),
 )
 # A random ResNet-18 learns little in so few steps.
-TWO_STAGE_SMALL = """
+TWO_STAGE_SMALL = '''
     network={"family":"max-pyramid","width":16,"head":{"pool":"mean-max"}} frontend.image_size=[64,64]
     image_sizes=[[32,32],[48,48],[64,64]] epochs=36 batch_size=16 validate_every=36 optim.layer_decay=1
     optim.lr_start=2e-4 optim.lr_peak=5e-3 mixup.p=0.5 mixup.beta=0.4 mixup.domain=spec mixup.convex=true
     mixup.labels=weighted
-"""
+'''
 
 
 # One of four networks that the source averages; the others follow. Pseudo-label stages mix waveforms, where the source
@@ -249,13 +249,13 @@ FREQ_COORD = Recipe(
     ),
 )
 # The settings of the last two lines were better than the published ones in this small form.
-FREQ_COORD_SMALL = """
+FREQ_COORD_SMALL = '''
     frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=1024 frontend.n_mels=64
     network={"family":"max-pyramid","width":12} wave_augment={} batch_size=16 sampling.steps=50 epochs=12
     validate_every=12 optim.lr_start=3e-3 optim.lr_peak=3e-3 self_training.iterations=2
     mixup.labels=union self_training.prior_shift=true self_training.teachers=3
     sampling.sample_by_probs=windows
-"""
+'''
 
 
 # The bands of the classes come from the boxes. Three stages of pseudo-labels with plain BCE, then two with soft LSEP.
@@ -280,14 +280,14 @@ FREQ_CROP = Recipe(
     ),
 )
 # The cheaper form: one pass, and each class pools its own band. Crops at width 8 learn little in so few steps.
-FREQ_CROP_SMALL = """
+FREQ_CROP_SMALL = '''
     frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=64
     frontend.channels=["log","coordinate01"] frontend.normalize=none frontend.log=ln frontend.top_db=null
     network={"family":"freq-crop","form":"pooled","head":{"pool":"max"},"backbone":{"family":"max-pyramid","width":16,"blocks":4}}
     inference.mode=windows inference.window_s=3.0 inference.hop_s=1.5
     wave_augment={} mixup.domain=energy crop_s=3.0 batch_size=16 sampling.steps=25 epochs=32
     no_augment_epochs=2 validate_every=32 optim.lr_start=3e-3 optim.lr_peak=3e-3 self_training.iterations=0
-"""
+'''
 
 
 # The published loss reads the mean of the frames alone, which leaves the attention of inference untrained. The hidden
@@ -314,11 +314,11 @@ SED = Recipe(
     optim=OptimConfig(lr_start=1e-5, lr_peak=5e-4, warmup=0.06, weight_decay=1e-4, clip_norm=1.0, average='swa'),
 )
 # A filter makes clips recorded nearby more like distant sounds. It was measured without averaged weights.
-SED_SMALL = """
+SED_SMALL = '''
     frontend.n_mels=64 frontend.hop_length=640 mixup.domain=spec spec_augment.filter_p=0.5 epochs=30
     network={"family":"max-pyramid","width":16,"head":{"pool":"attention","dropout":0.2}}
     batch_size=16 validate_every=30 optim.lr_peak=5e-3 optim.average=none
-"""
+'''
 
 
 RECIPES = {
@@ -365,10 +365,10 @@ SYSTEMS = {name: recipe.system for name, recipe in RECIPES.items()}
 
 
 def find_recipe(name: str, small: bool = False, overrides: list[str] | None = None) -> Recipe:
-    """Get a named recipe, or its small form, with key=value overrides.
+    '''Get a named recipe, or its small form, with key=value overrides.
 
     Errors: KitError for an unknown recipe or setting, with the nearest right name
-    """
+    '''
     base, changes = choose('recipe', name, {known: (known, '') for known in RECIPES} | VARIANTS)
     recipe = RECIPES[base].override([f'name={name}', *changes.split()])
     if small:

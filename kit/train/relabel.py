@@ -1,4 +1,4 @@
-"""`relabel`: predict pseudo-labels with runs and write a new table."""
+'''`relabel`: predict pseudo-labels with runs and write a new table.'''
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ from kit.train.pseudo_labels import (
 
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
-    """Choose windows as long as the tagger's own, or as the crops of its training."""
+    '''Choose windows as long as the tagger's own, or as the crops of its training.'''
     length_s = card.inference.window_s
     mode = card.inference.mode
     if mode == 'full':
@@ -52,7 +52,7 @@ def predict_pseudo_labels(
     prior_shift: bool = False,
     unlabelled: Sequence[str] = (),
 ) -> tuple[SoftLabels, dict[str, int]]:
-    """Predict soft labels of clips: the mean over all models, folds and seeds, that never trained on the clip.
+    '''Predict soft labels of clips: the mean over all models, folds and seeds, that never trained on the clip.
 
     Returns the labels, and how many clips each model predicted. Without `hop_s` labels are of whole clips, with it of
     windows that far apart, with 0 of the windows that each model uses; windows nearest in time are averaged. With
@@ -60,7 +60,7 @@ def predict_pseudo_labels(
     Clips that are `unlabelled` are also predicted by runs whose tables lack them.
 
     Source: second place, RFCX (a window every 0.5 s, out of fold, ensembled)
-    """
+    '''
     runtime = start_runtime(device, threads, progress)
     classes: tuple[str, ...] = ()
     counts: dict[str, int] = {}
@@ -113,7 +113,7 @@ def predict_pseudo_labels(
 
 @dataclass(frozen=True)
 class RelabelResult:
-    """The paths of new labels, and the report on them."""
+    '''The paths of new labels, and the report on them.'''
 
     table: Path
     soft: Path
@@ -141,7 +141,7 @@ def relabel(
     progress: bool = True,
     plan: SelfTrainingConfig | None = None,
 ) -> RelabelResult:
-    """Write table.csv, soft.csv and relabel.json: new labels, by models that never trained on the clips they label.
+    '''Write table.csv, soft.csv and relabel.json: new labels, by models that never trained on the clips they label.
 
     Options:
         run: folders that `train` wrote
@@ -152,7 +152,7 @@ def relabel(
         table: the CSV to relabel; the first run's unless given
         boxes: CSVs of true and of false boxes, which correct windows
         overrides: further settings, e.g. powers=[2] hop_s=1 noisy_sources=[]
-    """
+    '''
     plan = (plan or SelfTrainingConfig()).override(list(overrides or ()))
     if top_k is not None:
         plan = replace(plan, top_k=tuple(top_k))

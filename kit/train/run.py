@@ -1,4 +1,4 @@
-"""Train a run: a checkpoint for each fold, and out-of-fold predictions."""
+'''Train a run: a checkpoint for each fold, and out-of-fold predictions.'''
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ from kit.train.warm_start import check_init, init_files, read_inits
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its folder, and its out-of-fold predictions, or None after training on all clips."""
+    '''A trained run: its folder, and its out-of-fold predictions, or None after training on all clips.'''
 
     folder: Path
     recipe: Recipe
@@ -62,7 +62,7 @@ def train_run(
     memory_gb: float | None = None,
     logger: EpochLogger | None = None,
 ) -> Run:
-    """Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
+    '''Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
     The same call on the same folder continues where the last one stopped. help(train_by_name) explains the options.
     Without a column `fold` in the table, folds are stratified; fold -1 is never held out. With boxes the table is
@@ -74,7 +74,7 @@ def train_run(
                 writer.add_scalar(f"{name}/fold {row['fold']}", row[name], row["epoch"])
 
     Errors: KitError for inputs that cannot be read, trained on or scored, and for a folder with another run
-    """
+    '''
     check_recipe(recipe)
     if all_data and only_folds is not None:
         raise KitError('only_folds has no effect on a training on all data: leave one of them out.')
@@ -133,7 +133,7 @@ def train_run(
 
 
 def read_box_files(boxes: Sequence[str | Path] | None) -> Boxes | None:
-    """Read the two CSVs of true and of false boxes, if given."""
+    '''Read the two CSVs of true and of false boxes, if given.'''
     if not boxes:
         return None
     if len(boxes) != 2:
@@ -142,7 +142,7 @@ def read_box_files(boxes: Sequence[str | Path] | None) -> Boxes | None:
 
 
 def read_training_table(table: str | Path | None, boxes: Boxes | None) -> Any:
-    """Read the clip table, or make it from boxes and the CSV of their folds."""
+    '''Read the clip table, or make it from boxes and the CSV of their folds.'''
     if boxes is not None:
         return box_table(boxes, table)
     if table is None:
@@ -151,7 +151,7 @@ def read_training_table(table: str | Path | None, boxes: Boxes | None) -> Any:
 
 
 def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:
-    """Set the classes' frequency bands of a freq-crop recipe from their boxes. Other recipes stay as they are."""
+    '''Set the classes' frequency bands of a freq-crop recipe from their boxes. Other recipes stay as they are.'''
     if recipe.network['family'] != 'freq-crop':
         return recipe
     nyquist_hz = recipe.frontend.sample_rate / 2
@@ -162,10 +162,10 @@ def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:
 
 
 def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.ndarray:
-    """The folds in the table, or new stratified ones. Shape: -> (n,)
+    '''The folds in the table, or new stratified ones. Shape: -> (n,)
 
     Errors: KitError for a missing group column, and for a clip or a group in several folds of the table
-    """
+    '''
     if 'fold' not in frame:
         return make_folds(frame, recipe.n_folds, recipe.seed, group_column)
     folds = np.asarray(frame['fold'])
@@ -181,7 +181,7 @@ def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.nda
 
 
 def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[int]:
-    """The folds to train, sorted: all of the table's, or those asked for."""
+    '''The folds to train, sorted: all of the table's, or those asked for.'''
     in_table = sorted({fold for fold in folds.tolist() if fold >= 0})
     selected = in_table if only_folds is None else sorted(set(only_folds))
     if not selected or not set(selected) <= set(in_table):
@@ -190,7 +190,7 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 
 
 def check_labels(recipe: Recipe, data: Dataset) -> None:
-    """Raise KitError for labels that leave nothing to learn, or that the losses cannot use."""
+    '''Raise KitError for labels that leave nothing to learn, or that the losses cannot use.'''
     for name in data.classes:
         words = name.split()
         if any(mark in name for mark in ';|') or (len(words) > 1 and {*words} <= {*data.classes}):
@@ -212,7 +212,7 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
 
 
 def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None:
-    """Raise KitError for a fold with less than two training clips, or without the labels that its metric needs."""
+    '''Raise KitError for a fold with less than two training clips, or without the labels that its metric needs.'''
     for fold in folds:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
@@ -233,7 +233,7 @@ def run_files(
     boxes: Sequence[str | Path] | None = None,
     soft: str | Path | None = None,
 ) -> dict[str, str]:
-    """The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of `boxes` and `soft`."""
+    '''The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of `boxes` and `soft`.'''
     table = frame.assign(fold=folds)
     if 'end_s' in table:
         # A whole clip has empty cells, as in the table that was read.
@@ -251,7 +251,7 @@ def run_files(
 
 
 def check_run(folder: Path, files: Mapping[str, str]) -> bool:
-    """Return whether a folder holds this run already."""
+    '''Return whether a folder holds this run already.'''
     if not (folder / 'state').is_dir() and not any(folder.glob('fold_*.pt')):
         return False
     for name, text in files.items():
@@ -272,7 +272,7 @@ def check_run(folder: Path, files: Mapping[str, str]) -> bool:
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Flatten nested settings to dotted names."""
+    '''Flatten nested settings to dotted names.'''
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

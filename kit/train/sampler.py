@@ -1,4 +1,4 @@
-"""Draw crops and batches from a dataset, and augment them."""
+'''Draw crops and batches from a dataset, and augment them.'''
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,14 +21,14 @@ NO_BOX = (-1, -1)
 
 
 class Batch(NamedTuple):
-    """Crops of one training step, before augmentation and mixup.
+    '''Crops of one training step, before augmentation and mixup.
 
     `augment_factor` multiplies the chances of augmentation. `band_rows` are the first and end row of the
     box that a crop was cut around, -1 without one. `rows` are the crops' rows in the dataset, `has_label` tells which
     have known labels. The last P crops are pseudo-labelled ones, to be mixed into the crops `mixed_into`.
     Shape:  crops (B + P, M, N), or waveforms (B + P, 1, T); targets and soft labels (B + P, K);
             augment_factor (B + P,); mixed_into (P,); weights, sources, has_label (B,); band_rows (B, 2)
-    """
+    '''
 
     crops: Tensor
     targets: Tensor
@@ -43,10 +43,10 @@ class Batch(NamedTuple):
 
 
 def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.Generator) -> int | None:
-    """Draw a box of a recording, or None for a crop that need not hold one.
+    '''Draw a box of a recording, or None for a crop that need not hold one.
 
     A recording with boxes but without soft labels always gets a box: elsewhere no label is known.
-    """
+    '''
     name = clips.names[row]
     if clips.boxes is None or name not in clips.boxes.rows:
         return None
@@ -62,18 +62,18 @@ def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.
 
 
 def crop_at_box(begin_s: float, end_s: float, seconds: float, crop_s: float, generator: torch.Generator) -> float:
-    """Draw where a crop begins that covers as much of a box as it can, inside the clip. Units: seconds"""
+    '''Draw where a crop begins that covers as much of a box as it can, inside the clip. Units: seconds'''
     low, high = sorted((begin_s, end_s - crop_s))
     start = low + float(torch.rand(1, generator=generator)) * (high - low)
     return max(0.0, min(start, seconds - crop_s))
 
 
 def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, generator: torch.Generator) -> int:
-    """Draw where a crop begins: at its box, else anywhere in the clip. Units: frames or samples
+    '''Draw where a crop begins: at its box, else anywhere in the clip. Units: frames or samples
 
     With sample_by_probs, it is centred on a window with soft labels, drawn in proportion to their sum.
     Source: BirdCLEF 2024 and 2025 (crops of pseudo-labelled windows, drawn by that sum)
-    """
+    '''
     length, steps_per_s = crop_steps(recipe)
     n_steps = clips.audio[row].shape[-1]
     n_starts = max(1, n_steps - length + 1)
@@ -97,11 +97,11 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
 
 
 def rarity(targets: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    """How many times rarer each clip's rarest class is than the commonest class; 1 for a clip without a class.
+    '''How many times rarer each clip's rarest class is than the commonest class; 1 for a clip without a class.
 
     `amounts` is what each clip adds to its classes: 1, or its seconds.
     Shape:  targets (n, K), amounts (n,) -> (n,)
-    """
+    '''
     targets = np.nan_to_num(targets)
     class_amounts = (targets * amounts[:, None]).sum(axis=0)
     times_rarer = class_amounts.max() / np.maximum(class_amounts, 1e-9)
@@ -110,17 +110,17 @@ def rarity(targets: np.ndarray, amounts: np.ndarray) -> np.ndarray:
 
 
 def seconds_by_row(clips: Dataset) -> np.ndarray:
-    """Seconds of audio of each row. Shape: -> (n,)"""
+    '''Seconds of audio of each row. Shape: -> (n,)'''
     return np.array([clips.seconds[row] for row in range(len(clips))])
 
 
 def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    """The sum over classes of each clip's greatest soft label, 1 on average, for drawing clips without labels by it.
+    '''The sum over classes of each clip's greatest soft label, 1 on average, for drawing clips without labels by it.
 
     It is 1 for clips with a known label, and for all unless sample_by_probs="clips".
     Shape:  -> (n,)
     Source: first place, BirdCLEF 2025 (recordings drawn by that sum)
-    """
+    '''
     sums = np.ones(len(clips))
     rows = [row for row in np.flatnonzero(~clips.has_label) if clips.has_windows(clips.names[row])]
     soft = clips.soft_labels
@@ -132,13 +132,13 @@ def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
 
 
 def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
-    """The chance of each clip to be drawn next, from its boxes or soft labels, class balance, weights and shares.
+    '''The chance of each clip to be drawn next, from its boxes or soft labels, class balance, weights and shares.
 
     None if an epoch draws every clip once. Where all boxes are equally likely and nothing but boxes has labels, a
     recording's chance is its number of boxes. With a balance, the chance grows with the rarity of the clip's
     rarest class; balanced by seconds, with the clip's length, too.
     Shape:  -> (n,), with sum 1
-    """
+    '''
     config = recipe.sampling
     shares = [source['share'] for source in recipe.sources.values()]
     sources = source_numbers(clips.sources, recipe)
@@ -164,7 +164,7 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
 
 
 def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    """The rows that batches are drawn from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)"""
+    '''The rows that batches are drawn from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)'''
     if not recipe.mixup.pseudo_p:
         return np.arange(len(clips))
     if not clips.has_label.any():
@@ -173,17 +173,17 @@ def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
 
 
 def batches_per_epoch(clips: Dataset, recipe: Recipe) -> int:
-    """The number of batches in an epoch."""
+    '''The number of batches in an epoch.'''
     n = len(drawn_rows(clips, recipe))
     return recipe.sampling.steps or n // min(recipe.batch_size, n)
 
 
 def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> list[list[int]]:
-    """Draw the rows of every batch of an epoch: each clip once, or by their chances.
+    '''Draw the rows of every batch of an epoch: each clip once, or by their chances.
 
     With chances, every batch holds each source's share, rounded to whole crops at random. A clip comes twice
     in a batch only if its chance is above 1 / batch size.
-    """
+    '''
     steps = batches_per_epoch(clips, recipe)
     drawn = torch.from_numpy(drawn_rows(clips, recipe))
     clips = clips.select(drawn.numpy())
@@ -209,10 +209,10 @@ def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> li
 
 
 def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int, int]:
-    """The first and end row of the spectrogram whose bins lie in a band.
+    '''The first and end row of the spectrogram whose bins lie in a band.
 
     Returns (-1, -1) for a band above all bins, and for a frontend with a band per class, whose rows overlap.
-    """
+    '''
     bin_hz = frontend.config.bin_hz
     first, end = np.searchsorted(bin_hz, [low_hz, high_hz]).tolist()
     if len(frontend.config.mel_bands) > 1 or first >= len(bin_hz):
@@ -221,7 +221,7 @@ def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int,
 
 
 def augment_factors(clips: Dataset, rare_boost: float) -> np.ndarray:
-    """Factors on augmentation chances: 1 + rare_boost for the rarest class, 1 for the commonest. Shape: -> (n,)"""
+    '''Factors on augmentation chances: 1 + rare_boost for the rarest class, 1 for the commonest. Shape: -> (n,)'''
     if not rare_boost:
         return np.ones(len(clips))
     log_rarity = np.log(rarity(clips.targets, seconds_by_row(clips)))
@@ -229,7 +229,7 @@ def augment_factors(clips: Dataset, rare_boost: float) -> np.ndarray:
 
 
 def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: torch.Generator) -> Iterator[Batch]:
-    """Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn."""
+    '''Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn.'''
     config = recipe.sampling
     length, steps_per_s = crop_steps(recipe)
     cutter: Any = RawWaveforms(recipe.frontend) if recipe.needs_waveforms else frontend
@@ -289,13 +289,13 @@ def prepare_batch(
     mixing: bool = True,
     backgrounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Augment and mix a batch as the recipe says, unless it is `plain`.
+    '''Augment and mix a batch as the recipe says, unless it is `plain`.
 
     Waveforms are augmented and mixed as such, then become spectrograms. Energies are mixed before the
     normalisation, spectrograms after it.
     Shape:  -> normalised spectrograms (B, M, N), before channels are stacked; targets (B, K); soft labels (B, K) of
             clips with known labels, NaN for others
-    """
+    '''
     mixup = recipe.mixup
     n = len(batch.rows)
     mixes = mixing and not plain

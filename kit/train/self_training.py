@@ -1,4 +1,4 @@
-"""Self-training: train, relabel with out-of-fold predictions, and train again."""
+'''Self-training: train, relabel with out-of-fold predictions, and train again.'''
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +34,10 @@ BoxFiles = Sequence[str | Path] | None
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """What all trainings of a self-training share. `options` are passed to train_run.
+    '''What all trainings of a self-training share. `options` are passed to train_run.
 
     `teacher_runs` are finished runs, which label with the runs of the iterations.
-    """
+    '''
 
     recipe: Recipe
     audio: str | Path
@@ -49,7 +49,7 @@ class SelfTraining:
     def train_one(
         self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
     ) -> Run:
-        """Train the run of an iteration, with an equal share of the time for each of the `n_left` trainings to come."""
+        '''Train the run of an iteration, with an equal share of the time for each of the `n_left` trainings to come.'''
         options |= {'soft': soft, 'boxes': boxes, 'deadline': None, **self.options}
         if self.clock is not None:
             # train_run counts its deadline from the start of the process.
@@ -57,10 +57,10 @@ class SelfTraining:
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
     def train_teachers(self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles) -> tuple[Path, Path]:
-        """Train every run but the last, and relabel after each. What is done already is not done again.
+        '''Train every run but the last, and relabel after each. What is done already is not done again.
 
         Returns the table and the soft labels for the last run.
-        """
+        '''
         plan = self.recipe.self_training
         shared = self.options.keys() & {'device', 'threads', 'progress'}
         runtime_options = {name: self.options[name] for name in shared}
@@ -90,11 +90,11 @@ class SelfTraining:
         return current_table, current_soft
 
     def first_table(self, table: Path, folder: Path) -> Path:
-        """Return the table of the first training.
+        '''Return the table of the first training.
 
         Before the method `agreement` it is curated.csv, without the labels of noisy clips: a model that was
         trained on a wrong label would agree with it. If all clips are noisy, their labels are all there is.
-        """
+        '''
         plan = self.recipe.self_training
         if not plan.iterations or plan.method(1) != 'agreement':
             return table
@@ -124,13 +124,13 @@ def self_train(
     train: Callable[..., Run] = train_run,
     **options: Any,
 ) -> Run:
-    """Train a recipe with the iterations of its self_training. The last run is in `out`.
+    '''Train a recipe with the iterations of its self_training. The last run is in `out`.
 
     `corrections` is a JSON or CSV with new labels; the other parameters are train_run's. Iteration k trains in
     rounds/k, from scratch, on rounds/k/labels: the corrected table, relabelled by the runs before it and by the
     finished `teacher_runs`. Each training gets an equal share of the time to the deadline.
     Errors: as train_run and relabel; KitError for a folder of another self-training, and for teachers of other folds
-    """
+    '''
     check_recipe(recipe)
     plan = recipe.self_training
     if teacher_runs and not plan.iterations:
@@ -169,7 +169,7 @@ def self_train(
 
 
 def check_teacher(run: str | Path, frame: Any) -> list[Path]:
-    """Return a finished run's checkpoints."""
+    '''Return a finished run's checkpoints.'''
     stretches = stretches_of(frame)
     is_scored = is_validated(frame['fname'], stretches)
     names = np.array(row_names(frame['fname'], stretches))
@@ -184,13 +184,13 @@ def check_teacher(run: str | Path, frame: Any) -> list[Path]:
 
 
 def digests_text(name: str, paths: Sequence[Path]) -> dict[str, str]:
-    """The text of a file with the digests of other files, by its name; nothing without these."""
+    '''The text of a file with the digests of other files, by its name; nothing without these.'''
     digests = [[path.name, file_digest(path)] for path in paths]
     return {name: json.dumps(digests, indent=1) + '\n'} if digests else {}
 
 
 def write_rounds(rounds: Path, files: Mapping[str, str]) -> None:
-    """Write the texts that identify a self-training."""
+    '''Write the texts that identify a self-training.'''
     for name in ('folds.csv', 'recipe.json', 'labels.json', 'init.json', 'teachers.json'):
         path = rounds / name
         text = files.get(name, '')

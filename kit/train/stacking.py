@@ -1,4 +1,4 @@
-"""Train a stack: a second-level model on the out-of-fold predictions of several runs."""
+'''Train a stack: a second-level model on the out-of-fold predictions of several runs.'''
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from kit.train.trainer import mixed_seed
 
 @dataclass(frozen=True)
 class StackConfig(Config):
-    """Which second-level model is trained, and how."""
+    '''Which second-level model is trained, and how.'''
 
     kind: str = setting('class-mixer', 'second-level model', choices=tuple(STACKERS))
     network: StackerConfig = setting(StackerConfig(), 'settings of that model')
@@ -44,7 +44,7 @@ class StackConfig(Config):
 
 @dataclass(frozen=True)
 class StackResult:
-    """A stack's folder, and the out-of-fold scores of the stack, its runs, and their plain mean."""
+    '''A stack's folder, and the out-of-fold scores of the stack, its runs, and their plain mean.'''
 
     folder: Path
     kind: str
@@ -80,7 +80,7 @@ def stack(
     threads: int | None = None,
     progress: bool = True,
 ) -> StackResult:
-    """Train a second-level model on several runs, and write it with all their taggers as OUT/stack.pt, to submit.
+    '''Train a second-level model on several runs, and write it with all their taggers as OUT/stack.pt, to submit.
 
     One model per fold is trained on the rows of the other folds, so no row is predicted by a model that was
     trained on it. But the predictions in those rows come from taggers that were trained on this fold's labels: the
@@ -93,7 +93,7 @@ def stack(
         audio: the folder that holds the clips, for image-stacker
         overrides: settings as key=value, e.g. epochs=60 network.C=0.1
         seed: seed of weights, order of rows, and dropout
-    """
+    '''
     config = StackConfig(kind, seed=seed).override(overrides or [])
     folder = Path(out)
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
@@ -154,7 +154,7 @@ def stack(
 
 
 def check_folders(folders: Sequence[Path], out: Path) -> None:
-    """Raise KitError unless each run is given once, none is a stack, and `out` is no run."""
+    '''Raise KitError unless each run is given once, none is a stack, and `out` is no run.'''
     distinct = {path.resolve() for path in [*folders, out]}
     if not folders or len(distinct) < len(folders) + 1:
         raise KitError('stack wants folders of runs, each once, and another as out.')
@@ -166,7 +166,7 @@ def check_folders(folders: Sequence[Path], out: Path) -> None:
 
 
 def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
-    """Load a run's taggers."""
+    '''Load a run's taggers.'''
     models = held_out_models(folder).values()
     if not all(model.tagger.card.is_calibrated for model in models):
         raise KitError(f'{folder} lacks its calibrations: run `oof` on it.')
@@ -178,10 +178,10 @@ def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
 def prediction_images(
     first: OofPredictions, predictions: np.ndarray, windows: Sequence[SoftLabels], columns: int
 ) -> list[Tensor]:
-    """Make the prediction image of each clip. A run without windows of a clip has one, its prediction of the clip.
+    '''Make the prediction image of each clip. A run without windows of a clip has one, its prediction of the clip.
 
     Shape:  predictions (n, m, K), m runs -> n images (m, K, W_i)
-    """
+    '''
     images = []
     for row, name in enumerate(first.names):
         of_clip: list[WindowProbs] = []
@@ -201,10 +201,10 @@ def prediction_images(
 def cross_fit(
     config: StackConfig, card: StackCard, inputs: Sequence[Tensor], first: OofPredictions
 ) -> tuple[list[nn.Module], np.ndarray]:
-    """Train a network for each fold on the other folds' rows, and predict the fold with it.
+    '''Train a network for each fold on the other folds' rows, and predict the fold with it.
 
     Shape:  n inputs (m, K) or (m, K, W_i) -> probabilities (n, K)
-    """
+    '''
     folds = np.unique(first.folds).tolist()
     if len(folds) < 2:
         raise KitError('a stack wants two folds or more: train the others.')
@@ -224,7 +224,7 @@ def cross_fit(
 
 
 def fit_stacker(config: StackConfig, network: nn.Module, x: Tensor, truth: Tensor) -> nn.Module:
-    """Fit a network to rows, with torch's own generator. Shape: x (n, m, K) or (n, m, K, W), truth (n, K)"""
+    '''Fit a network to rows, with torch's own generator. Shape: x (n, m, K) or (n, m, K, W), truth (n, K)'''
     if isinstance(network, LogisticStacker):
         return fit_logistic(config.network.C, network, x, truth)
     steps = max(1, len(x) // config.batch_size)
@@ -242,10 +242,10 @@ def fit_stacker(config: StackConfig, network: nn.Module, x: Tensor, truth: Tenso
 
 
 def fit_logistic(C: float, network: LogisticStacker, x: Tensor, truth: Tensor) -> nn.Module:
-    """Fit the logistic regression of each class to its known labels. Shape: x (n, m, K), truth (n, K)
+    '''Fit the logistic regression of each class to its known labels. Shape: x (n, m, K), truth (n, K)
 
     A class that has only true or only false labels keeps the mean of the runs' logits.
-    """
+    '''
     from sklearn.linear_model import LogisticRegression
 
     logits = network.run_logits(x).numpy()
@@ -263,7 +263,7 @@ def fit_logistic(C: float, network: LogisticStacker, x: Tensor, truth: Tensor) -
 
 
 def save_stack(path: Path, made: Stack, taggers: Sequence[Tagger]) -> None:
-    """Write a stack and all its taggers as one whole file of tensors and JSON."""
+    '''Write a stack and all its taggers as one whole file of tensors and JSON.'''
     content = {
         'format': FORMAT,
         'card': json.dumps(made.card.to_dict()),

@@ -1,4 +1,4 @@
-"""Train the network of one fold."""
+'''Train the network of one fold.'''
 
 import contextlib
 import copy
@@ -35,24 +35,24 @@ STATEFUL_PARTS = ('network', 'optimizer', 'schedule', 'scaler', 'averaged')
 
 
 def mixed_seed(*numbers: int) -> int:
-    """Combine several numbers into one seed."""
+    '''Combine several numbers into one seed.'''
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def network_seed(recipe: Recipe, fold: int | None, replica: int, *more: int) -> int:
-    """The seed of one network of a run, and of a part of its training."""
+    '''The seed of one network of a run, and of a part of its training.'''
     fold_number = ALL_FOLDS_SEED if fold is None else fold
     replicas = [replica] if replica else []
     return mixed_seed(recipe.seed, fold_number, *replicas, *more)
 
 
 class Trainer:
-    """Trains one network on the train split of a fold, and saves its whole state after every epoch.
+    '''Trains one network on the train split of a fold, and saves its whole state after every epoch.
 
     The same seed gives the same weights, bit for bit on the CPU, also when the training is killed and resumed:
     every epoch draws its random numbers from seed, fold, replica and epoch. `replica` counts the networks of one
     fold. Fold None stands for all clips.
-    """
+    '''
 
     def __init__(
         self, recipe: Recipe, tagger: Tagger, clips: Dataset, fold: int | None, device: torch.device, replica: int = 0
@@ -82,11 +82,11 @@ class Trainer:
     def train(
         self, state_path: Path, validate: Callable[[], float], deadline: Deadline | None = None
     ) -> Iterator[dict[str, float]]:
-        """Train all epochs that are left, and yield the history row of each; then load the weights to keep.
+        '''Train all epochs that are left, and yield the history row of each; then load the weights to keep.
 
         `validate` returns the score of the network as it is. A training that would miss its deadline stops
         early, after a validation, and keeps the weights of the best validation. So does one that is stalled.
-        """
+        '''
         recipe = self.recipe
         clock = deadline or Deadline()
         keeps_best = recipe.keep == 'best' or recipe.patience > 0 or math.isfinite(clock.at)
@@ -121,7 +121,7 @@ class Trainer:
             self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr."""
+        '''Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr.'''
         recipe = self.recipe
         start = time.perf_counter()
         self.network.train()
@@ -151,7 +151,7 @@ class Trainer:
         return {'epoch': self.epoch, 'loss': total_loss / self.steps, 'lr': lr}
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> float:
-        """Step the optimiser along the gradient of a batch. Returns the batch's loss."""
+        '''Step the optimiser along the gradient of a batch. Returns the batch's loss.'''
         optim = self.recipe.optim
         plain = self.epoch >= self.recipe.epochs - self.recipe.no_augment_epochs
         inputs, targets, soft = self.make_inputs(batch, generator, plain)
@@ -172,10 +172,10 @@ class Trainer:
         return float(loss.detach())
 
     def make_inputs(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Augment a batch and stack the network's input channels, at the image size of this epoch.
+        '''Augment a batch and stack the network's input channels, at the image size of this epoch.
 
         Shape:  -> inputs (B, C, M, N), targets and soft labels (B, K), on the device
-        """
+        '''
         recipe = self.recipe
         frontend = self.tagger.frontend
         mixing = self.epoch < recipe.mixup_until * recipe.epochs
@@ -191,7 +191,7 @@ class Trainer:
         return inputs, targets.to(self.device), soft.to(self.device)
 
     def forward(self, inputs: Tensor) -> NetworkOutput:
-        """Apply the network: clip logits, and those of frames, skips and noisy head if the recipe trains them."""
+        '''Apply the network: clip logits, and those of frames, skips and noisy head if the recipe trains them.'''
         n_auxiliary = len(self.recipe.auxiliary)
         if not (n_auxiliary or any(self.uses_noisy_head) or self.recipe.uses_frames):
             return NetworkOutput(self.network(inputs))
@@ -204,7 +204,7 @@ class Trainer:
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
-        """Sum the weighted losses of all sources and of distillation, at clips, frames and skips. Shape: -> scalar"""
+        '''Sum the weighted losses of all sources and of distillation, at clips, frames and skips. Shape: -> scalar'''
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
@@ -223,11 +223,11 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def load_averaged_weights(self) -> None:
-        """Copy the averaged weights, if there are any yet, into the network.
+        '''Copy the averaged weights, if there are any yet, into the network.
 
         The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
         In the first epochs with a frozen backbone, whose statistics must stay, the weights stay as they are.
-        """
+        '''
         is_warming_up = self.epoch <= self.recipe.optim.freeze_epochs
         if self.averaged is None or not int(self.averaged.n_averaged) or is_warming_up:
             return
@@ -240,7 +240,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
-        """Yield a generator for the draws of this epoch, with torch's own seeded alike, e.g. for dropout."""
+        '''Yield a generator for the draws of this epoch, with torch's own seeded alike, e.g. for dropout.'''
         seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
         devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices=devices):
@@ -249,28 +249,28 @@ class Trainer:
 
     @property
     def name(self) -> str:
-        """The fold and the number of the network, for messages."""
+        '''The fold and the number of the network, for messages.'''
         fold = 'all clips' if self.fold is None else f'fold {self.fold}'
         return f'{fold}, seed {self.replica}' if self.replica else fold
 
     @property
     def prevalences(self) -> list[float]:
-        """The share of true labels among the known labels that were drawn, for each class.
+        '''The share of true labels among the known labels that were drawn, for each class.
 
         Half a true and half a false label are added, so that no share is 0 or 1.
-        """
+        '''
         n_true, n_known = self.label_counts.double()
         return ((n_true + 0.5) / (n_known + 1)).tolist()  # type: ignore[no-any-return]
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch with the best score."""
+        '''The first epoch with the best score.'''
         best = max(self.history, key=lambda row: row.get('score', -math.inf))
         return int(best['epoch'])
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the last `patience` validations found no better score. Without a held-out fold it never is."""
+        '''Whether the last `patience` validations found no better score. Without a held-out fold it never is.'''
         if self.fold is None or not self.recipe.patience or not self.history:
             return False
         best = self.best_epoch
@@ -279,12 +279,12 @@ class Trainer:
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch whose weights are kept: the last, or the best (also if a deadline cut the training)."""
+        '''The epoch whose weights are kept: the last, or the best (also if a deadline cut the training).'''
         keeps_last = self.recipe.keep == 'last' and not self.recipe.patience and self.epoch == self.recipe.epochs
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed training needs, as one whole file."""
+        '''Write all that a resumed training needs, as one whole file.'''
         state = {
             'recipe': self.recipe.canonical_json(),
             'epoch': self.epoch,
@@ -299,7 +299,7 @@ class Trainer:
         write_whole(path, lambda handle: torch.save(state, handle))
 
     def restore(self, path: Path) -> None:
-        """Continue from a state on disk, if there is one."""
+        '''Continue from a state on disk, if there is one.'''
         if not path.is_file():
             return
         try:

@@ -1,4 +1,4 @@
-"""Warm start: the networks of a run begin with the tensors of trained ones."""
+'''Warm start: the networks of a run begin with the tensors of trained ones.'''
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from kit.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class InitModel:
-    """The tensors that a network starts from. Classes and held-out digest are known of a checkpoint only."""
+    '''The tensors that a network starts from. Classes and held-out digest are known of a checkpoint only.'''
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -33,7 +33,7 @@ class InitModel:
 
 
 def read_init(path: Path) -> InitModel:
-    """Read a checkpoint, or a file with a state dict."""
+    '''Read a checkpoint, or a file with a state dict.'''
     if not path.is_file():
         raise KitError(f'no file {path} for --init: name a checkpoint or a file with a state dict.')
     content = load_archive(path)
@@ -49,10 +49,10 @@ def read_init(path: Path) -> InitModel:
 def read_inits(
     pattern: str | Path | None, trained_folds: Sequence[int | None], folds: Iterable[int]
 ) -> dict[int | None, InitModel]:
-    """Read the file that each network starts from, by its fold; {} without a pattern.
+    '''Read the file that each network starts from, by its fold; {} without a pattern.
 
     One file is that of all `folds` of the table, also of those that a later call trains.
-    """
+    '''
     if pattern is None:
         return {}
     name = str(pattern)
@@ -65,7 +65,7 @@ def read_inits(
 
 
 def init_files(folder: Path, inits: Mapping[int | None, InitModel], has_run: bool) -> dict[str, str]:
-    """The text of init.json: the digest of what each network of a run starts from, of earlier calls too."""
+    '''The text of init.json: the digest of what each network of a run starts from, of earlier calls too.'''
     path = folder / 'init.json'
     record = read_json(path) if has_run else {}
     digests = {'all' if fold is None else f'fold_{fold}': init.digest for fold, init in inits.items()}
@@ -83,13 +83,13 @@ def init_files(folder: Path, inits: Mapping[int | None, InitModel], has_run: boo
 
 
 def held_out_digest(data: Dataset, fold: int | None) -> str:
-    """Hash the names of a fold's held-out clips, whatever their order."""
+    '''Hash the names of a fold's held-out clips, whatever their order.'''
     names = data.row_names
     return text_digest(*sorted(names[row] for row in data.held_out(fold)))
 
 
 def output_layers(network: nn.Module) -> list[str]:
-    """The names of the tensors with a row for each class."""
+    '''The names of the tensors with a row for each class.'''
     prefixes = []
     for name, module in network.named_modules():
         if isinstance(module, Head):
@@ -100,10 +100,10 @@ def output_layers(network: nn.Module) -> list[str]:
 
 
 def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors that fit a network by name and shape, with the rows of the output layers in the order of `classes`.
+    '''The tensors that fit a network by name and shape, with the rows of the output layers in the order of `classes`.
 
     Without the output layers if they are for other classes.
-    """
+    '''
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     fitting = {name: tensor for name, tensor in init.tensors.items() if wanted.get(name) == tensor.shape}
     if init.classes and init.classes != tuple(classes):
@@ -115,13 +115,13 @@ def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str])
 
 
 def fill_from(init: InitModel, tagger: Tagger) -> None:
-    """Load the tensors that fit into a tagger's network."""
+    '''Load the tensors that fit into a tagger's network.'''
     fitting = fitting_tensors(init, tagger.network, tagger.card.classes)
     fill_network(tagger.network, {**tagger.network.state_dict(), **fitting}, f'{init.path}: ')
 
 
 def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
-    """Print how much of the networks the files fill, and whether the out-of-fold scores are honest."""
+    '''Print how much of the networks the files fill, and whether the out-of-fold scores are honest.'''
     with meta_device():
         network = build_network(recipe.network, input_shape(recipe.frontend), len(data.classes))
     notes: dict[str, InitModel] = {}
@@ -133,10 +133,10 @@ def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitMod
 
 
 def coverage(init: InitModel, network: nn.Module, classes: Sequence[str]) -> str:
-    """Say which tensors of a network a file fills.
+    '''Say which tensors of a network a file fills.
 
     Errors: KitError for a file that fills less than half of the weights, or none of the backbone
-    """
+    '''
     fitting = fitting_tensors(init, network, classes)
     # Old files lack num_batches_tracked, which nothing reads.
     names = [name for name in network.state_dict() if not name.endswith('num_batches_tracked')]
@@ -162,16 +162,16 @@ def coverage(init: InitModel, network: nn.Module, classes: Sequence[str]) -> str
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> str:
-    """Name the first tensors, with their shapes."""
+    '''Name the first tensors, with their shapes.'''
     shapes = [f'{name[:80]} {tuple(tensor.shape)}' for name, tensor in tensors.items()]
     return ', '.join(shapes[:3]) or 'nothing else'
 
 
 def check_held_out(data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
-    """Print a warning where a network starts from a model that trained on its held-out clips, or may have.
+    '''Print a warning where a network starts from a model that trained on its held-out clips, or may have.
 
     A model of exactly the same held-out clips cannot have. One of another fold's held-out clips has.
-    """
+    '''
     digests = {fold: held_out_digest(data, fold) for fold in {*data.folds.tolist()} if fold >= 0}
     digests = {fold: digest for fold, digest in digests.items() if len(data.held_out(fold))}
     others = {fold: init for fold, init in inits.items() if fold is not None and init.held_out != digests[fold]}

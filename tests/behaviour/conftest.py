@@ -1,4 +1,4 @@
-"""What several tests share: a small trained ensemble, a folder of clips for it, and a network that is refused."""
+'''What several tests share: a small trained ensemble, a folder of clips for it, and a network that is refused.'''
 
 import socket
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ import torch
 from tests.behaviour.trained import Trained
 
 SMALL_MEL = [
-    "frontend.sample_rate=8000", "frontend.hop_length=200", "frontend.n_fft=400", "frontend.n_mels=32",
-    "network.blocks=4", "network.width=8", "network.head.dropout=0.1", "crop_s=1.5", "epochs=20", "no_augment_epochs=8",
-    "mixup.p=0.3", "batch_size=8", "n_folds=2", "validate_every=20",
+    'frontend.sample_rate=8000', 'frontend.hop_length=200', 'frontend.n_fft=400', 'frontend.n_mels=32',
+    'network.blocks=4', 'network.width=8', 'network.head.dropout=0.1', 'crop_s=1.5', 'epochs=20', 'no_augment_epochs=8',
+    'mixup.p=0.3', 'batch_size=8', 'n_folds=2', 'validate_every=20',
 ]  # fmt: skip
 SMALL_STFT = [
-    "frontend.sample_rate=11025", "frontend.hop_length=128", "frontend.n_fft=256", "network.blocks=5",
-    "network.width=12", "network.head.dropout=0.1", "crop_s=1.5", "epochs=12", "no_augment_epochs=2", "batch_size=8",
-    "n_folds=2", "validate_every=12", "loss=bce",
+    'frontend.sample_rate=11025', 'frontend.hop_length=128', 'frontend.n_fft=256', 'network.blocks=5',
+    'network.width=12', 'network.head.dropout=0.1', 'crop_s=1.5', 'epochs=12', 'no_augment_epochs=2', 'batch_size=8',
+    'n_folds=2', 'validate_every=12', 'loss=bce',
 ]  # fmt: skip
 
 
 @pytest.fixture(scope='module')
 def one_core() -> Iterator[None]:
-    """Networks this small only wait for each other on several."""
+    '''Networks this small only wait for each other on several.'''
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,7 +35,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Two folds on mel with calibrated rank scores, one fold on STFT, and variants of the first fold's card."""
+    '''Two folds on mel with calibrated rank scores, one fold on STFT, and variants of the first fold's card.'''
     from kit.audio.windows import InferenceConfig
     from kit.models.checkpoint import load_tagger, save_tagger
     from kit.models.tagger import Tagger
@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope='session')
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of fourteen toy clips of 0.1 to 6 s, in WAV, FLAC and Vorbis."""
+    '''A folder of fourteen toy clips of 0.1 to 6 s, in WAV, FLAC and Vorbis.'''
     import soundfile
 
     from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip
@@ -80,7 +80,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A table of fourteen clips for the tiny recipe of training, and their folder."""
+    '''A table of fourteen clips for the tiny recipe of training, and their folder.'''
     from tests.behaviour.training import make_set
 
     return make_set(tmp_path_factory.mktemp('toy'))
@@ -88,7 +88,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope='session')
 def data(toy: tuple[Path, Path]) -> Any:
-    """Their dataset."""
+    '''Their dataset.'''
     from tests.behaviour.training import TINY, load_table
 
     return load_table(TINY, *toy)
@@ -96,7 +96,7 @@ def data(toy: tuple[Path, Path]) -> Any:
 
 @pytest.fixture
 def calls_out(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every attempt to reach the network: noted, and refused."""
+    '''Every attempt to reach the network: noted, and refused.'''
     attempts: list[Any] = []
 
     def refuse(*given: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Small folders laid out as competitions': their real file names and columns, and a few seconds of synthetic audio."""
+'''Small folders laid out as competitions': their real file names and columns, and a few seconds of synthetic audio.'''
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ TONES_HZ = dict(zip(CODES, (500, 900, 1600, 2800), strict=True))
 
 
 def write_tone(path: Path, codes: Sequence[str], seconds: float, seed: int) -> None:
-    """Write noise with the tones of some codes, as FLAC or, by the name's end, OGG or WAV."""
+    '''Write noise with the tones of some codes, as FLAC or, by the name's end, OGG or WAV.'''
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * RATE)) / RATE
     wave = 0.01 * rng.standard_normal(len(t))
@@ -26,7 +26,7 @@ def write_tone(path: Path, codes: Sequence[str], seconds: float, seed: int) -> N
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a CSV."""
+    '''Write rows as a CSV.'''
     import pandas
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,17 +34,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def soundscape_name(part: str, number: int, year: int) -> str:
-    """Return the stem of a soundscape's name in the form of a year."""
+    '''Return the stem of a soundscape's name in the form of a year.'''
     if year == 2026:
         return f'BC2026_{part}_{number:04d}_S{number % 3:02d}_20250101_{number:02d}0000'
     return f'H{number % 3:02d}_20230420_{number:02d}0000' if part == 'Train' else f'soundscape_{number}'
 
 
 def write_birdclef(root: Path, year: int, test: int = 2, clips: int = 6, minutes: float = 0.25) -> None:
-    """Write BirdCLEF 2024, 2025 or 2026: clips of three codes, the fourth only in soundscapes; a stub template.
+    '''Write BirdCLEF 2024, 2025 or 2026: clips of three codes, the fourth only in soundscapes; a stub template.
 
     Soundscapes last a quarter of a minute. In 2026 some are labelled, each row twice.
-    """
+    '''
     rows = []
     counts = dict(zip(CODES[:3], (clips, clips, 1), strict=True))
     for code, count in counts.items():
@@ -83,7 +83,7 @@ def write_birdclef(root: Path, year: int, test: int = 2, clips: int = 6, minutes
 
 
 def write_freesound_2019(root: Path) -> None:
-    """Write curated and noisy clips of two classes, one with a comma and parentheses in its name."""
+    '''Write curated and noisy clips of two classes, one with a comma and parentheses in its name.'''
     classes = ('Bark', 'Chink,_clink_(metal)')
     for part, count in (('train_curated', 8), ('train_noisy', 4), ('test', 3)):
         rows = []
@@ -100,7 +100,7 @@ def write_freesound_2019(root: Path) -> None:
 
 
 def write_freesound_2018(root: Path) -> None:
-    """Write clips with one label each, some verified, and a template of three labels."""
+    '''Write clips with one label each, some verified, and a template of three labels.'''
     rows = []
     for i in range(12):
         write_tone(root / 'audio_train' / f'{i:08x}.wav', [CODES[i % 3]], 1.0, i)
@@ -113,7 +113,7 @@ def write_freesound_2018(root: Path) -> None:
 
 
 def write_rfcx(root: Path) -> None:
-    """Write recordings with a true and a false box each, of three species."""
+    '''Write recordings with a true and a false box each, of three species.'''
     true_rows = []
     false_rows = []
     for i in range(8):
@@ -131,7 +131,7 @@ def write_rfcx(root: Path) -> None:
 
 
 def write_esc50(root: Path) -> None:
-    """Write two categories in five folds, two clips of one source in each."""
+    '''Write two categories in five folds, two clips of one source in each.'''
     rows = []
     for fold in range(1, 6):
         for target, category in enumerate(('dog', 'rain')):

@@ -1,4 +1,4 @@
-"""Slow definition of a backbone's receptive field."""
+'''Slow definition of a backbone's receptive field.'''
 
 import copy
 from bisect import bisect_left
@@ -9,11 +9,11 @@ from kit.models.network import Backbone, InputShape
 
 
 def receptive_field(backbone: Backbone, shape: InputShape) -> int | None:
-    """Measure how many input frames one step of the deepest map reads; None if more than about 64 strides.
+    '''Measure how many input frames one step of the deepest map reads; None if more than about 64 strides.
 
     A NaN spreads to every step that reads it. The input grows until its middle step reads neither its first nor its
     last frame; bisection then finds the ends.
-    """
+    '''
     probe = copy.deepcopy(backbone).to('cpu', torch.float32).eval()
 
     def reads(frames: int, part: slice) -> bool:

@@ -1,16 +1,16 @@
-"""Definitions of the metrics, slow and plain or scikit-learn's, NaN where there is none."""
+'''Definitions of the metrics, slow and plain or scikit-learn's, NaN where there is none.'''
 
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 
 def rank_of(row, scores, k):
-    """The known labels of a row with at least the score of label k."""
+    '''The known labels of a row with at least the score of label k.'''
     return np.flatnonzero(~np.isnan(row) & (scores >= scores[k]))
 
 
 def slow_lwlrap(truth, scores):
-    """The mean over true labels of the share of true labels among the known ones with at least their score."""
+    '''The mean over true labels of the share of true labels among the known ones with at least their score.'''
     precisions = []
     for row, score in zip(truth, scores, strict=True):
         for k in np.flatnonzero(row == 1):
@@ -19,12 +19,12 @@ def slow_lwlrap(truth, scores):
 
 
 def slow_lwlrap_flat(truth, scores):
-    """lwlrap of one list of all known labels."""
+    '''lwlrap of one list of all known labels.'''
     return slow_lwlrap(truth.reshape(1, -1), scores.reshape(1, -1))
 
 
 def slow_map3(truth, scores):
-    """The mean over clips with a true label of the average precision of the three highest-scoring labels."""
+    '''The mean over clips with a true label of the average precision of the three highest-scoring labels.'''
     values = []
     for row, score in zip(truth, scores, strict=True):
         ranks = [rank_of(row, score, k) for k in np.flatnonzero(row == 1)]
@@ -35,7 +35,7 @@ def slow_map3(truth, scores):
 
 
 def slow_top1(truth, scores):
-    """The probability that one of the highest-scoring known classes, drawn at random, is true."""
+    '''The probability that one of the highest-scoring known classes, drawn at random, is true.'''
     hits = []
     for row, score in zip(truth, scores, strict=True):
         known = ~np.isnan(row)
@@ -46,7 +46,7 @@ def slow_top1(truth, scores):
 
 
 def slow_micro_f1(truth, scores):
-    """scikit-learn's F1 of samples, at 0.5, without unknown labels."""
+    '''scikit-learn's F1 of samples, at 0.5, without unknown labels.'''
     known = ~np.isnan(truth)
     rows = known.any(axis=1)
     if not rows.any():
@@ -56,7 +56,7 @@ def slow_micro_f1(truth, scores):
 
 
 def mean_of_classes(value, truth, scores, needs_false=False):
-    """The mean of a class's value over the classes with a true and, if needed, a false label."""
+    '''The mean of a class's value over the classes with a true and, if needed, a false label.'''
     values = []
     for labels, of_class in zip(truth.T, scores.T, strict=True):
         known = ~np.isnan(labels)
@@ -66,12 +66,12 @@ def mean_of_classes(value, truth, scores, needs_false=False):
 
 
 def slow_macro_f1(truth, scores):
-    """The mean of scikit-learn's F1 of each class at 0.5."""
+    '''The mean of scikit-learn's F1 of each class at 0.5.'''
     return mean_of_classes(lambda labels, of_class: f1_score(labels, of_class >= 0.5), truth, scores)
 
 
 def slow_padded_cmap(truth, scores):
-    """The mean average precision of all classes with five rows of ones."""
+    '''The mean average precision of all classes with five rows of ones.'''
     ones = np.ones((5, truth.shape[1]))
     return mean_of_classes(average_precision_score, np.vstack([truth, ones]), np.vstack([scores, ones]))
 

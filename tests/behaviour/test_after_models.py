@@ -1,4 +1,4 @@
-"""Steps after the models: `submit` applies them to rows, `oof` measures out of fold by how much they help."""
+'''Steps after the models: `submit` applies them to rows, `oof` measures out of fold by how much they help.'''
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,15 +39,15 @@ from tests.behaviour.trained import (
 )
 
 QUIET: dict[str, Any] = {'device': 'cpu', 'threads': 1, 'progress': False}
-SETTINGS = """
+SETTINGS = '''
     epochs=1 n_folds=2 crop_s=0.4 frontend.sample_rate=8000 frontend.n_fft=256 frontend.hop_length=160
     frontend.n_mels=16 network.width=4 network.blocks=3 validate_every=1 no_augment_epochs=0
-"""
+'''
 TINY = find_recipe('max-pyramid-mel', True, SETTINGS.split())
 
 
 def write_windows(folder: Path) -> tuple[Path, list[str]]:
-    """Write two recordings of three windows of 0.5 s, one of them with a gap, and a template with a row for a third."""
+    '''Write two recordings of three windows of 0.5 s, one of them with a gap, and a template with a row for a third.'''
     for name, level in (('r', 0.3), ('s', 0.05)):
         wave = np.concatenate([noise(4000, seed=k, level=level * (1 + k)) for k in range(3)])
         write_wav(folder / 'in' / f'{name}.wav', wave)
@@ -56,7 +56,7 @@ def write_windows(folder: Path) -> tuple[Path, list[str]]:
 
 
 def scores_of(folder: Path, template: Path, **options: Any) -> np.ndarray:
-    """Submit, and return the rows of the CSV."""
+    '''Submit, and return the rows of the CSV.'''
     submit(loud_tagger(), folder / 'in', folder / 'out.csv', template, **QUIET, **options)
     return np.stack(list(read_scores(folder / 'out.csv')[1].values()))
 
@@ -92,7 +92,7 @@ def test_a_submission_scales_odds_to_the_prevalences_of_its_own_rows(tmp_path: P
 
 
 def write_values(path: Path, column: str, **values: float) -> Path:
-    """Write a CSV of one value per class."""
+    '''Write a CSV of one value per class.'''
     path.write_text('\n'.join([f'class,{column}', *(f'{name},{value}' for name, value in values.items()), '']))
     return path
 
@@ -166,7 +166,7 @@ def test_with_steps_rows_without_any_prediction_keep_their_prior(tmp_path: Path)
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A table of the windows of six recordings, and their folder."""
+    '''A table of the windows of six recordings, and their folder.'''
     folder = tmp_path_factory.mktemp('windows')
     rows = ['fname,labels,fold,author']
     for recording in range(6):
@@ -184,7 +184,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope='module')
 def runs(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs on the same folds."""
+    '''Two runs on the same folds.'''
     folder = tmp_path_factory.mktemp('runs')
     for seed in (0, 1):
         train_run(TINY.override([f'seed={seed}']), *data, folder / str(seed), **QUIET)
@@ -193,7 +193,7 @@ def runs(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture(scope='module')
 def f1_run(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a metric of decisions, with groups."""
+    '''A run of a metric of decisions, with groups.'''
     folder = tmp_path_factory.mktemp('f1') / 'run'
     train_run(TINY.override(['metric=macro_f1']), *data, folder, group_column='author', **QUIET)
     return folder

@@ -1,4 +1,4 @@
-"""Waveforms change as drawn: levels in dB, pitches in cents, times in samples, and nothing else."""
+'''Waveforms change as drawn: levels in dB, pitches in cents, times in samples, and nothing else.'''
 
 import itertools
 import math
@@ -19,7 +19,7 @@ def generator(seed=0):
 
 
 def noise(clips=4, samples=RATE, seed=1):
-    """Clips of white noise, each at its own level."""
+    '''Clips of white noise, each at its own level.'''
     return torch.randn(clips, samples, generator=generator(seed)) * torch.linspace(0.05, 0.3, clips)[:, None]
 
 
@@ -27,24 +27,24 @@ BACKGROUNDS = noise(3, 5000, seed=9)
 
 
 def sines(hz, samples=2 * RATE):
-    """A sine for each frequency."""
+    '''A sine for each frequency.'''
     return 0.5 * torch.sin(2 * math.pi * torch.tensor(hz)[:, None] * torch.arange(samples) / RATE)
 
 
 def augmented(waves, name, seed=3, **settings):
-    """The clips under one effect, and its drawn amounts and seeds."""
+    '''The clips under one effect, and its drawn amounts and seeds.'''
     config = WaveAugmentConfig(**{f'{name}_p': 1.0}, **settings)
     draw = draw_wave_augment(config, *waves.shape, generator(seed))
     return augment_waves(waves, draw, config, RATE, BACKGROUNDS), draw.amounts[name], draw.seeds
 
 
 def power_db(waves):
-    """Mean square in dB."""
+    '''Mean square in dB.'''
     return 10 * waves.double().square().mean(-1).log10()
 
 
 def peak_hz(wave):
-    """The frequency of the highest peak, between bins by a parabola through the logarithms."""
+    '''The frequency of the highest peak, between bins by a parabola through the logarithms.'''
     spectrum = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs().log()
     k = int(spectrum.argmax())
     a, b, c = spectrum[k - 1 : k + 2].tolist()

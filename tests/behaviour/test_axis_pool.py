@@ -1,4 +1,4 @@
-"""Axis-pool: its size, the axis of each pooling, wave statistics and clip length in extra rows."""
+'''Axis-pool: its size, the axis of each pooling, wave statistics and clip length in extra rows.'''
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ WITH_EXTRA_ROWS = InputShape(2, BINS, n_extra_rows=13)
 
 
 def build_small(shape=WITH_EXTRA_ROWS):
-    """A small network of five classes in evaluation mode whose batch norms have run."""
+    '''A small network of five classes in evaluation mode whose batch norms have run.'''
     settings = {'family': 'axis-pool', 'width': 32, 'stat_steps': 6, 'stat_width': 3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -26,7 +26,7 @@ def build_small(shape=WITH_EXTRA_ROWS):
 
 
 def noise(shape=WITH_EXTRA_ROWS, clips=2, frames=41, seed=0):
-    """Noise in an input's shape; extra rows are the same in every channel, the length in every frame."""
+    '''Noise in an input's shape; extra rows are the same in every channel, the length in every frame.'''
     generator = torch.Generator().manual_seed(seed)
     extra = torch.randn(clips, 1, shape.n_extra_rows, frames, generator=generator)
     extra[:, :, 12:] = extra[:, :, 12:, :1]
@@ -35,7 +35,7 @@ def noise(shape=WITH_EXTRA_ROWS, clips=2, frames=41, seed=0):
 
 
 def slow_count(extra_rows, channels=1, stat_width=64, classes=80):
-    """Slow definition: the weights of every layer, added up: a stem, then four blocks of two."""
+    '''Slow definition: the weights of every layer, added up: a stem, then four blocks of two.'''
     total, before = 9 * channels * 64 + 2 * 64, 64
     for w in (96, 128, 256, 512):
         total += 9 * before * w + 2 * w + 9 * w * w + 2 * w

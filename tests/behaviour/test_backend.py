@@ -1,4 +1,4 @@
-"""OpenVINO predicts windows with the logits of torch where it was asked for; else torch stays, and a text says why."""
+'''OpenVINO predicts windows with the logits of torch where it was asked for; else torch stays, and a text says why.'''
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.doctor import run_doctor
 from kit.infer.backend import CompiledNetwork, check_backend, compile_network, compile_openvino
-from kit.infer.planner import measure_cost
+from kit.infer.ensemble import measure_cost
 from kit.infer.predictor import Predictor
 from kit.infer.submit import submit
 from kit.models.checkpoint import load_tagger
@@ -30,7 +30,7 @@ FRAMES = 40  # of a window
 
 
 class FakeOpenVino:
-    """Stands in for the package: `change` is applied to the logits of torch that a compiled network returns."""
+    '''Stands in for the package: `change` is applied to the logits of torch that a compiled network returns.'''
 
     def __init__(self) -> None:
         self.change: Callable[[Tensor], Tensor] = lambda logits: logits
@@ -52,7 +52,7 @@ class FakeOpenVino:
 
 
 class FakeModel:
-    """A network and the shape that it is compiled for."""
+    '''A network and the shape that it is compiled for.'''
 
     def __init__(self, network: nn.Module, example_input: Tensor, shared_memory: bool) -> None:
         assert not shared_memory
@@ -65,7 +65,7 @@ class FakeModel:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOpenVino:
-    """Put the fake in the package's place."""
+    '''Put the fake in the package's place.'''
     fake = FakeOpenVino()
     frontend = SimpleNamespace(load=lambda model: model, convert=lambda model: model)
     names: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOpenVino:
 
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the package, where it is installed."""
+    '''Hide the package, where it is installed.'''
     monkeypatch.setitem(sys.modules, 'openvino', None)
 
 
@@ -169,7 +169,7 @@ def test_where_logits_differ_or_compiling_fails_torch_stays_and_the_text_says_wh
 
 
 def test_probabilities_are_compared_as_the_logits_that_they_become(fake: FakeOpenVino) -> None:
-    """A probability of 1e-5 that becomes 6e-5 is another answer."""
+    '''A probability of 1e-5 that becomes 6e-5 is another answer.'''
     fake.change = lambda probs: probs + 5e-5
     tagger = loud_tagger(nn.Sequential(LoudBands(3), nn.Sigmoid()), returns='probabilities')
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_probabilities_are_compared_as_the_logits_that_they_become(fake: FakeOpe
 
 
 class Slow(LoudBands):
-    """A network that takes some seconds of a clock that the test holds."""
+    '''A network that takes some seconds of a clock that the test holds.'''
 
     def __init__(self, clock: HandClock, seconds: float) -> None:
         super().__init__(3)
@@ -361,14 +361,14 @@ def test_openvino_computes_the_logits_of_every_family(name: str) -> None:
 
 
 class Baked(LoudBands):
-    """A network that turns a value of its input into a number of Python, which tracing makes a constant."""
+    '''A network that turns a value of its input into a number of Python, which tracing makes a constant.'''
 
     def forward(self, spec: Tensor) -> Tensor:
         return super().forward(spec) + float(spec[0].mean())
 
 
 class Foreign(LoudBands):
-    """A network with numpy inside, which no tracing sees."""
+    '''A network with numpy inside, which no tracing sees.'''
 
     def forward(self, spec: Tensor) -> Tensor:
         return super().forward(spec) + torch.from_numpy(spec.numpy().std(axis=(1, 2, 3), keepdims=False)[:, None])

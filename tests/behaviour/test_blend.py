@@ -1,4 +1,4 @@
-"""Blends against their slow definitions, ties and missing models included."""
+'''Blends against their slow definitions, ties and missing models included.'''
 
 import inspect
 import itertools
@@ -23,14 +23,14 @@ PRIORS = np.array([0.1, 0.4, 0.2, 0.4])
 
 
 def slow_ranks(row: list[float]) -> list[float]:
-    """The mean place of each value among all, ties sharing it, as a share of their number."""
+    '''The mean place of each value among all, ties sharing it, as a share of their number.'''
     below = [sum(other < value for other in row) for value in row]
     equal = [sum(other == value for other in row) for value in row]
     return [(b + (e + 1) / 2) / len(row) for b, e in zip(below, equal, strict=True)]
 
 
 def enter(kind: str, row: list[float], k: int) -> float:
-    """What a model's score of class k puts into the weighted sum, by definition."""
+    '''What a model's score of class k puts into the weighted sum, by definition.'''
     others = [row[k] - value for i, value in enumerate(row) if i != k]
     reach = max(row) - min(row)
     return {
@@ -47,14 +47,14 @@ LEAVE = {'geometric': math.exp, 'power': math.sqrt, 'differences': lambda value:
 
 
 def leave(kind: str, value: float) -> float:
-    """The weighted mean of what entered, as a score."""
+    '''The weighted mean of what entered, as a score.'''
     return LEAVE.get(kind, float)(value)
 
 
 def slow_blend(
     kind: str, scores: list[np.ndarray], done: list[np.ndarray], weights: list[float], priors: np.ndarray = PRIORS
 ) -> np.ndarray:
-    """Cell by cell, by the definition of each blend whose rows stand alone."""
+    '''Cell by cell, by the definition of each blend whose rows stand alone.'''
     rows = []
     for r in range(len(done[0])):
         scored = [m for m in range(len(scores)) if done[m][r]]
@@ -73,7 +73,7 @@ def slow_blend(
 
 
 def slow_column_blend(scores: list[np.ndarray], done: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """Mid-ranks in each column by those models that scored all that was scored; where none did, by all of them."""
+    '''Mid-ranks in each column by those models that scored all that was scored; where none did, by all of them.'''
     n_rows, models = len(done[0]), range(len(done))
     scored = [r for r in range(n_rows) if any(done[m][r] for m in models)]
     used = [m for m in models if all(done[m][r] for r in scored)] or list(models)
@@ -95,7 +95,7 @@ PER_ROW = [kind for kind, how in BLENDS.items() if not how.whole_set]
 
 
 def quarters(seed: int, rows: int = 8) -> list[np.ndarray]:
-    """Scores of three models, with many ties; one row of one model is constant."""
+    '''Scores of three models, with many ties; one row of one model is constant.'''
     rng = np.random.default_rng(seed)
     scores = [rng.integers(0, 5, (rows, 4)).astype(np.float32) / 4 for _ in range(3)]
     scores[0][rows // 2] = 0.25
@@ -129,7 +129,7 @@ def test_only_a_blend_of_the_whole_set_depends_on_other_rows_and_none_is_the_def
         first = blend_scores([s[:2] for s in scores], [d[:2] for d in every], [1.0, 2.0], PRIORS, kind)
         assert np.allclose(full[:2], first, rtol=0, atol=1e-15) != how.whole_set, kind
     for command in (submit, predict_clips, blend_scores):
-        default = [inspect.signature(command).parameters[word].default for word in ("blend", "kind")
+        default = [inspect.signature(command).parameters[word].default for word in ('blend', 'kind')
                    if word in inspect.signature(command).parameters]  # fmt: skip
         assert default == ['mean']
 

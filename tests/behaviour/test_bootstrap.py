@@ -1,4 +1,4 @@
-"""Bootstrap intervals equal those found by resampling clips, or whole groups of clips."""
+'''Bootstrap intervals equal those found by resampling clips, or whole groups of clips.'''
 
 import contextlib
 
@@ -31,7 +31,7 @@ def auc_per_class(truth, scores):
 
 
 def first_auc(truth, scores):
-    """NaN on a draw whose labels of the first class are all true or all false."""
+    '''NaN on a draw whose labels of the first class are all true or all false.'''
     return auc_per_class(truth, scores)[0]
 
 
@@ -40,7 +40,7 @@ def bounds(interval):
 
 
 def statistic_of(metric, truth, scores):
-    """The metric's slow definition, computed on every draw in full."""
+    '''The metric's slow definition, computed on every draw in full.'''
 
     def computed(counts):
         values = np.full(counts.shape[1], np.nan)
@@ -54,13 +54,13 @@ def statistic_of(metric, truth, scores):
 
 
 def slow_interval(metric, truth, scores, draws=1000):
-    """The interval of a function of truth and scores."""
+    '''The interval of a function of truth and scores.'''
     value = float(metric(truth, scores))
     return percentile_interval(value, statistic_of(metric, truth, scores), np.arange(len(truth)), draws)
 
 
 def slow_bounds(metric, truth, scores, groups, draws):
-    """Definition: draw groups with replacement, concatenate their rows, compute the metric, take quantiles."""
+    '''Definition: draw groups with replacement, concatenate their rows, compute the metric, take quantiles.'''
     generator = np.random.default_rng(0)
     names = sorted(set(groups))
     values = []
@@ -73,7 +73,7 @@ def slow_bounds(metric, truth, scores, groups, draws):
 
 @pytest.fixture
 def fewer_draws(monkeypatch):
-    """A hundred draws, for definitions that take long."""
+    '''A hundred draws, for definitions that take long.'''
     monkeypatch.setitem(bootstrap_interval.__globals__, 'draws_of', lambda metric, truth: 100)
 
 
@@ -90,7 +90,7 @@ def test_an_interval_equals_its_definition(metric, fewer_draws):
 @pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('share', [0.3, 0.004])
 def test_weighting_clips_equals_computing_every_draw_in_full(metric, share, fewer_draws):
-    """With few true labels some draws have no value and are repeated, unless the metric has a value without them."""
+    '''With few true labels some draws have no value and are repeated, unless the metric has a value without them.'''
     truth, scores = draw(2, share=share)
     truth[3, 2] = truth[5, 2] = 1
     fast = bootstrap_interval(metric, truth, scores)

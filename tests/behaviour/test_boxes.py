@@ -1,4 +1,4 @@
-"""Boxes label the windows and recordings that they cover, and leave the rest unknown."""
+'''Boxes label the windows and recordings that they cover, and leave the rest unknown.'''
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ NAN = np.nan
 
 
 def boxes_of(folder, true, false='', classes=None):
-    """Boxes from rows of text: recording,species,songtype,t_min,f_min,t_max,f_max."""
+    '''Boxes from rows of text: recording,species,songtype,t_min,f_min,t_max,f_max.'''
     for name, rows in (('tp.csv', true), ('fp.csv', false)):
         (folder / name).write_text(HEADER + ''.join(row + '\n' for row in rows.split()))
     return read_boxes(folder / 'tp.csv', folder / 'fp.csv', classes)
 
 
 def random_boxes(folder, n=60, species=5, seed=0):
-    """Many overlapping boxes in three recordings, on a coarse grid so that some edges are equal."""
+    '''Many overlapping boxes in three recordings, on a coarse grid so that some edges are equal.'''
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(2 * n):
@@ -35,7 +35,7 @@ def random_boxes(folder, n=60, species=5, seed=0):
 
 
 def slow_targets(boxes, recording, begin, end, min_share):
-    """The definition, class by class and box by box."""
+    '''The definition, class by class and box by box.'''
     targets = []
     for k in range(len(boxes.classes)):
         covers = {True: False, False: False}

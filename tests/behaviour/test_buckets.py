@@ -1,4 +1,4 @@
-"""Lengths are rounded up to buckets that depend on the clip alone; a batch holds one length."""
+'''Lengths are rounded up to buckets that depend on the clip alone; a batch holds one length.'''
 
 from itertools import pairwise
 

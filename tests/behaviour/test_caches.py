@@ -1,4 +1,4 @@
-"""Caches of predictions and spectrograms return what was put in, or nothing; the ensemble generator's laws."""
+'''Caches of predictions and spectrograms return what was put in, or nothing; the ensemble generator's laws.'''
 
 import os
 import tempfile
@@ -20,13 +20,13 @@ from tests.behaviour.trained import Trained
 
 
 def logits_of(seed: int, windows: int = 3, classes: int = 4) -> WindowLogits:
-    """Some logits of some windows."""
+    '''Some logits of some windows.'''
     logits = np.random.default_rng(seed).standard_normal((windows, classes)).astype(np.float32)
     return WindowLogits(logits, tuple((10 * w, 10 * w + 20) for w in range(windows)))
 
 
 def filled(path: Path, entries: int = 5) -> PredictionCache:
-    """A cache with some entries on disk."""
+    '''A cache with some entries on disk.'''
     cache = PredictionCache(path, lambda: 0.0)
     cache.add((f'{seed:064x}', logits_of(seed, windows=1 + seed)) for seed in range(entries))
     cache.flush()
@@ -134,7 +134,7 @@ def test_what_was_spilled_holds_no_handle_and_leaves_nothing_when_it_was_dropped
 
 
 def make_ensemble(checkpoints: Sequence[str], folder: Path) -> tuple[list[EnsembleMember], SpectrogramLoader]:
-    """Load models, and make a loader of a folder's clips whose headers are read."""
+    '''Load models, and make a loader of a folder's clips whose headers are read.'''
     device = torch.device('cpu')
     members = [EnsembleMember(name, Predictor(load_tagger(name), device)) for name in checkpoints]
     loader = SpectrogramLoader(sorted(folder.iterdir()), collect_frontends(members, device), device)

@@ -1,4 +1,4 @@
-"""The fitted scale and offset make raw scores the best probabilities, after pooling over windows."""
+'''The fitted scale and offset make raw scores the best probabilities, after pooling over windows.'''
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from kit.labels.metrics import compute_metric
 
 
 def share_of_top_two(windows):
-    """Windows weighted by the share of their top two classes: not a function of one class alone."""
+    '''Windows weighted by the share of their top two classes: not a function of one class alone.'''
     weights = windows.topk(2, dim=1).values.sum(1) / windows.sum(1)
     return (windows * weights[:, None]).sum(0) / weights.sum()
 
@@ -28,7 +28,7 @@ EVERY_POOL = pytest.mark.parametrize('pool', POOLS.values(), ids=POOLS)
 
 
 def draw(n=150, n_classes=4, n_windows=(1, 2, 3, 6), unknown=0.2, size=1.0, seed=0):
-    """Random truth, and scores of windows that are `size` times as large as logits."""
+    '''Random truth, and scores of windows that are `size` times as large as logits.'''
     generator = np.random.default_rng(seed)
     truth = (generator.random((n, n_classes)) < 0.3).astype(np.float32)
     logits = []
@@ -40,7 +40,7 @@ def draw(n=150, n_classes=4, n_windows=(1, 2, 3, 6), unknown=0.2, size=1.0, seed
 
 
 def slow_loss(logits, truth, pool, scale, offset):
-    """Definition: the mean log loss of the known labels with Platt's targets, clip by clip."""
+    '''Definition: the mean log loss of the known labels with Platt's targets, clip by clip.'''
     n_true, n_false = np.nansum(truth), np.nansum(1 - truth)
     high, low = (n_true + 1) / (n_true + 2), 1 / (n_false + 2)
     losses = []
@@ -169,14 +169,14 @@ def test_input_that_cannot_be_fitted_is_refused(change, words):
 
 
 def f1_at(truth, probs, threshold):
-    """The F1 of one class's known labels, decided at a threshold."""
+    '''The F1 of one class's known labels, decided at a threshold.'''
     known = ~np.isnan(truth)
     true, chosen = truth[known] == 1, probs[known] >= threshold
     return 2 * (true & chosen).sum() / max(1, true.sum() + chosen.sum())
 
 
 def draw_decisions(n=300, seed=0):
-    """Truth with unknown labels, frequent and rare, and probabilities that are too low by one unit of log odds."""
+    '''Truth with unknown labels, frequent and rare, and probabilities that are too low by one unit of log odds.'''
     generator = np.random.default_rng(seed)
     truth = (generator.random((n, 3)) < [0.5, 0.2, 0.01]).astype(float)
     probs = 1 / (1 + np.exp(1 - 3 * truth + 2 - generator.normal(size=truth.shape)))

@@ -1,4 +1,4 @@
-"""A checkpoint is tensors and JSON: it comes back whole, and a file from elsewhere runs nothing."""
+'''A checkpoint is tensors and JSON: it comes back whole, and a file from elsewhere runs nothing.'''
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ PYRAMID = {'family': 'max-pyramid', 'blocks': 2, 'width': 4}
 
 
 def small_card(**changes):
-    """A card whose every setting differs from its default."""
+    '''A card whose every setting differs from its default.'''
     settings = {
         'classes': CLASSES,
         'prevalences': (0.1, 0.25, 1 / 3),
@@ -45,7 +45,7 @@ def small_card(**changes):
 
 
 def small_tagger(**changes):
-    """A small tagger in evaluation mode whose batch norms are not the initial ones."""
+    '''A small tagger in evaluation mode whose batch norms are not the initial ones.'''
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tagger = build_tagger(small_card(**changes))
@@ -56,12 +56,12 @@ def small_tagger(**changes):
 
 
 def waves():
-    """Noise. Shape: -> (3, 4000)"""
+    '''Noise. Shape: -> (3, 4000)'''
     return 0.1 * torch.randn(3, 4000, generator=torch.Generator().manual_seed(1))
 
 
 def content_of(tagger, **changes):
-    """What a checkpoint file holds, with parts replaced and the digest of what it then holds."""
+    '''What a checkpoint file holds, with parts replaced and the digest of what it then holds.'''
     card = json.dumps(tagger.card.to_dict())
     content = {'format': FORMAT, 'card': card, 'tensors': tagger.network.state_dict()} | changes
     with contextlib.suppress(AttributeError):  # what holds no tensors has no digest
@@ -70,7 +70,7 @@ def content_of(tagger, **changes):
 
 
 def error_of(path, networks=None):
-    """The one line that refuses a file; it names the file."""
+    '''The one line that refuses a file; it names the file.'''
     with pytest.raises(KitError) as caught:
         load_tagger(path, networks)
     message = str(caught.value)
@@ -79,7 +79,7 @@ def error_of(path, networks=None):
 
 
 class CustomNetwork(nn.Module):
-    """A network that is not of the kit's families."""
+    '''A network that is not of the kit's families.'''
 
     def __init__(self, classes=3):
         super().__init__()
@@ -167,7 +167,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_the_cure(tmp_path, name
 
 
 class Executable:
-    """Writes a file where it is unpickled."""
+    '''Writes a file where it is unpickled.'''
 
     def __init__(self, marker):
         self.marker = marker
@@ -317,7 +317,7 @@ def test_a_card_that_is_no_short_table_of_json_is_refused(tmp_path, case):
 
 
 def tensors_with(value, name='odd'):
-    """A checkpoint's content with a further tensor, which its digest cannot cover."""
+    '''A checkpoint's content with a further tensor, which its digest cannot cover.'''
     content = content_of(small_tagger())
     return {**content, 'tensors': {**content['tensors'], name: value}}
 
@@ -344,7 +344,7 @@ def test_contents_of_wrong_types_and_tensors_that_pretend_to_be_large_are_refuse
 
 
 def write_archive(path, pickled=b'', method=zipfile.ZIP_STORED, parts=0):
-    """An archive with the parts that torch.save writes."""
+    '''An archive with the parts that torch.save writes.'''
     with zipfile.ZipFile(path, 'w', method) as archive:
         for name, content in {'data.pkl': pickled, 'byteorder': 'little', 'version': '3'}.items():
             archive.writestr(f'a/{name}', content)
@@ -353,7 +353,7 @@ def write_archive(path, pickled=b'', method=zipfile.ZIP_STORED, parts=0):
 
 
 def with_entries_repeated(path, times=50):
-    """Repeat the directory of an archive, so that its parts overlap."""
+    '''Repeat the directory of an archive, so that its parts overlap.'''
     whole = path.read_bytes()
     count, size, start = struct.unpack('<HII', whole[-12:-2])
     directory, count = whole[start : start + size] * times, count * times
@@ -400,7 +400,7 @@ def test_a_card_that_could_not_be_loaded_again_is_not_saved(tmp_path):
 
 
 class Tied(CustomNetwork):
-    """A network that holds one layer under many names, in a view of a larger tensor."""
+    '''A network that holds one layer under many names, in a view of a larger tensor.'''
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Per-class AUC and average precision, log losses and top-1 accuracy equal their definitions."""
+'''Per-class AUC and average precision, log losses and top-1 accuracy equal their definitions.'''
 
 from functools import partial
 
@@ -18,7 +18,7 @@ RANKING_METRICS = [auc_per_class, average_precision_per_class, top1_accuracy]
 
 
 def draw(seed, n=60, n_classes=7, levels=None, unknown=0.0):
-    """Random truth and better-than-random scores; with few levels many scores are equal."""
+    '''Random truth and better-than-random scores; with few levels many scores are equal.'''
     generator = np.random.default_rng(seed)
     truth = (generator.random((n, n_classes)) < 0.3).astype(float)
     scores = generator.normal(size=truth.shape) + truth
@@ -31,13 +31,13 @@ def sigmoid(scores):
 
 
 def slow_auc(truth, scores):
-    """Definition: over all pairs of a true and a false clip, 1 in the right order, 1/2 at a tie."""
+    '''Definition: over all pairs of a true and a false clip, 1 in the right order, 1/2 at a tie.'''
     gaps = scores[truth == 1][:, None] - scores[truth == 0]
     return np.mean((gaps > 0) + 0.5 * (gaps == 0)) if gaps.size else np.nan
 
 
 def slow_average_precision(truth, scores):
-    """Definition: the mean over true clips of (true at least as high) / (known at least as high)."""
+    '''Definition: the mean over true clips of (true at least as high) / (known at least as high).'''
     shares = []
     for k in np.flatnonzero(truth == 1):
         above = ~np.isnan(truth) & (scores >= scores[k])

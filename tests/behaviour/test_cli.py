@@ -1,4 +1,4 @@
-"""The command line: every wrong input is one line with the cure and exit code 2, never a traceback."""
+'''The command line: every wrong input is one line with the cure and exit code 2, never a traceback.'''
 
 import functools
 import json
@@ -26,7 +26,7 @@ CommandLine = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command_line(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """Run a command line in this process and return its exit code, stdout and stderr."""
+    '''Run a command line in this process and return its exit code, stdout and stderr.'''
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -52,7 +52,7 @@ def test_lists_are_written_in_one_word_in_many_or_option_by_option(
 
 
 def wrong_inputs(trained: Trained, clips: Path, folder: Path) -> dict[str, tuple[dict[str, object], str]]:
-    """What is changed in a valid command line, and words that the error must hold."""
+    '''What is changed in a valid command line, and words that the error must hold.'''
     twice = write_template(folder / 'twice.csv', ['a', 'a'], trained.classes)
     (folder / 'junk.pt').write_bytes(b'\x80junk')
     (folder / 'file').write_text('x')

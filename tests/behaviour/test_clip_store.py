@@ -1,4 +1,4 @@
-"""The clips of a training beyond memory: kept as float16, mapped to disk, and said before anything is decoded."""
+'''The clips of a training beyond memory: kept as float16, mapped to disk, and said before anything is decoded.'''
 
 import shutil
 from collections import namedtuple
@@ -21,7 +21,7 @@ WAVES = ['wave_augment.gain_p=0.5']
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
-    """A table and a folder of clips."""
+    '''A table and a folder of clips.'''
     return make_set(tmp_path_factory.mktemp('toy'))
 
 

@@ -1,4 +1,4 @@
-"""Durations are read as they are written; a deadline counts from the start of the process or from a given moment."""
+'''Durations are read as they are written; a deadline counts from the start of the process or from a given moment.'''
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Competitions as they come: from a folder as published to a run, and from there to the CSV."""
+'''Competitions as they come: from a folder as published to a run, and from there to the CSV.'''
 
 import shutil
 from pathlib import Path
@@ -27,15 +27,15 @@ from tests.behaviour.training import RUNTIME
 pytestmark = pytest.mark.usefixtures('one_core')
 
 QUIET: dict[str, Any] = {'device': 'cpu', 'threads': 1, 'progress': False}
-TINY_TEXT = """
+TINY_TEXT = '''
     frontend.sample_rate=8000 frontend.n_fft=512 frontend.hop_length=256 frontend.n_mels=16 network.width=4
     network.blocks=2 epochs=3 no_augment_epochs=1 batch_size=4 validate_every=3 n_folds=2 crop_s=2
-"""
+'''
 TINY = TINY_TEXT.split()
-ROUND_TEXT = """
+ROUND_TEXT = '''
     self_training.iterations=1 self_training.methods=["windows"] self_training.hop_s=5
     sampling.sample_by_probs=windows
-"""
+'''
 ROUND = ROUND_TEXT.split()
 
 
@@ -67,7 +67,7 @@ def test_two_commands_lead_from_a_competitions_folder_to_its_csv(name: str, tmp_
 
 @pytest.fixture(scope='module')
 def birdclef(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of BirdCLEF 2026."""
+    '''A folder of BirdCLEF 2026.'''
     root = tmp_path_factory.mktemp('input') / 'birdclef-2026'
     layouts.write_birdclef(root, 2026)
     return root
@@ -156,7 +156,7 @@ def test_a_class_with_one_clip_is_in_every_training_and_unknown_authors_are_no_g
 def test_labelled_windows_of_soundscapes_are_scored_out_of_fold_as_rows_of_a_submission(
     birdclef: Path, tmp_path: Path
 ) -> None:
-    """Laws 3 and 4."""
+    '''Laws 3 and 4.'''
     run = train_by_name(
         'max-pyramid-mel', str(tmp_path / 'run'), competition=str(birdclef), small=True, overrides=TINY, **QUIET
     )
@@ -228,7 +228,7 @@ def test_a_template_that_names_the_files_is_kept(birdclef: Path, tmp_path: Path)
 
 
 def test_a_long_template_without_any_file_is_obeyed_all_the_same(birdclef: Path, tmp_path: Path) -> None:
-    """Law 9: it is the right template, for another folder."""
+    '''Law 9: it is the right template, for another folder.'''
     ids = [f'other_{end}' for end in range(5, 65, 5)]
     template = write_template(tmp_path / 't.csv', ids, CODES)
     folder = birdclef / 'test_soundscapes'
@@ -368,7 +368,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize('answer', ANSWERS)
 def test_templates_of_earlier_years_are_answered_in_their_own_words(answer: str, tmp_path: Path) -> None:
-    """Law 9: the three best labels in 2018, the birds of a window in 2021, true or false for each in 2022."""
+    '''Law 9: the three best labels in 2018, the birds of a window in 2021, true or false for each in 2022.'''
     layouts.write_birdclef(tmp_path / 'data', 2025)
     ids, id_column = ANSWERS[answer]
     template = tmp_path / 'template.csv'

@@ -1,4 +1,4 @@
-"""Settings are checked when they are created, survive JSON, and a wrong name gets an answer with the right ones."""
+'''Settings are checked when they are created, survive JSON, and a wrong name gets an answer with the right ones.'''
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from kit.train.recipes import RECIPES, SMALL, find_recipe
 
 @dataclass(frozen=True)
 class Inner(Config):
-    """A group of settings."""
+    '''A group of settings.'''
 
     depth: int = setting(3, 'how deep', low=1, high=9)
     kinds: tuple[str, ...] = setting(('a',), 'what kinds', choices=('a', 'b'))
@@ -34,7 +34,7 @@ class Inner(Config):
 
 @dataclass(frozen=True)
 class Outer(Config):
-    """Settings of every type."""
+    '''Settings of every type.'''
 
     name: str = setting('x', 'a name')
     rate: float = setting(0.5, 'a share', low=0.0, high=1.0)
@@ -106,7 +106,7 @@ def test_a_wrong_value_is_refused_with_what_came_and_what_is_wanted(values, mess
 
 
 def config_classes(*classes):
-    """The classes of settings, and those of their groups."""
+    '''The classes of settings, and those of their groups.'''
     found = []
     for config in classes:
         kinds = [item.default for item in dataclasses.fields(config) if isinstance(item.default, Config)]

@@ -1,4 +1,4 @@
-"""Correction lists: new labels or none, for clips of the table alone."""
+'''Correction lists: new labels or none, for clips of the table alone.'''
 
 import json
 
@@ -12,7 +12,7 @@ TABLE = pd.DataFrame({'fname': ['000316', 'b.wav', 'c.wav'], 'labels': ['Bark', 
 
 
 def write(path, text):
-    """A file of this text."""
+    '''A file of this text.'''
     path.write_text(text, encoding='utf-8')
     return path
 
@@ -36,7 +36,7 @@ def test_corrected_clips_have_their_new_labels_dropped_ones_are_gone_others_stay
 
 
 def test_a_corrected_clip_is_known_in_every_class():
-    """Law 5: the corrected labels replace what was unknown or false before."""
+    '''Law 5: the corrected labels replace what was unknown or false before.'''
     table = TABLE.assign(labels=['Bark', '', ''], false_labels=['Meow', 'Bark', ''])
     changed = apply_corrections(table, {'b.wav': 'Bark'})
     targets = label_targets(list(changed['labels']), ('Bark', 'Meow'), list(changed['false_labels']))

@@ -1,4 +1,4 @@
-"""Law 8: with a deadline the work is done before it, whatever files, networks and devices do."""
+'''Law 8: with a deadline the work is done before it, whatever files, networks and devices do.'''
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ from tests.behaviour.trained import (
 RACE_S = 40.0
 
 # What goes wrong in a worker: a module that Python loads by itself when it starts.
-BEFORE = """
+BEFORE = '''
 import glob, os, signal, threading, time
 def hold_the_lock():
     import ctypes
@@ -52,8 +52,8 @@ def hold_the_lock():
 def in_worker():
     return bool(os.environ.get("AUDIOTAG_KIT_WORKER"))
 import soundfile, torch
-"""
-HANGING_FILE = """
+'''
+HANGING_FILE = '''
 read = soundfile.SoundFile
 class Hanging(read):
     def __init__(self, file, *args, **options):
@@ -61,16 +61,16 @@ class Hanging(read):
             threading.Event().wait()
         super().__init__(file, *args, **options)
 soundfile.SoundFile = Hanging
-"""
-ONCE_A_MODEL_IS_DONE = """
+'''
+ONCE_A_MODEL_IS_DONE = '''
 forward = torch.nn.Conv2d.forward
 def wrong(self, x):
     if in_worker() and glob.glob(os.environ["STATE"] + "/[!.]*.npz"):
         {deed}
     return forward(self, x)
 torch.nn.Conv2d.forward = wrong
-"""
-POISON = """
+'''
+POISON = '''
 read = soundfile.SoundFile
 class Poison(read):
     def __init__(self, file, *args, **options):
@@ -78,7 +78,7 @@ class Poison(read):
             signal.raise_signal(signal.SIGSEGV)
         super().__init__(file, *args, **options)
 soundfile.SoundFile = Poison
-"""
+'''
 DEEDS = {
     'a file hangs its reader': HANGING_FILE,
     'files end the process': POISON,
@@ -86,7 +86,7 @@ DEEDS = {
     'a network breaks the process': ONCE_A_MODEL_IS_DONE.format(deed='signal.raise_signal(signal.SIGSEGV)'),
     'the system kills the process': ONCE_A_MODEL_IS_DONE.format(deed='os.kill(os.getpid(), signal.SIGKILL)'),
 }
-SCRIPT = """
+SCRIPT = '''
 import threading, time, torch
 from torch import nn
 from {place} import wrap_network, submit, {config}
@@ -96,7 +96,7 @@ class Stuck(nn.Module):
 tagger = wrap_network(Stuck(), FrontendConfig(sample_rate=8000, n_fft=400, hop_length=200, n_mels=30), list("abc"))
 done = submit(tagger, {audio!r}, {out!r}, deadline="{seconds}s", progress=False)
 print("RETURNED", time.time(), flush=True)
-"""
+'''
 SCRIPTS = {
     'in a script, a network waits for ever': 'threading.Event().wait()',
     'in a script, a network holds the interpreter lock': 'import ctypes; ctypes.PyDLL(None).sleep(1000)',
@@ -105,7 +105,7 @@ SCRIPTS = {
 
 @dataclass
 class Race:
-    """A process against its deadline."""
+    '''A process against its deadline.'''
 
     child: 'subprocess.Popen[str]'
     began: float
@@ -117,7 +117,7 @@ class Race:
 def races(
     kit_command: list[str], trained: Trained, clips: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Race]]:
-    """All races, started together: they wait, and so cost little; the tests come for them when they are over."""
+    '''All races, started together: they wait, and so cost little; the tests come for them when they are over.'''
     folder = tmp_path_factory.mktemp('races')
     shutil.copytree(clips, folder / 'in')
     shutil.copytree(clips, folder / 'poisoned')
@@ -143,9 +143,9 @@ def races(
         room.mkdir()
         bundle = kit_command[-1].endswith('.py')
         script = SCRIPT.format(
-            place="audiotag_kit" if bundle else "kit.commands",
-            config="FrontendConfig" if bundle else "COMMANDS\nfrom kit.audio.frontend import FrontendConfig",
-            deed=deed, audio=str(clips), out="out.csv", seconds=RACE_S,
+            place='audiotag_kit' if bundle else 'kit.commands',
+            config='FrontendConfig' if bundle else 'COMMANDS\nfrom kit.audio.frontend import FrontendConfig',
+            deed=deed, audio=str(clips), out='out.csv', seconds=RACE_S,
         )  # fmt: skip
         (room / 'script.py').write_text(script)
         running[name] = start([sys.executable, 'script.py'], room, {'PYTHONPATH': os.pathsep.join(paths)})
@@ -157,7 +157,7 @@ def races(
 
 
 def start(command: list[str], room: Path, environment: dict[str, str]) -> Race:
-    """Start a process in a folder, and a thread that notes when it ended."""
+    '''Start a process in a folder, and a thread that notes when it ended.'''
     child = subprocess.Popen(
         command,
         cwd=room,
@@ -178,7 +178,7 @@ def start(command: list[str], room: Path, environment: dict[str, str]) -> Race:
 
 
 def result(race: Race) -> str:
-    """What a process printed, once it ended; fails where it missed its deadline, or ended badly."""
+    '''What a process printed, once it ended; fails where it missed its deadline, or ended badly.'''
     try:
         output, _ = race.child.communicate(timeout=max(1.0, race.began + RACE_S + 2.0 - time.time()))
     except subprocess.TimeoutExpired:
@@ -239,7 +239,7 @@ def test_without_a_deadline_a_budget_never_runs_out() -> None:
 
 
 class Ticking(LoudBands):
-    """A network whose batches take a second of a clock that the test holds."""
+    '''A network whose batches take a second of a clock that the test holds.'''
 
     def __init__(self, clock: HandClock, scale: float) -> None:
         super().__init__(3)
@@ -255,7 +255,7 @@ class Ticking(LoudBands):
 @pytest.mark.parametrize('blend', ['mean', 'geometric', 'rank'])
 @pytest.mark.parametrize('seconds', [0.1, 2.0, 7.0, 17.0, 28.0, 1000.0])
 def test_rows_are_normalised_by_the_weights_they_got(tmp_path: Path, seconds: float, blend: str) -> None:
-    """Two models of weights 1 and 3 predict 12 clips, a batch each; the clock runs out somewhere."""
+    '''Two models of weights 1 and 3 predict 12 clips, a batch each; the clock runs out somewhere.'''
     names = [f'{i:02d}.wav' for i in range(12)]
     for i, name in enumerate(names):
         write_wav(tmp_path / 'in' / name, noise(2000 + 400 * i, seed=i, level=0.01 * (1 + i)))
@@ -263,7 +263,7 @@ def test_rows_are_normalised_by_the_weights_they_got(tmp_path: Path, seconds: fl
     models = [Ticking(clock, 0.2), Ticking(clock, 0.5)]
     taggers = [loud_tagger(network) for network in models]
     options = SubmitOptions(
-        taggers, tmp_path / "in", tmp_path / "out.csv", blend=blend, weights=[1.0, 3.0], batch_frames=1,
+        taggers, tmp_path / 'in', tmp_path / 'out.csv', blend=blend, weights=[1.0, 3.0], batch_frames=1,
         progress=False,
     )  # fmt: skip
     report = run_submission(options, Deadline(1000.0 + seconds, clock))
@@ -358,7 +358,7 @@ def test_with_a_deadline_a_network_that_raises_still_ends_with_a_csv(tmp_path: P
 
 
 def hanging_decoder(release: threading.Event) -> Decoder:
-    """A decoder for which files called hang are stuck, header and all."""
+    '''A decoder for which files called hang are stuck, header and all.'''
 
     def guard(do: Callable[[Path], Any]) -> Callable[[Path], Any]:
         def run(path: Path) -> Any:
@@ -388,7 +388,7 @@ def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
     write_folder(tmp_path / 'in', [f'hang_{k:02d}.wav' for k in range(12)] + ['x.wav', 'y.wav'])
     release = threading.Event()
     report = submit(
-        loud_tagger(), tmp_path / "in", tmp_path / "out.csv", deadline="4s", started_at=time.time(), threads=2,
+        loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', deadline='4s', started_at=time.time(), threads=2,
         decoders=[hanging_decoder(release)], progress=False,
     ).report  # fmt: skip
     release.set()
@@ -398,7 +398,7 @@ def test_many_files_that_hang_leave_time_for_the_others(tmp_path: Path) -> None:
 
 
 def test_one_slow_file_does_not_use_up_the_time_that_is_left(tmp_path: Path) -> None:
-    """One file of 40 takes 100 s to read; batches take a second; 300 s are plenty."""
+    '''One file of 40 takes 100 s to read; batches take a second; 300 s are plenty.'''
     write_folder(tmp_path / 'in', [f'{i:02d}.wav' for i in range(40)], samples=900)
     clock = HandClock(1000.0)
 
@@ -408,8 +408,8 @@ def test_one_slow_file_does_not_use_up_the_time_that_is_left(tmp_path: Path) -> 
 
     models = [Ticking(clock, 0.2), Ticking(clock, 0.5)]
     options = SubmitOptions(
-        [loud_tagger(network) for network in models], tmp_path / "in", tmp_path / "out.csv", batch_frames=1,
-        decoders=[Decoder("slow", read, DECODERS[0].duration_s)], progress=False,
+        [loud_tagger(network) for network in models], tmp_path / 'in', tmp_path / 'out.csv', batch_frames=1,
+        decoders=[Decoder('slow', read, DECODERS[0].duration_s)], progress=False,
     )  # fmt: skip
     report = run_submission(options, Deadline(1000.0 + 250.0, clock))
     assert report['rows_all_models'] == 40

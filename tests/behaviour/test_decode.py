@@ -1,4 +1,4 @@
-"""Audio files become the waveform they hold, and every other file becomes a reason."""
+'''Audio files become the waveform they hold, and every other file becomes a reason.'''
 
 import os
 import struct
@@ -34,12 +34,12 @@ LOSSY = [('OGG', 'VORBIS'), ('OGG', 'OPUS'), ('MP3', 'MPEG_LAYER_III')]
 
 
 def noise(samples=4001, channels=1, seed=0):
-    """Uniform noise that no format clips. Shape: -> (samples, channels)"""
+    '''Uniform noise that no format clips. Shape: -> (samples, channels)'''
     return np.random.default_rng(seed).uniform(-0.9, 0.9, (samples, channels)).astype(np.float32)
 
 
 def write_sound(path, values, rate=RATE, kind='WAV', subtype='PCM_16'):
-    """Write through soundfile; where this libsndfile lacks the format the test is skipped."""
+    '''Write through soundfile; where this libsndfile lacks the format the test is skipped.'''
     soundfile = pytest.importorskip('soundfile')
     if subtype not in soundfile.available_subtypes(kind):
         pytest.skip(f'this libsndfile ({soundfile.__libsndfile_version__}) does not write {kind} {subtype}')
@@ -48,17 +48,17 @@ def write_sound(path, values, rate=RATE, kind='WAV', subtype='PCM_16'):
 
 
 def not_installed(path):
-    """What a decoder that is not installed does."""
+    '''What a decoder that is not installed does.'''
     raise ImportError('not installed')
 
 
 def must_not_read(path):
-    """A reader that must not be called."""
+    '''A reader that must not be called.'''
     raise AssertionError(f'{path} was decoded')
 
 
 def reason_of(path, decoders=DECODERS):
-    """The reason of a file that must not decode."""
+    '''The reason of a file that must not decode.'''
     result = decode_file(path, decoders)
     assert isinstance(result, Undecodable), result
     assert result.reason and '\n' not in result.reason
@@ -174,7 +174,7 @@ def test_a_file_of_no_samples_or_a_rate_of_zero_is_a_reason_and_one_sample_is_a_
 
 
 def wav_header(data_bytes, rate):
-    """The 44 bytes that promise so many bytes of mono 16-bit PCM."""
+    '''The 44 bytes that promise so many bytes of mono 16-bit PCM.'''
     size = min(data_bytes + 36, 2**32 - 1)
     form = struct.pack('<4sI4s4sIHHIIHH', b'RIFF', size, b'WAVE', b'fmt ', 16, 1, 1, rate, 2 * rate, 2, 16)
     return form + struct.pack('<4sI', b'data', data_bytes)

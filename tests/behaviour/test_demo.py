@@ -1,4 +1,4 @@
-"""The demo does the whole job: two trainings, a submission, two pages. The scores it prints are those on disk."""
+'''The demo does the whole job: two trainings, a submission, two pages. The scores it prints are those on disk.'''
 
 import sys
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures('one_core')
 
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
-    """The folder of the smallest demo, and the text that it returned."""
+    '''The folder of the smallest demo, and the text that it returned.'''
     folder = tmp_path_factory.mktemp('demo') / 'demo'
     return folder, run_demo(str(folder), clips=8, epochs=1)
 

@@ -1,4 +1,4 @@
-"""A training stops by patience and resumes to the same bits; a logger and `show` follow it epoch by epoch."""
+'''A training stops by patience and resumes to the same bits; a logger and `show` follow it epoch by epoch.'''
 
 import math
 
@@ -18,7 +18,7 @@ SCORES = [0.3, 0.6, 0.5, 0.6, 0.9, 0.9, 0.9, 0.9]
 
 
 def scored(trainer, scores=SCORES):
-    """A validation with a score for each epoch."""
+    '''A validation with a score for each epoch.'''
     return lambda: scores[trainer.epoch - 1]
 
 
@@ -118,7 +118,7 @@ def test_a_logger_gets_each_new_epoch_s_row_of_the_history(toy, tmp_path):
 
 
 def killing(rows, calls):
-    """A logger that keeps the rows, and kills the training at one of its calls."""
+    '''A logger that keeps the rows, and kills the training at one of its calls.'''
 
     def logger(row):
         rows.append(row)

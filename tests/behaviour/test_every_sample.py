@@ -1,4 +1,4 @@
-"""Law 2: every sample counts, in clips of any length, whole, in pieces or in windows."""
+'''Law 2: every sample counts, in clips of any length, whole, in pieces or in windows.'''
 
 from pathlib import Path
 

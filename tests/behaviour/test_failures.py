@@ -1,4 +1,4 @@
-"""Law 6: a file that cannot be read is a reason in the report and gets the prior; the others are not affected."""
+'''Law 6: a file that cannot be read is a reason in the report and gets the prior; the others are not affected.'''
 
 import json
 import os
@@ -32,7 +32,7 @@ from tests.behaviour.trained import (
 
 
 def make_bad(folder: Path) -> dict[str, str]:
-    """Every kind of file that cannot be read: its name, and a word of the expected reason."""
+    '''Every kind of file that cannot be read: its name, and a word of the expected reason.'''
     flac = next(path for path in sorted(folder.iterdir()) if path.suffix == '.flac').read_bytes()
     contents = {
         'empty.wav': b'',
@@ -130,12 +130,12 @@ def test_in_memory_clips_fail_one_by_one_as_files_do() -> None:
 
 
 def broken(path: Path) -> Any:
-    """A decoder that gives no sound."""
+    '''A decoder that gives no sound.'''
     return None
 
 
 def leaving(path: Path) -> Any:
-    """A decoder that ends its thread."""
+    '''A decoder that ends its thread.'''
     raise SystemExit(3)
 
 
@@ -152,7 +152,7 @@ def test_the_next_decoder_is_tried_where_the_first_cannot(tmp_path: Path) -> Non
 
 
 class Unstable(LoudBands):
-    """A network that returns wrong logits of loud clips, or raises at them."""
+    '''A network that returns wrong logits of loud clips, or raises at them.'''
 
     def __init__(self, react: Any) -> None:
         super().__init__(3)
@@ -165,7 +165,7 @@ class Unstable(LoudBands):
 
 
 def not_finite(value: float) -> Any:
-    """Logits of loud clips become NaN or infinite."""
+    '''Logits of loud clips become NaN or infinite.'''
     return lambda logits, loud: torch.where(loud[:, None], torch.full_like(logits, value), logits)
 
 
@@ -192,7 +192,7 @@ def test_a_clip_without_finite_logits_is_a_failure_of_predict_clips_too(tmp_path
 
 
 def raising(error: BaseException) -> Any:
-    """Raise an error at loud clips."""
+    '''Raise an error at loud clips.'''
 
     def react(logits: Tensor, loud: Tensor) -> Tensor:
         raise error
@@ -201,7 +201,7 @@ def raising(error: BaseException) -> Any:
 
 
 ERRORS = [
-    RuntimeError("boom"), KeyError("boom"), MemoryError("boom"), torch.OutOfMemoryError("boom")
+    RuntimeError('boom'), KeyError('boom'), MemoryError('boom'), torch.OutOfMemoryError('boom')
 ]  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_a_network_that_raises_does_not_stop_the_others(tmp_path: Path, error: B
 
 
 class Shaped(nn.Module):
-    """A network whose answer has the wrong shape or type."""
+    '''A network whose answer has the wrong shape or type.'''
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ def test_the_clips_that_a_model_predicted_before_it_failed_count(tmp_path: Path)
 
 
 class Hungry(LoudBands):
-    """A network for which the device has memory for so many frames at once, and no more."""
+    '''A network for which the device has memory for so many frames at once, and no more.'''
 
     def __init__(self, frames: int) -> None:
         super().__init__(3)

@@ -1,4 +1,4 @@
-"""Every family with every head: batchmates, lengths, checkpoints, autocast, gradients, receptive field."""
+'''Every family with every head: batchmates, lengths, checkpoints, autocast, gradients, receptive field.'''
 
 import functools
 
@@ -62,7 +62,7 @@ every_network = pytest.mark.parametrize('name', NETWORKS)
 
 @functools.cache
 def small_tagger(name, head=None):
-    """A small tagger in evaluation mode whose batch norms have run; with head None it has the family's own."""
+    '''A small tagger in evaluation mode whose batch norms have run; with head None it has the family's own.'''
     settings, frontend_changes = NETWORKS[name]
     if head is not None:
         settings = {**settings, 'head': HEADS[head], 'noisy_head': True}
@@ -79,21 +79,21 @@ def small_tagger(name, head=None):
 
 
 def noise(tagger, clips, frames, seed=0):
-    """Noise in the input shape of a tagger's network."""
+    '''Noise in the input shape of a tagger's network.'''
     shape = input_shape(tagger.card.frontend)
     size = (clips, shape.channels, shape.bins + shape.n_extra_rows, frames)
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
 def tensors_of_output(output):
-    """Every tensor of a network's output, by name."""
+    '''Every tensor of a network's output, by name.'''
     named = {'clip': output.clip, 'frames': output.frames, 'noisy': output.noisy}
     named |= {f'auxiliary {k}': logits for k, logits in enumerate(output.auxiliary)}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def largest_difference(a, b):
-    """The largest difference between two outputs, relative to the first one's size."""
+    '''The largest difference between two outputs, relative to the first one's size.'''
     assert a.keys() == b.keys()
     scale = max(1.0, *(float(x.abs().max()) for x in a.values()))
     return max(float((a[name].float() - b[name].float()).abs().max()) for name in a) / scale
@@ -230,7 +230,7 @@ def test_the_memory_format_of_a_network_does_not_change_its_outputs(name):
 
 @every_network
 def test_the_receptive_field_is_the_span_of_frames_that_change_a_step(name):
-    """Slow definition: each frame in turn is made loud, and quiet, in several spectrograms."""
+    '''Slow definition: each frame in turn is made loud, and quiet, in several spectrograms.'''
     tagger = small_tagger(name)
     backbone, frames = tagger.network.backbone, 128
     field = receptive_field(backbone, input_shape(tagger.card.frontend))
@@ -248,7 +248,7 @@ def test_the_receptive_field_is_the_span_of_frames_that_change_a_step(name):
 
 
 class CausalConv(Backbone):
-    """One convolution that reads a frame and some frames before it, none after."""
+    '''One convolution that reads a frame and some frames before it, none after.'''
 
     def __init__(self, before):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Copies and excerpts of a clip are found by their sound; other clips of its class, noise and silence are not."""
+'''Copies and excerpts of a clip are found by their sound; other clips of its class, noise and silence are not.'''
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ RATE = 22050
 
 
 def sweeping_noise(seed, seconds=4.0):
-    """Noise whose loudness and colour wander. Shape: -> (T,) float32"""
+    '''Noise whose loudness and colour wander. Shape: -> (T,) float32'''
     rng = np.random.default_rng(seed)
     knots = int(seconds * 20) + 2
     at = np.arange(int(seconds * RATE)) / RATE * 20
@@ -33,7 +33,7 @@ def sweeping_noise(seed, seconds=4.0):
 
 
 def fingerprint(wave, rate=RATE):
-    """The fingerprint of an array, empty without samples."""
+    '''The fingerprint of an array, empty without samples.'''
     if len(wave) == 0:
         return np.zeros(0, np.int64)
     samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
@@ -42,7 +42,7 @@ def fingerprint(wave, rate=RATE):
 
 
 def encoded(wave, container, codec):
-    """The wave encoded at a medium bit rate and decoded."""
+    '''The wave encoded at a medium bit rate and decoded.'''
     file = io.BytesIO()
     soundfile.write(file, wave, RATE, format=container, subtype=codec, compression_level=0.6)
     file.seek(0)
@@ -50,7 +50,7 @@ def encoded(wave, container, codec):
 
 
 def at_rate(wave, rate):
-    """The wave at another rate."""
+    '''The wave at another rate.'''
     return resample(torch.from_numpy(wave), *small_ratio(RATE, rate)).numpy()
 
 
@@ -123,7 +123,7 @@ def test_real_clips_that_are_cut_from_one_recording_under_two_names_are_found(es
 
 
 def run_folds(*words):
-    """The exit code of the command `folds`."""
+    '''The exit code of the command `folds`.'''
     return run_command(COMMANDS, ['folds', *map(str, words), '--no-progress'])
 
 

@@ -1,4 +1,4 @@
-"""Every class is spread evenly over the folds, and no group is in two of them."""
+'''Every class is spread evenly over the folds, and no group is in two of them.'''
 
 import itertools
 
@@ -11,7 +11,7 @@ from kit.labels.folds import check_no_leak, make_folds, stratify_groups
 
 
 def skewed_table(n_rows, n_classes, n_groups=None, seed=0):
-    """Clips with up to three labels; some classes are a hundred times rarer than others."""
+    '''Clips with up to three labels; some classes are a hundred times rarer than others.'''
     generator = np.random.default_rng(seed)
     share = 1.0 / np.arange(1, n_classes + 1)
     names = np.array([f'c{k:02d}' for k in range(n_classes)])
@@ -26,7 +26,7 @@ def skewed_table(n_rows, n_classes, n_groups=None, seed=0):
 
 
 def fold_counts(table, folds):
-    """Count the clips of every class in every fold. Shape: (K, n_folds)"""
+    '''Count the clips of every class in every fold. Shape: (K, n_folds)'''
     pairs = table.assign(fold=folds, label=table['labels'].str.split(',')).explode('label')
     pairs = pairs[pairs['label'] != '']
     return pd.crosstab(pairs['label'], pairs['fold']).to_numpy()
@@ -103,7 +103,7 @@ def test_an_empty_group_is_no_group():
 
 
 def test_rows_that_are_linked_by_clips_and_groups_share_a_fold():
-    """Rows 24 to 29 are of the groups r8 and r9; clips 0 and 1, of these groups too, are also rows without a group."""
+    '''Rows 24 to 29 are of the groups r8 and r9; clips 0 and 1, of these groups too, are also rows without a group.'''
     table = skewed_table(60, 4)
     table['recording'] = [''] * 60
     grouped = table.iloc[:30].assign(recording=[f'r{i // 3}' for i in range(30)])

@@ -1,4 +1,4 @@
-"""Mode frames: the backbone runs once over a clip, and each window pools its span of the maps."""
+'''Mode frames: the backbone runs once over a clip, and each window pools its span of the maps.'''
 
 from dataclasses import replace
 from itertools import pairwise
@@ -50,7 +50,7 @@ NETWORKS = {name: {**PYRAMID, 'head': head} for name, head in HEADS.items()} | {
 
 
 def frames_tagger(network, inference=FRAMES, **frontend):
-    """A tagger with random weights, batch norms that do something, and logits that are far apart."""
+    '''A tagger with random weights, batch norms that do something, and logits that are far apart.'''
     torch.manual_seed(0)
     backbone = dict(network.get('backbone', network))
     backbone.pop('head', None)
@@ -67,14 +67,14 @@ def frames_tagger(network, inference=FRAMES, **frontend):
 
 
 def spectrogram(tagger, frames, seed=0):
-    """Noise with a loud part somewhere."""
+    '''Noise with a loud part somewhere.'''
     spec = torch.randn(tagger.card.frontend.rows, frames, generator=torch.Generator().manual_seed(seed))
     spec[:, frames // 3 : frames // 3 + 40] += 3.0
     return spec
 
 
 def slow_logits(tagger, spec, inference):
-    """Slow definition: for a clip of one piece, cut each window's steps from the maps and run the head on the cut."""
+    '''Slow definition: for a clip of one piece, cut each window's steps from the maps and run the head on the cut.'''
     network = tagger.network
     frontend = tagger.frontend
     length = max(spec.shape[-1], 100)
@@ -109,7 +109,7 @@ def test_a_window_has_the_logits_of_the_head_on_its_part_of_the_maps(name, frame
 
 @pytest.mark.parametrize('name', ['attention', 'recurrent', 'recurrent attention'])
 def test_attention_and_recurrences_read_the_whole_clip_and_pool_the_steps_of_the_window(name):
-    """Slow definition: from the projected sequence of the whole clip, one window after another."""
+    '''Slow definition: from the projected sequence of the whole clip, one window after another.'''
     tagger = frames_tagger(NETWORKS[name])
     head = tagger.network.head
     spec = spectrogram(tagger, 800)
@@ -238,7 +238,7 @@ def test_windows_longer_than_a_piece_are_refused_in_mode_frames():
 
 
 def test_the_head_of_a_recurrent_network_differs_between_a_window_and_the_same_window_alone():
-    """Mode frames is another model than mode windows: its context is the whole clip."""
+    '''Mode frames is another model than mode windows: its context is the whole clip.'''
     tagger = frames_tagger(NETWORKS['recurrent'])
     spec = spectrogram(tagger, 457)
     frames = Predictor(tagger, CPU).predict([spec])[0]
@@ -248,7 +248,7 @@ def test_the_head_of_a_recurrent_network_differs_between_a_window_and_the_same_w
 
 
 def test_a_frame_is_normalized_as_the_mean_of_the_windows_that_hold_it():
-    """A network trained on normalized windows never saw a clip normalized as a whole."""
+    '''A network trained on normalized windows never saw a clip normalized as a whole.'''
     tagger = frames_tagger(PYRAMID, normalize='clip', reference='window', top_db=2.0)
     for frames in (40, 100, 457):
         spec = spectrogram(tagger, frames)

@@ -1,4 +1,4 @@
-"""freq-crop: each class reads its own band and nothing else, in both forms, as a slow loop over classes shows."""
+'''freq-crop: each class reads its own band and nothing else, in both forms, as a slow loop over classes shows.'''
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ both_forms = pytest.mark.parametrize('form', ['crops', 'pooled'])
 
 
 def build_small(form, pool='positive-mean', bins=BINS, train_norms=True, backbone=PYRAMID, **settings):
-    """A small network of five classes in evaluation mode; its batch norms have run if `train_norms`."""
+    '''A small network of five classes in evaluation mode; its batch norms have run if `train_norms`.'''
     settings = {'family': 'freq-crop', 'form': form, 'backbone': backbone, 'head': {'pool': pool}, **settings}
     if form == 'pooled':
         settings['bands_hz'] = BANDS
@@ -35,12 +35,12 @@ def build_small(form, pool='positive-mean', bins=BINS, train_norms=True, backbon
 
 
 def noise(*shape, seed=0):
-    """Gaussian noise."""
+    '''Gaussian noise.'''
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def slow_pool(name, rows):
-    """Slow definition of a pool on the rows (D, M', N') of one clip and class."""
+    '''Slow definition of a pool on the rows (D, M', N') of one clip and class.'''
     flat = rows.flatten(1)
     if name == 'mean-max':
         return torch.cat([flat.mean(1), flat.amax(1)])
@@ -52,13 +52,13 @@ def slow_pool(name, rows):
 
 
 def class_logit(head, k, pooled):
-    """Class k's own output layer, applied to its pooled features."""
+    '''Class k's own output layer, applied to its pooled features.'''
     weight, bias = head.classifier.parameters()
     return float((weight[k] * pooled).sum() + bias[k])
 
 
 def slow_rows(band, bins, rows):
-    """Slow definition: the map's rows that overlap an input row inside the band."""
+    '''Slow definition: the map's rows that overlap an input row inside the band.'''
     inside = [i for i in range(bins) if band[0] <= HZ[i] <= band[1]]
     if not inside:
         inside = [min(range(bins), key=lambda i: abs(HZ[i] - sum(band) / 2))]

@@ -1,4 +1,4 @@
-"""The front end agrees with librosa at every setting, in chunks of any size, with and without gradients."""
+'''The front end agrees with librosa at every setting, in chunks of any size, with and without gradients.'''
 
 import itertools
 from typing import Any
@@ -17,7 +17,7 @@ RATE = 16000
 
 
 def chirp(samples: int, seed: int = 0, level: float = 0.3) -> np.ndarray:
-    """A tone that rises and fades over faint noise, from full level to far below it."""
+    '''A tone that rises and fades over faint noise, from full level to far below it.'''
     time = np.arange(samples) / RATE
     tone = np.sin(2 * np.pi * (200 + 2000 * time) * time) * np.exp(-3 * time)
     noise = np.random.default_rng(seed).standard_normal(samples)
@@ -33,7 +33,7 @@ def small(**settings: Any) -> FrontendConfig:
 
 
 def librosa_spectrogram(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
-    """What the settings mean, computed by librosa in float64."""
+    '''What the settings mean, computed by librosa in float64.'''
     if config.n_fft % 2 and config.pad_mode == 'constant':
         # librosa pads an odd n_fft by one sample less than the last frame may need.
         wave = np.append(wave, 0.0)
@@ -69,7 +69,7 @@ def librosa_spectrogram(config: FrontendConfig, wave: np.ndarray) -> np.ndarray:
 
 
 def product_of_settings(kinds: dict[str, tuple[Any, ...]]) -> list[FrontendConfig]:
-    """One config for every combination of values, sizes and bands."""
+    '''One config for every combination of values, sizes and bands.'''
     sizes = ((512, 512, 160), (512, 400, 160), (511, 300, 97), (405, 405, 130), (600, 401, 200))
     configs = []
     for (n_fft, win_length, hop_length), band in itertools.product(sizes, ((0.0, None), (50.0, 7000.0))):

@@ -1,4 +1,4 @@
-"""The front end's options: resolutions, bands, channels, sizes; each clip and resolution by itself."""
+'''The front end's options: resolutions, bands, channels, sizes; each clip and resolution by itself.'''
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def small(**settings: Any) -> FrontendConfig:
 
 
 def noise(samples: int, seed: int = 0, level: float = 0.1) -> Tensor:
-    """Noise that fades."""
+    '''Noise that fades.'''
     wave = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
     return wave * torch.linspace(1.0, 0.01, samples) * level
 
@@ -150,7 +150,7 @@ def test_channels_are_resized_and_a_coordinate_spans_every_size() -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Rounding can depend on how threads share the work, also where tests run with one thread."""
+    '''Rounding can depend on how threads share the work, also where tests run with one thread.'''
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

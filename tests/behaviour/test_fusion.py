@@ -1,4 +1,4 @@
-"""Batch norms are fused into convolutions for prediction, only where the logits stay equal."""
+'''Batch norms are fused into convolutions for prediction, only where the logits stay equal.'''
 
 from dataclasses import replace
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.audio.decode import Sound
+from kit.infer.backend import fuse_norms
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.models.checkpoint import load_tagger
 from kit.models.families import build_network
-from kit.models.fusion import fuse_norms
 from kit.models.network import InputShape
 from tests.behaviour.trained import Trained, loud_tagger
 
@@ -30,7 +30,7 @@ NETWORKS = {
 
 
 def with_statistics(network):
-    """Give batch norms the statistics and weights that training might, of both signs."""
+    '''Give batch norms the statistics and weights that training might, of both signs.'''
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -43,7 +43,7 @@ def with_statistics(network):
 
 
 def norms_that_run(network, spec):
-    """Count the batch norms that a forward runs."""
+    '''Count the batch norms that a forward runs.'''
     ran = []
     hooks = [
         module.register_forward_hook(lambda *_: ran.append(1))
@@ -78,7 +78,7 @@ def test_a_fused_network_has_equal_logits_and_fewer_norms(name):
 
 
 class Reader(nn.Module):
-    """A convolution and a batch norm, whose input something else may read as well."""
+    '''A convolution and a batch norm, whose input something else may read as well.'''
 
     min_frames = 4
 
@@ -121,7 +121,7 @@ def test_only_a_norm_that_alone_reads_its_convolution_is_fused(form):
 
 
 class Counting(nn.Identity):
-    """Adds to the logits how often it was called: no two forwards are equal."""
+    '''Adds to the logits how often it was called: no two forwards are equal.'''
 
     calls = 0
 
@@ -166,7 +166,7 @@ def test_a_fused_prediction_equals_that_of_validation_and_leaves_the_tagger(trai
 
 
 def test_predictions_of_a_tagger_follow_its_weights(trained: Trained, tmp_path):
-    """A caller may train a tagger between two predictions."""
+    '''A caller may train a tagger between two predictions.'''
     tagger = load_tagger(trained.mel[0])
     sounds = [Sound(np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32), 8000)]
     first = predict_clips(tagger, sounds).probabilities

@@ -1,4 +1,4 @@
-"""What a GPU must do as the CPU does; skipped, saying so, where there is none."""
+'''What a GPU must do as the CPU does; skipped, saying so, where there is none.'''
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Heads: pools and attention agree with slow definitions, stay finite, and read all of every map."""
+'''Heads: pools and attention agree with slow definitions, stay finite, and read all of every map.'''
 
 import math
 
@@ -20,17 +20,17 @@ POOL_NAMES = (*POOLS, 'gem', 'attention')
 
 
 def noise(*shape, seed=0):
-    """Gaussian noise."""
+    '''Gaussian noise.'''
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def two_maps():
-    """A fine map of 3 channels and a coarse one of 5."""
+    '''A fine map of 3 channels and a coarse one of 5.'''
     return [noise(2, 3, 4, 20), noise(2, 5, 2, 10)]
 
 
 def build_head(widths=(3, 5), classes=4, **settings):
-    """A head in evaluation mode whose batch norms have run."""
+    '''A head in evaluation mode whose batch norms have run.'''
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         head = Head(HeadConfig(**settings), widths, classes)
@@ -41,7 +41,7 @@ def build_head(widths=(3, 5), classes=4, **settings):
 
 
 def slow_pool(name, rows):
-    """Slow definition of a pool on one channel of one clip, given as lists [M][N]."""
+    '''Slow definition of a pool on one channel of one clip, given as lists [M][N].'''
     cells = [value for row in rows for value in row]
     mean = sum(cells) / len(cells)
     positive = [value for value in cells if value > 0]

@@ -1,4 +1,4 @@
-"""Law 1: a clip's prediction never depends on its batchmates, the batch size, or the order of files."""
+'''Law 1: a clip's prediction never depends on its batchmates, the batch size, or the order of files.'''
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LENGTHS = (1, 2, 150, 399, 400, 401, 1999, 4000, 8000, 8190, 8199, 12000, 12100,
 
 
 def toy_sound(samples: int, seed: int) -> Sound:
-    """A clip of `samples` samples at 8 kHz, with one or two events."""
+    '''A clip of `samples` samples at 8 kHz, with one or two events.'''
     rng = np.random.default_rng(seed)
     labels = list(rng.choice(TOY_CLASSES, size=2, replace=False))
     wave = toy_clip(samples / 22050 + 0.01, labels, rng)
@@ -25,12 +25,12 @@ def toy_sound(samples: int, seed: int) -> Sound:
 
 @pytest.fixture(scope='module')
 def sounds() -> list[Sound]:
-    """Clips from one sample to three minutes, two of each length."""
+    '''Clips from one sample to three minutes, two of each length.'''
     return [toy_sound(n, seed) for seed, n in enumerate((*LENGTHS, *LENGTHS, 180 * 8000))]
 
 
 def checkpoints_of(trained: Trained, case: str) -> list[str]:
-    """The checkpoints of a case."""
+    '''The checkpoints of a case.'''
     return {
         'full': [trained.mel[0]],
         'windows': [trained.windows],

@@ -1,4 +1,4 @@
-"""Clip tables are read as text, and labels become targets without a guess."""
+'''Clip tables are read as text, and labels become targets without a guess.'''
 
 import numpy as np
 import pytest
@@ -181,7 +181,7 @@ def test_labels_that_are_no_class_are_listed():
 
 
 def test_without_false_labels_all_labels_are_known_and_with_them_only_the_listed_ones():
-    """Law 5."""
+    '''Law 5.'''
     nan = np.nan
     labels = ['b,b', '', 'a, c', 'a']
     targets = label_targets(labels, ('a', 'b', 'c'))

@@ -1,4 +1,4 @@
-"""Losses equal their definitions, stay finite, and never treat an unknown label as a false one."""
+'''Losses equal their definitions, stay finite, and never treat an unknown label as a false one.'''
 
 import math
 from functools import partial
@@ -38,7 +38,7 @@ def mean(terms):
 
 
 def by_label(term):
-    """A definition as the mean of term(score, target, class) over the known labels of a clip."""
+    '''A definition as the mean of term(score, target, class) over the known labels of a clip.'''
 
     def slow(scores, targets):
         labels = enumerate(zip(scores, targets, strict=True))
@@ -63,7 +63,7 @@ def bootstrap_term(score, target, trust=0.7):
 
 
 def slow_bootstrap_unknown(scores, targets):
-    """Known labels stay; an unknown one is false, with the prediction mixed in."""
+    '''Known labels stay; an unknown one is false, with the prediction mixed in.'''
     return mean(
         [
             bootstrap_term(s, 0.0, 0.1) if math.isnan(t) else cross_entropy(s, t)
@@ -77,7 +77,7 @@ def slow_bootstrap_all(scores, targets):
 
 
 def slow_lsep(scores, targets):
-    """Definition: a double loop over pairs. A comparison with NaN is False, which excludes unknown labels."""
+    '''Definition: a double loop over pairs. A comparison with NaN is False, which excludes unknown labels.'''
     pairs = [
         (targets[i] - targets[j]) * math.exp(scores[j] - scores[i])
         for i in range(len(scores))
@@ -88,7 +88,7 @@ def slow_lsep(scores, targets):
 
 
 def slow_softmax(scores, targets):
-    """Definition, over the known labels. A clip without a true label has no distribution to learn."""
+    '''Definition, over the known labels. A clip without a true label has no distribution to learn.'''
     known = [(s, t) for s, t in zip(scores, targets, strict=True) if not math.isnan(t)]
     total = sum(t for _, t in known)
     normaliser = math.log(sum(math.exp(s) for s, _ in known)) if known else 0.0
@@ -96,10 +96,10 @@ def slow_softmax(scores, targets):
 
 
 def slow_soft_auc(scores, targets, bce=0.0):
-    """Definition: a double loop over the batch's pairs of a true and a false label. Each clip gets half of a pair.
+    '''Definition: a double loop over the batch's pairs of a true and a false label. Each clip gets half of a pair.
 
     Shape:  lists (B, K) -> (B,)
-    """
+    '''
     labels = [(b, s, t) for b in range(len(scores)) for s, t in zip(scores[b], targets[b], strict=True)]
     true, false = ([x for x in labels if sign * (x[2] - 0.5) > 0] for sign in (1, -1))
     losses = [bce * CASES['bce'][1](s, t) for s, t in zip(scores, targets, strict=True)]
@@ -140,7 +140,7 @@ KINDS = ('hard', 'soft', 'steps')
 
 
 def draw(kind, unknown=0.3, n=24, n_classes=7, seed=0):
-    """Random logits and targets; "steps" are soft targets with many equal ones."""
+    '''Random logits and targets; "steps" are soft targets with many equal ones.'''
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
     targets = torch.rand(n, n_classes, generator=generator, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_a_loss_equals_its_definition_and_counts_its_labels(name, kind):
 @pytest.mark.parametrize('name', [name for name in ALL_CASES if name != 'bootstrap'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_gradient_equals_finite_differences(name, kind):
-    """Except for "bootstrap", whose targets depend on the logits but are detached."""
+    '''Except for "bootstrap", whose targets depend on the logits but are detached.'''
     logits, targets = draw(kind)
     assert torch.autograd.gradcheck(lambda x: ALL_CASES[name][0](x, targets).loss, logits.requires_grad_())
 
@@ -317,7 +317,7 @@ def test_cross_entropy_of_a_clip_without_a_true_label_is_zero_without_a_gradient
 
 @pytest.mark.parametrize('name', ['soft-auc', 'cross-entropy'])
 def test_the_level_of_the_logits_does_not_change_a_ranking_loss(name):
-    """So they are no log odds, and RANKING_LOSSES has these losses."""
+    '''So they are no log odds, and RANKING_LOSSES has these losses.'''
     logits, targets = draw('hard')
     loss = LOSSES[name]
     torch.testing.assert_close(loss(logits + 7.0, targets).loss, loss(logits, targets).loss)

@@ -1,4 +1,4 @@
-"""Sound that is there is used, whatever a header states or damage does, and what is lost is noted."""
+'''Sound that is there is used, whatever a header states or damage does, and what is lost is noted.'''
 
 import io
 import struct
@@ -31,7 +31,7 @@ COMPRESSED = FORMATS[3:]
 
 
 def stairs(seconds=20):
-    """Return a tone that is louder in every second, so that a second is recognised by its peak. Shape: -> (T,)"""
+    '''Return a tone that is louder in every second, so that a second is recognised by its peak. Shape: -> (T,)'''
     t = np.arange(seconds * RATE) / RATE
     level = 0.1 + 0.04 * np.floor(t)
     noise = 0.002 * np.random.default_rng(0).standard_normal(len(t))
@@ -39,7 +39,7 @@ def stairs(seconds=20):
 
 
 def encoded(values, kind, subtype, rate=RATE):
-    """Return an encoded sound; the test is skipped where this libsndfile lacks the format."""
+    '''Return an encoded sound; the test is skipped where this libsndfile lacks the format.'''
     soundfile = pytest.importorskip('soundfile')
     if subtype not in soundfile.available_subtypes(kind):
         pytest.skip(f'this libsndfile does not write {kind} {subtype}')
@@ -49,14 +49,14 @@ def encoded(values, kind, subtype, rate=RATE):
 
 
 def decode_bytes(folder, raw, decoders=DECODERS):
-    """Decode a file that holds these bytes."""
+    '''Decode a file that holds these bytes.'''
     path = folder / 'clip.bin'
     path.write_bytes(raw)
     return decode_file(path, decoders)
 
 
 def seconds_that_match(sound, values):
-    """Return which seconds of a decoded sound have the level of the same seconds of the original."""
+    '''Return which seconds of a decoded sound have the level of the same seconds of the original.'''
     matches = []
     for second in range(int(sound.seconds)):
         part = slice(second * RATE, (second + 1) * RATE)
@@ -129,7 +129,7 @@ def test_a_file_that_ends_early_is_used_and_noted(tmp_path, kind, subtype):
 
 
 def unclosed(kind, size):
-    """Return a file whose header states this size of the sound."""
+    '''Return a file whose header states this size of the sound.'''
     raw = bytearray(encoded(stairs(6), kind, 'PCM_16'))
     if kind == 'AU':
         raw[8:12] = struct.pack('>I', size)
@@ -161,7 +161,7 @@ def test_a_flac_of_unknown_length_is_read_to_its_end_also_behind_damage(tmp_path
 
 
 def without_table(raw):
-    """Return an MP3 without its first frame, which states the number of frames."""
+    '''Return an MP3 without its first frame, which states the number of frames.'''
     return raw[raw.find(b'\xff\xf3', 4) :]
 
 
@@ -208,7 +208,7 @@ def test_other_bytes_behind_the_sound_lose_nothing(tmp_path, kind, subtype):
 
 @pytest.fixture
 def fresh_imports():
-    """Forget which modules can be imported, before and after a test."""
+    '''Forget which modules can be imported, before and after a test.'''
     import_problem.cache_clear()
     yield
     import_problem.cache_clear()
@@ -219,7 +219,7 @@ def test_an_import_that_failed_is_tried_once_and_reasons_are_short(tmp_path, mon
     attempts = []
 
     class Broken:
-        """Finds modules that raise when they are imported."""
+        '''Finds modules that raise when they are imported.'''
 
         @staticmethod
         def find_spec(name, path=None, target=None):
@@ -239,7 +239,7 @@ def test_an_import_that_failed_is_tried_once_and_reasons_are_short(tmp_path, mon
 
 
 def absent(path):
-    """What a decoder that is not installed does."""
+    '''What a decoder that is not installed does.'''
     raise ImportError('not installed')
 
 
@@ -278,7 +278,7 @@ def test_floats_far_beyond_full_scale_are_noted(tmp_path):
 
 @pytest.fixture
 def lossy_folder(tmp_path):
-    """A folder of a whole file, one of unknown length, one that ends early, and one that is no audio."""
+    '''A folder of a whole file, one of unknown length, one that ends early, and one that is no audio.'''
     folder = tmp_path / 'in'
     write_folder(folder, ['whole.wav'], samples=RATE)
     flac = bytearray(encoded(stairs(6), 'FLAC', 'PCM_16'))
@@ -348,7 +348,7 @@ def test_an_ogg_file_whose_page_before_the_last_is_lost_notes_its_end(tmp_path):
 
 
 def joined_mp3(path: Path, *parts: tuple[int, bytes]) -> Path:
-    """MP3s of two seconds, each with a sample rate and what stands before it, one behind the other."""
+    '''MP3s of two seconds, each with a sample rate and what stands before it, one behind the other.'''
     import soundfile
 
     content = b''

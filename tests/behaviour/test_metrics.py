@@ -1,4 +1,4 @@
-"""lwlrap and the other metrics of a recipe equal their definitions, and mask unknown labels."""
+'''lwlrap and the other metrics of a recipe equal their definitions, and mask unknown labels.'''
 
 from functools import partial
 
@@ -20,13 +20,13 @@ from tests.behaviour.slow_metrics import SLOW_METRICS
 
 
 def label_precision(truth, scores, k):
-    """Definition: (true labels with at least the score of label k) / (known labels with at least its score)."""
+    '''Definition: (true labels with at least the score of label k) / (known labels with at least its score).'''
     above = ~np.isnan(truth) & (scores >= scores[k])
     return (truth[above] == 1).mean()
 
 
 def slow_lwlrap(truth, scores):
-    """Definition: the mean precision of all true labels; each class's mean precision; each class's share."""
+    '''Definition: the mean precision of all true labels; each class's mean precision; each class's share.'''
     of_class = [[] for _ in range(truth.shape[1])]
     for row, score in zip(truth, scores, strict=True):
         for k in np.flatnonzero(row == 1):
@@ -37,13 +37,13 @@ def slow_lwlrap(truth, scores):
 
 
 def lwlrap_flat(truth, scores):
-    """Reference: lwlrap over one list of all known labels is the micro average precision, as scikit-learn has it."""
+    '''Reference: lwlrap over one list of all known labels is the micro average precision, as scikit-learn has it.'''
     known = ~np.isnan(truth)
     return average_precision_score(truth[known], scores[known])
 
 
 def draw(seed, n=40, n_classes=9, levels=None, unknown=0.0):
-    """Random truth and scores; with few levels many scores are equal."""
+    '''Random truth and scores; with few levels many scores are equal.'''
     generator = np.random.default_rng(seed)
     truth = (generator.random((n, n_classes)) < 0.25).astype(float)
     truth[generator.random(truth.shape) < unknown] = np.nan
@@ -96,7 +96,7 @@ def test_perfect_scores_give_one_and_equal_scores_the_share_of_true_labels():
 
 
 def test_a_large_set_equals_the_sums_of_its_clips_and_parts():
-    """5000 clips of 264 classes are ranked in several chunks."""
+    '''5000 clips of 264 classes are ranked in several chunks.'''
     truth, scores = draw(8, n=5000, n_classes=264, levels=20, unknown=0.1)
     truth[7] = np.nan
     precisions, n_true = precision_clip_sums(*ranking_masks(truth, scores))
@@ -137,7 +137,7 @@ def test_input_that_cannot_be_scored_is_refused(metric, truth, scores, words):
 
 
 def draw_probabilities(seed, n=40, n_classes=7, levels=4, unknown=0.3):
-    """Random truth and probabilities of few levels, with classes that are all true, all false or all unknown."""
+    '''Random truth and probabilities of few levels, with classes that are all true, all false or all unknown.'''
     truth, scores = draw(seed, n, n_classes, levels, unknown)
     truth[:, :3] = 1, 0, np.nan
     return truth, (scores / 5 / (levels or 1) + 0.5).clip(0, 1)

@@ -1,4 +1,4 @@
-"""Mixed clips carry the weighted sum of their energies, and labels that keep true, false and unknown apart."""
+'''Mixed clips carry the weighted sum of their energies, and labels that keep true, false and unknown apart.'''
 
 import itertools
 import math
@@ -22,13 +22,13 @@ def generator(seed=0):
 
 
 def next_as_partner(clips, config=None):
-    """A draw in which every clip is mixed with the next one."""
+    '''A draw in which every clip is mixed with the next one.'''
     draw = draw_mixup(config or MixupConfig(p=1.0), torch.zeros(clips, 1), generator())
     return replace(draw, mixed=torch.ones(clips, dtype=torch.bool), partner=torch.arange(clips).roll(-1))
 
 
 def slow_shares(config, draw, i, places):
-    """Slow definition of the weights of clip i and of its partner, place by place."""
+    '''Slow definition of the weights of clip i and of its partner, place by place.'''
     for n in range(places):
         if draw.fade[i]:
             x = 2 * float(draw.steepness[i]) * ((n + 0.5) / places - float(draw.centre[i]))
@@ -40,7 +40,7 @@ def slow_shares(config, draw, i, places):
 
 
 def slow_mix(values, config, draw):
-    """Slow definition of the weighted sum over the last axis. Shape: (B, ..., N) -> the same"""
+    '''Slow definition of the weighted sum over the last axis. Shape: (B, ..., N) -> the same'''
     mixed = values.clone()
     for i in draw.mixed.nonzero().flatten().tolist():
         for n, (own, other) in enumerate(slow_shares(config, draw, i, values.shape[-1])):
@@ -118,7 +118,7 @@ def test_silence_and_full_scale_mix_to_finite_numbers(power, log):
 
 
 def slow_label(a, b, share, how, masks):
-    """Slow definition of a mixed label, by cases."""
+    '''Slow definition of a mixed label, by cases.'''
     if masks == 'either' and math.isnan(a) != math.isnan(b):
         a, b = (0.0 if math.isnan(x) else x for x in (a, b))
     if how == 'weighted':

@@ -1,4 +1,4 @@
-"""No network, ever."""
+'''No network, ever.'''
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Learning rates over time and layers, several batches in one step, averages of weights, and resuming them."""
+'''Learning rates over time and layers, several batches in one step, averages of weights, and resuming them.'''
 
 import copy
 import math
@@ -39,7 +39,7 @@ TINY = Recipe(
 
 
 def noise_data(n=12):
-    """Spectrograms of noise with one class each, in two folds."""
+    '''Spectrograms of noise with one class each, in two folds.'''
     generator = torch.Generator().manual_seed(0)
     specs = {i: torch.randn(16, 20 + i, generator=generator) * 10 for i in range(n)}
     truth = np.eye(3, dtype=np.float32)[np.arange(n) % 3]
@@ -57,7 +57,7 @@ DATA = noise_data()
 
 
 def new_trainer(recipe, data=DATA, fold=0):
-    """A trainer as a run creates it."""
+    '''A trainer as a run creates it.'''
     tagger = new_tagger(recipe, data, fold)
     Predictor(tagger, CPU)
     return Trainer(recipe, tagger, data.train_split(fold), fold, CPU)
@@ -68,12 +68,12 @@ def copy_weights(network):
 
 
 def equal_weights(one, other):
-    """Whether two state dicts are equal, bit for bit."""
+    '''Whether two state dicts are equal, bit for bit.'''
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def train_to_end(trainer, folder, score=lambda epoch: 0.5, after_epoch=lambda row: None):
-    """Train all epochs with made-up scores; return the weights at each validation."""
+    '''Train all epochs with made-up scores; return the weights at each validation.'''
     validated = {}
 
     def validate():
@@ -86,7 +86,7 @@ def train_to_end(trainer, folder, score=lambda epoch: 0.5, after_epoch=lambda ro
 
 
 def learning_rates(config, steps, score=lambda step: 0.0):
-    """The learning rates of eight layers at every step. Shape: -> (steps, groups)"""
+    '''The learning rates of eight layers at every step. Shape: -> (steps, groups)'''
     network = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(8)])
     optimizer = build_optimizer(config, network)
     schedule = build_schedule(config, optimizer, steps)
@@ -104,7 +104,7 @@ def half_cosine(start, end, done):
 
 
 def slow_one_cycle(config, step, steps):
-    """Half a cosine up to the peak in the first `warmup` of the steps, half a cosine down in the rest."""
+    '''Half a cosine up to the peak in the first `warmup` of the steps, half a cosine down in the rest.'''
     peak = config.warmup * steps - 1
     if step <= peak:
         return half_cosine(config.lr_start, config.lr_peak, step / peak)
@@ -112,7 +112,7 @@ def slow_one_cycle(config, step, steps):
 
 
 def slow_linear_cycle(config, step, steps):
-    """A straight line up to the peak in the first `warmup` of the steps, another one down in the rest."""
+    '''A straight line up to the peak in the first `warmup` of the steps, another one down in the rest.'''
     peak = config.warmup * steps - 1
     if step <= peak:
         return config.lr_start + (config.lr_peak - config.lr_start) * step / peak
@@ -120,7 +120,7 @@ def slow_linear_cycle(config, step, steps):
 
 
 def slow_rate(config, step, steps):
-    """Definition of the schedules that do not depend on scores."""
+    '''Definition of the schedules that do not depend on scores.'''
     if config.schedule == 'linear-cycle':
         return slow_linear_cycle(config, step, steps)
     if config.schedule == 'one-cycle':
@@ -173,7 +173,7 @@ def test_layer_groups_hold_every_trainable_parameter_once(layers, first_is_froze
     [('adamw', torch.optim.AdamW, 1), ('nadam', torch.optim.NAdam, 1), ('sgd', torch.optim.SGD, 1.9)],
 )
 def test_weight_decay_does_not_depend_on_the_gradient(kind, optimizer_class, decay_factor):
-    """Without a gradient a weight shrinks by rate * decay; in SGD Nesterov's momentum makes it 1.9 times that."""
+    '''Without a gradient a weight shrinks by rate * decay; in SGD Nesterov's momentum makes it 1.9 times that.'''
     network = nn.Linear(2, 2, bias=False)
     before = network.weight.detach().clone()
     optimizer = build_optimizer(OptimConfig(kind=kind, weight_decay=0.1, lr_peak=5e-3), network)
@@ -225,7 +225,7 @@ def test_swa_is_the_mean_of_the_last_epochs(tmp_path):
 
 @pytest.mark.parametrize('average', ['ema', 'swa'])
 def test_averaged_weights_are_validated_and_kept_and_do_not_change_the_training(tmp_path, average):
-    """Law 3."""
+    '''Law 3.'''
     averaged = new_trainer(TINY.override([f'optim.average={average}', 'optim.ema_decay=0.5']))
     plain = new_trainer(TINY)
     validated = train_to_end(averaged, tmp_path)
@@ -269,7 +269,7 @@ def test_a_training_with_averages_neither_uses_nor_changes_the_caller_s_randomne
 
 
 class Killed(Exception):
-    """Stands for a kill."""
+    '''Stands for a kill.'''
 
 
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""Under a deadline, models are measured and ordered, and a metric per class counts whole models."""
+'''Under a deadline, models are measured and ordered, and a metric per class counts whole models.'''
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kit.core.clock import Deadline, TimeBudget
-from kit.infer.ensemble import EnsembleMember
+from kit.infer.ensemble import EnsembleMember, describe_plan, measure_cost, measure_costs, order_members, plan_members
 from kit.infer.job import SubmitOptions
-from kit.infer.planner import describe_plan, measure_cost, measure_costs, order_members, plan_members
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
@@ -22,7 +21,7 @@ from tests.behaviour.trained import HandClock, LoudBands, loud_tagger, noise, re
 
 
 class Timed(LoudBands):
-    """A network whose batches take some seconds of a clock that the test holds; `ballast` makes it larger."""
+    '''A network whose batches take some seconds of a clock that the test holds; `ballast` makes it larger.'''
 
     def __init__(self, clock: HandClock, seconds: float, scale: float = 0.2, ballast: int = 1) -> None:
         super().__init__(3)
@@ -108,7 +107,7 @@ def test_a_plan_says_how_many_models_fit() -> None:
 
 @pytest.mark.parametrize('metric', ['lwlrap', 'macro_auc'])
 def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(tmp_path: Path, metric: str) -> None:
-    """Two models predict 12 clips; the clock runs out in the middle of the second."""
+    '''Two models predict 12 clips; the clock runs out in the middle of the second.'''
     for i in range(12):
         write_wav(tmp_path / 'in' / f'{i:02d}.wav', noise(2000 + 400 * i, seed=i, level=0.01 * (1 + i)))
     clock = HandClock(1000.0)

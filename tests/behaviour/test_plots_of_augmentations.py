@@ -1,4 +1,4 @@
-"""The contact sheet: a panel for each augmentation, all different, and repeatable."""
+'''The contact sheet: a panel for each augmentation, all different, and repeatable.'''
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ FRONTEND = Frontend(FrontendConfig(sample_rate=8000, n_mels=40))
 
 
 def two_clips(samples=12_000):
-    """A sweep, and clicks."""
+    '''A sweep, and clicks.'''
     t = torch.arange(samples) / 8000
     clicks = torch.zeros(samples)
     clicks[::1000] = 0.5

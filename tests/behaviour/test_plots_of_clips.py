@@ -1,4 +1,4 @@
-"""Plots of clips show the kit's own predictions, filters and padding."""
+'''Plots of clips show the kit's own predictions, filters and padding.'''
 
 import sys
 from dataclasses import replace
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures('one_core')
 
 
 def panels_of(plot):
-    """The axes of a clip's plot: its spectrogram, the windows' probabilities, and the clip's."""
+    '''The axes of a clip's plot: its spectrogram, the windows' probabilities, and the clip's.'''
     top, _, bottom, right, *_ = plot.figure.axes
     return top, bottom, right
 

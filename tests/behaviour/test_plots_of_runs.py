@@ -1,4 +1,4 @@
-"""Plots of self-training and submissions: scores on the original labels, and times that add up."""
+'''Plots of self-training and submissions: scores on the original labels, and times that add up.'''
 
 import json
 import time
@@ -21,7 +21,7 @@ CLASSES = ('bark', 'meow', 'rain')
 
 
 def write_tables(folder, labels, scores=None):
-    """Write folds.csv and, with scores, oof.csv."""
+    '''Write folds.csv and, with scores, oof.csv.'''
     folder.mkdir(parents=True, exist_ok=True)
     rows = [f'{i:02d}.wav,{label},{i % 2}' for i, label in enumerate(labels)]
     (folder / 'folds.csv').write_text('\n'.join(['fname,labels,fold', *rows, '']))
@@ -31,7 +31,7 @@ def write_tables(folder, labels, scores=None):
 
 
 def write_rounds(folder, rounds=2):
-    """Write a run of several self-training rounds, each with its own labels, and return the original ones."""
+    '''Write a run of several self-training rounds, each with its own labels, and return the original ones.'''
     scores = np.random.default_rng(0).random((rounds + 1, 24, 3)).round(6)
     write_tables(folder / 'rounds', [CLASSES[i % 3] for i in range(24)])
     for r in range(rounds + 1):
@@ -84,7 +84,7 @@ def test_measured_spans_are_few_never_overlap_and_add_up_to_the_seconds(monkeypa
 
 
 def lanes_of(plot):
-    """The name of each lane and its spans, from the top, and the axes."""
+    '''The name of each lane and its spans, from the top, and the axes.'''
     axes = plot.figure.axes[0]
     lanes = []
     for label, bars in zip(axes.get_yticklabels(), axes.collections, strict=True):
@@ -118,7 +118,7 @@ def test_a_submission_reports_when_it_did_what(trained, clips, tmp_path):
 
 
 def make_report(**details):
-    """A small submission's report."""
+    '''A small submission's report.'''
     spans = {'headers': [[0.1, 0.2]], 'decode': [[0.3, 1.0], [2.0, 3.0]], 'network': [[1.0, 2.0]]}
     models = [{'checkpoint': 'fold_0.pt', 'spans': []}, {'checkpoint': 'fold_0.pt', 'spans': [[1.0, 2.0]]}]
     report = {'state': 'finished', 'spans': spans, 'models': models, 'seconds_total': 4.0, 'deadline_s': None}

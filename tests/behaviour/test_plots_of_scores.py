@@ -1,4 +1,4 @@
-"""Plots of predictions and labels agree with slow definitions, and unknown labels do not count as false."""
+'''Plots of predictions and labels agree with slow definitions, and unknown labels do not count as false.'''
 
 import json
 import re
@@ -35,7 +35,7 @@ DRAW = (draw_classes, draw_confusion, draw_calibration)
 
 
 def make_run(truth, scores, names=None):
-    """A run in memory. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K)"""
+    '''A run in memory. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K)'''
     n, k = truth.shape
     columns = {'epoch': [1, 2, 3], 'loss': [2.0, 1.0, 0.5], 'score': [np.nan, 0.5, 0.6]}
     return SavedRun(
@@ -54,7 +54,7 @@ def make_run(truth, scores, names=None):
 
 
 def make_labels(n=60, k=5, unknown=0.3, seed=0):
-    """Random labels, some unknown, and scores that are better than chance."""
+    '''Random labels, some unknown, and scores that are better than chance.'''
     rng = np.random.default_rng(seed)
     truth = (rng.random((n, k)) < 0.3).astype(float)
     truth[np.arange(n), np.arange(n) % k] = 1
@@ -64,7 +64,7 @@ def make_labels(n=60, k=5, unknown=0.3, seed=0):
 
 
 def make_table(truth, classes):
-    """The clip table of such labels."""
+    '''The clip table of such labels.'''
 
     def texts(value):
         return [','.join(c for c, t in zip(classes, row, strict=True) if t == value) for row in truth]
@@ -247,7 +247,7 @@ MARKUP = ('C$_2$', 'a_$x^{', r'$\frac{1}$', '<b>$&', r'\$x_2\$', '$$')
 
 
 def pictures(folder, names):
-    """Yield every picture of kit/plots that shows names, and the names that it shows."""
+    '''Yield every picture of kit/plots that shows names, and the names that it shows.'''
     truth, scores = make_labels(k=len(names), unknown=0)
     run = replace(make_run(truth, scores, names), folder=folder / names[0])
     clip = write_wav(folder / f'{names[0]}.wav', noise(4000))

@@ -1,4 +1,4 @@
-"""Class priors, neighbours and recordings against slow definitions and the likelihood's own maximum."""
+'''Class priors, neighbours and recordings against slow definitions and the likelihood's own maximum.'''
 
 from typing import Any
 
@@ -12,7 +12,7 @@ TRAINED = np.array([0.5, 0.1, 0.3])
 
 
 def shifted(wanted: Any, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Truth of other prevalences than TRAINED, and what a model calibrated on TRAINED says: Gaussians 2 apart."""
+    '''Truth of other prevalences than TRAINED, and what a model calibrated on TRAINED says: Gaussians 2 apart.'''
     rng = np.random.default_rng(seed)
     truth = rng.random((n, 3)) < wanted
     feature = rng.normal(size=truth.shape) + 2 * truth
@@ -21,7 +21,7 @@ def shifted(wanted: Any, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def windows(seed: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Rows of recordings of 1 to 6 windows, shuffled, times not evenly spaced."""
+    '''Rows of recordings of 1 to 6 windows, shuffled, times not evenly spaced.'''
     rng = np.random.default_rng(seed)
     names = [name for name, count in zip('edcba', (1, 6, 2, 3, 1), strict=True) for _ in range(count)]
     times = np.concatenate([rng.permutation(9)[:count] * 5.0 for count in (1, 6, 2, 3, 1)])
@@ -49,7 +49,7 @@ def test_scaled_probabilities_have_the_prevalence_of_the_set() -> None:
 
 
 def log_likelihood(prior: float, p: np.ndarray, trained: float, strength: float) -> float:
-    """Of one class's scores, up to a constant, and of the pseudo rows."""
+    '''Of one class's scores, up to a constant, and of the pseudo rows.'''
     own = np.log(prior * p / trained + (1 - prior) * (1 - p) / (1 - trained)).sum()
     return float(own + strength * (trained * np.log(prior) + (1 - trained) * np.log(1 - prior)))
 

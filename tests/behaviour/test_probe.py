@@ -1,4 +1,4 @@
-"""What a tagger uses: each change against a slow definition, on clips that the tagger never trained on."""
+'''What a tagger uses: each change against a slow definition, on clips that the tagger never trained on.'''
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.behaviour.training import whole_clips
 
 @pytest.fixture(scope='module')
 def places(trained: Trained) -> tuple[Path, Path]:
-    """The folder of a trained run with two folds, and its clips."""
+    '''The folder of a trained run with two folds, and its clips.'''
     run = Path(trained.mel[0]).parent
     return run, run.parent / 'data' / 'train'
 
@@ -46,19 +46,19 @@ def test_the_same_call_gives_the_same_report(places: tuple[Path, Path]) -> None:
 
 PLAIN = {'sample_rate': 8000, 'n_fft': 256, 'hop_length': 80, 'n_mels': 12, 'channels': ('coordinate01', 'log')}
 FRONTENDS = {
-    "three resolutions with deltas": FrontendConfig(
-        **PLAIN | {"resolutions": ((128, 80), (512, 160)), "channels": ("delta", "log", "coordinate")}
+    'three resolutions with deltas': FrontendConfig(
+        **PLAIN | {'resolutions': ((128, 80), (512, 160)), 'channels': ('delta', 'log', 'coordinate')}
     ),
-    "both coordinates": FrontendConfig(**PLAIN | {"channels": ("coordinate01", "log", "coordinate")}),
-    "side rows": FrontendConfig(**PLAIN, extra_rows=("clip_length", "wave_stats")),
-    "an image": FrontendConfig(**PLAIN, image_size=(10, 14)),
-    "bands of classes": FrontendConfig(**PLAIN | {"n_mels": 4}, bands_hz=((2000, 4000), (100, 1500), (500, 3000))),
-    "bins of the STFT": FrontendConfig(sample_rate=8000, n_fft=32, hop_length=32, kind="stft", log="ln"),
+    'both coordinates': FrontendConfig(**PLAIN | {'channels': ('coordinate01', 'log', 'coordinate')}),
+    'side rows': FrontendConfig(**PLAIN, extra_rows=('clip_length', 'wave_stats')),
+    'an image': FrontendConfig(**PLAIN, image_size=(10, 14)),
+    'bands of classes': FrontendConfig(**PLAIN | {'n_mels': 4}, bands_hz=((2000, 4000), (100, 1500), (500, 3000))),
+    'bins of the STFT': FrontendConfig(sample_rate=8000, n_fft=32, hop_length=32, kind='stft', log='ln'),
 }  # fmt: skip
 
 
 def slow_silence(config: FrontendConfig, piece: torch.Tensor, cells: list[tuple[int, int]]) -> torch.Tensor:
-    """Cells (row, frame) of each resolution hold its least value. Shape: (R, N) -> (R, N)"""
+    '''Cells (row, frame) of each resolution hold its least value. Shape: (R, N) -> (R, N)'''
     altered = piece.clone()
     for r in range(1 + len(config.resolutions)):
         rows = slice(r * config.n_spec_bins, (r + 1) * config.n_spec_bins)

@@ -1,4 +1,4 @@
-"""The max-pyramid: its size, its maps of any length, its receptive field, no frame lost."""
+'''The max-pyramid: its size, its maps of any length, its receptive field, no frame lost.'''
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ CONFIGS = {
 
 
 def build(settings, shape, classes=5):
-    """A pyramid with its head."""
+    '''A pyramid with its head.'''
     return build_network({'family': 'max-pyramid', **settings.to_dict()}, shape, classes)
 
 
 def build_small(name):
-    """A small network of five classes in evaluation mode whose batch norms have run."""
+    '''A small network of five classes in evaluation mode whose batch norms have run.'''
     settings, shape = CONFIGS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -34,14 +34,14 @@ def build_small(name):
 
 
 def noise(name, clips=2, frames=41):
-    """Noise in the shape a network reads. Shape: -> (clips, C, M, frames)"""
+    '''Noise in the shape a network reads. Shape: -> (clips, C, M, frames)'''
     _, shape = CONFIGS[name]
     generator = torch.Generator().manual_seed(0)
     return torch.randn(clips, shape.channels, shape.bins, frames, generator=generator)
 
 
 def slow_count(settings, shape, classes):
-    """Slow definition: the weights of every layer, added up."""
+    '''Slow definition: the weights of every layer, added up.'''
     kernel = {1: 3, 2: 9}[settings.dims]
     before = shape.channels if settings.dims == 2 else shape.channels * shape.bins
     widths = [round(settings.width * settings.growth**k) for k in range(settings.blocks)]

@@ -1,4 +1,4 @@
-"""Processes that share the work, of --workers or of torchrun, end where one process ends."""
+'''Processes that share the work, of --workers or of torchrun, end where one process ends.'''
 
 import json
 import os
@@ -29,14 +29,14 @@ NOBODY = '4194304999'  # no process has this number
 
 @pytest.fixture(scope='module')
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy task whose test has more than two chunks of files."""
+    '''A toy task whose test has more than two chunks of files.'''
     folder = tmp_path_factory.mktemp('task')
     make_toy_set(folder, clips=60, test=60, seed=5)
     return folder
 
 
 def run(command: list[str], *words: object) -> str:
-    """Run a command line in a new process and return what it printed; it must end well."""
+    '''Run a command line in a new process and return what it printed; it must end well.'''
     environment = os.environ | {'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
         [*command, *map(str, words), '--no-progress'], env=environment, capture_output=True, text=True
@@ -46,12 +46,12 @@ def run(command: list[str], *words: object) -> str:
 
 
 def same_files(one: Path, other: Path, names: list[str]) -> bool:
-    """Whether files of two folders have the same bytes."""
+    '''Whether files of two folders have the same bytes.'''
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def join_group(monkeypatch: pytest.MonkeyPatch, rank: int, peers: str = '') -> None:
-    """Make this process one of two that share the work."""
+    '''Make this process one of two that share the work.'''
     numbers = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': 2, 'LOCAL_WORLD_SIZE': 2, 'MASTER_PORT': 1}
     for name, value in numbers.items():
         monkeypatch.setenv(name, str(value))
@@ -105,7 +105,7 @@ def test_torchrun_predicts_out_of_fold_and_relabels_as_one_process(
 def test_the_first_process_takes_what_others_predicted_and_does_what_dead_ones_left(
     trained: Trained, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 7: what a process wrote before it was killed is used; the rest is predicted by the one that is left."""
+    '''Law 7: what a process wrote before it was killed is used; the rest is predicted by the one that is left.'''
     template = task / 'sample_submission.csv'
 
     def submit_to(name: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The named recipes: what was published, printed and read back; each trains small and submits on its task."""
+'''The named recipes: what was published, printed and read back; each trains small and submits on its task.'''
 
 import json
 import math
@@ -34,37 +34,37 @@ FREESOUND = ('skip-attention', 'axis-pool', 'max-pyramid-mel', 'max-pyramid-stft
 RFCX = ('freq-coord', 'freq-crop')
 BIRDCLEF = ('sed',)
 # What makes an epoch of a small form take a moment.
-COMMON = """
+COMMON = '''
     frontend.sample_rate=8000 epochs=2 no_augment_epochs=0 batch_size=4 validate_every=2 n_folds=2 crop_s=0.5
-"""
+'''
 MEL = 'frontend.n_fft=512 frontend.hop_length=128 frontend.n_mels=32'
 WINDOWS = 'inference.window_s=0.5 inference.hop_s=0.25'
 PYRAMID = 'network.blocks=3 network.width=4'
 ONCE = 'self_training.iterations=1'
 TINY_TEXTS = {
-    'skip-attention': f"""
+    'skip-attention': f'''
         {MEL} {WINDOWS} frontend.f_max_hz=4000 network.width=4 network.ratio=2 network.head.hidden=8
-    """,
+    ''',
     'axis-pool': f'{MEL} {WINDOWS} network.width=32 network.stat_width=3 network.stat_steps=8',
     'max-pyramid-mel': f'{MEL} {PYRAMID} wave_augment.tempo_p=0.5 {ONCE}',
     'max-pyramid-stft': PYRAMID,
     'window-snr': f'{MEL} {WINDOWS} {PYRAMID} {ONCE} self_training.top_k=[0.5]',
-    'two-stage': f"""
+    'two-stage': f'''
         {MEL} {WINDOWS} frontend.resolutions=[[256,128],[512,128]] frontend.image_size=[32,32]
         image_sizes=[[16,16],[32,32]] network.blocks=3 network.width=4 {ONCE}
-    """,
+    ''',
     'freq-coord': f'{MEL} {WINDOWS} sampling.steps=2 {ONCE}',
-    'freq-crop': f"""
+    'freq-crop': f'''
         {MEL} {WINDOWS} sampling.steps=2 network.backbone.blocks=2 network.backbone.width=4 {ONCE}
         self_training.stages=["loss=lsep\\u0020loss_settings={{}}"]
-    """,
+    ''',
     'sed': f'{MEL} {PYRAMID} inference.window_s=0.5 inference.hop_s=0.5',
 }
 TINY = {name: f'{COMMON} {text}'.split() for name, text in TINY_TEXTS.items()}
 
 
 def sound(labels, seconds, rng, at_s=None):
-    """Faint noise with an event of half a second per label, `at_s` or anywhere."""
+    '''Faint noise with an event of half a second per label, `at_s` or anywhere.'''
     n, length = int(RATE * seconds), RATE // 2
     wave, t = 0.005 * rng.normal(size=n), np.arange(length) / RATE
     for label in labels:
@@ -76,7 +76,7 @@ def sound(labels, seconds, rng, at_s=None):
 
 @pytest.fixture(scope='module')
 def tagging(tmp_path_factory):
-    """A Freesound-like task: curated and noisy clips of 1 to 2 s in two folds, a test set of four, its template."""
+    '''A Freesound-like task: curated and noisy clips of 1 to 2 s in two folds, a test set of four, its template.'''
     folder, rng, rows = tmp_path_factory.mktemp('tagging'), np.random.default_rng(1), []
     for i in range(18):
         labels = sorted({CLASSES[i % 3], CLASSES[(i // 3) % 3]})
@@ -92,7 +92,7 @@ def tagging(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def soundscapes(tmp_path_factory):
-    """An RFCX-like task: six recordings of 3 s with a true and a false box each, folds, a test set of three."""
+    '''An RFCX-like task: six recordings of 3 s with a true and a false box each, folds, a test set of three.'''
     folder, rng = tmp_path_factory.mktemp('soundscapes'), np.random.default_rng(2)
     bands, files = {'high': (1800, 3200), 'low': (100, 500), 'noisy': (100, 3900)}, {'true': [], 'false': []}
     for i in range(9):
@@ -112,7 +112,7 @@ def soundscapes(tmp_path_factory):
 
 
 def trained_and_submitted(name, task, out, **options):
-    """Train a recipe's small form with its self-training, and submit. Returns run, header and rows."""
+    '''Train a recipe's small form with its self-training, and submit. Returns run, header and rows.'''
     recipe = find_recipe(name, True, TINY[name])
     run = self_train(recipe, audio=task / 'train', out=out / 'run', **options, **QUIET)
     checkpoints = str(run.folder / 'fold_*.pt')
@@ -121,7 +121,7 @@ def trained_and_submitted(name, task, out, **options):
 
 
 def check_run_and_submission(run, header, rows, name):
-    """Check finite out-of-fold predictions, the checkpoints' cards, and a submission of probabilities."""
+    '''Check finite out-of-fold predictions, the checkpoints' cards, and a submission of probabilities.'''
     assert np.isfinite(run.oof.probabilities).all() and 0 < run.oof.score <= 1
     assert (run.oof.probabilities >= 0).all() and (run.oof.probabilities <= 1).all()
     assert np.ptp(run.oof.probabilities, axis=0).min() > 0 and not run.oof.failures
@@ -189,7 +189,7 @@ def test_a_recipe_for_windows_of_soundscapes_trains_small_on_clips_and_submits_a
 VARIANTS_BACK = ['network.name=tf_efficientnet_b3.ns_jft_in1k', 'crop_s=4', 'inference.window_s=4']
 # What was published, as overrides.
 PUBLISHED = {
-    'skip-attention': """
+    'skip-attention': '''
         frontend.n_fft=2560 frontend.hop_length=690 frontend.n_mels=128 frontend.top_db=80 frontend.trim_db=60
         frontend.std=100 auxiliary=[0.4,0.2,0.1] mixup.p=0.8 mixup.fade_p=0.6 mixup.high=0.5
         spec_augment.crop_p=0.33 spec_augment.crop_scale=[0.8,1] spec_augment.mask_p=0.5
@@ -198,14 +198,14 @@ PUBLISHED = {
         sources.noisy.loss_settings={"trust":0.7} sources.corrected.share=0.42 sources.curated.share=0.57
         sources.corrected.loss=null sources.corrected.weight=0.5 crop_pad_modes=["wrap","min"]
         sources.curated.weight=0.5 weight_by_share=true network.head.hidden=256 inference.pool=mean
-    """,
-    'axis-pool': """
+    ''',
+    'axis-pool': '''
         frontend.n_fft=1024 frontend.hop_length=512 frontend.n_mels=64 frontend.normalize=peak loss=bce
         loss_settings={"smoothing":0.01} mixup.p=0.6 mixup.low=0.3 mixup.high=0.3 crop_s=5 epochs=40 optim.kind=nadam
         mixup.domain=wave mixup_until=0.35 keep=best network.head.pool=time-max network.width=512
         optim.lr_peak=5e-4 optim.factor=0.5 optim.milestones=[0.35,0.525,0.7]
-    """,
-    'max-pyramid-mel': """
+    ''',
+    'max-pyramid-mel': '''
         loss=lsep mixup.p=0.5 mixup.labels=union wave_augment.pitch_cents=300 wave_augment.tempo=1.1
         wave_augment.chance=0.75 wave_augment.overdrive_p=1 wave_augment.reverb_p=1 wave_augment.pitch_p=1
         wave_augment.speed_p=1 wave_augment.speed=1.1
@@ -213,26 +213,26 @@ PUBLISHED = {
         optim.schedule=linear-cycle n_folds=5 frontend.n_fft=2048 frontend.hop_length=1024 frontend.n_mels=128
         frontend.f_min_hz=5 frontend.log_offset=1e-4 inference.mode=full network.growth=1.5 crop_s=10
         self_training.methods=["agreement"]
-    """,
+    ''',
     'max-pyramid-stft': 'loss=lsep frontend.n_fft=256 frontend.kind=stft network.dims=1 crop_s=10',
     'window-snr': 'inference.pool=snr weight_by_share=false self_training.methods=["snr"]',
-    'two-stage': """
+    'two-stage': '''
         image_sizes=[[64,64],[128,128],[224,224]] sampling.balance=seconds optim.layer_decay=10
         network.name=resnet18.a1_in1k self_training.methods=["curate"]
-    """,
-    'freq-coord': """
+    ''',
+    'freq-coord': '''
         frontend.sample_rate=48000 frontend.n_fft=4096 frontend.hop_length=512 frontend.n_mels=256
         frontend.channels=["log","coordinate01"] crop_s=4 inference.hop_s=0.5 inference.pool=max inference.window_s=4
         epochs=60 sampling.steps=200 n_folds=4 optim.kind=adamw optim.schedule=cosine keep=last sampling.box_p=0.5
         mixup.labels=sum mixup.low=0.5 mixup.high=0.5 self_training.iterations=4
         self_training.hop_s=0.5 average_over=labels sampling.true_p=null
         self_training.stages=["mixup.domain=wave\\u0020spec_augment.outside_p=0\\u0020spec_augment.mask_p=0.5"]
-    """,
-    'freq-crop': """
+    ''',
+    'freq-crop': '''
         frontend.n_mels=32 loss=bootstrap loss_settings={"on":"unknown","trust":0.1,"detach":false}
         inference.mode=full mixup.labels=union mixup.domain=wave self_training.iterations=5
-    """,
-    'sed': """
+    ''',
+    'sed': '''
         frontend.sample_rate=32000 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=128 frontend.f_min_hz=20
         frontend.f_max_hz=null frontend.log=db frontend.normalize=clip frontend.reference=window loss=bce crop_s=5
         network.head.pool=attention network.head.norm_first=true network.head.dropout=0.3 inference.window_s=5
@@ -240,7 +240,7 @@ PUBLISHED = {
         mixup.convex=true mixup.labels=union spec_augment.mask_p=0.3 spec_augment.time_masks=3
         spec_augment.freq_masks=3 optim.kind=adamw optim.lr_peak=5e-4 optim.weight_decay=1e-4
         optim.schedule=one-cycle optim.warmup=0.06 optim.clip_norm=1 optim.average=swa epochs=35 batch_size=64 n_folds=5
-    """,
+    ''',
 }
 
 
@@ -256,7 +256,7 @@ def test_the_settings_are_the_published_ones(name):
 @pytest.mark.parametrize('small', [False, True])
 @pytest.mark.parametrize('name', RECIPES)
 def test_no_recipe_mixes_an_unknown_label_to_a_false_one(name, small):
-    """Law 5: the published masks of freq-coord do so, as a setting."""
+    '''Law 5: the published masks of freq-coord do so, as a setting.'''
     generator = torch.Generator().manual_seed(0)
     targets = torch.tensor([0.0, 1.0, math.nan])[torch.randint(3, (64, 24), generator=generator)]
     recipe = find_recipe(name, small)

@@ -1,4 +1,4 @@
-"""Relabelling: labels come only from models that never trained on the clip; unknown stays unknown."""
+'''Relabelling: labels come only from models that never trained on the clip; unknown stays unknown.'''
 
 import json
 import shutil
@@ -40,31 +40,31 @@ TINY = TINY.override(['loss=bce', 'mixup.p=0', 'epochs=1', 'no_augment_epochs=0'
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
-    """Eight clips, of which the last four are noisy; the table's path and the folder's."""
+    '''Eight clips, of which the last four are noisy; the table's path and the folder's.'''
     return make_set(tmp_path_factory.mktemp('toy'), clips=8, source=['curated'] * 4 + ['noisy'] * 4)
 
 
 @pytest.fixture(scope='module')
 def run(toy, tmp_path_factory):
-    """A run of two folds on them."""
+    '''A run of two folds on them.'''
     return train_run(TINY, *toy, tmp_path_factory.mktemp('run') / 'run', **QUIET).folder
 
 
 def table_of(labels, **columns):
-    """A table of clips a, b, ... with these labels, all in fold 0 unless given."""
+    '''A table of clips a, b, ... with these labels, all in fold 0 unless given.'''
     frame = pd.DataFrame({'fname': list('abcdefgh'[: len(labels)]), 'labels': labels, 'fold': 0})
     return frame.assign(**columns)
 
 
 def soft_of(targets, classes=('A', 'B'), names=None, times=None):
-    """Soft labels of clips a, b, ..., or of windows."""
+    '''Soft labels of clips a, b, ..., or of windows.'''
     names = names or 'abcdefgh'[: len(targets)]
     return SoftLabels(tuple(names), classes, np.array(targets, np.float32), *(times or ()))
 
 
 WINDOWS = soft_of(
     [[0.9, 0.1, 0.0], [0.3, 0.3, 0.3], [0.2, 0.6, 0.4], [0.0, 0.8, 0.1]],
-    ("A", "B", "C"), "aabb", (np.array([0, 1.0, 0, 1]), np.array([2, 3.0, 2, 3])),
+    ('A', 'B', 'C'), 'aabb', (np.array([0, 1.0, 0, 1]), np.array([2, 3.0, 2, 3])),
 )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_boxes_override_the_predictions_of_windows():
 
 
 def test_soft_labels_are_the_predictions_of_the_fold_that_never_trained_on_the_clip(run, toy):
-    """Law 4 and law 3: of whole clips, as they are submitted."""
+    '''Law 4 and law 3: of whole clips, as they are submitted.'''
     soft, models = predict_pseudo_labels([run], toy[1], **QUIET)
     assert {path.rpartition('/')[2]: n for path, n in models.items()} == {'fold_0.pt': 4, 'fold_1.pt': 4}
     for fold in (0, 1):

@@ -1,4 +1,4 @@
-"""`show` reports what run folders and submissions hold: scores, costs, the settings that differ, plots."""
+'''`show` reports what run folders and submissions hold: scores, costs, the settings that differ, plots.'''
 
 import base64
 import json
@@ -25,14 +25,14 @@ GAIN = 'gain in lwlrap over the first run'
 
 
 def make_scores(seed, n=30, skill=1.0):
-    """Clips of one label each, and random scores, better the more skill. Shape: (n, K), (n, K)"""
+    '''Clips of one label each, and random scores, better the more skill. Shape: (n, K), (n, K)'''
     truth = np.eye(3)[np.arange(n) % 3]
     noise = 0.15 * np.random.default_rng(seed).standard_normal((n, 3))
     return truth, np.clip(0.5 + 0.2 * skill * (truth - 0.5) + noise, 0, 1)
 
 
 def write_run(folder, scores=None, recipe=RECIPE, history=HISTORY, order=range(30)):
-    """Write a run's folder; the rows of its CSV files are in `order`."""
+    '''Write a run's folder; the rows of its CSV files are in `order`.'''
     folder.mkdir()
     rows = [f'{i:03d}.wav,{CLASSES[i % 3]},{i % 2}' for i in order]
     (folder / 'folds.csv').write_text('\n'.join(['fname,labels,fold', *rows, '']))
@@ -47,7 +47,7 @@ def write_run(folder, scores=None, recipe=RECIPE, history=HISTORY, order=range(3
 
 
 def rows_of(report):
-    """The rows of a report's table by their names."""
+    '''The rows of a report's table by their names.'''
     return {row[0]: row[1:] for row in report.rows}
 
 
@@ -164,7 +164,7 @@ def test_learning_curves_are_saved_and_a_wrong_ending_is_refused(tmp_path):
 
 
 class PageReader(HTMLParser):
-    """The links, image texts, tags and text of a page."""
+    '''The links, image texts, tags and text of a page.'''
 
     def __init__(self, text):
         super().__init__()
@@ -182,7 +182,7 @@ class PageReader(HTMLParser):
 
 
 def check_page(path):
-    """Check that a page holds its images and refers to nothing else; return what it holds."""
+    '''Check that a page holds its images and refers to nothing else; return what it holds.'''
     text = path.read_text(encoding='utf-8')
     page = PageReader(text)
     assert page.links
@@ -227,7 +227,7 @@ def test_a_page_of_an_unfinished_run_says_what_is_missing(tmp_path):
 
 
 def write_report(folder):
-    """Write a submission's report as `submit` does; return the path of its CSV."""
+    '''Write a submission's report as `submit` does; return the path of its CSV.'''
     model = {'checkpoint': '<b>.pt', 'weight': 0.5, 'network_s': 1.25, 'clips_predicted': 7, 'failure': None}
     report = {
         'kit': '1',

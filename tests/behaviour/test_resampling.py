@@ -1,4 +1,4 @@
-"""Resampling keeps a sound and its length; a rate without a small ratio is refused."""
+'''Resampling keeps a sound and its length; a rate without a small ratio is refused.'''
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ STANDARD_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 
 
 
 def slow_ratio_error(from_hz, to_hz):
-    """Relative error of the best ratio of terms up to 1000, or None above 0.01 %, by trying them all."""
+    '''Relative error of the best ratio of terms up to 1000, or None above 0.01 %, by trying them all.'''
     down = np.arange(1, 1001)
     up = np.clip(np.round(down * to_hz / from_hz), 1, 1000).astype(int)
     error = np.abs(up * from_hz / (down * to_hz) - 1).min()
@@ -21,7 +21,7 @@ def slow_ratio_error(from_hz, to_hz):
 
 
 def sine(hz, rate, samples):
-    """A sine of amplitude 0.5. Shape: -> (samples,)"""
+    '''A sine of amplitude 0.5. Shape: -> (samples,)'''
     return torch.from_numpy(0.5 * np.sin(2 * np.pi * hz * np.arange(samples) / rate)).float()
 
 

@@ -1,4 +1,4 @@
-"""Law 7: a kill at any instant leaves a whole CSV, and the same command ends where it would have ended."""
+'''Law 7: a kill at any instant leaves a whole CSV, and the same command ends where it would have ended.'''
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ TIMEOUT_S = 60.0
 
 @pytest.fixture
 def start():
-    """Start a process that is ended, whatever happens, when the test is over."""
+    '''Start a process that is ended, whatever happens, when the test is over.'''
     children = []
 
     def start_child(command, **environment):
@@ -40,7 +40,7 @@ def start():
 
 
 def wait_until(has_happened, child):
-    """Poll until something happened (true) or the process ended without it (false); fails after a minute."""
+    '''Poll until something happened (true) or the process ended without it (false); fails after a minute.'''
     limit = time.monotonic() + TIMEOUT_S
     while time.monotonic() < limit:
         if has_happened():
@@ -52,12 +52,12 @@ def wait_until(has_happened, child):
 
 
 def state_files(out):
-    """The predictions kept beside a CSV, part files left out."""
+    '''The predictions kept beside a CSV, part files left out.'''
     return sorted(out.with_name(out.name + '.state').glob('[!.]*.npz'))
 
 
 def alive(pid):
-    """Whether a process runs and is no zombie."""
+    '''Whether a process runs and is no zombie.'''
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except OSError:
@@ -88,7 +88,7 @@ def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(kit_co
 
 
 def test_a_worker_ends_with_its_killed_supervisor(kit_command, trained, clips, tmp_path, start):
-    """The worker writes its process id, and would read its first clip for ever."""
+    '''The worker writes its process id, and would read its first clip for ever.'''
     (tmp_path / 'site').mkdir()
     (tmp_path / 'site' / 'sitecustomize.py').write_text(
         'import os, threading, soundfile\n'
@@ -118,11 +118,11 @@ def test_a_worker_ends_with_its_killed_supervisor(kit_command, trained, clips, t
 
 
 class Stop(BaseException):
-    """What a kill looks like from inside."""
+    '''What a kill looks like from inside.'''
 
 
 class Counting(LoudBands):
-    """A network that counts its batches, and ends the process at one of them."""
+    '''A network that counts its batches, and ends the process at one of them.'''
 
     def __init__(self, ends_at=None):
         super().__init__(3)
@@ -144,7 +144,7 @@ def test_killed_at_any_batch_of_any_model_the_rest_is_done_and_nothing_twice(tmp
         save_tagger(path, loud_tagger(network, name=f'net{k}'))
 
     def once(out, ends_at=(None, None)):
-        """Submit; batches that each model computed."""
+        '''Submit; batches that each model computed.'''
         networks = [Counting(ends_at[1] if ends_at[0] == k else None) for k in range(3)]
         builders = {f'net{k}': (lambda k=k: networks[k]) for k in range(3)}
         with contextlib.suppress(Stop):
@@ -168,7 +168,7 @@ def test_killed_at_any_batch_of_any_model_the_rest_is_done_and_nothing_twice(tmp
 
 @pytest.fixture
 def small(clips, tmp_path):
-    """A few of the clips, free to be changed."""
+    '''A few of the clips, free to be changed.'''
     folder = tmp_path / 'in'
     folder.mkdir()
     for path in sorted(clips.iterdir())[3:9]:
@@ -177,13 +177,13 @@ def small(clips, tmp_path):
 
 
 def submit_quietly(checkpoints, folder, out, **options):
-    """Submit without a progress bar; the CSV's bytes."""
+    '''Submit without a progress bar; the CSV's bytes.'''
     submit(checkpoints, folder, out, progress=False, **options)
     return out.read_bytes()
 
 
 def test_files_of_one_content_make_no_difference_to_a_second_run(trained, tmp_path):
-    """25 clips of one length make a chunk of 24 and one of 1, whose batches round differently."""
+    '''25 clips of one length make a chunk of 24 and one of 1, whose batches round differently.'''
     for i in range(24):
         write_wav(tmp_path / 'in' / f'{i:02d}.wav', noise(24000, seed=i))
         shutil.copy(tmp_path / 'in' / f'{i:02d}.wav', tmp_path / 'in' / f'copy_{i:02d}.wav')

@@ -1,4 +1,4 @@
-"""A run's metric decides its best epoch and its learning rate, and is what every score of it says."""
+'''A run's metric decides its best epoch and its learning rate, and is what every score of it says.'''
 
 import json
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def runs(data, tmp_path_factory):
-    """Two runs on the same folds: one of macro_auc, one of map3."""
+    '''Two runs on the same folds: one of macro_auc, one of map3.'''
     folder = tmp_path_factory.mktemp('runs')
     train_quietly(AUC, *data, folder / 'one')
     train_quietly(AUC.override(['metric=map3', 'seed=1']), *data, folder / 'two')

@@ -1,4 +1,4 @@
-"""Which clips and crops are drawn: by epoch, share, balance and weight; at boxes and windows; with which labels."""
+'''Which clips and crops are drawn: by epoch, share, balance and weight; at boxes and windows; with which labels.'''
 
 from dataclasses import replace
 
@@ -31,13 +31,13 @@ FRONTEND = Frontend(TINY.frontend)
 
 
 def recipe_with(shares=None, **sampling):
-    """The tiny recipe with these shares by source, and other sampling settings."""
+    '''The tiny recipe with these shares by source, and other sampling settings.'''
     sources = {name: {'share': share} for name, share in (shares or {}).items()}
     return replace(TINY, sampling=SamplingConfig(**sampling), sources=sources)
 
 
 def ramp_clips(seconds, soft_labels):
-    """Two clips, r and s, without known labels, whose spectrogram is its own frame number."""
+    '''Two clips, r and s, without known labels, whose spectrogram is its own frame number.'''
     frames = round(seconds * FRAMES_PER_S)
     spec = torch.arange(frames).float().expand(16, frames)
     unknown = np.full((2, 3), np.nan)
@@ -45,17 +45,17 @@ def ramp_clips(seconds, soft_labels):
 
 
 def filled(clips, row, begin_s):
-    """Targets of a crop of half a second, filled with soft labels. Shape: -> (3,)"""
+    '''Targets of a crop of half a second, filled with soft labels. Shape: -> (3,)'''
     return fill_unknown(*clips.crop_targets(row, begin_s, begin_s + 0.5, 0.5))
 
 
 def counts_of(order, n):
-    """How often each clip was drawn."""
+    '''How often each clip was drawn.'''
     return np.bincount(np.concatenate(order), minlength=n)
 
 
 def class_rates(clips, recipe, epochs=40):
-    """How often each class is drawn, relative to the mean. Shape: -> (K,)"""
+    '''How often each class is drawn, relative to the mean. Shape: -> (K,)'''
     generator = seeded()
     counts = sum(counts_of(draw_order(clips, recipe, generator), len(clips)) for _ in range(epochs))
     drawn = counts @ np.nan_to_num(clips.targets)
@@ -63,7 +63,7 @@ def class_rates(clips, recipe, epochs=40):
 
 
 def boxes_of(*rows):
-    """Boxes from (recording, class, is_true, begin_s, end_s), between 500 and 1500 Hz."""
+    '''Boxes from (recording, class, is_true, begin_s, end_s), between 500 and 1500 Hz.'''
     recordings, species, is_true, begin_s, end_s = zip(*rows, strict=True)
     return Boxes(
         classes=CLASSES,
@@ -78,7 +78,7 @@ def boxes_of(*rows):
 
 
 def soft_windows(name, step_s, seconds, low=0.1):
-    """Soft labels of windows side by side, which grow with the window's time."""
+    '''Soft labels of windows side by side, which grow with the window's time.'''
     begin_s = np.arange(0, seconds, step_s)
     targets = np.stack([low + begin_s / (2 * seconds)] * 3, axis=1)
     return SoftLabels((name,) * len(begin_s), CLASSES, targets, begin_s, begin_s + step_s)
@@ -142,7 +142,7 @@ def test_a_share_of_none_is_that_of_the_rows_a_share_without_rows_goes_to_the_ot
 
 
 def test_classes_are_drawn_equally_often_however_few_clips_they_have():
-    """One clip against sixty, in batches of eight: it must come several times in each."""
+    '''One clip against sixty, in batches of eight: it must come several times in each.'''
     clips = clips_of(one_hot([0] + [1] * 9 + [2] * 60))
     assert class_rates(clips, TINY).min() < 0.1
     np.testing.assert_allclose(class_rates(clips, recipe_with(balance='clips')), 1, atol=0.05)
@@ -174,7 +174,7 @@ def test_clips_of_rare_classes_are_augmented_more_often():
 
 
 def test_the_same_seed_draws_the_same_and_another_draws_other_crops():
-    """Law 14."""
+    '''Law 14.'''
     boxes = boxes_of(('0.wav', 0, True, 0.2, 0.5), ('1.wav', 1, False, 0.0, 0.3))
     sources = np.array(['x', 'y'])[np.arange(12) % 2]
     clips = clips_of(one_hot(np.arange(12) % 3), sources, [0.9] * 12, boxes=boxes)
@@ -242,7 +242,7 @@ def test_crops_leave_the_boxes_only_where_windows_have_soft_labels():
 
 
 def test_a_crop_has_labels_by_its_boxes_then_by_the_nearest_window_with_soft_labels():
-    """Law 5: soft labels fill what is unknown, and nothing else."""
+    '''Law 5: soft labels fill what is unknown, and nothing else.'''
     boxes = boxes_of(('r', 0, True, 0.5, 1.0), ('r', 1, False, 2.0, 2.5))
     soft = soft_windows('r', 0.5, 4.0)
     clips = clips_of(one_hot([0, 1]), names=['r', 'other'], boxes=boxes, soft_labels=soft)
@@ -294,7 +294,7 @@ def test_crops_lie_anywhere_in_a_clip_and_never_beyond_it():
 
 
 def test_a_crop_s_labels_are_those_of_the_part_that_was_cut():
-    """Spectrograms and waveforms: clips that are their own time are cut where their labels are looked up."""
+    '''Spectrograms and waveforms: clips that are their own time are cut where their labels are looked up.'''
     clips = ramp_clips(2.0, soft_windows('r', 0.01, 2.0, 0.0)).select([0, 0])
     waves = replace(clips, waveforms={i: torch.arange(16000).float()[None] for i in (0, 1)})
     augmented = TINY.override(['wave_augment.gain_p=1.0'])
@@ -308,14 +308,14 @@ def test_a_crop_s_labels_are_those_of_the_part_that_was_cut():
 
 
 def test_crops_by_probability_are_centred_on_windows_in_proportion_to_their_soft_labels():
-    """Clips without soft labels, and all clips without sample_by_probs, are cut anywhere."""
+    '''Clips without soft labels, and all clips without sample_by_probs, are cut anywhere.'''
     begin_s = np.arange(4.0)
     sums = np.array([0.0, 0.3, 0.0, 0.9])
     targets = np.stack([sums, np.full(4, np.nan), np.zeros(4)], axis=1)
     clips = ramp_clips(4.0, SoftLabels(('r',) * 4, CLASSES, targets, begin_s, begin_s + 1))
 
     def crop_centres(by_probs):
-        """Centres of the crops of each clip, in seconds."""
+        '''Centres of the crops of each clip, in seconds.'''
         recipe = replace(recipe_with(sample_by_probs=by_probs, steps=150), crop_s=0.5)
         centres = {0: [], 1: []}
         for batch in draw_batches(clips, recipe, FRONTEND, seeded()):
@@ -331,10 +331,10 @@ def test_crops_by_probability_are_centred_on_windows_in_proportion_to_their_soft
 
 
 def mixed_clips():
-    """Four labelled clips, and four with only soft labels of their two windows; a spectrogram is its row's number.
+    '''Four labelled clips, and four with only soft labels of their two windows; a spectrogram is its row's number.
 
     The sums of the latter's greatest soft labels are 0, 1, 1 and 2.
-    """
+    '''
     targets = np.concatenate([one_hot([0, 1, 2, 0]), np.full((4, 3), np.nan)])
     targets[0, 2] = np.nan
     names = np.repeat([f'{i}.wav' for i in range(8)], 2)
@@ -354,7 +354,7 @@ def test_clips_without_labels_are_drawn_by_the_sum_of_their_greatest_soft_labels
 
 @pytest.mark.parametrize('domain', ['energy', 'spec'])
 def test_with_pseudo_p_clips_without_labels_are_only_mixed_into_labelled_ones(domain):
-    """Their labels are united. Without mixing, at the end of a training, only labelled crops are left."""
+    '''Their labels are united. Without mixing, at the end of a training, only labelled crops are left.'''
     clips = mixed_clips()
     recipe = recipe_with(sample_by_probs='clips', steps=200)
     mixup = ['mixup.pseudo_p=0.75', f'mixup.domain={domain}', 'mixup.convex=true', 'mixup.low=0.5', 'mixup.high=0.5']
@@ -386,7 +386,7 @@ def test_mixing_in_pseudo_labels_wants_labelled_clips():
 
 
 def test_distilled_labels_are_those_of_labelled_clips_and_fill_no_unknown_label():
-    """Law 5: the unknown label of clip 0 stays unknown, and is learnt from the teachers alone."""
+    '''Law 5: the unknown label of clip 0 stays unknown, and is learnt from the teachers alone.'''
     clips = mixed_clips()
     recipe = recipe_with().override(['distill_weight=0.5'])
     batch = next(draw_batches(clips, recipe, FRONTEND, seeded()))

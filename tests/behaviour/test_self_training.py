@@ -1,4 +1,4 @@
-"""Self-training: the same end wherever it was stopped; labels come from models that held a clip out."""
+'''Self-training: the same end wherever it was stopped; labels come from models that held a clip out.'''
 
 import json
 import shutil
@@ -26,14 +26,14 @@ NAMES = [f'{i:02d}.wav' for i in range(12)]
 
 
 def with_iterations(iterations, methods=('agreement',), **settings):
-    """The tiny recipe with some iterations of self-training."""
+    '''The tiny recipe with some iterations of self-training.'''
     plan = SelfTrainingConfig(iterations=iterations, methods=methods, **settings)
     return replace(TINY, self_training=plan)
 
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
-    """A table of twelve clips in three folds, of which the last six are noisy, and their folder."""
+    '''A table of twelve clips in three folds, of which the last six are noisy, and their folder.'''
     columns = {'fold': [0, 1, 2] * 4, 'source': ['curated'] * 6 + ['noisy'] * 6}
     columns['labels'] = [CLASSES[(i // 3) % 3] for i in range(12)]
     return make_set(tmp_path_factory.mktemp('toy'), 12, **columns)
@@ -41,7 +41,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def planted(toy, tmp_path_factory):
-    """The same set, but with other sounds and other labels in fold 0."""
+    '''The same set, but with other sounds and other labels in fold 0.'''
     folder = tmp_path_factory.mktemp('planted')
     shutil.copytree(toy[1], folder / 'clips')
     frame = pd.read_csv(toy[0])
@@ -53,7 +53,7 @@ def planted(toy, tmp_path_factory):
 
 
 class CountedTraining:
-    """train_run, with the arguments and the result of each call; killed before a call beyond `limit`."""
+    '''train_run, with the arguments and the result of each call; killed before a call beyond `limit`.'''
 
     def __init__(self, limit=100):
         self.limit = limit
@@ -68,7 +68,7 @@ class CountedTraining:
 
 @pytest.fixture(scope='module')
 def two(toy, tmp_path_factory):
-    """Two iterations on the set."""
+    '''Two iterations on the set.'''
     recipe = with_iterations(2, top_k=(0.5,))
     return self_train(recipe, *toy, tmp_path_factory.mktemp('two') / 'run', **QUIET)
 
@@ -96,7 +96,7 @@ def test_every_iteration_relabels_the_first_table(two, toy):
 
 
 def test_the_last_iterations_are_averaged_as_teachers(toy, tmp_path):
-    """Law 4: each clip by the models of these iterations that held it out."""
+    '''Law 4: each clip by the models of these iterations that held it out.'''
     frame = pd.read_csv(toy[0]).assign(false_labels='*')
     frame.loc[6:, ['labels', 'false_labels']] = ''
     frame.to_csv(tmp_path / 'half.csv', index=False)
@@ -115,19 +115,19 @@ def test_the_last_iterations_are_averaged_as_teachers(toy, tmp_path):
 
 @pytest.fixture(scope='module')
 def teacher(toy, tmp_path_factory):
-    """A finished run of another seed on the same folds."""
+    '''A finished run of another seed on the same folds.'''
     return train_run(TINY.override(['seed=7']), *toy, tmp_path_factory.mktemp('teacher') / 'run', **QUIET).folder
 
 
 @pytest.fixture(scope='module')
 def taught(toy, teacher, tmp_path_factory):
-    """Two iterations whose labels are made by this teacher, too."""
+    '''Two iterations whose labels are made by this teacher, too.'''
     folder = tmp_path_factory.mktemp('taught') / 'run'
     return self_train(with_iterations(2), *toy, folder, teacher_runs=[teacher], **QUIET)
 
 
 def test_teacher_runs_label_every_iteration_together_with_its_own_runs(taught, teacher, toy):
-    """Law 4: each clip by the models, of both, that held it out."""
+    '''Law 4: each clip by the models, of both, that held it out.'''
     for number in (1, 2):
         labels = taught.folder / 'rounds' / str(number) / 'labels'
         both = [taught.folder / 'rounds' / str(number - 1), teacher]
@@ -141,7 +141,7 @@ def test_teacher_runs_label_every_iteration_together_with_its_own_runs(taught, t
 
 
 def test_a_killed_self_training_with_teachers_continues_but_not_with_other_teachers(taught, teacher, toy, tmp_path):
-    """Law 7."""
+    '''Law 7.'''
     options = {'teacher_runs': [teacher], **QUIET}
     with pytest.raises(Killed):
         self_train(taught.recipe, *toy, tmp_path / 'run', train=CountedTraining(2), **options)
@@ -155,7 +155,7 @@ def test_a_killed_self_training_with_teachers_continues_but_not_with_other_teach
 
 
 def test_a_teacher_of_other_folds_or_without_an_iteration_is_refused(teacher, toy, tmp_path):
-    """Law 4: nothing is trained before."""
+    '''Law 4: nothing is trained before.'''
     frame = pd.read_csv(toy[0])
     frame.assign(fold=[0, 1, 2, 2, 1, 0] * 2).to_csv(tmp_path / 'table.csv', index=False)
     training = CountedTraining()
@@ -168,7 +168,7 @@ def test_a_teacher_of_other_folds_or_without_an_iteration_is_refused(teacher, to
 
 
 def test_a_teacher_labels_unlabelled_clips_unless_its_own_table_has_them(toy, teacher, tmp_path):
-    """Law 4: not even those of its own table that are in no fold, so that it trained on them."""
+    '''Law 4: not even those of its own table that are in no fold, so that it trained on them.'''
     frame = pd.read_csv(toy[0])
     soundfile = pytest.importorskip('soundfile')
     shutil.copytree(toy[1], tmp_path / 'clips')
@@ -198,7 +198,7 @@ def test_the_last_student_is_the_run(two, toy, tmp_path):
 
 
 def test_a_killed_self_training_continues_to_the_same_end(two, toy, tmp_path):
-    """Law 7: killed in a training, or after it while its labels are written."""
+    '''Law 7: killed in a training, or after it while its labels are written.'''
     with pytest.raises(Killed):
         self_train(two.recipe, *toy, tmp_path / 'run', train=CountedTraining(2), **QUIET)
     (tmp_path / 'run' / 'rounds' / '2' / 'labels' / 'relabel.json').unlink()
@@ -211,7 +211,7 @@ def test_a_killed_self_training_continues_to_the_same_end(two, toy, tmp_path):
 
 
 def test_before_agreement_the_first_teacher_is_not_trained_on_noisy_labels(toy, tmp_path):
-    """The ranking still sees them. Without curated clips there is nothing else to train on."""
+    '''The ranking still sees them. Without curated clips there is nothing else to train on.'''
     frame = pd.read_csv(toy[0])
     changed = frame.assign(labels=frame['labels'].where(frame.index != 7, 'high'))
     tables = {'one': frame, 'two': changed, 'all': frame.drop(columns='source')}
@@ -233,7 +233,7 @@ def test_before_agreement_the_first_teacher_is_not_trained_on_noisy_labels(toy, 
 
 
 def test_a_clip_s_soft_label_does_not_depend_on_its_own_label_but_on_other_soft_labels(toy, planted, tmp_path, capsys):
-    """Law 4: the first order holds, and the report tells of the second order, which exists."""
+    '''Law 4: the first order holds, and the report tells of the second order, which exists.'''
     frame = pd.read_csv(toy[0])
     relabelled = frame.assign(labels=pd.read_csv(planted[0])['labels'])
     soft, students = [], []
@@ -279,7 +279,7 @@ def test_corrected_clips_are_trained_on_as_corrected(toy, tmp_path):
 
 
 def test_trainings_have_equal_shares_of_the_time(toy, tmp_path):
-    """The tolerance is a quarter of an hour: no pause between two looks at the clock comes near it."""
+    '''The tolerance is a quarter of an hour: no pause between two looks at the clock comes near it.'''
     deadlines = []
     now = 1e10
 

@@ -1,4 +1,4 @@
-"""Skip-attention: published size, order of the skips, attention by definition, no frame lost at odd ends."""
+'''Skip-attention: published size, order of the skips, attention by definition, no frame lost at odd ends.'''
 
 import math
 
@@ -14,7 +14,7 @@ SMALL = InputShape(3, 20)
 
 
 def build_small(shape=SMALL, **settings):
-    """A small network of five classes in evaluation mode whose batch norms have run."""
+    '''A small network of five classes in evaluation mode whose batch norms have run.'''
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network({'family': 'skip-attention', 'width': 4, **settings}, shape, 5)
@@ -25,19 +25,19 @@ def build_small(shape=SMALL, **settings):
 
 
 def noise(clips=2, frames=41, seed=0):
-    """Noise in the small shape. Shape: -> (clips, 3, 20, frames)"""
+    '''Noise in the small shape. Shape: -> (clips, 3, 20, frames)'''
     return torch.randn(clips, 3, 20, frames, generator=torch.Generator().manual_seed(seed))
 
 
 def count_weights(**head):
-    """Weights of the network at its published width, for three channels and 80 classes."""
+    '''Weights of the network at its published width, for three channels and 80 classes.'''
     with torch.device('meta'):
         network = build_network({'family': 'skip-attention', 'head': head}, InputShape(3, 128), 80)
     return sum(p.numel() for p in network.parameters())
 
 
 def slow_count(hidden, width=64, channels=3, classes=80):
-    """Slow definition: the weights of every layer, added up."""
+    '''Slow definition: the weights of every layer, added up.'''
     total, before, deep = 0, channels, 8 * width
     for k in range(4):
         w = width * 2**k

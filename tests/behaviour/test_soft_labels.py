@@ -1,4 +1,4 @@
-"""Soft labels are read back from their file exactly, and fill only unknown labels."""
+'''Soft labels are read back from their file exactly, and fill only unknown labels.'''
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ CLASSES = ('b', 'a c', 'x,y', 'NA', '0')
 
 
 def random_soft(windows=0, seed=0):
-    """Any float32 from 0 to 1, some unknown: for whole clips, or for `windows` windows of each clip."""
+    '''Any float32 from 0 to 1, some unknown: for whole clips, or for `windows` windows of each clip.'''
     generator = np.random.default_rng(seed)
     n = len(NAMES) * max(1, windows)
     bits = generator.integers(0, np.float32(1).view(np.int32), (n, len(CLASSES)), dtype=np.int32)

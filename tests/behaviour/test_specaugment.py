@@ -1,4 +1,4 @@
-"""Spectrograms are filtered, masked, warped and cropped as drawn: within bounds, outside boxes, alike in a clip."""
+'''Spectrograms are filtered, masked, warped and cropped as drawn: within bounds, outside boxes, alike in a clip.'''
 
 import numpy as np
 import pytest
@@ -30,23 +30,23 @@ def generator(seed=0):
 
 
 def random_specs(clips=6, seed=1):
-    """Clips of two spectrograms and an extra row, far from 0."""
+    '''Clips of two spectrograms and an extra row, far from 0.'''
     return torch.randn(clips, 2 * M + 1, N, generator=generator(seed)) - 40.0
 
 
 def drawn(clips=6, seed=0, boxes=None, chance=1.0, **settings):
-    """A draw and its settings."""
+    '''A draw and its settings.'''
     config = SpecAugmentConfig(**settings)
     return draw_spec_augment(config, clips, M, N, generator(seed), boxes, chance), config
 
 
 def augment(specs, **settings):
-    """The spectrograms under a fresh draw."""
+    '''The spectrograms under a fresh draw.'''
     return augment_specs(specs, *drawn(len(specs), **settings), FRONTEND)
 
 
 def masked_places(**settings):
-    """Which places of random spectrograms masks cover. Shape: (B, 2, M, N)"""
+    '''Which places of random spectrograms masks cover. Shape: (B, 2, M, N)'''
     # A spectrogram's minimum stays as it is under a mask; the other set has it elsewhere.
     changed = [augment(specs, **settings) != specs for specs in (random_specs(), random_specs(seed=2))]
     return (changed[0] | changed[1])[:, : 2 * M].unflatten(1, (2, M))

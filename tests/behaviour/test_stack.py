@@ -1,4 +1,4 @@
-"""Stacks: no row is predicted by a network trained on it, one file submits alone, and equals its slow definition."""
+'''Stacks: no row is predicted by a network trained on it, one file submits alone, and equals its slow definition.'''
 
 import functools
 import json
@@ -46,7 +46,7 @@ SMALL = {
 
 
 def tiny_tagger(seed, fold, inference, classes=CLASSES, folds=FOLDS, **facts):
-    """A small pyramid with random, loud last weights, that was never trained on a fold."""
+    '''A small pyramid with random, loud last weights, that was never trained on a fold.'''
     held_out = [name for name, clip_fold in zip(NAMES, folds, strict=True) if clip_fold == fold]
     network = {'family': 'max-pyramid', 'blocks': 2, 'width': 4}
     digest = text_digest(*sorted(held_out))
@@ -61,14 +61,14 @@ def tiny_tagger(seed, fold, inference, classes=CLASSES, folds=FOLDS, **facts):
 
 
 def random_targets(seed=0):
-    """One or two of the classes for every clip, the first clips' known to hold each class."""
+    '''One or two of the classes for every clip, the first clips' known to hold each class.'''
     truth = (np.random.default_rng(seed).random((len(NAMES), len(CLASSES))) < 0.3).astype(float)
     truth[np.arange(len(NAMES)), np.arange(len(NAMES)) // 2 % len(CLASSES)] = 1
     return truth
 
 
 def write_tables(folder, truth, probabilities, classes=CLASSES, folds=FOLDS, **columns):
-    """Write folds.csv and oof.csv of a run."""
+    '''Write folds.csv and oof.csv of a run.'''
     labels = [','.join(name for name, true in zip(CLASSES, row, strict=True) if true == 1) for row in truth]
     table = pd.DataFrame({'fname': NAMES, 'labels': labels, 'fold': folds, **columns})
     table.to_csv(folder / 'folds.csv', index=False)
@@ -79,12 +79,12 @@ def write_tables(folder, truth, probabilities, classes=CLASSES, folds=FOLDS, **c
 
 
 def read_probs(run):
-    """The probabilities in a run's oof.csv. Shape: -> (16, 4)"""
+    '''The probabilities in a run's oof.csv. Shape: -> (16, 4)'''
     return pd.read_csv(run / 'oof.csv')[list(CLASSES)].to_numpy()
 
 
 def make_run(folder, seed, inference=WINDOWS, seeds=1, classes=CLASSES, folds=FOLDS, **facts):
-    """A run by hand: taggers that were never trained, tables, predictions that are the truth in noise."""
+    '''A run by hand: taggers that were never trained, tables, predictions that are the truth in noise.'''
     folder.mkdir()
     for fold in (0, 1):
         for k in range(seeds):
@@ -97,7 +97,7 @@ def make_run(folder, seed, inference=WINDOWS, seeds=1, classes=CLASSES, folds=FO
 
 @pytest.fixture(scope='module')
 def audio(tmp_path_factory):
-    """A folder of 16 clips of 0.3 to 2.1 s, each louder than the last."""
+    '''A folder of 16 clips of 0.3 to 2.1 s, each louder than the last.'''
     folder = tmp_path_factory.mktemp('audio')
     for i, name in enumerate(NAMES):
         write_wav(folder / name, noise(2400 + 1600 * (i % 10), seed=i, level=0.004 * (1 + i)))
@@ -106,14 +106,14 @@ def audio(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Two runs with different windows; the second has two seeds a fold."""
+    '''Two runs with different windows; the second has two seeds a fold.'''
     folder = tmp_path_factory.mktemp('runs')
     return [make_run(folder / 'one', 1), make_run(folder / 'two', 2, COARSE, seeds=2)]
 
 
 @pytest.fixture(scope='module')
 def stacks(runs, audio, tmp_path_factory):
-    """A stack of each kind, its file alone in a folder."""
+    '''A stack of each kind, its file alone in a folder.'''
     folder = tmp_path_factory.mktemp('stacks')
     made = {}
     for kind in SMALL:
@@ -124,17 +124,17 @@ def stacks(runs, audio, tmp_path_factory):
 
 
 def make_stack(runs, out, kind='class-mixer', audio=None, more=(), **words):
-    """A stack of a few short epochs."""
+    '''A stack of a few short epochs.'''
     return stack(runs, out, kind, audio, [*FAST, *SMALL[kind], *more], device='cpu', progress=False, **words)
 
 
 def networks_of(path):
-    """The state dicts of a stack's networks, by fold."""
+    '''The state dicts of a stack's networks, by fold.'''
     return [network.state_dict() for network in open_models(path)[1][0].networks]
 
 
 def windows_of(tagger, path):
-    """Centres of a clip's windows and the probabilities there, by the predictor alone."""
+    '''Centres of a clip's windows and the probabilities there, by the predictor alone.'''
     spec = compute_spectrograms(tagger.frontend, [torch.from_numpy(decode_file(path).wave)])
     windows = Predictor(tagger, CPU).predict(spec)[0]
     centres = [(a + b) / 2 / tagger.card.frontend.frames_per_s for a, b in windows.spans]
@@ -142,7 +142,7 @@ def windows_of(tagger, path):
 
 
 def slow_prediction(path, clip):
-    """Members' mean in each run, then the mean of the networks' sigmoids, of one clip. Shape: -> (K,)"""
+    '''Members' mean in each run, then the mean of the networks' sigmoids, of one clip. Shape: -> (K,)'''
     models, (made,) = open_models(path)
     of_runs = [[model.build() for model in models if model.run == run] for run in (0, 1)]
     if not made.card.columns:
@@ -212,7 +212,7 @@ def test_one_file_submits_by_itself_and_equals_its_slow_definition(kind, stacks,
 
 
 def own_stack(path):
-    """A stack of two runs of custom networks, with a mixer that is no plain mean. Returns the first runs' taggers."""
+    '''A stack of two runs of custom networks, with a mixer that is no plain mean. Returns the first runs' taggers.'''
     taggers = []
     inference = replace(WINDOWS, mode='full')
     for name, scale in (('left', 0.2), ('right', 0.5), ('last', 0.4)):
@@ -227,13 +227,13 @@ def own_stack(path):
 
 
 def builders(**before):
-    """Builders of the networks by name, with what happens before a batch."""
+    '''Builders of the networks by name, with what happens before a batch.'''
     names = ('left', 'right', 'last')
     return {name: functools.partial(LoudBands, 3, before.get(name, len)) for name in names}
 
 
 def fails_from(batch, error):
-    """Raise at so many-th batch and after."""
+    '''Raise at so many-th batch and after.'''
     seen = []
 
     def before(spec):
@@ -341,7 +341,7 @@ def test_classes_in_another_order_are_the_same_classes(runs, tmp_path):
 
 
 def test_a_logistic_stack_is_scikit_learn_s_regression_of_each_class(runs, stacks):
-    """A class without both true and false labels keeps the mean logit."""
+    '''A class without both true and false labels keeps the mean logit.'''
     from sklearn.linear_model import LogisticRegression
 
     probs = np.stack([read_probs(run) for run in runs], axis=1)
@@ -378,7 +378,7 @@ def test_the_doctor_shows_what_a_stack_holds(stacks):
 
 @pytest.mark.parametrize('blend', ['mean', 'geometric'])
 def test_a_stack_counts_as_one_model_in_a_blend(stacks, runs, audio, tmp_path, blend):
-    """Two stacks and a model, of weights 1, 2 and 4, against the blend of what each predicts alone."""
+    '''Two stacks and a model, of weights 1, 2 and 4, against the blend of what each predicts alone.'''
     items = [stacks['class-mixer'][0], stacks['logistic'][0], runs[0] / 'fold_0.pt']
     alone = [predict_clips(item, audio) for item in items]
     both = predict_clips(items, audio, blend=blend, weights=[1, 2, 4])

@@ -1,4 +1,4 @@
-"""Stackers: what they compute before training, that clips stay independent, and that numbers stay finite."""
+'''Stackers: what they compute before training, that clips stay independent, and that numbers stay finite.'''
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ each_stacker = pytest.mark.parametrize('name', STACKERS)
 
 
 def predictions_for(name, clips=4, windows=9, seed=0):
-    """Random probabilities in the shape that a stacker reads."""
+    '''Random probabilities in the shape that a stacker reads.'''
     shape = [clips, MODELS, CLASSES]
     if name == 'image-stacker':
         shape.append(windows)
@@ -20,7 +20,7 @@ def predictions_for(name, clips=4, windows=9, seed=0):
 
 
 def build_small(name, models=MODELS, classes=CLASSES):
-    """A stacker in evaluation mode after a few training steps, so that nothing is at its initial value."""
+    '''A stacker in evaluation mode after a few training steps, so that nothing is at its initial value.'''
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         stacker = STACKERS[name](SMALL, models, classes)

@@ -1,4 +1,4 @@
-"""The submission as a whole: what it writes, what it reports, what it refuses."""
+'''The submission as a whole: what it writes, what it reports, what it refuses.'''
 
 import json
 import os
@@ -184,7 +184,7 @@ def test_windows_that_are_no_length_or_skip_audio_are_refused(trained: Trained, 
 
 
 class Tuned(nn.Module):
-    """Somebody's network, made as networks are: convolutions, a view, a recurrent layer, a linear one."""
+    '''Somebody's network, made as networks are: convolutions, a view, a recurrent layer, a linear one.'''
 
     def __init__(self, classes: int = 4) -> None:
         super().__init__()

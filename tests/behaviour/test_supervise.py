@@ -1,4 +1,4 @@
-"""The supervisor passes on what its child prints, kills it in time, and knows what was open when it died."""
+'''The supervisor passes on what its child prints, kills it in time, and knows what was open when it died.'''
 
 import os
 import signal
@@ -15,7 +15,7 @@ from kit.infer.suspects import MAX_BLIND_DEATHS, Suspects
 
 
 def soon() -> Deadline:
-    """A deadline that is far enough for all that happens here."""
+    '''A deadline that is far enough for all that happens here.'''
     return Deadline(time.time() + 120)
 
 

@@ -1,4 +1,4 @@
-"""Every system of the winners, composed from settings: its size, its predictions, its submission."""
+'''Every system of the winners, composed from settings: its size, its predictions, its submission.'''
 
 import functools
 from dataclasses import replace
@@ -59,13 +59,13 @@ every_system = pytest.mark.parametrize('name', SYSTEMS)
 
 
 def small_system(name):
-    """A system made small by overrides alone."""
+    '''A system made small by overrides alone.'''
     system = SYSTEMS[name]
     return replace(system, network=complete_network(system.network)).override(SMALL[name])
 
 
 def card_of(name, system, classes=CLASSES, calibration=None):
-    """The card of a system's tagger."""
+    '''The card of a system's tagger.'''
     return TaggerCard(
         classes=tuple(classes),
         frontend=system.frontend,
@@ -77,7 +77,7 @@ def card_of(name, system, classes=CLASSES, calibration=None):
 
 
 def make_sound(seconds, rate, seed):
-    """A sweep in noise that decays, of at least one sample. Units: rate in Hz"""
+    '''A sweep in noise that decays, of at least one sample. Units: rate in Hz'''
     rng = np.random.default_rng(seed)
     t = np.arange(max(1, round(seconds * rate))) / rate
     sweep = np.sin(2 * np.pi * rng.uniform(300, 5000) * t * (1 + t)) * np.exp(-rng.uniform(0, 2) * t)
@@ -87,14 +87,14 @@ def make_sound(seconds, rate, seed):
 
 @functools.cache
 def sounds_of(name):
-    """Clips of one sample to several windows, at the system's own rate."""
+    '''Clips of one sample to several windows, at the system's own rate.'''
     rate = small_system(name).frontend.sample_rate
     return [make_sound(seconds, rate, seed) for seed, seconds in enumerate(SECONDS)]
 
 
 @functools.cache
 def small_tagger(name):
-    """A small system in evaluation mode whose batch norms have run; rankings have a calibration."""
+    '''A small system in evaluation mode whose batch norms have run; rankings have a calibration.'''
     calibration = Calibration(scale=1.5, offset=-0.5) if name in RANKING else None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
@@ -119,7 +119,7 @@ def small_tagger(name):
 
 @functools.cache
 def probabilities(name):
-    """A system's probabilities for all its sounds, predicted in one call. Shape: -> (clips, K)"""
+    '''A system's probabilities for all its sounds, predicted in one call. Shape: -> (clips, K)'''
     return predict_clips(small_tagger(name), sounds_of(name)).probabilities
 
 

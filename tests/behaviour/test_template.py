@@ -1,4 +1,4 @@
-"""Law 9: the template is obeyed, byte for byte, whatever its ids look like."""
+'''Law 9: the template is obeyed, byte for byte, whatever its ids look like.'''
 
 import re
 from pathlib import Path
@@ -39,9 +39,9 @@ from tests.behaviour.trained import (
 )
 
 STEMS = [
-    "000316", "1e5", "00e10", "0x1F", "1_000", "NA", "nan", "null", "None", "True", "inf", "-1", "+5", "1.50",
-    "a,b", 'say "hi"', "it's", "día_日本", " leading", "trailing ", "two  spaces", "semi;colon", "per%cent",
-    "hash#tag", "tab\there", "=1+1", "a.b.c", "a_5", "x_y_10", "emoji🔊", "e\u0301", "é",
+    '000316', '1e5', '00e10', '0x1F', '1_000', 'NA', 'nan', 'null', 'None', 'True', 'inf', '-1', '+5', '1.50',
+    'a,b', 'say "hi"', "it's", 'día_日本', ' leading', 'trailing ', 'two  spaces', 'semi;colon', 'per%cent',
+    'hash#tag', 'tab\there', '=1+1', 'a.b.c', 'a_5', 'x_y_10', 'emoji🔊', 'e\u0301', 'é',
 ]  # fmt: skip
 
 
@@ -77,11 +77,11 @@ def test_whatever_the_template_held_every_score_is_a_float(tmp_path: Path, value
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ('value', 'text'),
     [
-        (0.0, "0.0"), (1.0, "1.0"), (0.25, "0.25"), (1 / 3, "0.333333333"), (2 / 3, "0.666666667"), (1e-9, "1e-09"),
-        (1.5e-30, "1.5e-30"), (0.1 + 0.2, "0.3"), (float(np.float32(0.1)), "0.100000001"), (123456789.5, "123456790.0"),
-        (5e-324, "4.94065646e-324"), (0.99999999999, "1.0"),
+        (0.0, '0.0'), (1.0, '1.0'), (0.25, '0.25'), (1 / 3, '0.333333333'), (2 / 3, '0.666666667'), (1e-9, '1e-09'),
+        (1.5e-30, '1.5e-30'), (0.1 + 0.2, '0.3'), (float(np.float32(0.1)), '0.100000001'), (123456789.5, '123456790.0'),
+        (5e-324, '4.94065646e-324'), (0.99999999999, '1.0'),
     ],
 )  # fmt: skip
 def test_scores_have_nine_significant_digits_and_look_like_floats(value: float, text: str) -> None:
@@ -256,7 +256,7 @@ def test_a_stem_that_two_files_share_is_refused_with_both_names() -> None:
 
 
 def five_seconds(count: int, tail: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A long clip and its pieces of five seconds; silent around the seams, so that cutting changes no frame."""
+    '''A long clip and its pieces of five seconds; silent around the seams, so that cutting changes no frame.'''
     size, wave = 5 * RATE, np.zeros(5 * RATE * count + tail, np.float32)
     for k in range(-(-len(wave) // size)):
         room = len(wave[k * size : (k + 1) * size]) - 4000
@@ -285,7 +285,7 @@ def test_the_last_but_one_row_does_not_use_the_tail_of_the_clip(tmp_path: Path) 
     wave[-2 * RATE :] = noise(2 * RATE, level=0.9)
     write_wav(tmp_path / 'in' / 's.wav', wave)
     template = write_template(tmp_path / 't.csv', ['s_5', 's_10', 's_15'], ['a', 'b', 'c'])
-    submit(loud_tagger(), tmp_path / "in", tmp_path / "out.csv", template, window_s=5.0, hop_s=5.0, mode="windows",
+    submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', template, window_s=5.0, hop_s=5.0, mode='windows',
            progress=False)  # fmt: skip
     _, rows = read_scores(tmp_path / 'out.csv')
     cut = predict_clips(loud_tagger(), [Sound(piece[:-1], RATE) for piece in pieces]).probabilities

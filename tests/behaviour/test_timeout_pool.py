@@ -1,4 +1,4 @@
-"""Threads return each job's result, and a job that hangs costs a bounded wait."""
+'''Threads return each job's result, and a job that hangs costs a bounded wait.'''
 
 import threading
 
@@ -10,7 +10,7 @@ SHORT_S = 1e-3
 
 
 class Clock:
-    """A clock that moves by `step_s` at each call."""
+    '''A clock that moves by `step_s` at each call.'''
 
     def __init__(self, step_s=0.0, time_s=0.0):
         self.step_s = step_s
@@ -24,7 +24,7 @@ class Clock:
 
 
 def result_of(pool, task):
-    """The task's result; a pool that waits without end fails the test instead of hanging it."""
+    '''The task's result; a pool that waits without end fails the test instead of hanging it.'''
     results = []
     thread = threading.Thread(target=lambda: results.append(pool.result(task)), daemon=True)
     thread.start()
@@ -107,7 +107,7 @@ def test_each_timeout_halves_the_limit_down_to_an_eighth():
 
 
 class SetAfter(threading.Event):
-    """An event that is set after `waits` waits, each of which returns at once."""
+    '''An event that is set after `waits` waits, each of which returns at once.'''
 
     def __init__(self, waits):
         super().__init__()

@@ -1,4 +1,4 @@
-"""timm backbones: measured strides, local weights or a clear refusal, any number of channels, never the network."""
+'''timm backbones: measured strides, local weights or a clear refusal, any number of channels, never the network.'''
 
 import math
 import sys
@@ -24,7 +24,7 @@ FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=32
 
 
 def build_small(channels=1, bins=32, **settings):
-    """A small network of five classes, in evaluation mode."""
+    '''A small network of five classes, in evaluation mode.'''
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         settings = {'family': 'timm', 'name': SMALL, **settings}
@@ -32,24 +32,24 @@ def build_small(channels=1, bins=32, **settings):
 
 
 def noise(*shape):
-    """Gaussian noise."""
+    '''Gaussian noise.'''
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def meta_backbone(name, channels=1, bins=128, **settings):
-    """A backbone on the meta device: shapes without memory."""
+    '''A backbone on the meta device: shapes without memory.'''
     with torch.device('meta'):
         return TimmBackbone(TimmConfig(name=name, **settings), InputShape(channels, bins))
 
 
 def count(module):
-    """The number of weights."""
+    '''The number of weights.'''
     return sum(p.numel() for p in module.parameters())
 
 
 @pytest.fixture(scope='module')
 def pretrained(tmp_path_factory):
-    """A file as timm publishes them, a state dict of three channels and 1000 classes, and its tensors."""
+    '''A file as timm publishes them, a state dict of three channels and 1000 classes, and its tensors.'''
     import timm
 
     torch.manual_seed(7)
@@ -182,7 +182,7 @@ def test_a_file_of_another_model_is_refused_with_both_names_and_the_share(pretra
 
 
 class Executable:
-    """An object whose unpickling would write a file."""
+    '''An object whose unpickling would write a file.'''
 
     def __init__(self, path):
         self.path = path

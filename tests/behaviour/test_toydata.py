@@ -1,4 +1,4 @@
-"""Toy data, and the data that notebooks find or make."""
+'''Toy data, and the data that notebooks find or make.'''
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from kit.train.dataset import box_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its relative path."""
+    '''Every file below a folder, by its relative path.'''
     paths = sorted(path for path in folder.rglob('*') if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -46,7 +46,7 @@ def test_spoiled_labels_are_as_many_and_all_wrong() -> None:
 
 
 def strongest_hz(path: Path, begin_s: float, end_s: float) -> np.ndarray:
-    """The 200 strongest frequencies of a stretch of a file."""
+    '''The 200 strongest frequencies of a stretch of a file.'''
     sound = decode_file(path)
     assert isinstance(sound, Sound) and sound.sample_rate == TOY_RATE
     stretch = sound.wave[round(begin_s * TOY_RATE) : round(end_s * TOY_RATE)]
@@ -71,7 +71,7 @@ def test_every_box_holds_a_sound_in_its_band_and_a_recording_has_one_true_box_an
 
 
 def write_freesound(root: Path) -> None:
-    """Freesound's layout, with one clip in each part."""
+    '''Freesound's layout, with one clip in each part.'''
     for part in ('train_curated', 'train_noisy'):
         (root / part).mkdir(parents=True)
         (root / f'{part}.csv').write_text(f'fname,labels\n{part[6]}.wav,"Bark,Meow"\n')
@@ -79,7 +79,7 @@ def write_freesound(root: Path) -> None:
 
 
 def write_esc10(root: Path) -> None:
-    """ESC-10's layout, with two clips in each of five folds."""
+    '''ESC-10's layout, with two clips in each of five folds.'''
     (root / 'audio').mkdir(parents=True)
     lines = ['fname,labels,fold,source_id']
     for fold in range(1, 6):

@@ -1,4 +1,4 @@
-"""Runs: the same seed gives the same bits, held-out clips leave no trace, folds are scored as they are submitted."""
+'''Runs: the same seed gives the same bits, held-out clips leave no trace, folds are scored as they are submitted.'''
 
 import json
 import shutil
@@ -45,18 +45,18 @@ NAMES = [f'{i:02d}.wav' for i in range(14)]
 
 @pytest.fixture(scope='module')
 def run(toy, tmp_path_factory):
-    """A run of two folds on them. Tests that write into its folder take a copy."""
+    '''A run of two folds on them. Tests that write into its folder take a copy.'''
     return train_quietly(TINY, *toy, tmp_path_factory.mktemp('run') / 'run')
 
 
 @pytest.fixture
 def run_copy(run, tmp_path):
-    """A copy of the run's folder."""
+    '''A copy of the run's folder.'''
     return shutil.copytree(run.folder, tmp_path / 'run')
 
 
 def folder_bytes(folder):
-    """The content of every file in a folder."""
+    '''The content of every file in a folder.'''
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_states_its_recipe_fold_prevalences_and_score(run, toy):
 
 
 def test_unknown_labels_stay_unknown_from_the_table_to_the_score(toy, tmp_path):
-    """Law 5."""
+    '''Law 5.'''
     frame = read_clip_table(toy[0])
     truth = label_targets(frame['labels'], CLASSES)
     is_hidden = (np.arange(truth.size).reshape(truth.shape) % 4 == 0) & (truth == 0)
@@ -119,7 +119,7 @@ def test_the_progress_bar_and_a_line_per_fold_show_the_score(toy, tmp_path, caps
 
 
 def test_the_same_seed_gives_the_same_bits_also_fold_by_fold(run, toy, tmp_path):
-    """Law 14."""
+    '''Law 14.'''
     again = tmp_path / 'run'
     for fold in (1, 0):
         train_quietly(TINY, *toy, again, only_folds=[fold])
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_bits_also_fold_by_fold(run, toy, tmp_path)
 
 
 def test_a_held_out_clip_leaves_no_trace_in_the_weights(toy, tmp_path):
-    """Law 4. Fold 0 keeps its weights whatever its held-out clips hold, but not if a training clip changes."""
+    '''Law 4. Fold 0 keeps its weights whatever its held-out clips hold, but not if a training clip changes.'''
     trained = []
     for changed in (None, 4, 5):
         folder = tmp_path / f'changed_{changed}'
@@ -168,7 +168,7 @@ def test_groups_stay_in_one_fold_and_a_group_in_two_is_refused_before_anything_i
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, toy, data, tmp_path):
-    """Law 7."""
+    '''Law 7.'''
     frame = read_clip_table(toy[0])
     for name, text in run_files(TINY, frame, np.asarray(frame['fold'])).items():
         write_text(tmp_path / 'run' / name, text)
@@ -259,7 +259,7 @@ def test_a_call_that_failed_does_not_stand_in_the_way_of_its_correction(toy, tmp
 
 
 def test_out_of_fold_predictions_are_what_the_checkpoints_submit(run, toy):
-    """Law 3."""
+    '''Law 3.'''
     for fold in (0, 1):
         paths = [toy[1] / name for name in NAMES[fold::2]]
         own, other = (
@@ -271,7 +271,7 @@ def test_out_of_fold_predictions_are_what_the_checkpoints_submit(run, toy):
 
 
 def test_windows_are_validated_and_scored_as_they_are_submitted(toy, tmp_path):
-    """Law 3. The last score in the history is the one on the card, and probabilities need no calibration."""
+    '''Law 3. The last score in the history is the one on the card, and probabilities need no calibration.'''
     recipe = replace(TINY, loss='bce', epochs=2, seed=1, inference=WINDOWS)
     run = train_quietly(recipe, *toy, tmp_path / 'run', only_folds=[0])
     paths = [toy[1] / name for name in NAMES[::2]]
@@ -284,7 +284,7 @@ def test_windows_are_validated_and_scored_as_they_are_submitted(toy, tmp_path):
 
 
 def test_ranking_scores_become_probabilities_by_the_card_s_scale_and_offset(run, data):
-    """Law 12."""
+    '''Law 12.'''
     for fold in (0, 1):
         tagger = load_tagger(run.folder / f'fold_{fold}.pt')
         calibration = tagger.card.calibration
@@ -307,7 +307,7 @@ def test_oof_repeats_the_predictions_of_the_training(run, run_copy, toy):
 
 
 def test_oof_refuses_folds_that_were_changed_after_training(run_copy, toy):
-    """Law 4."""
+    '''Law 4.'''
     frame = pd.read_csv(run_copy / 'folds.csv', dtype={'fname': str})
     swapped = frame.assign(fold=[1, 0, *frame['fold'][2:]])
     added = pd.concat([frame, frame.iloc[[3]].assign(fname='new.wav', fold=0)])
@@ -379,7 +379,7 @@ def test_a_fold_that_cannot_be_scored_is_refused_before_anything_is_trained(tmp_
 
 
 def test_clips_that_cannot_be_decoded_are_named_and_get_the_prior(tmp_path, capsys):
-    """Law 6."""
+    '''Law 6.'''
     table, audio = make_set(tmp_path, 10)
     (audio / '04.wav').write_text('no sound at all')
     (audio / '07.wav').unlink()

@@ -1,4 +1,4 @@
-"""The trainer's steps: batches, augmentation, losses and fine-tuning."""
+'''The trainer's steps: batches, augmentation, losses and fine-tuning.'''
 
 import copy
 import math
@@ -45,12 +45,12 @@ PLAIN = TINY.override(['mixup.p=0', 'network.head.dropout=0', 'no_augment_epochs
 
 
 def first_batch(trainer, seed=0):
-    """A batch as it is drawn."""
+    '''A batch as it is drawn.'''
     return next(draw_batches(trainer.clips, trainer.recipe, trainer.tagger.frontend, seeded(seed)))
 
 
 def with_windows(data):
-    """The data, with soft labels of one window of each clip; every third clip has no other label."""
+    '''The data, with soft labels of one window of each clip; every third clip has no other label.'''
     n = len(data)
     targets = np.where(np.arange(n)[:, None] % 3 == 2, np.float32(np.nan), data.targets)
     probs = np.random.default_rng(0).random((n, 3))
@@ -62,7 +62,7 @@ def with_windows(data):
 
 
 def test_a_planted_clip_is_drawn_by_every_fold_but_its_own():
-    """Law 4."""
+    '''Law 4.'''
     folds = [0, 1, 2, 1, 0, 2, 2, 1, 0, 0, 1, 2]
     data = planted_data(folds, failed=(3,))
     for fold in (0, 1, 2):
@@ -96,7 +96,7 @@ def test_every_clip_is_drawn_once_an_epoch_and_mixed_unless_plain():
 
 
 def test_crops_of_waveforms_on_the_frame_grid_equal_the_spectrogram_inside(toy):
-    """Not at the edges: there the first and last windows reach beyond the crop."""
+    '''Not at the edges: there the first and last windows reach beyond the crop.'''
     recipe = replace(PLAIN, wave_augment=WaveAugmentConfig(gain_p=0.5), batch_size=7)
     data = load_table(recipe, *toy)
     hop = TINY.frontend.hop_length
@@ -119,7 +119,7 @@ def test_crops_of_waveforms_on_the_frame_grid_equal_the_spectrogram_inside(toy):
 
 @pytest.mark.parametrize('setting', ['mixup.pseudo_p=0.5', 'distill_weight=0.5'])
 def test_pseudo_labels_train_to_the_same_weights_again_and_after_a_kill(data, tmp_path, setting):
-    """Laws 7 and 14."""
+    '''Laws 7 and 14.'''
     data = with_windows(data)
     recipe = TINY.override(['loss=bce', 'epochs=3', setting])
     whole, again, plain = (new_trainer(data, r) for r in (recipe, recipe, TINY.override(['loss=bce', 'epochs=3'])))
@@ -229,12 +229,12 @@ def test_images_grow_over_the_epochs_to_the_size_of_inference(data):
 
 
 def with_sources(data, sources):
-    """The dataset with these sources in turn."""
+    '''The dataset with these sources in turn.'''
     return replace(data, sources=np.array([sources[i % len(sources)] for i in range(len(data))]))
 
 
 def slow_mean(name, logits, targets, weights, average_over='clips', **settings):
-    """The weighted mean of a loss over clips, or over labels."""
+    '''The weighted mean of a loss over clips, or over labels.'''
     rows = LOSSES[name](logits, targets, **settings)
     counts = rows.known if average_over == 'labels' else (rows.known > 0).float()
     return float((rows.loss * counts * weights).sum() / (counts * weights).sum())
@@ -403,6 +403,6 @@ def test_a_small_training_fits_its_clips(data):
 
 
 def test_the_output_is_of_the_loss_s_kind(data):
-    """Law 12."""
+    '''Law 12.'''
     assert TINY.output == 'ranking' and TINY.override(['loss=bce']).output == 'probability'
     assert new_tagger(TINY, data, 0).card.output == 'ranking'

@@ -1,4 +1,4 @@
-"""The trainer's state: kills, kept weights, several seeds, training on all clips, and deadlines."""
+'''The trainer's state: kills, kept weights, several seeds, training on all clips, and deadlines.'''
 
 import math
 import shutil
@@ -37,7 +37,7 @@ PLAIN = TINY.override(['mixup.p=0', 'network.head.dropout=0', 'no_augment_epochs
 
 
 def test_a_kill_within_an_epoch_loses_only_that_epoch(data, tmp_path):
-    """Law 7. The tests of the optimiser kill between the epochs, under many settings."""
+    '''Law 7. The tests of the optimiser kill between the epochs, under many settings.'''
     whole, killed, resumed = (new_trainer(data) for _ in range(3))
     train_all(whole, tmp_path / 'whole.pt')
     path = tmp_path / 'killed.pt'
@@ -92,7 +92,7 @@ def test_the_checkpoint_keeps_the_first_best_or_the_last_weights(data, tmp_path,
 
 @pytest.fixture(scope='module')
 def two_seeds(toy, tmp_path_factory):
-    """A run with two networks per fold."""
+    '''A run with two networks per fold.'''
     return train_quietly(replace(TINY, seeds=2, epochs=2), *toy, tmp_path_factory.mktemp('seeds') / 'run')
 
 
@@ -165,21 +165,21 @@ def test_a_model_of_all_clips_keeps_its_last_weights_because_it_has_no_best(data
 
 
 class Clock:
-    """A clock that moves only when something is done."""
+    '''A clock that moves only when something is done.'''
 
     seconds = 0.0
 
     def now(self):
-        """The time."""
+        '''The time.'''
         return self.seconds
 
     def advance(self, seconds):
-        """Move the clock."""
+        '''Move the clock.'''
         self.seconds += seconds
 
 
 def timed(data, recipe, clock, epoch_s, validation_s, score=lambda epoch: 0.5, weights=None):
-    """A trainer and a validation that take their time, and keep the weights of each validation."""
+    '''A trainer and a validation that take their time, and keep the weights of each validation.'''
     trainer = new_trainer(data, recipe)
     assert trainer.steps == 1
     trainer.optimizer.register_step_pre_hook(lambda *_: clock.advance(epoch_s))
@@ -196,7 +196,7 @@ def timed(data, recipe, clock, epoch_s, validation_s, score=lambda epoch: 0.5, w
 @pytest.mark.parametrize('epoch_s, validation_s', [(10, 0), (1, 10), (3, 3), (0.1, 20)])
 @pytest.mark.parametrize('deadline', [-5, 45, 100])
 def test_a_training_stops_before_its_deadline_and_is_validated(data, tmp_path, epoch_s, validation_s, deadline):
-    """Law 8. A first epoch is trained even without time."""
+    '''Law 8. A first epoch is trained even without time.'''
     clock = Clock()
     recipe = replace(PLAIN, epochs=40, validate_every=2)
     trainer, validate = timed(data, recipe, clock, epoch_s, validation_s)

@@ -1,4 +1,4 @@
-"""What a run is trained on: sources, soft labels, stretches, boxes and backgrounds; and what of it is scored."""
+'''What a run is trained on: sources, soft labels, stretches, boxes and backgrounds; and what of it is scored.'''
 
 import math
 import re
@@ -41,13 +41,13 @@ SOURCED = replace(BCE, sources={'noisy': {'scored': False}, 'clean': {}, 'also':
 
 
 def toy_table(path, toy, **columns):
-    """Write the toy table with further columns. Returns its path."""
+    '''Write the toy table with further columns. Returns its path.'''
     pd.read_csv(toy[0]).assign(**columns).to_csv(path, index=False)
     return path
 
 
 def write_lines(path, *lines):
-    """Write a CSV of these lines. Returns its path."""
+    '''Write a CSV of these lines. Returns its path.'''
     path.write_text('\n'.join(lines) + '\n')
     return path
 
@@ -64,7 +64,7 @@ def test_a_row_without_a_source_is_of_the_first_scored_one_and_an_unknown_source
 
 
 def test_unscored_sources_are_trained_on_and_predicted_and_do_not_change_the_score(toy, tmp_path):
-    """Law 5: only validation masks their labels."""
+    '''Law 5: only validation masks their labels.'''
     is_noisy = np.arange(14) >= 8
     table = toy_table(tmp_path / 'table.csv', toy, source=np.where(is_noisy, 'noisy', 'clean'))
     run = train_quietly(SOURCED, table, toy[1], tmp_path / 'run')
@@ -105,7 +105,7 @@ def test_a_class_that_other_separators_may_have_joined_is_noted(toy, tmp_path, c
 
 
 def test_soft_labels_of_clips_fill_what_is_unknown_and_nothing_else(toy, tmp_path):
-    """Law 5: known labels stay, validation ignores soft labels, and a clip without known labels is trained on."""
+    '''Law 5: known labels stay, validation ignores soft labels, and a clip without known labels is trained on.'''
     labels = ['high', 'low', ''] + ['high'] * 11
     false = ['low', '', ''] + ['low,noisy'] * 11
     table = toy_table(tmp_path / 'table.csv', toy, labels=labels, false_labels=false)
@@ -126,7 +126,7 @@ def test_soft_labels_of_clips_fill_what_is_unknown_and_nothing_else(toy, tmp_pat
 
 @pytest.fixture
 def stretched(toy, tmp_path):
-    """The toy table and, below it, two stretches of clip 0 and one of clip 1."""
+    '''The toy table and, below it, two stretches of clip 0 and one of clip 1.'''
     frame = pd.read_csv(toy[0]).assign(begin_s='', end_s='')
     times = {'begin_s': ['0', '0.1', '0.05'], 'end_s': ['0.1', '0.2', '9']}
     stretches = frame.iloc[[0, 0, 1]].assign(labels='noisy', **times)
@@ -158,7 +158,7 @@ def test_a_stretch_has_at_least_one_step():
 
 
 def test_stretches_of_clips_are_for_training_only_and_never_in_the_fold_of_their_clip(toy, stretched, tmp_path):
-    """Law 4."""
+    '''Law 4.'''
     data = load_table(BCE, stretched, toy[1])
     for fold in (0, 1):
         names = data.train_split(fold).names
@@ -181,7 +181,7 @@ def test_stretches_of_clips_are_for_training_only_and_never_in_the_fold_of_their
 
 
 def add_stretches(table, path, *rows):
-    """Write a table with further rows of fname, begin_s and end_s, labelled noisy."""
+    '''Write a table with further rows of fname, begin_s and end_s, labelled noisy.'''
     lines = [f'{name},noisy,0,{begin},{end}' for name, begin, end in rows]
     path.write_text(table.read_text() + '\n'.join([*lines, '']))
     return path
@@ -248,7 +248,7 @@ def test_a_table_with_stretches_is_written_as_it_was_read(stretched, tmp_path):
 
 @pytest.fixture(scope='module')
 def field(tmp_path_factory):
-    """Eight recordings of 1.5 s: their folder, the two box files, and the file of folds. The last has no box."""
+    '''Eight recordings of 1.5 s: their folder, the two box files, and the file of folds. The last has no box.'''
     folder = tmp_path_factory.mktemp('field')
     rng = np.random.default_rng(3)
     (folder / 'clips').mkdir()
@@ -342,7 +342,7 @@ def test_recordings_with_boxes_are_scored_on_their_known_labels_alone(field, tmp
 
 
 def test_boxes_of_a_held_out_recording_leave_no_trace_in_the_weights(field, tmp_path):
-    """Law 4."""
+    '''Law 4.'''
     audio, (true, false), folds = field
     checkpoints = []
     for moved in ('', 'r0,0,1,', 'r1,1,1,'):
@@ -370,13 +370,13 @@ def test_soft_labels_of_windows_may_have_other_classes_than_the_boxes_in_any_ord
 
 
 def with_boxes(boxes, folder, *rows):
-    """Copy the file of true boxes with further rows. Returns both files."""
+    '''Copy the file of true boxes with further rows. Returns both files.'''
     true = write_lines(folder / 'true.csv', boxes[0].read_text().strip(), *rows)
     return true, boxes[1]
 
 
 def load_boxes(field, files, soft=None):
-    """The dataset of recordings with boxes."""
+    '''The dataset of recordings with boxes.'''
     boxes = read_boxes(*files)
     frame = box_table(boxes, field[2])
     return load_dataset(BCE, frame, np.asarray(frame['fold']), field[0], RUNTIME, boxes, soft)

@@ -1,4 +1,4 @@
-"""Warm start: networks start from the tensors of a file, what does not fit starts anew, and scores stay honest."""
+'''Warm start: networks start from the tensors of a file, what does not fit starts anew, and scores stay honest.'''
 
 import json
 import shutil
@@ -41,7 +41,7 @@ BACKBONE = 'backbone.'
 
 @pytest.fixture(scope='module')
 def pre(toy, tmp_path_factory):
-    """A run of two folds, and one of all clips, in one folder."""
+    '''A run of two folds, and one of all clips, in one folder.'''
     folder = tmp_path_factory.mktemp('pre') / 'pre'
     train_quietly(SHORT, *toy, folder)
     train_quietly(SHORT, *toy, folder, all_data=True)
@@ -50,7 +50,7 @@ def pre(toy, tmp_path_factory):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """The weights of every network before its first step, by fold."""
+    '''The weights of every network before its first step, by fold.'''
     weights = {}
     train = Trainer.train
 
@@ -63,13 +63,13 @@ def starts(monkeypatch):
 
 
 def save_state(path, state):
-    """Write a file of torch.save."""
+    '''Write a file of torch.save.'''
     torch.save(state, path)
     return path
 
 
 def table_of(toy, folder, **changes):
-    """The toy table with other columns, in a file."""
+    '''The toy table with other columns, in a file.'''
     path = folder / 'table.csv'
     pd.read_csv(toy[0]).assign(**changes).to_csv(path, index=False)
     return path
@@ -119,7 +119,7 @@ def test_other_classes_start_a_new_output_layer_and_the_note_names_it(pre, toy, 
 
 @pytest.mark.parametrize('head', ['hidden=3', 'pool=attention network.head.norm_first=false'])
 def test_rows_of_the_output_layers_follow_the_order_of_the_classes(data, tmp_path, head):
-    """With a hidden layer as wide as there are classes, only the output layer's rows move."""
+    '''With a hidden layer as wide as there are classes, only the output layer's rows move.'''
     recipe = SHORT.override(f'network.head.{head}'.split())
     other = new_tagger(recipe, data, None)
     save_tagger(tmp_path / 'all.pt', Tagger(replace(other.card, classes=CLASSES[::-1]), other.network))
@@ -178,7 +178,7 @@ def test_a_file_that_fits_too_little_is_refused_with_names_of_both_sides(pre, to
 
 
 def test_a_head_that_makes_up_most_of_the_network_does_not_replace_its_backbone(pre, toy, tmp_path):
-    """More than half of the weights fit, and none is of the backbone."""
+    '''More than half of the weights fit, and none is of the backbone.'''
     recipe = SHORT.override(['network.head.hidden=512'])
     state = new_tagger(recipe, load_table(recipe, *toy), 0).network.state_dict()
     heads = {name: value for name, value in state.items() if not name.startswith(BACKBONE)}
@@ -190,14 +190,14 @@ def test_a_head_that_makes_up_most_of_the_network_does_not_replace_its_backbone(
 
 
 class Executable:
-    """Would run code when it is unpickled."""
+    '''Would run code when it is unpickled.'''
 
     def __reduce__(self):
         return print, ('loaded',)
 
 
 def test_nothing_executable_is_loaded_and_other_files_are_refused(toy, tmp_path, capsys):
-    """Law 10."""
+    '''Law 10.'''
     (tmp_path / 'text.pt').write_text('no tensors')
     cases = {
         'code.pt': (save_state(tmp_path / 'code.pt', {'state_dict': Executable()}), 'cannot be read as tensors'),
@@ -215,7 +215,7 @@ def test_nothing_executable_is_loaded_and_other_files_are_refused(toy, tmp_path,
 
 
 def test_a_pattern_with_fold_gives_each_fold_its_own_model_and_nothing_to_warn_of(pre, toy, tmp_path, starts, capsys):
-    """Law 4."""
+    '''Law 4.'''
     init = str(pre / 'fold_{fold}.pt')
     train_quietly(SHORT, *toy, tmp_path / 'run', init=init)
     for fold in (0, 1):
@@ -229,7 +229,7 @@ def test_a_pattern_with_fold_gives_each_fold_its_own_model_and_nothing_to_warn_o
 
 
 def test_a_model_of_another_fold_is_a_leak_and_one_of_unknown_clips_may_be(pre, toy, tmp_path, capsys):
-    """Law 4."""
+    '''Law 4.'''
     train_quietly(SHORT, *toy, tmp_path / 'leak', init=pre / 'fold_0.pt')
     said = capsys.readouterr().out
     assert 'WARNING: init: fold 1 starts from a model that trained on its held-out clips' in said
@@ -253,7 +253,7 @@ def test_a_model_of_another_fold_is_a_leak_and_one_of_unknown_clips_may_be(pre, 
 
 
 def test_a_killed_run_resumes_from_the_same_init_bit_for_bit(pre, toy, tmp_path, monkeypatch):
-    """Law 7. The pre-training may be run again between: its checkpoint gets another score, not other tensors."""
+    '''Law 7. The pre-training may be run again between: its checkpoint gets another score, not other tensors.'''
     init = str(pre / 'fold_{fold}.pt')
     recipe = SHORT.override(['optim.freeze_epochs=1', 'optim.average=ema', 'epochs=4'])
     whole = train_quietly(recipe, *toy, tmp_path / 'whole', init=init)
@@ -306,7 +306,7 @@ def test_folds_may_be_trained_one_by_one_and_then_all_clips(pre, toy, tmp_path):
 
 
 def test_a_run_killed_between_its_files_continues(pre, toy, tmp_path, monkeypatch):
-    """Law 7."""
+    '''Law 7.'''
     names_of_run = train_run.__globals__  # those of all of kit in the bundle
     write = names_of_run['write_text']
     for n_files in range(3):
@@ -330,7 +330,7 @@ def test_a_run_killed_between_its_files_continues(pre, toy, tmp_path, monkeypatc
 
 @pytest.mark.parametrize('average', ['none', 'ema'])
 def test_a_frozen_backbone_keeps_its_weights_and_statistics_for_its_epochs(data, tmp_path, average):
-    """Also those that are validated. Then it trains, and the schedule is that of a run without frozen epochs."""
+    '''Also those that are validated. Then it trains, and the schedule is that of a run without frozen epochs.'''
     settings = ['epochs=4', 'validate_every=1', f'optim.average={average}', 'optim.ema_decay=0.5']
     recipe = SHORT.override([*settings, 'optim.freeze_epochs=2'])
     trainer, plain = new_trainer(data, recipe), new_trainer(data, SHORT.override(settings))

@@ -1,4 +1,4 @@
-"""Silence is trimmed as librosa does it; extra rows agree with numpy, use every sample, and can be mixed."""
+'''Silence is trimmed as librosa does it; extra rows agree with numpy, use every sample, and can be mixed.'''
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ SMALL = {'sample_rate': 8000, 'n_fft': 256, 'hop_length': 100, 'n_mels': 20, 'ex
 
 
 def swell(samples: int, first: int, end: int, background: float) -> np.ndarray:
-    """Noise that rises and falls from `first` to `end`, in silence or background noise."""
+    '''Noise that rises and falls from `first` to `end`, in silence or background noise.'''
     rng = np.random.default_rng(samples + first)
     wave = background * rng.standard_normal(samples)
     wave[first:end] += rng.standard_normal(end - first) * np.hanning(end - first + 2)[1:-1]
@@ -70,7 +70,7 @@ def test_the_front_end_reads_the_trimmed_clip_only() -> None:
 
 
 def slow_stats(samples: np.ndarray) -> list[float]:
-    """Mean, standard deviation, range, percentiles."""
+    '''Mean, standard deviation, range, percentiles.'''
     return [samples.mean(), samples.std(), np.ptp(samples), *np.percentile(samples, STATS_PERCENTILES)]
 
 

@@ -1,4 +1,4 @@
-"""Fitted blend weights against a general optimiser and the conditions of a maximum."""
+'''Fitted blend weights against a general optimiser and the conditions of a maximum.'''
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from kit.infer.rows import check_weights
 
 
 def draw(models: int = 3, n: int = 200, classes: int = 4, unknown: float = 0.3, seed: int = 0) -> Any:
-    """Models of different skill, the last the worst; a fifth of labels true, some of all unknown."""
+    '''Models of different skill, the last the worst; a fifth of labels true, some of all unknown.'''
     rng = np.random.default_rng(seed)
     truth = (rng.random((n, classes)) < 0.2).astype(float)
     noise = np.linspace(0.7, 2.5, models)[:, None, None] * rng.normal(size=(models, n, classes))
@@ -38,9 +38,9 @@ def test_a_general_optimiser_finds_nothing_better_where_some_models_are_idle(mod
     known = ~np.isnan(truth)
     likely = np.where(truth == 1, scores, 1 - scores)[:, known]
     found = minimize(
-        lambda w: -np.log(w @ likely).mean(), np.full(models, 1 / models), method="SLSQP",
+        lambda w: -np.log(w @ likely).mean(), np.full(models, 1 / models), method='SLSQP',
         jac=lambda w: -(likely / (w @ likely)).mean(axis=1), bounds=[(1e-9, 1)] * models,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, options={"maxiter": 500, "ftol": 1e-12},
+        constraints={'type': 'eq', 'fun': lambda w: w.sum() - 1}, options={'maxiter': 500, 'ftol': 1e-12},
     )  # fmt: skip
     fitted = fit_weights(scores, truth, strength=1e-6)
     assert -np.log(fitted @ likely).mean() < found.fun + 1e-6
@@ -48,7 +48,7 @@ def test_a_general_optimiser_finds_nothing_better_where_some_models_are_idle(mod
 
 
 def hard_cases(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """What models held likely, where weights are drawn and how much: twins, few labels and sure errors included."""
+    '''What models held likely, where weights are drawn and how much: twins, few labels and sure errors included.'''
     rng = np.random.default_rng(2)
     for case in range(count):
         models, n = rng.integers(1, 20), rng.integers(1, 60)

@@ -1,4 +1,4 @@
-"""Windows cover every frame of a clip, and pooling makes one score per class from theirs."""
+'''Windows cover every frame of a clip, and pooling makes one score per class from theirs.'''
 
 from itertools import pairwise
 
@@ -11,17 +11,17 @@ from kit.core.errors import KitError
 
 
 def random_scores(windows, classes, seed=0):
-    """Probabilities between 0 and 1. Shape: -> (windows, classes)"""
+    '''Probabilities between 0 and 1. Shape: -> (windows, classes)'''
     return torch.rand(windows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def pooled(pool, scores, k=3, power=2.0):
-    """One score per class. Shape: (W, K) -> (K,)"""
+    '''One score per class. Shape: (W, K) -> (K,)'''
     return pool_windows(scores, InferenceConfig(pool=pool, pool_k=k, pool_power=power))
 
 
 def covered_frames(spans, frames):
-    """How many spans hold each frame. Shape: -> (frames,)"""
+    '''How many spans hold each frame. Shape: -> (frames,)'''
     counts = np.zeros(frames, int)
     for first, end in spans:
         assert 0 <= first < end <= frames

@@ -1,4 +1,4 @@
-"""Mistakes that new users make get one sentence with the cure, and never a wrong answer without a word."""
+'''Mistakes that new users make get one sentence with the cure, and never a wrong answer without a word.'''
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ PYRAMID = {'family': 'max-pyramid', 'blocks': 2, 'width': 4}
 
 
 class Sigmoid(LoudBands):
-    """A network that returns probabilities."""
+    '''A network that returns probabilities.'''
 
     def forward(self, spec: Tensor) -> Tensor:
         return super().forward(spec).sigmoid()
@@ -57,7 +57,7 @@ def test_a_network_in_the_wrong_form_is_refused_with_the_right_one(case: str) ->
 
 
 def failing_builder() -> nn.Module:
-    """A builder that raises."""
+    '''A builder that raises.'''
     raise ValueError('no weights here')
 
 
@@ -84,7 +84,7 @@ def test_saving_takes_a_path_and_a_tagger(tmp_path: Path) -> None:
 
 
 def scaled(scale: float) -> nn.Module:
-    """A network that another scale has trained."""
+    '''A network that another scale has trained.'''
     network = LoudBands()
     with torch.no_grad():
         network.scale.fill_(scale)
@@ -155,14 +155,14 @@ def test_a_file_of_code_is_no_state_dict(tmp_path: Path) -> None:
 
 
 class ExtraState(LoudBands):
-    """A network whose state dict holds more than tensors."""
+    '''A network whose state dict holds more than tensors.'''
 
     def get_extra_state(self) -> dict[str, int]:
-        """A table."""
+        '''A table.'''
         return {'step': 3}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Nothing."""
+        '''Nothing.'''
 
 
 def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_wrapped_networks_are_unwrapped_and_prefixes_stripped(tmp_path: Path) ->
 
 
 def pyramid(classes: Sequence[str] = CLASSES) -> Tagger:
-    """A tagger of a small network of the kit's own."""
+    '''A tagger of a small network of the kit's own.'''
     return build_tagger(TaggerCard(classes=tuple(classes), frontend=plain_frontend(), network=PYRAMID))
 
 

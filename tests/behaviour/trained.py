@@ -1,4 +1,4 @@
-"""What the tests of submission share: trained checkpoints by name, plain networks, clips, tables. No kit at import."""
+'''What the tests of submission share: trained checkpoints by name, plain networks, clips, tables. No kit at import.'''
 
 import csv
 import re
@@ -17,7 +17,7 @@ FLOAT = re.compile(r'-?\d+\.\d+(e[+-]\d+)?|-?\d(\.\d+)?e[+-]\d+')
 
 @dataclass(frozen=True)
 class Trained:
-    """Paths of checkpoints whose networks learnt toy sounds; `mel` are two folds."""
+    '''Paths of checkpoints whose networks learnt toy sounds; `mel` are two folds.'''
 
     mel: tuple[str, ...]
     stft: str
@@ -27,12 +27,12 @@ class Trained:
 
     @property
     def all(self) -> list[str]:
-        """Both folds and the one of another frontend."""
+        '''Both folds and the one of another frontend.'''
         return [*self.mel, self.stft]
 
 
 class LoudBands(nn.Module):
-    """The greatest level of K groups of bands: any sound anywhere moves it. Shape: (B, C, M, N) -> (B, K)"""
+    '''The greatest level of K groups of bands: any sound anywhere moves it. Shape: (B, C, M, N) -> (B, K)'''
 
     def __init__(self, classes: int = 3, before: Callable[[Tensor], None] = lambda spec: None) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LoudBands(nn.Module):
 
 @dataclass
 class HandClock:
-    """A clock that moves only when a test moves it."""
+    '''A clock that moves only when a test moves it.'''
 
     time: float = 0.0
 
@@ -57,17 +57,17 @@ class HandClock:
 
 
 def plain_frontend(**changes: Any) -> Any:
-    """Log-mel at 8 kHz, 40 frames a second, settings changed as given."""
+    '''Log-mel at 8 kHz, 40 frames a second, settings changed as given.'''
     from kit.audio.frontend import FrontendConfig
 
     asked = {
-        "sample_rate": RATE, "n_fft": 400, "hop_length": HOP, "n_mels": 30, "power": 1, "log": "ln", "f_min_hz": 0.0,
+        'sample_rate': RATE, 'n_fft': 400, 'hop_length': HOP, 'n_mels': 30, 'power': 1, 'log': 'ln', 'f_min_hz': 0.0,
     }  # fmt: skip
     return FrontendConfig(**(asked | changes))
 
 
 def loud_tagger(network: nn.Module | None = None, classes: Sequence[str] = ('a', 'b', 'c'), **changes: Any) -> Any:
-    """A tagger of a network of our own; the priors are 0.1, 0.2, 0.3, ..."""
+    '''A tagger of a network of our own; the priors are 0.1, 0.2, 0.3, ...'''
     from kit.models.own_network import wrap_network
 
     asked = {'prevalences': [0.1 * (k + 1) for k in range(len(classes))]}
@@ -75,12 +75,12 @@ def loud_tagger(network: nn.Module | None = None, classes: Sequence[str] = ('a',
 
 
 def noise(samples: int, seed: int = 0, level: float = 0.05) -> np.ndarray:
-    """Faint noise of so many samples."""
+    '''Faint noise of so many samples.'''
     return (level * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 def write_wav(path: Path, wave: np.ndarray, rate: int = RATE) -> Path:
-    """A float WAV, folders made as needed."""
+    '''A float WAV, folders made as needed.'''
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def write_wav(path: Path, wave: np.ndarray, rate: int = RATE) -> Path:
 
 
 def write_folder(folder: Path, names: Sequence[str], samples: int = 4000) -> Path:
-    """A folder of short clips, each different from the others."""
+    '''A folder of short clips, each different from the others.'''
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         write_wav(folder / name, noise(samples + 500 * (i % 5), seed=i, level=0.01 * (1 + i)))
@@ -97,7 +97,7 @@ def write_folder(folder: Path, names: Sequence[str], samples: int = 4000) -> Pat
 
 
 def write_template(path: Path, ids: Sequence[str], classes: Sequence[str], value: str = '0') -> Path:
-    """A sample submission."""
+    '''A sample submission.'''
     with open(path, 'w', encoding='utf-8', newline='') as handle:
         writer = csv.writer(handle, lineterminator='\n')
         writer.writerows([['fname', *classes], *([name, *[value] * len(classes)] for name in ids)])
@@ -105,7 +105,7 @@ def write_template(path: Path, ids: Sequence[str], classes: Sequence[str], value
 
 
 def read_scores(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Header and rows of a submission; fails where it is not whole, repeats an id, or a score looks like no float."""
+    '''Header and rows of a submission; fails where it is not whole, repeats an id, or a score looks like no float.'''
     content = path.read_bytes()
     assert content.endswith(b'\n') and b'\r\n' not in content and not content.startswith(b'\xef\xbb\xbf')
     header, *rows = csv.reader(content.decode('utf-8').splitlines(keepends=True))
@@ -117,5 +117,5 @@ def read_scores(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
 
 
 def nine_digits(values: Sequence[float]) -> list[float]:
-    """Numbers as nine significant digits tell them."""
+    '''Numbers as nine significant digits tell them.'''
     return [float(f'{value:.9g}') for value in values]

@@ -1,4 +1,4 @@
-"""What the tests of training share: a tiny recipe, a small set of clips, datasets, trainers and comparisons."""
+'''What the tests of training share: a tiny recipe, a small set of clips, datasets, trainers and comparisons.'''
 
 import numpy as np
 import pandas as pd
@@ -37,11 +37,11 @@ TINY = Recipe(
 
 
 class Killed(Exception):
-    """Stands for a kill of the process."""
+    '''Stands for a kill of the process.'''
 
 
 def write_clip(path, labels, seconds, rng):
-    """Write a clip with one event per label, at a random place in faint noise."""
+    '''Write a clip with one event per label, at a random place in faint noise.'''
     soundfile = pytest.importorskip('soundfile')
     n = int(8000 * seconds)
     wave = 0.01 * rng.normal(size=n)
@@ -59,7 +59,7 @@ def write_clip(path, labels, seconds, rng):
 
 
 def make_set(folder, clips=14, seed=0, **columns):
-    """Write clips/ and table.csv, with folds 0 and 1 in turn and further columns. Returns both paths."""
+    '''Write clips/ and table.csv, with folds 0 and 1 in turn and further columns. Returns both paths.'''
     rng = np.random.default_rng(seed)
     audio = folder / 'clips'
     audio.mkdir(parents=True)
@@ -73,28 +73,28 @@ def make_set(folder, clips=14, seed=0, **columns):
 
 
 def train_quietly(recipe, table, audio, out, **options):
-    """Train a run on the CPU without a progress bar."""
+    '''Train a run on the CPU without a progress bar.'''
     return train_run(recipe, table, audio, out, **QUIET, **options)
 
 
 def load_table(recipe, table, audio, **options):
-    """The dataset of a table."""
+    '''The dataset of a table.'''
     frame = read_clip_table(table)
     return load_dataset(recipe, frame, np.asarray(frame['fold']), audio, RUNTIME, **options)
 
 
 def one_hot(classes):
-    """Targets of clips with one class each. Shape: (n,) -> (n, 3)"""
+    '''Targets of clips with one class each. Shape: (n,) -> (n, 3)'''
     return np.eye(3, dtype=np.float32)[np.asarray(classes)]
 
 
 def whole_clips(n):
-    """Stretches that are whole clips. Shape: -> (n, 2)"""
+    '''Stretches that are whole clips. Shape: -> (n, 2)'''
     return np.tile([0.0, np.inf], (n, 1))
 
 
 def clips_of(targets, sources=None, seconds=None, **fields):
-    """Clips whose spectrogram is their row number everywhere, 60 frames long unless `seconds` are given."""
+    '''Clips whose spectrogram is their row number everywhere, 60 frames long unless `seconds` are given.'''
     targets = np.array(targets, np.float32)
     n = len(targets)
     frames = [60] * n if seconds is None else [max(1, round(s * TINY.frontend.frames_per_s)) for s in seconds]
@@ -116,31 +116,31 @@ def clips_of(targets, sources=None, seconds=None, **fields):
 
 
 def planted_data(folds, failed=()):
-    """Clips of these folds; clip i is the number i everywhere, so that it can be recognised in a batch."""
+    '''Clips of these folds; clip i is the number i everywhere, so that it can be recognised in a batch.'''
     specs = {i: torch.full((16, 5 + i % 7), float(i)) for i in range(len(folds)) if i not in failed}
     targets = one_hot(np.arange(len(folds)) % 3)
     return clips_of(targets, folds=np.array(folds), spectrograms=specs)
 
 
 def new_trainer(data, recipe=TINY, fold=0):
-    """The trainer of one fold, as a run makes it."""
+    '''The trainer of one fold, as a run makes it.'''
     tagger = new_tagger(recipe, data, fold)
     Predictor(tagger, CPU)
     return Trainer(recipe, tagger, data.train_split(fold), fold, CPU)
 
 
 def seeded(seed=0):
-    """A generator with a seed."""
+    '''A generator with a seed.'''
     return torch.Generator().manual_seed(seed)
 
 
 def no_score():
-    """A validation that scores nothing."""
+    '''A validation that scores nothing.'''
     return 0.0
 
 
 def train_all(trainer, state_path, validate=no_score, deadline=None, killed_after=None):
-    """Train all epochs that are left, or until a kill. Returns their rows of the history."""
+    '''Train all epochs that are left, or until a kill. Returns their rows of the history.'''
     rows = []
     for row in trainer.train(state_path, validate, deadline):
         rows.append(row)
@@ -150,20 +150,20 @@ def train_all(trainer, state_path, validate=no_score, deadline=None, killed_afte
 
 
 def copy_weights(network):
-    """A copy of a network's weights."""
+    '''A copy of a network's weights.'''
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def weights_of(path):
-    """The tensors of a checkpoint."""
+    '''The tensors of a checkpoint.'''
     return load_tagger(path).network.state_dict()
 
 
 def same_bits(one, other):
-    """Whether two state dicts are equal, bit for bit."""
+    '''Whether two state dicts are equal, bit for bit.'''
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def same_checkpoints(one, other):
-    """Whether two checkpoints hold the same weights, bit for bit."""
+    '''Whether two checkpoints hold the same weights, bit for bit.'''
     return same_bits(weights_of(one), weights_of(other))

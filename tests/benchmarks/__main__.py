@@ -1,4 +1,4 @@
-"""Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames|backends] [REPEATS]`."""
+'''Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames|backends] [REPEATS]`.'''
 
 import platform
 import sys
@@ -21,7 +21,7 @@ BENCHES: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: list[str]) -> None:
-    """Run one benchmark, or all of them."""
+    '''Run one benchmark, or all of them.'''
     tune_process()
     processor = platform.processor() or platform.machine()
     print(f'{processor}, {cpu_count()} cores, torch {torch.__version__}')

@@ -1,7 +1,7 @@
-"""Measure OpenVINO and ONNX Runtime against torch with fused batch norms, on windows of 5 s.
+'''Measure OpenVINO and ONNX Runtime against torch with fused batch norms, on windows of 5 s.
 
 python -m tests.benchmarks backends [REPEATS]
-"""
+'''
 
 import io
 import time
@@ -26,7 +26,7 @@ WINDOWS = InferenceConfig(mode='windows', window_s=5.0, hop_s=5.0)
 
 
 def compile_onnxruntime(network: nn.Module, shape: tuple[int, ...]) -> CompiledCall:
-    """Compile as `compile_openvino` does. Exporting needs onnx; torch's newer exporter would need onnxscript, too."""
+    '''Compile as `compile_openvino` does. Exporting needs onnx; torch's newer exporter would need onnxscript, too.'''
     import onnxruntime
 
     content = io.BytesIO()
@@ -45,7 +45,7 @@ def compile_onnxruntime(network: nn.Module, shape: tuple[int, ...]) -> CompiledC
 
 
 def systems() -> dict[str, System]:
-    """The networks to measure."""
+    '''The networks to measure.'''
     efficient = {'family': 'timm', 'name': 'tf_efficientnet_b0'}
     return {
         'max-pyramid-mel --small': find_recipe('max-pyramid-mel', small=True),
@@ -61,7 +61,7 @@ def systems() -> dict[str, System]:
 
 
 def main(repeats: int = 5) -> None:
-    """Print each backend's time over a minute, the speed-ups, the times to compile and how far logits are off."""
+    '''Print each backend's time over a minute, the speed-ups, the times to compile and how far logits are off.'''
     compilers = {'openvino': compile_openvino, 'onnxruntime': compile_onnxruntime}
     compilers = {name: compiler for name, compiler in compilers.items() if find_spec(name)}
     if not compilers:

@@ -1,7 +1,7 @@
-"""Measure the published systems' networks: size, speed, stride, receptive field and shortest input.
+'''Measure the published systems' networks: size, speed, stride, receptive field and shortest input.
 
 python -m tests.benchmarks families [REPEATS]
-"""
+'''
 
 import statistics
 
@@ -21,7 +21,7 @@ COLUMNS = ('system', 'family', 'parameters', 'ms per s of audio', 'stride', 'rec
 
 
 def make_predictor(system: System) -> Predictor:
-    """Build a system's tagger with fresh weights and as many classes as its competition had."""
+    '''Build a system's tagger with fresh weights and as many classes as its competition had.'''
     n_classes = 24 if system.frontend.sample_rate == 48000 else 80
     if system.network['family'] == 'freq-crop':
         bands = [[400 * k, 400 * k + 3000] for k in range(n_classes)]
@@ -37,14 +37,14 @@ def make_predictor(system: System) -> Predictor:
 
 
 def family_text(system: System) -> str:
-    """Name the family of a system's network, and the timm model that it is built on."""
+    '''Name the family of a system's network, and the timm model that it is built on.'''
     network = complete_network(system.network)
     name = network.get('name') or network.get('backbone', {}).get('name')
     return f'{network["family"]} ({name.partition(".")[0]})' if name else str(network['family'])
 
 
 def stride_text(system: System, stride: int) -> str:
-    """Describe one step of the deepest feature map, in frames or in columns of a resized image, and in time."""
+    '''Describe one step of the deepest feature map, in frames or in columns of a resized image, and in time.'''
     size = system.frontend.image_size
     if size:
         unit = 'columns'
@@ -56,7 +56,7 @@ def stride_text(system: System, stride: int) -> str:
 
 
 def field_text(predictor: Predictor) -> str:
-    """Describe the receptive field over time of one step of the deepest feature map."""
+    '''Describe the receptive field over time of one step of the deepest feature map.'''
     network = predictor.tagger.network
     config = predictor.tagger.card.frontend
     if not isinstance(network, Network) or config.image_size:
@@ -66,7 +66,7 @@ def field_text(predictor: Predictor) -> str:
 
 
 def main(repeats: int = 3) -> None:
-    """Print a row per system, with the network's time in the system's own inference mode."""
+    '''Print a row per system, with the network's time in the system's own inference mode.'''
     predictors = {name: make_predictor(system) for name, system in SYSTEMS.items()}
     generator = torch.Generator().manual_seed(0)
     works = {}

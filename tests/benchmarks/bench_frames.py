@@ -1,7 +1,7 @@
-"""Measure mode frames against mode windows on a minute of audio, and fused batch norms.
+'''Measure mode frames against mode windows on a minute of audio, and fused batch norms.
 
 python -m tests.benchmarks frames [REPEATS]
-"""
+'''
 
 import time
 from dataclasses import replace
@@ -21,7 +21,7 @@ WINDOWS = InferenceConfig(mode='windows', window_s=4.0, hop_s=0.5)
 
 
 def make_tagger(system: System) -> Tagger:
-    """Build a system's tagger for 24 classes, with fresh weights and batch norms that change their input."""
+    '''Build a system's tagger for 24 classes, with fresh weights and batch norms that change their input.'''
     card = TaggerCard(classes=tuple(f'c{k}' for k in range(24)), frontend=system.frontend, network=system.network)
     tagger = build_tagger(card).eval()
     generator = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ def make_tagger(system: System) -> Tagger:
 
 
 def systems() -> dict[str, System]:
-    """The networks to measure: a large EfficientNet, and a small pyramid on the same windows."""
+    '''The networks to measure: a large EfficientNet, and a small pyramid on the same windows.'''
     small = find_recipe('max-pyramid-mel', small=True)
     return {
         'freq-coord (EfficientNet-B3)': SYSTEMS['freq-coord'],
@@ -45,7 +45,7 @@ def systems() -> dict[str, System]:
 
 
 def main(repeats: int = 3) -> None:
-    """Print the time of each mode over a minute, and the speed-up of frames over windows, and of fusing."""
+    '''Print the time of each mode over a minute, and the speed-up of frames over windows, and of fusing.'''
     torch.set_num_threads(1)
     device = torch.device('cpu')
     print(f'4-s windows every 0.5 s over {SECONDS:.0f} s, 1 thread, processor seconds, {repeats} turns')

@@ -1,7 +1,7 @@
-"""Compare the front end's time per clip with librosa's and torchaudio's, in turn in one process.
+'''Compare the front end's time per clip with librosa's and torchaudio's, in turn in one process.
 
 python -m tests.benchmarks frontend
-"""
+'''
 
 import time
 from collections.abc import Callable
@@ -17,20 +17,20 @@ BATCH = 64
 
 
 def timed_ms(work: Callable[[], object]) -> float:
-    """Time one call. Units: milliseconds"""
+    '''Time one call. Units: milliseconds'''
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1e3
 
 
 def interleaved_ms(works: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, np.ndarray]:
-    """Time blocks of calls of every function, in turn, so that noise slows them all alike.
+    '''Time blocks of calls of every function, in turn, so that noise slows them all alike.
 
     Each block starts with half as many calls that do not count: other libraries' threads are still busy, and
     caches are cold.
 
     Units: milliseconds per call
-    """
+    '''
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -40,13 +40,13 @@ def interleaved_ms(works: dict[str, Callable[[], object]], rounds: int, calls: i
 
 
 def row_text(name: str, per_clip_ms: np.ndarray) -> str:
-    """Return a table row: the median and the range of the middle 80 %."""
+    '''Return a table row: the median and the range of the middle 80 %.'''
     low, middle, high = np.quantile(per_clip_ms, [0.1, 0.5, 0.9])
     return f'{name:<44} {middle:7.2f}   {low:6.2f} - {high:.2f}'
 
 
 def librosa_mel(wave: torch.Tensor) -> Callable[[], object]:
-    """librosa's mel spectrogram in dB."""
+    '''librosa's mel spectrogram in dB.'''
     import librosa
 
     samples = wave.numpy()
@@ -56,7 +56,7 @@ def librosa_mel(wave: torch.Tensor) -> Callable[[], object]:
 
 
 def torchaudio_mel(waves: torch.Tensor) -> Callable[[], object]:
-    """torchaudio's mel spectrogram in dB, the whole batch at once."""
+    '''torchaudio's mel spectrogram in dB, the whole batch at once.'''
     import torchaudio
 
     mel = torchaudio.transforms.MelSpectrogram(RATE, n_fft=2048, hop_length=512, n_mels=128)
@@ -65,19 +65,19 @@ def torchaudio_mel(waves: torch.Tensor) -> Callable[[], object]:
 
 
 def kit_spectrogram(config: FrontendConfig, waves: torch.Tensor) -> Callable[[], object]:
-    """This kit's front end on a batch."""
+    '''This kit's front end on a batch.'''
     frontend = Frontend(config)
     return lambda: frontend(waves)
 
 
 def torch_stft(wave: torch.Tensor, n_fft: int, hop: int) -> Callable[[], object]:
-    """Only torch.stft and its energies, for scale."""
+    '''Only torch.stft and its energies, for scale.'''
     window = torch.hann_window(n_fft)
     return lambda: torch.stft(wave, n_fft, hop, window=window, return_complex=True).abs().square()
 
 
 def main() -> None:
-    """Print the table and the ratios."""
+    '''Print the table and the ratios.'''
     generator = torch.Generator().manual_seed(0)
     waves = torch.randn(BATCH, RATE * SECONDS, generator=generator) * 0.1
     one = waves[:1]

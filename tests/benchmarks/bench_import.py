@@ -1,7 +1,7 @@
-"""Measure the size of the single file, and what importing it costs on top of torch.
+'''Measure the size of the single file, and what importing it costs on top of torch.
 
 python -m tests.benchmarks import [REPEATS]
-"""
+'''
 
 import statistics
 import subprocess
@@ -14,7 +14,7 @@ from tests.benchmarks.timing import interleaved_times, print_times, time_ratio
 
 
 def main(repeats: int = 9) -> None:
-    """Build the single file, import it in fresh processes, and print the times."""
+    '''Build the single file, import it in fresh processes, and print the times.'''
     root = Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / 'audiotag_kit.py'

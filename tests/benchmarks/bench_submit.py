@@ -1,11 +1,11 @@
-"""Compare `submit` with the code that is usually published, and with the networks alone.
+'''Compare `submit` with the code that is usually published, and with the networks alone.
 
     python -m tests.benchmarks submit [REPEATS]
 
 Five folds of the third-place network predict 100 clips in float32, in one process. The published way predicts fold
 by fold: it decodes the files again for each fold, pads batches in file order to their longest clip, and computes
 the spectrogram inside the network.
-"""
+'''
 
 import shutil
 import tempfile
@@ -31,7 +31,7 @@ BATCH = 16
 
 
 def write_clips(folder: Path) -> None:
-    """Write 100 FLAC clips at 44.1 kHz; their lengths are log-normal around 5 s, from 0.3 to 30 s."""
+    '''Write 100 FLAC clips at 44.1 kHz; their lengths are log-normal around 5 s, from 0.3 to 30 s.'''
     rng = np.random.default_rng(0)
     for i in range(CLIPS):
         seconds = float(np.clip(np.exp(rng.normal(np.log(5.0), 0.95)), 0.3, 30.0))
@@ -40,7 +40,7 @@ def write_clips(folder: Path) -> None:
 
 
 def write_checkpoints(folder: Path) -> list[Path]:
-    """Write five checkpoints of the published network (9.25 M parameters) with random weights."""
+    '''Write five checkpoints of the published network (9.25 M parameters) with random weights.'''
     recipe = find_recipe('max-pyramid-mel')
     paths = []
     for fold in range(FOLDS):
@@ -59,7 +59,7 @@ def write_checkpoints(folder: Path) -> list[Path]:
 
 
 def published_way(checkpoints: list[Path], files: list[Path]) -> np.ndarray:
-    """Predict fold by fold, as published code does. Shape: -> (n, K)"""
+    '''Predict fold by fold, as published code does. Shape: -> (n, K)'''
     total = np.zeros((len(files), CLASSES))
     for path in checkpoints:
         tagger = load_tagger(path)
@@ -80,7 +80,7 @@ def published_way(checkpoints: list[Path], files: list[Path]) -> np.ndarray:
 
 
 def network_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
-    """Compute the batches that `submit` passes to the networks, channels-last."""
+    '''Compute the batches that `submit` passes to the networks, channels-last.'''
     loader = SpectrogramLoader(files, {'': tagger.frontend}, torch.device('cpu'))
     inference = tagger.card.inference
     inputs = []
@@ -97,7 +97,7 @@ def network_inputs(tagger: Tagger, files: list[Path]) -> list[torch.Tensor]:
 
 
 def main(repeats: int = 3) -> None:
-    """Print the times and their ratios. The published ways are slow, so they run less often."""
+    '''Print the times and their ratios. The published ways are slow, so they run less often.'''
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         audio = folder / 'audio'

@@ -1,9 +1,9 @@
-"""BirdCLEF 2026's folder, made from ESC-10, to its CSV: `python -m tests.benchmarks.birdclef [SEEDS] [options]`.
+'''BirdCLEF 2026's folder, made from ESC-10, to its CSV: `python -m tests.benchmarks.birdclef [SEEDS] [options]`.
 
 Each arm trains two folds, by three seeds unless told otherwise, and is scored on 40 soundscapes of a minute. Finished
 cells are kept in runs/birdclef/cells.csv, their predictions beside it. With `options`, other ways to use pseudo-labels
 are arms, too.
-"""
+'''
 
 import sys
 import time
@@ -45,7 +45,7 @@ OPTION_ARMS = {f'sed-rounds, {name}': ('sed-rounds', 'sed-rounds') for name in O
 
 
 def train_cell(cell: str) -> None:
-    """Train one arm with one seed, and write its submission, with and without the steps after the models."""
+    '''Train one arm with one seed, and write its submission, with and without the steps after the models.'''
     torch.set_num_threads(1)
     start = time.process_time()
     arm, _, seed = cell.rpartition(' ')
@@ -76,14 +76,14 @@ def train_cell(cell: str) -> None:
 
 
 def read_scores(path: Path, ids: Sequence[str]) -> np.ndarray:
-    """Read the scores of some rows. Shape: -> (n, K)"""
+    '''Read the scores of some rows. Shape: -> (n, K)'''
     return pandas.read_csv(path, dtype={0: str}).set_index('row_id').loc[list(ids)].to_numpy()
 
 
 def mean_gain(
     metric: str, truth: np.ndarray, scores: Sequence[np.ndarray], others: Sequence[np.ndarray], groups: list[str]
 ) -> Interval:
-    """Compute the mean gain over seeds, with its interval over recordings, the same draws for both and all seeds."""
+    '''Compute the mean gain over seeds, with its interval over recordings, the same draws for both and all seeds.'''
     pairs = list(zip(scores, others, strict=True))
     statistics = [[metric_statistic(metric, truth, part) for part in pair] for pair in pairs]
     values = [compute_metric(metric, truth, a) - compute_metric(metric, truth, b) for a, b in pairs]
@@ -95,7 +95,7 @@ def mean_gain(
 
 
 def main(arguments: list[str]) -> None:
-    """Train the arms that are not trained yet, and print the table."""
+    '''Train the arms that are not trained yet, and print the table.'''
     if arguments[:1] == ['--cell']:
         return train_cell(arguments[1])
     numbers = [int(text) for text in arguments if text.isdigit()]

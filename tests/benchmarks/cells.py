@@ -1,4 +1,4 @@
-"""Run the cells of a table as processes, one thread each, one per core; finished cells are kept in a CSV file."""
+'''Run the cells of a table as processes, one thread each, one per core; finished cells are kept in a CSV file.'''
 
 import contextlib
 import csv
@@ -23,7 +23,7 @@ Figures = dict[str, float]
 
 
 def make_task(kind: str) -> Path:
-    """Make a task of real clips from ESC-10, once; `kind` is "tagging", "soundscapes" or "birdclef"."""
+    '''Make a task of real clips from ESC-10, once; `kind` is "tagging", "soundscapes" or "birdclef".'''
     folder = RUNS_FOLDER / kind
     if not [*folder.glob('**/sample_submission.csv')]:
         script = SHARED / 'tools' / 'real_tasks.py'
@@ -32,7 +32,7 @@ def make_task(kind: str) -> Path:
 
 
 def read_cells(path: Path) -> dict[str, Figures]:
-    """Read the figures of every finished cell."""
+    '''Read the figures of every finished cell.'''
     cells: dict[str, Figures] = {}
     if path.is_file():
         with open(path, encoding='utf-8', newline='') as handle:
@@ -42,7 +42,7 @@ def read_cells(path: Path) -> dict[str, Figures]:
 
 
 def write_cells(path: Path, cells: Mapping[str, Figures]) -> None:
-    """Write the figures of all finished cells."""
+    '''Write the figures of all finished cells.'''
     rows = []
     for cell, figures in cells.items():
         rows += [(cell, figure, f'{value:.6g}') for figure, value in figures.items()]
@@ -50,7 +50,7 @@ def write_cells(path: Path, cells: Mapping[str, Figures]) -> None:
 
 
 def start_cell(module: str, cell: str) -> 'subprocess.Popen[str]':
-    """Start a cell: `python -m MODULE --cell NAME` prints its figures as JSON on its last line."""
+    '''Start a cell: `python -m MODULE --cell NAME` prints its figures as JSON on its last line.'''
     return subprocess.Popen(
         [sys.executable, '-m', module, '--cell', cell],
         cwd=ROOT,
@@ -61,10 +61,10 @@ def start_cell(module: str, cell: str) -> 'subprocess.Popen[str]':
 
 
 def run_cells(module: str, cells: Sequence[str], path: Path, minutes: float) -> dict[str, Figures]:
-    """Run the cells that are not finished, and start no more once the minutes are over.
+    '''Run the cells that are not finished, and start no more once the minutes are over.
 
     Returns the figures of all finished cells. They are also in `path`, so that the next call continues.
-    """
+    '''
     done = read_cells(path)
     stop_at = time.monotonic() + 60 * minutes
     waiting = [cell for cell in cells if cell not in done]
@@ -93,6 +93,6 @@ def run_cells(module: str, cells: Sequence[str], path: Path, minutes: float) -> 
 
 
 def print_figures(start_cpu_s: float, **figures: float) -> None:
-    """Print the last line of a cell: its figures, and the processor seconds since `start_cpu_s`."""
+    '''Print the last line of a cell: its figures, and the processor seconds since `start_cpu_s`.'''
     cpu_s = round(time.process_time() - start_cpu_s, 1)
     print(json.dumps({**figures, 'cpu_s': cpu_s}), flush=True)

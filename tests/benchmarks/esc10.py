@@ -1,4 +1,4 @@
-"""Train three systems on ESC-10's own five folds from scratch, and average them: `python -m tests.benchmarks.esc10`."""
+'''Train three systems on ESC-10's own five folds from scratch, and average them: `python -m tests.benchmarks.esc10`.'''
 
 import sys
 import time
@@ -66,12 +66,12 @@ FOLDS = (1, 2, 3, 4, 5)
 
 
 def run_folder(name: str, fold: int) -> str:
-    """The folder of the run that trains one fold of a system."""
+    '''The folder of the run that trains one fold of a system.'''
     return str(RUNS_FOLDER / 'esc10' / f'{name}_{fold}')
 
 
 def train_cell(cell: str) -> None:
-    """Train one fold of one system, and print its accuracy."""
+    '''Train one fold of one system, and print its accuracy.'''
     torch.set_num_threads(1)
     start = time.process_time()
     name, _, fold = cell.partition('/')
@@ -91,7 +91,7 @@ def train_cell(cell: str) -> None:
 
 
 def read_predictions(name: str) -> tuple[list[str], np.ndarray]:
-    """Read a system's out-of-fold predictions of all clips, sorted by name. Shape: -> n names, (n, K)"""
+    '''Read a system's out-of-fold predictions of all clips, sorted by name. Shape: -> n names, (n, K)'''
     import pandas
 
     frames = [pandas.read_csv(f'{run_folder(name, fold)}/oof.csv') for fold in FOLDS]
@@ -100,7 +100,7 @@ def read_predictions(name: str) -> tuple[list[str], np.ndarray]:
 
 
 def main(arguments: list[str]) -> None:
-    """Train what is not trained yet, and print the table."""
+    '''Train what is not trained yet, and print the table.'''
     if arguments[:1] == ['--cell']:
         return train_cell(arguments[1])
     names = arguments or list(ESC10_SETTINGS)

@@ -1,8 +1,8 @@
-"""Compare pools over windows of two lengths out of fold: `python -m tests.benchmarks.pools [RECIPE ...]`.
+'''Compare pools over windows of two lengths out of fold: `python -m tests.benchmarks.pools [RECIPE ...]`.
 
 The runs are those of tests/benchmarks/recipes.py, which trains them if they are not there. They predict whole
 recordings; each way is compared with the run's own, and the last rows blend all of them by class, cross-fitted.
-"""
+'''
 
 import sys
 
@@ -18,7 +18,7 @@ COLUMNS = ('run', 'windows', 'pool', 'lwlrap', "gain over the run's own way, 95 
 
 
 def compare_pools(name: str) -> None:
-    """Print the rows of one run."""
+    '''Print the rows of one run.'''
     folder = RUNS_FOLDER / 'recipes' / name
     audio = make_task(task_of(name)) / ('train_curated' if task_of(name) == 'tagging' else 'train')
     for window_s in WINDOWS[name]:
@@ -33,7 +33,7 @@ def compare_pools(name: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Train the runs that are missing, and print one table."""
+    '''Train the runs that are missing, and print one table.'''
     names = arguments or list(WINDOWS)
     for name in names:
         make_task(task_of(name))

@@ -1,8 +1,8 @@
-"""Train, submit and score every recipe in its small form: `python -m tests.benchmarks.recipes [RECIPE ...]`.
+'''Train, submit and score every recipe in its small form: `python -m tests.benchmarks.recipes [RECIPE ...]`.
 
 Recipes of the tagging task train two of its four folds, those of the soundscapes task two halves. Finished recipes
 are kept in runs/recipes/cells.csv.
-"""
+'''
 
 import csv
 import sys
@@ -25,12 +25,12 @@ COLUMNS = ('recipe', 'task', 'out of fold', 'test', 'class frequencies', 'minute
 
 
 def task_of(name: str) -> str:
-    """The task that a recipe is made for."""
+    '''The task that a recipe is made for.'''
     return 'soundscapes' if name in BOX_RECIPES else 'tagging'
 
 
 def train_cell(name: str) -> None:
-    """Train one recipe, submit and score the submission."""
+    '''Train one recipe, submit and score the submission.'''
     torch.set_num_threads(1)
     start = time.process_time()
     folder = RUNS_FOLDER / 'recipes' / name
@@ -57,7 +57,7 @@ def train_cell(name: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Train the recipes that are not trained yet, and print the table."""
+    '''Train the recipes that are not trained yet, and print the table.'''
     if arguments[:1] == ['--cell']:
         return train_cell(arguments[1])
     for kind in ('tagging', 'soundscapes'):

@@ -1,4 +1,4 @@
-"""Score a submission: `python -m tests.benchmarks.score submission.csv test_truth.csv`."""
+'''Score a submission: `python -m tests.benchmarks.score submission.csv test_truth.csv`.'''
 
 import sys
 from pathlib import Path

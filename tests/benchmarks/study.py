@@ -1,9 +1,9 @@
-"""Measure what the write-ups claim: `python -m tests.benchmarks.study [MINUTES]`.
+'''Measure what the write-ups claim: `python -m tests.benchmarks.study [MINUTES]`.
 
 Each cell trains one arm with one seed on one split and scores the test set; claims compare two arms seed by seed.
 Finished cells are kept in runs/study/cells.csv, so that the same command continues. The table says which claims the
 minutes did not reach.
-"""
+'''
 
 import sys
 import time
@@ -47,12 +47,12 @@ Arm = Callable[[Path, int], dict[str, float]]
 
 
 def small_recipe(name: str, settings: Sequence[str], seed: int) -> Recipe:
-    """The small form of a recipe, with changed settings."""
+    '''The small form of a recipe, with changed settings.'''
     return find_recipe(name, small=True, overrides=[*settings, f'seed={seed}'])
 
 
 def read_truth(task: Path) -> tuple[list[str], np.ndarray]:
-    """Read the names and the labels of a task's test clips. Shape: -> n names, (n, K)"""
+    '''Read the names and the labels of a task's test clips. Shape: -> n names, (n, K)'''
     if task.name == 'tagging':
         table = read_clip_table(task / 'test_truth.csv')
         classes = classes_of_template(task / 'sample_submission.csv')
@@ -65,7 +65,7 @@ def read_truth(task: Path) -> tuple[list[str], np.ndarray]:
 
 
 def score_on_test(checkpoints: Sequence[Path], task: Path, inference: InferenceConfig | None = None) -> float:
-    """Return the test lwlrap of the mean of some checkpoints."""
+    '''Return the test lwlrap of the mean of some checkpoints.'''
     names, truth = read_truth(task)
     clips = [task / 'test' / name for name in names]
     predictions = predict_clips(list(checkpoints), clips, inference=inference, threads=1)
@@ -73,7 +73,7 @@ def score_on_test(checkpoints: Sequence[Path], task: Path, inference: InferenceC
 
 
 def write_table(path: Path, noisy: bool) -> Path:
-    """Write the table of the curated clips, with the noisy ones too if asked, and a column `source`."""
+    '''Write the table of the curated clips, with the noisy ones too if asked, and a column `source`.'''
     import pandas
 
     task = make_task('tagging')
@@ -87,11 +87,11 @@ def write_table(path: Path, noisy: bool) -> Path:
 
 
 def tagging(*settings: str, noisy: bool = False, method: str | None = None, **options: Any) -> Arm:
-    """Make an arm of the tagging task: a small mel pyramid with changed settings, trained for one fold.
+    '''Make an arm of the tagging task: a small mel pyramid with changed settings, trained for one fold.
 
     `noisy` adds the noisy clips with their own labels, `method` adds them with pseudo-labels; `options` go to
     `train_run`.
-    """
+    '''
 
     def run(folder: Path, seed: int) -> dict[str, float]:
         task = make_task('tagging')
@@ -113,10 +113,10 @@ def tagging(*settings: str, noisy: bool = False, method: str | None = None, **op
 
 
 def write_pseudo_labels(teacher: Path, table: Path, folder: Path, task: Path, method: str) -> tuple[Path, Path]:
-    """Label the noisy clips by a teacher that was trained on curated clips alone.
+    '''Label the noisy clips by a teacher that was trained on curated clips alone.
 
     Returns the paths of the new table and of the soft labels.
-    """
+    '''
     frame = read_clip_table(table)
     names = list(frame['fname'][frame['source'] == 'noisy'])
     checkpoints = sorted(teacher.glob('fold_*.pt'))
@@ -133,10 +133,10 @@ def write_pseudo_labels(teacher: Path, table: Path, folder: Path, task: Path, me
 
 
 def window_pools(set1: bool = False) -> Arm:
-    """Make an arm that trains `window-snr` and pools its windows in three ways.
+    '''Make an arm that trains `window-snr` and pools its windows in three ways.
 
     `set1` trains on the noisy clips' most confident windows too.
-    """
+    '''
 
     def run(folder: Path, seed: int) -> dict[str, float]:
         task = make_task('tagging')
@@ -158,7 +158,7 @@ def window_pools(set1: bool = False) -> Arm:
 
 
 def write_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
-    """Write the table with the noisy clips' windows of the highest signal-to-noise ratio, labelled by the teacher."""
+    '''Write the table with the noisy clips' windows of the highest signal-to-noise ratio, labelled by the teacher.'''
     frame = read_clip_table(table)
     noisy = list(frame['fname'][frame['source'] == 'noisy'])
     device = torch.device('cpu')
@@ -183,7 +183,7 @@ def write_set1(teacher: Tagger, table: Path, folder: Path, task: Path) -> Path:
 
 
 def soundscapes(*settings: str, rounds: int = 0) -> Arm:
-    """Make an arm of the soundscapes task: two folds on boxes, then rounds of self-training; it scores each round."""
+    '''Make an arm of the soundscapes task: two folds on boxes, then rounds of self-training; it scores each round.'''
 
     def run(folder: Path, seed: int) -> dict[str, float]:
         task = make_task('soundscapes')
@@ -204,7 +204,7 @@ def soundscapes(*settings: str, rounds: int = 0) -> Arm:
 
 
 def stacks(folder: Path, seed: int) -> dict[str, float]:
-    """Train two pyramids on all folds, and compare their mean with a class mixer."""
+    '''Train two pyramids on all folds, and compare their mean with a class mixer.'''
     task = make_task('tagging')
     table = write_table(folder / 'table.csv', noisy=False)
     runs = []
@@ -263,7 +263,7 @@ CLAIMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
 
 
 def paired_interval(differences: np.ndarray) -> str:
-    """Return the mean and the 95 % interval of paired differences, by Student's t."""
+    '''Return the mean and the 95 % interval of paired differences, by Student's t.'''
     n = len(differences)
     if n < 2:
         return 'one seed only'
@@ -274,7 +274,7 @@ def paired_interval(differences: np.ndarray) -> str:
 
 
 def print_claims(cells: dict[str, dict[str, float]]) -> None:
-    """Print a row per claim: the means of both arms, and their paired difference."""
+    '''Print a row per claim: the means of both arms, and their paired difference.'''
     print('| claim | with | without | difference, 95 % | seeds |\n|---|---|---|---|---|')
     for claim, ((arm, figure), (other_arm, other_figure)) in CLAIMS.items():
         pairs = []
@@ -290,7 +290,7 @@ def print_claims(cells: dict[str, dict[str, float]]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the cells that are not finished, within the minutes, and print the table."""
+    '''Run the cells that are not finished, within the minutes, and print the table.'''
     if arguments[:1] == ['--cell']:
         torch.set_num_threads(1)
         start = time.process_time()

@@ -1,10 +1,10 @@
-"""Run every command, notebook cell and code block of the documentation, and stop at the first that fails.
+'''Run every command, notebook cell and code block of the documentation, and stop at the first that fails.
 
 They run in a temporary folder that holds a copy of the repository, and toy data under the names that the pages use.
 Python commands run in forks of this process, which has imported torch once; all others run in bash.
 
     python -m tests.house.docs_check [PAGE ...]
-"""
+'''
 
 import os
 import re
@@ -45,20 +45,20 @@ QUICK = {
 }
 KAGGLE = '/kaggle/input'
 NOT_CLONED = (
-    ".*", "__pycache__", "*.egg-info", "audiotag_kit.py", "kaggle_dataset", "demo", "build", "dist", "runs"
+    '.*', '__pycache__', '*.egg-info', 'audiotag_kit.py', 'kaggle_dataset', 'demo', 'build', 'dist', 'runs'
 )  # fmt: skip
 LIMIT_S = 300
 WARM = 'import torch, torchaudio, pandas, soundfile, tqdm.auto, timm, matplotlib.pyplot, IPython, pytest, sklearn'
 
 
 def reason_to_skip(step: Step) -> str | None:
-    """Why a step is not run, if it is not."""
+    '''Why a step is not run, if it is not.'''
     reasons = (why for begin, why in SKIPPED.items() if step.text.startswith(begin))
     return next(reasons, None) if step.kind == 'command' else None
 
 
 def split_command(command: str, workspace: Path) -> list[str] | None:
-    """A command's words as bash expands them; None where it is more than one simple command."""
+    '''A command's words as bash expands them; None where it is more than one simple command.'''
     parts = shlex.shlex(command.replace('\\\n', ' '), posix=True, punctuation_chars=True)
     parts.whitespace_split = True
     try:
@@ -72,7 +72,7 @@ def split_command(command: str, workspace: Path) -> list[str] | None:
 
 
 def python_job(words: list[str]) -> Callable[[], object] | None:
-    """What `[NAME=VALUE ...] python WORDS` does, a file or a module, with the words of QUICK; None for another."""
+    '''What `[NAME=VALUE ...] python WORDS` does, a file or a module, with the words of QUICK; None for another.'''
     settings = [*takewhile(lambda word: re.match(r'\w+=', word), words)]
     if words[len(settings)] != 'python':
         return None
@@ -93,12 +93,12 @@ def python_job(words: list[str]) -> Callable[[], object] | None:
 
 
 def run_script(text: str) -> None:
-    """Python code as a file of its own."""
+    '''Python code as a file of its own.'''
     exec(compile(text, 'a page', 'exec'), {'__name__': '__main__'})
 
 
 def run_cell(text: str) -> None:
-    """A notebook's cell, under IPython."""
+    '''A notebook's cell, under IPython.'''
     from IPython.core.interactiveshell import InteractiveShell
 
     if not InteractiveShell.instance().run_cell(text).success:
@@ -106,7 +106,7 @@ def run_cell(text: str) -> None:
 
 
 def run_in_fork(job: Callable[[], object], workspace: Path) -> tuple[int, str]:
-    """Run a job in a fork, in the workspace and by its kit; return the exit code and the output."""
+    '''Run a job in a fork, in the workspace and by its kit; return the exit code and the output.'''
     with tempfile.TemporaryFile() as output:
         sys.stdout.flush()
         child = os.fork()
@@ -121,7 +121,7 @@ def run_in_fork(job: Callable[[], object], workspace: Path) -> tuple[int, str]:
 
 
 def run_here(job: Callable[[], object], workspace: Path) -> int:
-    """Do it in this process, as though Python had begun in the workspace; the exit code."""
+    '''Do it in this process, as though Python had begun in the workspace; the exit code.'''
     os.chdir(workspace)
     ours = [name for name in sys.modules if name.partition('.')[0] in ('kit', 'tests', 'build_single_file')]
     for name in ours:
@@ -143,7 +143,7 @@ def run_here(job: Callable[[], object], workspace: Path) -> int:
 
 
 def run_step(step: Step, workspace: Path) -> tuple[int, str]:
-    """Run a step in the workspace; its exit code and its output."""
+    '''Run a step in the workspace; its exit code and its output.'''
     text = step.text.replace(KAGGLE, f'{workspace}{KAGGLE}')
     runs = {'script': run_script, 'cell': run_cell, 'addition': lambda text: add_parts(text, workspace)}
     if step.kind in runs:
@@ -153,14 +153,14 @@ def run_step(step: Step, workspace: Path) -> tuple[int, str]:
         return run_in_fork(job, workspace)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
     ran = subprocess.run(
-        ["bash", "-c", text], cwd=workspace, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE,
+        ['bash', '-c', text], cwd=workspace, env=os.environ | {'PATH': path}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     return ran.returncode, ran.stdout
 
 
 def fill_workspace(workspace: Path) -> None:
-    """The bundle, toy data and checkpoints under the names that the pages use, by the workspace's own kit."""
+    '''The bundle, toy data and checkpoints under the names that the pages use, by the workspace's own kit.'''
     import torch
     from torch import nn
 
@@ -197,7 +197,7 @@ def fill_workspace(workspace: Path) -> None:
 
 
 def make_workspace(workspace: Path) -> None:
-    """The repository as a fresh clone of it, then what it works on. Errors: SystemExit where that cannot be made"""
+    '''The repository as a fresh clone of it, then what it works on. Errors: SystemExit where that cannot be made'''
     shutil.copytree(ROOT, workspace, ignore=shutil.ignore_patterns(*NOT_CLONED), dirs_exist_ok=True)
     code, output = run_in_fork(lambda: fill_workspace(workspace), workspace)
     if code:
@@ -205,7 +205,7 @@ def make_workspace(workspace: Path) -> None:
 
 
 def check_page(page: Path, workspace: Path) -> int:
-    """Run what a page shows, in order, up to what fails; 1 where something does, else 0."""
+    '''Run what a page shows, in order, up to what fails; 1 where something does, else 0.'''
     began, steps = time.perf_counter(), list(steps_of(page.read_text(encoding='utf-8')))
     left = [step for step in steps if reason_to_skip(step)]
     for step in steps:
@@ -225,7 +225,7 @@ def check_page(page: Path, workspace: Path) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Check the repository's pages, or those given; the exit code."""
+    '''Check the repository's pages, or those given; the exit code.'''
     pages = [Path(word).resolve() for word in words] or [ROOT / name for name in PAGES]
     exec(WARM, {})
     with tempfile.TemporaryDirectory(prefix='audiotag_kit_') as folder:

@@ -1,4 +1,4 @@
-"""A kit of a few lines, for tests of the builder: files by path, and a folder to build them in."""
+'''A kit of a few lines, for tests of the builder: files by path, and a folder to build them in.'''
 
 import shutil
 import subprocess
@@ -85,7 +85,7 @@ MINI = {
 
 
 def write_mini(root: Path, changes: dict[str, str] | None = None) -> Path:
-    """The small kit with some files changed or added, beside a copy of the builder; returns `root`."""
+    '''The small kit with some files changed or added, beside a copy of the builder; returns `root`.'''
     for name, text in {**MINI, **(changes or {})}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(text.encode())
@@ -94,6 +94,6 @@ def write_mini(root: Path, changes: dict[str, str] | None = None) -> Path:
 
 
 def run_builder(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The builder of the small kit as a script, in its folder, by a Python without any package."""
+    '''The builder of the small kit as a script, in its folder, by a Python without any package.'''
     command = [sys.executable, '-S', '-E', 'build_single_file.py', *words]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

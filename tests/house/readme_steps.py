@@ -1,4 +1,4 @@
-"""Read a page's commands, notebook cells, scripts, and additions to kit/, in order."""
+'''Read a page's commands, notebook cells, scripts, and additions to kit/, in order.'''
 
 import ast
 import re
@@ -17,7 +17,7 @@ INDENT = '    '
 
 @dataclass(frozen=True)
 class Step:
-    """Something to run: its line in the page, its kind, and its text."""
+    '''Something to run: its line in the page, its kind, and its text.'''
 
     line: int
     kind: str
@@ -25,12 +25,12 @@ class Step:
 
     @property
     def shown(self) -> str:
-        """Its first line, without a remark."""
+        '''Its first line, without a remark.'''
         return self.text.strip().partition('\n')[0].partition('  #')[0].rstrip()
 
 
 def blocks_of(readme: str) -> Iterator[tuple[int, str, str]]:
-    """(line, language, text) of each fenced or indented block; an indented one has no language."""
+    '''(line, language, text) of each fenced or indented block; an indented one has no language.'''
     lines, at = [*readme.split('\n'), ''], 0
     while at < len(lines):
         first = at
@@ -45,7 +45,7 @@ def blocks_of(readme: str) -> Iterator[tuple[int, str, str]]:
 
 
 def steps_of(readme: str) -> Iterator[Step]:
-    """Every block's steps: a fence of Python is one, as is a cell with a line magic; all else are commands."""
+    '''Every block's steps: a fence of Python is one, as is a cell with a line magic; all else are commands.'''
     for line, language, text in blocks_of(readme):
         first = text.lstrip('\n').partition('\n')[0]
         if language in NOT_CODE or (not language and first.startswith(NOT_COMMANDS)):
@@ -59,7 +59,7 @@ def steps_of(readme: str) -> Iterator[Step]:
 
 
 def commands_of(line: int, text: str) -> Iterator[Step]:
-    """The commands of a block; a backslash at a line's end joins the next one."""
+    '''The commands of a block; a backslash at a line's end joins the next one.'''
     rows, at = text.split('\n'), 0
     while at < len(rows):
         first = at
@@ -72,7 +72,7 @@ def commands_of(line: int, text: str) -> Iterator[Step]:
 
 
 def parts_of(addition: str) -> Iterator[tuple[str, str, str, str]]:
-    """(file, where, name, code) of each piece, as the comment above it says."""
+    '''(file, where, name, code) of each piece, as the comment above it says.'''
     place, code = None, ''
     for line in [*addition.split('\n'), '# kit/end.py']:
         if found := PLACE.fullmatch(line):
@@ -84,7 +84,7 @@ def parts_of(addition: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def add_parts(addition: str, root: Path) -> None:
-    """Put each piece where it goes, below `root`."""
+    '''Put each piece where it goes, below `root`.'''
     for path, where, name, code in parts_of(addition):
         file = root / path
         text = with_part(file.read_text(encoding='utf-8'), code, where, name) if file.exists() else code + '\n'
@@ -92,10 +92,10 @@ def add_parts(addition: str, root: Path) -> None:
 
 
 def with_part(old: str, code: str, where: str, name: str) -> str:
-    """A file's text with a piece above a definition, last in a table, or at the end; its imports at the top.
+    '''A file's text with a piece above a definition, last in a table, or at the end; its imports at the top.
 
     Errors: StopIteration where the file defines no such name
-    """
+    '''
     tree, lines, rows = ast.parse(old).body, old.split('\n'), code.split('\n')
     imports = [row for row in rows if row.startswith(('from ', 'import '))]
     body = '\n'.join(row for row in rows if row not in imports).strip()

@@ -1,4 +1,4 @@
-"""The folder for Kaggle: a bundle and checkpoints in, what its client accepts out, or one line that says why not."""
+'''The folder for Kaggle: a bundle and checkpoints in, what its client accepts out, or one line that says why not.'''
 
 import hashlib
 import json
@@ -14,19 +14,19 @@ NAME = 'some-one/audiotag-kit'
 
 
 def build_dataset(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The builder of the small kit, asked for a dataset."""
+    '''The builder of the small kit, asked for a dataset.'''
     return run_builder(root, '--kaggle-dataset', NAME, *words)
 
 
 def files_below(root: Path) -> dict[str, bytes]:
-    """Every file below a folder with what it holds, Python's caches apart."""
+    '''Every file below a folder with what it holds, Python's caches apart.'''
     paths = (path for path in sorted(root.rglob('*')) if path.is_file() and '__pycache__' not in path.parts)
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The small kit beside two runs, of which a file each has the same name."""
+    '''The small kit beside two runs, of which a file each has the same name.'''
     write_mini(tmp_path)
     for path in ('run/fold_0.pt', 'run/fold_1.pt', 'other/fold_0.pt', 'deep/run/fold_0.pt'):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The house of kit/: who may import whom, what may stand at the top level, and how long a file may be."""
+'''The house of kit/: who may import whom, what may stand at the top level, and how long a file may be.'''
 
 import ast
 import subprocess
@@ -27,7 +27,7 @@ EVERY_FILE = pytest.mark.parametrize('source', SOURCES, ids=[source.path for sou
 
 
 def home(path: str) -> tuple[int, str]:
-    """The floor and the folder of a kit file."""
+    '''The floor and the folder of a kit file.'''
     folder, _, name = path.removeprefix('kit/').rpartition('/')
     if folder:
         return FLOORS[folder], folder
@@ -37,7 +37,7 @@ def home(path: str) -> tuple[int, str]:
 
 
 def calls_at_import(source: Source) -> Iterator[tuple[ast.Call, str]]:
-    """Each call that importing the file makes, decorators aside, with the name at its root."""
+    '''Each call that importing the file makes, decorators aside, with the name at its root.'''
     bodies = [source.tree, *(node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef))]
     for node in (node for body in bodies for node in top_level_nodes(body) if isinstance(node, ast.Call)):
         root = node.func

@@ -1,4 +1,4 @@
-"""The bundle where it is used: a real Jupyter kernel, run twice, pasted, imported; and as a script."""
+'''The bundle where it is used: a real Jupyter kernel, run twice, pasted, imported; and as a script.'''
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ Cells = dict[str, Any]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the bundle and two clips."""
+    '''A folder with the bundle and two clips.'''
     path = tmp_path_factory.mktemp('notebook')
     (path / 'audiotag_kit.py').write_text(build(ROOT), encoding='utf-8')
     (path / 'clips').mkdir()
@@ -29,29 +29,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The bundle as a script."""
+    '''The bundle as a script.'''
     command = [sys.executable, 'audiotag_kit.py', *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 PICKLE = 'import pickle; print(pickle.loads(pickle.dumps(FrontendConfig())) == FrontendConfig())'
 # With a deadline the work is done by a child that runs the bundle again.
-SUBMIT = """
+SUBMIT = '''
 system = SYSTEMS["skip-attention"].override(["network.width=8"])
 card = TaggerCard(classes=("bark", "meow"), frontend=system.frontend, network=system.network)
 save_tagger(NAME + ".pt", build_tagger(card))
 submit(NAME + ".pt", audio="clips", out=NAME + ".csv", deadline="60s", progress=False)
 print(len(open(NAME + ".csv").readlines()))
-"""
+'''
 
 RUN = {
     'before': "NAME = 'run'; Path = parse = KitError = 'mine'; before = {*globals()}",
     'run': '%run audiotag_kit.py',
-    'names': """import audiotag_kit, sys
+    'names': '''import audiotag_kit, sys
 new = {name for name in {*globals()} - before if not name.startswith("_")}
 print(new - {"audiotag_kit", "sys", "before"} == {*audiotag_kit.__all__} - {"KitError"}, Path, parse)
 print({KitError, submit, train_run} == {audiotag_kit.KitError, audiotag_kit.submit, audiotag_kit.train_run})
-first = FrontendConfig""",
+first = FrontendConfig''',
     'again': '%run audiotag_kit.py',
     'new': "print(first is not FrontendConfig is sys.modules['audiotag_kit'].FrontendConfig, submit.__module__)",
     'pickle': PICKLE,
@@ -73,14 +73,14 @@ PASTE = {
 
 @pytest.fixture(scope='module')
 def ran(folder: Path) -> Cells:
-    """The cells of a notebook that runs the bundle by %run."""
+    '''The cells of a notebook that runs the bundle by %run.'''
     with pytest.MonkeyPatch.context() as patch:
         return dict(zip(RUN, run_cells(folder, list(RUN.values()), patch), strict=True))
 
 
 @pytest.fixture(scope='module')
 def pasted(folder: Path) -> Cells:
-    """The cells of a notebook into which the bundle was pasted, and which then imports it too."""
+    '''The cells of a notebook into which the bundle was pasted, and which then imports it too.'''
     cells = PASTE | {'paste': (folder / 'audiotag_kit.py').read_text(encoding='utf-8')}
     with pytest.MonkeyPatch.context() as patch:
         return dict(zip(cells, run_cells(folder, list(cells.values()), patch), strict=True))

@@ -1,7 +1,7 @@
-"""Notebooks: their form in git, and a quick run of each on toy data, beside nothing but the bundle.
+'''Notebooks: their form in git, and a quick run of each on toy data, beside nothing but the bundle.
 
 Those of BirdCLEF make no toy data: they run on a tiny folder of BirdCLEF 2026.
-"""
+'''
 
 import ast
 import csv
@@ -30,22 +30,22 @@ Runs = dict[Path, 'Future[list[Any]]']
 
 
 def read(path: Path) -> Any:
-    """Read a notebook."""
+    '''Read a notebook.'''
     return nbformat.read(path, as_version=nbformat.NO_CONVERT)
 
 
 def code_cells(notebook: Any) -> list[str]:
-    """Return the text of each code cell."""
+    '''Return the text of each code cell.'''
     return [cell.source for cell in notebook.cells if cell.cell_type == 'code']
 
 
 def is_birdclef(path: Path) -> bool:
-    """Whether a notebook reads BirdCLEF's folder."""
+    '''Whether a notebook reads BirdCLEF's folder.'''
     return path.stem.startswith('birdclef-')
 
 
 def settings_in(code: str) -> set[str]:
-    """Return the names in capitals to which a cell assigns."""
+    '''Return the names in capitals to which a cell assigns.'''
     tree = ast.parse(re.sub('^%.*$', '', code, flags=re.MULTILINE))
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     return {node.id for node in names if isinstance(node.ctx, ast.Store) and node.id.isupper()}
@@ -123,11 +123,11 @@ def test_pictures_are_small_and_shown_in_the_readme() -> None:
 
 @pytest.fixture(scope='module')
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Run the selected notebooks, two at a time, each in a folder with nothing but the bundle.
+    '''Run the selected notebooks, two at a time, each in a folder with nothing but the bundle.
 
     The folder where notebooks search for data is empty, so that toy data are made on every machine. Those of BirdCLEF
     get a tiny competition; `birdclef-submit` one without test audio, as when a notebook is saved on Kaggle.
-    """
+    '''
     home = tmp_path_factory.mktemp('notebooks')
     inputs = tmp_path_factory.mktemp('inputs')
     bundle = build(ROOT)
@@ -178,12 +178,12 @@ def test_a_notebook_runs_beside_nothing_but_the_bundle(path: Path, runs: Runs) -
 
 
 def window_ids(soundscapes: Path) -> list[str]:
-    """Return the ids of rows of five seconds in each soundscape of `write_birdclef`, which last 15 s."""
+    '''Return the ids of rows of five seconds in each soundscape of `write_birdclef`, which last 15 s.'''
     return [f'{path.stem}_{end}' for path in sorted(soundscapes.glob('*.ogg')) for end in (5, 10, 15)]
 
 
 def check_submission(path: Path, template_path: Path, ids: list[str]) -> None:
-    """Assert that a CSV has the template's columns, these rows or else its own, and a probability in each cell."""
+    '''Assert that a CSV has the template's columns, these rows or else its own, and a probability in each cell.'''
     template = list(csv.reader(template_path.open(encoding='utf-8')))
     rows = list(csv.reader(path.open(encoding='utf-8')))
     assert rows[0] == template[0]

@@ -1,7 +1,7 @@
-"""The documentation pages agree with the kit: options, make targets and files exist.
+'''The documentation pages agree with the kit: options, make targets and files exist.
 
 `make docs-check` runs their commands.
-"""
+'''
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ TEXTS = [(ROOT / page).read_text(encoding='utf-8') for page in PAGES]
 STEPS = [step for text in TEXTS for step in steps_of(text)]
 ADDITIONS = [step for step in STEPS if step.kind == 'addition']
 
-SMALL = """# Title
+SMALL = '''# Title
 
     ls -a && \\
       pwd                  # a remark
@@ -57,7 +57,7 @@ Y = 2
     first
     # nothing but a remark
     second
-"""
+'''
 
 
 def test_every_block_is_a_command_a_cell_a_script_or_an_addition() -> None:

@@ -1,4 +1,4 @@
-"""Try to break the kit: `python -m tests.torture [--short] [FAULT ...]` prints a table, and what did not hold."""
+'''Try to break the kit: `python -m tests.torture [--short] [FAULT ...]` prints a table, and what did not hold.'''
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ FAULTS: dict[str, tuple[Callable[..., Fault], int, int]] = {
 
 
 def main(words: list[str]) -> int:
-    """Run the faults that are asked for, or all; return 1 where something did not hold."""
+    '''Run the faults that are asked for, or all; return 1 where something did not hold.'''
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('faults', nargs='*', metavar='FAULT', help=', '.join(FAULTS))
     parser.add_argument('--short', action='store_true', help='a few tries of each, in a few minutes')

@@ -1,4 +1,4 @@
-"""Files, checkpoints, tables and templates that are damaged, hostile or odd."""
+'''Files, checkpoints, tables and templates that are damaged, hostile or odd.'''
 
 import copy
 import csv
@@ -38,7 +38,7 @@ FORMATS = (
 
 
 def sounds(folder: Path, cases: Path) -> list[Path]:
-    """Sound files of every format, and the small inputs that failed once."""
+    '''Sound files of every format, and the small inputs that failed once.'''
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     paths = []
@@ -54,7 +54,7 @@ def sounds(folder: Path, cases: Path) -> list[Path]:
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Damage a file: flip, overwrite, cut, repeat, insert or swap bytes; half of the time in its first 64."""
+    '''Damage a file: flip, overwrite, cut, repeat, insert or swap bytes; half of the time in its first 64.'''
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         if not data:
@@ -79,14 +79,14 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_files(folder: Path, cases: Path, tries: int, batch: int = 250) -> Fault:
-    """Decode mutated files: each gives a finite sound or a reason, without a crash or a hang."""
+    '''Decode mutated files: each gives a finite sound or a reason, without a crash or a hang.'''
     fault = Fault('mutated sound files')
     bases = [(path.suffix, path.read_bytes()) for path in sounds(folder / 'sounds', cases)]
     slowest = folder / 'slowest'
     slowest.write_text('0')
 
     def work(seeds: range) -> None:
-        """Decode some files in a child, which says before each one which it is."""
+        '''Decode some files in a child, which says before each one which it is.'''
         longest = float(slowest.read_text())
         for seed in seeds:
             rng = random.Random(seed)
@@ -117,7 +117,7 @@ def mutated_files(folder: Path, cases: Path, tries: int, batch: int = 250) -> Fa
 
 
 def hostile_values(rng: random.Random) -> Any:
-    """A value that no setting wants."""
+    '''A value that no setting wants.'''
     return rng.choice(
         (
             2**30,
@@ -149,7 +149,7 @@ def hostile_values(rng: random.Random) -> Any:
 
 
 def set_at_random(card: Any, rng: random.Random) -> Any:
-    """Replace a value somewhere in nested settings."""
+    '''Replace a value somewhere in nested settings.'''
     names = list(card)
     name = rng.choice(names)
     if isinstance(card[name], dict) and card[name] and rng.random() < 0.8:
@@ -160,7 +160,7 @@ def set_at_random(card: Any, rng: random.Random) -> Any:
 
 
 def hostile_contents(good: dict[str, Any], rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Contents of hostile checkpoints, without end: first those of a list, then random ones."""
+    '''Contents of hostile checkpoints, without end: first those of a list, then random ones.'''
     card = json.loads(good['card'])
 
     def with_card(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def hostile_contents(good: dict[str, Any], rng: random.Random) -> Iterator[tuple
 
 
 def write_bomb(path: Path, checkpoint: Path) -> None:
-    """A checkpoint whose archive holds a gigabyte of zeros in a megabyte."""
+    '''A checkpoint whose archive holds a gigabyte of zeros in a megabyte.'''
     with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as bomb:
         for item in source.infolist():
             bomb.writestr(item.filename, source.read(item))
@@ -211,7 +211,7 @@ def write_bomb(path: Path, checkpoint: Path) -> None:
 
 
 def hostile_checkpoints(folder: Path, tries: int, limit_s: float) -> Fault:
-    """Submit with a hostile checkpoint: refused in a line, in time and within 200 MB, or predicted if harmless."""
+    '''Submit with a hostile checkpoint: refused in a line, in time and within 200 MB, or predicted if harmless.'''
     room = make_room(folder / 'room')
     checkpoint = room / 'run' / 'fold_0.pt'
     fault = Fault('hostile checkpoints')
@@ -253,7 +253,7 @@ def hostile_checkpoints(folder: Path, tries: int, limit_s: float) -> Fault:
 
 
 def flipped_checkpoints(folder: Path, tries: int) -> Fault:
-    """Load checkpoints with one flipped bit: each is refused."""
+    '''Load checkpoints with one flipped bit: each is refused.'''
     content = (make_room(folder / 'room') / 'run' / 'fold_0.pt').read_bytes()
     fault = Fault('checkpoints with a flipped bit')
     rng = random.Random(3)
@@ -272,10 +272,10 @@ def flipped_checkpoints(folder: Path, tries: int) -> Fault:
 
 
 def table_texts(names: list[str], label: str) -> dict[str, str | bytes]:
-    """Odd clip tables of some files; `label` is a class that one of them has."""
+    '''Odd clip tables of some files; `label` is a class that one of them has.'''
 
     def rows(*cells: str) -> str:
-        """A row per file; the cells take turns, and {n}, {i} in them are the file's name and number."""
+        '''A row per file; the cells take turns, and {n}, {i} in them are the file's name and number.'''
         lines = [f'{name},{cells[i % len(cells)]}' for i, name in enumerate(names)]
         return ''.join(line.replace('{i}', str(i)) + '\n' for i, line in enumerate(lines))
 
@@ -324,12 +324,12 @@ def table_texts(names: list[str], label: str) -> dict[str, str | bytes]:
 
 
 def template_texts(names: list[str], classes: list[str]) -> dict[str, str | bytes]:
-    """Odd templates for some files."""
+    '''Odd templates for some files.'''
     zeros = ','.join(['0'] * len(classes))
     head = ','.join(['fname', *classes]) + '\n'
 
     def rows(*patterns: str, cells: str = zeros) -> str:
-        """A row per file and pattern, in which {n} is the file's name and {s} the same without its extension."""
+        '''A row per file and pattern, in which {n} is the file's name and {s} the same without its extension.'''
         ids = []
         for name in names:
             stem = name.rpartition('.')[0]
@@ -366,7 +366,7 @@ def template_texts(names: list[str], classes: list[str]) -> dict[str, str | byte
 
 
 def odd_tables(folder: Path) -> Fault:
-    """Train with odd tables and submit with odd templates: a line of error, or the work is done."""
+    '''Train with odd tables and submit with odd templates: a line of error, or the work is done.'''
     room = make_room(folder / 'room')
     fault = Fault('odd tables and templates')
     with open(room / 'train.csv', encoding='utf-8', newline='') as handle:
@@ -397,7 +397,7 @@ def odd_tables(folder: Path) -> Fault:
 
 
 def same_ids(template: Path, out: Path) -> bool:
-    """Whether a submission has the ids and the header of its template, byte for byte as CSV reads them."""
+    '''Whether a submission has the ids and the header of its template, byte for byte as CSV reads them.'''
     tables = []
     for path in (template, out):
         text = path.read_bytes().decode('utf-8-sig', 'surrogateescape')

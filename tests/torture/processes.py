@@ -1,4 +1,4 @@
-"""Kills, deadlines on a loaded machine, files that end the process, two writers, full disks, poor environments."""
+'''Kills, deadlines on a loaded machine, files that end the process, two writers, full disks, poor environments.'''
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.torture.room import TINY, Fault, classes_of, make_room, run_forked, r
 
 ROOT = Path(__file__).resolve().parents[2]
 # A module that Python loads by itself when it starts. It breaks what the name of a file or the environment says.
-SITE = """
+SITE = '''
 import os, signal
 def poison():
     import soundfile
@@ -34,15 +34,15 @@ def poison():
             super().__init__(file, *args, **options)
     soundfile.SoundFile = Poison
 poison()
-"""
-SCRIPT = """
+'''
+SCRIPT = '''
 from audiotag_kit import submit
 print(submit({checkpoints!r}, {audio!r}, {out!r}, template={template!r}, deadline={deadline!r}, progress=False))
-"""
+'''
 
 
 def digest_tree(folder: Path) -> dict[str, str]:
-    """The content of every result below a folder, times and measured costs left out."""
+    '''The content of every result below a folder, times and measured costs left out.'''
     from kit.core.files import bytes_digest
     from kit.models.archive import content_digest, read_content
 
@@ -62,14 +62,14 @@ def digest_tree(folder: Path) -> dict[str, str]:
 
 
 def new_place(folder: Path, run: Path) -> Path:
-    """An empty folder but for a copy of the run."""
+    '''An empty folder but for a copy of the run.'''
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run, folder / 'run')
     return folder
 
 
 def kills(folder: Path, tries: int) -> Fault:
-    """Kill verbs at random instants: every file is whole, and the same command comes to the same bytes."""
+    '''Kill verbs at random instants: every file is whole, and the same command comes to the same bytes.'''
     room = make_room(folder / 'room')
     fault = Fault('kills of train, oof, relabel and submit')
     run = room / 'run'
@@ -139,7 +139,7 @@ def kills(folder: Path, tries: int) -> Fault:
 
 
 def make_long_job(folder: Path, clips: int = 400) -> tuple[Path, Path]:
-    """More clips than a deadline has time for, and a folder with only the single file."""
+    '''More clips than a deadline has time for, and a folder with only the single file.'''
     import soundfile
 
     audio = folder / 'many'
@@ -156,7 +156,7 @@ def make_long_job(folder: Path, clips: int = 400) -> tuple[Path, Path]:
 
 
 def write_many_template(path: Path, audio: Path, classes: Sequence[str]) -> None:
-    """A template of all files of a folder."""
+    '''A template of all files of a folder.'''
     zeros = ','.join(['0'] * len(classes))
     names = sorted(file.name for file in audio.iterdir())
     path.write_text(''.join([','.join(['fname', *classes]) + '\n', *(f'{name},{zeros}\n' for name in names)]))
@@ -164,7 +164,7 @@ def write_many_template(path: Path, audio: Path, classes: Sequence[str]) -> None
 
 @contextmanager
 def load(processes: int) -> Iterator[None]:
-    """Keep so many cores busy."""
+    '''Keep so many cores busy.'''
     busy = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(processes)]
     try:
         yield
@@ -175,7 +175,7 @@ def load(processes: int) -> Iterator[None]:
 
 
 def write_heavy_models(folder: Path, checkpoint: Path) -> Path:
-    """Three untrained models that no deadline here has time for."""
+    '''Three untrained models that no deadline here has time for.'''
     card = load_tagger(checkpoint).card
     for seed in range(3):
         torch.manual_seed(seed)
@@ -185,7 +185,7 @@ def write_heavy_models(folder: Path, checkpoint: Path) -> Path:
 
 
 def deadlines(folder: Path, tries: int, abreast: int = 2) -> Fault:
-    """Submit as a script on a loaded machine: the process has ended, with code 0 and a whole CSV, by its deadline."""
+    '''Submit as a script on a loaded machine: the process has ended, with code 0 and a whole CSV, by its deadline.'''
     room = make_room(folder / 'room')
     audio, alone = make_long_job(folder)
     template = folder / 'many.csv'
@@ -253,7 +253,7 @@ def deadlines(folder: Path, tries: int, abreast: int = 2) -> Fault:
 
 
 def poison_files(folder: Path, tries: int) -> Fault:
-    """Submit with files that end the process: all rows but theirs are predicted, by all models."""
+    '''Submit with files that end the process: all rows but theirs are predicted, by all models.'''
     room = make_room(folder / 'room')
     audio, alone = make_long_job(folder)
     poisoned = folder / 'poisoned'
@@ -302,7 +302,7 @@ def poison_files(folder: Path, tries: int) -> Fault:
 
 
 def two_writers(folder: Path) -> Fault:
-    """Start a second process on the same output: it ends with a line that names the first, which is not disturbed."""
+    '''Start a second process on the same output: it ends with a line that names the first, which is not disturbed.'''
     room = make_room(folder / 'room')
     audio, alone = make_long_job(folder)
     fault = Fault('a second process on the same output')
@@ -351,7 +351,7 @@ def two_writers(folder: Path) -> Fault:
 
 
 def full_disks(folder: Path) -> Fault:
-    """Submit and train where the disk, or the folder of temporary files, is full."""
+    '''Submit and train where the disk, or the folder of temporary files, is full.'''
     room = make_room(folder / 'room')
     audio, _ = make_long_job(folder)
     fault = Fault('full disks')
@@ -405,7 +405,7 @@ def full_disks(folder: Path) -> Fault:
 
 
 def environments(folder: Path) -> Fault:
-    """Submit in poor environments: the work is done, or a line names what is missing and its cure."""
+    '''Submit in poor environments: the work is done, or a line names what is missing and its cure.'''
     room = make_room(folder / 'room')
     _, alone = make_long_job(folder)
     fault = Fault('poor environments')
@@ -464,7 +464,7 @@ def environments(folder: Path) -> Fault:
 
 
 def orphans(folder: Path, tries: int, limit_s: float) -> Fault:
-    """Kill the parent of a submission: its worker ends in time."""
+    '''Kill the parent of a submission: its worker ends in time.'''
     room = make_room(folder / 'room')
     audio, alone = make_long_job(folder)
     fault = Fault('workers whose parent was killed')

@@ -1,4 +1,4 @@
-"""What the faults share: children forked from a warm process, a small trained ensemble, and the count of what held."""
+'''What the faults share: children forked from a warm process, a small trained ensemble, and the count of what held.'''
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ TINY = [
 
 @dataclass
 class Fault:
-    """A kind of fault: how often it was tried, and what did not hold."""
+    '''A kind of fault: how often it was tried, and what did not hold.'''
 
     name: str
     tried: int = 0
@@ -49,19 +49,19 @@ class Fault:
     details: str = ''
 
     def check(self, held: bool, what: str) -> None:
-        """Count one try."""
+        '''Count one try.'''
         self.tried += 1
         if not held:
             self.broken.append(what)
 
     def row(self) -> str:
-        """A row of the table."""
+        '''A row of the table.'''
         return f'| {self.name} | {self.tried:,} | {self.tried - len(self.broken):,} | {self.details} |'
 
 
 @dataclass(frozen=True)
 class Child:
-    """How a forked child ended: its exit code (below 0: signal), what it printed, its seconds and memory."""
+    '''How a forked child ended: its exit code (below 0: signal), what it printed, its seconds and memory.'''
 
     code: int
     output: str
@@ -70,12 +70,12 @@ class Child:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it ended with one clear line."""
+        '''Whether it ended with one clear line.'''
         return self.code == 2 and 'Traceback' not in self.output and 'audiotag-kit: ' in self.output
 
 
 def run_forked(work: Callable[[], object], kill_after_s: float = 300.0) -> Child:
-    """Run something in a forked child, and kill it after some seconds."""
+    '''Run something in a forked child, and kill it after some seconds.'''
     read_end, write_end = os.pipe()
     sys.stdout.flush()
     began = time.perf_counter()
@@ -118,7 +118,7 @@ def run_forked(work: Callable[[], object], kill_after_s: float = 300.0) -> Child
 
 
 def run_verb(words: Sequence[str], kill_after_s: float = 300.0, folder: Path | None = None) -> Child:
-    """Run the command line in a forked child."""
+    '''Run the command line in a forked child.'''
 
     def work() -> int:
         if folder:
@@ -129,7 +129,7 @@ def run_verb(words: Sequence[str], kill_after_s: float = 300.0, folder: Path | N
 
 
 def make_room(folder: Path, clips: int = 24) -> Path:
-    """Toy clips, a template, and a trained run of two folds."""
+    '''Toy clips, a template, and a trained run of two folds.'''
     import timm  # noqa: F401  (its import takes 2 s, which no child shall be charged for)
 
     torch.set_num_threads(1)  # no threads of OpenMP, so that children can be forked
@@ -147,12 +147,12 @@ def make_room(folder: Path, clips: int = 24) -> Path:
 
 
 def classes_of(room: Path) -> list[str]:
-    """The classes of the toy set."""
+    '''The classes of the toy set.'''
     return (room / 'sample_submission.csv').read_text('utf-8').splitlines()[0].split(',')[1:]
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of a run or of a submission can be read to its end."""
+    '''Whether a file of a run or of a submission can be read to its end.'''
     if path.name == 'lock' or path.name.endswith('.part'):
         return True
     if path.suffix == '.pt' and 'state' not in path.parts:
@@ -169,7 +169,7 @@ def is_whole(path: Path) -> bool:
 
 
 def torn_files(folder: Path) -> list[str]:
-    """The files below a folder that are not whole."""
+    '''The files below a folder that are not whole.'''
     torn = []
     for path in sorted(folder.rglob('*')):
         try:
