@@ -247,7 +247,7 @@ def join_sections(order: Sequence[Source], version: str) -> str:
     for source in order:
         # The contents will have a line per file. The banner is the third line of what is added here.
         offset = len(head) + len(order) + len(code) + len(sections) + 3
-        contents.append(f'# {offset:+7}  {source.path}')
+        contents.append(f'# {offset:+6}  {source.path}')
         sections += ['', '', BANNER.format(path=source.path, offset=offset), *section(source)]
     return '\n'.join([*head, *contents, *code, *sections, ''])
 

@@ -96,14 +96,9 @@ def get_world_size() -> int:
     return process_number('WORLD_SIZE', 1)
 
 
-def get_local_world_size() -> int:
-    '''Return the number of processes that share the work on this machine.'''
-    return process_number('LOCAL_WORLD_SIZE', 1)
-
-
 def tune_process() -> None:
     '''Set up this process for offline work on clips of many lengths. The user's own environment variables stay.'''
-    if get_local_world_size() > 1:
+    if process_number('LOCAL_WORLD_SIZE', 1) > 1:
         torch.set_num_threads(cpu_count())
 
     # Without these, a look-up on a model hub hangs 46 s before it fails, as Kaggle has no network at submission.
@@ -150,7 +145,7 @@ def cpu_count() -> int:
     cores = os.cpu_count() or 1
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))
-    return max(1, cores // get_local_world_size())
+    return max(1, cores // process_number('LOCAL_WORLD_SIZE', 1))
 
 
 def memory_bytes() -> int:
@@ -160,7 +155,7 @@ def memory_bytes() -> int:
         total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path('/sys/fs/cgroup/memory.max').read_text()))
-    return total // get_local_world_size()
+    return total // process_number('LOCAL_WORLD_SIZE', 1)
 
 
 def free_memory_bytes() -> int:
@@ -175,7 +170,7 @@ def free_memory_bytes() -> int:
         # Cached files count as used, but the kernel drops them when memory is needed.
         cached = int((group / 'memory.stat').read_text().split('inactive_file ')[1].split()[0])
         free = min(free, limit - used + cached)
-    return max(0, free) // get_local_world_size()
+    return max(0, free) // process_number('LOCAL_WORLD_SIZE', 1)
 
 
 def in_worker() -> bool:

@@ -111,7 +111,9 @@ def predict_ensemble(
         else:
             member.finished = not (budget.stopped or is_shared)  # also where every clip of the last chunk failed
         if is_last_user:
-            loader.retire(key)
+            loader.frontends.pop(key, None)
+            for chunk in loader.chunks:
+                loader.drop(chunk, key)
         member.cache.flush()
 
 

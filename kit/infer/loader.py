@@ -273,12 +273,6 @@ class SpectrogramLoader:
         for clip in chunk.clips:
             self.cache.drop((clip, key))
 
-    def retire(self, key: str) -> None:
-        '''Delete a frontend and its spectrograms: no model needs them any more.'''
-        self.frontends.pop(key, None)
-        for chunk in self.chunks:
-            self.drop(chunk, key)
-
     def close(self) -> None:
         '''Let the decoding threads end.'''
         if self.pool is not None:

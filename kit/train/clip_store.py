@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kit.core.errors import KitError
-from kit.core.runtime import Runtime, get_local_world_size, memory_bytes, trim_memory
+from kit.core.runtime import Runtime, memory_bytes, process_number, trim_memory
 from kit.infer.cache import map_to_disk
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.template import locate_clips
@@ -24,7 +24,9 @@ class ClipStore:
     '''
 
     def __init__(self, memory_gb: float | None, seconds: float, frontends: Mapping[str, Any]) -> None:
-        self.budget_bytes = memory_bytes() // 2 if memory_gb is None else int(memory_gb * 1e9) // get_local_world_size()
+        self.budget_bytes = (
+            memory_bytes() // 2 if memory_gb is None else int(memory_gb * 1e9) // process_number('LOCAL_WORLD_SIZE', 1)
+        )
         configs = {key: frontend.config for key, frontend in frontends.items()}
         values_per_s = sum(
             config.sample_rate if key == 'wave' else config.n_spec_rows * config.frames_per_s

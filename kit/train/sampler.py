@@ -220,21 +220,17 @@ def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int,
     return first, max(end, first + 1)
 
 
-def augment_factors(clips: Dataset, rare_boost: float) -> np.ndarray:
-    '''Factors on augmentation chances: 1 + rare_boost for the rarest class, 1 for the commonest. Shape: -> (n,)'''
-    if not rare_boost:
-        return np.ones(len(clips))
-    log_rarity = np.log(rarity(clips.targets, seconds_by_row(clips)))
-    return np.asarray(1 + rare_boost * log_rarity / max(1e-9, float(log_rarity.max())))
-
-
 def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: torch.Generator) -> Iterator[Batch]:
     '''Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn.'''
     config = recipe.sampling
     length, steps_per_s = crop_steps(recipe)
     cutter: Any = RawWaveforms(recipe.frontend) if recipe.needs_waveforms else frontend
     sources = source_numbers(clips.sources, recipe)
-    factors = augment_factors(clips, config.rare_boost)
+    # Chances of augmentation are multiplied by 1 + rare_boost for the rarest class, by 1 for the commonest.
+    factors = np.ones(len(clips))
+    if config.rare_boost:
+        log_rarity = np.log(rarity(clips.targets, seconds_by_row(clips)))
+        factors += config.rare_boost * log_rarity / max(1e-9, float(log_rarity.max()))
     has_label = clips.has_label
     partner_chances = torch.from_numpy(sums_of_probs(clips, recipe) * ~has_label)
     partner_p = recipe.mixup.pseudo_p if not has_label.all() else 0.0
