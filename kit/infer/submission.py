@@ -108,7 +108,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         write_share(job, inputs.key, loader)
     elif get_world_size() > 1:
         wait_for_shares(job, inputs.key, loader)
-        if merge_shares(rows, members, inputs.files, loader.failures):
+        if merge_shares(rows, members, inputs.files, loader.failures) and not job.budget.stopped:
             rest = make_loader(job, inputs, members, runtime, suspects)
             rest.failures |= loader.failures
             rest.read_headers()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.doctor import run_doctor
-from kit.infer.backend import CompiledNetwork, check_backend, compile_network, compile_openvino
+from kit.infer.backend import STATIC_ROWS, CompiledNetwork, check_backend, compile_network, compile_openvino
 from kit.infer.ensemble import measure_cost
 from kit.infer.predictor import Predictor
 from kit.infer.submit import submit
@@ -104,13 +104,13 @@ def all_logits(predictor: Predictor, specs: list[Tensor]) -> np.ndarray:
 
 def test_a_prediction_of_openvino_depends_on_no_batchmate(fake: FakeOpenVino) -> None:
     fake.change = lambda logits: logits + 1e-6 * len(logits)  # as a kernel that depends on the batch size
-    specs = make_specs(FRAMES, 7 * FRAMES, 30, 2 * FRAMES)
+    specs = make_specs(FRAMES, 20 * FRAMES, 30, 2 * FRAMES)
     together = make_predictor().predict(specs)
     alone = [make_predictor().predict([spec])[0] for spec in specs]
-    assert set(fake.shapes) == {(4, 1, 30, FRAMES)}, 'every batch has the one compiled shape'
+    assert set(fake.shapes) == {(STATIC_ROWS, 1, 30, FRAMES)}, 'every batch has the one compiled shape'
     for a, b in zip(together, alone, strict=True):
         assert np.array_equal(a.logits, b.logits) and a.spans == b.spans
-    assert np.abs(together[1].logits - make_predictor('torch').predict(specs)[1].logits).max() < 1e-5
+    assert np.abs(together[1].logits - make_predictor('torch').predict(specs)[1].logits).max() < 2e-5
 
 
 def test_the_logits_of_padding_are_dropped_and_rows_keep_their_order() -> None:
@@ -226,7 +226,7 @@ def test_a_cost_is_that_of_full_batches_without_the_time_to_compile(fake: FakeOp
     clock = HandClock()
 
     def spend(logits: Tensor) -> Tensor:
-        clock.time += 0.4  # for the four windows of a batch
+        clock.time += 0.1 * STATIC_ROWS  # of a batch
         return logits
 
     fake.change = spend
