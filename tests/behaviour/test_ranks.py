@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +15,13 @@ import torch
 
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
+from kit.core.files import file_identity
 from kit.core.ranks import gather, start_workers, take_share
 from kit.core.runtime import WORKER_MARK, cpu_count, get_rank, pick_device
+from kit.infer.cache import PredictionCache
 from kit.infer.job import SubmitOptions
+from kit.infer.predictor import WindowLogits
+from kit.infer.shards import merge_shares
 from kit.infer.submission import run_submission
 from kit.toydata import make_toy_set
 from tests.behaviour.trained import Trained, read_scores
@@ -24,7 +30,6 @@ TINY = [
     'frontend.sample_rate=8000', 'frontend.hop_length=200', 'frontend.n_fft=400', 'frontend.n_mels=32',
     'network.blocks=3', 'network.width=4', 'crop_s=1.0', 'epochs=2', 'n_folds=3', 'seeds=2',
 ]  # fmt: skip
-NOBODY = '4194304999'  # no process has this number
 
 
 @pytest.fixture(scope='module')
@@ -111,7 +116,7 @@ def test_the_first_process_takes_what_others_predicted_and_does_what_dead_ones_l
     def submit_to(name: str) -> dict[str, object]:
         out = tmp_path / name
         options = SubmitOptions(trained.mel, task / 'test', out, template, device='cpu', progress=False)
-        return run_submission(options, Deadline())
+        return run_submission(options, Deadline(time.time() + 100))
 
     submit_to('one.csv')
     join_group(monkeypatch, 1)
@@ -120,8 +125,11 @@ def test_the_first_process_takes_what_others_predicted_and_does_what_dead_ones_l
     shares = sorted(path.name for path in (tmp_path / 'two.csv.state' / '1').iterdir())
     assert len(shares) == 3 and 'share.json' in shares
     shutil.copytree(tmp_path / 'two.csv.state', tmp_path / 'wrong.csv.state')
-    (tmp_path / 'two.csv.state' / '1' / shares[0]).unlink()  # one model's predictions are lost
-    join_group(monkeypatch, 0, NOBODY)
+    for lost in (shares[0], 'share.json'):  # it died before it had predicted all
+        (tmp_path / 'two.csv.state' / '1' / lost).unlink()
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    join_group(monkeypatch, 0, str(dead.pid))
     assert submit_to('two.csv')['rows_all_models'] == 60
     assert (tmp_path / 'one.csv').read_bytes() == (tmp_path / 'two.csv').read_bytes()
     path = tmp_path / 'wrong.csv.state' / '1' / shares[0]
@@ -133,6 +141,29 @@ def test_the_first_process_takes_what_others_predicted_and_does_what_dead_ones_l
     _, other = read_scores(tmp_path / 'wrong.csv')
     n_changed = sum(bool((right[name] != other[name]).any()) for name in right)
     assert 0 < n_changed < 60, 'the rows of the other process come from its file'
+
+
+def test_predictions_of_other_processes_count_as_soon_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ('a', 'b', 'c')]
+    for file in files:
+        file.write_text(file.name)
+    member = SimpleNamespace(
+        cache=PredictionCache.open(tmp_path / 'model.npz'), predicted={0}, failed_clips={}, failure=None, finished=False
+    )
+    added: list[int] = []
+    rows = SimpleNamespace(
+        plan=SimpleNamespace(rows_of={0: [0], 1: [1], 2: [2]}), add=lambda member, clip, logits: added.append(clip)
+    )
+    assert merge_shares(rows, [member], files, {}) and not member.finished
+    join_group(monkeypatch, 1)
+    other = PredictionCache.open(tmp_path / 'model.npz')
+    other.digests[file_identity(files[1])] = 'b'
+    other.add([('b', WindowLogits(np.zeros((1, 2), np.float32), ((0, 1),)))])
+    other.flush()
+    assert merge_shares(rows, [member], files, {}) and (added, member.finished) == ([1], False)
+    assert not merge_shares(rows, [member], files, {2: 'cannot be read'}) and (added, member.finished) == ([1], True)
 
 
 def test_a_dead_process_ends_the_wait_for_its_networks_with_one_line(tmp_path: Path) -> None:
