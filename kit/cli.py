@@ -114,9 +114,6 @@ COMMON_OPTIONS = {
 }
 
 
-WORKERS_HELP = 'processes that share the work, e.g. one for each GPU (default: 1, or those of torchrun)'
-
-
 def build_parser(name: str, command: Command) -> OneLineParser:
     '''Return a command's parser, made from its function's parameters and the `Options:` of its docstring.'''
     functions = ', '.join(function.__name__ for function in (command.run, *command.also))
@@ -135,7 +132,8 @@ def build_parser(name: str, command: Command) -> OneLineParser:
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])
     if command.takes_workers:
-        parser.add_argument('--workers', type=int, metavar='N', default=1, help=WORKERS_HELP)
+        help_text = 'processes that share the work, e.g. one per GPU (default: 1, or those of torchrun)'
+        parser.add_argument('--workers', type=int, metavar='N', default=1, help=help_text)
     return parser
 
 

@@ -19,7 +19,7 @@ from kit.core.worker import ERROR_MARK, Worker, kill_worker, spawn_worker, super
 
 T = TypeVar('T')
 
-# Set for the first process to the process numbers of the others. Torchrun ends all processes when one dies.
+# The process numbers of the others, for the first one.
 PEERS = 'AUDIOTAG_KIT_PEERS'
 
 
@@ -30,6 +30,8 @@ def take_share(items: Sequence[T]) -> list[T]:
 
 def gather(value: T) -> list[T]:
     '''Return the values of all processes, in their order, to each of them. Waits until all have come here.
+
+    Values are arrays and Python's own types: a notebook has other classes of the kit than its workers.
 
     Errors: KitError where another process has died
     '''

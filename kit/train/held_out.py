@@ -83,13 +83,13 @@ def predict_recordings(
     frontends = collect_frontends(members, runtime.device)
     files = locate_clips(names, audio)
     loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
-    outputs: list[dict[int, WindowLogits]] = [{} for _ in members]
+    outputs: list[dict[int, Any]] = [{} for _ in members]
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
     bar = progress_bar(len(members) * loader.total_s, name, 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         for member, clip, logits in predict_ensemble(members, loader):
-            outputs[members.index(member)][clip] = logits
+            outputs[members.index(member)][clip] = logits.logits, logits.spans
             advance(bar, loader.durations_s[clip] or 0.0)
     failed_models = [member.failure for member in members if member.failure]
     failed_clips = {clip: why for member in members for clip, why in member.failed_clips.items()}
@@ -103,7 +103,7 @@ def predict_recordings(
         loader.notes |= notes
         failures |= not_finite
         for all_clips, of_clips in zip(merged, of_share, strict=True):
-            all_clips |= of_clips
+            all_clips |= {clip: WindowLogits(*output) for clip, output in of_clips.items()}
     loader.print_failures(names)
     failures |= loader.failures
     clips = len(names)

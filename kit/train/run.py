@@ -108,7 +108,7 @@ def train_run(
     check_folds(recipe.metric, data, trained_folds)
     if inits:
         check_init(recipe, data, {fold: inits[fold] for fold in trained_folds})
-    parts: list[tuple[int, np.ndarray, OofPredictions]] = []
+    parts: list[tuple[int, np.ndarray, dict[str, Any]]] = []
     all_networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
     networks = take_share([*enumerate(all_networks)])
     bar = progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', progress)
@@ -124,9 +124,9 @@ def train_run(
             until = Deadline(clock.now() + share_s, clock.now)
             predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger)
             if predictions is not None:
-                parts.append((number, data.held_out(fold), predictions))
+                parts.append((number, data.held_out(fold), vars(predictions)))
         all_parts = sorted(chain.from_iterable(gather(parts)), key=lambda part: part[0])
-        oof = join_folds([part[1:] for part in all_parts]) if all_parts else None
+        oof = join_folds([(rows, OofPredictions(**part)) for _, rows, part in all_parts]) if all_parts else None
         if oof is not None:
             write_oof(folder, oof)
     return Run(folder, recipe, oof)

@@ -50,6 +50,17 @@ def run(command: list[str], *words: object) -> str:
     return done.stdout
 
 
+def as_module(kit_command: list[str]) -> list[str]:
+    '''Start the command line as `%run` does: of an imported module, whose classes are not those of the workers.'''
+    code = 'import sys; from kit.cli import run_command; from kit.commands import COMMANDS'
+    if kit_command[1] != '-m':
+        bundle = Path(kit_command[1])
+        code = (
+            f'import sys; sys.path.insert(0, {str(bundle.parent)!r}); from {bundle.stem} import COMMANDS, run_command'
+        )
+    return [sys.executable, '-c', f'{code}; sys.exit(run_command(COMMANDS, sys.argv[1:]))']
+
+
 def same_files(one: Path, other: Path, names: list[str]) -> bool:
     '''Whether files of two folders have the same bytes.'''
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
@@ -81,7 +92,7 @@ def test_workers_train_the_networks_of_one_process(kit_command: list[str], task:
     words = ['train', '--recipe', 'max-pyramid-mel', '--table', task / 'train.csv', '--audio', task / 'train']
     words += ['--device', 'cpu', '--set', *TINY, '--out']
     run(kit_command, *words, tmp_path / 'one')
-    run(kit_command, *words, tmp_path / 'two', '--workers=2')
+    run(as_module(kit_command), *words, tmp_path / 'two', '--workers=2')
     names = sorted(path.name for path in (tmp_path / 'one').glob('fold_*.pt'))
     assert len(names) == 6
     assert same_files(tmp_path / 'one', tmp_path / 'two', [*names, 'oof.csv', 'folds.csv', 'recipe.json'])
