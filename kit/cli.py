@@ -132,7 +132,7 @@ def build_parser(name: str, command: Command) -> OneLineParser:
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])
     if command.takes_workers:
-        help_text = 'processes that share the work, e.g. one per GPU (default: 1, or those of torchrun)'
+        help_text = 'processes that share the work, e.g. one per GPU (default: 1)'
         parser.add_argument('--workers', type=int, metavar='N', default=1, help=help_text)
     return parser
 

@@ -46,7 +46,7 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
         return device, None
 
     candidates = [torch.device('cuda', i) for i in range(torch.cuda.device_count())]
-    if candidates:  # processes that share the work have a GPU each
+    if candidates:
         first = process_number('LOCAL_RANK', 0) % len(candidates)
         candidates = candidates[first:] + candidates[:first]
     if torch.backends.mps.is_available():

@@ -25,7 +25,7 @@ BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the
 # How much compiled logits may differ, relative to the greatest logit or to 1.
 BACKEND_TOLERANCE = 1e-4
 
-# Windows that a compiled network computes at once. Twelve gain a tenth in long jobs; short ones lose by padding.
+# Windows that a compiled network computes at once. More need more padding.
 STATIC_ROWS = 4
 
 CompiledCall = Callable[[np.ndarray], np.ndarray]

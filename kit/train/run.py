@@ -114,7 +114,7 @@ def train_run(
     bar = progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', progress)
     lock = locked(folder / 'state', folder) if is_first else contextlib.nullcontext()
     with lock, bar:
-        gather(None)  # the folder is locked for all processes that share the work
+        gather(None)  # the folder is locked for all
         # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
         for name, text in files.items():
             write_text(folder / name, text)
