@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kit.core.errors import KitError, suggest
+from kit.core.runtime import get_rank
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -68,10 +69,14 @@ def file_identity(path: Path) -> str:
 def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
     '''Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
 
-    Where another process has the lock, this is an error, or is waited for with `wait`.
+    Where another process has the lock, this is an error, and of processes that share their work the first locks for
+    all; with `wait`, each waits for its turn.
     The system opens the lock when the process ends, however it ends. Temporary files that killed processes left in
     the folders of both are removed.
     '''
+    if get_rank() > 0 and not wait:
+        yield
+        return
     try:
         import fcntl
 

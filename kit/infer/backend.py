@@ -22,14 +22,19 @@ from kit.models.network import Network
 
 BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the faster'}
 
-# How much compiled logits may differ, relative to the greatest logit or to 1.
-BACKEND_TOLERANCE = 1e-4
+# How much fused or compiled logits may differ, relative to the greatest logit or to 1.
+LOGITS_TOLERANCE = 1e-4
 
 # Windows that a compiled network computes at once. More need more padding.
 STATIC_ROWS = 4
 
 CompiledCall = Callable[[np.ndarray], np.ndarray]
 Compiler = Callable[[nn.Module, tuple[int, ...]], CompiledCall]
+
+
+def is_tolerable(difference: float, expected: Tensor) -> bool:
+    '''Decide whether logits differ by rounding alone; NaN never does.'''
+    return difference <= LOGITS_TOLERANCE * max(1.0, float(expected.abs().max()))
 
 
 class CompiledNetwork(nn.Module):
@@ -135,7 +140,7 @@ def compile_network(
         difference = float((read_logits(compiled(batch)) - expected).abs().max())
     except Exception as error:
         return network, f'torch: OpenVINO cannot compile the network: {one_line(error)[:200]}'
-    if not difference <= BACKEND_TOLERANCE * max(1.0, float(expected.abs().max())):
+    if not is_tolerable(difference, expected):
         return network, f'torch: the logits of OpenVINO differed by {difference:.2g}'
     text = f'openvino: logits differ by {difference:.1g} or less'
     if backend != 'auto':
@@ -151,10 +156,6 @@ def compile_network(
     if torch_s <= compiled_s:
         return network, f'torch: {speed}'
     return compiled, f'{text}; {speed}'
-
-
-# How much fused logits may differ, relative to the greatest logit or to 1.
-FUSION_TOLERANCE = 1e-4
 
 
 class NormWatch(TorchFunctionMode):
@@ -216,6 +217,6 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
         # timm's norms have children, dropout and activation, which stay.
         fused.set_submodule(name, nn.Sequential(*norm.children()))
     difference = float((fused(spec) - expected).abs().max())
-    if not difference <= FUSION_TOLERANCE * max(1.0, float(expected.abs().max())):
+    if not is_tolerable(difference, expected):
         return network, f'not fused: logits of noise differed by {difference:.2g}'
     return fused, f'{len(pairs)} batch norms fused into convolutions'

@@ -49,9 +49,10 @@ def add_cached(
     found = []
     if any(member.cache.digests for member in members):
         for clip in rows.plan.rows_of:
-            identity = file_identity(files[clip])
-            for member in members:
-                logits = None if clip in member.predicted else member.cache.find(identity)
+            lacking = [member for member in members if clip not in member.predicted]
+            identity = file_identity(files[clip]) if lacking else ''
+            for member in lacking:
+                logits = member.cache.find(identity)
                 if logits is not None:
                     rows.add(member, clip, logits)
                     found.append((member, clip))

@@ -48,10 +48,9 @@ def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]
 def run_job(job: SubmitJob) -> dict[str, Any]:
     '''Do a whole submission in this process, alone on its CSV; return its report.'''
     inputs = read_inputs(job)  # before anything is written, so that a call with a mistake leaves nothing
-    if get_rank():  # another process writes the CSV
-        share_path(job, get_rank()).unlink(missing_ok=True)
-        return finish_submission(job, inputs)
     with locked(job.state_folder, job.options.out):
+        with contextlib.suppress(OSError):
+            share_path(job, get_rank()).unlink()
         write_priors(job, inputs)
         return finish_submission(job, inputs)
 

@@ -16,7 +16,7 @@ from kit.audio.decode import Decoder, scan_folder
 from kit.core.clock import Deadline, parse_duration, process_start, set_deadline
 from kit.core.errors import KitError, check_kind
 from kit.core.files import locked, write_json
-from kit.core.runtime import get_rank, in_notebook, in_worker, worker_margin_s
+from kit.core.runtime import in_notebook, in_worker, worker_margin_s
 from kit.core.worker import ERROR_MARK, as_arguments, can_fork, exit_after, fork_worker, spawn_worker, supervise
 from kit.infer.backend import check_backend
 from kit.infer.job import SubmitJob, SubmitOptions
@@ -306,9 +306,8 @@ def write_priors_soon(job: SubmitJob) -> None:
     def work() -> None:
         try:
             inputs = read_inputs(first)
-            if get_rank() == 0:
-                with locked(job.state_folder, job.options.out):
-                    pass  # the lock is only tried, as the child needs it
+            with locked(job.state_folder, job.options.out):
+                pass  # the lock is only tried, as the child needs it
             write_priors(first, inputs)
             done.set_result(None)
         except BaseException as error:

@@ -164,11 +164,12 @@ def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     '''Write the rows of a network. The rows of other networks stay.'''
     network = '{fold},{seed},'.format(**rows[0])
-    new = ['{fold},{seed},{epoch},{loss:.6g},{lr:.6g},{score},{seconds:.3f}'.format(**row) for row in rows]
     with locked(path.parent / 'state' / 'history', path, wait=True):  # other processes train other networks
         lines = path.read_text(encoding='utf-8').splitlines()[1:] if path.is_file() else []
         lines = [line for line in lines if not line.startswith(network)]
-        lines += [line.replace('nan', '') for line in new]
+        for row in rows:
+            line = '{fold},{seed},{epoch},{loss:.6g},{lr:.6g},{score},{seconds:.3f}'.format(**row)
+            lines.append(line.replace('nan', ''))
         # By fold, then seed, as numbers, and "all" last: a longer number is greater, and "all" is longer than a fold.
         lines.sort(key=lambda line: [(len(cell), cell) for cell in line.split(',')[:2]])
         write_text(path, '\n'.join(['fold,seed,epoch,loss,lr,score,seconds', *lines, '']))

@@ -1,6 +1,5 @@
 '''Train a run: a checkpoint for each fold, and out-of-fold predictions.'''
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from kit.core.clock import Deadline, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
 from kit.core.ranks import gather, take_share
-from kit.core.runtime import get_rank, start_runtime
+from kit.core.runtime import start_runtime
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
 from kit.labels.folds import check_no_leak, make_folds
 from kit.labels.metrics import compute_metric
@@ -98,8 +97,7 @@ def train_run(
     has_run = check_run(folder, files)
     inits = read_inits(init, trained_folds, folds[folds >= 0].tolist())
     files = init_files(folder, inits, has_run) | files  # init.json is written first
-    is_first = get_rank() == 0
-    if is_first and (folder / 'state').is_dir():
+    if (folder / 'state').is_dir():
         with locked(folder / 'state', folder):  # refuses a second process before it decodes anything
             pass
     labels = box_labels, soft_labels
@@ -112,8 +110,7 @@ def train_run(
     all_networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
     networks = take_share([*enumerate(all_networks)])
     bar = progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', progress)
-    lock = locked(folder / 'state', folder) if is_first else contextlib.nullcontext()
-    with lock, bar:
+    with locked(folder / 'state', folder), bar:
         gather(None)  # the folder is locked for all
         # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
         for name, text in files.items():
