@@ -13,13 +13,12 @@ import torch
 
 from kit.audio.fingerprint import fingerprint_frontend, fingerprint_of_spec, near_duplicates
 from kit.cli import Command
-from kit.competitions import find_data, fitting_checkpoints
 from kit.core.config import Config
 from kit.core.errors import KitError
 from kit.core.files import write_text
 from kit.core.runtime import tune_process
-from kit.demo import run_demo
-from kit.doctor import run_doctor
+from kit.demo import find_data, fitting_checkpoints, run_demo
+from kit.doctor import bench, run_doctor
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
@@ -38,9 +37,8 @@ from kit.train.dataset import box_table
 from kit.train.oof import predict_oof
 from kit.train.recipe import Recipe, SourceConfig
 from kit.train.recipes import RECIPES, VARIANTS, find_recipe
-from kit.train.relabel import relabel
 from kit.train.run import Run, train_run
-from kit.train.self_training import self_train
+from kit.train.self_training import relabel, self_train
 from kit.train.stacking import stack
 
 
@@ -268,9 +266,7 @@ COMMANDS = {
         group='Start here',
         also=(find_data, fitting_checkpoints),
     ),
-    'doctor': Command(
-        run_doctor, 'check this machine, and whether checkpoints are usable and fit a deadline', group='Start here'
-    ),
+    'doctor': Command(run_doctor, 'check this machine, and whether checkpoints are usable', group='Start here'),
     'recipes': Command(
         list_recipes, 'list the recipes; `recipes NAME` explains every setting of one', group='Start here'
     ),
@@ -301,6 +297,7 @@ COMMANDS = {
     'probe': Command(
         probe, 'measure how scores fall when frequency bands or stretches of time are masked', group='Look'
     ),
+    'bench': Command(bench, 'predict some files, and reckon which models fit the deadline for all', group='Submit'),
     'submit': Command(
         submit,
         'predict a folder of audio and write a valid CSV before the deadline',

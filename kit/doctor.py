@@ -1,50 +1,48 @@
-'''`doctor`: check the machine and some checkpoints, and estimate whether a submission fits its deadline.'''
+'''`doctor` checks the machine and some checkpoints; `bench` reckons what a submission by them would take.'''
 
 import contextlib
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kit.audio.decode import header_duration_s, scan_folder
-from kit.core.clock import parse_duration
+from kit.audio.decode import scan_folder
+from kit.core.clock import Deadline, TimeBudget, parse_duration
 from kit.core.errors import KitError
-from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, pick_device
+from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_bytes, start_runtime
 from kit.core.worker import source_file, source_root
-from kit.infer.backend import check_backend
-from kit.infer.ensemble import measure_cost
-from kit.infer.predictor import Predictor
+from kit.infer.backend import has_openvino
+from kit.infer.ensemble import predict_ensemble
+from kit.infer.job import SubmitJob, SubmitOptions
+from kit.infer.planner import Plan, measure_cost
 from kit.infer.stack import ModelSpec, open_models
+from kit.infer.submission import build_members, make_loader
+from kit.infer.submit_inputs import read_inputs
+from kit.infer.suspects import Suspects
 from kit.models.checkpoint import find_models
 from kit.models.tagger import Tagger, TaggerCard
+from kit.plots.runs import draw_timeline
 
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm', 'openvino')
 
 
-def run_doctor(
-    checkpoints: Sequence[str] | None = None,
-    audio: str | None = None,
-    deadline: str | None = None,
-    backend: str = 'torch',
-) -> str:
-    '''Describe this machine and some checkpoints, and estimate whether they fit the deadline on a folder of audio.
+def run_doctor(checkpoints: Sequence[str] | None = None) -> str:
+    '''Describe this machine and some checkpoints.
 
     Options:
         checkpoints: files or patterns of checkpoints to check
-        audio: the folder of clips to submit
-        deadline: time limit like 55m
-        backend: as in submit
 
     Errors: KitError where a checkpoint cannot be used, after everything was printed
     '''
-    check_backend(backend)
     lines = describe_machine()
     paths = [Path(name) for name, _ in find_models(checkpoints)] if checkpoints else []
-    usable: list[ModelSpec] = []
     unusable = 0
     for path in paths:
         try:
@@ -58,9 +56,6 @@ def run_doctor(
             score = stack.card.oof_score
             lines.append(f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:')
         lines += descriptions
-        usable += models
-    if audio is not None:
-        lines.append(describe_job(Path(audio), usable, deadline, backend))
     if unusable:
         print(*lines, sep='\n', flush=True)
         raise KitError(f'{unusable} of {len(paths)} checkpoints cannot be used; the reasons are above.')
@@ -86,31 +81,6 @@ def describe_machine() -> list[str]:
     if not torch.cuda.device_count():
         lines.append('cuda: none')
     return lines
-
-
-def describe_job(audio: Path, models: Sequence[ModelSpec], deadline: str | None, backend: str) -> str:
-    '''Return a line on how much audio there is, and how long the models need for it, as measured here.'''
-    files, others = scan_folder(audio)
-    durations_s = [header_duration_s(path) for path in files]
-    audio_s = sum(seconds or 0.0 for seconds in durations_s)
-    line = f'{audio}: {len(files)} audio files, {audio_s:.0f} s'
-    if None in durations_s:
-        line += f' without {durations_s.count(None)} files whose headers state no length'
-    if others:
-        line += f', {len(others)} files passed over, as they are no audio, e.g. {others[0].name!r}'
-    if not models:
-        return line
-    device = pick_device()[0]
-    # Own networks need their code, which is not here.
-    known = [model for model in models if not is_custom(model.card)]
-    predictors = [Predictor(model.build(), device, fuse=True, backend=backend) for model in known]
-    needed_s = audio_s * sum(map(measure_cost, predictors))
-    line += f'; {len(known)} of {len(models)} models, measured on this {device.type}, need {needed_s:.0f} s'
-    if deadline is None:
-        return line
-    # Decoding, start-up and slower neighbours take time too.
-    fits = needed_s * 1.3 + 10 < parse_duration(deadline)
-    return f'{line}: {"fits" if fits else "DOES NOT FIT"} into {deadline}, with a margin of 30 % and 10 s'
 
 
 def is_custom(card: TaggerCard) -> bool:
@@ -141,3 +111,102 @@ def describe_model(model: ModelSpec) -> str:
         f'{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, '
         f'inference mode {card.inference.mode} at {card.frontend.sample_rate} Hz'
     )
+
+
+def bench(
+    checkpoints: Sequence[str],
+    audio: str,
+    files: int | None = None,
+    deadline: str = '90m',
+    sample: int = 24,
+    rows: str = 'auto',
+    device: str | None = None,
+    threads: int | None = None,
+    out: str | None = None,
+) -> str:
+    '''Predict some files with every backend that is installed, and reckon what all files of a test would take.
+
+    The models run in the order that `submit` would choose before the deadline.
+
+    Options:
+        checkpoints: files or patterns of checkpoints
+        audio: a folder of clips like those of the test
+        files: how many files the test has; by default as many as the folder
+        deadline: time limit like 90m
+        sample: how many files to predict here
+        rows: as in submit, e.g. 5s
+        out: image of the timeline with the fastest backend, e.g. plan.png
+    '''
+    limit_s = parse_duration(deadline)
+    found, others = scan_folder(Path(audio))
+    chosen = found[:: max(1, len(found) // max(1, sample))][: max(1, sample)]
+    if not chosen:
+        raise KitError(f'{audio} holds no audio files: give a folder of clips like those of the test.')
+    n_files = files or len(found)
+    lines = [f'{audio}: {len(found)} audio files, {len(others)} others; {len(chosen)} files stand for {n_files}']
+    reports = []
+    for backend in ('torch', *(['openvino'] if has_openvino() else [])):
+        with tempfile.TemporaryDirectory() as folder:
+            for number, path in enumerate(chosen):
+                (Path(folder) / f'{number}{path.suffix}').symlink_to(path.resolve())
+            options = SubmitOptions(checkpoints, Path(folder), Path(folder) / 'bench.csv', rows=rows)
+            options = replace(options, device=device, threads=threads, backend=backend, progress=False)
+            reports.append(forecast(options, n_files / len(chosen), limit_s))
+        lines += describe_forecast(backend, reports[-1])
+    if out:
+        draw_timeline(min(reports, key=lambda report: float(report['seconds_total']))).save(out)
+    return '\n'.join(lines)
+
+
+def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str, Any]:
+    '''Predict the files of a folder, and reckon the report of a submission of `factor` times as many.'''
+    job = SubmitJob(options, Deadline())
+    inputs = read_inputs(job)
+    runtime = start_runtime(options.device, options.threads, progress=False)
+    suspects = Suspects.read(job.state_folder / 'suspects.json')
+    with job.watch.measure('models'):
+        members = build_members(job, inputs, runtime, suspects)
+        for member in members:  # compiles and reserves memory, once however many files there are
+            measure_cost(member.predictor)
+    loader = make_loader(job, inputs, members, runtime, suspects)
+    loader.read_headers()
+    with contextlib.closing(loader):
+        for _ in predict_ensemble(members, loader, job.plan):
+            pass
+    for member in members:
+        if member.failure:
+            raise KitError(f'{member.name} failed: {member.failure}')
+    now_s = 0.0
+    spans = {}
+    for stage in ('models', 'headers', 'decode', 'frontend'):
+        needed_s = job.watch.seconds.get(stage, 0.0) * (1 if stage == 'models' else factor)
+        spans[stage] = [(now_s, now_s + needed_s)]
+        now_s += needed_s
+    plan = Plan(TimeBudget(Deadline(limit_s, lambda: now_s)), loader.audio_s * factor)
+    plan.compare_runs(members)
+    models = []
+    waiting = list(members)
+    while waiting:
+        member = plan.next_member(waiting)
+        waiting.remove(member)
+        end_s = now_s + plan.needed_s(member)
+        models.append({'checkpoint': Path(member.name).name, 'spans': [(now_s, end_s)], 'cost': member.cost})
+        now_s = end_s
+    facts = {'state': f'planned with {options.backend}', 'seconds_total': now_s, 'deadline_s': limit_s}
+    return {**facts, 'spans': spans, 'models': models}
+
+
+def describe_forecast(backend: str, report: dict[str, Any]) -> list[str]:
+    '''Return lines on the seconds of each stage and model, and on how many models fit.'''
+    stages = [f'{stage} {end - start:.1f} s' for stage, [(start, end)] in report['spans'].items()]
+    lines = [f'{backend}: {", ".join(stages)}']
+    ends_s = []
+    for model in report['models']:
+        [(start, end)] = model['spans']
+        ends_s.append(end)
+        speed = f'{1 / max(model["cost"], 1e-9):.0f} s of audio a second'
+        lines.append(f'  {model["checkpoint"]}: {end - start:.1f} s, until {end:.1f} s; {speed}')
+    n_fit = sum(end <= report['deadline_s'] for end in ends_s)
+    share = report['seconds_total'] / report['deadline_s']
+    lines.append(f'  {n_fit} of {len(ends_s)} models fit; all of them need {share:.0%} of the time')
+    return lines

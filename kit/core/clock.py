@@ -6,6 +6,7 @@ import os
 import re
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from kit.core.errors import KitError
 from kit.core.runtime import get_rank, in_worker
 
+RECENT_BATCHES = 8
 UNIT_S = {'h': 3600.0, 'm': 60.0, 's': 1.0}
 BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}'
 
@@ -127,29 +129,46 @@ class Stopwatch:
 
 
 class TimeBudget:
-    '''Decides before each step whether one more step and writing the CSV still fit before the deadline.
+    '''Decides how much work still fits before the deadline, with writing the CSV.
 
-    A step is one batch of a network. Once the budget ran out it stays so, even if the clock is set back.
+    A batch is reckoned from the slowest of the last ones of its kind of network, per frame. Once the budget ran out it
+    stays so, even if the clock is set back.
+    Units: paces, seconds per frame
     '''
 
     def __init__(self, deadline: Deadline | None = None) -> None:
         self.deadline = deadline or Deadline()
-        self.longest_step_s = 0.0
         self.write_s = 0.0
-        self.step_began = self.deadline.now()
+        self.paces: dict[str, deque[float]] = {}
         self.stopped = False
 
-    def start_step(self) -> None:
-        '''Time the next step from now on: loading files before it was not a step.'''
-        self.step_began = self.deadline.now()
-
-    def should_stop(self) -> bool:
-        '''End a step, and decide whether another one fits.'''
-        now = self.deadline.now()
-        self.longest_step_s = max(self.longest_step_s, now - self.step_began)
-        self.step_began = now
+    def left_s(self) -> float:
+        '''Return the seconds left for computing.'''
         # The CSV is written once more at the end. That may take twice as long as it did before.
-        needed_s = self.longest_step_s + 2 * self.write_s + 0.2
-        if self.deadline.left_s() < needed_s:
-            self.stopped = True
+        return self.deadline.left_s() - 2 * self.write_s - 0.2
+
+    def should_stop(self, needed_s: float = 0.0) -> bool:
+        '''Decide whether the next step, of so many seconds, no longer fits.'''
+        self.stopped = self.stopped or self.left_s() <= needed_s
         return self.stopped
+
+    def count_fitting(self, kind: str, inputs: int, frames: int) -> int:
+        '''Return how many of some inputs of equal length a kind of network computes in the time left; 0: stop.
+
+        Of an unknown network it is one, whose time is then measured.
+        '''
+        left_s = self.left_s()
+        if left_s == math.inf:
+            return inputs
+        recent = self.paces.get(kind)
+        input_s = max(recent) * frames if recent else 0.0
+        if self.should_stop(input_s):
+            return 0
+        return min(inputs, int(left_s / input_s) if input_s > 0 else 1)
+
+    @contextmanager
+    def measure(self, kind: str, frames: int) -> Iterator[None]:
+        '''Time a batch of a kind of network.'''
+        start = self.deadline.now()
+        yield
+        self.paces.setdefault(kind, deque(maxlen=RECENT_BATCHES)).append((self.deadline.now() - start) / frames)

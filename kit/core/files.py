@@ -258,3 +258,8 @@ def expand_pattern(pattern: str | Path) -> list[Path]:
     folder = next((parent for parent in path.parents if os.path.isdir(parent)), Path())
     names = glob.glob(str(path.relative_to(folder)), root_dir=folder, recursive=True)
     return [folder / name for name in sorted(names) if os.path.isfile(folder / name)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    '''Read a JSON file; empty where there is none.'''
+    return dict(json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else {}

@@ -16,6 +16,7 @@ from kit.core.errors import KitError
 from kit.core.files import write_json
 from kit.core.runtime import get_rank, in_worker
 from kit.infer.blend import BLENDS
+from kit.infer.planner import Plan
 from kit.infer.postprocess import PostprocessConfig, postprocess_config
 from kit.infer.rows import RowScores
 from kit.infer.template import Template, report_path, write_submission
@@ -85,6 +86,7 @@ class SubmitJob:
         self.deadline = deadline
         self.end_s = end_s
         self.budget = TimeBudget(deadline)
+        self.plan = Plan(self.budget)
         self.mute_after = mute_after or Deadline()
         self.deadline_s = None if end_s == math.inf else round(end_s - now_s, 3)
         self.began = time.time()

@@ -12,8 +12,9 @@ from kit.audio.windows import InferenceConfig
 from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError, check_kind
 from kit.core.runtime import start_runtime
-from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble, reasons_by_name
+from kit.infer.ensemble import collect_frontends, predict_ensemble
 from kit.infer.loader import Source, SpectrogramLoader
+from kit.infer.planner import EnsembleMember, reasons_by_name
 from kit.infer.predictor import Predictor
 from kit.infer.rows import check_members, common_classes
 from kit.infer.stack import make_rows, open_models

@@ -116,6 +116,9 @@ class Predictor:
         self.compilation = why_torch(backend, self.inference.mode, device.type, precision) or 'to do'
         # A compiled network computes so many at once, and smaller batches are padded.
         self.batch_clips = STATIC_ROWS if self.compilation == 'to do' else 64
+        self.size = sum(values.numel() for values in tagger.network.parameters())
+        # Equal for networks that take equally long.
+        self.kind = f'{self.size} {tagger.card.network} {tagger.card.frontend} {self.inference}'
         tagger.to(device)
         tagger.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
@@ -149,17 +152,20 @@ class Predictor:
         logits: list[np.ndarray | None] = [None] * len(inputs)
         with self.evaluation_mode():
             for batch in batches_by_length(lengths, self.batch_frames, self.batch_clips):
-                if budget.should_stop():
-                    break
-                parts = []
-                windows = []
-                for number in batch:
-                    clip, part, spans = inputs[number]
-                    length = lengths[number]
-                    parts.append(cut_window(frontend, specs[clip], part, length, pad_mode, not pools_maps))
-                    windows.append([(start - part[0], end - part[0]) for start, end in spans])
-                for number, rows in zip(batch, self.forward(torch.stack(parts), windows), strict=True):
-                    logits[number] = rows
+                length = lengths[batch[0]]
+                while batch and (count := budget.count_fitting(self.kind, len(batch), length)):
+                    fitting = batch[:count]
+                    batch = batch[count:]
+                    parts = []
+                    windows = []
+                    for number in fitting:
+                        clip, part, spans = inputs[number]
+                        parts.append(cut_window(frontend, specs[clip], part, length, pad_mode, not pools_maps))
+                        windows.append([(start - part[0], end - part[0]) for start, end in spans])
+                    with budget.measure(self.kind, count * length):
+                        rows_of_input = self.forward(torch.stack(parts), windows)
+                    for number, rows in zip(fitting, rows_of_input, strict=True):
+                        logits[number] = rows
         outputs: list[WindowLogits | None] = []
         first = 0
         for of_clip in inputs_of_clip:

@@ -8,7 +8,8 @@ import numpy as np
 
 from kit.core.errors import KitError, choose
 from kit.infer.blend import BLENDS, blend_scores
-from kit.infer.ensemble import UNPOOLED, EnsembleMember, clip_probabilities
+from kit.infer.ensemble import UNPOOLED, clip_probabilities
+from kit.infer.planner import EnsembleMember
 from kit.infer.postprocess import PostprocessConfig, apply_postprocess
 from kit.infer.predictor import WindowLogits
 from kit.infer.template import RowPlan, Template, split_window

@@ -14,7 +14,7 @@ from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.infer.blend import blend_scores
-from kit.infer.ensemble import EnsembleMember
+from kit.infer.planner import EnsembleMember
 from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights, class_columns

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,80 @@ import numpy as np
 from kit.audio.windows import InferenceConfig
 from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
 from kit.core.errors import KitError
-from kit.core.files import file_digest, locked, text_digest, write_json
-from kit.core.ranks import take_share
+from kit.core.files import file_digest, file_identity, locked, text_digest, write_json
+from kit.core.ranks import rank_is_running, take_share
 from kit.core.runtime import VERSION, Runtime, cpu_count, get_rank, get_world_size, pick_device, tune_process
 from kit.core.worker import opened
 from kit.infer.blend import BLENDS
 from kit.infer.cache import PredictionCache
-from kit.infer.ensemble import (
-    EnsembleMember,
-    collect_frontends,
-    member_report,
-    members_with_probabilities,
-    plan_members,
-    predict_ensemble,
-    reasons_by_name,
-    rounded_spans,
-)
+from kit.infer.ensemble import collect_frontends, predict_ensemble
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
+from kit.infer.planner import EnsembleMember, member_report, members_with_probabilities, reasons_by_name, rounded_spans
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members
-from kit.infer.shards import add_cached, merge_shares, share_path, wait_for_shares, write_share
 from kit.infer.stack import make_rows
 from kit.infer.submit_inputs import SubmitInputs, code_identity, decoder_functions, holds_job, own_classes, read_inputs
 from kit.infer.suspects import Suspects
 from kit.infer.template import RowPlan, read_report, report_path, write_submission
+
+
+def share_path(job: SubmitJob, rank: int) -> Path:
+    '''The file by which a process says that its share is done, with what the report needs of it.'''
+    return job.state_folder / str(rank) / 'share.json'
+
+
+def write_share(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None:
+    '''Say that this process's share is done: the job's key, failures and notes of clips, by their positions.'''
+    write_json(share_path(job, get_rank()), [key, loader.failures, loader.notes])
+
+
+def wait_for_shares(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None:
+    '''Wait until the other processes have done their shares or have ended, or time is up; read their failures.'''
+    waiting = [*range(1, get_world_size())]
+    while waiting and not job.budget.should_stop():
+        for rank in list(waiting):
+            found = ''
+            with contextlib.suppress(OSError, ValueError):
+                found, failures, notes = json.loads(share_path(job, rank).read_bytes())
+            if found == key:
+                loader.failures |= {int(clip): reason for clip, reason in failures.items()}
+                loader.notes |= {int(clip): tuple(texts) for clip, texts in notes.items()}
+            if found == key or not rank_is_running(rank):
+                waiting.remove(rank)
+        threading.Event().wait(0.1 if waiting else 0.0)
+
+
+def add_cached(
+    rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path]
+) -> list[tuple[EnsembleMember, int]]:
+    '''Add what earlier calls and other processes predicted for files that are still the same; return what was new.'''
+    found = []
+    if any(member.cache.digests for member in members):
+        for clip in rows.plan.rows_of:
+            lacking = [member for member in members if clip not in member.predicted]
+            identity = file_identity(files[clip]) if lacking else ''
+            for member in lacking:
+                logits = member.cache.find(identity)
+                if logits is not None:
+                    rows.add(member, clip, logits)
+                    found.append((member, clip))
+    return found
+
+
+def merge_shares(
+    rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path], failures: Collection[int]
+) -> bool:
+    '''Add what the other processes have predicted by now; return whether a model that works still lacks clips.'''
+    for member in members:
+        if member.cache.path is not None:
+            member.cache.read_files(member.cache.path)
+    for member, clip in add_cached(rows, members, files):
+        member.predicted.add(clip)
+    for member in members:
+        done = {*member.predicted, *member.failed_clips, *failures}
+        member.finished = rows.plan.rows_of.keys() <= done
+    return not all(member.finished or member.failure for member in members)
 
 
 def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
@@ -96,13 +147,14 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         writer.write(rows)
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
-    ordered = members
-    if job.deadline.at < math.inf and len(members) > 1:
+    job.plan.audio_s = loader.total_s
+    if len(members) > 1:
         with job.watch.measure('plan'):
-            ordered, plan = plan_members(members, job.budget, loader.total_s)
+            job.plan.measure(members)
+        plan = job.plan.describe(members)
         if plan:
             job.note(plan)
-    predict_rows(job, inputs, ordered, loader, rows, writer, runtime)
+    predict_rows(job, inputs, loader, rows, writer, runtime)
     if get_rank():
         write_share(job, inputs.key, loader)
     elif get_world_size() > 1:
@@ -111,7 +163,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             rest = make_loader(job, inputs, members, runtime, suspects)
             rest.failures |= loader.failures
             rest.read_headers()
-            predict_rows(job, inputs, ordered, rest, rows, writer, runtime)
+            predict_rows(job, inputs, rest, rows, writer, runtime)
             merge_shares(rows, members, inputs.files, rest.failures)
             loader.failures |= rest.failures
             loader.notes |= rest.notes
@@ -156,17 +208,16 @@ def make_loader(
 def predict_rows(
     job: SubmitJob,
     inputs: SubmitInputs,
-    members: Sequence[EnsembleMember],
     loader: SpectrogramLoader,
     rows: RowScores,
     writer: SubmissionWriter,
     runtime: Runtime,
 ) -> None:
     '''Predict the loader's chunks with every model; write the CSV now and then, and after each model.'''
+    members = rows.members
     bar = progress_bar(len(members) * loader.total_s, 'submit', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
-        job.budget.start_step()
-        for member, clip, logits in predict_ensemble(members, loader, job.budget):
+        for member, clip, logits in predict_ensemble(members, loader, job.plan):
             rows.add(member, clip, logits)
             advance(bar, loader.durations_s[clip] or 0.0)
             if member.finished:
@@ -191,6 +242,9 @@ def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[Ensembl
             job.note(f'{name} has no prediction for {len(member.failed_clips)} clips: {reason}')
         if member.failure:
             job.note(f'{name} FAILED after {len(member.predicted)} clips: {member.failure}')
+    waiting = [Path(member.name).name for member in members if not (member.finished or member.failure)]
+    if job.budget.stopped:
+        job.note_names(waiting, 'models did not come to all files in time')
     for text in sorted({member.predictor.compilation for member in members}):
         if text.startswith('torch:'):
             job.note(f'--backend {job.options.backend}: {text}')
@@ -292,6 +346,7 @@ def build_report(
         'blend': job.options.blend,
         'stacks': [stack.card.kind for stack in inputs.stacks],
         'postprocess': job.options.postprocess.to_dict(),
+        'plan': job.plan.steps,
         'models': [member_report(member, inputs.names) for member in members],
         'seconds': {name: round(s, 3) for name, s in job.watch.seconds.items()},
         'seconds_total': round(time.time() - job.began, 3),

@@ -41,7 +41,7 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
     config = config_class.from_dict(merge_settings(config_class().to_dict(), changes))
     if isinstance(config, FreqCropConfig):
         backbone = complete_network(config.backbone)
-        del backbone['head'], backbone['noisy_head']
+        del backbone['head']
         config = replace(config, backbone=backbone)
     return family, config
 
@@ -69,10 +69,9 @@ def build_network(settings: dict[str, Any], shape: InputShape, classes: int, sta
         return build_freq_crop(config, shape, classes, inner)
     backbone = build_backbone(family, config, shape, start)
     head = Head(config.head, backbone.widths, classes)
-    noisy_head = Head(config.head, backbone.widths, classes) if config.noisy_head else None
     plain = replace(config.head, pool='mean', recurrent=None, embedding=0)
     auxiliary_heads = [Head(plain, (width,), classes) for width in backbone.auxiliary_widths]
-    return Network(backbone, head, noisy_head, auxiliary_heads)
+    return Network(backbone, head, auxiliary_heads)
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:

@@ -39,7 +39,7 @@ class FreqCropConfig(NetworkConfig):
                 raise KitError(f'bands_hz needs pairs of low < high in hertz, got {band}.')
         if self.head.pool == 'attention' or self.head.recurrent or self.head.hidden != 0:
             raise KitError('freq-crop needs no attention, head.recurrent=None, head.hidden=0.')
-        if self.backbone.get('family') == 'freq-crop' or {'head', 'noisy_head'} & set(self.backbone):
+        if self.backbone.get('family') == 'freq-crop' or 'head' in self.backbone:
             raise KitError("freq-crop's backbone must be another family without head.")
 
 
@@ -117,5 +117,4 @@ def build_freq_crop(config: FreqCropConfig, shape: InputShape, classes: int, inn
         spec = torch.empty(1, shape.channels, shape.bins, inner.min_frames, device='meta')
         if probe(spec).main[-1].ndim != 4:
             raise KitError('form=pooled needs a backbone whose map has rows of frequency.')
-    heads = [BandHead(config.head, backbone.widths[-1], shape.bins, bands) for _ in range(1 + config.noisy_head)]
-    return Network(backbone, heads[0], heads[1] if config.noisy_head else None, [])
+    return Network(backbone, BandHead(config.head, backbone.widths[-1], shape.bins, bands))

@@ -58,13 +58,11 @@ class NetworkOutput(NamedTuple):
     '''Logits of a batch.
 
     Shape:  clip (B, K); frames (B, N', K), only from attention over time; auxiliary, (B, K) for each auxiliary map;
-            noisy (B, K), only with a second head for noisy labels
     '''
 
     clip: Tensor
     frames: Tensor | None = None
     auxiliary: tuple[Tensor, ...] = ()
-    noisy: Tensor | None = None
 
 
 def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Sequential:

@@ -49,7 +49,6 @@ class NetworkConfig(Config):
     '''Settings that every family has.'''
 
     head: HeadConfig = setting(HeadConfig(), HEAD_HELP)
-    noisy_head: bool = setting(False, 'add a second head, trained on noisy labels only')
 
 
 # What initialisation fills tensors with; without numbers these operations change nothing.
@@ -112,19 +111,16 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    '''A backbone with its heads. Each auxiliary head reads one auxiliary map, the others read the main maps.
+    '''A backbone with its heads. Each auxiliary head reads one auxiliary map, the head reads the main maps.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
     Units:  stride, input frames per step of the deepest map
     '''
 
-    def __init__(
-        self, backbone: Backbone, head: Head, noisy_head: Head | None, auxiliary_heads: Sequence[Head]
-    ) -> None:
+    def __init__(self, backbone: Backbone, head: Head, auxiliary_heads: Sequence[Head] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.noisy_head = noisy_head
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
         self.channels_last = backbone.channels_last
         self.min_frames = backbone.min_frames
@@ -154,9 +150,7 @@ class Network(nn.Module):
         maps = self.backbone(spec)
         output: NetworkOutput = self.head(maps.main)
         pairs = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
-        auxiliary = tuple(head([x]).clip for head, x in pairs)
-        noisy = None if self.noisy_head is None else self.noisy_head(maps.main).clip
-        return output._replace(auxiliary=auxiliary, noisy=noisy)
+        return output._replace(auxiliary=tuple(head([x]).clip for head, x in pairs))
 
 
 def check_input(family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)) -> None:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kit.core.errors import KitError
+from kit.core.files import read_json
 from kit.infer.template import read_report
 from kit.labels.bootstrap import Interval, bootstrap_interval, class_intervals
 from kit.labels.metrics import class_metric, metric_per_class
 from kit.labels.table import clip_labels, rows_by_name
 from kit.plots.figure import CURVE_COLOURS, MAX_ROWS, Plot, draw_matrix, new_figure, new_row_figure, shown_name
 from kit.train.oof import SavedRun, load_run
-from kit.train.oof_report import read_json
 
 # What a submission measures besides its models, and how the timeline calls it.
 STAGES = {

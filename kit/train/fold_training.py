@@ -15,13 +15,13 @@ from kit.core.files import locked, write_text
 from kit.core.runtime import Runtime
 from kit.infer.predictor import Predictor
 from kit.labels.calibration import Calibration
+from kit.labels.oof_predictions import OofPredictions
 from kit.labels.table import known_prevalences
 from kit.models.checkpoint import open_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset
 from kit.train.held_out import HeldOut, split_rows
 from kit.train.oof import score_held_out
-from kit.train.oof_report import OofPredictions
 from kit.train.recipe import Recipe
 from kit.train.trainer import Trainer, network_seed
 from kit.train.warm_start import InitModel, fill_from, held_out_digest

@@ -12,8 +12,9 @@ from kit.core.errors import KitError
 from kit.core.files import text_digest
 from kit.core.ranks import gather, take_share
 from kit.core.runtime import Runtime
-from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble
+from kit.infer.ensemble import collect_frontends, predict_ensemble
 from kit.infer.loader import SpectrogramLoader
+from kit.infer.planner import EnsembleMember
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import logits_of_stretch
 from kit.infer.template import locate_clips

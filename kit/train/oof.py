@@ -1,41 +1,151 @@
-'''Out-of-fold predictions of a run: compute, score, write and read them; read runs back from disk.'''
+'''Out-of-fold predictions of a run: compute, score and write them; measure what other settings and steps would gain.'''
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from kit.audio.windows import InferenceConfig, pool_windows
-from kit.core.errors import KitError, choose
-from kit.core.files import read_table, write_text
+from kit.core.errors import KitError
+from kit.core.files import write_rows, write_text
 from kit.core.runtime import Runtime, start_runtime
+from kit.infer.blend import fit_weights
 from kit.infer.ensemble import NOT_FINITE, clip_probabilities
-from kit.infer.postprocess import PostprocessConfig, apply_postprocess, postprocess_config
+from kit.infer.postprocess import NO_WINDOWS, PostprocessConfig, apply_postprocess, postprocess_config
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import fitted_prevalences
-from kit.labels.calibration import fit_calibration
-from kit.labels.folds import group_keys
+from kit.infer.template import split_window
+from kit.labels.bootstrap import bootstrap_difference
+from kit.labels.calibration import fit_calibration, fit_thresholds
 from kit.labels.metrics import METRICS, compute_metric
+from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric, read_recipe
 from kit.labels.stretches import row_names, stretches_of
-from kit.labels.table import clip_labels, read_clip_table, scored_truth
+from kit.labels.table import read_clip_table
 from kit.models.checkpoint import save_tagger
 from kit.train.held_out import HeldOut, held_out_models, predict_held_out
-from kit.train.oof_report import (
-    OofPredictions,
-    compare,
-    compare_fitted_weights,
-    compare_steps,
-    compare_thresholds,
-    inference_variants,
-    read_metric,
-    read_recipe,
-    window_steps,
-    windows_of_names,
-)
+
+
+def compare(
+    oof: OofPredictions, name: str, probs: np.ndarray, baseline: np.ndarray | None = None, advice: str = ''
+) -> OofVariant:
+    '''Score a variant of predictions against a baseline, or against these. Shape: probs and baseline (n, K)'''
+    baseline = oof.probabilities if baseline is None else baseline
+    gain = bootstrap_difference(oof.metric, oof.truth, probs, baseline, oof.groups)
+    return OofVariant(name, oof.metric, compute_metric(oof.metric, oof.truth, probs), gain, advice)
+
+
+def inference_variants(
+    own: InferenceConfig,
+    mode: str | None = None,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    pools: Sequence[str] | None = None,
+) -> dict[str, InferenceConfig]:
+    '''List the requested inference settings by name; none where nothing is requested.'''
+    settings = {'mode': mode, 'window_s': window_s, 'hop_s': hop_s}
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if not changes and not pools:
+        return {}
+    variants = {}
+    for pool in pools or [own.pool]:
+        changed = {**changes, 'pool': pool} if pools else changes
+        name = ' '.join(f'{setting}={value}' for setting, value in changed.items())
+        variants[name] = replace(own, **changed)  # type: ignore[arg-type]
+    return variants
+
+
+def windows_of_names(names: Sequence[str]) -> tuple[list[int], list[str], list[float]]:
+    '''Find the rows named <recording>_<end second>[.ogg], their recordings and end seconds.'''
+    rows = []
+    recordings = []
+    times_s = []
+    for row, name in enumerate(names):
+        recording, end_s = split_window(name)
+        if end_s is None:
+            recording, end_s = split_window(PurePosixPath(name).with_suffix('').as_posix())
+        if end_s is not None:
+            rows.append(row)
+            recordings.append(recording)
+            times_s.append(end_s)
+    if not rows:
+        raise KitError(f'{NO_WINDOWS} One of them is {names[0]!r}.')
+    return rows, recordings, times_s
+
+
+def fit_on_other_folds(
+    fit: Callable[[Any, Any], np.ndarray], scores: np.ndarray, truth: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
+    '''Fit weights or thresholds for each row on the other folds. Shape: scores (m, n, K) -> (n, ...)'''
+    fitted = {}
+    for fold in np.unique(folds).tolist():
+        held = folds == fold
+        if held.all():
+            raise KitError('all rows are in one fold: weights need two folds, to be measured on other rows.')
+        fitted[fold] = fit(scores[:, ~held], truth[~held])
+    return np.stack([fitted[fold] for fold in folds.tolist()])
+
+
+def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
+    '''List the steps over windows that are to be compared: each option alone, and then all together.'''
+    chosen = {name: value for name, value in options.items() if value}
+    top: dict[str, Any] = {name: chosen.pop(name) for name in ('top_mean', 'top_power') if name in chosen}
+    parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
+    if len(parts) > 1:
+        parts.append(chosen | top)
+    return {' '.join(f'{name}={value}' for name, value in part.items()): postprocess_config(**part) for part in parts}
+
+
+def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
+    '''Compare steps over a recording's windows with the plain predictions, on the rows that are windows.'''
+    rows, recordings, times_s = windows_of_names(oof.names)
+    windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
+    unused_prevalences = np.zeros(len(oof.classes))
+    compared = []
+    for name, step in steps.items():
+        changed = apply_postprocess(step, windows.probabilities, recordings, times_s, unused_prevalences)
+        label = name if len(rows) == len(oof.names) else f'{name}, on {len(rows)} windows'
+        compared.append(compare(windows, label, changed))
+    return compared
+
+
+def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray]) -> OofVariant:
+    '''Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
+
+    A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
+
+    Shape:  probabilities (n, K) of each run's folder
+    '''
+    scores = np.stack(list(runs.values())).astype(np.float64)
+    of_rows = fit_on_other_folds(fit_weights, scores, oof.truth, oof.folds)
+    blended = np.einsum('nm,mnk->nk', of_rows, scores)
+    weights = []
+    for folder, weight in zip(runs, fit_weights(scores, oof.truth), strict=True):
+        checkpoints = len(list(folder.glob('fold_*.pt')))
+        weights += [f'{weight / max(1, checkpoints):.4g}'] * checkpoints
+    patterns = ' '.join(f"'{folder}/fold_*.pt'" for folder in runs)
+    advice = f'to use them: submit --checkpoints {patterns} --weights {" ".join(weights)}'
+    name = 'fitted weights, against the plain mean of the runs'
+    return compare(oof, name, blended, scores.mean(axis=0), advice)
+
+
+def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
+    '''Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv for `submit`.'''
+    scores = oof.probabilities[None].astype(np.float64)
+
+    def fit(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return fit_thresholds(oof.metric, truth, scores[0])
+
+    of_rows = fit_on_other_folds(fit, scores, oof.truth, oof.folds)
+    decided = (scores[0] >= of_rows).astype(float)
+    thresholds = fit(scores, oof.truth).tolist()
+    path = run / 'thresholds.csv'
+    rows = [(name, f'{value:.4g}') for name, value in zip(oof.classes, thresholds, strict=True)]
+    write_rows(path, [('class', 'threshold'), *rows])
+    advice = f'to use them: submit --thresholds {path}'
+    return compare(oof, 'fitted thresholds, against 0.5', decided, advice=advice)
 
 
 def score_held_out(
@@ -195,15 +305,6 @@ def predict_oof(
     return replace(result, variants=tuple(compared))
 
 
-def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
-    '''Return the groups by which the rows of these names are resampled: the table's column `group`, and clips.'''
-    keys = group_keys(table, 'group' if 'group' in table else None)
-    count = Counter(keys)
-    rows = row_names(table['fname'], stretches_of(table))
-    group_of = {name: key if count[key] > 1 else '' for name, key in zip(rows, keys, strict=True)}
-    return tuple(group_of[name] for name in names)
-
-
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
     '''Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged.'''
     rows_of = {int(part.folds[0]): rows for rows, part in parts}
@@ -235,35 +336,6 @@ class SavedRun:
     recipe: dict[str, Any]
     history: list[Any]
     oof: OofPredictions
-
-
-def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
-    '''Read the out-of-fold predictions of a run or stack, in the order of its oof.csv.
-
-    The truth comes from the run's own table, or from that of `labels`.
-    '''
-    folder = Path(folder)
-    if not (folder / 'oof.csv').is_file():
-        raise KitError(f'{folder} lacks oof.csv: run `oof` on it.')
-    table = read_clip_table(labels or folder / 'folds.csv')
-    row = {name: i for i, name in enumerate(row_names(table['fname'], stretches_of(table)))}
-    oof = read_table(folder / 'oof.csv', ('fname', 'fold'), exact=True)
-    names = oof.columns['fname']
-    rows = [choose(f'clip of {folder}/folds.csv', name, row) for name in names]
-    classes = [name for name in oof.columns if name not in ('fname', 'fold')]
-    truth = scored_truth(clip_labels(table, classes), read_recipe(folder))
-    columns = [oof.numbers(name, 'a probability', lambda p: 0 <= p <= 1) for name in classes]
-    folds = np.array(oof.numbers('fold', kind=int))
-    return OofPredictions(
-        names=tuple(names),
-        classes=tuple(classes),
-        folds=folds,
-        truth=truth[rows],
-        probabilities=np.array(columns).T,
-        failures={},
-        metric=read_metric(folder),
-        groups=groups_of_rows(table, names),
-    )
 
 
 def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:

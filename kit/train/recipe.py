@@ -37,7 +37,6 @@ class SourceConfig(Config):
     weight: float = setting(1.0, 'factor of the loss', low=0, high=1e6)
     loss: str | None = setting(None, "loss of these clips; None: the recipe's loss", choices=(None, *LOSSES))
     loss_settings: dict[str, Any] = setting({}, 'settings of that loss')
-    head: str = setting('clip', 'head to train; noisy needs network.noisy_head', choices=('clip', 'noisy'))
     scored: bool = setting(True, 'whether validation counts the labels of these clips')
 
 
@@ -145,10 +144,7 @@ class Recipe(System):
         super().check()
         sources = {name: SourceConfig.from_dict(values).to_dict() for name, values in self.sources.items()}
         object.__setattr__(self, 'sources', sources)
-        uses_noisy_head = any(source['head'] == 'noisy' for source in sources.values())
-        if uses_noisy_head and not self.network.get('noisy_head'):
-            raise KitError('a source with head=noisy wants network.noisy_head=true.')
-        self.check_outputs(uses_noisy_head)
+        self.check_outputs()
         self.check_augmentation()
         for number in range(len(self.self_training.stages)):
             self.at_stage(number + 1)  # raises for a stage that cannot be
@@ -162,17 +158,13 @@ class Recipe(System):
                 f'frontend.image_size is {self.frontend.image_size}: make them equal.'
             )
 
-    def check_outputs(self, uses_noisy_head: bool) -> None:
+    def check_outputs(self) -> None:
         '''Raise KitError if no output of the network is trained, or one that it does not have.'''
         pool = self.network['head']['pool']
         if self.uses_frames and pool != 'attention':
             raise KitError(
                 f'network.head.pool={pool} gives no logits of frames: set network.head.pool=attention, '
                 'or frame_mean_weight=0 and frame_max_weight=0.'
-            )
-        if self.uses_frames and uses_noisy_head:
-            raise KitError(
-                'a noisy head has no loss at frames: set frame_mean_weight=0 and frame_max_weight=0, or head=clip.'
             )
         if not self.uses_frames and self.clip_weight == 0:
             raise KitError('clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.')

@@ -18,12 +18,12 @@ from kit.core.runtime import start_runtime
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
 from kit.labels.folds import check_no_leak, make_folds
 from kit.labels.metrics import compute_metric
+from kit.labels.oof_predictions import OofPredictions
 from kit.labels.soft import read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.fold_training import EpochLogger, train_fold
 from kit.train.oof import join_folds, write_oof
-from kit.train.oof_report import OofPredictions
 from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
 from kit.train.warm_start import check_init, init_files, read_inits
 

@@ -16,6 +16,7 @@ from kit.core.files import write_json, write_text
 from kit.infer.stack import Stack, StackCard, WindowProbs, clip_image
 from kit.labels.bootstrap import Interval, bootstrap_difference
 from kit.labels.metrics import compute_metric
+from kit.labels.oof_predictions import OofPredictions, check_same_folds, load_oof
 from kit.labels.soft import SoftLabels
 from kit.models.archive import FORMAT, save_archive
 from kit.models.checkpoint import checkpoint_content, tensors_of
@@ -23,9 +24,8 @@ from kit.models.stackers import STACKERS, LogisticStacker, StackerConfig
 from kit.models.tagger import Tagger
 from kit.train.held_out import held_out_models
 from kit.train.losses import average_loss, bce_loss
-from kit.train.oof import load_oof, write_oof
-from kit.train.oof_report import OofPredictions, check_same_folds
-from kit.train.relabel import predict_pseudo_labels
+from kit.train.oof import write_oof
+from kit.train.self_training import predict_pseudo_labels
 from kit.train.trainer import mixed_seed
 
 

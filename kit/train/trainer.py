@@ -70,7 +70,6 @@ class Trainer:
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
         self.losses = source_losses(recipe)
-        self.uses_noisy_head = [source['head'] == 'noisy' for source in recipe.sources.values()]
         self.optimizer = build_optimizer(recipe.optim, self.network)
         self.schedule = build_schedule(recipe.optim, self.optimizer, recipe.epochs * self.steps)
         self.epoch = 0
@@ -191,9 +190,9 @@ class Trainer:
         return inputs, targets.to(self.device), soft.to(self.device)
 
     def forward(self, inputs: Tensor) -> NetworkOutput:
-        '''Apply the network: clip logits, and those of frames, skips and noisy head if the recipe trains them.'''
+        '''Apply the network: clip logits, and those of frames and skips if the recipe trains them.'''
         n_auxiliary = len(self.recipe.auxiliary)
-        if not (n_auxiliary or any(self.uses_noisy_head) or self.recipe.uses_frames):
+        if not (n_auxiliary or self.recipe.uses_frames):
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
@@ -208,13 +207,9 @@ class Trainer:
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
-        main = output.clip
-        if any(self.uses_noisy_head) and output.noisy is not None:
-            is_noisy = torch.tensor(self.uses_noisy_head, device=self.device)[sources]
-            main = torch.where(is_noisy[:, None], output.noisy, main)
         reduction = recipe.average_over, recipe.weight_by_share
         losses = []
-        for weight, logits in recipe.weighted_logits(output._replace(clip=main)):
+        for weight, logits in recipe.weighted_logits(output):
             loss = sum_by_source(logits, targets, sources, self.losses, weights, *reduction)
             if recipe.distill_weight:
                 distilled = average_loss(bce_loss(logits, soft), weights, recipe.average_over)

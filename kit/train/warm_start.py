@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kit.core.errors import KitError
-from kit.core.files import file_digest, text_digest
+from kit.core.files import file_digest, read_json, text_digest
 from kit.models.archive import content_digest, load_archive
 from kit.models.checkpoint import open_checkpoint
 from kit.models.families import build_network
@@ -17,7 +17,6 @@ from kit.models.network import meta_device
 from kit.models.own_network import fill_network, find_state, strip_prefixes
 from kit.models.tagger import Tagger, input_shape
 from kit.train.dataset import Dataset
-from kit.train.oof_report import read_json
 from kit.train.recipe import Recipe
 
 

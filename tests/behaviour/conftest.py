@@ -37,9 +37,9 @@ def one_core() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     '''Two folds on mel with calibrated rank scores, one fold on STFT, and variants of the first fold's card.'''
     from kit.audio.windows import InferenceConfig
+    from kit.demo import make_toy_set
     from kit.models.checkpoint import load_tagger, save_tagger
     from kit.models.tagger import Tagger
-    from kit.toydata import make_toy_set
     from kit.train.recipes import find_recipe
     from kit.train.run import train_run
 
@@ -68,7 +68,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     '''A folder of fourteen toy clips of 0.1 to 6 s, in WAV, FLAC and Vorbis.'''
     import soundfile
 
-    from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip
+    from kit.demo import TOY_CLASSES, TOY_RATE, toy_clip
 
     folder, rng = tmp_path_factory.mktemp('clips'), np.random.default_rng(11)
     for i, seconds in enumerate((0.1, 0.3, 0.5, 0.5, 0.9, 1.2, 1.2, 1.6, 2.0, 2.4, 3.1, 3.1, 4.5, 6.0)):

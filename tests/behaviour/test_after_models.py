@@ -24,8 +24,7 @@ from kit.labels.calibration import fit_thresholds
 from kit.labels.metrics import compute_metric, lwlrap
 from kit.models.checkpoint import load_tagger
 from kit.report import show
-from kit.train.oof import load_oof, load_run, predict_oof
-from kit.train.oof_report import fit_on_other_folds
+from kit.train.oof import fit_on_other_folds, load_oof, load_run, predict_oof
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (

@@ -16,7 +16,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.doctor import run_doctor
 from kit.infer.backend import STATIC_ROWS, CompiledNetwork, check_backend, compile_network, compile_openvino
-from kit.infer.ensemble import measure_cost
+from kit.infer.planner import measure_cost
 from kit.infer.predictor import Predictor
 from kit.infer.submit import submit
 from kit.models.checkpoint import load_tagger

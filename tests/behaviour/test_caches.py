@@ -11,8 +11,9 @@ import torch
 
 from kit.audio.decode import DECODERS, Decoder, Sound
 from kit.infer.cache import PredictionCache, SpectrogramCache
-from kit.infer.ensemble import EnsembleMember, collect_frontends, predict_ensemble
+from kit.infer.ensemble import collect_frontends, predict_ensemble
 from kit.infer.loader import SpectrogramLoader
+from kit.infer.planner import EnsembleMember
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.models.checkpoint import load_tagger

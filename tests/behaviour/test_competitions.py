@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from kit.commands import train_by_name
-from kit.competitions import find_data
 from kit.core.errors import KitError
+from kit.demo import find_data
 from kit.infer.submit import submit
 from kit.labels.folds import make_folds
 from kit.labels.layouts import clock_seconds, find_layout, read_competition, site_of

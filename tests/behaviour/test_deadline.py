@@ -203,11 +203,9 @@ def test_a_budget_stops_while_one_more_step_and_the_writing_still_fit() -> None:
     clock = HandClock()
     budget = TimeBudget(Deadline(100.0, clock))
     budget.write_s = 2.0
-    budget.start_step()
-    for _ in range(40):
-        clock.time += 5.0
-        if budget.should_stop():
-            break
+    while budget.count_fitting('net', 1, 10):
+        with budget.measure('net', 10):
+            clock.time += 5.0
     assert budget.stopped and clock.time <= 100.0 - 2 * 2.0
     assert clock.time + 5.0 + 5.0 + 2 * 2.0 >= 100.0, 'it stopped too early'
     clock.time = 0.0
@@ -234,8 +232,9 @@ def test_without_a_deadline_a_budget_never_runs_out() -> None:
     clock = HandClock()
     budget = TimeBudget(Deadline(now=clock))
     for _ in range(10):
-        clock.time += 1e6
-        assert not budget.should_stop()
+        with budget.measure('net', 10):
+            clock.time += 1e6
+        assert budget.count_fitting('net', 8, 10**6) == 8 and not budget.should_stop()
 
 
 class Ticking(LoudBands):

@@ -65,7 +65,7 @@ def small_tagger(name, head=None):
     '''A small tagger in evaluation mode whose batch norms have run; with head None it has the family's own.'''
     settings, frontend_changes = NETWORKS[name]
     if head is not None:
-        settings = {**settings, 'head': HEADS[head], 'noisy_head': True}
+        settings = {**settings, 'head': HEADS[head]}
     common = {'sample_rate': 8000, 'n_fft': 256, 'hop_length': 128, 'n_mels': 16}
     frontend = FrontendConfig(**(common | frontend_changes))
     card = TaggerCard(classes=CLASSES, frontend=frontend, network=complete_network(settings))
@@ -87,7 +87,7 @@ def noise(tagger, clips, frames, seed=0):
 
 def tensors_of_output(output):
     '''Every tensor of a network's output, by name.'''
-    named = {'clip': output.clip, 'frames': output.frames, 'noisy': output.noisy}
+    named = {'clip': output.clip, 'frames': output.frames}
     named |= {f'auxiliary {k}': logits for k, logits in enumerate(output.auxiliary)}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -183,16 +183,13 @@ def test_a_batch_trains_every_weight_with_finite_gradients(name, head):
 
 
 @every_network
-def test_a_second_head_gives_other_logits_and_only_where_it_is_asked_for(name):
-    tagger, plain = small_tagger(name, 'mean'), small_tagger(name)
+def test_the_clip_output_is_what_the_network_returns_and_skips_are_beside_it(name):
+    tagger = small_tagger(name)
     spec = noise(tagger, 2, 41)
     with torch.inference_mode():
         output = tagger.network.outputs(spec)
         assert torch.equal(tagger.network(spec), output.clip)
-        assert not torch.equal(output.clip, output.noisy)
-        own = plain.network.outputs(spec)
-    assert own.noisy is None
-    assert len(own.auxiliary) == (3 if name == 'skip-attention' else 0)
+    assert len(output.auxiliary) == (3 if name == 'skip-attention' else 0)
 
 
 @every_network

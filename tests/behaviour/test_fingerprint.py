@@ -13,7 +13,7 @@ from kit.audio.fingerprint import are_copies, fingerprint_frontend, fingerprint_
 from kit.audio.waveform import resample, small_ratio
 from kit.cli import run_command
 from kit.commands import COMMANDS
-from kit.toydata import TOY_CLASSES, TOY_RATE, toy_clip
+from kit.demo import TOY_CLASSES, TOY_RATE, toy_clip
 
 RATE = 22050
 

@@ -105,7 +105,7 @@ def test_in_the_crops_form_only_a_classs_own_band_changes_its_logit():
 
 
 def test_in_the_pooled_form_a_class_trains_its_own_rows_and_layer_only():
-    network = build_small('pooled', 'mean', noisy_head=True)
+    network = build_small('pooled', 'mean')
     maps = network.backbone(noise(1, 2, BINS, 50))
     maps.main[-1].retain_grad()
     network.head(maps.main).clip[0, 1].backward()
@@ -114,7 +114,6 @@ def test_in_the_pooled_form_a_class_trains_its_own_rows_and_layer_only():
     weight, bias = network.head.classifier.parameters()
     assert weight.grad.abs().sum(1).nonzero().flatten().tolist() == [1]
     assert bias.grad.nonzero().flatten().tolist() == [1]
-    assert all(p.grad is None for p in network.noisy_head.parameters())
 
 
 def test_dropout_acts_in_training_only():
@@ -131,11 +130,10 @@ def test_building_draws_the_inner_backbone_then_a_layer_per_class_and_nothing_el
     torch.manual_seed(0)
     inner_shape = InputShape(2, 8 if form == 'crops' else BINS)
     inner = build_backbone(*read_network(PYRAMID), inner_shape, False)
-    layers = [torch.nn.Linear(inner.widths[-1], CLASSES) for _ in range(2)]
-    network = build_small(form, train_norms=False, noisy_head=True)
-    for layer, head in zip(layers, (network.head, network.noisy_head), strict=True):
-        assert torch.equal(layer.weight, head.classifier[1].weight)
-    count = sum(p.numel() for module in (inner, *layers) for p in module.parameters())
+    layer = torch.nn.Linear(inner.widths[-1], CLASSES)
+    network = build_small(form, train_norms=False)
+    assert torch.equal(layer.weight, network.head.classifier[1].weight)
+    count = sum(p.numel() for module in (inner, layer) for p in module.parameters())
     assert sum(p.numel() for p in network.parameters()) == count
 
 
@@ -143,7 +141,7 @@ def test_settings_are_completed_and_checked_with_those_of_the_backbone():
     full = complete_network({'family': 'freq-crop', 'backbone': {'family': 'max-pyramid', 'width': 7}})
     assert complete_network(full) == full
     inner = complete_network({'family': 'max-pyramid', 'width': 7})
-    assert full['backbone'] == {name: inner[name] for name in inner if name not in ('head', 'noisy_head')}
+    assert full['backbone'] == {name: inner[name] for name in inner if name != 'head'}
     pooled = complete_network({'family': 'freq-crop', 'form': 'pooled', 'bands_hz': [[1, 2], [3.5, 9]]})
     assert pooled['bands_hz'] == [[1.0, 2.0], [3.5, 9.0]] and complete_network(pooled) == pooled
     with pytest.raises(KitError, match=r"no setting 'widht': did you mean 'width'"):

@@ -9,11 +9,11 @@ import torch
 from kit.audio.decode import Sound
 from kit.audio.frontend import Frontend
 from kit.core.runtime import device_problem
+from kit.demo import make_toy_set
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.models.families import build_network
 from kit.models.network import InputShape
-from kit.toydata import make_toy_set
 from kit.train.losses import LOSSES, average_loss
 from kit.train.recipes import SYSTEMS, find_recipe
 from kit.train.run import train_run
@@ -82,7 +82,7 @@ def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
 @pytest.mark.parametrize('pool', ['max', 'mean', 'gem', 'attention'])
 def test_every_family_says_the_same_on_a_gpu_and_learns_there(family: str, pool: str) -> None:
     torch.manual_seed(0)
-    settings = {'family': family, 'width': 8, 'noisy_head': True, 'head': {'pool': pool, 'recurrent': 'gru'}}
+    settings = {'family': family, 'width': 8, 'head': {'pool': pool, 'recurrent': 'gru'}}
     network = build_network(settings, InputShape(2, 64), 5)
     spec = torch.randn(3, 2, 64, 100)
     on_cpu = network.eval()(spec)
@@ -91,7 +91,7 @@ def test_every_family_says_the_same_on_a_gpu_and_learns_there(family: str, pool:
     targets = torch.rand(3, 5, device=DEVICE).round()
     with torch.autocast(DEVICE, torch.float16):
         said = network.train().outputs(spec.to(DEVICE))
-    logits = [said.clip, said.noisy, *said.auxiliary]
+    logits = [said.clip, *said.auxiliary]
     loss = torch.stack([average_loss(LOSSES[kind](x, targets)) for kind in LOSSES for x in logits]).sum()
     torch.autograd.backward(loss)
     assert torch.isfinite(loss)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from kit.audio.decode import Sound
+from kit.demo import TOY_CLASSES, toy_clip
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor, compute_spectrograms
 from kit.models.checkpoint import load_tagger
-from kit.toydata import TOY_CLASSES, toy_clip
 from tests.behaviour.trained import LoudBands, Trained, loud_tagger
 
 TOLERANCE = 1e-5

@@ -281,7 +281,7 @@ SETTINGS = {
     'sgd': ['optim.kind=sgd', 'optim.schedule=constant', 'optim.layer_decay=0.1'],
     'freeze': ['optim.freeze_epochs=2', 'optim.average=ema', 'keep=best'],
     'balanced': ['sampling.balance=clips', 'sampling.steps=2'],
-    'noisy': ['network.noisy_head=true', 'sources={"x":{},"y":{"head":"noisy","share":0.5}}'],
+    'sources': ['sources={"x":{},"y":{"weight":0.5,"share":0.5}}'],
 }
 
 
@@ -290,7 +290,7 @@ SETTINGS = {
 )
 def test_a_killed_training_resumes_to_the_same_bits_with_any_settings(tmp_path, name, killed_after):
     recipe = TINY.override(SETTINGS[name])
-    data = replace(DATA, sources=np.repeat(['x', 'y'], 6)) if name == 'noisy' else DATA
+    data = replace(DATA, sources=np.repeat(['x', 'y'], 6)) if name == 'sources' else DATA
     state = tmp_path / 'killed' / 'state.pt'
 
     def score(epoch):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kit.core.clock import Deadline, TimeBudget
-from kit.infer.ensemble import EnsembleMember, describe_plan, measure_cost, measure_costs, order_members, plan_members
 from kit.infer.job import SubmitOptions
+from kit.infer.planner import EnsembleMember, Plan, measure_cost
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
@@ -35,41 +35,142 @@ class Timed(LoudBands):
         return super().forward(spec)
 
 
-def make_member(tagger: Tagger, score: float | None = None, run: int = 0) -> EnsembleMember:
-    tagger.card = replace(tagger.card, oof_score=score)
-    return EnsembleMember('m', Predictor(tagger, torch.device('cpu')), run=run)
+def make_member(
+    tagger: Tagger,
+    score: float | None = None,
+    cost: float = 0.0,
+    metric: str = 'lwlrap',
+    run: int | None = None,
+    name: str = 'm',
+) -> EnsembleMember:
+    tagger.card = replace(tagger.card, oof_score=score, recipe={'metric': metric})
+    stack = None if run is None else 0
+    return EnsembleMember(name, Predictor(tagger, torch.device('cpu')), stack=stack, run=run or 0, cost=cost)
 
 
-def ordered(costs: Sequence[float], scores: Sequence[float | None], audio_s: float, left_s: float) -> list[int]:
-    members = [make_member(loud_tagger(), score) for score in scores]
-    for member, cost in zip(members, costs, strict=True):
-        member.cost = cost
-    return [members.index(member) for member in order_members(members, audio_s, left_s)]
+def make_plan(left_s: float, audio_s: float = 10.0) -> tuple[Plan, HandClock]:
+    '''A plan with so many seconds for computing, and its clock.'''
+    clock = HandClock(1000.0)
+    return Plan(TimeBudget(Deadline(1000.2 + left_s, clock)), audio_s), clock
+
+
+def run_order(members: Sequence[EnsembleMember], left_s: float) -> list[int]:
+    '''The numbers of the models in the order in which they run, on a clock that stands.'''
+    plan, _ = make_plan(left_s)
+    waiting = list(members)
+    while waiting:
+        waiting.remove(plan.next_member(waiting))
+    return [members.index(member) for member in plan.started]
+
+
+def ordered(costs: Sequence[float], scores: Sequence[float | None], left_s: float) -> list[int]:
+    pairs = zip(costs, scores, strict=True)
+    return run_order([make_member(loud_tagger(), score, cost) for cost, score in pairs], left_s)
 
 
 def test_the_cheapest_good_model_is_first_and_models_far_below_the_best_are_last() -> None:
-    assert ordered([3.0, 1.0, 2.0, 0.1], [0.90, 0.88, 0.87, 0.6], 10, 1000) == [1, 2, 0, 3]
-    assert ordered([1.0, 1.0], [0.85, 0.88], 10, 1000) == [1, 0], 'the better of equally cheap ones'
-    assert ordered([2.0, 1.0], [0.9, None], 10, 1000) == [1, 0], 'without a score a model counts as good'
-    assert ordered([math.inf, 1.0], [0.9, 0.89], 10, 1000) == [1, 0]
+    assert ordered([3.0, 1.0, 2.0, 0.1], [0.90, 0.88, 0.87, 0.6], 1000) == [1, 2, 0, 3]
+    assert ordered([1.0, 1.0], [0.85, 0.88], 1000) == [1, 0], 'the better of equally cheap ones'
+    assert ordered([2.0, 1.0], [0.9, None], 1000) == [1, 0], 'without a score a model counts as good'
+    assert ordered([math.inf, 1.0], [0.9, 0.89], 1000) == [1, 0]
 
 
 def test_where_no_good_model_has_the_time_for_every_row_the_cheapest_one_is_first() -> None:
-    assert ordered([3.0, 2.0, 0.1], [0.9, 0.9, 0.5], 10, 15) == [2, 1, 0]
-    assert ordered([3.0, 2.0, 0.1], [0.9, 0.9, 0.5], 10, 25) == [1, 0, 2]
+    assert ordered([3.0, 2.0, 0.1], [0.9, 0.9, 0.5], 15) == [2, 1, 0]
+    assert ordered([3.0, 2.0, 0.1], [0.9, 0.9, 0.5], 25) == [1, 0, 2]
+    assert ordered([3.0, 2.0, 4.0], [0.9, 0.9, 0.5], 15) == [1, 0, 2]
+
+
+def test_without_a_deadline_the_given_order_stays() -> None:
+    members = [make_member(loud_tagger(), score, cost) for score, cost in ((0.5, 3.0), (0.9, 1.0))]
+    assert Plan().next_member(members) is members[0]
+
+
+@pytest.mark.parametrize(('metric', 'second'), [('lwlrap', 1), ('macro_auc', 2)])
+def test_a_metric_per_class_has_models_next_that_have_the_time_for_every_row(metric: str, second: int) -> None:
+    members = [make_member(loud_tagger(), score, cost, metric) for score, cost in ((0.9, 1), (0.9, 3), (0.7, 0.5))]
+    plan, clock = make_plan(25.0)
+    assert plan.next_member(members) is members[0]
+    clock.time += 10.0
+    assert plan.next_member(members[1:]) is members[second]
+
+
+def test_a_cost_is_measured_anew_when_a_model_has_run_and_decides_what_comes_next() -> None:
+    clock = HandClock()
+    networks = [Timed(clock, 1.0), Timed(clock, 1.0), Timed(clock, 1.0, ballast=9)]
+    members = [make_member(loud_tagger(network), 0.9, cost) for network, cost in zip(networks, (1, 1, 2), strict=True)]
+    plan, _ = make_plan(1000.0)
+    assert plan.next_member(members) is members[0]
+    members[0].watch.seconds['network'] = 30.0
+    plan.update_costs(members[0], 10.0, members[1:])
+    assert [member.cost for member in members] == [3.0, 3.0, 2.0], 'equal networks cost alike'
+    assert plan.next_member(members[1:]) is members[2]
+    assert [step['needed_s'] for step in plan.steps] == [10.0, 20.0]
 
 
 def test_the_first_models_of_all_runs_of_a_stack_come_before_any_second() -> None:
-    members = [make_member(loud_tagger(), 0.9, run) for run in (0, 0, 1, 1)]
-    for member, cost in zip(members, (1, 2, 3, 4), strict=True):
-        member.cost = cost
-    assert [m.cost for m in order_members(members, 1.0, 100.0)] == [1, 3, 2, 4]
+    members = [make_member(loud_tagger(), 0.9, cost, run=run) for run, cost in ((0, 1), (0, 2), (1, 3), (1, 4))]
+    assert run_order(members, 100.0) == [0, 2, 1, 3]
+
+
+def write_run(folder: Path, noise_level: float, seed: int, sign: float = 1.0) -> None:
+    '''A run's folder with predictions of 200 clips: the truth with some noise, or its opposite.'''
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, 200)
+    probs = sign * np.eye(3)[truth] + np.random.default_rng(seed).normal(0, noise_level, (200, 3))
+    probs = 1 / (1 + np.exp(-probs))
+    folder.mkdir()
+    names = [f'{k}.wav' for k in range(200)]
+    labels = ''.join(f'{name},{"abc"[k]},{i % 2}\n' for i, (name, k) in enumerate(zip(names, truth, strict=True)))
+    (folder / 'folds.csv').write_text('fname,labels,fold\n' + labels)
+    rows = [
+        f'{name},{i % 2},' + ','.join(map(str, row)) for i, (name, row) in enumerate(zip(names, probs, strict=True))
+    ]
+    (folder / 'oof.csv').write_text('fname,fold,a,b,c\n' + '\n'.join(rows) + '\n')
+
+
+def test_runs_follow_by_what_they_add_out_of_fold_per_second_and_useless_ones_are_last(tmp_path: Path) -> None:
+    write_run(tmp_path / 'first', 1.0, 1)
+    write_run(tmp_path / 'copy', 1.0, 1)
+    write_run(tmp_path / 'other', 1.0, 2)
+    write_run(tmp_path / 'costly', 1.0, 3)
+    write_run(tmp_path / 'wrong', 1.0, 4, sign=-1.0)
+    costs = {'first': 1.0, 'copy': 1.5, 'wrong': 1.6, 'other': 2.0, 'costly': 90.0}
+    members = []
+    for fold in (0, 1):
+        for run, cost in costs.items():
+            members.append(make_member(loud_tagger(), 0.9, cost, name=str(tmp_path / run / f'fold_{fold}.pt')))
+    plan, _ = make_plan(10_000.0)
+    plan.compare_runs(members)
+    assert [folder.name for folder in plan.selected] == ['first', 'other', 'costly']
+    assert {folder.name for folder in plan.rejected} == {'copy', 'wrong'}
+    waiting = list(members)
+    while waiting:
+        waiting.remove(plan.next_member(waiting))
+    names = [Path(member.name).parent.name for member in plan.started]
+    assert names == ['first', 'other', 'costly'] * 2 + ['copy', 'copy', 'wrong', 'wrong']
+    assert plan.describe(members).endswith('models of copy, wrong come last, as they add nothing out of fold')
+
+
+def test_runs_of_other_clips_or_without_predictions_are_ordered_by_cost(tmp_path: Path) -> None:
+    write_run(tmp_path / 'first', 1.0, 1)
+    write_run(tmp_path / 'other', 1.0, 2)
+    (tmp_path / 'other' / 'folds.csv').write_text('fname,labels,fold\nx.wav,a,0\ny.wav,b,1\n')
+    (tmp_path / 'other' / 'oof.csv').write_text('fname,fold,a,b,c\nx.wav,0,1,0,0\n')
+    costs = {'first': 1.0, 'other': 2.0, 'none': 3.0}
+    members = [
+        make_member(loud_tagger(), 0.9, cost, name=str(tmp_path / run / 'fold_0.pt')) for run, cost in costs.items()
+    ]
+    plan, _ = make_plan(1000.0)
+    plan.compare_runs(members)
+    assert not plan.selected and not plan.rejected
+    assert plan.order(members) == members
 
 
 def test_a_cost_is_the_time_of_the_second_turn_per_second_of_audio() -> None:
-    clock = HandClock()
-    network = Timed(clock, 0.5)
-    assert measure_cost(Predictor(loud_tagger(network), torch.device('cpu')), clock) == pytest.approx(0.1)
+    network = Timed(HandClock(), 0.5)
+    budget = TimeBudget(Deadline(now=network.clock))
+    assert measure_cost(Predictor(loud_tagger(network), torch.device('cpu')), budget) == pytest.approx(0.1)
     assert network.batches == 2
 
 
@@ -77,7 +178,7 @@ def test_equal_models_are_measured_once_and_none_after_the_time_for_measuring() 
     clock = HandClock(1000.0)
     networks = [Timed(clock, 1.0), Timed(clock, 1.0), Timed(clock, 30.0, ballast=9), Timed(clock, 1.0, ballast=99)]
     members = [make_member(loud_tagger(network)) for network in networks]
-    measure_costs(members, TimeBudget(Deadline(1100.0, clock)))
+    Plan(TimeBudget(Deadline(1100.0, clock))).measure(members)
     assert [network.batches for network in networks] == [2, 0, 2, 0]
     assert members[0].cost == members[1].cost < math.inf and members[3].cost == math.inf
 
@@ -87,22 +188,35 @@ def test_a_model_that_fails_is_last_and_with_little_time_nothing_is_measured() -
     broken.tagger.network.register_forward_pre_hook(lambda *_: 1 / 0)
     fine = make_member(loud_tagger(Timed(HandClock(), 0.0)))
     clock = HandClock(1000.0)
-    measure_costs([broken, fine], TimeBudget(Deadline(1100.0, clock)))
+    Plan(TimeBudget(Deadline(1100.0, clock))).measure([broken, fine])
     assert broken.cost == math.inf and fine.cost < math.inf
     late = make_member(loud_tagger(Timed(HandClock(), 0.0)))
-    measure_costs([late], TimeBudget(Deadline(1001.0, clock)))
+    plan = Plan(TimeBudget(Deadline(1001.0, clock)))
+    plan.measure([late])
     assert late.cost == 0 and late.tagger.network.batches == 0
-    assert plan_members([late, fine], TimeBudget(Deadline(1100.0, clock)), 5.0)[1].startswith('plan: ')
-    late.cost = fine.cost = 0.0
-    assert plan_members([late, fine], TimeBudget(Deadline(1001.0, clock)), 5.0)[1] == ''
+    assert plan.describe([late]) == ''
 
 
 def test_a_plan_says_how_many_models_fit() -> None:
-    members = [make_member(loud_tagger()) for _ in range(3)]
-    for member, cost in zip(members, (0.1, 0.2, math.inf), strict=True):
-        member.cost = cost
-    text = describe_plan(members, 100.0, 20.0)
+    members = [make_member(loud_tagger(), cost=cost) for cost in (0.1, 0.2, math.inf)]
+    text = make_plan(20.0, audio_s=100.0)[0].describe(members)
     assert text == 'plan: 1 of 3 models fit: they need more than 30 s for 100 s of audio, 20 s are left'
+
+
+def test_a_batch_is_cut_to_what_fits_by_the_slowest_of_the_last_ones_per_frame() -> None:
+    clock = HandClock()
+    budget = TimeBudget(Deadline(100.2, clock))
+    assert budget.count_fitting('net', 8, 50) == 1, 'an unknown network computes one, whose time is measured'
+    for seconds in (9.0, *[2.0] * 7, 4.0):
+        with budget.measure('net', 100):
+            clock.time += seconds
+    assert clock.time == 27.0 and budget.count_fitting('net', 1000, 50) == 36, 'of the last eight, 4 s is the slowest'
+    assert budget.count_fitting('net', 8, 50) == 8
+    clock.time = 97.0
+    assert budget.count_fitting('net', 8, 50) == 1 and not budget.stopped
+    assert budget.count_fitting('net', 8, 100) == 0 and budget.stopped
+    clock.time = 0.0
+    assert budget.count_fitting('net', 8, 50) == 0, 'a budget that ran out stays so, even where the clock is set back'
 
 
 @pytest.mark.parametrize('metric', ['lwlrap', 'macro_auc'])

@@ -26,8 +26,7 @@ from kit.plots.runs import (
     draw_timeline,
     mean_confusion,
 )
-from kit.train.oof import SavedRun
-from kit.train.oof_report import OofPredictions
+from kit.train.oof import OofPredictions, SavedRun
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, write_wav
 
 matplotlib = pytest.importorskip('matplotlib')

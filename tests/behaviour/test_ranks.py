@@ -18,12 +18,11 @@ from kit.core.errors import KitError
 from kit.core.files import file_identity
 from kit.core.ranks import gather, start_workers, take_share
 from kit.core.runtime import WORKER_MARK, cpu_count, get_rank, pick_device
+from kit.demo import make_toy_set
 from kit.infer.cache import PredictionCache
 from kit.infer.job import SubmitOptions
 from kit.infer.predictor import WindowLogits
-from kit.infer.shards import merge_shares
-from kit.infer.submission import run_submission
-from kit.toydata import make_toy_set
+from kit.infer.submission import merge_shares, run_submission
 from tests.behaviour.trained import Trained, read_scores
 
 TINY = [

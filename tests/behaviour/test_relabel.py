@@ -28,8 +28,8 @@ from kit.train.pseudo_labels import (
     make_snr_sets,
     snr_ratio,
 )
-from kit.train.relabel import predict_pseudo_labels, relabel, window_inference
 from kit.train.run import train_run
+from kit.train.self_training import predict_pseudo_labels, relabel, window_inference
 from tests.behaviour.training import CLASSES, QUIET, TINY, make_set
 
 pytestmark = pytest.mark.usefixtures('one_core')

@@ -14,9 +14,8 @@ from kit.infer.predict import predict_clips
 from kit.labels.soft import align_soft_labels, read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.pseudo_labels import SelfTrainingConfig
-from kit.train.relabel import predict_pseudo_labels, relabel
 from kit.train.run import train_run
-from kit.train.self_training import SelfTraining, self_train
+from kit.train.self_training import SelfTraining, predict_pseudo_labels, relabel, self_train
 from tests.behaviour.training import CLASSES, QUIET, TINY, Killed, make_set, same_checkpoints, write_clip
 
 pytestmark = pytest.mark.usefixtures('one_core')

@@ -11,7 +11,7 @@ import torch
 from kit.audio.decode import Sound
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.infer.ensemble import EnsembleMember
+from kit.infer.planner import EnsembleMember
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores

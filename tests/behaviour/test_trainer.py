@@ -268,31 +268,6 @@ def test_a_step_minimises_each_source_s_own_loss_by_weight_and_share(data, weigh
     assert not same_bits(before, copy_weights(trainer.network))
 
 
-def test_a_noisy_head_is_trained_by_its_sources_alone(data):
-    recipe = replace(
-        PLAIN.override(['network.noisy_head=true']),
-        batch_size=7,
-        loss='bce',
-        sources={'clean': {}, 'noisy': {'head': 'noisy', 'weight': 0.5}},
-    )
-    trainer = new_trainer(with_sources(data, ['clean', 'clean', 'noisy', 'noisy']), recipe)
-    batch = first_batch(trainer)
-    output = copy.deepcopy(trainer.network).train().outputs(trainer.tagger.frontend.stack(batch.crops))
-    expected = 0.0
-    for source, logits, weight in ((0, output.clip, 1.0), (1, output.noisy, 0.5)):
-        rows = batch.sources == source
-        mean = slow_mean('bce', logits[rows].detach(), batch.targets[rows], batch.weights[rows])
-        expected += weight * mean * float(rows.float().mean())
-    trainer.network.train()
-    assert trainer.train_step(batch, seeded()) == pytest.approx(expected, rel=1e-5)
-    for part in (trainer.network.head, trainer.network.noisy_head):
-        assert all(p.grad.abs().max() > 0 for p in list(part.parameters())[-2:])
-    trainer.train_step(batch._replace(sources=torch.zeros(7, dtype=torch.long)), seeded())
-    assert all(p.grad is None or not p.grad.any() for p in trainer.network.noisy_head.parameters())
-    with pytest.raises(KitError, match=r'head=noisy wants network\.noisy_head=true'):
-        replace(TINY, sources={'clean': {}, 'noisy': {'head': 'noisy'}})
-
-
 def test_skips_add_their_weighted_losses_and_more_weights_than_skips_are_refused(toy, data):
     network = {'family': 'skip-attention', 'width': 4, 'ratio': 2, 'head': {'hidden': 8, 'dropout': 0.0}}
     recipe = replace(PLAIN, network=network, auxiliary=(0.4, 0.2, 0.1), loss='bce')
@@ -356,14 +331,6 @@ def test_validation_predicts_with_the_logits_of_clips_whatever_outputs_are_train
         ({'frame_mean_weight': 1.0}, r'network\.head\.pool=max gives no logits of frames: set network\.head\.pool=att'),
         ({'frame_max_weight': 0.5}, r'network\.head\.pool=max gives no logits of frames'),
         ({'clip_weight': 0.0}, r'all 0: set clip_weight=1'),
-        (
-            {
-                'frame_max_weight': 0.5,
-                'network': {**TINY.network, 'head': ATTENTION, 'noisy_head': True},
-                'sources': {'noisy': {'head': 'noisy'}},
-            },
-            r'a noisy head has no loss at frames: set .*frame_max_weight=0, or head=clip',
-        ),
     ],
 )
 def test_weights_of_outputs_that_are_not_there_are_refused_before_the_training(changes, message):

@@ -21,8 +21,8 @@ from kit.labels.table import clip_labels, label_targets, read_clip_table
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import box_table, cut_stretch, load_dataset, source_numbers
 from kit.train.oof import predict_oof
-from kit.train.relabel import predict_pseudo_labels
 from kit.train.run import choose_folds, run_files
+from kit.train.self_training import predict_pseudo_labels
 from tests.behaviour.training import (
     CLASSES,
     QUIET,

@@ -16,11 +16,11 @@ import soundfile
 import torch
 
 from kit.audio.windows import batches_by_length, pad_frames
+from kit.demo import TOY_CLASSES, toy_clip
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.submit import submit
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
-from kit.toydata import TOY_CLASSES, toy_clip
 from kit.train.recipes import find_recipe
 from tests.benchmarks.timing import interleaved_times, print_times, time_ratio
 

@@ -165,9 +165,9 @@ def fill_workspace(workspace: Path) -> None:
     from torch import nn
 
     from build_single_file import BUNDLE, build
+    from kit.demo import TOY_CLASSES, make_toy_set, make_toy_soundscapes
     from kit.models.checkpoint import save_tagger
     from kit.models.tagger import TaggerCard, build_tagger
-    from kit.toydata import TOY_CLASSES, make_toy_set, make_toy_soundscapes
     from kit.train.recipes import find_recipe
     from tests.behaviour.layouts import write_birdclef
 

@@ -18,8 +18,8 @@ import torch
 from kit.cli import run_command
 from kit.commands import COMMANDS
 from kit.core.errors import KitError
+from kit.demo import make_toy_set
 from kit.models.checkpoint import open_checkpoint
-from kit.toydata import make_toy_set
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 

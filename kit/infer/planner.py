@@ -1,0 +1,313 @@
+'''The models of an ensemble, and which of them runs next in the time left.'''
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kit.core.clock import Deadline, Stopwatch, TimeBudget
+from kit.core.errors import KitError
+from kit.core.worker import opened
+from kit.infer.backend import CompiledNetwork
+from kit.infer.cache import PredictionCache
+from kit.infer.predictor import Predictor, compute_spectrograms
+from kit.labels.metrics import METRICS, compute_metric
+from kit.labels.oof_predictions import OofPredictions, load_oof
+from kit.models.tagger import Tagger, TaggerCard
+
+
+@dataclass(eq=False)
+class EnsembleMember:
+    '''One model of an ensemble, and how far it has come.
+
+    `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
+    its last clip on. `cost` is measured: seconds of this machine per second of audio. A model of a stack has the
+    stack's number, and its run there.
+    '''
+
+    name: str
+    predictor: Predictor
+    cache: PredictionCache = field(default_factory=PredictionCache)
+    weight: float = 1.0
+    stack: int | None = None
+    run: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    predicted: set[int] = field(default_factory=set)
+    failed_clips: dict[int, str] = field(default_factory=dict)
+    failure: str | None = None
+    finished: bool = False
+    cost: float = 0.0
+
+    @property
+    def tagger(self) -> Tagger:
+        '''The model itself.'''
+        return self.predictor.tagger
+
+    @property
+    def card(self) -> TaggerCard:
+        '''The model's description.'''
+        return self.tagger.card
+
+    @property
+    def folder(self) -> Path:
+        '''The folder of the checkpoint.'''
+        return Path(self.name).parent
+
+    @property
+    def frontend_key(self) -> str:
+        '''A text that is equal for members that share spectrograms.'''
+        return self.card.frontend.canonical_json()
+
+    def fail_clip(self, clip: int, reason: str) -> None:
+        '''Note why a clip has no prediction by this model.'''
+        self.predicted.discard(clip)
+        self.failed_clips[clip] = reason
+
+
+def reasons_by_name(reasons: Mapping[int, str], names: Sequence[str]) -> dict[str, str]:
+    '''Replace clips by their names, in order.'''
+    return {names[clip]: reason for clip, reason in sorted(reasons.items())}
+
+
+def rounded_spans(watch: Stopwatch) -> dict[str, list[list[float]]]:
+    '''Round a stopwatch's spans to milliseconds.'''
+    rounded = {}
+    for name, spans in watch.spans.items():
+        rounded[name] = [[round(start, 3), round(end, 3)] for start, end in spans]
+    return rounded
+
+
+def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any]:
+    '''Describe a model and its work for the report.'''
+    card = member.card
+    return {
+        'checkpoint': Path(member.name).name,
+        'weight': member.weight,
+        'family': card.network.get('family'),
+        'output': card.output,
+        'calibrated': card.is_calibrated,
+        'metric': card.metric,
+        'oof_score': card.oof_score,
+        'inference': member.predictor.inference.to_dict(),
+        'fusion': member.predictor.fusion,
+        'backend': member.predictor.compilation,
+        'clips_predicted': len(member.predicted),
+        'clips_failed': reasons_by_name(member.failed_clips, names),
+        'network_s': round(member.watch.seconds.get('network', 0.0), 3),
+        'spans': rounded_spans(member.watch).get('network', []),
+        'failure': member.failure,
+    }
+
+
+def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
+    '''Name the users' networks whose outputs all lie in [0, 1], as those of a network that ends in a sigmoid do.'''
+    names = []
+    for member in members:
+        outputs = [output.logits for output in member.cache.entries.values()]
+        is_custom = str(member.card.network.get('family')).startswith('custom:')
+        is_doubtful = is_custom and member.card.returns == 'logits'
+        if is_doubtful and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
+            names.append(Path(member.name).name)
+    return names
+
+
+SAMPLE_S = 5.0
+MEASURING_SHARE = 0.05  # of the time left
+LEAST_LEFT_S = 10.0
+GOOD_MARGIN = 0.05  # a score this far below the best is still good
+SELECTION_CLIPS = 2000
+
+
+def measure_cost(predictor: Predictor, budget: TimeBudget | None = None) -> float:
+    '''Measure the seconds that a model takes for a second of audio, on five seconds of noise or one window.
+
+    What its batches took is added to the budget.
+    '''
+    budget = budget or TimeBudget()
+    trial = TimeBudget(Deadline(now=budget.deadline.now))
+    trial.paces = budget.paces
+    card = predictor.tagger.card
+    inference = predictor.inference
+    seconds = SAMPLE_S if inference.mode == 'full' else max(SAMPLE_S, inference.window_s)
+    noise = torch.randn(round(seconds * card.frontend.sample_rate), generator=torch.Generator().manual_seed(0))
+    specs = compute_spectrograms(predictor.tagger.frontend, [(0.1 * noise).to(predictor.device)])
+    predictor.predict(specs, trial)  # this turn also compiles, reserves memory and prepares the convolutions
+    if isinstance(predictor.network, CompiledNetwork):
+        specs = specs * predictor.network.rows  # so that no padding is measured
+    trial.paces.pop(predictor.kind, None)
+    start = trial.deadline.now()
+    predictor.predict(specs, trial)
+    return (trial.deadline.now() - start) / (seconds * len(specs))
+
+
+def select_runs(
+    runs: Mapping[Path, OofPredictions], first: Path, costs: Mapping[Path, float], weights: Mapping[Path, float]
+) -> list[Path]:
+    '''Order runs by what each adds to the mean of those before it, out of fold, per second; leave out the useless.
+
+    `costs` are seconds of one model of each run. At most 2,000 clips are used.
+    '''
+    start = runs[first]
+    rows = slice(None, None, max(1, len(start.names) // SELECTION_CLIPS))
+    truth = start.truth[rows]
+    probs = {run: oof.probabilities_like(start, run, first)[rows] for run, oof in runs.items()}
+    chosen = [first]
+    waiting = [run for run in runs if run != first]
+    score = compute_metric(start.metric, truth, probs[first])
+    while waiting:
+        scores = {}
+        for run in waiting:
+            members = [*chosen, run]
+            share = [weights[member] for member in members]
+            blended = np.average([probs[member] for member in members], axis=0, weights=share)
+            scores[run] = compute_metric(start.metric, truth, blended)
+        best = max(waiting, key=lambda run: (scores[run] - score) / max(costs[run], 1e-9))
+        if scores[best] <= score:
+            break
+        score = scores[best]
+        chosen.append(best)
+        waiting.remove(best)
+    return chosen
+
+
+class Plan:
+    '''Chooses the model that runs next. Without a deadline that is the next in the given order.
+
+    Under one, the cheapest good model that has the time is first. Then come those that add most out of fold per
+    second, where the runs beside the checkpoints tell, else the cheapest good ones. A model is good whose score is
+    little below the best. A stack scores a row once all its runs have predicted it, so the first models of all its
+    runs come before any second. For a metric per class, models that have the time for every row come first.
+
+    `steps` records each choice: the model, the seconds that it should need, and the seconds left.
+    Units: audio_s, seconds of audio that each model has to predict
+    '''
+
+    def __init__(self, budget: TimeBudget | None = None, audio_s: float = 0.0) -> None:
+        self.budget = budget or TimeBudget()
+        self.audio_s = audio_s
+        self.selected: list[Path] = []
+        self.rejected: set[Path] = set()
+        self.started: list[EnsembleMember] = []
+        self.steps: list[dict[str, Any]] = []
+
+    @property
+    def has_deadline(self) -> bool:
+        '''Whether time is short at all.'''
+        return self.budget.deadline.at < math.inf
+
+    def measure(self, members: Sequence[EnsembleMember]) -> None:
+        '''Measure every model's `cost`, small models first and equal ones once, and compare their runs out of fold.
+
+        The cost is infinite for a model that fails, and for the largest ones where measuring takes too long. With
+        little time left nothing is measured.
+        '''
+        deadline = self.budget.deadline
+        if deadline.left_s() < LEAST_LEFT_S or not self.has_deadline:
+            return
+        stop_at_s = (1 - MEASURING_SHARE) * deadline.left_s()
+        cost_of_kind: dict[str, float] = {}
+        for member in sorted(members, key=lambda member: member.predictor.size):
+            kind = member.predictor.kind
+            if kind not in cost_of_kind and deadline.left_s() >= stop_at_s:
+                cost_of_kind[kind] = math.inf
+                # A model that fails here fails again when it predicts, and then the reason is kept.
+                with contextlib.suppress(Exception), opened('model', [member.name]):
+                    cost_of_kind[kind] = measure_cost(member.predictor, self.budget)
+            member.cost = cost_of_kind.get(kind, math.inf)
+        if deadline.left_s() >= stop_at_s:
+            self.compare_runs(members)
+
+    def compare_runs(self, members: Sequence[EnsembleMember]) -> None:
+        '''Order the runs that the checkpoints lie in, where these hold out-of-fold predictions of the same clips.'''
+        alone = [member for member in self.order(members) if member.stack is None]
+        runs: dict[Path, OofPredictions] = {}
+        costs: dict[Path, float] = {}
+        weights: dict[Path, float] = {}
+        for member in alone:
+            weights[member.folder] = weights.get(member.folder, 0.0) + member.weight
+            costs.setdefault(member.folder, member.cost)
+        first = alone[0].folder if alone else Path()
+        for folder in costs if len(costs) > 1 else ():
+            with contextlib.suppress(KitError):
+                runs[folder] = load_oof(folder)
+                runs[folder].probabilities_like(runs[first], folder, first)
+                continue
+            runs.pop(folder, None)
+            if folder == first:
+                return
+        if len(runs) > 1:
+            self.selected = select_runs(runs, first, costs, weights)
+            self.rejected = runs.keys() - set(self.selected)
+
+    def needed_s(self, member: EnsembleMember) -> float:
+        '''Reckon the seconds that a model needs for all rows.'''
+        return member.cost * self.audio_s
+
+    def order(self, waiting: Sequence[EnsembleMember]) -> list[EnsembleMember]:
+        '''Order the models that have not run for the time left.'''
+        left_s = self.budget.left_s()
+        known = [*waiting, *self.started]
+        scores = [member.card.oof_score for member in known if member.card.oof_score is not None]
+        needs_all_rows = not self.started or any(METRICS[member.card.metric].is_per_class for member in known)
+
+        def rank(member: EnsembleMember) -> tuple[float, ...]:
+            score = member.card.oof_score
+            is_bad = score is not None and score < max(scores) - GOOD_MARGIN
+            is_late = needs_all_rows and self.needed_s(member) > left_s
+            run = self.selected.index(member.folder) if member.folder in self.selected else len(self.selected)
+            return (is_late, is_bad, run, member.cost, math.inf if score is None else -score)
+
+        ordered = sorted(waiting, key=rank)
+        if not self.started and self.needed_s(ordered[0]) > left_s:
+            ordered.sort(key=lambda member: member.cost)
+        runs = [self.run_of(member) for member in self.started]
+        turns = []
+        for member in ordered:
+            run = self.run_of(member)
+            turns.append(math.inf if run in self.rejected else runs.count(run))
+            runs.append(run)
+        return [ordered[k] for k in np.argsort(turns, kind='stable')]
+
+    def run_of(self, member: EnsembleMember) -> object:
+        '''Return what is equal for models of one run, and for all models outside of stacks that no run compares.'''
+        if member.stack is not None:
+            return (member.stack, member.run)
+        return member.folder if member.folder in {*self.selected, *self.rejected} else None
+
+    def next_member(self, waiting: Sequence[EnsembleMember]) -> EnsembleMember:
+        '''Choose the model that runs next.'''
+        member = self.order(waiting)[0] if self.has_deadline else waiting[0]
+        self.started.append(member)
+        if self.has_deadline:
+            times = {'needed_s': round(self.needed_s(member), 1), 'left_s': round(self.budget.left_s(), 1)}
+            self.steps.append({'checkpoint': member.name, **times})
+        return member
+
+    def update_costs(self, member: EnsembleMember, audio_s: float, waiting: Sequence[EnsembleMember]) -> None:
+        '''Measure the cost of a model that has run, and of equal ones, anew. Units: audio_s, what it has predicted'''
+        spent_s = member.watch.seconds.get('network', 0.0)
+        if spent_s > 0 and audio_s > 0:
+            for other in [member, *waiting]:
+                if other.predictor.kind == member.predictor.kind:
+                    other.cost = spent_s / audio_s
+
+    def describe(self, members: Sequence[EnsembleMember]) -> str:
+        '''Say how many models fit in the time left, in their order; nothing where no cost was measured.'''
+        costs = np.array([member.cost for member in self.order(members)])
+        if not costs.any():
+            return ''
+        left_s = self.budget.left_s()
+        n_fit = int((np.cumsum(costs) * self.audio_s <= left_s).sum())
+        needed_s = costs[np.isfinite(costs)].sum() * self.audio_s
+        at_least = '' if np.isfinite(costs).all() else 'more than '
+        text = f'plan: {n_fit} of {len(members)} models fit: they need {at_least}{needed_s:.0f} s for '
+        text += f'{self.audio_s:.0f} s of audio, {max(0.0, left_s):.0f} s are left'
+        if self.rejected:
+            names = ', '.join(sorted(folder.name for folder in self.rejected))
+            text += f'; models of {names} come last, as they add nothing out of fold'
+        return text
