@@ -18,6 +18,7 @@ __all__ = [
     'Tagger',
     'TaggerCard',
     'add_folds',
+    'bench',
     'blend_scores',
     'bootstrap_difference',
     'bootstrap_interval',

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kit.audio.windows import InferenceConfig
+from kit.core.clock import Deadline, TimeBudget
 from kit.core.errors import KitError
-from kit.doctor import run_doctor
+from kit.doctor import bench
 from kit.infer.backend import STATIC_ROWS, CompiledNetwork, check_backend, compile_network, compile_openvino
 from kit.infer.planner import measure_cost
 from kit.infer.predictor import Predictor
@@ -237,9 +238,10 @@ def test_a_cost_is_that_of_full_batches_without_the_time_to_compile(fake: FakeOp
         return compile_model(*given)
 
     sys.modules['openvino'].compile_model = compile_slowly  # type: ignore[attr-defined]
-    assert measure_cost(make_predictor(), clock) == pytest.approx(0.12), 'six windows of a second'
+    budget = TimeBudget(Deadline(now=clock))
+    assert measure_cost(make_predictor(), budget) == pytest.approx(0.12), 'six windows of a second'
     long = replace(WINDOWS, window_s=5.0, hop_s=5.0)
-    assert measure_cost(make_predictor(inference=long), clock) == pytest.approx(0.04), 'two of five'
+    assert measure_cost(make_predictor(inference=long), budget) == pytest.approx(0.04), 'two of five'
 
 
 @pytest.mark.parametrize(
@@ -311,8 +313,6 @@ def test_without_the_package_openvino_is_refused_with_the_cure_and_auto_is_torch
     with pytest.raises(KitError, match=message):
         submit(trained.windows, clips, tmp_path / 'out.csv', backend='openvino', progress=False)
     assert not list(tmp_path.iterdir()), 'a call with a mistake leaves nothing'
-    with pytest.raises(KitError, match=message):
-        run_doctor(backend='openvino')
     result = submit(trained.windows, clips, tmp_path / 'out.csv', backend='auto', progress=False)
     assert result.report['models'][0]['backend'] == 'torch: OpenVINO is not installed'
     assert '--backend auto: torch: OpenVINO is not installed' in result.report['notes']
@@ -323,10 +323,9 @@ def test_an_unknown_backend_gets_the_nearest_name() -> None:
         check_backend('openvin')
 
 
-def test_the_doctor_measures_the_backend(fake: FakeOpenVino, trained: Trained, clips: Path) -> None:
-    text = run_doctor([trained.windows], str(clips), '9m', 'openvino')
-    assert 'fits into 9m' in text and fake.n_compiled == 1 and ', openvino ' in text
-    run_doctor([trained.windows], str(clips), '9m')
+def test_bench_reckons_with_each_backend_that_is_installed(fake: FakeOpenVino, trained: Trained, clips: Path) -> None:
+    lines = bench([trained.windows], str(clips), deadline='9m').splitlines()
+    assert [line.partition(':')[0] for line in lines if line[0] != ' '] == [str(clips), 'torch', 'openvino']
     assert fake.n_compiled == 1
 
 

@@ -169,22 +169,22 @@ def test_recipes_explains_every_setting_of_a_recipe(command_line: CommandLine, n
 
 
 def test_doctor_describes_every_checkpoint_and_fails_where_one_cannot_be_used(
-    command_line: CommandLine, trained: Trained, clips: Path, tmp_path: Path
+    command_line: CommandLine, trained: Trained, tmp_path: Path
 ) -> None:
     save_tagger(tmp_path / 'own.pt', loud_tagger())
     usable = ['--checkpoints', trained.stft, tmp_path / 'own.pt']
-    code, out, err = command_line('doctor', *usable, '--audio', clips, '--deadline', '9m')
-    assert (code, err) == (0, '') and '14 audio files' in out
+    code, out, err = command_line('doctor', *usable)
+    assert (code, err) == (0, '')
     assert f'{trained.stft}: max-pyramid, ' in out and 'own.pt: custom:own, 0.00 M values, 3 classes' in out
     (tmp_path / 'junk.pt').write_bytes(b'\x80junk')
     tagger = load_tagger(trained.stft)
     wider = replace(tagger.card, network=tagger.card.network | {'width': 16})
     save_tagger(tmp_path / 'unfit.pt', Tagger(wider, tagger.network))
     unusable = [tmp_path / 'junk.pt', tmp_path / 'unfit.pt']
-    code, out, err = command_line('doctor', *usable, *unusable, '--audio', clips)
+    code, out, err = command_line('doctor', *usable, *unusable)
     assert code == 2 and err == 'audiotag-kit: 2 of 4 checkpoints cannot be used; the reasons are above.\n'
     assert 'junk.pt: NOT USABLE: ' in out and 'unfit.pt: NOT USABLE: ' in out
-    assert f'{trained.stft}: max-pyramid, ' in out and '14 audio files' in out
+    assert f'{trained.stft}: max-pyramid, ' in out
 
 
 def test_a_worker_marks_its_error_for_the_supervisor(

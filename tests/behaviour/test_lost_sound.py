@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from kit.audio.decode import DECODERS, Decoder, Sound, decode_file, header_duration_s, import_problem
-from kit.doctor import run_doctor
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.submit import submit
 from tests.behaviour.trained import loud_tagger, noise, read_scores, write_folder, write_template, write_wav
@@ -309,13 +308,6 @@ def test_a_submission_that_goes_on_keeps_the_notes_of_clips_that_it_does_not_dec
     first = submit(trained.mel[0], lossy_folder, tmp_path / 'out.csv', progress=False).report
     again = submit(trained.mel[0], lossy_folder, tmp_path / 'out.csv', progress=False).report
     assert again['audio_notes'] == first['audio_notes'] and len(first['audio_notes']) == 1
-
-
-def test_the_doctor_counts_no_length_that_a_header_does_not_know(lossy_folder):
-    line = run_doctor(audio=str(lossy_folder)).splitlines()[-1]
-    assert '3 audio files' in line and 'without 1 files whose headers state no length' in line
-    assert "1 files passed over, as they are no audio, e.g. 'notes.txt'" in line
-    assert float(line.split(' audio files, ')[1].split(' s')[0]) < 10
 
 
 def test_a_file_with_two_paths_is_found_by_each_and_by_its_name(tmp_path):

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit.audio.decode import header_duration_s
 from kit.core.clock import Deadline, TimeBudget
+from kit.core.errors import KitError
+from kit.doctor import bench, forecast
 from kit.infer.job import SubmitOptions
 from kit.infer.planner import EnsembleMember, Plan, measure_cost
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
 from kit.models.tagger import Tagger
-from tests.behaviour.trained import HandClock, LoudBands, loud_tagger, noise, read_scores, write_wav
+from tests.behaviour.trained import HandClock, LoudBands, Trained, loud_tagger, noise, read_scores, write_wav
 
 
 class Timed(LoudBands):
@@ -236,3 +239,33 @@ def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(tmp_p
     first = predict_clips(taggers[0], tmp_path / 'in').probabilities
     is_first = np.isclose(scores, first, rtol=0, atol=1e-6).all(axis=1)
     assert is_first.all() if metric == 'macro_auc' else not is_first[: report['rows_all_models']].any()
+
+
+def test_bench_reckons_what_all_files_take_and_which_models_fit(trained: Trained, clips: Path, tmp_path: Path) -> None:
+    text = bench(trained.mel, str(clips), 600, '9h', sample=5, out=str(tmp_path / 'p.png'))
+    lines = text.splitlines()
+    assert lines[0] == f'{clips}: 14 audio files, 0 others; 5 files stand for 600'
+    names = [Path(name).name for name in trained.mel]
+    assert sorted(line.split(':')[0].strip() for line in lines[2 : 2 + len(names)]) == names
+    assert f'  {len(names)} of {len(names)} models fit; all of them need ' in text
+    assert (tmp_path / 'p.png').read_bytes().startswith(b'\x89PNG')
+    assert not list(clips.glob('*.csv')), 'nothing is written beside the audio'
+    assert f'  0 of {len(names)} models fit' in bench(trained.mel, str(clips), 10**6, '1s', sample=2)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(KitError, match='holds no audio files: give a folder of clips like those of the test'):
+        bench(trained.mel, str(tmp_path / 'empty'))
+
+
+def test_a_forecast_grows_with_the_files_but_for_what_is_done_once(
+    trained: Trained, clips: Path, tmp_path: Path
+) -> None:
+    options = SubmitOptions(trained.mel, clips, tmp_path / 'out.csv', progress=False)
+    report = forecast(options, 1000.0, 60.0)
+    [(_, start)] = report['spans']['models']
+    assert start < report['seconds_total'] / 2, 'models are built once'
+    ends = [end for [(_, end)] in [model['spans'] for model in report['models']]]
+    starts = [begin for [(begin, _)] in [model['spans'] for model in report['models']]]
+    assert starts[1:] == ends[:-1] and ends[-1] == report['seconds_total'], 'one model after the other'
+    audio_s = sum(header_duration_s(path) or 0.0 for path in clips.iterdir())
+    for model, begin, end in zip(report['models'], starts, ends, strict=True):
+        assert end - begin == pytest.approx(1000 * audio_s * model['cost'], rel=0.01)

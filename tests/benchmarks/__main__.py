@@ -1,4 +1,4 @@
-'''Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames|backends] [REPEATS]`.'''
+'''Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames|backends|deadline] [REPEATS]`.'''
 
 import platform
 import sys
@@ -8,7 +8,15 @@ import torch
 
 from kit.core.errors import choose
 from kit.core.runtime import cpu_count, tune_process
-from tests.benchmarks import bench_backends, bench_families, bench_frames, bench_frontend, bench_import, bench_submit
+from tests.benchmarks import (
+    bench_backends,
+    bench_deadline,
+    bench_families,
+    bench_frames,
+    bench_frontend,
+    bench_import,
+    bench_submit,
+)
 
 BENCHES: dict[str, Callable[..., None]] = {
     'frontend': bench_frontend.main,
@@ -17,6 +25,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     'families': bench_families.main,
     'frames': bench_frames.main,
     'backends': bench_backends.main,
+    'deadline': bench_deadline.main,
 }
 
 
@@ -26,9 +35,9 @@ def main(arguments: list[str]) -> None:
     processor = platform.processor() or platform.machine()
     print(f'{processor}, {cpu_count()} cores, torch {torch.__version__}')
     names = arguments[:1] or list(BENCHES)
-    numbers = [int(argument) for argument in arguments[1:]]
+    options = [int(argument) if argument.isdigit() else argument for argument in arguments[1:]]
     for name in names:
-        choose('benchmark', name, BENCHES)(*numbers)
+        choose('benchmark', name, BENCHES)(*options)
 
 
 if __name__ == '__main__':
