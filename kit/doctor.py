@@ -190,7 +190,9 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
         member = plan.next_member(waiting)
         waiting.remove(member)
         end_s = now_s + plan.needed_s(member)
-        models.append({'checkpoint': Path(member.name).name, 'spans': [(now_s, end_s)], 'cost': member.cost})
+        models.append(
+            {'checkpoint': '/'.join(Path(member.name).parts[-2:]), 'spans': [(now_s, end_s)], 'cost': member.cost}
+        )
         now_s = end_s
     facts = {'state': f'planned with {options.backend}', 'seconds_total': now_s, 'deadline_s': limit_s}
     return {**facts, 'spans': spans, 'models': models}

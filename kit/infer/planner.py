@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from kit.core.clock import Deadline, Stopwatch, TimeBudget
-from kit.core.errors import KitError
 from kit.core.worker import opened
 from kit.infer.backend import CompiledNetwork
 from kit.infer.cache import PredictionCache
@@ -220,7 +219,8 @@ class Plan:
                     cost_of_kind[kind] = measure_cost(member.predictor, self.budget)
             member.cost = cost_of_kind.get(kind, math.inf)
         if deadline.left_s() >= stop_at_s:
-            self.compare_runs(members)
+            with contextlib.suppress(Exception):  # the order is a gain, not a condition
+                self.compare_runs(members)
 
     def compare_runs(self, members: Sequence[EnsembleMember]) -> None:
         '''Order the runs that the checkpoints lie in, where these hold out-of-fold predictions of the same clips.'''
@@ -233,7 +233,7 @@ class Plan:
             costs.setdefault(member.folder, member.cost)
         first = alone[0].folder if alone else Path()
         for folder in costs if len(costs) > 1 else ():
-            with contextlib.suppress(KitError):
+            with contextlib.suppress(Exception):  # no such files, damaged ones, or those of other clips
                 runs[folder] = load_oof(folder)
                 runs[folder].probabilities_like(runs[first], folder, first)
                 continue
@@ -258,20 +258,20 @@ class Plan:
         def rank(member: EnsembleMember) -> tuple[float, ...]:
             score = member.card.oof_score
             is_bad = score is not None and score < max(scores) - GOOD_MARGIN
-            is_late = needs_all_rows and self.needed_s(member) > left_s
             run = self.selected.index(member.folder) if member.folder in self.selected else len(self.selected)
-            return (is_late, is_bad, run, member.cost, math.inf if score is None else -score)
+            return (is_bad, run, member.cost, math.inf if score is None else -score)
 
-        ordered = sorted(waiting, key=rank)
-        if not self.started and self.needed_s(ordered[0]) > left_s:
-            ordered.sort(key=lambda member: member.cost)
         runs = [self.run_of(member) for member in self.started]
-        turns = []
-        for member in ordered:
+        turns: dict[EnsembleMember, tuple[bool, float]] = {}
+        for member in sorted(waiting, key=rank):
             run = self.run_of(member)
-            turns.append(math.inf if run in self.rejected else runs.count(run))
+            is_late = needs_all_rows and self.needed_s(member) > left_s
+            turns[member] = (is_late, math.inf if run in self.rejected else runs.count(run))
             runs.append(run)
-        return [ordered[k] for k in np.argsort(turns, kind='stable')]
+        ordered = sorted(turns, key=turns.__getitem__)
+        if not self.started and turns[ordered[0]][0]:
+            ordered.sort(key=lambda member: member.cost)  # none has the time for all rows
+        return ordered
 
     def run_of(self, member: EnsembleMember) -> object:
         '''Return what is equal for models of one run, and for all models outside of stacks that no run compares.'''
@@ -285,7 +285,7 @@ class Plan:
         self.started.append(member)
         if self.has_deadline:
             times = {'needed_s': round(self.needed_s(member), 1), 'left_s': round(self.budget.left_s(), 1)}
-            self.steps.append({'checkpoint': member.name, **times})
+            self.steps.append({'checkpoint': Path(member.name).name, **times})
         return member
 
     def update_costs(self, member: EnsembleMember, audio_s: float, waiting: Sequence[EnsembleMember]) -> None:

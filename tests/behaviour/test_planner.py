@@ -155,6 +155,33 @@ def test_runs_follow_by_what_they_add_out_of_fold_per_second_and_useless_ones_ar
     assert plan.describe(members).endswith('models of copy, wrong come last, as they add nothing out of fold')
 
 
+def test_a_metric_per_class_has_no_run_first_that_has_no_time_for_all_rows(tmp_path: Path) -> None:
+    members = []
+    for seed, (run, cost) in enumerate({'first': 1.0, 'other': 2.0, 'costly': 90.0}.items(), start=1):
+        write_run(tmp_path / run, 1.0, seed)
+        for fold in (0, 1):
+            name = str(tmp_path / run / f'fold_{fold}.pt')
+            members.append(make_member(loud_tagger(), 0.9, cost, 'macro_auc', name=name))
+    plan, _ = make_plan(100.0)
+    plan.compare_runs(members)
+    assert len(plan.selected) == 3
+    plan.started = [members[0]]
+    names = [Path(member.name).parent.name for member in plan.order(members[1:])]
+    assert names == ['other', 'first', 'other', 'costly', 'costly']
+
+
+def test_damaged_predictions_beside_checkpoints_stop_nothing(tmp_path: Path) -> None:
+    members = []
+    for run in ('a', 'b'):
+        write_run(tmp_path / run, 1.0, 1)
+        members.append(make_member(loud_tagger(Timed(HandClock(), 0.0)), 0.9, name=str(tmp_path / run / 'fold_0.pt')))
+    (tmp_path / 'b' / 'oof.csv').write_bytes(b'\xff\xfe\x00damaged')
+    (tmp_path / 'a' / 'recipe.json').write_text('{')
+    plan, _ = make_plan(1000.0)
+    plan.measure(members)
+    assert not plan.selected and plan.order(members) == members
+
+
 def test_runs_of_other_clips_or_without_predictions_are_ordered_by_cost(tmp_path: Path) -> None:
     write_run(tmp_path / 'first', 1.0, 1)
     write_run(tmp_path / 'other', 1.0, 2)
@@ -245,7 +272,7 @@ def test_bench_reckons_what_all_files_take_and_which_models_fit(trained: Trained
     text = bench(trained.mel, str(clips), 600, '9h', sample=5, out=str(tmp_path / 'p.png'))
     lines = text.splitlines()
     assert lines[0] == f'{clips}: 14 audio files, 0 others; 5 files stand for 600'
-    names = [Path(name).name for name in trained.mel]
+    names = [f'mel/{Path(name).name}' for name in trained.mel]
     assert sorted(line.split(':')[0].strip() for line in lines[2 : 2 + len(names)]) == names
     assert f'  {len(names)} of {len(names)} models fit; all of them need ' in text
     assert (tmp_path / 'p.png').read_bytes().startswith(b'\x89PNG')
