@@ -1,5 +1,6 @@
 '''Under a deadline, models are measured and ordered, and a metric per class counts whole models.'''
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,9 @@ from kit.audio.decode import header_duration_s
 from kit.core.clock import Deadline, TimeBudget
 from kit.core.errors import KitError
 from kit.doctor import bench, forecast
+from kit.infer.ensemble import predict_ensemble
 from kit.infer.job import SubmitOptions
+from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import EnsembleMember, Plan, measure_cost
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
@@ -266,6 +269,27 @@ def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(tmp_p
     first = predict_clips(taggers[0], tmp_path / 'in').probabilities
     is_first = np.isclose(scores, first, rtol=0, atol=1e-6).all(axis=1)
     assert is_first.all() if metric == 'macro_auc' else not is_first[: report['rows_all_models']].any()
+
+
+def test_clips_are_not_loaded_where_decoding_them_would_take_too_long(tmp_path: Path) -> None:
+    for i in range(30):
+        write_wav(tmp_path / f'{i:02d}.wav', noise(4000, seed=i))
+    member = make_member(loud_tagger())
+    frontends = {member.frontend_key: member.tagger.frontend}
+    loader = SpectrogramLoader(sorted(tmp_path.iterdir()), frontends, torch.device('cpu'))
+    loader.read_headers()
+    first, second = loader.chunks
+    plan, _ = make_plan(1000.0)
+    assert loader.loading_s(first, member.frontend_key) == 0.0, 'nothing is known yet'
+    done = []
+    with contextlib.closing(loader):
+        for _, clip, _ in predict_ensemble([member], loader, plan):
+            loader.watch.seconds = {'decode': 1e6 * loader.loaded_s, 'frontend': 0.0}
+            done.append(clip)
+            if clip == first.clips[0]:
+                assert loader.loading_s(first, member.frontend_key) == 0.0, 'it is cached'
+                assert loader.loading_s(second, member.frontend_key) == pytest.approx(1e6 * second.seconds)
+    assert done == first.clips and plan.budget.stopped and not member.finished
 
 
 def test_bench_reckons_what_all_files_take_and_which_models_fit(trained: Trained, clips: Path, tmp_path: Path) -> None:
