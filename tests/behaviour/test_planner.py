@@ -139,7 +139,7 @@ def test_runs_follow_by_what_they_add_out_of_fold_per_second_and_useless_ones_ar
     write_run(tmp_path / 'first', 1.0, 1)
     write_run(tmp_path / 'copy', 1.0, 1)
     write_run(tmp_path / 'other', 1.0, 2)
-    write_run(tmp_path / 'costly', 1.0, 3)
+    write_run(tmp_path / 'costly', 0.7, 3)  # it adds most, but not per second
     write_run(tmp_path / 'wrong', 1.0, 4, sign=-1.0)
     costs = {'first': 1.0, 'copy': 1.5, 'wrong': 1.6, 'other': 2.0, 'costly': 90.0}
     members = []
