@@ -203,8 +203,12 @@ def test_runs_of_other_clips_or_without_predictions_are_ordered_by_cost(tmp_path
 def test_a_cost_is_the_time_of_the_second_turn_per_second_of_audio() -> None:
     network = Timed(HandClock(), 0.5)
     budget = TimeBudget(Deadline(now=network.clock))
-    assert measure_cost(Predictor(loud_tagger(network), torch.device('cpu')), budget) == pytest.approx(0.1)
+    predictor = Predictor(loud_tagger(network), torch.device('cpu'))
+    network.register_forward_hook(lambda *_: setattr(network, 'seconds', 0.5))  # the first turn takes longer
+    network.seconds = 9.0
+    assert measure_cost(predictor, budget) == pytest.approx(0.1)
     assert network.batches == 2
+    assert len(budget.paces[predictor.kind]) == 1, 'the first turn is no measure of a batch'
 
 
 def test_equal_models_are_measured_once_and_none_after_the_time_for_measuring() -> None:
@@ -311,12 +315,12 @@ def test_a_forecast_grows_with_the_files_but_for_what_is_done_once(
     trained: Trained, clips: Path, tmp_path: Path
 ) -> None:
     options = SubmitOptions(trained.mel, clips, tmp_path / 'out.csv', progress=False)
-    report = forecast(options, 1000.0, 60.0)
+    report = forecast(options, 1e6, 60.0)
     [(_, start)] = report['spans']['models']
-    assert start < report['seconds_total'] / 2, 'models are built once'
+    assert start < 1000 < report['seconds_total'], 'models are built once, in less than a thousand seconds'
     ends = [end for [(_, end)] in [model['spans'] for model in report['models']]]
     starts = [begin for [(begin, _)] in [model['spans'] for model in report['models']]]
     assert starts[1:] == ends[:-1] and ends[-1] == report['seconds_total'], 'one model after the other'
     audio_s = sum(header_duration_s(path) or 0.0 for path in clips.iterdir())
     for model, begin, end in zip(report['models'], starts, ends, strict=True):
-        assert end - begin == pytest.approx(1000 * audio_s * model['cost'], rel=0.01)
+        assert model['cost'] > 0 and end - begin == pytest.approx(1e6 * audio_s * model['cost'], rel=0.01)
