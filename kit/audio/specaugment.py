@@ -35,12 +35,8 @@ class SpecAugmentConfig(Config):
     warp_p: float = probability_of('a time warp: one point in time moves, the rest is stretched')
     warp_share: float = setting(0.1, 'largest move of that point, as a share of the frames', low=0, high=0.15)
     crop_p: float = probability_of('a random crop, resized to the size before')
-    crop_scale: tuple[float, ...] = setting(
-        (0.8, 1.0), "range of the crop's area, as a share of the whole", low=0.01, high=1
-    )
-    crop_aspect: tuple[float, ...] = setting(
-        (0.85, 1.15), "range of the crop's width / height, 1 for the whole spectrogram", low=0.1, high=10
-    )
+    crop_scale: tuple[float, ...] = setting((0.8, 1.0), 'range of its share of the area', low=0.01, high=1)
+    crop_aspect: tuple[float, ...] = setting((0.85, 1.15), 'range of width / height, 1 for the whole', low=0.1, high=10)
 
     def check(self) -> None:
         check_ranges(self, 'crop_scale', 'crop_aspect')
@@ -131,8 +127,7 @@ def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used
 def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
     '''Add gains over frequency, linear between evenly spaced points.'''
     curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode='linear', align_corners=True)
-    deviation = specs.std((-2, -1), correction=0, keepdim=True)
-    return specs + curve[..., None] * deviation
+    return specs + curve[..., None] * specs.std((-2, -1), correction=0, keepdim=True)
 
 
 def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
@@ -144,7 +139,7 @@ def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
 
 
 def under_masks(masks: Tensor, size: int) -> Tensor:
-    '''Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)'''
+    '''Which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)'''
     place = torch.arange(size)
     return ((place >= masks[..., :1]) & (place < masks[..., 1:])).any(1)
 

@@ -41,7 +41,7 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    '''Return when this process started, in Unix seconds, or now where the system does not say.'''
+    '''When this process started, in Unix seconds, or now where the system does not say.'''
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
@@ -61,12 +61,12 @@ class Deadline:
     now: Callable[[], float] = time.time
 
     def left_s(self) -> float:
-        '''Return the seconds left: infinite without a deadline, negative after it.'''
+        '''The seconds left: infinite without a deadline, negative after it.'''
         return self.at - self.now()
 
 
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
-    '''Return the deadline `duration` after `started_at`, or after the start of this process.'''
+    '''The deadline `duration` after `started_at`, or after the start of this process.'''
     try:
         start = process_start() if started_at is None else float(started_at)
     except (TypeError, ValueError):
@@ -78,7 +78,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
-    '''Return a tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere.'''
+    '''A tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere.'''
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
@@ -143,7 +143,7 @@ class TimeBudget:
         self.stopped = False
 
     def left_s(self) -> float:
-        '''Return the seconds left for computing.'''
+        '''The seconds left for computing.'''
         # The CSV is written once more at the end. That may take twice as long as it did before.
         return self.deadline.left_s() - 2 * self.write_s - 0.2
 
@@ -153,10 +153,7 @@ class TimeBudget:
         return self.stopped
 
     def count_fitting(self, kind: str, inputs: int, frames: int) -> int:
-        '''Return how many of some inputs of equal length a kind of network computes in the time left; 0: stop.
-
-        Of an unknown network it is one, whose time is then measured.
-        '''
+        '''How many inputs of equal length a kind of network computes in time; of an unknown one 1, to measure it.'''
         left_s = self.left_s()
         if left_s == math.inf:
             return inputs

@@ -24,12 +24,12 @@ PEERS = 'AUDIOTAG_KIT_PEERS'
 
 
 def take_share(items: Sequence[T]) -> list[T]:
-    '''Return this process's items: every n-th one of n processes, so that all get long and short ones.'''
+    '''Every n-th item for this one of n processes, so that all get long and short ones.'''
     return list(items[get_rank() :: get_world_size()])
 
 
 def gather(value: T) -> list[T]:
-    '''Return the values of all processes, in their order, to each of them. Waits until all have come here.
+    '''The values of all processes, in their order, to each of them. Waits until all have come here.
 
     Values are arrays and Python's own types: a notebook has other classes of the kit than its workers.
 
@@ -66,7 +66,7 @@ def join_group() -> None:
 
 
 def rank_is_running(rank: int) -> bool:
-    '''Return whether another process of this command is running; true where this cannot be known.'''
+    '''Whether another process of this command is running; true where this cannot be known.'''
     peers = os.environ.get(PEERS, '').split()
     return is_running(peers[rank - 1]) if peers else True
 

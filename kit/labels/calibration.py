@@ -132,11 +132,10 @@ def fit_thresholds(metric: str, truth: Any, probs: Any, strength: float = 16.0) 
     true, known, probs = ranking_masks(truth, probs, some_true=True)
     grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
     is_over_clips = METRICS[metric].clip_sums is not None
-    axis = 1 if is_over_clips else 0
-    f1 = np.stack([f1_scores(true, known & (probs >= threshold), axis) for threshold in grid])
+    f1 = np.stack([f1_scores(true, known & (probs >= threshold), int(is_over_clips)) for threshold in grid])
     if is_over_clips:
         common = f1[:, known.any(axis=1)].mean(axis=1)
         return np.full(true.shape[1], grid[common.argmax()])
     n_true = true.sum(axis=0)
     common = f1[:, n_true > 0].mean(axis=1)
-    return np.asarray(grid[(n_true * f1 + strength * common[:, None]).argmax(axis=0)])
+    return grid[(n_true * f1 + strength * common[:, None]).argmax(axis=0)]

@@ -45,7 +45,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    '''Return a text for each row, equal for rows that share a clip or a group, directly or through other rows.'''
+    '''A text for each row, equal for rows that share a clip or a group, directly or through other rows.'''
     clips = [f'clip {name}' for name in table.get('fname', range(len(table)))]
     groups = [''] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.

@@ -125,8 +125,7 @@ def split_labels(text: str) -> tuple[str, ...]:
                 parts = names
     elif '"' in text:
         parts = next(csv.reader([text], skipinitialspace=True))
-    stripped = [part.strip() for part in parts]
-    return tuple(part for part in stripped if part)
+    return tuple(filter(None, (part.strip() for part in parts)))
 
 
 def check_line_ends(table: TextTable) -> None:
@@ -193,12 +192,10 @@ def label_targets(
     Shape:  n texts each -> (n, K) float32
     '''
     column = column_of_class(classes)
-    texts_of_value = {1: labels}
-    if false_labels is not None:
-        texts_of_value = {0: false_labels, 1: labels}  # true comes last, because * sets all classes to false
     targets = np.full((len(labels), len(classes)), 0 if false_labels is None else np.nan, np.float32)
     no_classes: set[str] = set()
-    for value, texts in texts_of_value.items():
+    # True comes last, because * sets all classes to false.
+    for value, texts in ((0, false_labels or ()), (1, labels)):
         for row, text in enumerate(texts):
             for name in split_labels(text):
                 if name in column:
@@ -209,10 +206,8 @@ def label_targets(
                     no_classes.add(name)
     if no_classes:
         first_ten = ', '.join(repr(name) for name in sorted(no_classes)[:10])
-        raise KitError(
-            f'{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}. '
-            f'Correct or add them: {suggest(min(no_classes), classes)}.'
-        )
+        wrong = f'{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}'
+        raise KitError(f'{wrong}. Correct or add them: {suggest(min(no_classes), classes)}.')
     return targets
 
 
@@ -249,7 +244,7 @@ def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
 
 
 def rating_weights(table: Any) -> np.ndarray:
-    '''Return a clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
+    '''A clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
 
     Source: second place, BirdCLEF 2023
     '''
@@ -258,7 +253,7 @@ def rating_weights(table: Any) -> np.ndarray:
 
 
 def scored_truth(labels: ClipLabels, recipe: Mapping[str, Any]) -> np.ndarray:
-    '''Targets for validation: as labelled, but unknown in rows of sources with scored=false, and in unscored classes.
+    '''Targets for validation: as labelled, but unknown in sources with scored=false and in unscored classes.
 
     Shape:  -> (n, K)
     '''
@@ -293,14 +288,13 @@ def known_prevalences(targets: np.ndarray) -> list[float]:
     n_known = (~np.isnan(targets)).sum(axis=0)
     n_true: Any = np.nansum(targets, axis=0, dtype=np.float64)
     overall = n_true.sum() / max(1, n_known.sum())
-    return list(np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall).tolist())
+    return np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall).tolist()
 
 
 def read_corrections(path: str | Path) -> dict[str, str | None]:
-    '''Read the corrected labels of clips. None drops a clip.
+    '''Read the corrected labels of clips; None drops a clip.
 
-    The file is JSON, `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV, `fname,labels[,drop]`, where a 1 in
-    `drop` drops the clip.
+    The file is JSON, `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV, `fname,labels[,drop]`, with 1 for `drop`.
     Source: first place, Freesound 2019 (dropped and corrected the clips that earlier models scored badly)
     '''
     pairs: Any

@@ -32,7 +32,7 @@ SEAL_PREFIX = b'sha256:'
 
 
 def check_tensor(name: Any, value: Any) -> int:
-    '''Return a tensor's bytes.'''
+    '''A tensor's bytes.'''
     if not isinstance(name, str):
         raise KitError(f"a tensor's name is a {type(name).__name__}, wanted a text.")
     problem = ''
@@ -94,7 +94,7 @@ def save_archive(path: Path, content: Any) -> None:
 
 
 def check_seal(file: IO[bytes], comment: bytes) -> bool:
-    '''Return whether a file has the comment that save_archive writes; one without any comment has none.
+    '''Whether a file has the comment that save_archive writes; one without any comment has none.
 
     Errors: ValueError where the comment is another one, or not the file's end
     '''
@@ -161,7 +161,7 @@ def check_pickle(pickled: bytes) -> None:
 
 
 def damaged_file(path: Path, error: Exception) -> KitError:
-    '''Return the error for a file whose content cannot be used.'''
+    '''The error for a file whose content cannot be used.'''
     return KitError(f'{path} is damaged ({one_line(error)[:200].rstrip(".")}): copy it or make it again.')
 
 
@@ -175,8 +175,8 @@ def load_archive(path: Path) -> Any:
     except Exception as error:
         reason = one_line(error).rpartition('WeightsUnpickler error: ')[2]
         raise KitError(
-            f'{path} cannot be read as tensors and JSON ({reason[:160]}). The kit loads nothing '
-            "executable: save the network's state_dict where it was made, and that with save_tagger."
+            f'{path} cannot be read as tensors and JSON ({reason[:160]}), and nothing else is loaded: '
+            "save the network's state_dict where it was made, and that with save_tagger."
         ) from error
 
 
@@ -192,8 +192,7 @@ def read_content(path: Path) -> dict[str, Any]:
         )
     number = content['format']
     if not isinstance(number, int) or number != FORMAT:
-        formats = f'checkpoint format {brief(number)}, this kit reads {FORMAT}'
-        raise KitError(f'{path} has {formats}: use the kit that wrote it.')
+        raise KitError(f'{path} has format {brief(number)}, this kit reads {FORMAT}: use the kit that wrote it.')
     try:
         tables = [member['tensors'] for member in content.get('members', [content])]
         tables += content.get('networks', ())

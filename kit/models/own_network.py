@@ -53,8 +53,7 @@ def wrap_network(
     try:
         shares = () if prevalences is None else tuple(map(float, prevalences))
     except (TypeError, ValueError) as error:
-        came = type(prevalences).__name__
-        raise KitError(f'prevalences is a list, a number per class, got a {came}.') from error
+        raise KitError(f'prevalences is a list, a number per class, got a {type(prevalences).__name__}.') from error
     card = TaggerCard(
         classes=tuple(classes),
         prevalences=shares,
@@ -161,7 +160,7 @@ def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: st
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
-    '''Return the network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile.'''
+    '''The network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile.'''
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while isinstance(network, wrappers) or hasattr(network, '_orig_mod'):
         network = getattr(network, 'module' if isinstance(network, wrappers) else '_orig_mod')
@@ -192,8 +191,7 @@ def fill_network(
 def build_custom(where: str, builder: NetworkBuilder) -> nn.Module:
     '''Build a network of the user's.'''
     if isinstance(builder, nn.Module) or not callable(builder):
-        came = type(builder).__name__
-        raise KitError(f'{where} is a {came}: pass the function that builds it, build, not build().')
+        raise KitError(f'{where} is a {type(builder).__name__}: pass the function that builds it, build, not build().')
     try:
         network = builder()
     except Exception as error:

@@ -91,5 +91,4 @@ class SkipAttention(Backbone):
         for k, skip in enumerate(self.skips):
             x = self.blocks[k](x)
             skips.append(skip(x))
-        merged = self.merge(torch.cat([self.blocks[3](x), *skips], dim=1))
-        return Maps([merged], skips[::-1])
+        return Maps([self.merge(torch.cat([self.blocks[3](x), *skips], dim=1))], skips[::-1])

@@ -47,7 +47,7 @@ class Plot:
         return replace(self, path=Path(path))
 
     def to_bytes(self, image_format: str = 'png') -> bytes:
-        '''Return the bytes of the image file.'''
+        '''The bytes of the image file.'''
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=image_format, dpi=100)
         return buffer.getvalue()
@@ -95,8 +95,7 @@ def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid
     '''
     height = 3.2 + 0.15 * len(labels)
     figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
-    first = panels[0, 0]
-    first.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+    panels[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     return figure, panels[0]
 
 
@@ -133,7 +132,7 @@ figure{margin:1rem 0}img{max-width:100%}figcaption{opacity:.7}
 
 
 def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
-    '''Return an HTML table, or nothing without rows. With a summary, a click on that line opens the table.'''
+    '''An HTML table, or nothing without rows. With a summary, a click on that line opens the table.'''
     lines = ['<tr>' + ''.join(f'<td>{escape(str(cell))}' for cell in row) for row in rows]
     if not lines:
         return ''
@@ -153,8 +152,8 @@ def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
         data = base64.b64encode(draw(*arguments).to_bytes()).decode()
     except KitError as error:
         return f'<p>{escape(str(error))}'
-    image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f'<figure><figcaption>{caption}</figcaption>{image_tag}</figure>'
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f'<figure><figcaption>{caption}</figcaption>{image}</figure>'
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:

@@ -139,8 +139,8 @@ def probe(
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        values = f'{len(configs)} frontends, {bands} and {stretches}'
-        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {values}.')
+        got = f'{len(configs)} frontends, {bands} and {stretches}'
+        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {got}.')
     alterations = probe_alterations(configs.pop(), bands, stretches)
     metric = next(iter(models.values())).tagger.card.metric
     truths = []

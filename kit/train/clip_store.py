@@ -44,8 +44,8 @@ class ClipStore:
         print(f'note: {seconds / 3600:.1f} hours of audio take {figures}: they take {kept}', flush=True)
         free = shutil.disk_usage(folder).free
         if on_disk > free:
-            cure = 'train on less audio, or set TMPDIR to a larger disk'
-            raise KitError(f'{folder} has {free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB: {cure}.')
+            space = f'{free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB'
+            raise KitError(f'{folder} has {space}: train on less audio, or set TMPDIR to a larger disk.')
 
     def keep(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         '''Return tensors as they are kept: in memory, or mapped to a file together.'''

@@ -104,8 +104,7 @@ def train_fold(
     trainer.restore(state_path)
     if trainer.epoch:
         bar.update(trainer.epoch)
-        epochs = f'{trainer.epoch} of {recipe.epochs}'
-        bar.write(f'note: {trainer.name} was trained already up to epoch {epochs}.')
+        bar.write(f'note: {trainer.name} was trained already up to epoch {trainer.epoch} of {recipe.epochs}.')
     for row in trainer.train(state_path, validate, deadline):
         history = history_rows(trainer)
         write_history(folder / 'history.csv', history)
@@ -143,22 +142,18 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
     if output == 'probability':
         return None
     cards = [open_checkpoint(path).card for path in sorted(folder.glob('fold_*.pt'))]
-    calibrations = [card.calibration for card in cards if card.calibration is not None]
-    if not calibrations:
+    pairs = [(card.calibration.scale, card.calibration.offset) for card in cards if card.calibration is not None]
+    if not pairs:
         print('note: a rank score without folds in its folder has no calibration: only --blend rank takes it.')
         return None
-    pairs = [(calibration.scale, calibration.offset) for calibration in calibrations]
     return Calibration(*np.mean(pairs, axis=0).tolist())
 
 
 def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    '''Return a network's rows of the history, one for each epoch; the score is NaN without a validation.'''
-    fold = 'all' if trainer.fold is None else trainer.fold
-    rows: list[dict[str, Any]] = []
-    for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
-        known = {'fold': fold, 'seed': trainer.replica, **row}
-        rows.append(known | {'score': row.get('score', math.nan), 'seconds': seconds})
-    return rows
+    '''A network's rows of the history, one for each epoch; the score is NaN without a validation.'''
+    network = {'fold': 'all' if trainer.fold is None else trainer.fold, 'seed': trainer.replica}
+    epochs = zip(trainer.history, trainer.seconds, strict=True)
+    return [{**network, **row, 'score': row.get('score', math.nan), 'seconds': seconds} for row, seconds in epochs]
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

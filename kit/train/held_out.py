@@ -82,8 +82,7 @@ def predict_recordings(
     '''
     members = [EnsembleMember(name, predictor) for predictor in predictors]
     frontends = collect_frontends(members, runtime.device)
-    files = locate_clips(names, audio)
-    loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
+    loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     outputs: list[dict[int, Any]] = [{} for _ in members]
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
@@ -134,8 +133,8 @@ def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
         clips = [labels.names[row] for row in rows]
         if card.held_out != text_digest(*sorted(row_names(clips, stretches[rows]))):
             raise KitError(f'{path} was trained with other folds than folds.csv: its scores would leak.')
-        truth = scored_truth(labels, card.recipe)
-        models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth[rows], unlabelled)
+        truth = scored_truth(labels, card.recipe)[rows]
+        models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth, unlabelled)
     if not models:
         raise KitError(f'{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.')
     return models

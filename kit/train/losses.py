@@ -103,8 +103,7 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float
     if gamma != 0 and not gamma >= 1:
         raise KitError(f'gamma must be 0 or at least 1, got {gamma}.')
     logits, targets, known = widen_for_loss(logits, targets)
-    focus = (targets - logits.sigmoid()).abs().pow(gamma)
-    losses = bce_of_labels(logits, targets) * focus
+    losses = bce_of_labels(logits, targets) * (targets - logits.sigmoid()).abs().pow(gamma)
     if alpha is not None:
         losses = losses * (alpha * targets + (1 - alpha) * (1 - targets))
     return mean_over_known(losses, known)
@@ -190,8 +189,7 @@ def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
     shares = torch.zeros_like(logits).masked_scatter(is_false, by_false)
     shares = shares.masked_scatter(is_true, torch.cat(by_true))
     n_pairs = max(1, len(true) * len(false))
-    n_clips = known.any(dim=1).sum()
-    loss = shares.sum(dim=1) * n_clips / (2 * n_pairs)
+    loss = shares.sum(dim=1) * known.any(dim=1).sum() / (2 * n_pairs)
     return RowLoss(loss + bce * cross_entropy.loss, cross_entropy.known)
 
 

@@ -127,8 +127,7 @@ def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray])
         weights += [f'{weight / max(1, checkpoints):.4g}'] * checkpoints
     patterns = ' '.join(f"'{folder}/fold_*.pt'" for folder in runs)
     advice = f'to use them: submit --checkpoints {patterns} --weights {" ".join(weights)}'
-    name = 'fitted weights, against the plain mean of the runs'
-    return compare(oof, name, blended, scores.mean(axis=0), advice)
+    return compare(oof, 'fitted weights, against the plain mean of the runs', blended, scores.mean(axis=0), advice)
 
 
 def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
@@ -140,12 +139,10 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
 
     of_rows = fit_on_other_folds(fit, scores, oof.truth, oof.folds)
     decided = (scores[0] >= of_rows).astype(float)
-    thresholds = fit(scores, oof.truth).tolist()
     path = run / 'thresholds.csv'
-    rows = [(name, f'{value:.4g}') for name, value in zip(oof.classes, thresholds, strict=True)]
+    rows = [(name, f'{value:.4g}') for name, value in zip(oof.classes, fit(scores, oof.truth), strict=True)]
     write_rows(path, [('class', 'threshold'), *rows])
-    advice = f'to use them: submit --thresholds {path}'
-    return compare(oof, 'fitted thresholds, against 0.5', decided, advice=advice)
+    return compare(oof, 'fitted thresholds, against 0.5', decided, advice=f'to use them: submit --thresholds {path}')
 
 
 def score_held_out(
@@ -162,8 +159,7 @@ def score_held_out(
             finite[clip] = output
     if finite and tagger.card.output == 'ranking':
         logits = [output.logits for output in finite.values()]
-        pool = partial(pool_windows, inference=inference)
-        calibration = fit_calibration(logits, held.truth[list(finite)], pool)
+        calibration = fit_calibration(logits, held.truth[list(finite)], partial(pool_windows, inference=inference))
         tagger.card = replace(tagger.card, calibration=calibration)
     clips = len(held.names)
     probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
@@ -171,8 +167,7 @@ def score_held_out(
         probs[clip] = clip_probabilities(tagger, inference, output.logits)
     metric = tagger.card.metric
     tagger.card = replace(tagger.card, oof_score=round(compute_metric(metric, held.truth, probs), 6))
-    missing = [clip for clip in range(clips) if clip not in finite]
-    reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing}
+    reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in range(clips) if clip not in finite}
     folds = np.full(clips, tagger.card.fold)
     return OofPredictions(tuple(held.names), tagger.card.classes, folds, held.truth, probs, reasons, metric)
 
@@ -212,10 +207,8 @@ def predict_ways(
     # Pools of the same windows share the network's logits.
     unpooled = {way: replace(other, pool=own.inference.pool) for way, other in variants.items()}
     distinct = list(dict.fromkeys([own.inference, *unpooled.values()]))
-    predictors = [own]
-    for asked in distinct[1:]:
-        predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
-    outputs, failures = predict_held_out(held, predictors, name, audio, runtime)
+    others = [Predictor(tagger, runtime.device, inference=asked, fuse=True) for asked in distinct[1:]]
+    outputs, failures = predict_held_out(held, [own, *others], name, audio, runtime)
     logits = dict(zip(distinct, outputs, strict=True))
     part = score_held_out(held, own.inference, outputs[0], failures)
     parts = {'': part}
@@ -311,8 +304,7 @@ def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredict
     of_folds = []
     for fold in rows_of:
         same = [part for _, part in parts if part.folds[0] == fold]
-        mean = np.mean([part.probabilities for part in same], axis=0)
-        of_folds.append(replace(same[0], probabilities=mean))
+        of_folds.append(replace(same[0], probabilities=np.mean([part.probabilities for part in same], axis=0)))
     joined = OofPredictions(
         names=tuple(name for part in of_folds for name in part.names),
         classes=of_folds[0].classes,

@@ -36,12 +36,8 @@ class OptimConfig(Config):
     patience: int = setting(6, 'validations without improvement after which one more lowers the rate (plateau)', low=0)
     weight_decay: float = setting(0.0, 'decoupled weight decay', low=0)
     clip_norm: float = setting(10.0, 'highest norm of the gradient; larger ones are scaled down', low=1e-6)
-    layer_decay: float = setting(
-        1.0, 'learning rate of the first layers relative to that of the last, geometric between', low=1e-3, high=1e3
-    )
-    freeze_epochs: int = setting(
-        0, 'first epochs, in which the backbone is frozen and the heads train', low=0, high=10**6
-    )
+    layer_decay: float = setting(1.0, 'learning rate of the first layers over that of the last', low=1e-3, high=1e3)
+    freeze_epochs: int = setting(0, 'first epochs, in which only the heads train', low=0, high=10**6)
     average: str = setting(
         'none',
         'average of the weights that is kept: ema over all steps, swa over the last epochs',
@@ -106,9 +102,7 @@ def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps:
         return lr_scheduler.CosineAnnealingLR(optimizer, steps, config.lr_end)
     if config.schedule == 'plateau':
         return lr_scheduler.ReduceLROnPlateau(optimizer, 'max', config.factor, config.patience)
-    milestones: list[int] = []
-    if config.schedule == 'steps':
-        milestones = [round(share * steps) for share in config.milestones]
+    milestones = [round(share * steps) for share in config.milestones if config.schedule == 'steps']
     return lr_scheduler.MultiStepLR(optimizer, milestones, config.factor)
 
 

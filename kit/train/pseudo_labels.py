@@ -33,9 +33,7 @@ class RelabeledTable(NamedTuple):
 def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
     '''Set soft labels of windows to 1 or 0 where boxes prove them. Source: second place, RFCX'''
     if boxes.classes != soft.classes:
-        raise KitError(
-            f'boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use the boxes of the runs.'
-        )
+        raise KitError(f'boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use boxes of the runs.')
     begin_s, end_s = soft.times
     from_boxes = np.full_like(soft.targets, np.nan)
     for name, rows in soft.rows.items():
@@ -66,7 +64,7 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
 def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
     '''The k greatest probabilities of each window as a share of all. Shape: (W, K) -> (W,)'''
     greatest = np.sort(probs)[:, ::-1][:, :k]
-    return np.asarray(greatest.sum(1) / probs.sum(1).clip(1e-30))
+    return greatest.sum(1) / probs.sum(1).clip(1e-30)
 
 
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
@@ -107,8 +105,7 @@ def noisy_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig') -> t
     '''Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip.'''
     row_of_clip = {frame['fname'][row]: row for row in noisy_rows(frame, plan)}
     windows = pick_soft(soft, [name in row_of_clip for name in soft.names])
-    clip_rows = np.array([row_of_clip[name] for name in windows.names], np.int64)
-    return windows, clip_rows
+    return windows, np.array([row_of_clip[name] for name in windows.names], np.int64)
 
 
 def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **columns: Any) -> Any:
@@ -234,12 +231,8 @@ class SelfTrainingConfig(Config):
         'relabelling method of each iteration; the last one serves all later ones too',
         choices=tuple(RELABEL_METHODS),
     )
-    noisy_sources: tuple[str, ...] = setting(
-        ('noisy',), 'sources whose labels may be replaced; [] or a table without sources: all clips'
-    )
-    top_k: tuple[float, ...] = setting(
-        (), 'best clips or windows in each iteration, as a share (up to 1) or a number', low=0
-    )
+    noisy_sources: tuple[str, ...] = setting(('noisy',), 'sources whose labels may be replaced; [] or without any: all')
+    top_k: tuple[float, ...] = setting((), 'best clips or windows by iteration: a share (up to 1) or a number', low=0)
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
     hop_s: float = setting(0.5, 'seconds between the starts of predicted windows', low=0.01)
     powers: tuple[float, ...] = setting(
@@ -248,9 +241,7 @@ class SelfTrainingConfig(Config):
     teachers: int = setting(1, 'average the predictions of the last so many iterations', low=1)
     prior_shift: bool = setting(False, 'scale predictions from training prevalences to estimated ones')
     hard: bool = setting(False, 'agreement: predicted labels are true or false, as many of a class as expected')
-    stages: tuple[str, ...] = setting(
-        (), "settings that each training after the first changes, as 'key=value ...'; the last serves all later ones"
-    )
+    stages: tuple[str, ...] = setting((), "'key=value ...' of each training after the first; the last serves all later")
 
     def method(self, number: int) -> str:
         '''The method of an iteration, counted from 1.'''

@@ -160,7 +160,7 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
         chances = chances * (np.array(wanted) / np.where(totals > 0, totals, 1.0))[sources]
     if not chances.sum() > 0:
         raise KitError('no clip has a chance to be drawn: set a share above 0 for a source in the table.')
-    return np.asarray(chances / chances.sum())
+    return chances / chances.sum()
 
 
 def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
@@ -191,8 +191,7 @@ def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> li
     size = recipe.batch_size if recipe.sampling.steps else min(recipe.batch_size, n)
     chances = draw_chances(clips, recipe)
     if chances is None:
-        order = torch.randperm(n, generator=generator)[: steps * size]
-        return drawn[order].view(steps, size).tolist()
+        return drawn[torch.randperm(n, generator=generator)[: steps * size]].view(steps, size).tolist()
     sources = torch.from_numpy(source_numbers(clips.sources, recipe))
     batches = []
     for _ in range(steps):
@@ -251,8 +250,7 @@ def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: 
                 number = int(torch.randint(len(recipe.crop_pad_modes), (1,), generator=generator))
                 pad_mode = recipe.crop_pad_modes[number]
             crops.append(cut_window(cutter, audio, (begin, end), length, pad_mode))
-            crop_s = begin / steps_per_s, end / steps_per_s
-            known, soft = clips.crop_targets(row, *crop_s, config.box_share)
+            known, soft = clips.crop_targets(row, begin / steps_per_s, end / steps_per_s, config.box_share)
             # With distill_weight, soft labels have their own loss, and unknown labels stay unknown.
             is_distilled = recipe.distill_weight > 0 and has_label[row]
             targets.append(known if is_distilled else fill_unknown(known, soft))

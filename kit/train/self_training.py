@@ -82,8 +82,7 @@ def predict_pseudo_labels(
     counts: dict[str, int] = {}
     # For each clip, each model's spans in seconds (W, 2) and probabilities (W, K).
     predictions: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    models = [pair for run in runs for pair in held_out_models(Path(run), unlabelled).items()]
-    for path, held in models:
+    for path, held in [pair for run in runs for pair in held_out_models(Path(run), unlabelled).items()]:
         tagger = held.tagger
         card = tagger.card
         classes = classes or card.classes
@@ -111,8 +110,7 @@ def predict_pseudo_labels(
             spans_s = np.array(outputs[clip].spans[: len(of_clip)]) / card.frontend.frames_per_s
             predictions.setdefault(clips[clip], []).append((spans_s, of_clip))
     if not predictions:
-        folders = ', '.join(map(str, runs))
-        raise KitError(f'{folders} predict no finite number for any clip: train them anew.')
+        raise KitError(f'{", ".join(map(str, runs))} predict no finite number for any clip: train them anew.')
     names: list[str] = []
     spans: list[np.ndarray] = []
     means: list[np.ndarray] = []
@@ -179,13 +177,12 @@ def relabel(
         raise KitError(f'boxes correct windows, which method {name} does not write: use windows.')
     frame = read_clip_table(table or Path(run[0]) / 'folds.csv')
     if 'end_s' in frame and name not in ('plain', 'windows'):
-        is_whole = frame['end_s'] == np.inf
-        frame = frame[is_whole].drop(columns=['begin_s', 'end_s']).reset_index(drop=True)
+        frame = frame[frame['end_s'] == np.inf].drop(columns=['begin_s', 'end_s']).reset_index(drop=True)
     clips = set(frame['fname'])
     hop_s = None if name in ('plain', 'agreement') else plan.hop_s
     unlabelled = [*frame['fname'][frame['source'] == UNLABELLED]] if 'source' in frame else []
-    runtime_options = device, threads, progress
-    soft, models = predict_pseudo_labels(run, audio, hop_s, *runtime_options, plan.prior_shift, unlabelled)
+    options = device, threads, progress, plan.prior_shift, unlabelled
+    soft, models = predict_pseudo_labels(run, audio, hop_s, *options)
     soft = pick_soft(soft, [clip in clips for clip in soft.names])
     if boxes:
         soft = correct_by_boxes(soft, read_boxes(boxes[0], boxes[1]))
@@ -252,8 +249,7 @@ class SelfTraining:
             labels = folder / str(number) / 'labels'
             # A training writes oof.csv last, and relabel writes relabel.json last.
             if not (teachers[-1] / 'oof.csv').is_file():
-                n_to_come = n_left + 1 - number
-                self.train_one(number - 1, current_table, current_soft, teachers[-1], n_to_come, boxes)
+                self.train_one(number - 1, current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
             if not (labels / 'relabel.json').is_file():
                 result = relabel(
                     [*teachers[-plan.teachers :], *self.teacher_runs],
@@ -271,7 +267,7 @@ class SelfTraining:
         return current_table, current_soft
 
     def first_table(self, table: Path, folder: Path) -> Path:
-        '''Return the table of the first training.
+        '''The table of the first training.
 
         Before the method `agreement` it is curated.csv, without the labels of noisy clips: a model that was
         trained on a wrong label would agree with it. If all clips are noisy, their labels are all there is.
@@ -350,7 +346,7 @@ def self_train(
 
 
 def check_teacher(run: str | Path, frame: Any) -> list[Path]:
-    '''Return a finished run's checkpoints.'''
+    '''A finished run's checkpoints.'''
     stretches = stretches_of(frame)
     is_scored = is_validated(frame['fname'], stretches)
     names = np.array(row_names(frame['fname'], stretches))

@@ -131,15 +131,12 @@ class Trainer:
             self.network.backbone.train(not is_frozen)
         total_loss = 0.0
         with self.seeded() as generator:
-            batches = draw_batches(self.clips, recipe, self.tagger.frontend, generator)
-            for step, batch in enumerate(batches):
+            for step, batch in enumerate(draw_batches(self.clips, recipe, self.tagger.frontend, generator)):
                 loss = self.train_step(batch, generator)
                 if not math.isfinite(loss):
                     names = ', '.join(self.clips.names[row] for row in batch.rows[:8])
-                    raise KitError(
-                        f'the loss of {self.name}, epoch {self.epoch}, step {step} is {loss} (clips {names}): '
-                        'lower optim.lr_peak or optim.clip_norm.'
-                    )
+                    place = f'{self.name}, epoch {self.epoch}, step {step}'
+                    raise KitError(f'the loss of {place} is {loss} (clips {names}): lower optim.lr_peak or clip_norm.')
                 total_loss += loss
         lr = max(float(group['lr']) for group in self.optimizer.param_groups)
         self.epoch += 1
@@ -184,8 +181,7 @@ class Trainer:
         sizes = recipe.image_sizes
         size = None
         if sizes:
-            last = len(sizes) - 1
-            size = sizes[min(last, int(self.epoch / recipe.epochs * len(sizes)))]
+            size = sizes[min(len(sizes) - 1, int(self.epoch / recipe.epochs * len(sizes)))]
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
         return inputs, targets.to(self.device), soft.to(self.device)
 
@@ -196,10 +192,8 @@ class Trainer:
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
-            raise KitError(
-                f'auxiliary has {n_auxiliary} weights, the network {len(output.auxiliary)} skips: '
-                'give a weight per skip, or [].'
-            )
+            skips = f'the network {len(output.auxiliary)} skips'
+            raise KitError(f'auxiliary has {n_auxiliary} weights, {skips}: give a weight per skip, or [].')
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
@@ -229,9 +223,8 @@ class Trainer:
         self.network.load_state_dict(self.averaged.module.state_dict())
         with self.seeded(1) as generator, torch.no_grad():
             batches = draw_batches(self.clips, self.recipe, self.tagger.frontend, generator)
-            first_batches = itertools.islice(batches, NORM_BATCHES)
-            inputs = (self.make_inputs(batch, generator, plain=True)[0] for batch in first_batches)
-            update_bn(inputs, self.network)
+            first = itertools.islice(batches, NORM_BATCHES)
+            update_bn((self.make_inputs(batch, generator, plain=True)[0] for batch in first), self.network)
 
     @contextlib.contextmanager
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
@@ -255,13 +248,12 @@ class Trainer:
         Half a true and half a false label are added, so that no share is 0 or 1.
         '''
         n_true, n_known = self.label_counts.double()
-        return ((n_true + 0.5) / (n_known + 1)).tolist()  # type: ignore[no-any-return]
+        return ((n_true + 0.5) / (n_known + 1)).tolist()
 
     @property
     def best_epoch(self) -> int:
         '''The first epoch with the best score.'''
-        best = max(self.history, key=lambda row: row.get('score', -math.inf))
-        return int(best['epoch'])
+        return int(max(self.history, key=lambda row: row.get('score', -math.inf))['epoch'])
 
     @property
     def is_stalled(self) -> bool:

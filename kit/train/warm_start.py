@@ -115,8 +115,8 @@ def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str])
 
 def fill_from(init: InitModel, tagger: Tagger) -> None:
     '''Load the tensors that fit into a tagger's network.'''
-    fitting = fitting_tensors(init, tagger.network, tagger.card.classes)
-    fill_network(tagger.network, {**tagger.network.state_dict(), **fitting}, f'{init.path}: ')
+    tensors = tagger.network.state_dict() | fitting_tensors(init, tagger.network, tagger.card.classes)
+    fill_network(tagger.network, tensors, f'{init.path}: ')
 
 
 def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
@@ -171,20 +171,14 @@ def check_held_out(data: Dataset, inits: Mapping[int | None, InitModel]) -> None
 
     A model of exactly the same held-out clips cannot have. One of another fold's held-out clips has.
     '''
-    digests = {fold: held_out_digest(data, fold) for fold in {*data.folds.tolist()} if fold >= 0}
-    digests = {fold: digest for fold, digest in digests.items() if len(data.held_out(fold))}
+    folds = [fold for fold in {*data.folds.tolist()} if fold >= 0 and len(data.held_out(fold))]
+    digests = {fold: held_out_digest(data, fold) for fold in folds}
     others = {fold: init for fold, init in inits.items() if fold is not None and init.held_out != digests[fold]}
     leaking = [str(fold) for fold, init in others.items() if init.held_out in digests.values()]
     unknown = [str(init.path) for init in others.values() if init.held_out not in digests.values()]
     if leaking:
-        print(
-            f'WARNING: init: fold {", ".join(leaking)} starts from a model that trained on its held-out clips: the '
-            "out-of-fold scores are too high. Give each fold its own model: --init 'pre/fold_{fold}.pt'.",
-            flush=True,
-        )
+        leak = f'fold {", ".join(leaking)} starts from a model that trained on its held-out clips, so scores are'
+        print(f"WARNING: init: {leak} too high. Give each its own: --init 'pre/fold_{{fold}}.pt'.", flush=True)
     if unknown:
-        print(
-            f'note: init: the out-of-fold scores are honest only if the model of {unknown[0]} never trained on '
-            'clips of this table.',
-            flush=True,
-        )
+        condition = f'the model of {unknown[0]} never trained on clips of this table'
+        print(f'note: init: the out-of-fold scores are honest only if {condition}.', flush=True)
