@@ -53,7 +53,7 @@ class ReportTable:
 
 
 def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
-    '''The named details of a run: its scores, alone and compared with the first run's, and its costs.'''
+    '''A run's scores, alone and compared with the first run's, and its costs, by name.'''
     oof = run.oof
     truth = oof.truth
     scores = oof.probabilities
@@ -96,8 +96,8 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
             details[f'{card.metric}, fold {card.fold}'] = f'{card.oof_score:.4f}'
     for fold in np.unique(oof.folds):
         in_fold = oof.folds == fold
-        of_fold = format_metric(compute_metric, oof.metric, truth[in_fold], scores[in_fold])
-        details[f'{oof.metric}, fold {fold}'] = of_fold
+        score = format_metric(compute_metric, oof.metric, truth[in_fold], scores[in_fold])
+        details[f'{oof.metric}, fold {fold}'] = score
     if (truth == 1).any():
         of_classes = metric_per_class(oof.metric, truth, scores)
         for k in np.flatnonzero(np.isfinite(of_classes)):
@@ -144,7 +144,7 @@ def submission_table(path: Path, report: Mapping[str, Any]) -> ReportTable:
 
 
 def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
-    '''Yield the lists of a submission's report as HTML: failed files with their reasons, notes and more.'''
+    '''Yield the lists of a submission's report as HTML.'''
     for name in SUBMISSION_LISTS:
         items = report.get(name, {})
         rows: list[tuple[Any, ...]] = [(item,) for item in items]

@@ -159,7 +159,7 @@ def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
 
 
 def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
-    '''Play sounds `rate` times as fast at equal pitch and power, by torchaudio's phase vocoder.'''
+    '''Play sounds `rate` times as fast at equal pitch and power.'''
     from torchaudio.functional import phase_vocoder
 
     length = max(1, round(waves.shape[-1] / rate))
@@ -173,7 +173,7 @@ def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
 
 
 def overdrive(batch: WaveBatch) -> Tensor:
-    '''Clip softly: tanh of the wave, whose peak is the drawn dB above the knee at 1.'''
+    '''Clip softly: tanh of the wave, its peak the drawn dB above 1.'''
     # torchaudio's overdrive computes sample after sample, and its knee ignores the clip's level.
     peak = batch.waves.abs().amax(-1, keepdim=True).clamp_min(LEAST_POWER)
     return match_power(torch.tanh(batch.waves / peak * batch.gain), batch.waves)
@@ -206,7 +206,7 @@ def mix_at_snr(batch: WaveBatch, other: Tensor) -> Tensor:
 
 
 def add_background(batch: WaveBatch) -> Tensor:
-    '''Mix in a background clip from a drawn place on, repeated where it is too short.'''
+    '''Mix in a background clip, looped, from a drawn place on.'''
     assert batch.backgrounds is not None, 'load_backgrounds refuses background_p without any'
     clips, samples = batch.backgrounds.shape
     seeds = batch.seeds[:, None]

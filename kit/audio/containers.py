@@ -31,7 +31,7 @@ NO_GRANULE = 2**64 - 1
 
 
 def audio_kind(path: Path) -> str:
-    '''The format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format.'''
+    '''The format of a file's first bytes behind ID3 tags; "" where it is not known.'''
     with open(path, 'rb') as file:
         head = file.read(16)
         has_id3 = head[:3] == b'ID3'

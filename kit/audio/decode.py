@@ -62,7 +62,7 @@ class Undecodable:
 
 @dataclass(frozen=True)
 class Decoder:
-    '''One way to read audio files. `duration_s` reads the header only, and returns None for no credible duration.'''
+    '''One way to read audio files. `duration_s` reads the header only, None without a credible duration.'''
 
     name: str
     read: Callable[[Path], Sound]
@@ -89,7 +89,7 @@ def require_module(module: str) -> None:
 
 
 def read_soundfile(path: Path) -> Sound:
-    '''Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken'''
+    '''Decode with soundfile. Errors: ImportError where it is missing or broken'''
     require_module('soundfile')
     return as_sound(read_libsndfile(path))
 
@@ -190,7 +190,7 @@ def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODE
 
 
 def file_problem(path: Path) -> str | None:
-    '''Why a path must not be opened, or None. This does not open it, since opening a pipe blocks.'''
+    '''Why a path must not be opened, or None. Opening a pipe would block.'''
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -243,7 +243,7 @@ def list_audio(folder: Path) -> list[Path]:
 
 
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    '''List the audio files under a folder, as list_audio does, and the files that are passed over as no audio.'''
+    '''List the audio files under a folder, as list_audio does, and the others.'''
     if not folder.is_dir():
         problem = 'is a file, not a folder' if folder.exists() else 'does not exist'
         raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')

@@ -104,7 +104,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
-    '''A group name for each clip, equal for clips that copies link, empty for a clip without copies.'''
+    '''A group name for each clip, equal for clips that copies link, else empty.'''
     if not fingerprints:
         return []
     groups = np.arange(len(fingerprints))

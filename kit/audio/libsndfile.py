@@ -34,7 +34,7 @@ CANCELLED_NOTE = 'the channels cancel each other: one of them is used instead of
 
 
 class MonoMix:
-    '''The mean over channels of the blocks that were added; one channel where the channels cancel each other.'''
+    '''The mean over channels of the added blocks; one channel where they cancel each other.'''
 
     def __init__(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -140,7 +140,7 @@ def read_libsndfile(path: Path) -> MonoMix:
 
 
 def read_by_seeking(path: Path) -> MonoMix:
-    '''Decode a file of any format that libsndfile reads. Behind damage, seek on in growing steps.'''
+    '''Decode a file; behind damage, seek on in growing steps.'''
     import soundfile
 
     closed = close_recording(path)
@@ -208,7 +208,7 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
 
 
 def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
-    '''Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
+    '''Decode the undamaged parts of a file, each a stream that ends at a known place.
 
     Shape:  parts of the stream's bytes and its end, in samples; for Opus in samples at 48 kHz
     Errors: ValueError where no part decodes

@@ -122,7 +122,7 @@ def draw_mixup(
 
 
 def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
-    '''Append partners to a batch: each is mixed into one of the crops, in place of the partner that was drawn.
+    '''Append partners to a batch: each is mixed into one of the crops, in place of its drawn partner.
 
     Shape:  crops (P,), indices into the batch of B -> a draw of B + P
     '''

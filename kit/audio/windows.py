@@ -23,8 +23,7 @@ Span = tuple[int, int]
 def bucket_length(frames: int, shortest: int, ratio: float) -> int:
     '''Round a length up to a bucket's: the first is `shortest`, each other at most `ratio` times the one before.
 
-    A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without padding each other,
-    and no prediction depends on the other clips. Units: frames
+    A clip's bucket depends on the clip alone, and so does its prediction. Units: frames
     '''
     length = shortest
     while length < frames:

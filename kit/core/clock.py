@@ -52,7 +52,7 @@ def process_start() -> float:
 
 @dataclass(frozen=True)
 class Deadline:
-    '''The moment when work must be done, infinitely far away by default. `now` is the clock that it is read on.
+    '''The moment when work must be done, by default never. `now` is its clock.
 
     Units: Unix seconds
     '''
@@ -78,7 +78,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
-    '''A tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere.'''
+    '''A tqdm bar with the time passed and left: a widget in a notebook, else text.'''
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
@@ -101,8 +101,7 @@ def advance(bar: Any, amount: float) -> None:
 class Stopwatch:
     '''Add up the seconds spent under each name, and record when, as spans counted from `began`.
 
-    A span that starts soon after the last one of its name (within 2 % of all the time so far) extends it, which
-    keeps the spans few.
+    A span that starts within 2 % of all the time so far after the last one of its name extends it: spans stay few.
     '''
 
     def __init__(self, began: float | None = None) -> None:

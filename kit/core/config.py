@@ -103,7 +103,7 @@ class Config:
 
 
 def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
-    '''An error message with the settings most similar to `key`, or else those of its group.'''
+    '''An error message with the settings most like `key`, or those of its group.'''
     near = similar_settings(key, setting_names(values))
     hint = f'did you mean {", ".join(near)}?' if near else f'the choices are: {", ".join(sorted(group))}.'
     return f'no setting {key!r}: {hint} {SETTINGS_HINT}.'
@@ -136,7 +136,7 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
 
 
 def read_value(text: str) -> Any:
-    '''Parse a text as JSON, or as Python's None, True or False; return any other text unchanged.'''
+    '''Parse a text as JSON, or Python's None, True or False; any other text stays.'''
     python_words = {'None': 'null', 'True': 'true', 'False': 'false'}
     try:
         return json.loads(python_words.get(text, text))

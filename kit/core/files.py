@@ -46,7 +46,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    '''Write a whole file in UTF-8; surrogate escapes, as in file names that are not UTF-8, become their bytes.'''
+    '''Write a whole file in UTF-8; surrogate escapes, as in file names, become their bytes.'''
     content = text.encode('utf-8', 'surrogateescape')
     write_whole(path, lambda handle: handle.write(content))
 
@@ -229,7 +229,7 @@ def read_table(
 
 
 def join_cells(cells: Iterable[str]) -> str:
-    '''Join cells to a line of CSV without its end; cells with commas, quotes or line ends are quoted.'''
+    '''Join cells to a line of CSV without its end.'''
     text = io.StringIO(newline='')
     # The characters of the line's end are quoted too.
     csv.writer(text, lineterminator='\r\n').writerow(cells)

@@ -48,7 +48,7 @@ def gather(value: T) -> list[T]:
 
 
 def join_group() -> None:
-    '''Join the other processes, which come when they can. Torch alone would wait for one that has died, too.'''
+    '''Join the other processes when they come. Torch alone would wait for one that has died, too.'''
     rank = get_rank()
     size = get_world_size()
     is_host = rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
@@ -73,7 +73,7 @@ def rank_is_running(rank: int) -> bool:
 
 @contextmanager
 def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
-    '''Run a command line in `count` - 1 more processes, which share its work with this one meanwhile.'''
+    '''Run a command line in `count` - 1 more processes, which share its work with this one.'''
     if not 1 <= count <= 256:
         raise KitError(f'workers is a number of processes from 1, got {count}.')
     if count == 1 or get_world_size() > 1:

@@ -82,12 +82,12 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
 
 
 def process_number(name: str, default: int) -> int:
-    '''A number that torchrun, or the option --workers, gives each of the processes that share the work.'''
+    '''A number that torchrun or --workers gives each of the processes that share the work.'''
     return int(os.environ.get(name, default)) if 'MASTER_PORT' in os.environ else default
 
 
 def get_rank() -> int:
-    '''The number of this process among those that share the work. The first, 0, writes the results.'''
+    '''The number of this process among those that share the work; 0 writes the results.'''
     return process_number('RANK', 0)
 
 
@@ -140,7 +140,7 @@ def in_notebook() -> bool:
 
 
 def cpu_count() -> int:
-    '''The number of cores that this process may use: its part, where processes share the work.'''
+    '''The number of cores that this process may use.'''
     cores = os.cpu_count() or 1
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))

@@ -93,7 +93,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
-    '''In a worker, tell the supervisor what is read or computed meanwhile: it knows then what was open at a death.'''
+    '''In a worker, tell the supervisor what is read or computed meanwhile, and so was open at a death.'''
 
     def send(is_open: bool) -> None:
         line = f'{OPENED_MARK}{json.dumps([is_open, kind, names])}\n'
@@ -136,7 +136,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
 
 @dataclass(eq=False)
 class Worker:
-    '''A child process: the pipe of what it prints, and `poll`, which returns its exit code once it has ended.'''
+    '''A child process: the pipe of what it prints, and `poll` for its exit code once it has ended.'''
 
     pid: int
     pipe: int
@@ -145,7 +145,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Ending:
-    '''How a worker ended: its exit code, or None if it was killed; and what was `opened` by then, [kind, names].'''
+    '''A worker's exit code, None if it was killed, and what was `opened` by then, [kind, names].'''
 
     code: int | None
     opened: list[tuple[str, list[str]]]
@@ -227,7 +227,7 @@ def worker_exit_code(work: Callable[[], object]) -> int:
 
 
 def spawn_worker(words: Sequence[str], mark: str) -> Worker:
-    '''Run this kit's command line in a new interpreter. `mark` is the value of the variable that marks a worker.'''
+    '''Run this kit's command line in a new interpreter, with `mark` in the variable that marks a worker.'''
     command, environment = self_command()
     child = subprocess.Popen(
         [sys.executable, '-u', *command, *words],
@@ -242,7 +242,7 @@ def spawn_worker(words: Sequence[str], mark: str) -> Worker:
 
 
 def kill_worker(worker: Worker) -> None:
-    '''Kill a worker and the processes that it started, and wait a moment until it is gone.'''
+    '''Kill a worker and the processes that it started.'''
     with contextlib.suppress(OSError):
         if hasattr(os, 'killpg'):
             os.killpg(worker.pid, signal.SIGKILL)
@@ -261,7 +261,7 @@ def wait_for_exit(worker: Worker, seconds: float) -> int | None:
 
 
 def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) -> Ending:
-    '''Wait for a worker, and kill it at `stop_by`. Text that it prints goes to `echo` as it comes.'''
+    '''Wait for a worker, and kill it at `stop_by`. What it prints goes to `echo`.'''
     printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_pipe() -> None:
@@ -277,7 +277,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
     rest = ''
 
     def show(text: str, is_end: bool) -> str:
-        '''Echo all but the lines on what is opened. Return the beginning of such a line, for the next text.'''
+        '''Echo all but the lines on what is opened. Return the beginning of an unfinished one.'''
         whole, mark, last = text.rpartition(OPENED_MARK)
         unfinished = mark + last if mark and not is_end and '\n' not in last else ''
         if not unfinished:

@@ -97,7 +97,7 @@ def class_intervals(
 
 
 def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
-    '''Compute a metric and return it as text, with its interval if it has one; "-" where it has no value.'''
+    '''Compute a metric as text, with its interval if it has one; "-" without a value.'''
     try:
         value = metric(*arguments)
     except KitError:
@@ -109,7 +109,7 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
 
 
 def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:
-    '''Draw groups with replacement; return the bounds of the middle 95 % of a statistic's values.
+    '''Draw groups with replacement; find the bounds of the middle 95 % of a statistic's values.
 
     Shape:  group (n,) int64 from 0
     '''

@@ -45,7 +45,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    '''A text for each row, equal for rows that share a clip or a group, directly or through other rows.'''
+    '''A text for each row, equal for rows that share a clip or a group, also through others.'''
     clips = [f'clip {name}' for name in table.get('fname', range(len(table)))]
     groups = [''] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
@@ -115,7 +115,7 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
 
 
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:
-    '''Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped.'''
+    '''Raise KitError for a group that lies in more than one fold, if not empty.'''
     folds_of_group: dict[str, set[int]] = {}
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:

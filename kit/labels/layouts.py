@@ -96,7 +96,7 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path]:
 
 
 def layouts_of(folders: Iterable[Path]) -> list[tuple[Layout, Path]]:
-    '''Those of some folders that are a competition's, each with the first layout that fits.'''
+    '''The folders that are a competition's, each with the first layout that fits.'''
     found = []
     for folder in folders:
         found += [(layout, folder) for layout in LAYOUTS if layout.fits(folder)][:1]
@@ -196,7 +196,7 @@ def split_esc(root: Path, out: Path, table_name: str, label: str, source: str) -
 
 
 def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
-    '''Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes and, if asked for, unlabelled ones.'''
+    '''Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes, and unlabelled ones if asked for.'''
     path = first_existing(root, ('train.csv', 'train_metadata.csv')) or root / 'train.csv'
     columns = read_table(path, ('filename',)).columns
     codes = columns.get('primary_label') or columns.get('ebird_code')

@@ -300,7 +300,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    '''Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
+    '''Check truth and scores; return the masks of true and of known labels, and the scores.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
     '''

@@ -19,7 +19,7 @@ from kit.labels.table import clip_labels, read_clip_table, scored_truth
 
 @dataclass(frozen=True)
 class OofVariant:
-    '''Another way to score the same clips: its score, and the gain over the usual way with its 95 % interval.'''
+    '''Another way to score the same clips: its score, and its gain over the usual way.'''
 
     name: str
     metric: str
@@ -39,8 +39,8 @@ class OofVariant:
 class OofPredictions:
     '''Predictions of clips by models that never trained on them.
 
-    `failures` holds, by name, why a clip has the prior. `metric` is the recipe's. `variants` are other ways that were
-    asked for. Clips of one of `groups` (n, or none) are resampled together; an empty one is a clip's own.
+    `failures` holds, by name, why a clip has the prior. `variants` are other ways that were asked for. Clips of one
+    of `groups` (n, or none) are resampled together; an empty one is a clip's own.
     Shape:  folds (n,), truth and probabilities (n, K)
     '''
 
@@ -98,7 +98,7 @@ class OofPredictions:
 
 
 def check_same_folds(folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path) -> None:
-    '''Raise KitError that names the first clip whose fold differs between two places.'''
+    '''Raise KitError for the first clip whose fold differs between two places.'''
     for name in sorted({*folds, *other_folds}):
         fold = folds.get(name, 'none')
         other = other_folds.get(name, 'none')
@@ -133,7 +133,7 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     names = oof.columns['fname']
     rows = [choose(f'clip of {folder}/folds.csv', name, row) for name in names]
     classes = [name for name in oof.columns if name not in ('fname', 'fold')]
-    truth = scored_truth(clip_labels(table, classes), read_recipe(folder))
+    truth = scored_truth(clip_labels(table, classes), read_json(folder / 'recipe.json'))
     columns = [oof.numbers(name, 'a probability', lambda p: 0 <= p <= 1) for name in classes]
     return OofPredictions(
         names=tuple(names),
@@ -155,12 +155,7 @@ def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(group_of[name] if count[group_of[name]] > 1 else '' for name in names)
 
 
-def read_recipe(folder: Path) -> dict[str, Any]:
-    '''Read a run's recipe as a dictionary; empty where there is none.'''
-    return read_json(folder / 'recipe.json')
-
-
 def read_metric(folder: Path) -> str:
     '''The metric of a run or a stack.'''
-    facts = read_recipe(folder) or read_json(folder / 'stack.json')
+    facts = read_json(folder / 'recipe.json') or read_json(folder / 'stack.json')
     return str(facts.get('metric', 'lwlrap'))

@@ -41,7 +41,7 @@ OWN_COLUMNS = (
 
 @dataclass(frozen=True)
 class ClipLabels:
-    '''The labels of a table, one row per clip or stretch. kit/train/dataset.py adds the audio.
+    '''The labels of a table, one row per clip or stretch.
 
     A target is 1 (true), 0 (false) or NaN (unknown). Losses and metrics mask unknown targets.
     Shape:  names (n,), classes (K,), targets (n, K) float32, weights (n,) float32, sources (n,) str
@@ -137,7 +137,7 @@ def check_line_ends(table: TextTable) -> None:
 
 
 def check_label_cells(table: TextTable) -> None:
-    '''Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files.'''
+    '''Raise KitError for labels that look wrongly separated, or are named as a column of the kit.'''
     first_cells: dict[str, tuple[int, str]] = {}
     for column in sorted({'labels', 'false_labels'} & table.columns.keys(), reverse=True):
         for row, text in enumerate(table.columns[column]):
@@ -187,7 +187,7 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    '''Encode label texts as targets: 1 for true, 0 for false, NaN for unknown, as read_clip_table says.
+    '''Encode label texts as targets: 1, 0 or NaN, as read_clip_table says.
 
     Shape:  n texts each -> (n, K) float32
     '''
@@ -231,7 +231,7 @@ def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
 
 
 def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
-    '''Find the classes that are in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool'''
+    '''Find the classes in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool'''
     mask = np.zeros((len(table), len(classes)), bool)
     if 'secondary_labels' not in table:
         return mask
@@ -312,8 +312,7 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
         for row, (text, drop) in enumerate(zip(labels, drops, strict=True)):
             if drop not in ('', '0', '1') or (drop == '1' and text.strip()):
                 raise KitError(f'{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.')
-        new_labels = [None if drop == '1' else text for text, drop in zip(labels, drops, strict=True)]
-        pairs = list(zip(names, new_labels, strict=True))
+        pairs = [(name, None if drop == '1' else text) for name, text, drop in zip(names, labels, drops, strict=True)]
     corrections: dict[str, str | None] = {}
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         name, text = pair if isinstance(pair, tuple) else ('', pair)

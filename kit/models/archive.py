@@ -149,7 +149,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_pickle(pickled: bytes) -> None:
-    '''Raise ValueError unless a pickle is short and names nothing but tensors, before anything is made of it.'''
+    '''Raise ValueError unless a pickle is short and names nothing but tensors.'''
     tuples = 0
     for count, (operation, value, _) in enumerate(pickletools.genops(pickled)):
         tuples += operation.name.startswith('TUPLE')
@@ -175,8 +175,8 @@ def load_archive(path: Path) -> Any:
     except Exception as error:
         reason = one_line(error).rpartition('WeightsUnpickler error: ')[2]
         raise KitError(
-            f'{path} cannot be read as tensors and JSON ({reason[:160]}), and nothing else is loaded: '
-            "save the network's state_dict where it was made, and that with save_tagger."
+            f'{path} cannot be read as tensors and JSON ({reason[:160]}). The kit loads nothing '
+            "executable: save the network's state_dict where it was made, and that with save_tagger."
         ) from error
 
 
@@ -192,7 +192,8 @@ def read_content(path: Path) -> dict[str, Any]:
         )
     number = content['format']
     if not isinstance(number, int) or number != FORMAT:
-        raise KitError(f'{path} has format {brief(number)}, this kit reads {FORMAT}: use the kit that wrote it.')
+        formats = f'checkpoint format {brief(number)}, this kit reads {FORMAT}'
+        raise KitError(f'{path} has {formats}: use the kit that wrote it.')
     try:
         tables = [member['tensors'] for member in content.get('members', [content])]
         tables += content.get('networks', ())

@@ -30,7 +30,7 @@ from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
 
 @functools.lru_cache(maxsize=64)
 def check_sizes(network: str, shape: InputShape, classes: int, sizes: tuple[tuple[str, torch.Size], ...]) -> None:
-    '''Raise KitError unless tensors of these sizes fill a network, before it takes memory: once for all folds.'''
+    '''Raise KitError unless tensors of these sizes fill a network, before it takes memory.'''
     with meta_device():
         tensors = {name: torch.empty(size) for name, size in sizes}
         fill_network(build_network(json.loads(network), shape, classes), tensors, assign=True)
@@ -66,7 +66,7 @@ def save_tagger(path: str | Path, tagger: Tagger) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    '''One tagger's checkpoint, read and checked, with the digest of its content; its network is not built yet.'''
+    '''One tagger's checkpoint, read and checked, with the digest of its content.'''
 
     path: Path
     card: TaggerCard

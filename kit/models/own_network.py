@@ -146,7 +146,7 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
 
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: str) -> None:
-    '''Raise KitError, naming the first difference, unless names and shapes of a state dict are those wanted.'''
+    '''Raise KitError at the first difference of a state dict's names and shapes from those wanted.'''
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     wanted_shapes = {name: tuple(getattr(value, 'shape', ())) for name, value in wanted.items()}
     wrong = [name for name in {**wanted, **state} if shapes.get(name) != wanted_shapes.get(name)]

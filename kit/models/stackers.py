@@ -17,9 +17,7 @@ class StackerConfig(Config):
         (32, 64), 'channels of each block, which halves the image (image-stacker)', low=1, high=2**16, longest=64
     )
     mlp_widths: tuple[int, ...] = setting((1024, 512), 'hidden units (gated-mlp)', low=1, high=2**16, longest=64)
-    dropout: float = setting(
-        0.2, 'dropout after hidden layers (gated-mlp), before the last layer (image-stacker)', low=0, high=0.95
-    )
+    dropout: float = setting(0.2, 'dropout: hidden layers (gated-mlp), last layer (image-stacker)', low=0, high=0.95)
     C: float = setting(1.0, 'inverse strength of the L2 penalty, as in scikit-learn (logistic)', low=1e-6, high=1e12)
 
 

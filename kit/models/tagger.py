@@ -26,9 +26,7 @@ class TaggerCard(Config):
     '''Everything about a tagger except its tensors; a checkpoint stores it as JSON.'''
 
     classes: tuple[str, ...] = setting((), 'class names, in the order of the logits')
-    prevalences: tuple[float, ...] = setting(
-        (), 'shares of the classes in training: the prediction for an unreadable clip', low=0, high=1
-    )
+    prevalences: tuple[float, ...] = setting((), 'shares of classes: prediction for an unreadable clip', low=0, high=1)
     frontend: FrontendConfig = setting(FrontendConfig(), 'how waveforms become spectrograms')
     inference: InferenceConfig = setting(InferenceConfig(), 'how a clip is predicted')
     network: dict[str, Any] = setting({}, "the network's family and settings")

@@ -79,7 +79,7 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
 
 
 def create_timm_model(name: str, **options: Any) -> nn.Module:
-    '''Create a registered model. Old versions of timm build some on the CPU only, so the meta device may follow.'''
+    '''Create a registered model. Old versions of timm build some on the CPU only.'''
     import timm
 
     try:

@@ -89,10 +89,7 @@ def shown_name(name: str) -> str:
 
 
 def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    '''Create an empty figure with one labelled row per item, the first on top, and its axes (columns,).
-
-    Labels are shown as they are: names must have passed `shown_name`.
-    '''
+    '''Create a figure with a row per label, the first on top, and its axes (columns,); for names see `shown_name`.'''
     height = 3.2 + 0.15 * len(labels)
     figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
     panels[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
@@ -109,7 +106,7 @@ def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def draw_spectrogram(axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float) -> None:
-    '''Draw a spectrogram (M, N) over seconds, with frequency ticks in kHz; colours run from `low` to `high`.'''
+    '''Draw a spectrogram (M, N) over seconds and kHz, in colours from `low` to `high`.'''
     khz = bin_hz / 1000
     bins = np.arange(len(khz))
     if (np.diff(khz) > 0).all():
@@ -143,10 +140,7 @@ def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
 
 
 def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
-    '''Return HTML with a plot and its caption, or with the reason why it cannot be drawn.
-
-    The caption is the first line of the drawing function's docstring.
-    '''
+    '''A plot as HTML under its docstring's first line, or the reason why it cannot be drawn.'''
     caption = escape((draw.__doc__ or '').partition('\n')[0])
     try:
         data = base64.b64encode(draw(*arguments).to_bytes()).decode()

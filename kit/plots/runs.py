@@ -25,7 +25,7 @@ STAGES = {
 
 
 def require_predictions(run: SavedRun) -> None:
-    '''Raise KitError unless a run has out-of-fold predictions and a true label to compare them with.'''
+    '''Raise KitError unless a run has out-of-fold predictions and a true label.'''
     if not run.oof.names:
         raise KitError(f'{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.')
     if not (run.oof.truth == 1).any():
@@ -108,7 +108,7 @@ class CalibrationBins(NamedTuple):
 
 
 def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
-    '''Compare predicted probabilities with observed frequencies in ten bins of equal width, without empty ones.
+    '''Compare predicted probabilities with observed frequencies in up to ten bins of equal width.
 
     Source: intervals by Wilson 1927, as if all labels were independent
     '''

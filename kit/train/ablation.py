@@ -24,7 +24,7 @@ Alter = Callable[[Frontend, Tensor], Tensor]
 
 
 class ProbeRow(NamedTuple):
-    '''The scores of held-out clips under one change: mean log loss of true and of false labels, and the score.'''
+    '''Held-out clips under one change: the mean log loss of true and of false labels, and the score.'''
 
     name: str
     positive_loss: float
@@ -95,7 +95,7 @@ def replace_coordinate(name: str, noise: bool = False) -> Alter:
 
 
 def probe_alterations(config: FrontendConfig, bands: int, stretches: int) -> list[tuple[str, Alter]]:
-    '''List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time.'''
+    '''List the changes that suit a frontend, by name.'''
     alterations: list[tuple[str, Alter]] = [('everything', Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
         alterations.append((f'{name} zeroed', replace_coordinate(name)))
@@ -139,8 +139,8 @@ def probe(
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        got = f'{len(configs)} frontends, {bands} and {stretches}'
-        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {got}.')
+        values = f'{len(configs)} frontends, {bands} and {stretches}'
+        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {values}.')
     alterations = probe_alterations(configs.pop(), bands, stretches)
     metric = next(iter(models.values())).tagger.card.metric
     truths = []

@@ -106,7 +106,7 @@ class Dataset(ClipLabels):
         return soft is not None and bool(soft.times) and name in soft.rows
 
     def crop_targets(self, row: int, begin_s: float, end_s: float, box_share: float) -> tuple[np.ndarray, np.ndarray]:
-        '''Targets of a crop, by the boxes or else of the clip, and the soft labels of the nearest window.
+        '''Targets of a crop, by boxes or its clip, and the soft labels of the nearest window.
 
         Shape:  -> (K,) each, NaN where unknown
         '''
@@ -250,7 +250,8 @@ def load_dataset(
     failures: dict[int, str] = {}
     digests: dict[int, str] = {}
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
-    sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
+    recordings = {name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
+    sound_s = {name: loader.seconds[clip_numbers[name]] for name in recordings}
     truth = scored_truth(labels, vars(recipe))
     if recipe.secondary_target is not None:
         mask = is_secondary(frame, labels.classes)
@@ -271,7 +272,7 @@ def load_dataset(
         if clip in loader.failures or not is_inside[row]:
             failures[row] = loader.failures.get(clip, f'begins at {begin_s:g} s, after the end of its sound')
             continue
-        spectrograms[row] = cut_stretch(loaded['spec'][clip], begin_s, end_s, recipe.frontend.frames_per_s)
+        spectrograms[row] = cut_stretch(recordings[name], begin_s, end_s, recipe.frontend.frames_per_s)
         if recipe.needs_waveforms:
             waveforms[row] = cut_stretch(loaded['wave'][clip], begin_s, end_s, recipe.frontend.sample_rate)
         seconds[row] = max(0.0, min(end_s, loader.seconds[clip]) - begin_s)
@@ -295,7 +296,7 @@ def load_dataset(
         folds=folds,
         stretches=stretches,
         spectrograms=spectrograms,
-        recordings={name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']},
+        recordings=recordings,
         seconds=seconds,
         failures=failures,
         waveforms=waveforms,
@@ -308,7 +309,7 @@ def load_dataset(
 def begins_inside(
     what: str, names: Sequence[str], begin_s: np.ndarray, end_s: np.ndarray, sound_s: Mapping[str, float]
 ) -> np.ndarray:
-    '''Find the stretches that begin inside their sound; a note tells how many do not. Whole clips always do.
+    '''Find the stretches that begin inside their sound; a note tells how many do not.
 
     Shape:  names, begin_s and end_s (n,); sound_s the decoded seconds of each name -> (n,) bool
     '''
@@ -333,7 +334,7 @@ def begins_inside(
 
 
 def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) -> Boxes:
-    '''Select the boxes that begin inside their recording. A note tells how many lie above all frequencies.'''
+    '''Select the boxes that begin inside their recording; a note counts those above all frequencies.'''
     boxes = boxes.select(begins_inside('boxes', boxes.recordings.tolist(), boxes.begin_s, boxes.end_s, sound_s))
     is_above = boxes.low_hz >= nyquist_hz
     if is_above.any():

@@ -48,10 +48,7 @@ class HeldOut(NamedTuple):
 def predict_held_out(
     held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    '''Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
-
-    Returns each predictor's logits, and why rows have none; both by the rows' positions in the fold.
-    '''
+    '''Predict a fold's rows with predictors of one tagger: the logits of each, and why rows have none, by position.'''
     clips = list(dict.fromkeys(held.clips))
     outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)
     position = {name: clip for clip, name in enumerate(clips)}
@@ -76,10 +73,7 @@ def split_rows(
 def predict_recordings(
     names: Sequence[str], predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    '''Predict files with several predictors of one tagger.
-
-    Returns each predictor's logits, and why files have none; both by the files' positions.
-    '''
+    '''Predict files with predictors of one tagger: the logits of each, and why files have none, by position.'''
     members = [EnsembleMember(name, predictor) for predictor in predictors]
     frontends = collect_frontends(members, runtime.device)
     loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.errors import KitError
-from kit.core.files import write_rows, write_text
+from kit.core.files import read_json, write_rows, write_text
 from kit.core.runtime import Runtime, start_runtime
 from kit.infer.blend import fit_weights
 from kit.infer.ensemble import NOT_FINITE, clip_probabilities
@@ -21,7 +21,7 @@ from kit.infer.template import split_window
 from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.calibration import fit_calibration, fit_thresholds
 from kit.labels.metrics import METRICS, compute_metric
-from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric, read_recipe
+from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric
 from kit.labels.stretches import row_names, stretches_of
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import save_tagger
@@ -346,4 +346,4 @@ def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
     if (folder / 'oof.csv').is_file():
         oof = load_oof(folder, labels)
         oof = oof.reordered(np.argsort(oof.names))
-    return SavedRun(folder, read_recipe(folder), history, oof)
+    return SavedRun(folder, read_json(folder / 'recipe.json'), history, oof)

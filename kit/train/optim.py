@@ -33,16 +33,12 @@ class OptimConfig(Config):
         (0.35, 0.525, 0.7), 'shares of the training after which the rate falls (steps)', low=0, high=1
     )
     factor: float = setting(0.5, 'factor of the learning rate at a milestone or a plateau', low=1e-3, high=1)
-    patience: int = setting(6, 'validations without improvement after which one more lowers the rate (plateau)', low=0)
+    patience: int = setting(6, 'validations without improvement that are allowed (plateau)', low=0)
     weight_decay: float = setting(0.0, 'decoupled weight decay', low=0)
     clip_norm: float = setting(10.0, 'highest norm of the gradient; larger ones are scaled down', low=1e-6)
     layer_decay: float = setting(1.0, 'learning rate of the first layers over that of the last', low=1e-3, high=1e3)
     freeze_epochs: int = setting(0, 'first epochs, in which only the heads train', low=0, high=10**6)
-    average: str = setting(
-        'none',
-        'average of the weights that is kept: ema over all steps, swa over the last epochs',
-        choices=('none', 'ema', 'swa'),
-    )
+    average: str = setting('none', 'weights kept: ema of all steps, swa of last epochs', choices=('none', 'ema', 'swa'))
     ema_decay: float = setting(0.998, 'share of the old average kept at each step (ema)', low=0, high=0.99999)
     swa_share: float = setting(0.25, 'share of the last epochs that are averaged (swa)', low=0.01, high=1)
 

@@ -149,9 +149,8 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
 
 
 def harden(soft: SoftLabels) -> SoftLabels:
-    '''Turn soft labels into true and false ones: of each class as many true ones as the soft ones expect.
+    '''Turn soft labels into true and false ones, as many true as expected; leave out clips without a true one.
 
-    Clips without a true label are left out.
     Source: third place, Freesound 2019
     '''
     probs = np.nan_to_num(soft.targets)
@@ -227,17 +226,13 @@ class SelfTrainingConfig(Config):
 
     iterations: int = setting(0, 'trainings after the first, on pseudo-labels of the one before', low=0)
     methods: tuple[str, ...] = setting(
-        ('plain',),
-        'relabelling method of each iteration; the last one serves all later ones too',
-        choices=tuple(RELABEL_METHODS),
+        ('plain',), 'relabelling by iteration; the last serves all later ones', choices=tuple(RELABEL_METHODS)
     )
     noisy_sources: tuple[str, ...] = setting(('noisy',), 'sources whose labels may be replaced; [] or without any: all')
     top_k: tuple[float, ...] = setting((), 'best clips or windows by iteration: a share (up to 1) or a number', low=0)
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
     hop_s: float = setting(0.5, 'seconds between the starts of predicted windows', low=0.01)
-    powers: tuple[float, ...] = setting(
-        (1.0,), 'exponent of the soft labels in each iteration; above 1 lowers unsure ones', low=0.01, high=100
-    )
+    powers: tuple[float, ...] = setting((1.0,), 'exponents of soft labels; > 1 lowers unsure ones', low=0.01, high=100)
     teachers: int = setting(1, 'average the predictions of the last so many iterations', low=1)
     prior_shift: bool = setting(False, 'scale predictions from training prevalences to estimated ones')
     hard: bool = setting(False, 'agreement: predicted labels are true or false, as many of a class as expected')

@@ -44,14 +44,14 @@ class SourceConfig(Config):
 class SamplingConfig(Config):
     '''Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once.'''
 
-    steps: int | None = setting(None, 'batches per epoch; None: enough to draw every clip once', low=1, high=10**9)
+    steps: int | None = setting(None, 'batches per epoch; None: every clip once', low=1, high=10**9)
     balance: str = setting('none', 'draw classes equally, by clips or seconds', choices=('none', 'clips', 'seconds'))
     box_p: float = setting(0.5, 'chance to cut a crop at a box where there are soft labels; else always', low=0, high=1)
     true_p: float | None = setting(0.5, 'chance of a true box where both exist; None: equal for all', low=0, high=1)
     box_share: float = setting(0.5, 'overlap with a box that labels a crop, a share of the shorter', low=0.01, high=1)
     sample_by_probs: str = setting(
         'none',
-        'what is drawn by the sum of its soft labels: windows away from boxes, or clips without labels, too',
+        'drawn by the sum of soft labels: windows away from boxes, or clips without labels, too',
         choices=('none', 'windows', 'clips'),
     )
     rare_boost: float = setting(0.0, 'extra augmentation of the rarest class (1: twice as often)', low=0, high=1e3)
@@ -78,10 +78,7 @@ class Recipe(System):
     loss: str = setting('lsep', 'loss on the logits', choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, 'settings of the loss')
     distill_weight: float = setting(
-        0.0,
-        'weight of a second loss on labelled clips: cross-entropy with the soft labels of their windows',
-        low=0,
-        high=1e6,
+        0.0, 'weight of a second loss on labelled clips: BCE with the soft labels of their windows', low=0, high=1e6
     )
     average_over: str = setting('clips', 'a loss is the mean over clips or known labels', choices=('clips', 'labels'))
     clip_weight: float = setting(1.0, "weight of the loss at the clip's logits", low=0, high=1e6)
@@ -94,7 +91,7 @@ class Recipe(System):
     weigh_by_rating: bool = setting(False, "multiply clips' weights by rating / 5; without a rating by 1")
     crop_s: float = setting(10.0, 'seconds of a training crop', low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
-        (), 'short crops are padded in one of these ways, drawn at random; []: as in inference', choices=PAD_MODES
+        (), 'short crops are padded in one of these ways, drawn; []: as in inference', choices=PAD_MODES
     )
     wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), 'augmentation of waveforms')
     spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), 'augmentation of spectrograms')
@@ -113,12 +110,7 @@ class Recipe(System):
     scored_classes: tuple[str, ...] = setting((), 'classes that count in scores; []: all')
     validate_every: int = setting(10, 'epochs between validations; the last is validated too', low=1, high=10**6)
     keep: str = setting('last', 'which weights the checkpoint holds', choices=('last', 'best'))
-    patience: int = setting(
-        0,
-        'validations without a better score that end a training; the best weights are kept; 0: none',
-        low=0,
-        high=10**6,
-    )
+    patience: int = setting(0, 'validations without a gain that end it and keep the best; 0: none', low=0, high=10**6)
     n_folds: int = setting(5, 'number of folds, if the table has no fold column', low=2, high=1000)
     seeds: int = setting(1, 'networks per fold', low=1, high=1000)
     seed: int = setting(0, 'seed of all random numbers', low=0, high=2**63 - 1)

@@ -97,9 +97,8 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
 
 
 def rarity(targets: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    '''How many times rarer each clip's rarest class is than the commonest class; 1 for a clip without a class.
+    '''How many times rarer each clip's rarest class is than the commonest, by amount; 1 for a clip without a class.
 
-    `amounts` is what each clip adds to its classes: 1, or its seconds.
     Shape:  targets (n, K), amounts (n,) -> (n,)
     '''
     targets = np.nan_to_num(targets)
@@ -115,7 +114,7 @@ def seconds_by_row(clips: Dataset) -> np.ndarray:
 
 
 def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    '''The sum over classes of each clip's greatest soft label, 1 on average, for drawing clips without labels by it.
+    '''The sum over classes of each clip's greatest soft label, 1 on average.
 
     It is 1 for clips with a known label, and for all unless sample_by_probs="clips".
     Shape:  -> (n,)

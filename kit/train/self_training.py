@@ -227,7 +227,7 @@ class SelfTraining:
     def train_one(
         self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
     ) -> Run:
-        '''Train the run of an iteration, with an equal share of the time for each of the `n_left` trainings to come.'''
+        '''Train the run of an iteration, in an equal share of the time for the `n_left` trainings to come.'''
         options |= {'soft': soft, 'boxes': boxes, 'deadline': None, **self.options}
         if self.clock is not None:
             # train_run counts its deadline from the start of the process.
@@ -235,10 +235,7 @@ class SelfTraining:
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
     def train_teachers(self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles) -> tuple[Path, Path]:
-        '''Train every run but the last, and relabel after each. What is done already is not done again.
-
-        Returns the table and the soft labels for the last run.
-        '''
+        '''Train every run but the last, and relabel after each; return table and soft labels for the last.'''
         plan = self.recipe.self_training
         shared = self.options.keys() & {'device', 'threads', 'progress'}
         runtime_options = {name: self.options[name] for name in shared}
@@ -251,17 +248,10 @@ class SelfTraining:
             if not (teachers[-1] / 'oof.csv').is_file():
                 self.train_one(number - 1, current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
             if not (labels / 'relabel.json').is_file():
-                result = relabel(
-                    [*teachers[-plan.teachers :], *self.teacher_runs],
-                    self.audio,
-                    labels,
-                    number=number,
-                    table=table,
-                    boxes=boxes if plan.method(number) == 'windows' else None,
-                    plan=plan,
-                    **runtime_options,
-                )
-                print(result, flush=True)
+                runs = [*teachers[-plan.teachers :], *self.teacher_runs]
+                used_boxes = boxes if plan.method(number) == 'windows' else None
+                how = {'number': number, 'table': table, 'boxes': used_boxes, 'plan': plan}
+                print(relabel(runs, self.audio, labels, **how, **runtime_options), flush=True)
             current_table = labels / 'table.csv'
             current_soft = labels / 'soft.csv'
         return current_table, current_soft

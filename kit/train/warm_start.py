@@ -99,10 +99,7 @@ def output_layers(network: nn.Module) -> list[str]:
 
 
 def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str]) -> dict[str, Tensor]:
-    '''The tensors that fit a network by name and shape, with the rows of the output layers in the order of `classes`.
-
-    Without the output layers if they are for other classes.
-    '''
+    '''The tensors that fit a network by name and shape. Output layers follow `classes`, or are left out for others.'''
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     fitting = {name: tensor for name, tensor in init.tensors.items() if wanted.get(name) == tensor.shape}
     if init.classes and init.classes != tuple(classes):
