@@ -45,8 +45,7 @@ class ReportTable:
         widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
         lines = []
         for row in table:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append('  '.join(cells).rstrip())
+            lines.append('  '.join(map(str.ljust, row, widths)).rstrip())
         return '\n'.join(lines)
 
     __repr__ = __str__

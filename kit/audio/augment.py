@@ -25,7 +25,7 @@ LEAST_POWER = 1e-20
 class WaveAugmentConfig(Config):
     '''How waveforms are augmented, in this order. Nothing is clipped to [-1, 1].'''
 
-    chance: float = setting(1.0, 'chance that a crop is augmented at all, by all effects that it draws', low=0, high=1)
+    chance: float = setting(1.0, 'chance that a crop is augmented at all', low=0, high=1)
     shift_p: float = probability_of('a shift in time')
     shift_share: float = setting(0.5, 'largest shift, as a share of the clip', low=0, high=1)
     speed_p: float = probability_of('another speed, which changes pitch and tempo together')

@@ -165,8 +165,7 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
     if kind in FFMPEG_FORMATS and 'torchcodec' in missing:
         cure = f'no decoder here reads {kind}: pip install torchcodec (it is {missing["torchcodec"]})'
     elif 'soundfile' in missing or not reasons:
-        state = missing.get('soundfile', 'not installed')
-        cure = f'soundfile is missing: pip install soundfile (it is {state})'
+        cure = f'soundfile is missing: pip install soundfile (it is {missing.get("soundfile", "not installed")})'
     else:
         return f'cannot be decoded ({"; ".join(reasons)})'
     return f'cannot be decoded: {cure}'

@@ -218,7 +218,7 @@ class Frontend(nn.Module):
 
 
 def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    '''Make the channels of one kind, one per resolution or one coordinate, resized where there is a size.'''
+    '''Make the channels of one kind, per resolution or one coordinate, resized if asked for.'''
     if name in COORDINATES:
         bins, frames = size or specs.shape[-2:]
         ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=specs.dtype, device=specs.device)

@@ -239,7 +239,7 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
 
 
 def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
-    '''Whether an MP3's frames follow one another, and are as many as libsndfile takes from its table or estimate.'''
+    '''Whether an MP3's frames follow one another, and are as many as libsndfile expects.'''
     import soundfile
 
     lost = math.inf

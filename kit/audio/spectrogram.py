@@ -96,7 +96,7 @@ class SpectrumConfig(Config):
     f_max_hz: float | None = setting(None, 'highest frequency in hertz; None = half the sample rate', low=0, high=2e6)
     bands_hz: tuple[tuple[float, ...], ...] = setting(
         (),
-        '(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz',
+        '(low, high) pairs in hertz, each of n_mels bands; they replace f_min_hz and f_max_hz',
         low=0,
         high=2e6,
         longest=4096,
@@ -205,8 +205,8 @@ class SpectrumConfig(Config):
 class SpectrumTables:
     '''Settings, window, FFT bins in use, and groups of (filters, their bins, weights).
 
-    A group is 16 neighbouring filters. A filter is nonzero at few bins: one product with all filters would mostly
-    multiply zeros, and one product per filter would mostly call.
+    A group is 16 neighbouring filters, nonzero at few bins: one product with all filters would mostly multiply zeros,
+    and one product per filter would mostly call.
     '''
 
     config: SpectrumConfig

@@ -33,7 +33,7 @@ def bucket_length(frames: int, shortest: int, ratio: float) -> int:
 
 
 def reflect_index(index: Tensor, length: int) -> Tensor:
-    '''Map positions at any distance outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect".'''
+    '''Map any positions to 0..length - 1, as numpy.pad's mode "reflect".'''
     period = max(1, 2 * length - 2)
     index = index % period
     return torch.minimum(index, period - index)

@@ -41,8 +41,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        message = f'cannot write {path}: {error.strerror or error}'
-        raise KitError(f'{message}. Choose a folder with free space where you may write.') from error
+        reason = error.strerror or error
+        raise KitError(f'cannot write {path}: {reason}. Choose a folder with space where you may write.') from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,7 +110,7 @@ def is_running(process: str) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, ValueError, OverflowError):
-        return True
+        pass
     return True
 
 

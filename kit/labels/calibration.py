@@ -50,7 +50,7 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
     n_true, n_false = np.nansum(truth), np.nansum(1 - truth)
     for kind, total in (('true', n_true), ('false', n_false)):
         if not total > 0:
-            known = np.count_nonzero(~np.isnan(truth))
+            known = np.isfinite(truth).sum()
             raise KitError(f'none of the {known} known labels is {kind}: use rank blends.')
     known_scores = np.concatenate(
         [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
@@ -89,7 +89,7 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
 def batch_by_windows(
     logits: Sequence[np.ndarray], targets: np.ndarray, centre: float, spread: float
 ) -> Iterator[CalibrationBatch]:
-    '''Stack clips with equal numbers of windows, about CALIBRATION_CHUNK scores at most in a batch.'''
+    '''Stack clips with equal numbers of windows, up to about CALIBRATION_CHUNK scores.'''
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)

@@ -123,5 +123,5 @@ def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> N
     leaking = [group for group, its_folds in folds_of_group.items() if len(its_folds) > 1]
     if leaking:
         first, second, *_ = sorted(folds_of_group[leaking[0]])
-        message = f'group {leaking[0]!r} lies in fold {first} and in fold {second}'
-        raise KitError(f'{message} ({len(leaking)} of {len(folds_of_group)} do so): use group_column.')
+        count = f'{len(leaking)} of {len(folds_of_group)} do so'
+        raise KitError(f'group {leaking[0]!r} lies in fold {first} and in fold {second} ({count}): use group_column.')

@@ -80,7 +80,7 @@ def first_existing(root: Path, names: Iterable[str]) -> Path | None:
 
 
 def find_layout(folder: str | Path) -> tuple[Layout, Path]:
-    '''Find the competition in a folder or in one of its subfolders, down to two levels.'''
+    '''Find the competition in a folder, or down to two levels in it.'''
     place = Path(folder)
     found = layouts_of([place]) or layouts_of(data_folders([place]))  # a competition's own folders are not listed
     if len(found) == 1:
@@ -117,7 +117,7 @@ def find_competition(folder: str | Path) -> CompetitionData:
 
 
 def data_of(layout: Layout, root: Path) -> CompetitionData:
-    '''The paths and settings of a competition whose tables are not written.'''
+    '''What is known of a competition before its tables are written.'''
     truth = root / 'test_truth.csv'
     scored = root / 'scored_birds.json'  # BirdCLEF 2022
     return CompetitionData(
@@ -152,7 +152,7 @@ def write_frame(path: Path, columns: Any) -> Path:
 
 
 def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Mapping[str, Any]:
-    '''Join the tables of curated and of noisy clips, each beside the folder of its clips.'''
+    '''Join the tables of curated and of noisy clips, each beside its folder.'''
     import pandas
 
     tables = []
@@ -165,7 +165,7 @@ def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Ma
 
 
 def write_freesound_2018(root: Path, out: Path) -> Mapping[str, Any]:
-    '''Write the table of Freesound 2018: clips that nobody verified count as noisy.'''
+    '''Write the table of Freesound 2018: clips not verified count as noisy.'''
     frame = read_clip_table(root / 'train.csv')
     is_verified = frame['manually_verified'] == '1'
     source = is_verified.map({True: 'curated', False: 'noisy'})
@@ -234,7 +234,7 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
 
 
 def birdclef_metric(root: Path) -> str:
-    '''The metric of a BirdCLEF by what its folder holds: F1 until 2022, padded cmAP in 2023, then AUC.'''
+    '''The metric of a BirdCLEF by its folder: F1 until 2022, padded cmAP in 2023, then AUC.'''
     if (root / 'taxonomy.csv').is_file() or (root / 'unlabeled_soundscapes').is_dir():
         return 'macro_auc'
     if (root / 'scored_birds.json').is_file():

@@ -72,8 +72,7 @@ def top1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> C
     '''Compute, per clip, the share of true ones among its classes of highest score, and whether it has a true label.'''
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
-    correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
-    return correct, np.asarray(true.any(axis=1))
+    return (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1), np.asarray(true.any(axis=1))
 
 
 def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:

@@ -103,8 +103,7 @@ def check_same_folds(folds: Mapping[str, Any], place: Path, other_folds: Mapping
         fold = folds.get(name, 'none')
         other = other_folds.get(name, 'none')
         if fold != other:
-            where = f'{fold} in {place}, but {other} in {other_place}'
-            raise KitError(f'{name!r} has fold {where}: use runs of one split.')
+            raise KitError(f'{name!r} has fold {fold} in {place}, but {other} in {other_place}: use runs of one split.')
 
 
 def summarize_scores(oof: OofPredictions) -> list[str]:

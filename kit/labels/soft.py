@@ -90,7 +90,7 @@ def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
 
 
 def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    '''The soft labels of these clips and classes, in this order; NaN where there are none.
+    '''The soft labels of these clips and classes, in this order, or NaN.
 
     Shape:  -> (clips, classes) float32
     '''
@@ -102,7 +102,7 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
 
 
 def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
-    '''The soft labels of the clip's window with the nearest centre; of two equally near, the first.
+    '''The soft labels of the clip's window with the nearest centre; of two the first.
 
     Shape:  centre_s: a number -> (K,); (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection

@@ -94,7 +94,7 @@ def save_archive(path: Path, content: Any) -> None:
 
 
 def check_seal(file: IO[bytes], comment: bytes) -> bool:
-    '''Whether a file has the comment that save_archive writes; one without any comment has none.
+    '''Whether a file has the comment of save_archive; false without any.
 
     Errors: ValueError where the comment is another one, or not the file's end
     '''

@@ -95,7 +95,7 @@ def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes:
     if bands != classes:
         name = 'frontend.bands_hz' if is_crops else 'bands_hz'
         wanted = f'form={config.form} needs {name} with a band for each of {classes} classes, got {bands}'
-        raise KitError(f'{wanted}: train with --boxes, which give the bands, or set them.')
+        raise KitError(f'{wanted}: train with --boxes, or set them.')
     return InputShape(shape.channels, shape.bins // classes) if is_crops else shape
 
 

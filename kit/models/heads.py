@@ -31,7 +31,7 @@ class HeadConfig(Config):
     pool: str = setting('mean', 'pooling; attention: weighted mean over time', choices=(*POOLS, 'gem', 'attention'))
     recurrent: str | None = setting(None, 'bidirectional recurrence before pooling', choices=(None, *RECURRENCES))
     recurrent_width: int = setting(128, 'units of the recurrence in each direction', low=1, high=2**16)
-    embedding: int = setting(0, 'width its output is projected to; 0: no projection', low=0, high=2**16)
+    embedding: int = setting(0, 'width its output is projected to; 0: none', low=0, high=2**16)
     hidden: int | None = setting(0, 'units of a hidden layer; 0: none; None: as many as its input', low=0, high=2**16)
     norm_first: bool = setting(False, 'batch norm first; without attention also after the hidden layer, then dropout')
     dropout: float = setting(0.2, 'dropout before the output layer', low=0, high=0.95)
@@ -165,7 +165,7 @@ class Head(nn.Module):
             self.classifier = classifier_layers(config, features, classes)
 
     def features(self, maps: Sequence[Tensor], spans: Sequence[Sequence[Span]] = ()) -> Tensor:
-        '''Compute the classifier's input, of each span instead where each map of one clip has spans.
+        '''Compute the classifier's input, or that of each span where one clip's maps have spans.
 
         Shape:  maps -> (B or W, F), or (B or W, F, N') for attention over time
         '''

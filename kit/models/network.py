@@ -108,7 +108,7 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    '''A backbone with its heads. Each auxiliary head reads one auxiliary map, the head reads the main maps.
+    '''A backbone with its heads: the head reads the main maps, each auxiliary head one auxiliary map.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
     Units:  stride, input frames per step of the deepest map
@@ -128,7 +128,7 @@ class Network(nn.Module):
         return self.head(self.backbone(spec).main).clip
 
     def window_logits(self, spec: Tensor, windows: Sequence[Sequence[Span]]) -> Tensor:
-        '''Compute the logits of windows of equal length from one pass of the backbone over each clip.
+        '''Compute the logits of windows of equal length from one pass of the backbone.
 
         Shape:  spec (B, C, M, N), windows of each clip in frames -> (windows of all clips, K)
         '''

@@ -133,8 +133,8 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
         try:
             item = torch.load(item, map_location='cpu', weights_only=True)
         except Exception as error:
-            cure = 'save network.state_dict() where it was made'
-            raise KitError(f'{source} cannot be read as tensors ({one_line(error)[:160]}): {cure}.') from error
+            reason = one_line(error)[:160]
+            raise KitError(f'{source} cannot be read as tensors ({reason}): save network.state_dict().') from error
     if isinstance(item, Mapping):
         inner = (item[key] for key in STATE_KEYS if isinstance(item.get(key), Mapping))
         item = next(inner, item)
@@ -168,7 +168,7 @@ def unwrap_network(network: nn.Module) -> nn.Module:
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    '''Remove what wrappers put before every name of a state dict: module., _orig_mod. or model.'''
+    '''Remove what wrappers put before every name: module., _orig_mod. or model.'''
     names = dict(tensors)
     names.pop('n_averaged', None)  # the counter of AveragedModel is no weight
     for prefix in ('module.', '_orig_mod.', 'model.') * 2:

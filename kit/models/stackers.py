@@ -11,7 +11,7 @@ from kit.core.config import Config, setting
 
 @dataclass(frozen=True)
 class StackerConfig(Config):
-    '''Settings of a second-level network; a class mixer has none. Those of the gated MLP are as published.'''
+    '''Settings of a second-level network; the gated MLP's are as published.'''
 
     widths: tuple[int, ...] = setting(
         (32, 64), 'channels of each block, which halves the image (image-stacker)', low=1, high=2**16, longest=64

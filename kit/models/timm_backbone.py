@@ -99,7 +99,7 @@ def layer_names(model: Any, role: str) -> tuple[str, ...]:
 
 
 def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, ...]:
-    '''Compute the shape of a timm model's map of one clip; () where the model refuses the input.'''
+    '''The shape of a timm model's map of one clip; () where it refuses the input.'''
     # On the meta device tensors have shapes but no numbers.
     spec = torch.empty(1, shape.channels, shape.bins, frames, device='meta')
     try:
@@ -128,7 +128,7 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
 
 
 def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    '''Fill a backbone from a local file of its timm model; the first convolution adapts to the channels.'''
+    '''Fill a backbone from a file of its timm model; the first convolution adapts to the channels.'''
     from timm.models import adapt_input_conv, load_state_dict
 
     if not Path(path).is_file():

@@ -79,8 +79,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     bottom.set(yticks=range(len(rows)), yticklabels=labels, ylim=(row_edges[-1], row_edges[0]))
     bottom.set(xlabel='seconds', title=f'windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s')
 
-    bars = right.barh(range(len(rows)), clip_probs[rows])
-    right.bar_label(bars, fmt=' %.2f')
+    right.bar_label(right.barh(range(len(rows)), clip_probs[rows]), fmt=' %.2f')
     right.set(xlim=(0, 1.3), xlabel='probability', title='whole clip')
     key.set_axis_off()
     place = key.inset_axes((0, 0.3, 1, 0.1))

@@ -60,7 +60,7 @@ class Plot:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    '''Create an empty figure and its axes. `grid` goes to matplotlib's `Figure.subplots`.
+    '''Create a figure and its axes; `grid` goes to matplotlib's `Figure.subplots`.
 
     Units:  width and height in inches
     '''

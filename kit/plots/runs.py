@@ -138,8 +138,7 @@ def draw_calibration(run: SavedRun) -> Plot:
     top.plot((0, 1), (0, 1), '--', color='0.5')
     top.errorbar(bins.predicted, bins.observed, lengths, fmt='o-')
     top.set(ylabel='observed frequency', title=f'expected calibration error {bins.error:.3f}')
-    bars = bottom.bar(bins.predicted, bins.n_labels, 0.05)
-    bottom.bar_label(bars, fmt='{:,.0f}', fontsize=8)
+    bottom.bar_label(bottom.bar(bins.predicted, bins.n_labels, 0.05), fmt='{:,.0f}', fontsize=8)
     # From 0.5, so that a bin of one label has a bar on the logarithmic axis.
     bottom.set(yscale='log', ylim=(0.5, 5 * bins.n_labels.max()))
     bottom.tick_params(which='minor', labelleft=False)

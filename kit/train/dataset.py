@@ -328,8 +328,8 @@ def begins_inside(
         places = f'{is_far.sum()} of {n_stretches} {what} lie outside their sound, {example}'
         raise KitError(f'{places}: are the times in milliseconds? Give seconds.')
     if is_outside.any():
-        outside = f'{is_outside.sum()} {what} begin after the end of their sound'
-        print(f'note: {outside} and are left out, {example}', flush=True)
+        where = 'begin after the end of their sound and are left out'
+        print(f'note: {is_outside.sum()} {what} {where}, {example}', flush=True)
     return ~is_outside
 
 
@@ -356,13 +356,12 @@ def cut_stretch(spec: Tensor, begin_s: float, end_s: float, steps_per_s: float) 
 def crop_steps(recipe: Recipe) -> tuple[int, float]:
     '''Steps of a training crop and of a second: samples if crops are cut from waveforms, else frames.'''
     if recipe.needs_waveforms:
-        samples = max(1, (recipe.crop_frames - 1) * recipe.frontend.hop_length)
-        return samples, recipe.frontend.sample_rate
+        return max(1, (recipe.crop_frames - 1) * recipe.frontend.hop_length), recipe.frontend.sample_rate
     return recipe.crop_frames, recipe.frontend.frames_per_s
 
 
 def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime) -> Tensor | None:
-    '''Load sounds to mix under crops, looped or cut to a crop's length; None if the recipe uses none.
+    '''Load sounds to mix under crops, looped or cut to their length, if the recipe uses any.
 
     Shape:  -> (n, T), n at most 64
     '''

@@ -31,10 +31,9 @@ EpochLogger = Callable[[dict[str, Any]], object]
 
 def new_tagger(recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0) -> Tagger:
     '''Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network.'''
-    truth = data.truth if fold is None else data.truth[data.folds != fold]
     card = TaggerCard(
         classes=data.classes,
-        prevalences=tuple(known_prevalences(truth)),
+        prevalences=tuple(known_prevalences(data.truth if fold is None else data.truth[data.folds != fold])),
         frontend=recipe.frontend,
         inference=recipe.inference,
         network=recipe.network,
@@ -138,7 +137,7 @@ def train_fold(
 
 
 def mean_calibration(folder: Path, output: str) -> Calibration | None:
-    '''The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none.'''
+    '''The mean calibration of a run's folds; None, with a note, if ranking scores have none.'''
     if output == 'probability':
         return None
     cards = [open_checkpoint(path).card for path in sorted(folder.glob('fold_*.pt'))]
@@ -150,7 +149,7 @@ def mean_calibration(folder: Path, output: str) -> Calibration | None:
 
 
 def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    '''A network's rows of the history, one for each epoch; the score is NaN without a validation.'''
+    '''A network's row of the history for each epoch; the score is NaN without a validation.'''
     network = {'fold': 'all' if trainer.fold is None else trainer.fold, 'seed': trainer.replica}
     epochs = zip(trainer.history, trainer.seconds, strict=True)
     return [{**network, **row, 'score': row.get('score', math.nan), 'seconds': seconds} for row, seconds in epochs]

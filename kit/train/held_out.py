@@ -61,7 +61,7 @@ def predict_held_out(
 def split_rows(
     of_clips: Mapping[Any, WindowLogits], clip_of: Sequence[Any], stretches: np.ndarray, frames_per_s: float
 ) -> dict[int, WindowLogits]:
-    '''Split the logits of recordings to rows, which are stretches of these or whole. `clip_of` is each row's key.'''
+    '''Split the logits of recordings to rows, their stretches; `clip_of` is each row's key.'''
     of_rows = {}
     for row, clip in enumerate(clip_of):
         output = logits_of_stretch(of_clips.get(clip), stretches[row], frames_per_s)
@@ -108,7 +108,7 @@ def predict_recordings(
 
 
 def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
-    '''Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too.'''
+    '''Load every checkpoint of a run, by its path, with the clips that it never trained on, also of `more`.'''
     if not (run / 'folds.csv').is_file():
         raise KitError(f'{run} holds no run (no folds.csv): give the folder that `train` wrote.')
     table = read_clip_table(run / 'folds.csv')

@@ -217,12 +217,11 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
     '''Average each clip's losses over the labels that take part. Shape: losses and mask (B, K)'''
     n_known = known.sum(dim=1)
-    loss = losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1)
-    return RowLoss(loss, n_known.to(losses.dtype))
+    return RowLoss(losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1), n_known.to(losses.dtype))
 
 
 def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    '''Convert both to float32 or wider, set unknown targets to 0, and return the mask of known ones.'''
+    '''Convert both to float32 or wider, unknown targets to 0; return the mask of known ones.'''
     if ((targets < 0) | (targets > 1)).any():
         raise KitError('targets must be in [0, 1], and NaN, not -1, where a label is unknown.')
     dtype = torch.promote_types(logits.dtype, torch.float32)

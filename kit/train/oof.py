@@ -44,7 +44,7 @@ def inference_variants(
     hop_s: float | None = None,
     pools: Sequence[str] | None = None,
 ) -> dict[str, InferenceConfig]:
-    '''List the requested inference settings by name; none where nothing is requested.'''
+    '''List the requested inference settings by name.'''
     settings = {'mode': mode, 'window_s': window_s, 'hop_s': hop_s}
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes and not pools:
@@ -89,7 +89,7 @@ def fit_on_other_folds(
 
 
 def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
-    '''List the steps over windows that are to be compared: each option alone, and then all together.'''
+    '''List the steps over windows to compare: each option alone, then all together.'''
     chosen = {name: value for name, value in options.items() if value}
     top: dict[str, Any] = {name: chosen.pop(name) for name in ('top_mean', 'top_power') if name in chosen}
     parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
@@ -99,7 +99,7 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
 
 
 def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
-    '''Compare steps over a recording's windows with the plain predictions, on the rows that are windows.'''
+    '''Compare steps over a recording's windows with the plain predictions of these.'''
     rows, recordings, times_s = windows_of_names(oof.names)
     windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
     unused_prevalences = np.zeros(len(oof.classes))
@@ -112,9 +112,7 @@ def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -
 
 
 def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray]) -> OofVariant:
-    '''Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
-
-    A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
+    '''Fit weights of several runs' blend on all folds, and measure their gain over the plain mean on other folds.
 
     Shape:  probabilities (n, K) of each run's folder
     '''
@@ -131,7 +129,7 @@ def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray])
 
 
 def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
-    '''Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv for `submit`.'''
+    '''Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv.'''
     scores = oof.probabilities[None].astype(np.float64)
 
     def fit(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -173,7 +171,7 @@ def score_held_out(
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
-    '''Write oof.csv: fname, fold, a probability per class, in the table's order; rows of other folds stay.'''
+    '''Write oof.csv, in the table's order; rows of other folds stay.'''
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
@@ -299,7 +297,7 @@ def predict_oof(
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
-    '''Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged.'''
+    '''Join parts, each with its rows, in the table's order; networks of one fold are averaged.'''
     rows_of = {int(part.folds[0]): rows for rows, part in parts}
     of_folds = []
     for fold in rows_of:

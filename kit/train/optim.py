@@ -16,7 +16,7 @@ LAYER_GROUPS = 8
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    '''The optimizer, its learning rate over the training and over the layers, and the averaging of weights.'''
+    '''The optimizer, its learning rate over time and layers, and the averaging of weights.'''
 
     kind: str = setting('adamw', 'the optimizer', choices=('adamw', 'nadam', 'sgd'))
     schedule: str = setting(
@@ -81,7 +81,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
 
 
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    '''Build the learning-rate schedule of so many steps; "plateau" is stepped with a score at each validation.'''
+    '''Build the learning-rate schedule; "plateau" is stepped with a score at each validation.'''
     steps = max(2, steps)
     if config.schedule in ('one-cycle', 'linear-cycle'):
         return lr_scheduler.OneCycleLR(

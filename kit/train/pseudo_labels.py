@@ -23,7 +23,7 @@ LEAKS = (
 
 
 class RelabeledTable(NamedTuple):
-    '''A clip table with new labels, soft labels for what is unknown, and counts for the report.'''
+    '''A clip table with new labels, soft ones for what is unknown, and counts.'''
 
     frame: Any
     soft: SoftLabels
@@ -102,14 +102,14 @@ def forget_labels(frame: Any, rows: np.ndarray) -> Any:
 
 
 def noisy_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig') -> tuple[SoftLabels, np.ndarray]:
-    '''Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip.'''
+    '''Select the soft labels of noisy clips' windows, with the table row of each window's clip.'''
     row_of_clip = {frame['fname'][row]: row for row in noisy_rows(frame, plan)}
     windows = pick_soft(soft, [name in row_of_clip for name in soft.names])
     return windows, np.array([row_of_clip[name] for name in windows.names], np.int64)
 
 
 def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **columns: Any) -> Any:
-    '''Append a row per window to a table, copied from its clip's row but for times and `columns`.'''
+    '''Append a row per window to a table: its clip's but for times and `columns`.'''
     import pandas
 
     begin_s, end_s = (times.round(6) for times in windows.times)
@@ -118,7 +118,7 @@ def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **column
 
 
 def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
-    '''Keep the table, and fill its unknown labels with predictions of clips or windows.'''
+    '''Fill the table's unknown labels with predictions of clips or windows.'''
     has_unknown = np.isnan(clip_labels(frame, soft.classes).targets).any(axis=1)
     if soft.times:
         has_unknown[:] = True  # a window of any clip may have unknown labels
@@ -216,7 +216,7 @@ RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, 'SelfTrainingConfig', int]
 
 
 def at_iteration(values: Sequence[Any], number: int) -> Any:
-    '''Select the value of an iteration, counted from 1: the last serves all later ones. None if there is none.'''
+    '''Select the value of an iteration, counted from 1; the last serves all later ones.'''
     return values[min(number, len(values)) - 1] if values else None
 
 

@@ -88,7 +88,7 @@ class Recipe(System):
     sources: dict[str, Any] = setting({}, 'settings for each source in the table')
     weight_by_share: bool = setting(True, 'multiply the loss of a source by its share of the batch')
     secondary_target: float | None = setting(None, 'target of secondary_labels; None: unknown', low=0, high=1)
-    weigh_by_rating: bool = setting(False, "multiply clips' weights by rating / 5; without a rating by 1")
+    weigh_by_rating: bool = setting(False, 'multiply weights by rating / 5; without a rating by 1')
     crop_s: float = setting(10.0, 'seconds of a training crop', low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
         (), 'short crops are padded in one of these ways, drawn; []: as in inference', choices=PAD_MODES
@@ -100,7 +100,7 @@ class Recipe(System):
     no_augment_epochs: int = setting(10, 'last epochs without mixup and augmentation', low=0, high=10**6)
     sampling: SamplingConfig = setting(SamplingConfig(), 'which crops are drawn')
     image_sizes: tuple[tuple[int, ...], ...] = setting(
-        (), 'growing sizes, each for an equal part of the epochs; the last is frontend.image_size', low=1, high=2**16
+        (), 'growing sizes, each for as many epochs; the last is frontend.image_size', low=1, high=2**16
     )
     epochs: int = setting(100, 'passes over the clips, or over sampling.steps batches', low=1, high=10**6)
     batch_size: int = setting(32, 'crops per batch', low=2, high=2**20)
@@ -203,7 +203,7 @@ def check_recipe(recipe: object) -> None:
 
 
 def source_losses(recipe: Recipe) -> list[tuple[RowLossFunction, float]]:
-    '''The loss of each source and its weight; one loss for all rows if the recipe has no sources.'''
+    '''The loss of each source and its weight; without sources one for all rows.'''
     recipe_loss = functools.partial(LOSSES[recipe.loss], **recipe.loss_settings)
     if not recipe.sources:
         return [(recipe_loss, 1.0)]

@@ -187,7 +187,7 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 
 
 def check_labels(recipe: Recipe, data: Dataset) -> None:
-    '''Raise KitError for labels that leave nothing to learn, or that the losses cannot use.'''
+    '''Raise KitError for labels that the losses cannot use.'''
     for name in data.classes:
         words = name.split()
         if any(mark in name for mark in ';|') or (len(words) > 1 and {*words} <= {*data.classes}):
@@ -205,7 +205,7 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
 
 
 def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None:
-    '''Raise KitError for a fold with less than two training clips, or without the labels that its metric needs.'''
+    '''Raise KitError for a fold with less than two training clips, or without the metric's labels.'''
     for fold in folds:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
@@ -226,7 +226,7 @@ def run_files(
     boxes: Sequence[str | Path] | None = None,
     soft: str | Path | None = None,
 ) -> dict[str, str]:
-    '''The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of `boxes` and `soft`.'''
+    '''The texts that identify a run: recipe.json, folds.csv, and hashes of `boxes` and `soft`.'''
     table = frame.assign(fold=folds)
     if 'end_s' in table:
         # A whole clip has empty cells, as in the table that was read.

@@ -62,7 +62,7 @@ def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.
 
 
 def crop_at_box(begin_s: float, end_s: float, seconds: float, crop_s: float, generator: torch.Generator) -> float:
-    '''Draw where a crop begins that covers as much of a box as it can, inside the clip. Units: seconds'''
+    '''Draw where a crop begins that covers a box as far as it can. Units: seconds'''
     low, high = sorted((begin_s, end_s - crop_s))
     start = low + float(torch.rand(1, generator=generator)) * (high - low)
     return max(0.0, min(start, seconds - crop_s))
@@ -89,8 +89,7 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
         cumulative = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6).cumsum()
         uniform = float(torch.rand(1, generator=generator)) * cumulative[-1]
         window = windows[np.searchsorted(cumulative, uniform)]
-        begin_times, end_times = soft.times
-        begin_s = (begin_times[window] + end_times[window] - crop_s) / 2
+        begin_s = (sum(times[window] for times in soft.times) - crop_s) / 2
     else:
         return int(torch.randint(n_starts, (1,), generator=generator)) if n_starts > 1 else 0
     return max(0, min(round(begin_s * steps_per_s), n_starts - 1))
@@ -163,7 +162,7 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
 
 
 def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    '''The rows that batches are drawn from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)'''
+    '''The rows to draw batches from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)'''
     if not recipe.mixup.pseudo_p:
         return np.arange(len(clips))
     if not clips.has_label.any():
@@ -219,7 +218,7 @@ def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int,
 
 
 def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: torch.Generator) -> Iterator[Batch]:
-    '''Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn.'''
+    '''Draw one epoch of crops, neither augmented nor mixed, in whole batches.'''
     config = recipe.sampling
     length, steps_per_s = crop_steps(recipe)
     cutter: Any = RawWaveforms(recipe.frontend) if recipe.needs_waveforms else frontend

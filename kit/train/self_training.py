@@ -49,7 +49,7 @@ from kit.train.run import (
 
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
-    '''Choose windows as long as the tagger's own, or as the crops of its training.'''
+    '''Choose windows as long as the tagger's own, or as its training crops.'''
     length_s = card.inference.window_s
     mode = card.inference.mode
     if mode == 'full':
@@ -212,10 +212,7 @@ BoxFiles = Sequence[str | Path] | None
 
 @dataclass(frozen=True)
 class SelfTraining:
-    '''What all trainings of a self-training share. `options` are passed to train_run.
-
-    `teacher_runs` are finished runs, which label with the runs of the iterations.
-    '''
+    '''What all trainings of a self-training share: `options` for train_run, finished `teacher_runs` that label too.'''
 
     recipe: Recipe
     audio: str | Path
@@ -250,7 +247,7 @@ class SelfTraining:
             if not (labels / 'relabel.json').is_file():
                 runs = [*teachers[-plan.teachers :], *self.teacher_runs]
                 used_boxes = boxes if plan.method(number) == 'windows' else None
-                how = {'number': number, 'table': table, 'boxes': used_boxes, 'plan': plan}
+                how: dict[str, Any] = {'number': number, 'table': table, 'boxes': used_boxes, 'plan': plan}
                 print(relabel(runs, self.audio, labels, **how, **runtime_options), flush=True)
             current_table = labels / 'table.csv'
             current_soft = labels / 'soft.csv'
@@ -344,14 +341,14 @@ def check_teacher(run: str | Path, frame: Any) -> list[Path]:
     for path, held in models.items():
         if {*held.names} != {*names[is_scored & (frame['fold'] == held.tagger.card.fold)]}:
             raise KitError(
-                f"{path} held out other clips than this training's fold {held.tagger.card.fold}, so its labels would "
-                f'leak: train both with the same folds, e.g. --table {Path(run) / "folds.csv"}.'
+                f"{path} held out other clips than this training's fold {held.tagger.card.fold}, a leak: "
+                f'train both with the same folds, e.g. --table {Path(run) / "folds.csv"}.'
             )
     return [*map(Path, models)]
 
 
 def digests_text(name: str, paths: Sequence[Path]) -> dict[str, str]:
-    '''The text of a file with the digests of other files, by its name; nothing without these.'''
+    '''A text with the digests of files, by its name; nothing without files.'''
     digests = [[path.name, file_digest(path)] for path in paths]
     return {name: json.dumps(digests, indent=1) + '\n'} if digests else {}
 

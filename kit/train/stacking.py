@@ -168,7 +168,7 @@ def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
 def prediction_images(
     first: OofPredictions, predictions: np.ndarray, windows: Sequence[SoftLabels], columns: int
 ) -> list[Tensor]:
-    '''Make the prediction image of each clip. A run without windows of a clip has one, its prediction of the clip.
+    '''Make each clip's prediction image. A run without its windows has one, the prediction of the clip.
 
     Shape:  predictions (n, m, K), m runs -> n images (m, K, W_i)
     '''

@@ -120,7 +120,7 @@ class Trainer:
             self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
-        '''Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr.'''
+        '''Train one epoch. Returns its row of the history: epoch, loss and lr.'''
         recipe = self.recipe
         start = time.perf_counter()
         self.network.train()
@@ -197,7 +197,7 @@ class Trainer:
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
-        '''Sum the weighted losses of all sources and of distillation, at clips, frames and skips. Shape: -> scalar'''
+        '''Sum the weighted losses of sources and distillation, at clips, frames and skips. Shape: -> scalar'''
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
@@ -215,7 +215,7 @@ class Trainer:
         '''Copy the averaged weights, if there are any yet, into the network.
 
         The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
-        In the first epochs with a frozen backbone, whose statistics must stay, the weights stay as they are.
+        While the backbone is frozen, its statistics must stay, and so do all weights.
         '''
         is_warming_up = self.epoch <= self.recipe.optim.freeze_epochs
         if self.averaged is None or not int(self.averaged.n_averaged) or is_warming_up:
@@ -228,7 +228,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
-        '''Yield a generator for the draws of this epoch, with torch's own seeded alike, e.g. for dropout.'''
+        '''Yield a generator for the draws of this epoch, with torch's own seeded alike.'''
         seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
         devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices=devices):
@@ -257,7 +257,7 @@ class Trainer:
 
     @property
     def is_stalled(self) -> bool:
-        '''Whether the last `patience` validations found no better score. Without a held-out fold it never is.'''
+        '''Whether the last `patience` validations of a fold found no better score.'''
         if self.fold is None or not self.recipe.patience or not self.history:
             return False
         best = self.best_epoch
@@ -266,7 +266,7 @@ class Trainer:
 
     @property
     def kept_epoch(self) -> int:
-        '''The epoch whose weights are kept: the last, or the best (also if a deadline cut the training).'''
+        '''The epoch whose weights are kept: the last, or the best, also at a deadline.'''
         keeps_last = self.recipe.keep == 'last' and not self.recipe.patience and self.epoch == self.recipe.epochs
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 

@@ -64,7 +64,7 @@ def read_inits(
 
 
 def init_files(folder: Path, inits: Mapping[int | None, InitModel], has_run: bool) -> dict[str, str]:
-    '''The text of init.json: the digest of what each network of a run starts from, of earlier calls too.'''
+    '''The text of init.json: the digest of what each network of a run starts from.'''
     path = folder / 'init.json'
     record = read_json(path) if has_run else {}
     digests = {'all' if fold is None else f'fold_{fold}': init.digest for fold, init in inits.items()}
@@ -117,7 +117,7 @@ def fill_from(init: InitModel, tagger: Tagger) -> None:
 
 
 def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
-    '''Print how much of the networks the files fill, and whether the out-of-fold scores are honest.'''
+    '''Print how much of the networks the files fill, and whether scores are honest.'''
     with meta_device():
         network = build_network(recipe.network, input_shape(recipe.frontend), len(data.classes))
     notes: dict[str, InitModel] = {}
