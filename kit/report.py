@@ -45,15 +45,14 @@ class ReportTable:
         widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
         lines = []
         for row in table:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append('  '.join(cells).rstrip())
+            lines.append('  '.join(map(str.ljust, row, widths)).rstrip())
         return '\n'.join(lines)
 
     __repr__ = __str__
 
 
 def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
-    '''Return the named details of a run: its scores, alone and compared with the first run's, and its costs.'''
+    '''A run's scores, alone and compared with the first run's, and its costs, by name.'''
     oof = run.oof
     truth = oof.truth
     scores = oof.probabilities
@@ -64,8 +63,7 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
             details['top1'] = format_metric(compute_metric, 'top1', truth, scores)
-        is_known = ~np.isnan(truth)
-        likelihood = np.where(truth > 0.5, scores, 1 - scores)[is_known].clip(1e-7)
+        likelihood = np.where(truth > 0.5, scores, 1 - scores)[~np.isnan(truth)].clip(1e-7)
         details['log loss'] = f'{-np.log(likelihood).mean():.4f}'
         details['expected calibration error'] = f'{calibration_bins(truth, scores).error:.4f}'
     if run is not first and oof.names:
@@ -89,12 +87,9 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     for path in sorted(run.folder.glob('fold_*.pt')):
         checkpoint = open_checkpoint(path)
         card = checkpoint.card
-        parameters = 0
-        for name, tensor in checkpoint.tensors.items():
-            # Batch norm's running statistics are saved too, but they are no parameters.
-            if tensor.is_floating_point() and 'running_' not in name:
-                parameters += tensor.numel()
-        details['parameters'] = f'{parameters:,}'
+        # Batch norm's running statistics are saved too, but they are no parameters.
+        parameters = [x for name, x in checkpoint.tensors.items() if x.is_floating_point() and 'running_' not in name]
+        details['parameters'] = f'{sum(x.numel() for x in parameters):,}'
         details['output'] = card.output
         if card.oof_score is not None:
             details[f'{card.metric}, fold {card.fold}'] = f'{card.oof_score:.4f}'
@@ -110,7 +105,7 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
 
 
 def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[tuple[str, ...]]:
-    '''Return a row for each name, with "-" for a column that lacks it.'''
+    '''A row for each name, with "-" for a column that lacks it.'''
     return [(name, *(column.get(name, '-') for column in columns)) for name in names]
 
 
@@ -120,14 +115,11 @@ def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
     # The run with most details first: it has them all in their usual order.
     names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
     class_means = {}
-    for name in names:
-        if name.startswith('class '):
-            class_means[name] = np.mean([float(column[name]) for column in details if name in column])
+    for name in (name for name in names if name.startswith('class ')):
+        class_means[name] = np.mean([float(column[name]) for column in details if name in column])
     hardest_names = sorted(class_means, key=lambda name: (class_means[name], name))[:hardest]
 
-    settings = []
-    for run in runs:
-        settings.append({name: json.dumps(value) for name, value in flat_settings(run.recipe).items()})
+    settings = [{name: json.dumps(value) for name, value in flat_settings(run.recipe).items()} for run in runs]
     with_recipe = [column for column in settings if column]  # a stack has none
     all_settings = dict.fromkeys(name for column in with_recipe for name in column)
     differing = [name for name in all_settings if len({column.get(name) for column in with_recipe}) > 1]
@@ -146,20 +138,17 @@ def submission_table(path: Path, report: Mapping[str, Any]) -> ReportTable:
     rows += [(name, str(len(report.get(name, ())))) for name in SUBMISSION_LISTS]
     for model in report.get('models', ()):
         cost = f'{model["network_s"]:.1f} s for {model["clips_predicted"]} clips'
-        text = f'weight {model["weight"]:g}, {cost}; failure: {model["failure"]}'
-        rows.append((model['checkpoint'], text))
+        rows.append((model['checkpoint'], f'weight {model["weight"]:g}, {cost}; failure: {model["failure"]}'))
     return ReportTable((str(path),), tuple(rows))
 
 
 def submission_sections(report: Mapping[str, Any]) -> Iterator[str]:
-    '''Yield the lists of a submission's report as HTML: failed files with their reasons, notes and more.'''
+    '''Yield the lists of a submission's report as HTML.'''
     for name in SUBMISSION_LISTS:
         items = report.get(name, {})
         rows: list[tuple[Any, ...]] = [(item,) for item in items]
         if isinstance(items, dict):
-            rows = []
-            for key, text in items.items():
-                rows.append((key, '; '.join(text) if isinstance(text, list) else text))
+            rows = [(key, '; '.join(text) if isinstance(text, list) else text) for key, text in items.items()]
         yield page_table(rows, name)
 
 

@@ -25,7 +25,7 @@ LEAST_POWER = 1e-20
 class WaveAugmentConfig(Config):
     '''How waveforms are augmented, in this order. Nothing is clipped to [-1, 1].'''
 
-    chance: float = setting(1.0, 'chance that a crop is augmented at all, by all effects that it draws', low=0, high=1)
+    chance: float = setting(1.0, 'chance that a crop is augmented at all', low=0, high=1)
     shift_p: float = probability_of('a shift in time')
     shift_share: float = setting(0.5, 'largest shift, as a share of the clip', low=0, high=1)
     speed_p: float = probability_of('another speed, which changes pitch and tempo together')
@@ -35,9 +35,7 @@ class WaveAugmentConfig(Config):
     tempo_p: float = probability_of('another tempo at the same pitch')
     tempo: float = setting(1.1, 'largest factor; the smallest is its inverse', low=1, high=2)
     overdrive_p: float = probability_of('overdrive: soft clipping at the same power')
-    overdrive_db: tuple[float, ...] = setting(
-        (5.0, 25.0), "range of the peak's level above the knee, dB", low=-200, high=200
-    )
+    overdrive_db: tuple[float, ...] = setting((5.0, 25.0), 'range of the peak above the knee, dB', low=-200, high=200)
     reverb_p: float = probability_of('reverberation')
     reverb_s: tuple[float, ...] = setting((0.1, 0.8), 'range of its decay time (60 dB), s', low=0.01, high=10)
     background_p: float = probability_of('a background clip mixed in')
@@ -58,7 +56,7 @@ class WaveAugmentConfig(Config):
             raise KitError('noise_colours is empty: name at least one exponent, as 0 for white noise.')
 
     def amount_ranges(self, samples: int) -> dict[str, tuple[float, ...]]:
-        '''Return the range of each effect's amount. Units: see `WaveDraw`'''
+        '''The range of each effect's amount. Units: see `WaveDraw`'''
         shift = self.shift_share * samples
         pitch = 2 ** (self.pitch_cents / 1200)
         return {
@@ -76,9 +74,8 @@ class WaveAugmentConfig(Config):
 
 @dataclass(frozen=True)
 class WaveDraw:
-    '''The amount of each effect for each clip, NaN where it is off, and each clip's seed.
+    '''Each effect's amount, NaN where it is off, and each clip's seed, which decides noise, reverb and background.
 
-    The seed decides the samples of noise and reverberation, the noise's colour, and which background starts where.
     Shape:  (B,) each
     Units:  shift in samples; speed, pitch and tempo are factors; reverb in seconds; all others in dB
     '''
@@ -104,8 +101,7 @@ def draw_wave_augment(
             amount = scale_to_range(for_amount, ends).floor() / steps
         else:
             amount = scale_to_range(for_amount, (low, high))
-        is_on = for_event < getattr(config, f'{name}_p') * chance
-        amounts[name] = amount.where(is_on, torch.nan)
+        amounts[name] = amount.where(for_event < getattr(config, f'{name}_p') * chance, torch.nan)
     return WaveDraw(amounts, torch.randint(1 << 31, (clips,), generator=generator))
 
 
@@ -134,8 +130,7 @@ class WaveBatch:
 
 def match_power(sounds: Tensor, waves: Tensor) -> Tensor:
     '''Scale each sound to the power of a waveform.'''
-    power = sounds.square().mean(-1, keepdim=True).clamp_min(LEAST_POWER)
-    target = waves.square().mean(-1, keepdim=True).clamp_min(LEAST_POWER)
+    target, power = (x.square().mean(-1, keepdim=True).clamp_min(LEAST_POWER) for x in (waves, sounds))
     return sounds * (target / power).sqrt()
 
 
@@ -147,10 +142,7 @@ def time_shift(batch: WaveBatch) -> Tensor:
 
 
 def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
-    '''Change speed (resample), tempo (vocode) or pitch (both); cut or repeat the result to the old length.
-
-    Clips of a rate of 1 stay bit for bit. Resampling by 1.1 is 10 % faster and 165 cents higher.
-    '''
+    '''Change speed (resample), tempo (vocode) or pitch (both); cut or repeat the result to the old length.'''
     n_fft = 1 << max(4, round(math.log2(VOCODER_S * batch.sample_rate)))
     waves = batch.waves.clone()
     samples = torch.arange(waves.shape[-1])
@@ -167,7 +159,7 @@ def change_rate(batch: WaveBatch, resample: bool, vocode: bool) -> Tensor:
 
 
 def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
-    '''Play sounds `rate` times as fast at equal pitch and power, by torchaudio's phase vocoder.'''
+    '''Play sounds `rate` times as fast at equal pitch and power.'''
     from torchaudio.functional import phase_vocoder
 
     length = max(1, round(waves.shape[-1] / rate))
@@ -181,7 +173,7 @@ def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
 
 
 def overdrive(batch: WaveBatch) -> Tensor:
-    '''Clip softly: tanh of the wave, whose peak is the drawn dB above the knee at 1. The power stays.'''
+    '''Clip softly: tanh of the wave, its peak the drawn dB above 1.'''
     # torchaudio's overdrive computes sample after sample, and its knee ignores the clip's level.
     peak = batch.waves.abs().amax(-1, keepdim=True).clamp_min(LEAST_POWER)
     return match_power(torch.tanh(batch.waves / peak * batch.gain), batch.waves)
@@ -200,7 +192,7 @@ def reverb(batch: WaveBatch) -> Tensor:
     response = F.normalize(batch.white_noise(length) * torch.pow(1000, -time_s / decay_s)) * decay_s.sqrt()
     # torchaudio's fftconvolve pads to no power of two: 3 to 6 times as slow.
     n = 1 << (samples + length).bit_length()
-    wet: Tensor = torch.fft.irfft(torch.fft.rfft(batch.waves, n) * torch.fft.rfft(response, n), n)
+    wet = torch.fft.irfft(torch.fft.rfft(batch.waves, n) * torch.fft.rfft(response, n), n)
     return batch.waves + wet[:, :samples]
 
 
@@ -209,12 +201,12 @@ def mix_at_snr(batch: WaveBatch, other: Tensor) -> Tensor:
     from torchaudio.functional import add_noise
 
     has_power = (batch.waves.square().sum(-1) > 0) & (other.square().sum(-1) > 0)
-    mixed: Tensor = add_noise(batch.waves, other, batch.amount.to(batch.waves))
+    mixed = add_noise(batch.waves, other, batch.amount.to(batch.waves))
     return mixed.where(has_power[:, None], batch.waves)
 
 
 def add_background(batch: WaveBatch) -> Tensor:
-    '''Mix in a background clip from a drawn place on, repeated where it is too short.'''
+    '''Mix in a background clip, looped, from a drawn place on.'''
     assert batch.backgrounds is not None, 'load_backgrounds refuses background_p without any'
     clips, samples = batch.backgrounds.shape
     seeds = batch.seeds[:, None]
@@ -232,8 +224,7 @@ def add_coloured_noise(batch: WaveBatch) -> Tensor:
     exponent = colours[batch.seeds % len(colours)].to(hz)[:, None]
     # The exponent is of power; amplitudes get half of it.
     tilt = hz.clamp_min(LOWEST_NOISE_HZ).pow(exponent / 2) * (hz >= LOWEST_NOISE_HZ)
-    noise = torch.fft.irfft(torch.fft.rfft(batch.white_noise(n)) * tilt)
-    return mix_at_snr(batch, noise[:, :samples])
+    return mix_at_snr(batch, torch.fft.irfft(torch.fft.rfft(batch.white_noise(n)) * tilt)[:, :samples])
 
 
 WAVE_AUGMENTS: dict[str, Callable[[WaveBatch], Tensor]] = {

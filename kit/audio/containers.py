@@ -31,7 +31,7 @@ NO_GRANULE = 2**64 - 1
 
 
 def audio_kind(path: Path) -> str:
-    '''Return the format that a file's first bytes belong to, behind ID3 tags; "" where they are of no known format.'''
+    '''The format of a file's first bytes behind ID3 tags; "" where it is not known.'''
     with open(path, 'rb') as file:
         head = file.read(16)
         has_id3 = head[:3] == b'ID3'
@@ -50,10 +50,7 @@ def audio_kind(path: Path) -> str:
 
 
 def close_recording(path: Path) -> bytes | None:
-    '''Return a WAV or AU file whose recorder never wrote the size of the sound, as if it had; None for any other file.
-
-    libsndfile itself reads to the end where a size is too large.
-    '''
+    '''A WAV or AU file whose recorder never wrote the size of the sound, as if it had; None for any other file.'''
     with open(path, 'rb') as file:
         head = file.read(1 << 16)
     open_place = 0
@@ -128,7 +125,7 @@ def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
 
 
 def ogg_crc(page: bytes) -> bytes:
-    '''Return a page's checksum as its header stores it.
+    '''A page's checksum as its header stores it.
 
     Ogg's CRC is zlib's polynomial with bits in the other order, without zlib's inversions: reversing the bits of
     every byte and of the result makes zlib compute it.
@@ -148,7 +145,7 @@ MP3_TAGS = (b'TAG', b'ID3', b'APE', b'LYR')
 
 @functools.lru_cache(maxsize=4096)
 def mp3_frame(header: int) -> tuple[int, int]:
-    '''Return a layer III frame's length in bytes and its stream's kind, by its first 4 bytes; (0, 0) for others.
+    '''A layer III frame's length in bytes and its stream's kind, by its first 4 bytes; (0, 0) for others.
 
     All frames of a stream have the same kind: its version, layer and sample rate, and whether it is mono.
     Source: ISO/IEC 11172-3 and 13818-3
@@ -187,7 +184,7 @@ class Mp3Scan:
 
 
 def scan_mp3(raw: bytes) -> Mp3Scan | None:
-    '''Find all frames of an MP3 file, also behind damaged bytes. None where there are none.
+    '''Find all frames of an MP3 file, also behind damaged bytes.
 
     A frame counts if another one, a tag or the end of the file follows it: else its end is damaged.
     '''
@@ -256,7 +253,7 @@ def without_inner_tags(raw: bytes) -> bytes:
 
 
 def skip_id3(raw: bytes) -> int:
-    '''Return where the ID3 tags at a file's beginning end.'''
+    '''Where the ID3 tags at a file's beginning end.'''
     place = 0
     while raw[place : place + 3] == b'ID3' and place + 10 <= len(raw):
         # Seven bits of each byte count.
@@ -266,7 +263,7 @@ def skip_id3(raw: bytes) -> int:
 
 
 def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
-    '''Return each run as a stream of its own, with the sample at its end; and no bytes with the end by the table.
+    '''Each run as a stream of its own, with the sample at its end; at last no bytes, with the end by the table.
 
     Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
     '''

@@ -62,7 +62,7 @@ class Undecodable:
 
 @dataclass(frozen=True)
 class Decoder:
-    '''One way to read audio files. `duration_s` reads the header only, and returns None for no credible duration.'''
+    '''One way to read audio files. `duration_s` reads the header only, None without a credible duration.'''
 
     name: str
     read: Callable[[Path], Sound]
@@ -71,7 +71,7 @@ class Decoder:
 
 @functools.cache
 def import_problem(module: str) -> str | None:
-    '''Return why a module cannot be imported, or None. A broken module takes long to fail: it is tried once.'''
+    '''Why a module cannot be imported, or None. A broken one takes long to fail: it is tried once.'''
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
@@ -89,18 +89,18 @@ def require_module(module: str) -> None:
 
 
 def read_soundfile(path: Path) -> Sound:
-    '''Decode with soundfile, which uses libsndfile. Errors: ImportError where it is missing or broken'''
+    '''Decode with soundfile. Errors: ImportError where it is missing or broken'''
     require_module('soundfile')
     return as_sound(read_libsndfile(path))
 
 
 def as_sound(mix: MonoMix) -> Sound:
-    '''Return what was mixed as a sound.'''
+    '''What was mixed as a sound.'''
     return Sound(mix.wave(), mix.sample_rate, tuple(mix.notes))
 
 
 def soundfile_duration_s(path: Path) -> float | None:
-    '''Return the duration by the header; that of an MP3 by its frames. Units: seconds'''
+    '''The duration as libsndfile_duration_s does.'''
     require_module('soundfile')
     return libsndfile_duration_s(path)
 
@@ -123,7 +123,7 @@ def read_torchcodec(path: Path) -> Sound:
 
 
 def torchcodec_duration_s(path: Path) -> float | None:
-    '''Return the duration that the header states. Units: seconds'''
+    '''The duration that the header states. Units: seconds'''
     return float(open_torchcodec(path).metadata.duration_seconds)
 
 
@@ -157,7 +157,7 @@ def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | U
 
 
 def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str]) -> str:
-    '''Return why no decoder could read a file, and the cure where a decoder is missing. One line.'''
+    '''Why no decoder could read a file, and the cure where a decoder is missing.'''
     try:
         kind = audio_kind(path)
     except OSError as error:
@@ -165,8 +165,7 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
     if kind in FFMPEG_FORMATS and 'torchcodec' in missing:
         cure = f'no decoder here reads {kind}: pip install torchcodec (it is {missing["torchcodec"]})'
     elif 'soundfile' in missing or not reasons:
-        state = missing.get('soundfile', 'not installed')
-        cure = f'soundfile is missing: pip install soundfile (it is {state})'
+        cure = f'soundfile is missing: pip install soundfile (it is {missing.get("soundfile", "not installed")})'
     else:
         return f'cannot be decoded ({"; ".join(reasons)})'
     return f'cannot be decoded: {cure}'
@@ -190,12 +189,11 @@ def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODE
 
 
 def file_problem(path: Path) -> str | None:
-    '''Return why a path must not be opened, or None. This does not open it, since opening a pipe blocks.'''
+    '''Why a path must not be opened, or None. Opening a pipe would block.'''
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or one_line(error)
-        return f'cannot be opened: {reason}'
+        return f'cannot be opened: {getattr(error, "strerror", None) or one_line(error)}'
     if not stat.S_ISREG(status.st_mode):
         return 'is not a regular file'
     if status.st_size == 0:
@@ -204,7 +202,7 @@ def file_problem(path: Path) -> str | None:
 
 
 def usable(sound: Sound) -> Sound | Undecodable:
-    '''Return a sound, or the reason why it cannot be used.'''
+    '''A sound, or the reason why it cannot be used.'''
     wave = sound.wave
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
         return Undecodable(f'decodes to {wave.dtype} of shape {wave.shape}, not to mono floats (T,)')
@@ -223,14 +221,14 @@ def usable(sound: Sound) -> Sound | Undecodable:
 
 
 def one_line(error: BaseException) -> str:
-    '''Return an exception's message on one line, or its type if it has none.'''
+    '''An exception's message on one line, or its type if it has none.'''
     # libsndfile's own words come without the file's name.
     text = getattr(error, 'error_string', None) or str(error)
     return ' '.join(text.split()) or type(error).__name__
 
 
 def shorten(text: str) -> str:
-    '''Return a text's first words.'''
+    '''A text's first words.'''
     return textwrap.shorten(text, 90, placeholder=' ...')
 
 
@@ -244,7 +242,7 @@ def list_audio(folder: Path) -> list[Path]:
 
 
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    '''List the audio files under a folder, as list_audio does, and the files that are passed over as no audio.'''
+    '''List the audio files under a folder, as list_audio does, and the others.'''
     if not folder.is_dir():
         problem = 'is a file, not a folder' if folder.exists() else 'does not exist'
         raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')

@@ -30,9 +30,8 @@ MAX_WRONG_BITS = 0.25
 
 
 def fingerprint_frontend() -> Frontend:
-    '''Return the front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second.'''
-    config = FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300, f_max_hz=3900)
-    return Frontend(config)
+    '''The front end of fingerprints: 33 bands that even audio at 8 kHz contains, 86 frames a second.'''
+    return Frontend(FrontendConfig(sample_rate=11025, hop_length=128, n_mels=33, f_min_hz=300, f_max_hz=3900))
 
 
 def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
@@ -50,7 +49,7 @@ def fingerprint_of_spec(spec: Tensor) -> np.ndarray:
 
 
 def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
-    '''Return whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
+    '''Whether two fingerprints agree somewhere for 1.5 s, frame i of one with frame i - shift of the other.
 
     A quarter of the bits may be wrong, and proportionally fewer where clips overlap by less than 1.5 s: short
     unrelated sounds agree by chance. Copies by low-rate codecs are found from about 1 s on, clean ones from 0.5 s.
@@ -99,14 +98,13 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
             matches.append(np.ravel_multi_index((clip[same], clip[same + step], shift + longest), shape))
 
     pairs, counts = np.unique(np.concatenate(matches), return_counts=True)
-    order = np.argsort(-counts, kind='stable')
-    likely = pairs[order][: (counts >= MIN_COMMON_KEYS).sum()]
+    likely = pairs[np.argsort(-counts, kind='stable')][: (counts >= MIN_COMMON_KEYS).sum()]
     clip, later_clip, shift = np.unravel_index(likely, shape)
     return np.stack([clip, later_clip, shift - longest], axis=1)
 
 
 def near_duplicates(fingerprints: Sequence[np.ndarray]) -> list[str]:
-    '''Return a group name for each clip, equal for clips that copies link, empty for a clip without copies.'''
+    '''A group name for each clip, equal for clips that copies link, else empty.'''
     if not fingerprints:
         return []
     groups = np.arange(len(fingerprints))

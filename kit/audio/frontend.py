@@ -33,9 +33,7 @@ class FrontendConfig(SpectrumConfig):
     resolutions: tuple[tuple[int, ...], ...] = setting(
         (), 'more (n_fft, hop_length) pairs; each adds channels', low=1, high=2**17, longest=16
     )
-    top_db: float | None = setting(
-        None, 'raise values to the maximum minus so many dB; None: never', low=1e-3, high=1e4
-    )
+    top_db: float | None = setting(None, 'raise values to the maximum minus so many dB; None: no', low=1e-3, high=1e4)
     channels: tuple[str, ...] = setting(
         ('log',),
         "channels in order: log spectrogram, its derivatives, the bin's position from -1 or 0 to 1",
@@ -50,12 +48,8 @@ class FrontendConfig(SpectrumConfig):
     std: float = setting(1.0, "divides in normalize='constants'", low=1e-6, high=1e9)
     reference: str = setting('clip', 'what top_db and normalize refer to', choices=('clip', 'window'))
     extra_rows: tuple[str, ...] = setting((), "rows below every channel's bins", choices=tuple(EXTRA_ROWS))
-    trim_db: float | None = setting(
-        None, 'cut ends so many dB below the loudest frame; None: never', low=1e-3, high=1e4
-    )
-    image_size: tuple[int, ...] = setting(
-        (), '(bins, frames) to resize channels to; () = as they are', low=1, high=2**16
-    )
+    trim_db: float | None = setting(None, 'cut ends so many dB below the loudest frame; None: no', low=1e-3, high=1e4)
+    image_size: tuple[int, ...] = setting((), '(bins, frames) to resize channels to; () = as is', low=1, high=2**16)
 
     def check(self) -> None:
         super().check()
@@ -108,8 +102,7 @@ class FrontendConfig(SpectrumConfig):
 def check_image_size(size: Sequence[int], extra_rows: Sequence[str]) -> None:
     '''Raise KitError unless a size is () or (bins, frames) without extra rows.'''
     if size and (len(size) != 2 or min(size) < 1 or extra_rows):
-        got = f'{tuple(size)} and {extra_rows}'
-        raise KitError(f'image_size is () or (bins, frames) without extra rows, got {got}.')
+        raise KitError(f'image_size is () or (bins, frames) without extra rows, got {tuple(size)} and {extra_rows}.')
 
 
 def check_waves(waves: Sequence[Tensor]) -> None:
@@ -156,10 +149,8 @@ class Frontend(nn.Module):
         # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
         no_autocast = torch.autocast(device.type, enabled=False)
         with torch.inference_mode(False), torch.no_grad(), no_autocast:
-            by_resolution = []
-            for resolution in self.resolution_configs:
-                tables = spectrum_tables(resolution, device, dtype)
-                by_resolution.append(log_spectrograms(tables, waves))
+            all_tables = [spectrum_tables(resolution, device, dtype) for resolution in self.resolution_configs]
+            by_resolution = [log_spectrograms(tables, waves) for tables in all_tables]
             pairs = zip(waves, zip(*by_resolution, strict=True), strict=True)
             return [self.combine(wave.to(dtype), specs) for wave, specs in pairs]
 
@@ -195,7 +186,7 @@ class Frontend(nn.Module):
         return torch.cat([rows, extra], dim=-2) if config.extra_rows else rows
 
     def floor(self, spec: Tensor) -> Tensor:
-        '''Return the frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value.'''
+        '''The frame that pad_mode "min" appends: each resolution's minimum, each extra row's last value.'''
         specs, extra = self.split(spec)
         minimum = specs.amin((-2, -1), keepdim=True).expand(*specs.shape[:-1], 1)
         return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
@@ -227,7 +218,7 @@ class Frontend(nn.Module):
 
 
 def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
-    '''Make the channels of one kind, resized where there is a size: one per resolution or one coordinate.'''
+    '''Make the channels of one kind, per resolution or one coordinate, resized if asked for.'''
     if name in COORDINATES:
         bins, frames = size or specs.shape[-2:]
         ramp = torch.linspace(COORDINATES[name], 1.0, bins, dtype=specs.dtype, device=specs.device)
@@ -248,8 +239,7 @@ def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: flo
         # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
         spec = spec - peak
         centred = spec - mean_by_rows(spec)
-        variance = mean_by_rows(centred.square())
-        return centred / variance.clamp(min=1e-6).sqrt()
+        return centred / mean_by_rows(centred.square()).clamp(min=1e-6).sqrt()
     if normalize == 'constants':
         return (spec - mean) / std
     if normalize == 'peak':

@@ -34,7 +34,7 @@ CANCELLED_NOTE = 'the channels cancel each other: one of them is used instead of
 
 
 class MonoMix:
-    '''The mean over channels of the blocks that were added; one channel where the channels cancel each other.'''
+    '''The mean over channels of the added blocks; one channel where they cancel each other.'''
 
     def __init__(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
@@ -59,10 +59,10 @@ class MonoMix:
         self.samples += lost + len(block)
 
     def mono(self, block: np.ndarray) -> np.ndarray:
-        '''Return the mean over channels, or the loudest one where they cancel. Shape: (n, channels) -> (n,)'''
+        '''The mean over channels, or the loudest one where they cancel. Shape: (n, channels) -> (n,)'''
         channels = block.shape[1]
         # Adding columns gives the digits of np.mean, several times as fast.
-        mean: np.ndarray = block[:, 0].astype(np.float32)
+        mean = block[:, 0].astype(np.float32)
         if channels == 1:
             return mean
         for i in range(1, channels):
@@ -79,7 +79,7 @@ class MonoMix:
         return mean
 
     def wave(self) -> np.ndarray:
-        '''Return the mono sound. Shape: -> (samples,) float32'''
+        '''The mono sound. Shape: -> (samples,) float32'''
         if len(self.blocks) == 1:
             return self.blocks[0]
         return np.concatenate([np.zeros(0, np.float32), *self.blocks])
@@ -92,12 +92,12 @@ class MonoMix:
 
 
 def libsndfile_name(path: Path) -> str | bytes:
-    '''Return the path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8.'''
+    '''The path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8.'''
     return str(path) if os.name == 'nt' else os.fsencode(path)
 
 
 def credible_frames(frames: int, path: Path) -> int | None:
-    '''Return a header's length if the file can hold it. libsndfile states 2^63 - 1 where the length is unknown.'''
+    '''A header's length if the file can hold it. libsndfile states 2^63 - 1 where the length is unknown.'''
     return frames if 0 < frames <= MAX_SAMPLES_PER_BYTE * path.stat().st_size else None
 
 
@@ -140,7 +140,7 @@ def read_libsndfile(path: Path) -> MonoMix:
 
 
 def read_by_seeking(path: Path) -> MonoMix:
-    '''Decode a file of any format that libsndfile reads. Behind damage, seek on in growing steps.'''
+    '''Decode a file; behind damage, seek on in growing steps.'''
     import soundfile
 
     closed = close_recording(path)
@@ -182,10 +182,7 @@ def read_by_seeking(path: Path) -> MonoMix:
 
 
 def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
-    '''Read from a soundfile.SoundFile to its end. Return the error that ended it, or None.
-
-    Blocks that were read before an error stay, and so does what the last block got.
-    '''
+    '''Read a soundfile.SoundFile to its end, or to an error, which is returned; what was read before it stays.'''
     # Reading a handle that cannot seek skips soundfile's own seeks, which fail where the length is unknown.
     handle.seekable = lambda: False
     channels = handle.channels
@@ -211,7 +208,7 @@ def add_blocks(handle: Any, mix: MonoMix) -> Exception | None:
 
 
 def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
-    '''Decode the undamaged parts of a file, each a stream of its own that ends at a known place.
+    '''Decode the undamaged parts of a file, each a stream that ends at a known place.
 
     Shape:  parts of the stream's bytes and its end, in samples; for Opus in samples at 48 kHz
     Errors: ValueError where no part decodes
@@ -242,7 +239,7 @@ def read_parts(parts: list[tuple[bytes, int]]) -> MonoMix:
 
 
 def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
-    '''Whether an MP3's frames follow one another, and are as many as libsndfile takes from its table or estimate.'''
+    '''Whether an MP3's frames follow one another, and are as many as libsndfile expects.'''
     import soundfile
 
     lost = math.inf
@@ -253,7 +250,7 @@ def is_whole_mp3(path: Path, scan: Mp3Scan) -> bool:
 
 
 def libsndfile_duration_s(path: Path) -> float | None:
-    '''Return the duration by the header; that of an MP3 by its frames. Units: seconds'''
+    '''The duration by the header; that of an MP3 by its frames. Units: seconds'''
     import soundfile
 
     if audio_kind(path) == 'MP3' and path.stat().st_size <= MAX_SCAN_BYTES:

@@ -18,7 +18,7 @@ FADE_CENTRE = (0.25, 0.75)
 
 
 def probability_of(event: str) -> Any:
-    '''Return the setting of an event's probability, 0 by default.'''
+    '''The setting of an event's probability, 0 by default.'''
     return setting(0.0, f'probability of {event}', low=0, high=1)
 
 
@@ -41,9 +41,7 @@ class MixupConfig(Config):
     '''How crops and their labels are mixed.'''
 
     p: float = probability_of('mixing a crop with a partner')
-    pseudo_p: float = probability_of(
-        'mixing a crop with a pseudo-labelled one; above 0, clips without labels are drawn only so'
-    )
+    pseudo_p: float = probability_of('mixing in a pseudo-labelled crop; above 0, clips without labels come only so')
     domain: str = setting(
         'energy', 'what is added: energies, normalized spectrograms, or waves', choices=('energy', 'spec', 'wave')
     )
@@ -57,9 +55,7 @@ class MixupConfig(Config):
         'mixed labels: the greater of both, the mean weighted by share, or the sum up to 1',
         choices=('union', 'weighted', 'sum'),
     )
-    masks: str = setting(
-        'known', 'a class unknown in one crop: mask it, or count it as false', choices=('known', 'either')
-    )
+    masks: str = setting('known', 'a class unknown in one crop is masked, or is false', choices=('known', 'either'))
     partners: str = setting(
         'any', 'a random crop, or the one that shares most known-false classes', choices=('any', 'sure-negatives')
     )
@@ -122,12 +118,11 @@ def draw_mixup(
         share = torch.from_numpy(np.random.default_rng(seed).beta(config.beta, config.beta, clips)).float()
     fade = mixed & (for_fade < config.fade_p)
     centre = scale_to_range(for_centre, FADE_CENTRE)
-    steepness = scale_to_range(for_steepness, FADE_STEEPNESS)
-    return MixupDraw(mixed, partner, share, fade, centre, steepness)
+    return MixupDraw(mixed, partner, share, fade, centre, scale_to_range(for_steepness, FADE_STEEPNESS))
 
 
 def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
-    '''Append partners to a batch: each is mixed into one of the crops, in place of the partner that was drawn.
+    '''Append partners to a batch: each is mixed into one of the crops, in place of its drawn partner.
 
     Shape:  crops (P,), indices into the batch of B -> a draw of B + P
     '''
@@ -138,7 +133,7 @@ def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
 
 
 def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    '''Return the weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each'''
+    '''The weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each'''
     parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
     mixed, share, fade, centre, steepness = (part[:, None, None].to(like) for part in parts)
     frames = like.shape[-1]
@@ -151,20 +146,20 @@ def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[
 
 
 def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    '''Return the weighted sum of each clip and its partner. Shape: (B, R, N) -> the same'''
+    '''The weighted sum of each clip and its partner. Shape: (B, R, N) -> the same'''
     own_share, partner_share = shares_in_time(draw, config, specs)
     return specs * own_share + specs[draw.partner] * partner_share
 
 
 def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    '''Return the weighted sum of waveforms, not clipped. Shape: (B, T) -> the same'''
+    '''The weighted sum of waveforms, not clipped. Shape: (B, T) -> the same'''
     return mix_specs(waves[:, None], draw, config)[:, 0]
 
 
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
-    '''Mix raw log spectrograms by the weighted sum of their energies.
+    '''Mix raw log spectrograms by the weighted sum of their energies: that of mixed waveforms, on average over phases.
 
-    Mixing the waveforms gives the same on average over random phases. Clips that are not mixed stay bit for bit.
+    Clips that are not mixed stay bit for bit.
     Shape:  (B, R, N) -> the same
     '''
     if frontend.extra_rows:

@@ -26,21 +26,17 @@ class SpecAugmentConfig(Config):
     filter_p: float = probability_of('a filter: gains at five frequencies, linear between them')
     filter_share: float = setting(0.5, 'largest gain, in standard deviations of the spectrogram', low=0, high=1e3)
     mask_p: float = probability_of('masks over time and frequency')
-    time_masks: int = setting(2, 'highest number of masks over time, at least one is drawn', low=0, high=1000)
+    time_masks: int = setting(2, 'most masks over time; at least one is drawn', low=0, high=1000)
     time_share: float = setting(0.2, 'widest time mask, as a share of the frames', low=0, high=1)
-    freq_masks: int = setting(2, 'highest number of masks over frequency, at least one is drawn', low=0, high=1000)
+    freq_masks: int = setting(2, 'most masks over frequency; at least one is drawn', low=0, high=1000)
     freq_share: float = setting(0.15, 'widest frequency mask, as a share of the bins', low=0, high=1)
     outside_p: float = probability_of("one frequency mask below and one above the clip's box")
     outside_share: float = setting(0.3, 'widest of these masks, as a share of the bins', low=0, high=1)
     warp_p: float = probability_of('a time warp: one point in time moves, the rest is stretched')
     warp_share: float = setting(0.1, 'largest move of that point, as a share of the frames', low=0, high=0.15)
     crop_p: float = probability_of('a random crop, resized to the size before')
-    crop_scale: tuple[float, ...] = setting(
-        (0.8, 1.0), "range of the crop's area, as a share of the whole", low=0.01, high=1
-    )
-    crop_aspect: tuple[float, ...] = setting(
-        (0.85, 1.15), "range of the crop's width / height, 1 for the whole spectrogram", low=0.1, high=10
-    )
+    crop_scale: tuple[float, ...] = setting((0.8, 1.0), 'range of its share of the area', low=0.01, high=1)
+    crop_aspect: tuple[float, ...] = setting((0.85, 1.15), 'range of width / height, 1 for the whole', low=0.1, high=10)
 
     def check(self) -> None:
         check_ranges(self, 'crop_scale', 'crop_aspect')
@@ -48,7 +44,7 @@ class SpecAugmentConfig(Config):
 
 @dataclass(frozen=True)
 class SpecDraw:
-    '''What was drawn for each clip: NaN where an effect is off, and 0 to 0 for a mask that is off.
+    '''What was drawn for each clip: NaN for an effect that is off, 0 to 0 for a mask.
 
     Shape:  time and freq (B, masks, 2): first and end of each mask; warp (B, 2): where a point is and where it goes;
             crop (B, 4): top, left, height, width; gains (B, FILTER_POINTS)
@@ -120,7 +116,7 @@ def draw_spec_augment(
 
 
 def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used: Tensor) -> Tensor:
-    '''Turn uniform random numbers (2, B, masks) into masks between `first` and `end`, 0 to 0 where not used.'''
+    '''Turn uniform numbers (2, B, masks) into masks between `first` and `end`, 0 to 0 where not used.'''
     for_width, for_start = uniform
     length = end - first
     width = (for_width * (length.clamp(max=int(widest)) + 1)).floor()
@@ -131,8 +127,7 @@ def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used
 def filter_specs(specs: Tensor, gains: Tensor) -> Tensor:
     '''Add gains over frequency, linear between evenly spaced points.'''
     curve = F.interpolate(gains.to(specs)[:, None], specs.shape[-2], mode='linear', align_corners=True)
-    deviation = specs.std((-2, -1), correction=0, keepdim=True)
-    return specs + curve[..., None] * deviation
+    return specs + curve[..., None] * specs.std((-2, -1), correction=0, keepdim=True)
 
 
 def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
@@ -144,13 +139,13 @@ def mask_specs(specs: Tensor, draw: SpecDraw) -> Tensor:
 
 
 def under_masks(masks: Tensor, size: int) -> Tensor:
-    '''Return which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)'''
+    '''Which bins or frames lie under any mask. Shape: (B, masks, 2) -> (B, size)'''
     place = torch.arange(size)
     return ((place >= masks[..., :1]) & (place < masks[..., 1:])).any(1)
 
 
 def time_warp(specs: Tensor, warp: Tensor) -> Tensor:
-    '''Move one point in time from `source` to `target` and stretch both sides, linear between frames.'''
+    '''Move one point in time and stretch both sides, linear between frames.'''
     frames = specs.shape[-1]
     source, target = warp.to(specs)[..., None].unbind(1)
     time = torch.arange(frames).to(specs)

@@ -42,7 +42,7 @@ FrameRange = tuple[int, int, int]
 def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
     '''Convert hertz to mel. Source: HTK: Young et al., The HTK Book; Slaney: Auditory Toolbox, 1998'''
     if scale == 'htk':
-        return np.asarray(2595.0 * np.log10(1.0 + hz / 700.0))
+        return 2595.0 * np.log10(1.0 + hz / 700.0)
     log_ratio = np.log(np.maximum(hz, SLANEY_KNEE_HZ) / SLANEY_KNEE_HZ)
     above = SLANEY_KNEE_MEL + log_ratio / SLANEY_LOG_STEP
     return np.where(hz < SLANEY_KNEE_HZ, hz / SLANEY_HZ_PER_MEL, above)
@@ -51,7 +51,7 @@ def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
 def mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
     '''Convert mel to hertz, the inverse of `hz_to_mel`.'''
     if scale == 'htk':
-        return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
+        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
     above = SLANEY_KNEE_HZ * np.exp(SLANEY_LOG_STEP * (np.maximum(mel, SLANEY_KNEE_MEL) - SLANEY_KNEE_MEL))
     return np.where(mel < SLANEY_KNEE_MEL, mel * SLANEY_HZ_PER_MEL, above)
 
@@ -76,7 +76,7 @@ def mel_filters(bins_hz: np.ndarray, edges_hz: np.ndarray, norm: str | None) -> 
     low, peak, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
     rising = (bins_hz[:, None] - low) / (peak - low)
     falling = (high - bins_hz[:, None]) / (high - peak)
-    filters = np.asarray(np.minimum(rising, falling).clip(0.0))
+    filters = np.minimum(rising, falling).clip(0.0)
     if norm:
         filters *= 2.0 / (high - low)
     return filters
@@ -96,7 +96,7 @@ class SpectrumConfig(Config):
     f_max_hz: float | None = setting(None, 'highest frequency in hertz; None = half the sample rate', low=0, high=2e6)
     bands_hz: tuple[tuple[float, ...], ...] = setting(
         (),
-        '(low, high) pairs in hertz, each split into n_mels bands; they replace f_min_hz and f_max_hz',
+        '(low, high) pairs in hertz, each of n_mels bands; they replace f_min_hz and f_max_hz',
         low=0,
         high=2e6,
         longest=4096,
@@ -107,9 +107,7 @@ class SpectrumConfig(Config):
     log: str = setting('db', 'natural log, or decibels', choices=('ln', 'db'))
     log_offset: float = setting(1e-4, "log='ln' takes ln(x + log_offset)", low=1e-30, high=1e9)
     amin: float = setting(1e-10, "log='db' takes the decibels of max(x, amin)", low=1e-30, high=1e9)
-    pad_mode: str = setting(
-        'constant', "beyond a clip's ends: zeros or mirrored samples", choices=('constant', 'reflect')
-    )
+    pad_mode: str = setting('constant', "beyond a clip's ends: zeros, or mirrored", choices=('constant', 'reflect'))
 
     def check(self) -> None:
         sizes = (self.hop_length, self.window_samples, self.n_fft)
@@ -138,12 +136,12 @@ class SpectrumConfig(Config):
             raise KitError(f"{name} needs kind='mel' and pairs, got {self.kind!r}, {pairs}.")
 
     def filters(self) -> np.ndarray:
-        '''Return the mel filters of all bands. Shape: -> (n_fft // 2 + 1, M)'''
+        '''The mel filters of all bands. Shape: -> (n_fft // 2 + 1, M)'''
         bins_hz = self.fft_bins_hz
         return np.hstack([mel_filters(bins_hz, edges_hz, self.mel_norm) for edges_hz in self.mel_edges_hz])
 
     def stft_band(self) -> tuple[int, int]:
-        '''Return the first and end FFT bin of kind stft.'''
+        '''The first and end FFT bin of kind stft.'''
         low, high = self.f_min_hz, self.high_hz
         first = int((self.fft_bins_hz < low).sum())
         end = int((self.fft_bins_hz <= high).sum())
@@ -207,8 +205,8 @@ class SpectrumConfig(Config):
 class SpectrumTables:
     '''Settings, window, FFT bins in use, and groups of (filters, their bins, weights).
 
-    A group is 16 neighbouring filters. A filter is nonzero at few bins: one product with all filters would mostly
-    multiply zeros, and one product per filter would mostly call.
+    A group is 16 neighbouring filters, nonzero at few bins: one product with all filters would mostly multiply zeros,
+    and one product per filter would mostly call.
     '''
 
     config: SpectrumConfig

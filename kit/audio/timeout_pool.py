@@ -76,7 +76,7 @@ class TimeoutPool(Generic[Job, Result]):
         return task
 
     def result(self, task: Task[Job, Result]) -> Result:
-        '''Wait for a task; return its result, or raise its exception. The time limit counts from the job's start.'''
+        '''Wait for a task's result, or raise its exception. The time limit counts from the job's start.'''
         while not task.done.wait(timeout=min(POLL_S, self.timeout_s)):
             if task.started_at is None or self.now() - task.started_at <= self.timeout_s:
                 continue

@@ -105,7 +105,7 @@ def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=32)
 def resampler(down: int, up: int, device: str) -> Any:
-    '''Return torchaudio's resampler for one ratio.'''
+    '''Torchaudio's resampler for one ratio.'''
     from torchaudio.transforms import Resample
 
     return Resample(down, up, lowpass_filter_width=FILTER_WIDTH).to(device)

@@ -23,8 +23,7 @@ Span = tuple[int, int]
 def bucket_length(frames: int, shortest: int, ratio: float) -> int:
     '''Round a length up to a bucket's: the first is `shortest`, each other at most `ratio` times the one before.
 
-    A clip's bucket depends on the clip alone. So clips of one bucket can share a batch without padding each other,
-    and no prediction depends on the other clips. Units: frames
+    A clip's bucket depends on the clip alone, and so does its prediction. Units: frames
     '''
     length = shortest
     while length < frames:
@@ -34,7 +33,7 @@ def bucket_length(frames: int, shortest: int, ratio: float) -> int:
 
 
 def reflect_index(index: Tensor, length: int) -> Tensor:
-    '''Map positions at any distance outside 0..length - 1 to positions inside, as numpy.pad's mode "reflect".'''
+    '''Map any positions to 0..length - 1, as numpy.pad's mode "reflect".'''
     period = max(1, 2 * length - 2)
     index = index % period
     return torch.minimum(index, period - index)
@@ -57,10 +56,7 @@ def pad_frames(spec: Tensor, frames: int, mode: str, floor: Tensor | None = None
 
 
 def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: int = 64) -> list[list[int]]:
-    '''Group the indices of clips into batches of one length, shortest first.
-
-    A batch holds at most `batch_frames` frames and `batch_clips` clips, and at least one clip.
-    '''
+    '''Group clips into batches of one length, shortest first, each within both limits or of one clip.'''
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
@@ -73,7 +69,7 @@ def batches_by_length(lengths: Sequence[int], batch_frames: int, batch_clips: in
 
 
 def window_spans(frames: int, length: int, hop: float) -> list[Span]:
-    '''Return the windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
+    '''The windows that cover every frame of a clip: one each `hop`, the last aligned to the end.
 
     A clip shorter than one window gets the one span (0, length); the caller pads it.
     Units:  frames; `hop` may be a fraction, up to `length`
@@ -94,9 +90,7 @@ class InferenceConfig(Config):
         choices=('full', 'windows', 'frames'),
     )
     window_s: float = setting(5.0, 'modes windows, frames: seconds per window', low=0.01, high=86400)
-    hop_s: float = setting(
-        2.5, 'modes windows, frames: seconds between window starts, at most window_s', low=0.001, high=86400
-    )
+    hop_s: float = setting(2.5, 'modes windows, frames: seconds between windows, up to window_s', low=0.001, high=86400)
     pool: str = setting('max', 'how the scores of several windows or pieces become one per class', choices=WINDOW_POOLS)
     pool_k: int = setting(
         3,
@@ -106,22 +100,16 @@ class InferenceConfig(Config):
     )
     pool_power: float = setting(2.0, 'exponent of pool power', low=1e-3, high=1e3)
     pad_mode: str = setting(
-        'wrap', 'pad short inputs: wrap repeats, reflect mirrors, min appends the minimum', choices=PAD_MODES
+        'wrap', 'padding: wrap repeats, reflect mirrors, min appends the minimum', choices=PAD_MODES
     )
-    bucket_ratio: float = setting(
-        1.05, 'modes full, frames: ratio of neighbouring bucket lengths, to which clips are padded', low=1, high=1.25
-    )
+    bucket_ratio: float = setting(1.05, 'modes full, frames: ratio of the lengths to pad clips to', low=1, high=1.25)
     max_frames: int = setting(
-        8192,
-        'modes full, frames: frames above which clips are cut into pieces that overlap by half',
-        low=64,
-        high=100_000_000,
+        8192, 'modes full, frames: longer clips are cut into pieces that overlap by half', low=64, high=100_000_000
     )
 
     def check(self) -> None:
         if self.hop_s > self.window_s:
-            limit = f'(0, {self.window_s:g}]'
-            raise KitError(f'hop_s must be in {limit}, got {self.hop_s:g}: a longer hop skips audio.')
+            raise KitError(f'hop_s must be in (0, {self.window_s:g}], got {self.hop_s:g}: a longer hop skips audio.')
 
     def spans(self, frames: int, frames_per_s: float) -> list[Span]:
         '''Return the parts of a clip that get logits: windows, or pieces of up to max_frames. Units: frames'''

@@ -41,7 +41,7 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    '''Return when this process started, in Unix seconds, or now where the system does not say.'''
+    '''When this process started, in Unix seconds, or now where the system does not say.'''
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
@@ -52,7 +52,7 @@ def process_start() -> float:
 
 @dataclass(frozen=True)
 class Deadline:
-    '''The moment when work must be done, infinitely far away by default. `now` is the clock that it is read on.
+    '''The moment when work must be done, by default never. `now` is its clock.
 
     Units: Unix seconds
     '''
@@ -61,12 +61,12 @@ class Deadline:
     now: Callable[[], float] = time.time
 
     def left_s(self) -> float:
-        '''Return the seconds left: infinite without a deadline, negative after it.'''
+        '''The seconds left: infinite without a deadline, negative after it.'''
         return self.at - self.now()
 
 
 def set_deadline(duration: str | float, started_at: float | None = None) -> Deadline:
-    '''Return the deadline `duration` after `started_at`, or after the start of this process.'''
+    '''The deadline `duration` after `started_at`, or after the start of this process.'''
     try:
         start = process_start() if started_at is None else float(started_at)
     except (TypeError, ValueError):
@@ -78,7 +78,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
-    '''Return a tqdm bar with the time passed and left, as a widget in a notebook and as text elsewhere.'''
+    '''A tqdm bar with the time passed and left: a widget in a notebook, else text.'''
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tqdm warns where notebook widgets are not installed
         from tqdm.auto import tqdm
@@ -101,8 +101,7 @@ def advance(bar: Any, amount: float) -> None:
 class Stopwatch:
     '''Add up the seconds spent under each name, and record when, as spans counted from `began`.
 
-    A span that starts soon after the last one of its name (within 2 % of all the time so far) extends it, which
-    keeps the spans few.
+    A span that starts within 2 % of all the time so far after the last one of its name extends it: spans stay few.
     '''
 
     def __init__(self, began: float | None = None) -> None:
@@ -143,7 +142,7 @@ class TimeBudget:
         self.stopped = False
 
     def left_s(self) -> float:
-        '''Return the seconds left for computing.'''
+        '''The seconds left for computing.'''
         # The CSV is written once more at the end. That may take twice as long as it did before.
         return self.deadline.left_s() - 2 * self.write_s - 0.2
 
@@ -153,10 +152,7 @@ class TimeBudget:
         return self.stopped
 
     def count_fitting(self, kind: str, inputs: int, frames: int) -> int:
-        '''Return how many of some inputs of equal length a kind of network computes in the time left; 0: stop.
-
-        Of an unknown network it is one, whose time is then measured.
-        '''
+        '''How many inputs of equal length a kind of network computes in time; of an unknown one 1, to measure it.'''
         left_s = self.left_s()
         if left_s == math.inf:
             return inputs

@@ -27,7 +27,7 @@ def setting(
     choices: Any = (),
     longest: int = MAX_ITEMS,
 ) -> Any:
-    '''Return a dataclass field with a help text.
+    '''A dataclass field with a help text.
 
     Inclusive bounds and choices apply to each item of a tuple, of which there are `longest` at most.
     '''
@@ -67,11 +67,11 @@ class Config:
         '''Check settings that depend on each other; subclasses raise KitError here.'''
 
     def to_dict(self) -> dict[str, Any]:
-        '''Return the settings as nested JSON types.'''
-        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+        '''The settings as nested JSON types.'''
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def canonical_json(self) -> str:
-        '''Return one line of text that is equal for equal settings.'''
+        '''One line of text that is equal for equal settings.'''
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
@@ -80,7 +80,7 @@ class Config:
         return cls(**values)
 
     def override(self, assignments: Sequence[str]) -> Self:
-        '''Return a copy with `key=value` texts applied, such as "frontend.n_mels=64". A value is JSON, or else text.
+        '''A copy with `key=value` texts applied, such as "frontend.n_mels=64". A value is JSON, or else text.
 
         Errors: KitError for an unknown key, with the most similar ones, or a wrong value
         '''
@@ -103,14 +103,14 @@ class Config:
 
 
 def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
-    '''Return an error message with the settings most similar to `key`, or else those of its group.'''
+    '''An error message with the settings most like `key`, or those of its group.'''
     near = similar_settings(key, setting_names(values))
     hint = f'did you mean {", ".join(near)}?' if near else f'the choices are: {", ".join(sorted(group))}.'
     return f'no setting {key!r}: {hint} {SETTINGS_HINT}.'
 
 
 def setting_names(values: dict[str, Any], prefix: str = '') -> list[str]:
-    '''Return the dotted names of nested settings, a group before its members.'''
+    '''The dotted names of nested settings, a group before its members.'''
     names = []
     for name, value in values.items():
         names.append(prefix + name)
@@ -120,9 +120,9 @@ def setting_names(values: dict[str, Any], prefix: str = '') -> list[str]:
 
 
 def similar_settings(key: str, names: Sequence[str]) -> list[str]:
-    '''Return up to three dotted names similar to `key`, the best first.
+    '''Up to three dotted names similar to `key`, the best first.
 
-    Last parts that are alike or begin with the same word count, as users forget or misspell the group.
+    Only last parts are compared, as users forget or misspell the group.
     '''
     scores = {}
     for name in names:
@@ -136,7 +136,7 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
 
 
 def read_value(text: str) -> Any:
-    '''Parse a text as JSON, or as Python's None, True or False; return any other text unchanged.'''
+    '''Parse a text as JSON, or Python's None, True or False; any other text stays.'''
     python_words = {'None': 'null', 'True': 'true', 'False': 'false'}
     try:
         return json.loads(python_words.get(text, text))
@@ -170,7 +170,7 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
 
 
 def brief(value: Any) -> str:
-    '''Return a value's text, cut short.'''
+    '''A value's text, cut short.'''
     if isinstance(value, int) and value.bit_length() > 1000:
         return 'a huge integer'  # Python writes no integer of more than 4300 digits
     return repr(value) if isinstance(value, str) and len(value) < 200 else reprlib.repr(value)

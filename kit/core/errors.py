@@ -19,7 +19,7 @@ class KitError(Exception):
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    '''Return the valid names as a phrase for an error message, the most similar one first.'''
+    '''The valid names as a phrase for an error message, the most similar one first.'''
     names = sorted(options)
     near = difflib.get_close_matches(name[:100], names, n=1)
     hint = f'did you mean {near[0]!r}? ' if near else ''
@@ -34,7 +34,7 @@ def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
 
 
 def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
-    '''Return the option called `name`.'''
+    '''The option called `name`.'''
     if name not in [*options]:
         raise KitError(f'unknown {what} {name!r}: {suggest(str(name), options)}.')
     return options[name]

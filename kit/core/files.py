@@ -24,8 +24,7 @@ from kit.core.runtime import get_rank
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     '''Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    A killed process leaves the old file or the new one, never a part of it. Its own temporary file stays until
-    `locked` removes it.
+    A killed process leaves the old file or the new one, and a temporary file that `locked` removes.
     '''
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
@@ -42,12 +41,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        message = f'cannot write {path}: {error.strerror or error}'
-        raise KitError(f'{message}. Choose a folder with free space where you may write.') from error
+        reason = error.strerror or error
+        raise KitError(f'cannot write {path}: {reason}. Choose a folder with space where you may write.') from error
 
 
 def write_text(path: Path, text: str) -> None:
-    '''Write a whole file in UTF-8; surrogate escapes, as in file names that are not UTF-8, become their bytes.'''
+    '''Write a whole file in UTF-8; surrogate escapes, as in file names, become their bytes.'''
     content = text.encode('utf-8', 'surrogateescape')
     write_whole(path, lambda handle: handle.write(content))
 
@@ -58,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_identity(path: Path) -> str:
-    '''Return a text that changes when a file is replaced or written: its inode, size and times; empty for no file.'''
+    '''A text that changes when a file is replaced or written; empty for no file.'''
     with contextlib.suppress(OSError):
         status = path.stat()
         return f'{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}'
@@ -70,9 +69,8 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
     '''Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
 
     Where another process has the lock, this is an error, and of processes that share their work the first locks for
-    all; with `wait`, each waits for its turn.
-    The system opens the lock when the process ends, however it ends. Temporary files that killed processes left in
-    the folders of both are removed.
+    all; with `wait`, each waits for its turn. The lock ends with the process, however that ends. Temporary files of
+    killed processes are removed.
     '''
     if get_rank() > 0 and not wait:
         yield
@@ -91,9 +89,7 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
         except BlockingIOError as error:
             lock.seek(0)
             owner = lock.read().strip() or 'another process'
-            raise KitError(
-                f'{owner} writes to {output} now: wait until it has ended, or choose another --out.'
-            ) from error
+            raise KitError(f'{owner} writes to {output} now: wait for it, or choose another --out.') from error
         except OSError:  # some network file systems have no locks
             yield
             return
@@ -108,29 +104,29 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_running(process: str) -> bool:
-    '''Return whether a process of this number runs here; true where this cannot be known.'''
+    '''Whether a process of this number runs here; true where this cannot be known.'''
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
     except (OSError, ValueError, OverflowError):
-        return True
+        pass
     return True
 
 
 def file_digest(path: Path) -> str:
-    '''Return the SHA-256 of a file.'''
+    '''The SHA-256 of a file.'''
     with open(path, 'rb') as handle:
         return hashlib.file_digest(handle, 'sha256').hexdigest()
 
 
 def bytes_digest(content: bytes) -> str:
-    '''Return the SHA-256 of some bytes.'''
+    '''The SHA-256 of some bytes.'''
     return hashlib.sha256(content).hexdigest()
 
 
 def text_digest(*texts: str) -> str:
-    '''Return one SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart.'''
+    '''One SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart.'''
     joined = ''.join(f'{len(text)}:{text}' for text in texts)
     return bytes_digest(joined.encode('utf-8', 'surrogateescape'))
 
@@ -144,7 +140,7 @@ class TextTable:
     lines: list[int]
 
     def at(self, row: int) -> str:
-        '''Return a row's file and line, for error messages.'''
+        '''A row's file and line, for error messages.'''
         return f'{self.path}, line {self.lines[row]}'
 
     def check_names(self, column: str, once: bool = True) -> None:
@@ -155,10 +151,8 @@ class TextTable:
                 raise KitError(f'{self.at(row)}: {column} is empty: fill it in or remove the line.')
             earlier = first_row.setdefault(name, row)
             if once and earlier != row:
-                raise KitError(
-                    f'{self.at(row)}: {name!r} stands on line {self.lines[earlier]} already: '
-                    'give it one line (labels are joined by commas).'
-                )
+                place = f'line {self.lines[earlier]}'
+                raise KitError(f'{self.at(row)}: {name!r} stands on {place} already: join its labels by commas.')
 
     def numbers(
         self,
@@ -225,9 +219,8 @@ def read_table(
             raise KitError(f'{path} has no column {name!r}: {suggest(name, names)}.')
     for line, length in zip(lines, lengths, strict=True):
         if length != len(names):
-            raise KitError(
-                f'{path}, line {line}: {length} fields under {len(names)} columns: a field with commas must be quoted.'
-            )
+            fields = f'{length} fields under {len(names)} columns'
+            raise KitError(f'{path}, line {line}: {fields}: a field with commas must be quoted.')
     if first_column:
         columns = {name: [] for name in names} | {names[0]: body}
     else:
@@ -236,7 +229,7 @@ def read_table(
 
 
 def join_cells(cells: Iterable[str]) -> str:
-    '''Join cells to a line of CSV without its end; cells with commas, quotes or line ends are quoted.'''
+    '''Join cells to a line of CSV without its end.'''
     text = io.StringIO(newline='')
     # The characters of the line's end are quoted too.
     csv.writer(text, lineterminator='\r\n').writerow(cells)

@@ -24,12 +24,12 @@ PEERS = 'AUDIOTAG_KIT_PEERS'
 
 
 def take_share(items: Sequence[T]) -> list[T]:
-    '''Return this process's items: every n-th one of n processes, so that all get long and short ones.'''
+    '''Every n-th item for this one of n processes, so that all get long and short ones.'''
     return list(items[get_rank() :: get_world_size()])
 
 
 def gather(value: T) -> list[T]:
-    '''Return the values of all processes, in their order, to each of them. Waits until all have come here.
+    '''The values of all processes, in their order, to each of them. Waits until all have come here.
 
     Values are arrays and Python's own types: a notebook has other classes of the kit than its workers.
 
@@ -48,7 +48,7 @@ def gather(value: T) -> list[T]:
 
 
 def join_group() -> None:
-    '''Join the other processes, which come when they can. Torch alone would wait for one that has died, too.'''
+    '''Join the other processes when they come. Torch alone would wait for one that has died, too.'''
     rank = get_rank()
     size = get_world_size()
     is_host = rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
@@ -66,14 +66,14 @@ def join_group() -> None:
 
 
 def rank_is_running(rank: int) -> bool:
-    '''Return whether another process of this command is running; true where this cannot be known.'''
+    '''Whether another process of this command is running; true where this cannot be known.'''
     peers = os.environ.get(PEERS, '').split()
     return is_running(peers[rank - 1]) if peers else True
 
 
 @contextmanager
 def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
-    '''Run a command line in `count` - 1 more processes, which share its work with this one meanwhile.'''
+    '''Run a command line in `count` - 1 more processes, which share its work with this one.'''
     if not 1 <= count <= 256:
         raise KitError(f'workers is a number of processes from 1, got {count}.')
     if count == 1 or get_world_size() > 1:

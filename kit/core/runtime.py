@@ -19,7 +19,7 @@ OFFLINE_SWITCHES = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLI
 
 
 def device_problem(device: torch.device) -> str | None:
-    '''Return why `device` cannot compute, found by a small matrix product, or None where it can.'''
+    '''Why `device` cannot compute, found by a small matrix product, or None where it can.'''
     try:
         ones = torch.ones(8, 8, device=device)
         total = float((ones @ ones).sum())
@@ -82,17 +82,17 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
 
 
 def process_number(name: str, default: int) -> int:
-    '''Return a number that torchrun, or the option --workers, gives each of the processes that share the work.'''
+    '''A number that torchrun or --workers gives each of the processes that share the work.'''
     return int(os.environ.get(name, default)) if 'MASTER_PORT' in os.environ else default
 
 
 def get_rank() -> int:
-    '''Return the number of this process among those that share the work. The first, 0, writes the results.'''
+    '''The number of this process among those that share the work; 0 writes the results.'''
     return process_number('RANK', 0)
 
 
 def get_world_size() -> int:
-    '''Return the number of processes that share the work.'''
+    '''The number of processes that share the work.'''
     return process_number('WORLD_SIZE', 1)
 
 
@@ -127,7 +127,7 @@ def trim_memory() -> None:
 
 
 def full_float32() -> contextlib.AbstractContextManager[None]:
-    '''Return a context in which cuDNN convolves float32 without TF32; its other flags stay.'''
+    '''A context in which cuDNN convolves float32 without TF32; its other flags stay.'''
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
@@ -135,13 +135,12 @@ def full_float32() -> contextlib.AbstractContextManager[None]:
 
 
 def in_notebook() -> bool:
-    '''Return whether this is IPython, whose process must not be ended.'''
-    ipython = sys.modules.get('IPython')
-    return getattr(ipython, 'get_ipython', lambda: None)() is not None
+    '''Whether this is IPython, whose process must not be ended.'''
+    return getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)() is not None
 
 
 def cpu_count() -> int:
-    '''Return the number of cores that this process may use: its part, where processes share the work.'''
+    '''The number of cores that this process may use.'''
     cores = os.cpu_count() or 1
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))
@@ -149,7 +148,7 @@ def cpu_count() -> int:
 
 
 def memory_bytes() -> int:
-    '''Return the memory of this machine or container, or 4 GiB where neither says: the same in each run here.'''
+    '''The memory of this machine or container, or 4 GiB where neither says: the same in each run here.'''
     total = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, AttributeError):
         total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -159,7 +158,7 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    '''Return the memory free for the system and this container, or 4 GiB where neither says.'''
+    '''The memory free for the system and this container, or 4 GiB where neither says.'''
     free = 4 * 2**30
     with contextlib.suppress(OSError, ValueError, IndexError):
         free = int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024
@@ -174,10 +173,10 @@ def free_memory_bytes() -> int:
 
 
 def in_worker() -> bool:
-    '''Return whether this process is the child of a supervisor.'''
+    '''Whether this process is the child of a supervisor.'''
     return bool(os.environ.get(WORKER_MARK))
 
 
 def worker_margin_s() -> float:
-    '''Return the seconds before the deadline at which the supervisor kills this worker.'''
+    '''The seconds before the deadline at which the supervisor kills this worker.'''
     return float(os.environ[WORKER_MARK])

@@ -42,7 +42,7 @@ FOLLOW_PARENT = 'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); o
 
 
 def source_file() -> Path | None:
-    '''Return the single file that this code runs from, or None for the package kit/.
+    '''The single file that this code runs from, or None for the package kit/.
 
     Code that was pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
     '''
@@ -60,12 +60,12 @@ def source_file() -> Path | None:
 
 
 def source_root() -> Path:
-    '''Return the folder that holds the package kit/.'''
+    '''The folder that holds the package kit/.'''
     return Path(source_file.__code__.co_filename).resolve().parents[2]
 
 
 def self_command() -> tuple[list[str], dict[str, str]]:
-    '''Return the arguments and the environment variables with which Python runs this kit's command line.'''
+    '''The arguments and the environment variables with which Python runs this kit's command line.'''
     source = source_file()
     run = f"runpy.run_path({str(source)!r}, run_name='__main__')"
     environment = {}
@@ -79,10 +79,7 @@ def self_command() -> tuple[list[str], dict[str, str]]:
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    '''Convert options to command-line arguments: --name=value, repeated for each item of a list.
-
-    None and False give no argument; True gives --name alone.
-    '''
+    '''Convert options to arguments: --name=value, for each item of a list; --name for True, none for None and False.'''
     arguments = []
     for name, value in options.items():
         flag = '--' + name.replace('_', '-')
@@ -96,7 +93,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
-    '''In a worker, tell the supervisor what is read or computed meanwhile: it knows then what was open at a death.'''
+    '''In a worker, tell the supervisor what is read or computed meanwhile, and so was open at a death.'''
 
     def send(is_open: bool) -> None:
         line = f'{OPENED_MARK}{json.dumps([is_open, kind, names])}\n'
@@ -128,8 +125,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
     clock_monotonic, sigev_thread = 1, 2  # constants of time.h and signal.h
     # struct sigevent in 64 bytes: value (the exit code that _exit gets), signal number, kind, function, attributes
     function = ctypes.cast(libc._exit, ctypes.c_void_p).value
-    fields = struct.pack('PiiPP', 0, 0, sigev_thread, function, 0)
-    event = ctypes.create_string_buffer(fields, 64)
+    event = ctypes.create_string_buffer(struct.pack('PiiPP', 0, 0, sigev_thread, function, 0), 64)
     # struct itimerspec: no repetition, then seconds and nanoseconds; all zero would disarm the timer
     span = (ctypes.c_long * 4)(0, 0, int(seconds), max(1, int(seconds % 1 * 1e9)))
     timer = ctypes.c_void_p()
@@ -140,7 +136,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
 
 @dataclass(eq=False)
 class Worker:
-    '''A child process: the pipe of what it prints, and `poll`, which returns its exit code once it has ended.'''
+    '''A child process: the pipe of what it prints, and `poll` for its exit code once it has ended.'''
 
     pid: int
     pipe: int
@@ -149,14 +145,14 @@ class Worker:
 
 @dataclass(frozen=True)
 class Ending:
-    '''How a worker ended: its exit code, or None if it was killed; and what was `opened` by then, [kind, names].'''
+    '''A worker's exit code, None if it was killed, and what was `opened` by then, [kind, names].'''
 
     code: int | None
     opened: list[tuple[str, list[str]]]
 
 
 def can_fork() -> bool:
-    '''Return whether a forked child of this process can compute: no other thread runs here, no device is in use.
+    '''Whether a forked child of this process can compute: no other thread runs here, no device is in use.
 
     Computing on several cores starts a thread of OpenMP per further core, and a forked child would wait for their
     locks. The BLAS of numpy, which has no such trouble, starts as many at its import.
@@ -171,10 +167,7 @@ def can_fork() -> bool:
 
 
 def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
-    '''Start `work` in a forked child, which has everything imported already.
-
-    Returns None, and no child, where the child could not compute within `patience_s`.
-    '''
+    '''Start `work` in a forked child, which has all imports; None where it cannot compute within `patience_s`.'''
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     parent = os.getpid()
@@ -221,7 +214,7 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
 
 
 def worker_exit_code(work: Callable[[], object]) -> int:
-    '''Do a worker's work. An error of the user's is printed for the supervisor, which raises it.'''
+    '''Do a worker's work. A KitError is printed for the supervisor, which raises it.'''
     try:
         work()
         return 0
@@ -234,7 +227,7 @@ def worker_exit_code(work: Callable[[], object]) -> int:
 
 
 def spawn_worker(words: Sequence[str], mark: str) -> Worker:
-    '''Run this kit's command line in a new interpreter. `mark` is the value of the variable that marks a worker.'''
+    '''Run this kit's command line in a new interpreter, with `mark` in the variable that marks a worker.'''
     command, environment = self_command()
     child = subprocess.Popen(
         [sys.executable, '-u', *command, *words],
@@ -249,7 +242,7 @@ def spawn_worker(words: Sequence[str], mark: str) -> Worker:
 
 
 def kill_worker(worker: Worker) -> None:
-    '''Kill a worker and the processes that it started, and wait a moment until it is gone.'''
+    '''Kill a worker and the processes that it started.'''
     with contextlib.suppress(OSError):
         if hasattr(os, 'killpg'):
             os.killpg(worker.pid, signal.SIGKILL)
@@ -259,7 +252,7 @@ def kill_worker(worker: Worker) -> None:
 
 
 def wait_for_exit(worker: Worker, seconds: float) -> int | None:
-    '''Return a worker's exit code, or None if it has not ended after so many seconds.'''
+    '''A worker's exit code, or None if it has not ended after so many seconds.'''
     ended = threading.Event()
     while (code := worker.poll()) is None and seconds > 0:
         ended.wait(0.01)
@@ -268,7 +261,7 @@ def wait_for_exit(worker: Worker, seconds: float) -> int | None:
 
 
 def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) -> Ending:
-    '''Wait for a worker, and kill it at `stop_by`. Text that it prints goes to `echo` as it comes.'''
+    '''Wait for a worker, and kill it at `stop_by`. What it prints goes to `echo`.'''
     printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_pipe() -> None:
@@ -284,7 +277,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
     rest = ''
 
     def show(text: str, is_end: bool) -> str:
-        '''Echo all but the lines on what is opened. Return the beginning of such a line, for the next text.'''
+        '''Echo all but the lines on what is opened. Return the beginning of an unfinished one.'''
         whole, mark, last = text.rpartition(OPENED_MARK)
         unfinished = mark + last if mark and not is_end and '\n' not in last else ''
         if not unfinished:
@@ -309,8 +302,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
                 continue
             rest = show(rest + (text or ''), is_end=text is None)
             if text is None:
-                code = wait_for_exit(worker, max(0.1, min(stop_by.left_s(), 3600.0)))
-                return Ending(code, still_open)
+                return Ending(wait_for_exit(worker, max(0.1, min(stop_by.left_s(), 3600.0))), still_open)
         return Ending(None, still_open)
     finally:
         kill_worker(worker)

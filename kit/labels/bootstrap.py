@@ -27,10 +27,7 @@ MAX_COUNTED = 5 * 10**8
 
 @dataclass(frozen=True)
 class Interval:
-    '''A metric on all clips, and the bounds that hold 95 % of its bootstrap draws.
-
-    `redrawn` counts the draws that were repeated because the metric had no value on them.
-    '''
+    '''A metric, and the bounds of 95 % of its bootstrap draws; `redrawn` had no value and were repeated.'''
 
     value: float
     low: float
@@ -70,18 +67,14 @@ def bootstrap_difference(
     '''
     value = compute_metric(metric, truth, scores) - compute_metric(metric, truth, others)
     statistic = metric_statistic(metric, truth, scores)
-    other_statistic = metric_statistic(metric, truth, others)
-
-    def difference(counts: np.ndarray) -> np.ndarray:
-        return statistic(counts) - other_statistic(counts)
-
-    return percentile_interval(value, difference, group_numbers(groups, len(truth)), draws_of(metric, truth))
+    other = metric_statistic(metric, truth, others)
+    group = group_numbers(groups, len(truth))
+    return percentile_interval(value, lambda n: statistic(n) - other(n), group, draws_of(metric, truth))
 
 
 def draws_of(metric: str, truth: Any) -> int:
     '''Return 1,000, or less where that takes long.'''
-    is_slow = not METRICS[metric].clip_sums
-    return min(1000, max(100, MAX_COUNTED // np.size(truth))) if is_slow else 1000
+    return 1000 if METRICS[metric].clip_sums else min(1000, max(100, MAX_COUNTED // np.size(truth)))
 
 
 def class_intervals(
@@ -104,7 +97,7 @@ def class_intervals(
 
 
 def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
-    '''Compute a metric and return it as text, with its interval if it has one; "-" where it has no value.'''
+    '''Compute a metric as text, with its interval if it has one; "-" without a value.'''
     try:
         value = metric(*arguments)
     except KitError:
@@ -116,7 +109,7 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
 
 
 def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:
-    '''Draw groups with replacement; return the bounds of the middle 95 % of a statistic's values.
+    '''Draw groups with replacement; find the bounds of the middle 95 % of a statistic's values.
 
     Shape:  group (n,) int64 from 0
     '''

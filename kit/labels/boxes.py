@@ -47,7 +47,7 @@ class Boxes:
     @functools.cached_property
     def class_mask(self) -> np.ndarray:
         '''Whether a box is of a class. Shape: (n, K) bool'''
-        return np.asarray(self.species[:, None] == np.arange(len(self.classes)))
+        return self.species[:, None] == np.arange(len(self.classes))
 
 
 def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[str] | None = None) -> Boxes:
@@ -60,8 +60,7 @@ def read_boxes(true_path: str | Path, false_path: str | Path, classes: Sequence[
     n_classes = 10**5 if classes is None else len(classes)
     true_columns = read_box_columns(true_path, n_classes)
     false_columns = read_box_columns(false_path, n_classes)
-    columns = [true + false for true, false in zip(true_columns, false_columns, strict=True)]
-    recordings, species, *edges = columns
+    recordings, species, *edges = (true + false for true, false in zip(true_columns, false_columns, strict=True))
     begin_s, end_s, low_hz, high_hz = np.array(edges, np.float64)
     if not species:
         raise KitError(f'{true_path} and {false_path} hold no boxes.')
@@ -92,8 +91,7 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
                 raise KitError(f'{table.at(row)}: {axis}_max {high:g} must be above {axis}_min {low:g}.')
     highest = max(edges[3], default=math.inf)
     if highest < LOWEST_HZ:
-        cure = 'are f_min and f_max in kHz? Multiply them by 1000'
-        raise KitError(f'{path}: no f_max is above {highest:g} Hz: {cure}.')
+        raise KitError(f'{path}: no f_max is above {highest:g} Hz: are f_min and f_max in kHz? Multiply them by 1000.')
     return [table.columns['recording_id'], species, *edges]
 
 
@@ -136,8 +134,7 @@ def class_bands_hz(boxes: Boxes, margin_hz: float = 100.0) -> np.ndarray:
     used = np.where(true_mask.any(axis=0), true_mask, boxes.class_mask)
     without_box = [boxes.classes[k] for k in np.flatnonzero(~used.any(axis=0))]
     if without_box:
-        named = ', '.join(without_box[:9])
-        raise KitError(f'{len(without_box)} of {len(boxes.classes)} classes have no box: {named}.')
+        raise KitError(f'{len(without_box)} of {len(boxes.classes)} classes have no box: {", ".join(without_box[:9])}.')
     low = np.where(used, boxes.low_hz[:, None], np.inf).min(axis=0) - margin_hz
     high = np.where(used, boxes.high_hz[:, None], 0.0).max(axis=0) + margin_hz
     return np.stack([low.clip(min=0.0), high], axis=1)

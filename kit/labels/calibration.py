@@ -50,7 +50,7 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
     n_true, n_false = np.nansum(truth), np.nansum(1 - truth)
     for kind, total in (('true', n_true), ('false', n_false)):
         if not total > 0:
-            known = np.count_nonzero(~np.isnan(truth))
+            known = np.isfinite(truth).sum()
             raise KitError(f'none of the {known} known labels is {kind}: use rank blends.')
     known_scores = np.concatenate(
         [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
@@ -89,7 +89,7 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
 def batch_by_windows(
     logits: Sequence[np.ndarray], targets: np.ndarray, centre: float, spread: float
 ) -> Iterator[CalibrationBatch]:
-    '''Stack clips with equal numbers of windows, about CALIBRATION_CHUNK scores at most in a batch.'''
+    '''Stack clips with equal numbers of windows, up to about CALIBRATION_CHUNK scores.'''
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
@@ -132,11 +132,10 @@ def fit_thresholds(metric: str, truth: Any, probs: Any, strength: float = 16.0) 
     true, known, probs = ranking_masks(truth, probs, some_true=True)
     grid = 1 / (1 + np.exp(-np.linspace(-6, 6, 121)))
     is_over_clips = METRICS[metric].clip_sums is not None
-    axis = 1 if is_over_clips else 0
-    f1 = np.stack([f1_scores(true, known & (probs >= threshold), axis) for threshold in grid])
+    f1 = np.stack([f1_scores(true, known & (probs >= threshold), int(is_over_clips)) for threshold in grid])
     if is_over_clips:
         common = f1[:, known.any(axis=1)].mean(axis=1)
         return np.full(true.shape[1], grid[common.argmax()])
     n_true = true.sum(axis=0)
     common = f1[:, n_true > 0].mean(axis=1)
-    return np.asarray(grid[(n_true * f1 + strength * common[:, None]).argmax(axis=0)])
+    return grid[(n_true * f1 + strength * common[:, None]).argmax(axis=0)]

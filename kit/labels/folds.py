@@ -45,7 +45,7 @@ def make_folds(table: Any, n_folds: int = 5, seed: int = 0, group_column: str | 
 
 
 def group_keys(table: Any, group_column: str | None) -> np.ndarray:
-    '''Return a text for each row, equal for rows that share a clip or a group, directly or through other rows.'''
+    '''A text for each row, equal for rows that share a clip or a group, also through others.'''
     clips = [f'clip {name}' for name in table.get('fname', range(len(table)))]
     groups = [''] * len(clips) if group_column is None else group_texts(table[group_column])
     # Union-find: each key points to a larger key of its set, and the largest one, the root, names the set.
@@ -115,7 +115,7 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
 
 
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:
-    '''Raise KitError with the name of a group that lies in more than one fold; empty groups are skipped.'''
+    '''Raise KitError for a group that lies in more than one fold, if not empty.'''
     folds_of_group: dict[str, set[int]] = {}
     for fold, group in zip(folds, group_texts(groups), strict=True):
         if group:
@@ -123,5 +123,5 @@ def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> N
     leaking = [group for group, its_folds in folds_of_group.items() if len(its_folds) > 1]
     if leaking:
         first, second, *_ = sorted(folds_of_group[leaking[0]])
-        message = f'group {leaking[0]!r} lies in fold {first} and in fold {second}'
-        raise KitError(f'{message} ({len(leaking)} of {len(folds_of_group)} do so): use group_column.')
+        count = f'{len(leaking)} of {len(folds_of_group)} do so'
+        raise KitError(f'group {leaking[0]!r} lies in fold {first} and in fold {second} ({count}): use group_column.')

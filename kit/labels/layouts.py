@@ -46,10 +46,8 @@ class CompetitionData:
         return self.scored_classes or classes_of_template(self.template)
 
     def __str__(self) -> str:
-        details = []
-        for path in (self.table, *(self.boxes or ())):
-            if path:
-                details.append(f'{len(read_table(path).lines):,} rows in {path.name}')
+        tables = filter(None, (self.table, *(self.boxes or ())))
+        details = [f'{len(read_table(path).lines):,} rows in {path.name}' for path in tables]
         details.append(f'{len(self.classes)} classes')
         return f'{self.name}: {", ".join(details)}; audio in {self.audio}, test in {self.test}'
 
@@ -77,19 +75,18 @@ class Layout:
 
 
 def first_existing(root: Path, names: Iterable[str]) -> Path | None:
-    '''Return the first of some files or folders that exists in a folder.'''
+    '''The first of some files or folders that exists in a folder.'''
     return next((root / name for name in names if (root / name).exists()), None)
 
 
 def find_layout(folder: str | Path) -> tuple[Layout, Path]:
-    '''Find the competition in a folder or in one of its subfolders, down to two levels.'''
+    '''Find the competition in a folder, or down to two levels in it.'''
     place = Path(folder)
     found = layouts_of([place]) or layouts_of(data_folders([place]))  # a competition's own folders are not listed
     if len(found) == 1:
         return found[0]
     if found:
-        names = ', '.join(str(root) for _, root in found)
-        raise KitError(f'{place} holds {len(found)} competitions: name one of {names}.')
+        raise KitError(f'{place} holds {len(found)} competitions: name one of {", ".join(str(at) for _, at in found)}.')
     looked_for = '; '.join(f'{" and ".join(layout.marks)} ({layout.name})' for layout in LAYOUTS)
     there = sorted(path.name for path in place.iterdir())[:12] if place.is_dir() else ['no such folder']
     raise KitError(
@@ -99,7 +96,7 @@ def find_layout(folder: str | Path) -> tuple[Layout, Path]:
 
 
 def layouts_of(folders: Iterable[Path]) -> list[tuple[Layout, Path]]:
-    '''Return those of some folders that are a competition's, each with the first layout that fits.'''
+    '''The folders that are a competition's, each with the first layout that fits.'''
     found = []
     for folder in folders:
         found += [(layout, folder) for layout in LAYOUTS if layout.fits(folder)][:1]
@@ -107,14 +104,11 @@ def layouts_of(folders: Iterable[Path]) -> list[tuple[Layout, Path]]:
 
 
 def data_folders(places: Iterable[Path]) -> list[Path]:
-    '''Return some folders and those down to two levels in them: Kaggle mounts input/NAME or input/competitions/NAME.
+    '''Some folders and those down to two levels in them: Kaggle mounts input/NAME or input/competitions/NAME.
 
     A deeper search would list every audio file, over a minute in a large competition.
     '''
-    folders = []
-    for place in places:
-        folders += [place, *sorted(place.glob('*/')), *sorted(place.glob('*/*/'))]
-    return folders
+    return [found for place in places for found in (place, *sorted(place.glob('*/')), *sorted(place.glob('*/*/')))]
 
 
 def find_competition(folder: str | Path) -> CompetitionData:
@@ -123,7 +117,7 @@ def find_competition(folder: str | Path) -> CompetitionData:
 
 
 def data_of(layout: Layout, root: Path) -> CompetitionData:
-    '''Return the paths and settings of a competition whose tables are not written.'''
+    '''What is known of a competition before its tables are written.'''
     truth = root / 'test_truth.csv'
     scored = root / 'scored_birds.json'  # BirdCLEF 2022
     return CompetitionData(
@@ -158,7 +152,7 @@ def write_frame(path: Path, columns: Any) -> Path:
 
 
 def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Mapping[str, Any]:
-    '''Join the tables of curated and of noisy clips, each beside the folder of its clips.'''
+    '''Join the tables of curated and of noisy clips, each beside its folder.'''
     import pandas
 
     tables = []
@@ -171,7 +165,7 @@ def write_curated_and_noisy(root: Path, out: Path, folders: Sequence[str]) -> Ma
 
 
 def write_freesound_2018(root: Path, out: Path) -> Mapping[str, Any]:
-    '''Write the table of Freesound 2018: clips that nobody verified count as noisy.'''
+    '''Write the table of Freesound 2018: clips not verified count as noisy.'''
     frame = read_clip_table(root / 'train.csv')
     is_verified = frame['manually_verified'] == '1'
     source = is_verified.map({True: 'curated', False: 'noisy'})
@@ -202,13 +196,9 @@ def split_esc(root: Path, out: Path, table_name: str, label: str, source: str) -
 
 
 def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]:
-    '''Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes and, if asked for, unlabelled ones.
-
-    Codes stay text. Secondary labels are kept apart (`secondary_labels`); codes that are no class are not used.
-    '''
+    '''Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes, and unlabelled ones if asked for.'''
     path = first_existing(root, ('train.csv', 'train_metadata.csv')) or root / 'train.csv'
-    table = read_table(path, ('filename',))
-    columns = table.columns
+    columns = read_table(path, ('filename',)).columns
     codes = columns.get('primary_label') or columns.get('ebird_code')
     if codes is None:
         raise KitError(f"{path} has no column primary_label: give BirdCLEF's own table of clips.")
@@ -237,17 +227,14 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
     rows += labelled
     if unlabelled and soundscapes:
         used = {row['fname'] for row in labelled}
-        names = [f'{soundscapes.name}/{name}' for name in files]
-        rows += [
-            {'fname': name, 'labels': '', 'site': site_of(name), 'source': UNLABELLED}
-            for name in names
-            if name not in used
-        ]
+        for name in (f'{soundscapes.name}/{file}' for file in files):
+            if name not in used:
+                rows.append({'fname': name, 'labels': '', 'site': site_of(name), 'source': UNLABELLED})
     return {'table': write_frame(out / 'train.csv', rows), 'group_column': 'author'}
 
 
 def birdclef_metric(root: Path) -> str:
-    '''Return the metric of a BirdCLEF by what its folder holds: F1 until 2022, padded cmAP in 2023, then AUC.'''
+    '''The metric of a BirdCLEF by its folder: F1 until 2022, padded cmAP in 2023, then AUC.'''
     if (root / 'taxonomy.csv').is_file() or (root / 'unlabeled_soundscapes').is_dir():
         return 'macro_auc'
     if (root / 'scored_birds.json').is_file():
@@ -280,16 +267,15 @@ def read_soundscape_labels(root: Path, files: Sequence[str]) -> list[dict[str, A
 
 
 def windows_of_labels(table: TextTable) -> list[tuple[str, float, float, list[str]]]:
-    '''Return name, begin, end and codes of each row of `filename,start,end,primary_label`, codes joined by ;.'''
+    '''Read name, begin, end and codes of each row of `filename,start,end,primary_label`, codes joined by ;.'''
     columns = read_table(table.path, ('filename', 'start', 'end', 'primary_label')).columns
-    begins = table.numbers('start', 'HH:MM:SS or seconds', kind=clock_seconds)
-    ends = table.numbers('end', 'HH:MM:SS or seconds', kind=clock_seconds)
+    begins, ends = (table.numbers(name, 'HH:MM:SS or seconds', kind=clock_seconds) for name in ('start', 'end'))
     codes = [[code.strip() for code in text.split(';')] for text in columns['primary_label']]
     return list(zip(columns['filename'], begins, ends, codes, strict=True))
 
 
 def windows_of_2021(table: TextTable, files: Sequence[str]) -> list[tuple[str, float, float, list[str]]]:
-    '''Return name, begin, end and codes of each row of `row_id,site,audio_id,seconds,birds`, codes joined by blanks.'''
+    '''Read the same of each row of `row_id,site,audio_id,seconds,birds`, codes joined by blanks.'''
     columns = table.columns
     ends = table.numbers('seconds')
     file_of = {'_'.join(name.split('_')[:2]): name for name in files}
@@ -311,13 +297,13 @@ def clock_seconds(text: str) -> float:
 
 
 def site_of(name: str) -> str:
-    '''Return the site in a soundscape's name, e.g. S22 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none.'''
+    '''The site in a soundscape's name, e.g. S22 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none.'''
     match = re.search(r'(?:^|[/_])([A-Z]{1,4}\d*)_\d{8}', name)
     return match[1] if match else ''
 
 
 def hour_of(name: str) -> str:
-    '''Return the hour in a soundscape's name, e.g. 05 of BC2026_Train_0001_S22_20250101_050000.ogg; empty if none.'''
+    '''The hour in a soundscape's name: there it is 05; empty if none.'''
     match = re.search(r'_\d{8}_(\d{2})\d{4}', name)
     return match[1] if match else ''
 

@@ -60,7 +60,7 @@ def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) ->
 
 def count_upwards(mask: np.ndarray) -> np.ndarray:
     '''Count the True values from each column to the last one. Shape: (n, K) bool -> (n, K)'''
-    return np.asarray(mask[:, ::-1].cumsum(axis=1)[:, ::-1])
+    return mask[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
 def precision_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
@@ -69,14 +69,10 @@ def precision_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray)
 
 
 def top1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    '''Compute, per clip, whether its highest-scoring class is true, and whether it has a true label.
-
-    Where several known classes share the highest score, the clip counts by the share of true ones among them.
-    '''
+    '''Compute, per clip, the share of true ones among its classes of highest score, and whether it has a true label.'''
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
-    correct = (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1)
-    return correct, np.asarray(true.any(axis=1))
+    return (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1), np.asarray(true.any(axis=1))
 
 
 def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
@@ -139,13 +135,13 @@ def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, 
 def auc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
     '''Compute the area under the ROC curve, by trapezoids. Shape: two of (c + 1, D) -> (D,)'''
     area = (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0)
-    return np.asarray(area / (true[-1] * false[-1]))
+    return area / (true[-1] * false[-1])
 
 
 def precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
     '''Compute the average precision.'''
     precision = true[1:] / (true + false)[1:].clip(1)
-    return np.asarray((np.diff(true, axis=0) * precision).sum(axis=0) / true[-1])
+    return (np.diff(true, axis=0) * precision).sum(axis=0) / true[-1]
 
 
 def f1_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
@@ -221,7 +217,7 @@ def metric_per_class(name: str, truth: Any, scores: Any) -> np.ndarray:
 
 
 def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
-    '''Return the function that computes a metric from how often draws hold each clip.'''
+    '''The function that computes a metric from how often draws hold each clip.'''
     metric = choose('metric', name, METRICS)
     masks = ranking_masks(truth, scores, metric.needs_true)
     if metric.clip_sums:
@@ -242,14 +238,14 @@ def metric_statistic(name: str, truth: Any, scores: Any) -> Statistic:
 
 
 def ratio_of_counts(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
-    '''Return the function that computes a ratio of two sums over clips. Shape: two of (n,)'''
+    '''The function that computes a ratio of two sums over clips. Shape: two of (n,)'''
     return lambda counts: divide(numerators @ counts, denominators @ counts)
 
 
 def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     '''Divide, with NaN where both are 0.'''
     with np.errstate(invalid='ignore'):
-        return np.asarray(numerators / denominators)
+        return numerators / denominators
 
 
 def label_lists(metric: Metric, true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> list[SortedLabels]:
@@ -303,7 +299,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    '''Check truth and scores, and return the mask of true labels, the mask of known labels, and the scores.
+    '''Check truth and scores; return the masks of true and of known labels, and the scores.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
     '''

@@ -19,7 +19,7 @@ from kit.labels.table import clip_labels, read_clip_table, scored_truth
 
 @dataclass(frozen=True)
 class OofVariant:
-    '''Another way to score the same clips: its score, and the gain over the usual way with its 95 % interval.'''
+    '''Another way to score the same clips: its score, and its gain over the usual way.'''
 
     name: str
     metric: str
@@ -39,8 +39,8 @@ class OofVariant:
 class OofPredictions:
     '''Predictions of clips by models that never trained on them.
 
-    `failures` holds, by name, why a clip has the prior. `metric` is the recipe's. `variants` are other ways that were
-    asked for. Clips of one of `groups` (n, or none) are resampled together; an empty one is a clip's own.
+    `failures` holds, by name, why a clip has the prior. `variants` are other ways that were asked for. Clips of one
+    of `groups` (n, or none) are resampled together; an empty one is a clip's own.
     Shape:  folds (n,), truth and probabilities (n, K)
     '''
 
@@ -65,7 +65,7 @@ class OofPredictions:
         return dict(zip(self.names, self.folds.tolist(), strict=True))
 
     def reordered(self, rows: np.ndarray) -> 'OofPredictions':
-        '''Return the clips in another order. Shape: rows (n,)'''
+        '''The clips in another order. Shape: rows (n,)'''
         return replace(
             self,
             names=tuple(self.names[row] for row in rows),
@@ -76,7 +76,7 @@ class OofPredictions:
         )
 
     def probabilities_like(self, first: 'OofPredictions', place: Path, first_place: Path) -> np.ndarray:
-        '''Return the probabilities in the order of another run's clips and classes.'''
+        '''The probabilities in the order of another run's clips and classes.'''
         check_same_folds(first.fold_of_clip, first_place, self.fold_of_clip, place)
         different = sorted(set(first.classes) ^ set(self.classes))
         if different:
@@ -98,20 +98,17 @@ class OofPredictions:
 
 
 def check_same_folds(folds: Mapping[str, Any], place: Path, other_folds: Mapping[str, Any], other_place: Path) -> None:
-    '''Raise KitError that names the first clip whose fold differs between two places.'''
+    '''Raise KitError for the first clip whose fold differs between two places.'''
     for name in sorted({*folds, *other_folds}):
         fold = folds.get(name, 'none')
         other = other_folds.get(name, 'none')
         if fold != other:
-            where = f'{fold} in {place}, but {other} in {other_place}'
-            raise KitError(f'{name!r} has fold {where}: use runs of one split.')
+            raise KitError(f'{name!r} has fold {fold} in {place}, but {other} in {other_place}: use runs of one split.')
 
 
 def summarize_scores(oof: OofPredictions) -> list[str]:
     '''Describe the score of all clips, of each fold, and of the hardest classes, a line each.'''
-    metric = oof.metric
-    truth = oof.truth
-    probs = oof.probabilities
+    metric, truth, probs = oof.metric, oof.truth, oof.probabilities
     is_scored = np.isfinite(truth).any(axis=1)
     lines = [f'out of fold: {metric} {format_metric(compute_metric, metric, truth, probs)} on {is_scored.sum()} clips']
     for fold in np.unique(oof.folds):
@@ -125,10 +122,7 @@ def summarize_scores(oof: OofPredictions) -> list[str]:
 
 
 def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
-    '''Read the out-of-fold predictions of a run or stack, in the order of its oof.csv.
-
-    The truth comes from the run's own table, or from that of `labels`.
-    '''
+    '''Read the out-of-fold predictions of a run or stack; the truth is from its own table, or from `labels`.'''
     folder = Path(folder)
     if not (folder / 'oof.csv').is_file():
         raise KitError(f'{folder} lacks oof.csv: run `oof` on it.')
@@ -138,13 +132,12 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
     names = oof.columns['fname']
     rows = [choose(f'clip of {folder}/folds.csv', name, row) for name in names]
     classes = [name for name in oof.columns if name not in ('fname', 'fold')]
-    truth = scored_truth(clip_labels(table, classes), read_recipe(folder))
+    truth = scored_truth(clip_labels(table, classes), read_json(folder / 'recipe.json'))
     columns = [oof.numbers(name, 'a probability', lambda p: 0 <= p <= 1) for name in classes]
-    folds = np.array(oof.numbers('fold', kind=int))
     return OofPredictions(
         names=tuple(names),
         classes=tuple(classes),
-        folds=folds,
+        folds=np.array(oof.numbers('fold', kind=int)),
         truth=truth[rows],
         probabilities=np.array(columns).T,
         failures={},
@@ -154,20 +147,14 @@ def load_oof(folder: str | Path, labels: Path | None = None) -> OofPredictions:
 
 
 def groups_of_rows(table: Any, names: Sequence[str]) -> tuple[str, ...]:
-    '''Return the groups by which the rows of these names are resampled: the table's column `group`, and clips.'''
+    '''The groups by which the rows of these names are resampled: the table's column `group`, and clips.'''
     keys = group_keys(table, 'group' if 'group' in table else None)
     count = Counter(keys)
-    rows = row_names(table['fname'], stretches_of(table))
-    group_of = {name: key if count[key] > 1 else '' for name, key in zip(rows, keys, strict=True)}
-    return tuple(group_of[name] for name in names)
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    '''Read a run's recipe as a dictionary; empty where there is none.'''
-    return read_json(folder / 'recipe.json')
+    group_of = dict(zip(row_names(table['fname'], stretches_of(table)), keys, strict=True))
+    return tuple(group_of[name] if count[group_of[name]] > 1 else '' for name in names)
 
 
 def read_metric(folder: Path) -> str:
-    '''Return the metric of a run or a stack.'''
-    facts = read_recipe(folder) or read_json(folder / 'stack.json')
+    '''The metric of a run or a stack.'''
+    facts = read_json(folder / 'recipe.json') or read_json(folder / 'stack.json')
     return str(facts.get('metric', 'lwlrap'))

@@ -77,11 +77,8 @@ def read_soft_labels(path: str | Path) -> SoftLabels:
     def read_cell(text: str) -> float | None:
         return float(text) if text.strip() else None
 
-    def fits(prob: float | None) -> bool:
-        return prob is None or 0 <= prob <= 1
-
     expected = 'a number from 0 to 1, or an empty cell'
-    columns = [table.numbers(name, expected, fits, read_cell) for name in classes]
+    columns = [table.numbers(name, expected, lambda p: p is None or 0 <= p <= 1, read_cell) for name in classes]
     # None becomes NaN in a float array.
     probs = np.array(columns, np.float32).T
     return SoftLabels(tuple(table.columns['fname']), classes, probs, *times)
@@ -93,7 +90,7 @@ def fill_unknown(targets: np.ndarray, soft: np.ndarray) -> np.ndarray:
 
 
 def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    '''Return the soft labels of these clips and classes, in this order; NaN where there are none.
+    '''The soft labels of these clips and classes, in this order, or NaN.
 
     Shape:  -> (clips, classes) float32
     '''
@@ -105,11 +102,11 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
 
 
 def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:
-    '''Return the soft labels of the clip's window with the nearest centre; of two equally near, the first.
+    '''The soft labels of the clip's window with the nearest centre; of two the first.
 
     Shape:  centre_s: a number -> (K,); (W,) -> (W, K)
     Source: second place, RFCX Species Audio Detection
     '''
     rows = soft.rows[name]
     distances = np.abs(np.asarray(centre_s, np.float64)[..., None] - np.mean(soft.times, axis=0)[rows])
-    return np.asarray(soft.targets[rows[distances.argmin(axis=-1)]])
+    return soft.targets[rows[distances.argmin(axis=-1)]]

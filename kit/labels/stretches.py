@@ -36,14 +36,14 @@ def stretches_of(table: Any) -> np.ndarray:
 
 
 def is_validated(names: Sequence[str], stretches: np.ndarray) -> np.ndarray:
-    '''Find the rows that validation scores: whole clips, and stretches of recordings without a row of their whole.
+    '''Find the rows that validation scores: whole clips, and stretches of recordings without such a row.
 
     Shape:  n names, stretches (n, 2) -> (n,) bool
     '''
     is_whole = np.isinf(stretches[:, 1])
     whole_names = {name for name, whole in zip(names, is_whole, strict=True) if whole}
     has_no_whole = np.array([name not in whole_names for name in names], bool)
-    return np.asarray(is_whole | has_no_whole)
+    return is_whole | has_no_whole
 
 
 def row_names(names: Sequence[str], stretches: np.ndarray) -> list[str]:

@@ -41,7 +41,7 @@ OWN_COLUMNS = (
 
 @dataclass(frozen=True)
 class ClipLabels:
-    '''The labels of a table, one row per clip or stretch. kit/train/dataset.py adds the audio.
+    '''The labels of a table, one row per clip or stretch.
 
     A target is 1 (true), 0 (false) or NaN (unknown). Losses and metrics mask unknown targets.
     Shape:  names (n,), classes (K,), targets (n, K) float32, weights (n,) float32, sources (n,) str
@@ -125,8 +125,7 @@ def split_labels(text: str) -> tuple[str, ...]:
                 parts = names
     elif '"' in text:
         parts = next(csv.reader([text], skipinitialspace=True))
-    stripped = [part.strip() for part in parts]
-    return tuple(part for part in stripped if part)
+    return tuple(filter(None, (part.strip() for part in parts)))
 
 
 def check_line_ends(table: TextTable) -> None:
@@ -138,7 +137,7 @@ def check_line_ends(table: TextTable) -> None:
 
 
 def check_label_cells(table: TextTable) -> None:
-    '''Raise KitError for labels that look wrongly separated, or are named as a column of the kit's own files.'''
+    '''Raise KitError for labels that look wrongly separated, or are named as a column of the kit.'''
     first_cells: dict[str, tuple[int, str]] = {}
     for column in sorted({'labels', 'false_labels'} & table.columns.keys(), reverse=True):
         for row, text in enumerate(table.columns[column]):
@@ -188,17 +187,15 @@ def column_of_class(classes: Sequence[str]) -> dict[str, int]:
 def label_targets(
     labels: Sequence[str], classes: Sequence[str], false_labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    '''Encode label texts as targets: 1 for true, 0 for false, NaN for unknown, as read_clip_table says.
+    '''Encode label texts as targets: 1, 0 or NaN, as read_clip_table says.
 
     Shape:  n texts each -> (n, K) float32
     '''
     column = column_of_class(classes)
-    texts_of_value = {1: labels}
-    if false_labels is not None:
-        texts_of_value = {0: false_labels, 1: labels}  # true comes last, because * sets all classes to false
     targets = np.full((len(labels), len(classes)), 0 if false_labels is None else np.nan, np.float32)
     no_classes: set[str] = set()
-    for value, texts in texts_of_value.items():
+    # True comes last, because * sets all classes to false.
+    for value, texts in ((0, false_labels or ()), (1, labels)):
         for row, text in enumerate(texts):
             for name in split_labels(text):
                 if name in column:
@@ -209,10 +206,8 @@ def label_targets(
                     no_classes.add(name)
     if no_classes:
         first_ten = ', '.join(repr(name) for name in sorted(no_classes)[:10])
-        raise KitError(
-            f'{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}. '
-            f'Correct or add them: {suggest(min(no_classes), classes)}.'
-        )
+        wrong = f'{len(no_classes)} labels are none of the {len(classes)} classes: {first_ten}'
+        raise KitError(f'{wrong}. Correct or add them: {suggest(min(no_classes), classes)}.')
     return targets
 
 
@@ -236,7 +231,7 @@ def clip_labels(table: Any, classes: Sequence[str] | None = None) -> ClipLabels:
 
 
 def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
-    '''Find the classes that are in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool'''
+    '''Find the classes in a row's `secondary_labels` and not in its `labels`. Shape: -> (n, K) bool'''
     mask = np.zeros((len(table), len(classes)), bool)
     if 'secondary_labels' not in table:
         return mask
@@ -249,7 +244,7 @@ def is_secondary(table: Any, classes: Sequence[str]) -> np.ndarray:
 
 
 def rating_weights(table: Any) -> np.ndarray:
-    '''Return a clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
+    '''A clip's rating / 5, at least .1, as its weight; 1 for a rating of 0, which means none. Shape: -> (n,)
 
     Source: second place, BirdCLEF 2023
     '''
@@ -258,7 +253,7 @@ def rating_weights(table: Any) -> np.ndarray:
 
 
 def scored_truth(labels: ClipLabels, recipe: Mapping[str, Any]) -> np.ndarray:
-    '''Targets for validation: as labelled, but unknown in rows of sources with scored=false, and in unscored classes.
+    '''Targets for validation: as labelled, but unknown in sources with scored=false and in unscored classes.
 
     Shape:  -> (n, K)
     '''
@@ -293,14 +288,13 @@ def known_prevalences(targets: np.ndarray) -> list[float]:
     n_known = (~np.isnan(targets)).sum(axis=0)
     n_true: Any = np.nansum(targets, axis=0, dtype=np.float64)
     overall = n_true.sum() / max(1, n_known.sum())
-    return list(np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall).tolist())
+    return np.where(n_known > 0, n_true / np.maximum(n_known, 1), overall).tolist()
 
 
 def read_corrections(path: str | Path) -> dict[str, str | None]:
-    '''Read the corrected labels of clips. None drops a clip.
+    '''Read the corrected labels of clips; None drops a clip.
 
-    The file is JSON, `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV, `fname,labels[,drop]`, where a 1 in
-    `drop` drops the clip.
+    The file is JSON, `{"a.wav": "Bark,Meow", "b.wav": null}`, or CSV, `fname,labels[,drop]`, with 1 for `drop`.
     Source: first place, Freesound 2019 (dropped and corrected the clips that earlier models scored badly)
     '''
     pairs: Any
@@ -318,8 +312,7 @@ def read_corrections(path: str | Path) -> dict[str, str | None]:
         for row, (text, drop) in enumerate(zip(labels, drops, strict=True)):
             if drop not in ('', '0', '1') or (drop == '1' and text.strip()):
                 raise KitError(f'{table.at(row)}: drop is {drop!r}, wanted 1 without labels, or labels.')
-        new_labels = [None if drop == '1' else text for text, drop in zip(labels, drops, strict=True)]
-        pairs = list(zip(names, new_labels, strict=True))
+        pairs = [(name, None if drop == '1' else text) for name, text, drop in zip(names, labels, drops, strict=True)]
     corrections: dict[str, str | None] = {}
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         name, text = pair if isinstance(pair, tuple) else ('', pair)

@@ -32,7 +32,7 @@ SEAL_PREFIX = b'sha256:'
 
 
 def check_tensor(name: Any, value: Any) -> int:
-    '''Return a tensor's bytes.'''
+    '''A tensor's bytes.'''
     if not isinstance(name, str):
         raise KitError(f"a tensor's name is a {type(name).__name__}, wanted a text.")
     problem = ''
@@ -94,7 +94,7 @@ def save_archive(path: Path, content: Any) -> None:
 
 
 def check_seal(file: IO[bytes], comment: bytes) -> bool:
-    '''Return whether a file has the comment that save_archive writes; one without any comment has none.
+    '''Whether a file has the comment of save_archive; false without any.
 
     Errors: ValueError where the comment is another one, or not the file's end
     '''
@@ -149,7 +149,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_pickle(pickled: bytes) -> None:
-    '''Raise ValueError unless a pickle is short and names nothing but tensors, before anything is made of it.'''
+    '''Raise ValueError unless a pickle is short and names nothing but tensors.'''
     tuples = 0
     for count, (operation, value, _) in enumerate(pickletools.genops(pickled)):
         tuples += operation.name.startswith('TUPLE')
@@ -161,7 +161,7 @@ def check_pickle(pickled: bytes) -> None:
 
 
 def damaged_file(path: Path, error: Exception) -> KitError:
-    '''Return the error for a file whose content cannot be used.'''
+    '''The error for a file whose content cannot be used.'''
     return KitError(f'{path} is damaged ({one_line(error)[:200].rstrip(".")}): copy it or make it again.')
 
 

@@ -18,9 +18,7 @@ N_WAVE_STATS = 12
 class AxisPoolConfig(NetworkConfig):
     '''Size of an axis-pool network: nine convolutions and an output layer.'''
 
-    width: int = setting(
-        512, 'channels of the last block; the stem and the others have 1/8, 3/16, 1/4, 1/2', low=16, high=2**16
-    )
+    width: int = setting(512, 'channels of the last block; before it 1/8, 3/16, 1/4, 1/2', low=16, high=2**16)
     stat_steps: int = setting(128, 'time steps that the wave statistics are averaged to', low=1, high=2**16)
     stat_width: int = setting(64, 'units of their recurrence in each direction', low=1, high=2**16)
     head: HeadConfig = setting(HeadConfig('time-max'), HEAD_HELP)
@@ -29,8 +27,8 @@ class AxisPoolConfig(NetworkConfig):
 class AxisPool(Backbone):
     '''Nine convolutions. Between blocks they pool by the mean over time and the maximum over frequency.
 
-    The input may have 13 extra rows below its bins: 12 wave statistics and the clip's length. They become two further
-    maps without time (stride 0). A bidirectional recurrence reads the statistics.
+    Extra rows below the bins, 12 wave statistics and the clip's length, become two further maps without time. A
+    bidirectional recurrence reads the statistics.
 
     Shape:  spec (B, C, M [+ 13], N) -> [statistics (B, 2 stat_width, 1, stat_steps), length (B, 1, 1, 1),]
             (B, width, M / 8, N / 8), rounded up, for any N >= 1

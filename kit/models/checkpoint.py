@@ -30,7 +30,7 @@ from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
 
 @functools.lru_cache(maxsize=64)
 def check_sizes(network: str, shape: InputShape, classes: int, sizes: tuple[tuple[str, torch.Size], ...]) -> None:
-    '''Raise KitError unless tensors of these sizes fill a network, before it takes memory: once for all folds.'''
+    '''Raise KitError unless tensors of these sizes fill a network, before it takes memory.'''
     with meta_device():
         tensors = {name: torch.empty(size) for name, size in sizes}
         fill_network(build_network(json.loads(network), shape, classes), tensors, assign=True)
@@ -50,7 +50,7 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
-    '''Return what a checkpoint holds.'''
+    '''What a checkpoint holds.'''
     card = json.dumps(tagger.card.to_dict())
     parse_card(card)
     tensors = tensors_of(tagger.network)
@@ -59,16 +59,14 @@ def checkpoint_content(tagger: Tagger) -> dict[str, Any]:
 
 def save_tagger(path: str | Path, tagger: Tagger) -> None:
     '''Write a checkpoint. A failure or a kill leaves the file as it was.'''
-    arguments: tuple[Any, Any] = (path, tagger)
-    if not isinstance(arguments[0], str | Path) or not isinstance(arguments[1], Tagger):
-        types = ' and '.join(type(argument).__name__ for argument in arguments)
-        raise KitError(f'save_tagger(path, tagger) got {types}: make a tagger with wrap_network(network, ...).')
+    for value, kind in ((path, str | Path), (tagger, Tagger)):
+        check_kind('an argument of save_tagger(path, tagger)', [value], kind, 'make a tagger with wrap_network')
     save_archive(Path(path), checkpoint_content(tagger))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    '''One tagger's checkpoint, read and checked, with the digest of its content; its network is not built yet.'''
+    '''One tagger's checkpoint, read and checked, with the digest of its content.'''
 
     path: Path
     card: TaggerCard
@@ -102,9 +100,8 @@ class Checkpoint:
         if name not in builders:
             names = ', '.join(builders) or 'none'
             raise KitError(
-                'it holds the tensors of a network of your own, not its code: pass '
-                f'networks={{{name!r}: build}} in Python, where build() returns the network (passed: {names}). The '
-                'command line cannot build it.'
+                'it holds the tensors of a network of your own, not its code: in Python, pass '
+                f'networks={{{name!r}: build}}, where build() returns the network (passed: {names}).'
             )
         return Tagger(card, build_custom(f'networks[{name!r}]', builders[name]))
 
@@ -149,10 +146,8 @@ def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> l
             found[len(found)] = (f'tagger {len(found)}', item)
             continue
         if isinstance(item, nn.Module):
-            raise KitError(
-                f'got a {type(item).__name__} as a checkpoint: make a tagger of it with '
-                'wrap_network(network, frontend, classes), where it returns logits.'
-            )
+            cure = 'make a tagger of it with wrap_network(network, frontend, classes)'
+            raise KitError(f'got a {type(item).__name__} as a checkpoint: {cure}, where it returns logits.')
         paths = expand_pattern(item)
         if not paths:
             raise KitError(f"no checkpoint matches {str(item)!r}: e.g. --checkpoints 'run/fold_*.pt'.")

@@ -70,10 +70,9 @@ def build_network(settings: dict[str, Any], shape: InputShape, classes: int, sta
     backbone = build_backbone(family, config, shape, start)
     head = Head(config.head, backbone.widths, classes)
     plain = replace(config.head, pool='mean', recurrent=None, embedding=0)
-    auxiliary_heads = [Head(plain, (width,), classes) for width in backbone.auxiliary_widths]
-    return Network(backbone, head, auxiliary_heads)
+    return Network(backbone, head, [Head(plain, (width,), classes) for width in backbone.auxiliary_widths])
 
 
 def memory_format_of(network: nn.Module) -> torch.memory_format:
-    '''Return the memory layout of a network's inputs.'''
+    '''The memory layout of a network's inputs.'''
     return torch.channels_last if getattr(network, 'channels_last', False) else torch.contiguous_format

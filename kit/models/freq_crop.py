@@ -25,9 +25,7 @@ class FreqCropConfig(NetworkConfig):
         'crops: read each band of frontend.bands_hz by itself; pooled: read all bins, each class pools its rows',
         choices=('crops', 'pooled'),
     )
-    bands_hz: tuple[tuple[float, ...], ...] = setting(
-        (), "(low, high) of each class's band, for form=pooled", low=0, high=2e6
-    )
+    bands_hz: tuple[tuple[float, ...], ...] = setting((), '(low, high) of each class, for form=pooled', low=0, high=2e6)
     backbone: dict[str, Any] = setting({'family': 'timm'}, 'settings of another family, without its heads')
     head: HeadConfig = setting(HeadConfig(pool='positive-mean'), 'how each class reads its rows')
 
@@ -97,7 +95,7 @@ def freq_crop_backbone_shape(config: FreqCropConfig, shape: InputShape, classes:
     if bands != classes:
         name = 'frontend.bands_hz' if is_crops else 'bands_hz'
         wanted = f'form={config.form} needs {name} with a band for each of {classes} classes, got {bands}'
-        raise KitError(f'{wanted}: train with --boxes, which give the bands, or set them.')
+        raise KitError(f'{wanted}: train with --boxes, or set them.')
     return InputShape(shape.channels, shape.bins // classes) if is_crops else shape
 
 

@@ -12,22 +12,15 @@ from kit.audio.windows import Span
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 
-
-def positive_mean(x: Tensor) -> Tensor:
-    '''Average the positive activations; 0 where there are none. Shape: (B, D, M, N) -> (B, D)'''
-    return x.float().relu().sum((2, 3)) / (x > 0).sum((2, 3)).clamp(min=1)
-
-
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     'mean': lambda x: x.mean((2, 3)),
     'max': lambda x: x.amax((2, 3)),
     'mean-max': lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1),
     'time-max': lambda x: x.amax(3).mean(2),
-    'positive-mean': positive_mean,
+    # Of the positive activations; 0 where there are none.
+    'positive-mean': lambda x: x.float().relu().sum((2, 3)) / (x > 0).sum((2, 3)).clamp(min=1),
 }
 RECURRENCES = {'gru': nn.GRU, 'lstm': nn.LSTM}
-
-
 HEAD_HELP = 'how feature maps become logits'
 
 
@@ -35,16 +28,12 @@ HEAD_HELP = 'how feature maps become logits'
 class HeadConfig(Config):
     '''How feature maps become logits: [recurrence], pooling, dropout, [hidden layer], output layer.'''
 
-    pool: str = setting(
-        'mean', 'how maps are pooled; attention: weighted mean over time', choices=(*POOLS, 'gem', 'attention')
-    )
+    pool: str = setting('mean', 'pooling; attention: weighted mean over time', choices=(*POOLS, 'gem', 'attention'))
     recurrent: str | None = setting(None, 'bidirectional recurrence before pooling', choices=(None, *RECURRENCES))
     recurrent_width: int = setting(128, 'units of the recurrence in each direction', low=1, high=2**16)
-    embedding: int = setting(0, 'width its output is projected to; 0: no projection', low=0, high=2**16)
+    embedding: int = setting(0, 'width its output is projected to; 0: none', low=0, high=2**16)
     hidden: int | None = setting(0, 'units of a hidden layer; 0: none; None: as many as its input', low=0, high=2**16)
-    norm_first: bool = setting(
-        False, "batch norm of the head's input; without attention also after the hidden layer, then dropout"
-    )
+    norm_first: bool = setting(False, 'batch norm first; without attention also after the hidden layer, then dropout')
     dropout: float = setting(0.2, 'dropout before the output layer', low=0, high=0.95)
 
     def check(self) -> None:
@@ -93,8 +82,7 @@ class GeneralisedMean(nn.Module):
         positive = x.float().clamp(min=1e-6)
         # Powers up to 30 overflow float32, so each channel is divided by its maximum first.
         peak = positive.detach().amax((2, 3), keepdim=True)
-        mean_power = (positive / peak).pow(power).mean((2, 3))
-        return peak[..., 0, 0] * mean_power.pow(1 / power)
+        return peak[..., 0, 0] * (positive / peak).pow(power).mean((2, 3)).pow(1 / power)
 
 
 class FrameAttention(nn.Module):
@@ -136,7 +124,7 @@ def run_recurrence(recurrence: nn.Module, x: Tensor) -> Tensor:
     '''Run a recurrence over time in its own precision, without autocast. Shape: (B, D, N') -> (B, 2 units, N')'''
     with torch.autocast(x.device.type, enabled=False):
         sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
-        return torch.as_tensor(recurrence(sequence)[0].transpose(1, 2))
+        return recurrence(sequence)[0].transpose(1, 2)
 
 
 class Head(nn.Module):
@@ -177,7 +165,7 @@ class Head(nn.Module):
             self.classifier = classifier_layers(config, features, classes)
 
     def features(self, maps: Sequence[Tensor], spans: Sequence[Sequence[Span]] = ()) -> Tensor:
-        '''Compute the classifier's input, of each span instead where each map of one clip has spans.
+        '''Compute the classifier's input, or that of each span where one clip's maps have spans.
 
         Shape:  maps -> (B or W, F), or (B or W, F, N') for attention over time
         '''
@@ -186,7 +174,7 @@ class Head(nn.Module):
             maps = [self.embedding(sequence.transpose(1, 2)).transpose(1, 2)]
             spans = spans[-1:]
         if self.config.pool == 'attention':
-            sequence = torch.as_tensor(self.projection(aligned_sequence(maps)))
+            sequence = self.projection(aligned_sequence(maps))
             return torch.cat([sequence[..., a:b] for a, b in spans[-1]]) if spans else sequence
         pooled = []
         for i, x in enumerate(map(with_frequency, maps)):

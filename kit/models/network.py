@@ -34,10 +34,7 @@ class InputShape:
         '''Find the first and end row of a band; a band without a row gets the row nearest to its centre.'''
         hz = np.array(self.bin_hz)
         if len(hz) != self.bins or (np.diff(hz) <= 0).any():
-            raise KitError(
-                'a band in hertz needs a rising frequency for every row: '
-                'use no frontend.bands_hz and no frontend.image_size.'
-            )
+            raise KitError('bands need rising frequency for every row: use no frontend.bands_hz and no image_size.')
         rows = np.flatnonzero((hz >= low_hz) & (hz <= high_hz))
         if not len(rows):
             rows = np.argsort(np.abs(hz - (low_hz + high_hz) / 2), kind='stable')[:1]
@@ -70,7 +67,7 @@ class SkipInit(TorchFunctionMode):
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    '''Build networks without numbers: in no memory, in a tenth of the time, and drawing nothing from the generator.'''
+    '''Build networks without numbers: in no memory, in a tenth of the time, and without random draws.'''
     # On the meta device these operations take long, and 2 s the first time, when they import torch's compiler.
     with torch.device('meta'), SkipInit():
         yield
@@ -111,7 +108,7 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    '''A backbone with its heads. Each auxiliary head reads one auxiliary map, the head reads the main maps.
+    '''A backbone with its heads: the head reads the main maps, each auxiliary head one auxiliary map.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
     Units:  stride, input frames per step of the deepest map
@@ -128,10 +125,10 @@ class Network(nn.Module):
         self.stride = backbone.strides[-1]
 
     def forward(self, spec: Tensor) -> Tensor:
-        return torch.as_tensor(self.head(self.backbone(spec).main).clip)
+        return self.head(self.backbone(spec).main).clip
 
     def window_logits(self, spec: Tensor, windows: Sequence[Sequence[Span]]) -> Tensor:
-        '''Compute the logits of windows of equal length from one pass of the backbone over each clip.
+        '''Compute the logits of windows of equal length from one pass of the backbone.
 
         Shape:  spec (B, C, M, N), windows of each clip in frames -> (windows of all clips, K)
         '''
@@ -148,9 +145,8 @@ class Network(nn.Module):
     def outputs(self, spec: Tensor) -> NetworkOutput:
         '''Compute every output that a loss may need.'''
         maps = self.backbone(spec)
-        output: NetworkOutput = self.head(maps.main)
         pairs = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
-        return output._replace(auxiliary=tuple(head([x]).clip for head, x in pairs))
+        return self.head(maps.main)._replace(auxiliary=tuple(head([x]).clip for head, x in pairs))
 
 
 def check_input(family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)) -> None:

@@ -53,8 +53,7 @@ def wrap_network(
     try:
         shares = () if prevalences is None else tuple(map(float, prevalences))
     except (TypeError, ValueError) as error:
-        came = type(prevalences).__name__
-        raise KitError(f'prevalences is a list, a number per class, got a {came}.') from error
+        raise KitError(f'prevalences is a list, a number per class, got a {type(prevalences).__name__}.') from error
     card = TaggerCard(
         classes=tuple(classes),
         prevalences=shares,
@@ -134,8 +133,8 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
         try:
             item = torch.load(item, map_location='cpu', weights_only=True)
         except Exception as error:
-            cure = 'save network.state_dict() where it was made'
-            raise KitError(f'{source} cannot be read as tensors ({one_line(error)[:160]}): {cure}.') from error
+            reason = one_line(error)[:160]
+            raise KitError(f'{source} cannot be read as tensors ({reason}): save network.state_dict().') from error
     if isinstance(item, Mapping):
         inner = (item[key] for key in STATE_KEYS if isinstance(item.get(key), Mapping))
         item = next(inner, item)
@@ -147,7 +146,7 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
 
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: str) -> None:
-    '''Raise KitError, naming the first difference, unless names and shapes of a state dict are those wanted.'''
+    '''Raise KitError at the first difference of a state dict's names and shapes from those wanted.'''
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     wanted_shapes = {name: tuple(getattr(value, 'shape', ())) for name, value in wanted.items()}
     wrong = [name for name in {**wanted, **state} if shapes.get(name) != wanted_shapes.get(name)]
@@ -161,7 +160,7 @@ def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: st
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
-    '''Return the network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile.'''
+    '''The network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile.'''
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     while isinstance(network, wrappers) or hasattr(network, '_orig_mod'):
         network = getattr(network, 'module' if isinstance(network, wrappers) else '_orig_mod')
@@ -169,7 +168,7 @@ def unwrap_network(network: nn.Module) -> nn.Module:
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    '''Remove what wrappers put before every name of a state dict: module., _orig_mod. or model.'''
+    '''Remove what wrappers put before every name: module., _orig_mod. or model.'''
     names = dict(tensors)
     names.pop('n_averaged', None)  # the counter of AveragedModel is no weight
     for prefix in ('module.', '_orig_mod.', 'model.') * 2:
@@ -192,8 +191,7 @@ def fill_network(
 def build_custom(where: str, builder: NetworkBuilder) -> nn.Module:
     '''Build a network of the user's.'''
     if isinstance(builder, nn.Module) or not callable(builder):
-        came = type(builder).__name__
-        raise KitError(f'{where} is a {came}: pass the function that builds it, build, not build().')
+        raise KitError(f'{where} is a {type(builder).__name__}: pass the function that builds it, build, not build().')
     try:
         network = builder()
     except Exception as error:

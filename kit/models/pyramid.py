@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from kit.core.config import setting
@@ -47,7 +46,7 @@ class BottleneckResidual(nn.Module):
         self.activation = layers[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.activation(x + self.body(x)))
+        return self.activation(x + self.body(x))
 
 
 class MaxPyramid(Backbone):

@@ -36,8 +36,7 @@ class ChannelAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))
-        return x * weights[..., None, None]
+        return x * torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))[..., None, None]
 
 
 class SpatialAttention(nn.Module):
@@ -91,5 +90,4 @@ class SkipAttention(Backbone):
         for k, skip in enumerate(self.skips):
             x = self.blocks[k](x)
             skips.append(skip(x))
-        merged = self.merge(torch.cat([self.blocks[3](x), *skips], dim=1))
-        return Maps([merged], skips[::-1])
+        return Maps([self.merge(torch.cat([self.blocks[3](x), *skips], dim=1))], skips[::-1])

@@ -11,17 +11,13 @@ from kit.core.config import Config, setting
 
 @dataclass(frozen=True)
 class StackerConfig(Config):
-    '''Settings of a second-level network; a class mixer has none. Those of the gated MLP are as published.'''
+    '''Settings of a second-level network; the gated MLP's are as published.'''
 
     widths: tuple[int, ...] = setting(
         (32, 64), 'channels of each block, which halves the image (image-stacker)', low=1, high=2**16, longest=64
     )
-    mlp_widths: tuple[int, ...] = setting(
-        (1024, 512), 'units of each hidden layer (gated-mlp)', low=1, high=2**16, longest=64
-    )
-    dropout: float = setting(
-        0.2, 'dropout after hidden layers (gated-mlp), before the last layer (image-stacker)', low=0, high=0.95
-    )
+    mlp_widths: tuple[int, ...] = setting((1024, 512), 'hidden units (gated-mlp)', low=1, high=2**16, longest=64)
+    dropout: float = setting(0.2, 'dropout: hidden layers (gated-mlp), last layer (image-stacker)', low=0, high=0.95)
     C: float = setting(1.0, 'inverse strength of the L2 penalty, as in scikit-learn (logistic)', low=1e-6, high=1e12)
 
 
@@ -36,8 +32,7 @@ class GatedMlp(nn.Module):
         super().__init__()
         width = models * classes
         narrow = max(1, width // 16)
-        gate = (nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
-        self.gate = nn.Sequential(*gate)
+        self.gate = nn.Sequential(nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
         layers: list[nn.Module] = []
         for hidden in settings.mlp_widths:
             layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
@@ -46,13 +41,12 @@ class GatedMlp(nn.Module):
 
     def forward(self, predictions: Tensor) -> Tensor:
         x = predictions.flatten(1)
-        return torch.as_tensor(self.mlp(x * self.gate(x)))
+        return self.mlp(x * self.gate(x))
 
 
 class ClassMixer(nn.Module):
-    '''A weighted mean of the models' probabilities per class, its logit, then a K x K linear layer.
+    '''A weighted mean of the models' probabilities per class, its logit, then a K x K layer; at first the plain mean.
 
-    Before training it is the plain mean of the models.
     Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
     Source: second place, Freesound Audio Tagging 2019
     '''
@@ -67,7 +61,7 @@ class ClassMixer(nn.Module):
     def forward(self, predictions: Tensor) -> Tensor:
         # The float32 weights widen half precision, in which 1 - eps would be 1 and its logit infinite.
         mean = (predictions * self.model_weights.softmax(dim=0)).sum(dim=1)
-        return torch.as_tensor(self.mix(torch.logit(mean, eps=1e-7)))
+        return self.mix(torch.logit(mean, eps=1e-7))
 
 
 class ImageStacker(nn.Module):
@@ -93,7 +87,7 @@ class ImageStacker(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.blocks(images)
         pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
-        return torch.as_tensor(self.head(pooled))
+        return self.head(pooled)
 
 
 class LogisticStacker(nn.Module):

@@ -26,9 +26,7 @@ class TaggerCard(Config):
     '''Everything about a tagger except its tensors; a checkpoint stores it as JSON.'''
 
     classes: tuple[str, ...] = setting((), 'class names, in the order of the logits')
-    prevalences: tuple[float, ...] = setting(
-        (), 'shares of the classes in training: the prediction for an unreadable clip', low=0, high=1
-    )
+    prevalences: tuple[float, ...] = setting((), 'shares of classes: prediction for an unreadable clip', low=0, high=1)
     frontend: FrontendConfig = setting(FrontendConfig(), 'how waveforms become spectrograms')
     inference: InferenceConfig = setting(InferenceConfig(), 'how a clip is predicted')
     network: dict[str, Any] = setting({}, "the network's family and settings")
@@ -43,9 +41,7 @@ class TaggerCard(Config):
     seed: int = setting(0, 'seed of its training', low=-(2**63), high=2**64)
     oof_score: float | None = setting(None, "the recipe's metric on that fold", low=-1e9, high=1e9)
     recipe: dict[str, Any] = setting({}, 'the recipe of its training')
-    train_prevalences: tuple[float, ...] = setting(
-        (), 'share of true labels among those drawn in training, by class', low=0, high=1e6
-    )
+    train_prevalences: tuple[float, ...] = setting((), 'share of true ones in drawn labels, by class', low=0, high=1e6)
     version: str = setting(VERSION, 'version of the kit that wrote it')
 
     def check(self) -> None:
@@ -84,8 +80,7 @@ class Tagger(nn.Module):
         self.min_frames = card.min_frames if image else max(card.min_frames, least)
 
     def forward(self, wave: Tensor) -> Tensor:
-        logits: Tensor = self.read_logits(self.network(self.frontend(wave)))
-        return logits
+        return self.read_logits(self.network(self.frontend(wave)))
 
     def read_logits(self, output: Any) -> Any:
         '''Turn the network's output into logits: probabilities are converted. Shape: (B, K) -> (B, K)'''
@@ -103,5 +98,4 @@ class Tagger(nn.Module):
 
 def build_tagger(card: TaggerCard, start: bool = False) -> Tagger:
     '''Build the tagger that a card describes, with random weights; `start` as in build_network.'''
-    network = build_network(card.network, input_shape(card.frontend), len(card.classes), start)
-    return Tagger(card, network)
+    return Tagger(card, build_network(card.network, input_shape(card.frontend), len(card.classes), start))

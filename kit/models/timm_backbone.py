@@ -24,9 +24,7 @@ class TimmConfig(NetworkConfig):
 
     name: str = setting('tf_efficientnet_b0.ns_jft_in1k', 'any convolutional model of timm')
     weights: str | None = setting(None, 'local pretrained file to start training from')
-    stem_stride: int | None = setting(
-        None, '1: the first layer keeps every row and frame; None: as in timm', choices=(None, 1)
-    )
+    stem_stride: int | None = setting(None, '1: the first layer keeps every cell; None: as in timm', choices=(None, 1))
     drop_path: float = setting(0.0, 'stochastic depth: probability of dropping a branch', low=0, high=0.9)
 
 
@@ -65,8 +63,8 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     try:
         model = create_timm_model(settings.name, in_chans=channels, num_classes=0, **options)
     except Exception as error:
-        base_name = settings.name.partition('.')[0]
-        tags = ', '.join(timm.list_models(f'{base_name}.*', pretrained=True)) or 'none'
+        pattern = settings.name.partition('.')[0] + '.*'
+        tags = ', '.join(timm.list_models(pattern, pretrained=True)) or 'none'
         raise KitError(
             f'timm cannot build {settings.name!r} with {channels} channels and drop_path '
             f'{settings.drop_path:g}: {one_line(error)[:160]}. Its pretrained forms: {tags}.'
@@ -74,14 +72,14 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     if settings.stem_stride == 1:
         stems = [model.get_submodule(name) for name in layer_names(model, 'first_conv')]
         if len(stems) != 1 or not isinstance(stems[0], nn.Conv2d) or stems[0].stride != (2, 2):
-            problem = f'a single first convolution of stride 2, which {settings.name} does not have'
-            raise KitError(f'stem_stride=1 needs {problem}: set stem_stride=None.')
+            needed = f'one first convolution of stride 2, which {settings.name} does not have'
+            raise KitError(f'stem_stride=1 needs {needed}: set stem_stride=None.')
         stems[0].stride = (1, 1)
     return model
 
 
 def create_timm_model(name: str, **options: Any) -> nn.Module:
-    '''Create a registered model. Old versions of timm build some on the CPU only, so the meta device may follow.'''
+    '''Create a registered model. Old versions of timm build some on the CPU only.'''
     import timm
 
     try:
@@ -95,13 +93,13 @@ def create_timm_model(name: str, **options: Any) -> nn.Module:
 
 
 def layer_names(model: Any, role: str) -> tuple[str, ...]:
-    '''Return the names of a timm model's layers in the role `first_conv` or `classifier`.'''
+    '''The names of a timm model's layers in the role `first_conv` or `classifier`.'''
     names = model.pretrained_cfg.get(role) or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, ...]:
-    '''Compute the shape of a timm model's map of one clip; () where the model refuses the input.'''
+    '''The shape of a timm model's map of one clip; () where it refuses the input.'''
     # On the meta device tensors have shapes but no numbers.
     spec = torch.empty(1, shape.channels, shape.bins, frames, device='meta')
     try:
@@ -113,10 +111,7 @@ def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, 
 
 @functools.cache
 def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int, int]:
-    '''Measure the channels, the stride in frames and the shortest input of a timm model's map.
-
-    That takes several times as long as building the model, so it is done once per process.
-    '''
+    '''Measure the channels, the stride in frames and the shortest input of a timm model's map. This takes long.'''
     # Building a model may draw random numbers, which must not change the caller's next ones.
     with torch.random.fork_rng(devices=[]), meta_device():
         model = timm_model(settings, shape.channels).eval()
@@ -124,10 +119,8 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
     # A map (B, D, M', N') grows along its last axis. Tokens and maps with channels last do not.
     if not (len(short) == len(long) == 4 and short[3] < long[3]):
         problem = f'returns {long} for' if long else 'refuses'
-        raise KitError(
-            f'{settings.name} {problem} an input of {shape.bins} x {PROBE_FRAMES[1]}, where a map '
-            "(1, D, M', N') is needed: choose a convolutional model, or more bins."
-        )
+        what = f'{settings.name} {problem} an input of {shape.bins} x {PROBE_FRAMES[1]}'
+        raise KitError(f"{what}, not a map (1, D, M', N'): choose a convolutional model, or more bins.")
     stride = round((PROBE_FRAMES[1] - PROBE_FRAMES[0]) / (long[3] - short[3]))
     lengths = range(stride, PROBE_FRAMES[0], stride)
     accepted = (frames for frames in lengths if feature_map_shape(model, shape, frames))
@@ -135,7 +128,7 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
 
 
 def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    '''Fill a backbone from a local file of its timm model; the first convolution adapts to the channels.'''
+    '''Fill a backbone from a file of its timm model; the first convolution adapts to the channels.'''
     from timm.models import adapt_input_conv, load_state_dict
 
     if not Path(path).is_file():
@@ -159,9 +152,9 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
     classifier = tuple(name.partition('.')[0] + '.' for name in layer_names(backbone.model, 'classifier'))
     unexpected = [name for name in tensors if name not in target and not name.startswith(classifier)]
     if unexpected or missing:
-        filled = len(required) - len(missing)
-        example = (unexpected + missing)[0]
         total = len(required)
+        filled = total - len(missing)
+        example = (unexpected + missing)[0]
         raise KitError(
             f'{path} is no file of {backbone.settings.name}: it fills {filled} of its {total} tensors '
             f'({filled / total:.0%}) and has {len(unexpected)} others, e.g. {example}: set the name of its model.'

@@ -77,11 +77,9 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     bottom.grid(visible=False)
     labels = [('✓ ' if k in true else '') + shown_name(card.classes[k]) for k in rows]
     bottom.set(yticks=range(len(rows)), yticklabels=labels, ylim=(row_edges[-1], row_edges[0]))
-    title = f'windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s'
-    bottom.set(xlabel='seconds', title=title)
+    bottom.set(xlabel='seconds', title=f'windows of {by_window.window_s:.3g} s every {by_window.hop_s:.3g} s')
 
-    bars = right.barh(range(len(rows)), clip_probs[rows])
-    right.bar_label(bars, fmt=' %.2f')
+    right.bar_label(right.barh(range(len(rows)), clip_probs[rows]), fmt=' %.2f')
     right.set(xlim=(0, 1.3), xlabel='probability', title='whole clip')
     key.set_axis_off()
     place = key.inset_axes((0, 0.3, 1, 0.1))
@@ -117,8 +115,7 @@ def draw_lengths(seconds: Sequence[float]) -> Plot:
     low = lengths.min() / 1.05
     high = lengths.max() * 1.05
     axes.hist(lengths, np.geomspace(low, high, 41))
-    hours = lengths.sum() / 3600
-    title = f'{len(lengths):,} clips, {hours:.3g} h in all, median {np.median(lengths):.3g} s'
+    title = f'{len(lengths):,} clips, {lengths.sum() / 3600:.3g} h in all, median {np.median(lengths):.3g} s'
     axes.set(xscale='log', xlim=(low, high), xlabel='seconds', ylabel='clips', title=title)
     ticks = np.outer(10.0 ** np.arange(-3, 5), (1, 2, 5)).ravel()
     axes.set_xticks(ticks[(low <= ticks) & (ticks <= high)])
@@ -150,8 +147,7 @@ def sheet_panels(waves: Tensor, frontend: Frontend, generator: torch.Generator) 
     for name in WAVE_AUGMENTS:
         wave_config = WaveAugmentConfig.from_dict({f'{name}_p': 1.0})
         wave_draw = draw_wave_augment(wave_config, 1, waves.shape[1], generator)
-        sample_rate = frontend.config.sample_rate
-        changed = augment_waves(waves[:1], wave_draw, wave_config, sample_rate, backgrounds=waves[1:])
+        changed = augment_waves(waves[:1], wave_draw, wave_config, frontend.config.sample_rate, waves[1:])
         yield f'{name}: {float(wave_draw.amounts[name][0]):.3g}', spectrograms(changed)[0]
 
     rows, frames = specs.shape[1:]

@@ -47,7 +47,7 @@ class Plot:
         return replace(self, path=Path(path))
 
     def to_bytes(self, image_format: str = 'png') -> bytes:
-        '''Return the bytes of the image file.'''
+        '''The bytes of the image file.'''
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=image_format, dpi=100)
         return buffer.getvalue()
@@ -60,7 +60,7 @@ class Plot:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    '''Create an empty figure and its axes. `grid` goes to matplotlib's `Figure.subplots`.
+    '''Create a figure and its axes; `grid` goes to matplotlib's `Figure.subplots`.
 
     Units:  width and height in inches
     '''
@@ -89,14 +89,10 @@ def shown_name(name: str) -> str:
 
 
 def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    '''Create an empty figure with one labelled row per item, the first on top, and its axes (columns,).
-
-    Labels are shown as they are: names must have passed `shown_name`.
-    '''
+    '''Create a figure with a row per label, the first on top, and its axes (columns,); for names see `shown_name`.'''
     height = 3.2 + 0.15 * len(labels)
     figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
-    first = panels[0, 0]
-    first.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+    panels[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     return figure, panels[0]
 
 
@@ -110,7 +106,7 @@ def draw_matrix(axes: Any, matrix: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def draw_spectrogram(axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.ndarray, low: float, high: float) -> None:
-    '''Draw a spectrogram (M, N) over seconds, with frequency ticks in kHz; colours run from `low` to `high`.'''
+    '''Draw a spectrogram (M, N) over seconds and kHz, in colours from `low` to `high`.'''
     khz = bin_hz / 1000
     bins = np.arange(len(khz))
     if (np.diff(khz) > 0).all():
@@ -133,7 +129,7 @@ figure{margin:1rem 0}img{max-width:100%}figcaption{opacity:.7}
 
 
 def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
-    '''Return an HTML table, or nothing without rows. With a summary, a click on that line opens the table.'''
+    '''An HTML table, or nothing without rows. With a summary, a click on that line opens the table.'''
     lines = ['<tr>' + ''.join(f'<td>{escape(str(cell))}' for cell in row) for row in rows]
     if not lines:
         return ''
@@ -144,17 +140,14 @@ def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
 
 
 def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:
-    '''Return HTML with a plot and its caption, or with the reason why it cannot be drawn.
-
-    The caption is the first line of the drawing function's docstring.
-    '''
+    '''A plot as HTML under its docstring's first line, or the reason why it cannot be drawn.'''
     caption = escape((draw.__doc__ or '').partition('\n')[0])
     try:
         data = base64.b64encode(draw(*arguments).to_bytes()).decode()
     except KitError as error:
         return f'<p>{escape(str(error))}'
-    image_tag = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f'<figure><figcaption>{caption}</figcaption>{image_tag}</figure>'
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f'<figure><figcaption>{caption}</figcaption>{image}</figure>'
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:

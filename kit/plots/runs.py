@@ -25,29 +25,28 @@ STAGES = {
 
 
 def require_predictions(run: SavedRun) -> None:
-    '''Raise KitError unless a run has out-of-fold predictions and a true label to compare them with.'''
+    '''Raise KitError unless a run has out-of-fold predictions and a true label.'''
     if not run.oof.names:
         raise KitError(f'{run.folder} has no oof.csv yet: let `train` finish, or run `oof`.')
     if not (run.oof.truth == 1).any():
-        clips = f'{len(run.oof.names)} clips of {run.folder}'
-        raise KitError(f'none of the {clips} has a true label: label some of them.')
+        raise KitError(f'none of the {len(run.oof.names)} clips of {run.folder} has a true label: label some of them.')
 
 
 def hardest_classes(run: SavedRun) -> list[int]:
-    '''Return the classes with the lowest out-of-fold scores, hardest first, 40 at most.'''
+    '''The classes with the lowest out-of-fold scores, hardest first, 40 at most.'''
     require_predictions(run)
     scores = metric_per_class(run.oof.metric, run.oof.truth, run.oof.probabilities)
     return [int(k) for k in np.argsort(scores, kind='stable') if np.isfinite(scores[k])][:MAX_ROWS]
 
 
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
-    '''Return the title of a plot of some classes.'''
+    '''The title of a plot of some classes.'''
     name = shown_name(run.folder.resolve().name)
     return f'{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first'
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
-    '''Return the values, and how far their intervals extend below and above. Shape: -> (n,), (2, n)'''
+    '''The values, and how far their intervals extend below and above. Shape: -> (n,), (2, n)'''
     values = np.array([interval.value for interval in intervals])
     below = values - [interval.low for interval in intervals]
     above = [interval.high for interval in intervals] - values
@@ -63,25 +62,23 @@ def draw_classes(run: SavedRun) -> Plot:
     shown = hardest_classes(run)
     oof = run.oof
     values, lengths = error_bars(class_intervals(oof.metric, oof.truth, oof.probabilities, shown, oof.groups))
-    clips = (run.oof.truth == 1).sum(axis=0)
-    labels = [f'{shown_name(run.oof.classes[k])}  {clips[k]}' for k in shown]
-    figure, (axes,) = new_row_figure(labels, 8)
+    clips = (oof.truth == 1).sum(axis=0)
+    figure, (axes,) = new_row_figure([f'{shown_name(oof.classes[k])}  {clips[k]}' for k in shown], 8)
     axes.errorbar(values, range(len(shown)), xerr=lengths, fmt='o', capsize=3)
-    measure = class_metric(run.oof.metric)
-    axes.set(xlim=(0, 1.02), xlabel=f'{measure} and its 95 % interval', title=classes_title(run, shown))
-    axes.set(ylabel='class and its number of clips')
+    axes.set(xlim=(0, 1.02), xlabel=f'{class_metric(oof.metric)} and its 95 % interval')
+    axes.set(title=classes_title(run, shown), ylabel='class and its number of clips')
     return Plot(figure)
 
 
 def mean_confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    '''Return the mean score of the column's class where it is false and the row's class is true, or NaN.
+    '''The mean score of the column's class where it is false and the row's class is true, or NaN.
 
     Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> (K, K)
     '''
     is_true = (truth == 1).astype(float)
     is_false = (truth == 0).astype(float)
     with np.errstate(invalid='ignore'):
-        return np.asarray((is_true.T @ (scores * is_false)) / (is_true.T @ is_false))
+        return (is_true.T @ (scores * is_false)) / (is_true.T @ is_false)
 
 
 def draw_confusion(run: SavedRun) -> Plot:
@@ -111,7 +108,7 @@ class CalibrationBins(NamedTuple):
 
 
 def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
-    '''Compare predicted probabilities with observed frequencies in ten bins of equal width, without empty ones.
+    '''Compare predicted probabilities with observed frequencies in up to ten bins of equal width.
 
     Source: intervals by Wilson 1927, as if all labels were independent
     '''
@@ -141,8 +138,7 @@ def draw_calibration(run: SavedRun) -> Plot:
     top.plot((0, 1), (0, 1), '--', color='0.5')
     top.errorbar(bins.predicted, bins.observed, lengths, fmt='o-')
     top.set(ylabel='observed frequency', title=f'expected calibration error {bins.error:.3f}')
-    bars = bottom.bar(bins.predicted, bins.n_labels, 0.05)
-    bottom.bar_label(bars, fmt='{:,.0f}', fontsize=8)
+    bottom.bar_label(bottom.bar(bins.predicted, bins.n_labels, 0.05), fmt='{:,.0f}', fontsize=8)
     # From 0.5, so that a bin of one label has a bar on the logarithmic axis.
     bottom.set(yscale='log', ylim=(0.5, 5 * bins.n_labels.max()))
     bottom.tick_params(which='minor', labelleft=False)
@@ -171,8 +167,7 @@ def draw_history(runs: Sequence[SavedRun]) -> Plot:
         axes.set(xlabel='epoch', ylabel=measure)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if lines:
-        names = [shown_name(name) for name in lines]
-        figure.legend(lines.values(), names, loc='outside right upper', frameon=False)
+        figure.legend(lines.values(), map(shown_name, lines), loc='outside right upper', frameon=False)
     return Plot(figure)
 
 
@@ -185,9 +180,7 @@ def draw_self_training(run: str | Path) -> Plot:
     '''
     folder = Path(run)
     rounds = folder / 'rounds'
-    counts: dict[int, dict[str, int]] = {}
-    for path in rounds.glob('*/labels/relabel.json'):
-        counts[int(path.parts[-3])] = read_json(path)['counts']
+    counts = {int(path.parts[-3]): read_json(path)['counts'] for path in rounds.glob('*/labels/relabel.json')}
     counts = dict(sorted(counts.items()))
     # The last round is the run itself.
     last = max(counts, default=0)
@@ -195,18 +188,16 @@ def draw_self_training(run: str | Path) -> Plot:
     folders[last] = folder
     scored = [number for number in folders if (folders[number] / 'oof.csv').is_file()]
     if not counts or not scored:
-        cure = 'pass a run of a recipe with self_training.iterations above 0'
-        raise KitError(f'{folder} holds no rounds (rounds/0/oof.csv): {cure}.')
+        raise KitError(f'{folder} holds no rounds (rounds/0/oof.csv): train with self_training.iterations above 0.')
 
     intervals = []
     for number in scored:
-        saved = load_run(folders[number], rounds / 'folds.csv')
-        oof = saved.oof
+        oof = load_run(folders[number], rounds / 'folds.csv').oof
         intervals.append(bootstrap_interval(oof.metric, oof.truth, oof.probabilities, oof.groups))
     values, lengths = error_bars(intervals)
     figure, (left, right) = new_figure(10, 4, 1, 2, sharex=True)
     left.errorbar(scored, values, lengths, fmt='o-', capsize=3)
-    left.set(xlabel='self-training round', title=f'{saved.oof.metric} and its 95 % interval', xticks=list(folders))
+    left.set(xlabel='self-training round', title=f'{oof.metric} and its 95 % interval', xticks=list(folders))
     kinds = dict.fromkeys(kind for of_round in counts.values() for kind in of_round)
     for place, kind in enumerate(kinds):
         amounts = [of_round.get(kind, 0) for of_round in counts.values()]
@@ -235,16 +226,13 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
     lanes += [(model['checkpoint'], model['spans']) for model in models]
     lanes.append(('write the CSV', spans.get('write', [])))
 
-    labels = []
-    for name, lane in lanes:
-        labels.append(f'{shown_name(name)}  {sum(end - begin for begin, end in lane):.1f} s')
+    labels = [f'{shown_name(name)}  {sum(end - begin for begin, end in lane):.1f} s' for name, lane in lanes]
     figure, (axes,) = new_row_figure(labels, 10)
     # All models have one colour, and the last lane the next one.
     last = len(STAGES)
     colours = [*CURVE_COLOURS[:last], *[CURVE_COLOURS[last]] * len(models), CURVE_COLOURS[last + 1]]
     for row, (_, lane) in enumerate(lanes):
-        bars = [(begin, end - begin) for begin, end in lane]
-        axes.broken_barh(bars, (row - 0.4, 0.8), color=colours[row])
+        axes.broken_barh([(begin, end - begin) for begin, end in lane], (row - 0.4, 0.8), color=colours[row])
     total_s = details['seconds_total']
     deadline_s = details['deadline_s']
     title = f'{shown_name(details["state"])}, {total_s:.1f} s'

@@ -24,7 +24,7 @@ Alter = Callable[[Frontend, Tensor], Tensor]
 
 
 class ProbeRow(NamedTuple):
-    '''The scores of held-out clips under one change: mean log loss of true and of false labels, and the score.'''
+    '''Held-out clips under one change: the mean log loss of true and of false labels, and the score.'''
 
     name: str
     positive_loss: float
@@ -65,7 +65,7 @@ class AlteredPredictor(Predictor):
 
 
 def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
-    '''Replace rows, in one of equal parts of time, by the spectrogram's least value; extra rows become 0.'''
+    '''Replace rows, in one of equal parts of time, by the spectrogram's least value, extra rows by 0.'''
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         altered = pieces.clone()
@@ -95,7 +95,7 @@ def replace_coordinate(name: str, noise: bool = False) -> Alter:
 
 
 def probe_alterations(config: FrontendConfig, bands: int, stretches: int) -> list[tuple[str, Alter]]:
-    '''List the changes that suit a frontend, by name: coordinates, extra rows, frequency bands, parts of time.'''
+    '''List the changes that suit a frontend, by name.'''
     alterations: list[tuple[str, Alter]] = [('everything', Frontend.stack)]
     for name in sorted(set(COORDINATES) & set(config.channels)):
         alterations.append((f'{name} zeroed', replace_coordinate(name)))

@@ -19,8 +19,8 @@ from kit.infer.template import locate_clips
 class ClipStore:
     '''Keeps the clips of a training in memory up to a budget, and beyond it in files mapped to memory.
 
-    Where they do not fit as float32, all are kept as float16. That depends on the budget and the clips alone, so that
-    the same seed gives the same result here.
+    Where they do not fit as float32, all are kept as float16. That depends on budget and clips alone: the same seed
+    gives the same result here.
     '''
 
     def __init__(self, memory_gb: float | None, seconds: float, frontends: Mapping[str, Any]) -> None:
@@ -44,8 +44,8 @@ class ClipStore:
         print(f'note: {seconds / 3600:.1f} hours of audio take {figures}: they take {kept}', flush=True)
         free = shutil.disk_usage(folder).free
         if on_disk > free:
-            cure = 'train on less audio, or set TMPDIR to a larger disk'
-            raise KitError(f'{folder} has {free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB: {cure}.')
+            space = f'{free / 1e9:.1f} GB free for {on_disk / 1e9:.1f} GB'
+            raise KitError(f'{folder} has {space}: train on less audio, or set TMPDIR to a larger disk.')
 
     def keep(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         '''Return tensors as they are kept: in memory, or mapped to a file together.'''
@@ -63,10 +63,7 @@ class ClipStore:
 def load_clips(
     names: Sequence[str], audio: Path, frontends: Mapping[str, Any], runtime: Runtime, memory_gb: float | None = None
 ) -> tuple[SpectrogramLoader, dict[str, dict[int, Tensor]]]:
-    '''Decode every clip once and apply each frontend to it.
-
-    Returns the loader, which holds seconds and failures, and for each frontend the spectrograms by clip.
-    '''
+    '''Decode every clip once. Returns the loader, for seconds and failures, and each frontend's spectrograms.'''
     loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     spectrograms: dict[str, dict[int, Tensor]] = {key: {} for key in frontends}
     store = None

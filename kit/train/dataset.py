@@ -40,9 +40,9 @@ MAX_BACKGROUNDS = 64
 class Dataset(ClipLabels):
     '''Labels and audio of a table. Arrays and dicts have an entry per row: a clip, or a stretch of one.
 
-    `targets` are for training, `truth` is for validation: soft labels fill only the first, and labels of
-    unscored sources are unknown in the second. Rows without audio are only in `failures`. `waveforms` is
-    empty unless the recipe cuts its crops from waveforms. `recordings` are whole spectrograms, by name.
+    Soft labels fill `targets`, for training. Labels of unscored sources are unknown in `truth`, for validation. Rows
+    without audio are only in `failures`. `waveforms` is empty unless crops are cut from waveforms. `recordings` are
+    whole spectrograms, by name.
     Shape:  n rows; targets and truth (n, K); stretches (n, 2), seconds, infinite ends for whole clips;
             spectrograms (M, N_i), waveforms (1, T_i); backgrounds (m, T)
     '''
@@ -98,7 +98,7 @@ class Dataset(ClipLabels):
     @property
     def has_label(self) -> np.ndarray:
         '''Whether any label of a row is known, not counting those of windows. Shape: -> (n,)'''
-        return np.asarray(~np.isnan(self.targets).all(axis=1))
+        return ~np.isnan(self.targets).all(axis=1)
 
     def has_windows(self, name: str) -> bool:
         '''Whether windows of this clip have soft labels.'''
@@ -106,7 +106,7 @@ class Dataset(ClipLabels):
         return soft is not None and bool(soft.times) and name in soft.rows
 
     def crop_targets(self, row: int, begin_s: float, end_s: float, box_share: float) -> tuple[np.ndarray, np.ndarray]:
-        '''Targets of a crop, by the boxes or else of the clip, and the soft labels of the nearest window.
+        '''Targets of a crop, by boxes or its clip, and the soft labels of the nearest window.
 
         Shape:  -> (K,) each, NaN where unknown
         '''
@@ -131,11 +131,11 @@ class RawWaveforms:
         return [wave[None] for wave in waves]
 
     def normalize(self, wave: Tensor) -> Tensor:
-        '''Return the waveform as it is.'''
+        '''The waveform as it is.'''
         return wave
 
     def floor(self, wave: Tensor) -> Tensor:
-        '''Return the silence that pad_mode "min" appends.'''
+        '''The silence that pad_mode "min" appends.'''
         return wave.new_zeros(1, 1)
 
 
@@ -233,10 +233,7 @@ def load_dataset(
     stretches = stretches_of(frame)
     has_times = boxes is not None or np.isfinite(stretches).all(axis=1).any() or bool(soft and soft.times)
     if recipe.frontend.trim_db is not None and has_times:
-        raise KitError(
-            'frontend.trim_db cuts the ends of clips, so stretches, boxes and windows are not at their times: '
-            'use frontend.trim_db=null.'
-        )
+        raise KitError('frontend.trim_db cuts the ends of clips, which moves all times: use frontend.trim_db=null.')
     # Without pseudo-labels nothing is learnt from unlabelled soundscapes, so they are not decoded.
     is_used = labels.sources != UNLABELLED
     if soft and soft.times:
@@ -253,7 +250,8 @@ def load_dataset(
     failures: dict[int, str] = {}
     digests: dict[int, str] = {}
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
-    sound_s = {name: loader.seconds[clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
+    recordings = {name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
+    sound_s = {name: loader.seconds[clip_numbers[name]] for name in recordings}
     truth = scored_truth(labels, vars(recipe))
     if recipe.secondary_target is not None:
         mask = is_secondary(frame, labels.classes)
@@ -274,18 +272,15 @@ def load_dataset(
         if clip in loader.failures or not is_inside[row]:
             failures[row] = loader.failures.get(clip, f'begins at {begin_s:g} s, after the end of its sound')
             continue
-        spec = loaded['spec'][clip]
-        spectrograms[row] = cut_stretch(spec, begin_s, end_s, recipe.frontend.frames_per_s)
+        spectrograms[row] = cut_stretch(recordings[name], begin_s, end_s, recipe.frontend.frames_per_s)
         if recipe.needs_waveforms:
-            wave = loaded['wave'][clip]
-            waveforms[row] = cut_stretch(wave, begin_s, end_s, recipe.frontend.sample_rate)
+            waveforms[row] = cut_stretch(loaded['wave'][clip], begin_s, end_s, recipe.frontend.sample_rate)
         seconds[row] = max(0.0, min(end_s, loader.seconds[clip]) - begin_s)
         digests[row] = loader.digests[clip]
-    folds_per_content = pandas.Series(folds).groupby(pandas.Series(digests)).nunique()
-    copies = int((folds_per_content > 1).sum())
+    copies = int((pandas.Series(folds).groupby(pandas.Series(digests)).nunique() > 1).sum())
     if copies:
-        warning = f'{copies} recordings are in several folds under several names: use a group_column.'
-        print(f'WARNING: {warning}', flush=True)
+        places = 'in several folds under several names'
+        print(f'WARNING: {copies} recordings are {places}: use a group_column.', flush=True)
 
     if soft and soft.times:
         begin_s, end_s = soft.times
@@ -301,7 +296,7 @@ def load_dataset(
         folds=folds,
         stretches=stretches,
         spectrograms=spectrograms,
-        recordings={name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']},
+        recordings=recordings,
         seconds=seconds,
         failures=failures,
         waveforms=waveforms,
@@ -314,7 +309,7 @@ def load_dataset(
 def begins_inside(
     what: str, names: Sequence[str], begin_s: np.ndarray, end_s: np.ndarray, sound_s: Mapping[str, float]
 ) -> np.ndarray:
-    '''Find the stretches that begin inside their sound; a note tells how many do not. Whole clips always do.
+    '''Find the stretches that begin inside their sound; a note tells how many do not.
 
     Shape:  names, begin_s and end_s (n,); sound_s the decoded seconds of each name -> (n,) bool
     '''
@@ -333,22 +328,20 @@ def begins_inside(
         places = f'{is_far.sum()} of {n_stretches} {what} lie outside their sound, {example}'
         raise KitError(f'{places}: are the times in milliseconds? Give seconds.')
     if is_outside.any():
-        left_out = f'{is_outside.sum()} {what} begin after the end of their sound and are left out'
-        print(f'note: {left_out}, {example}', flush=True)
+        where = 'begin after the end of their sound and are left out'
+        print(f'note: {is_outside.sum()} {what} {where}, {example}', flush=True)
     return ~is_outside
 
 
 def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) -> Boxes:
-    '''Select the boxes that begin inside their recording. A note tells how many lie above all frequencies.'''
-    names = boxes.recordings.tolist()
-    boxes = boxes.select(begins_inside('boxes', names, boxes.begin_s, boxes.end_s, sound_s))
+    '''Select the boxes that begin inside their recording; a note counts those above all frequencies.'''
+    boxes = boxes.select(begins_inside('boxes', boxes.recordings.tolist(), boxes.begin_s, boxes.end_s, sound_s))
     is_above = boxes.low_hz >= nyquist_hz
     if is_above.any():
         first = int(is_above.argmax())
         example = f'e.g. {boxes.recordings.tolist()[first]!r} from {boxes.low_hz[first]:g} Hz'
-        limit = f'{nyquist_hz:g} Hz, half of frontend.sample_rate'
-        unseen = f'{is_above.sum()} boxes lie above {limit}, so the network cannot see them'
-        print(f'note: {unseen}, {example}', flush=True)
+        unseen = f'{is_above.sum()} boxes lie above {nyquist_hz:g} Hz, half of frontend.sample_rate, so'
+        print(f'note: {unseen} the network cannot see them, {example}', flush=True)
     return boxes
 
 
@@ -357,29 +350,25 @@ def cut_stretch(spec: Tensor, begin_s: float, end_s: float, steps_per_s: float) 
     first = min(spec.shape[-1] - 1, round(begin_s * steps_per_s))
     if np.isinf(end_s):
         return spec[:, first:]
-    end = max(first + 1, round(end_s * steps_per_s))
-    return spec[:, first:end]
+    return spec[:, first : max(first + 1, round(end_s * steps_per_s))]
 
 
 def crop_steps(recipe: Recipe) -> tuple[int, float]:
     '''Steps of a training crop and of a second: samples if crops are cut from waveforms, else frames.'''
     if recipe.needs_waveforms:
-        samples = max(1, (recipe.crop_frames - 1) * recipe.frontend.hop_length)
-        return samples, recipe.frontend.sample_rate
+        return max(1, (recipe.crop_frames - 1) * recipe.frontend.hop_length), recipe.frontend.sample_rate
     return recipe.crop_frames, recipe.frontend.frames_per_s
 
 
 def load_backgrounds(recipe: Recipe, folder: str | Path | None, runtime: Runtime) -> Tensor | None:
-    '''Load sounds to mix under crops, looped or cut to a crop's length; None if the recipe uses none.
+    '''Load sounds to mix under crops, looped or cut to their length, if the recipe uses any.
 
     Shape:  -> (n, T), n at most 64
     '''
     if not recipe.wave_augment.background_p:
         return None
     if folder is None:
-        raise KitError(
-            'wave_augment.background_p wants a folder of sounds: --backgrounds DIR, or wave_augment.background_p=0.'
-        )
+        raise KitError('wave_augment.background_p wants sounds: --backgrounds DIR, or wave_augment.background_p=0.')
     folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in list_audio(folder)[:MAX_BACKGROUNDS]]
     if not names:

@@ -31,10 +31,9 @@ EpochLogger = Callable[[dict[str, Any]], object]
 
 def new_tagger(recipe: Recipe, data: Dataset, fold: int | None, start: bool = True, replica: int = 0) -> Tagger:
     '''Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network.'''
-    truth = data.truth if fold is None else data.truth[data.folds != fold]
     card = TaggerCard(
         classes=data.classes,
-        prevalences=tuple(known_prevalences(truth)),
+        prevalences=tuple(known_prevalences(data.truth if fold is None else data.truth[data.folds != fold])),
         frontend=recipe.frontend,
         inference=recipe.inference,
         network=recipe.network,
@@ -104,8 +103,7 @@ def train_fold(
     trainer.restore(state_path)
     if trainer.epoch:
         bar.update(trainer.epoch)
-        epochs = f'{trainer.epoch} of {recipe.epochs}'
-        bar.write(f'note: {trainer.name} was trained already up to epoch {epochs}.')
+        bar.write(f'note: {trainer.name} was trained already up to epoch {trainer.epoch} of {recipe.epochs}.')
     for row in trainer.train(state_path, validate, deadline):
         history = history_rows(trainer)
         write_history(folder / 'history.csv', history)
@@ -139,26 +137,22 @@ def train_fold(
 
 
 def mean_calibration(folder: Path, output: str) -> Calibration | None:
-    '''The mean calibration of the folds in a run's folder; None, with a note, if ranking scores have none.'''
+    '''The mean calibration of a run's folds; None, with a note, if ranking scores have none.'''
     if output == 'probability':
         return None
     cards = [open_checkpoint(path).card for path in sorted(folder.glob('fold_*.pt'))]
-    calibrations = [card.calibration for card in cards if card.calibration is not None]
-    if not calibrations:
+    pairs = [(card.calibration.scale, card.calibration.offset) for card in cards if card.calibration is not None]
+    if not pairs:
         print('note: a rank score without folds in its folder has no calibration: only --blend rank takes it.')
         return None
-    pairs = [(calibration.scale, calibration.offset) for calibration in calibrations]
     return Calibration(*np.mean(pairs, axis=0).tolist())
 
 
 def history_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    '''Return a network's rows of the history, one for each epoch; the score is NaN without a validation.'''
-    fold = 'all' if trainer.fold is None else trainer.fold
-    rows: list[dict[str, Any]] = []
-    for row, seconds in zip(trainer.history, trainer.seconds, strict=True):
-        known = {'fold': fold, 'seed': trainer.replica, **row}
-        rows.append(known | {'score': row.get('score', math.nan), 'seconds': seconds})
-    return rows
+    '''A network's row of the history for each epoch; the score is NaN without a validation.'''
+    network = {'fold': 'all' if trainer.fold is None else trainer.fold, 'seed': trainer.replica}
+    epochs = zip(trainer.history, trainer.seconds, strict=True)
+    return [{**network, **row, 'score': row.get('score', math.nan), 'seconds': seconds} for row, seconds in epochs]
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -48,10 +48,7 @@ class HeldOut(NamedTuple):
 def predict_held_out(
     held: HeldOut, predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    '''Predict a fold's rows with several predictors of one tagger; each file is decoded and predicted once.
-
-    Returns each predictor's logits, and why rows have none; both by the rows' positions in the fold.
-    '''
+    '''Predict a fold's rows with predictors of one tagger: the logits of each, and why rows have none, by position.'''
     clips = list(dict.fromkeys(held.clips))
     outputs, failures = predict_recordings(clips, predictors, name, audio, runtime)
     position = {name: clip for clip, name in enumerate(clips)}
@@ -64,7 +61,7 @@ def predict_held_out(
 def split_rows(
     of_clips: Mapping[Any, WindowLogits], clip_of: Sequence[Any], stretches: np.ndarray, frames_per_s: float
 ) -> dict[int, WindowLogits]:
-    '''Split the logits of recordings to rows, which are stretches of these or whole. `clip_of` is each row's key.'''
+    '''Split the logits of recordings to rows, their stretches; `clip_of` is each row's key.'''
     of_rows = {}
     for row, clip in enumerate(clip_of):
         output = logits_of_stretch(of_clips.get(clip), stretches[row], frames_per_s)
@@ -76,14 +73,10 @@ def split_rows(
 def predict_recordings(
     names: Sequence[str], predictors: Sequence[Predictor], name: str, audio: Path, runtime: Runtime
 ) -> tuple[list[dict[int, WindowLogits]], dict[int, str]]:
-    '''Predict files with several predictors of one tagger.
-
-    Returns each predictor's logits, and why files have none; both by the files' positions.
-    '''
+    '''Predict files with predictors of one tagger: the logits of each, and why files have none, by position.'''
     members = [EnsembleMember(name, predictor) for predictor in predictors]
     frontends = collect_frontends(members, runtime.device)
-    files = locate_clips(names, audio)
-    loader = SpectrogramLoader(files, frontends, runtime.device, threads=runtime.threads)
+    loader = SpectrogramLoader(locate_clips(names, audio), frontends, runtime.device, threads=runtime.threads)
     outputs: list[dict[int, Any]] = [{} for _ in members]
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
@@ -115,7 +108,7 @@ def predict_recordings(
 
 
 def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
-    '''Load every checkpoint of a run, by its path, with the clips that it never trained on, some of `more` too.'''
+    '''Load every checkpoint of a run, by its path, with the clips that it never trained on, also of `more`.'''
     if not (run / 'folds.csv').is_file():
         raise KitError(f'{run} holds no run (no folds.csv): give the folder that `train` wrote.')
     table = read_clip_table(run / 'folds.csv')
@@ -134,8 +127,8 @@ def held_out_models(run: Path, more: Sequence[str] = ()) -> dict[str, HeldOut]:
         clips = [labels.names[row] for row in rows]
         if card.held_out != text_digest(*sorted(row_names(clips, stretches[rows]))):
             raise KitError(f'{path} was trained with other folds than folds.csv: its scores would leak.')
-        truth = scored_truth(labels, card.recipe)
-        models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth[rows], unlabelled)
+        truth = scored_truth(labels, card.recipe)[rows]
+        models[str(path)] = HeldOut(tagger, rows, clips, stretches[rows], truth, unlabelled)
     if not models:
         raise KitError(f'{run} holds no checkpoint fold_*.pt yet: let `train` finish a fold.')
     return models

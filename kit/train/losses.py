@@ -103,8 +103,7 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float
     if gamma != 0 and not gamma >= 1:
         raise KitError(f'gamma must be 0 or at least 1, got {gamma}.')
     logits, targets, known = widen_for_loss(logits, targets)
-    focus = (targets - logits.sigmoid()).abs().pow(gamma)
-    losses = bce_of_labels(logits, targets) * focus
+    losses = bce_of_labels(logits, targets) * (targets - logits.sigmoid()).abs().pow(gamma)
     if alpha is not None:
         losses = losses * (alpha * targets + (1 - alpha) * (1 - targets))
     return mean_over_known(losses, known)
@@ -190,8 +189,7 @@ def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
     shares = torch.zeros_like(logits).masked_scatter(is_false, by_false)
     shares = shares.masked_scatter(is_true, torch.cat(by_true))
     n_pairs = max(1, len(true) * len(false))
-    n_clips = known.any(dim=1).sum()
-    loss = shares.sum(dim=1) * n_clips / (2 * n_pairs)
+    loss = shares.sum(dim=1) * known.any(dim=1).sum() / (2 * n_pairs)
     return RowLoss(loss + bce * cross_entropy.loss, cross_entropy.known)
 
 
@@ -219,12 +217,11 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor) -> RowLoss:
 def mean_over_known(losses: Tensor, known: Tensor) -> RowLoss:
     '''Average each clip's losses over the labels that take part. Shape: losses and mask (B, K)'''
     n_known = known.sum(dim=1)
-    loss = losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1)
-    return RowLoss(loss, n_known.to(losses.dtype))
+    return RowLoss(losses.masked_fill(~known, 0.0).sum(dim=1) / n_known.clamp(min=1), n_known.to(losses.dtype))
 
 
 def widen_for_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    '''Convert both to float32 or wider, set unknown targets to 0, and return the mask of known ones.'''
+    '''Convert both to float32 or wider, unknown targets to 0; return the mask of known ones.'''
     if ((targets < 0) | (targets > 1)).any():
         raise KitError('targets must be in [0, 1], and NaN, not -1, where a label is unknown.')
     dtype = torch.promote_types(logits.dtype, torch.float32)

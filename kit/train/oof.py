@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.errors import KitError
-from kit.core.files import write_rows, write_text
+from kit.core.files import read_json, write_rows, write_text
 from kit.core.runtime import Runtime, start_runtime
 from kit.infer.blend import fit_weights
 from kit.infer.ensemble import NOT_FINITE, clip_probabilities
@@ -21,7 +21,7 @@ from kit.infer.template import split_window
 from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.calibration import fit_calibration, fit_thresholds
 from kit.labels.metrics import METRICS, compute_metric
-from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric, read_recipe
+from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric
 from kit.labels.stretches import row_names, stretches_of
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import save_tagger
@@ -44,7 +44,7 @@ def inference_variants(
     hop_s: float | None = None,
     pools: Sequence[str] | None = None,
 ) -> dict[str, InferenceConfig]:
-    '''List the requested inference settings by name; none where nothing is requested.'''
+    '''List the requested inference settings by name.'''
     settings = {'mode': mode, 'window_s': window_s, 'hop_s': hop_s}
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes and not pools:
@@ -89,7 +89,7 @@ def fit_on_other_folds(
 
 
 def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
-    '''List the steps over windows that are to be compared: each option alone, and then all together.'''
+    '''List the steps over windows to compare: each option alone, then all together.'''
     chosen = {name: value for name, value in options.items() if value}
     top: dict[str, Any] = {name: chosen.pop(name) for name in ('top_mean', 'top_power') if name in chosen}
     parts: list[dict[str, Any]] = [{name: value} for name, value in chosen.items()] + ([top] if top else [])
@@ -99,7 +99,7 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
 
 
 def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
-    '''Compare steps over a recording's windows with the plain predictions, on the rows that are windows.'''
+    '''Compare steps over a recording's windows with the plain predictions of these.'''
     rows, recordings, times_s = windows_of_names(oof.names)
     windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
     unused_prevalences = np.zeros(len(oof.classes))
@@ -112,9 +112,7 @@ def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -
 
 
 def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray]) -> OofVariant:
-    '''Fit weights of several runs' blend, measure their gain over the plain mean, and advise `submit`.
-
-    A fold's gain is measured with weights that the other folds fitted. The advised weights are fitted on all folds.
+    '''Fit weights of several runs' blend on all folds, and measure their gain over the plain mean on other folds.
 
     Shape:  probabilities (n, K) of each run's folder
     '''
@@ -127,12 +125,11 @@ def compare_fitted_weights(oof: OofPredictions, runs: Mapping[Path, np.ndarray])
         weights += [f'{weight / max(1, checkpoints):.4g}'] * checkpoints
     patterns = ' '.join(f"'{folder}/fold_*.pt'" for folder in runs)
     advice = f'to use them: submit --checkpoints {patterns} --weights {" ".join(weights)}'
-    name = 'fitted weights, against the plain mean of the runs'
-    return compare(oof, name, blended, scores.mean(axis=0), advice)
+    return compare(oof, 'fitted weights, against the plain mean of the runs', blended, scores.mean(axis=0), advice)
 
 
 def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
-    '''Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv for `submit`.'''
+    '''Fit thresholds for F1, measure their gain over 0.5 on other folds, and write thresholds.csv.'''
     scores = oof.probabilities[None].astype(np.float64)
 
     def fit(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -140,12 +137,10 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
 
     of_rows = fit_on_other_folds(fit, scores, oof.truth, oof.folds)
     decided = (scores[0] >= of_rows).astype(float)
-    thresholds = fit(scores, oof.truth).tolist()
     path = run / 'thresholds.csv'
-    rows = [(name, f'{value:.4g}') for name, value in zip(oof.classes, thresholds, strict=True)]
+    rows = [(name, f'{value:.4g}') for name, value in zip(oof.classes, fit(scores, oof.truth), strict=True)]
     write_rows(path, [('class', 'threshold'), *rows])
-    advice = f'to use them: submit --thresholds {path}'
-    return compare(oof, 'fitted thresholds, against 0.5', decided, advice=advice)
+    return compare(oof, 'fitted thresholds, against 0.5', decided, advice=f'to use them: submit --thresholds {path}')
 
 
 def score_held_out(
@@ -162,8 +157,7 @@ def score_held_out(
             finite[clip] = output
     if finite and tagger.card.output == 'ranking':
         logits = [output.logits for output in finite.values()]
-        pool = partial(pool_windows, inference=inference)
-        calibration = fit_calibration(logits, held.truth[list(finite)], pool)
+        calibration = fit_calibration(logits, held.truth[list(finite)], partial(pool_windows, inference=inference))
         tagger.card = replace(tagger.card, calibration=calibration)
     clips = len(held.names)
     probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
@@ -171,14 +165,13 @@ def score_held_out(
         probs[clip] = clip_probabilities(tagger, inference, output.logits)
     metric = tagger.card.metric
     tagger.card = replace(tagger.card, oof_score=round(compute_metric(metric, held.truth, probs), 6))
-    missing = [clip for clip in range(clips) if clip not in finite]
-    reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in missing}
+    reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in range(clips) if clip not in finite}
     folds = np.full(clips, tagger.card.fold)
     return OofPredictions(tuple(held.names), tagger.card.classes, folds, held.truth, probs, reasons, metric)
 
 
 def write_oof(run: Path, result: OofPredictions) -> None:
-    '''Write oof.csv: fname, fold, a probability per class, in the table's order; rows of other folds stay.'''
+    '''Write oof.csv, in the table's order; rows of other folds stay.'''
     import pandas
 
     frame = pandas.DataFrame(result.probabilities, columns=list(result.classes))
@@ -212,10 +205,8 @@ def predict_ways(
     # Pools of the same windows share the network's logits.
     unpooled = {way: replace(other, pool=own.inference.pool) for way, other in variants.items()}
     distinct = list(dict.fromkeys([own.inference, *unpooled.values()]))
-    predictors = [own]
-    for asked in distinct[1:]:
-        predictors.append(Predictor(tagger, runtime.device, inference=asked, fuse=True))
-    outputs, failures = predict_held_out(held, predictors, name, audio, runtime)
+    others = [Predictor(tagger, runtime.device, inference=asked, fuse=True) for asked in distinct[1:]]
+    outputs, failures = predict_held_out(held, [own, *others], name, audio, runtime)
     logits = dict(zip(distinct, outputs, strict=True))
     part = score_held_out(held, own.inference, outputs[0], failures)
     parts = {'': part}
@@ -306,13 +297,12 @@ def predict_oof(
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:
-    '''Join parts, each with its rows in the table, in the table's order; networks of one fold are averaged.'''
+    '''Join parts, each with its rows, in the table's order; networks of one fold are averaged.'''
     rows_of = {int(part.folds[0]): rows for rows, part in parts}
     of_folds = []
     for fold in rows_of:
         same = [part for _, part in parts if part.folds[0] == fold]
-        mean = np.mean([part.probabilities for part in same], axis=0)
-        of_folds.append(replace(same[0], probabilities=mean))
+        of_folds.append(replace(same[0], probabilities=np.mean([part.probabilities for part in same], axis=0)))
     joined = OofPredictions(
         names=tuple(name for part in of_folds for name in part.names),
         classes=of_folds[0].classes,
@@ -354,4 +344,4 @@ def load_run(folder: str | Path, labels: Path | None = None) -> SavedRun:
     if (folder / 'oof.csv').is_file():
         oof = load_oof(folder, labels)
         oof = oof.reordered(np.argsort(oof.names))
-    return SavedRun(folder, read_recipe(folder), history, oof)
+    return SavedRun(folder, read_json(folder / 'recipe.json'), history, oof)

@@ -16,7 +16,7 @@ LAYER_GROUPS = 8
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    '''The optimizer, its learning rate over the training and over the layers, and the averaging of weights.'''
+    '''The optimizer, its learning rate over time and layers, and the averaging of weights.'''
 
     kind: str = setting('adamw', 'the optimizer', choices=('adamw', 'nadam', 'sgd'))
     schedule: str = setting(
@@ -33,20 +33,12 @@ class OptimConfig(Config):
         (0.35, 0.525, 0.7), 'shares of the training after which the rate falls (steps)', low=0, high=1
     )
     factor: float = setting(0.5, 'factor of the learning rate at a milestone or a plateau', low=1e-3, high=1)
-    patience: int = setting(6, 'validations without improvement after which one more lowers the rate (plateau)', low=0)
+    patience: int = setting(6, 'validations without improvement that are allowed (plateau)', low=0)
     weight_decay: float = setting(0.0, 'decoupled weight decay', low=0)
     clip_norm: float = setting(10.0, 'highest norm of the gradient; larger ones are scaled down', low=1e-6)
-    layer_decay: float = setting(
-        1.0, 'learning rate of the first layers relative to that of the last, geometric between', low=1e-3, high=1e3
-    )
-    freeze_epochs: int = setting(
-        0, 'first epochs, in which the backbone is frozen and the heads train', low=0, high=10**6
-    )
-    average: str = setting(
-        'none',
-        'average of the weights that is kept: ema over all steps, swa over the last epochs',
-        choices=('none', 'ema', 'swa'),
-    )
+    layer_decay: float = setting(1.0, 'learning rate of the first layers over that of the last', low=1e-3, high=1e3)
+    freeze_epochs: int = setting(0, 'first epochs, in which only the heads train', low=0, high=10**6)
+    average: str = setting('none', 'weights kept: ema of all steps, swa of last epochs', choices=('none', 'ema', 'swa'))
     ema_decay: float = setting(0.998, 'share of the old average kept at each step (ema)', low=0, high=0.99999)
     swa_share: float = setting(0.25, 'share of the last epochs that are averaged (swa)', low=0.01, high=1)
 
@@ -89,7 +81,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
 
 
 def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    '''Build the learning-rate schedule of so many steps; "plateau" is stepped with a score at each validation.'''
+    '''Build the learning-rate schedule; "plateau" is stepped with a score at each validation.'''
     steps = max(2, steps)
     if config.schedule in ('one-cycle', 'linear-cycle'):
         return lr_scheduler.OneCycleLR(
@@ -106,9 +98,7 @@ def build_schedule(config: OptimConfig, optimizer: torch.optim.Optimizer, steps:
         return lr_scheduler.CosineAnnealingLR(optimizer, steps, config.lr_end)
     if config.schedule == 'plateau':
         return lr_scheduler.ReduceLROnPlateau(optimizer, 'max', config.factor, config.patience)
-    milestones: list[int] = []
-    if config.schedule == 'steps':
-        milestones = [round(share * steps) for share in config.milestones]
+    milestones = [round(share * steps) for share in config.milestones if config.schedule == 'steps']
     return lr_scheduler.MultiStepLR(optimizer, milestones, config.factor)
 
 

@@ -23,7 +23,7 @@ LEAKS = (
 
 
 class RelabeledTable(NamedTuple):
-    '''A clip table with new labels, soft labels for what is unknown, and counts for the report.'''
+    '''A clip table with new labels, soft ones for what is unknown, and counts.'''
 
     frame: Any
     soft: SoftLabels
@@ -33,9 +33,7 @@ class RelabeledTable(NamedTuple):
 def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
     '''Set soft labels of windows to 1 or 0 where boxes prove them. Source: second place, RFCX'''
     if boxes.classes != soft.classes:
-        raise KitError(
-            f'boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use the boxes of the runs.'
-        )
+        raise KitError(f'boxes of {len(boxes.classes)} classes, runs of {len(soft.classes)}: use boxes of the runs.')
     begin_s, end_s = soft.times
     from_boxes = np.full_like(soft.targets, np.nan)
     for name, rows in soft.rows.items():
@@ -66,7 +64,7 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
 def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
     '''The k greatest probabilities of each window as a share of all. Shape: (W, K) -> (W,)'''
     greatest = np.sort(probs)[:, ::-1][:, :k]
-    return np.asarray(greatest.sum(1) / probs.sum(1).clip(1e-30))
+    return greatest.sum(1) / probs.sum(1).clip(1e-30)
 
 
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
@@ -104,15 +102,14 @@ def forget_labels(frame: Any, rows: np.ndarray) -> Any:
 
 
 def noisy_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig') -> tuple[SoftLabels, np.ndarray]:
-    '''Select the windows of noisy clips. Returns their soft labels, and the table row of each window's clip.'''
+    '''Select the soft labels of noisy clips' windows, with the table row of each window's clip.'''
     row_of_clip = {frame['fname'][row]: row for row in noisy_rows(frame, plan)}
     windows = pick_soft(soft, [name in row_of_clip for name in soft.names])
-    clip_rows = np.array([row_of_clip[name] for name in windows.names], np.int64)
-    return windows, clip_rows
+    return windows, np.array([row_of_clip[name] for name in windows.names], np.int64)
 
 
 def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **columns: Any) -> Any:
-    '''Append a row per window to a table, copied from its clip's row but for times and `columns`.'''
+    '''Append a row per window to a table: its clip's but for times and `columns`.'''
     import pandas
 
     begin_s, end_s = (times.round(6) for times in windows.times)
@@ -121,7 +118,7 @@ def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **column
 
 
 def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
-    '''Keep the table, and fill its unknown labels with predictions of clips or windows.'''
+    '''Fill the table's unknown labels with predictions of clips or windows.'''
     has_unknown = np.isnan(clip_labels(frame, soft.classes).targets).any(axis=1)
     if soft.times:
         has_unknown[:] = True  # a window of any clip may have unknown labels
@@ -152,9 +149,8 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
 
 
 def harden(soft: SoftLabels) -> SoftLabels:
-    '''Turn soft labels into true and false ones: of each class as many true ones as the soft ones expect.
+    '''Turn soft labels into true and false ones, as many true as expected; leave out clips without a true one.
 
-    Clips without a true label are left out.
     Source: third place, Freesound 2019
     '''
     probs = np.nan_to_num(soft.targets)
@@ -220,7 +216,7 @@ RELABEL_METHODS: dict[str, Callable[[Any, SoftLabels, 'SelfTrainingConfig', int]
 
 
 def at_iteration(values: Sequence[Any], number: int) -> Any:
-    '''Select the value of an iteration, counted from 1: the last serves all later ones. None if there is none.'''
+    '''Select the value of an iteration, counted from 1; the last serves all later ones.'''
     return values[min(number, len(values)) - 1] if values else None
 
 
@@ -230,27 +226,17 @@ class SelfTrainingConfig(Config):
 
     iterations: int = setting(0, 'trainings after the first, on pseudo-labels of the one before', low=0)
     methods: tuple[str, ...] = setting(
-        ('plain',),
-        'relabelling method of each iteration; the last one serves all later ones too',
-        choices=tuple(RELABEL_METHODS),
+        ('plain',), 'relabelling by iteration; the last serves all later ones', choices=tuple(RELABEL_METHODS)
     )
-    noisy_sources: tuple[str, ...] = setting(
-        ('noisy',), 'sources whose labels may be replaced; [] or a table without sources: all clips'
-    )
-    top_k: tuple[float, ...] = setting(
-        (), 'best clips or windows in each iteration, as a share (up to 1) or a number', low=0
-    )
+    noisy_sources: tuple[str, ...] = setting(('noisy',), 'sources whose labels may be replaced; [] or without any: all')
+    top_k: tuple[float, ...] = setting((), 'best clips or windows by iteration: a share (up to 1) or a number', low=0)
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
     hop_s: float = setting(0.5, 'seconds between the starts of predicted windows', low=0.01)
-    powers: tuple[float, ...] = setting(
-        (1.0,), 'exponent of the soft labels in each iteration; above 1 lowers unsure ones', low=0.01, high=100
-    )
+    powers: tuple[float, ...] = setting((1.0,), 'exponents of soft labels; > 1 lowers unsure ones', low=0.01, high=100)
     teachers: int = setting(1, 'average the predictions of the last so many iterations', low=1)
     prior_shift: bool = setting(False, 'scale predictions from training prevalences to estimated ones')
     hard: bool = setting(False, 'agreement: predicted labels are true or false, as many of a class as expected')
-    stages: tuple[str, ...] = setting(
-        (), "settings that each training after the first changes, as 'key=value ...'; the last serves all later ones"
-    )
+    stages: tuple[str, ...] = setting((), "'key=value ...' of each training after the first; the last serves all later")
 
     def method(self, number: int) -> str:
         '''The method of an iteration, counted from 1.'''

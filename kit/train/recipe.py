@@ -44,22 +44,14 @@ class SourceConfig(Config):
 class SamplingConfig(Config):
     '''Which crops are drawn. Without steps, shares and balance, an epoch draws every clip once.'''
 
-    steps: int | None = setting(None, 'batches per epoch; None: enough to draw every clip once', low=1, high=10**9)
-    balance: str = setting(
-        'none', 'draw all classes equally often, by clips or by seconds', choices=('none', 'clips', 'seconds')
-    )
-    box_p: float = setting(
-        0.5, 'chance to cut a crop at a box, if the recording has soft labels; else always', low=0, high=1
-    )
-    true_p: float | None = setting(
-        0.5, 'chance of a true box, if the recording has both kinds; None: all boxes are equally likely', low=0, high=1
-    )
-    box_share: float = setting(
-        0.5, 'overlap with a box that labels a crop, as a share of the shorter of the two', low=0.01, high=1
-    )
+    steps: int | None = setting(None, 'batches per epoch; None: every clip once', low=1, high=10**9)
+    balance: str = setting('none', 'draw classes equally, by clips or seconds', choices=('none', 'clips', 'seconds'))
+    box_p: float = setting(0.5, 'chance to cut a crop at a box where there are soft labels; else always', low=0, high=1)
+    true_p: float | None = setting(0.5, 'chance of a true box where both exist; None: equal for all', low=0, high=1)
+    box_share: float = setting(0.5, 'overlap with a box that labels a crop, a share of the shorter', low=0.01, high=1)
     sample_by_probs: str = setting(
         'none',
-        'what is drawn by the sum of its soft labels: windows away from boxes, or clips without labels, too',
+        'drawn by the sum of soft labels: windows away from boxes, or clips without labels, too',
         choices=('none', 'windows', 'clips'),
     )
     rare_boost: float = setting(0.0, 'extra augmentation of the rarest class (1: twice as often)', low=0, high=1e3)
@@ -86,29 +78,20 @@ class Recipe(System):
     loss: str = setting('lsep', 'loss on the logits', choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, 'settings of the loss')
     distill_weight: float = setting(
-        0.0,
-        'weight of a second loss on labelled clips: cross-entropy with the soft labels of their windows',
-        low=0,
-        high=1e6,
+        0.0, 'weight of a second loss on labelled clips: BCE with the soft labels of their windows', low=0, high=1e6
     )
-    average_over: str = setting(
-        'clips', "what a batch's loss is the mean over: clips or known labels", choices=('clips', 'labels')
-    )
+    average_over: str = setting('clips', 'a loss is the mean over clips or known labels', choices=('clips', 'labels'))
     clip_weight: float = setting(1.0, "weight of the loss at the clip's logits", low=0, high=1e6)
-    frame_mean_weight: float = setting(
-        0.0, "weight of the loss at the mean over time of the frames' logits", low=0, high=1e6
-    )
+    frame_mean_weight: float = setting(0.0, "weight of the loss at the frames' mean logits over time", low=0, high=1e6)
     frame_max_weight: float = setting(0.0, 'weight of the loss at their maximum over time', low=0, high=1e6)
     auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0, high=1e6)
     sources: dict[str, Any] = setting({}, 'settings for each source in the table')
     weight_by_share: bool = setting(True, 'multiply the loss of a source by its share of the batch')
-    secondary_target: float | None = setting(
-        None, "target of the classes in the table's secondary_labels; None: unknown", low=0, high=1
-    )
-    weigh_by_rating: bool = setting(False, "multiply clips' weights by rating / 5; without a rating by 1")
+    secondary_target: float | None = setting(None, 'target of secondary_labels; None: unknown', low=0, high=1)
+    weigh_by_rating: bool = setting(False, 'multiply weights by rating / 5; without a rating by 1')
     crop_s: float = setting(10.0, 'seconds of a training crop', low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
-        (), 'short crops are padded in one of these ways, drawn at random; []: as in inference', choices=PAD_MODES
+        (), 'short crops are padded in one of these ways, drawn; []: as in inference', choices=PAD_MODES
     )
     wave_augment: WaveAugmentConfig = setting(WaveAugmentConfig(), 'augmentation of waveforms')
     spec_augment: SpecAugmentConfig = setting(SpecAugmentConfig(), 'augmentation of spectrograms')
@@ -117,7 +100,7 @@ class Recipe(System):
     no_augment_epochs: int = setting(10, 'last epochs without mixup and augmentation', low=0, high=10**6)
     sampling: SamplingConfig = setting(SamplingConfig(), 'which crops are drawn')
     image_sizes: tuple[tuple[int, ...], ...] = setting(
-        (), 'growing sizes, each for an equal part of the epochs; the last is frontend.image_size', low=1, high=2**16
+        (), 'growing sizes, each for as many epochs; the last is frontend.image_size', low=1, high=2**16
     )
     epochs: int = setting(100, 'passes over the clips, or over sampling.steps batches', low=1, high=10**6)
     batch_size: int = setting(32, 'crops per batch', low=2, high=2**20)
@@ -125,16 +108,9 @@ class Recipe(System):
     amp: bool = setting(True, 'train in float16 autocast on a GPU')
     metric: str = setting('lwlrap', 'score of validations, of the best epoch, and of runs', choices=METRICS)
     scored_classes: tuple[str, ...] = setting((), 'classes that count in scores; []: all')
-    validate_every: int = setting(
-        10, 'epochs between validations; the last epoch is always validated', low=1, high=10**6
-    )
+    validate_every: int = setting(10, 'epochs between validations; the last is validated too', low=1, high=10**6)
     keep: str = setting('last', 'which weights the checkpoint holds', choices=('last', 'best'))
-    patience: int = setting(
-        0,
-        'validations without a better score that end a training; the best weights are kept; 0: none',
-        low=0,
-        high=10**6,
-    )
+    patience: int = setting(0, 'validations without a gain that end it and keep the best; 0: none', low=0, high=10**6)
     n_folds: int = setting(5, 'number of folds, if the table has no fold column', low=2, high=1000)
     seeds: int = setting(1, 'networks per fold', low=1, high=1000)
     seed: int = setting(0, 'seed of all random numbers', low=0, high=2**63 - 1)
@@ -149,23 +125,18 @@ class Recipe(System):
         for number in range(len(self.self_training.stages)):
             self.at_stage(number + 1)  # raises for a stage that cannot be
         if self.optim.freeze_epochs > self.epochs:
-            raise KitError(
-                f'optim.freeze_epochs must be at most epochs ({self.epochs}), got {self.optim.freeze_epochs}.'
-            )
+            came = self.optim.freeze_epochs
+            raise KitError(f'optim.freeze_epochs must be at most epochs ({self.epochs}), got {came}.')
         if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
-            raise KitError(
-                f'image_sizes end at {self.image_sizes[-1]}, '
-                f'frontend.image_size is {self.frontend.image_size}: make them equal.'
-            )
+            sizes = f'image_sizes end at {self.image_sizes[-1]}, frontend.image_size is {self.frontend.image_size}'
+            raise KitError(f'{sizes}: make them equal.')
 
     def check_outputs(self) -> None:
         '''Raise KitError if no output of the network is trained, or one that it does not have.'''
         pool = self.network['head']['pool']
         if self.uses_frames and pool != 'attention':
-            raise KitError(
-                f'network.head.pool={pool} gives no logits of frames: set network.head.pool=attention, '
-                'or frame_mean_weight=0 and frame_max_weight=0.'
-            )
+            cure = 'set network.head.pool=attention, or frame_mean_weight=0 and frame_max_weight=0'
+            raise KitError(f'network.head.pool={pool} gives no logits of frames: {cure}.')
         if not self.uses_frames and self.clip_weight == 0:
             raise KitError('clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.')
 
@@ -174,19 +145,15 @@ class Recipe(System):
         frontend = self.frontend
         mixes_energies = self.mixup.is_used and self.mixup.domain == 'energy'
         if mixes_energies and frontend.normalize != 'none':
-            raise KitError(
-                'energies of normalised crops cannot be mixed: mixup.domain=spec, frontend.normalize=none, '
-                'or mixup.p=0.'
-            )
+            cure = 'mixup.domain=spec, frontend.normalize=none, or mixup.p=0'
+            raise KitError(f'energies of normalised crops cannot be mixed: {cure}.')
         needs_clip_level = frontend.reference == 'clip' and (
             frontend.top_db is not None or frontend.normalize in CLIP_STATISTICS
         )
         # An augmented crop is computed from its own waveform: the rest of the clip is not there to measure.
         if self.needs_waveforms and (needs_clip_level or frontend.trim_db):
-            raise KitError(
-                'changed waveforms have no level of their clip: '
-                'frontend.reference=window and trim_db=None, or no wave_augment.'
-            )
+            cure = 'frontend.reference=window and trim_db=None, or no wave_augment'
+            raise KitError(f'changed waveforms have no level of their clip: {cure}.')
 
     def at_stage(self, number: int) -> 'Recipe':
         '''The recipe of a training of self-training: the first has number 0.'''
@@ -236,7 +203,7 @@ def check_recipe(recipe: object) -> None:
 
 
 def source_losses(recipe: Recipe) -> list[tuple[RowLossFunction, float]]:
-    '''The loss of each source and its weight; one loss for all rows if the recipe has no sources.'''
+    '''The loss of each source and its weight; without sources one for all rows.'''
     recipe_loss = functools.partial(LOSSES[recipe.loss], **recipe.loss_settings)
     if not recipe.sources:
         return [(recipe_loss, 1.0)]

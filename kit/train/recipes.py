@@ -14,8 +14,7 @@ from kit.train.recipe import Recipe, SamplingConfig
 
 # Each recipe has the settings that were published, as far as they fit the kit. The comment above it names the
 # differences. What a write-up leaves open is our choice; settings that are not listed have their defaults.
-# Its small form lists the overrides that make it fast on two CPU cores: a narrower network, coarser spectrograms,
-# fewer epochs, and no slow waveform augmentation.
+# Its small form lists the overrides that make it fast on two CPU cores.
 
 FREESOUND = 'Freesound Audio Tagging 2019'
 RFCX = 'RFCX Species Audio Detection 2021'
@@ -214,9 +213,8 @@ TWO_STAGE_SMALL = '''
 
 
 # One of four networks that the source averages; the others follow. Pseudo-label stages mix waveforms, where the source
-# mixes spectrograms too. The source adds
-# the masks of mixed crops, which counts a class as false that is known in one crop and unknown in the other; here the
-# loss masks it, as law 5 wants. The published way is mixup.masks=either.
+# mixes spectrograms too. It counts a class as false that is known in one crop of a mix alone (mixup.masks=either); here
+# the loss masks it, as law 5 wants.
 FREQ_COORD = Recipe(
     name='freq-coord',
     source=f'second place, {RFCX}',
@@ -343,8 +341,7 @@ SMALL = {
     'freq-crop': FREQ_CROP_SMALL,
     'sed': SED_SMALL,
 }
-# Recipes that differ from another one in a few settings: the other three networks of the second place at RFCX, and
-# the input of the first place at BirdCLEF 2025.
+# Recipes that differ in a few settings: the other networks of RFCX's second place, the input of BirdCLEF 2025's first.
 VARIANTS = {
     'freq-coord-rexnet-200': ('freq-coord', 'network.name=rexnet_200.nav_in1k'),
     'freq-coord-rexnet-150': ('freq-coord', 'network.name=rexnet_150.nav_in1k crop_s=8 inference.window_s=8'),

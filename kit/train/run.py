@@ -187,29 +187,25 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 
 
 def check_labels(recipe: Recipe, data: Dataset) -> None:
-    '''Raise KitError for labels that leave nothing to learn, or that the losses cannot use.'''
+    '''Raise KitError for labels that the losses cannot use.'''
     for name in data.classes:
         words = name.split()
         if any(mark in name for mark in ';|') or (len(words) > 1 and {*words} <= {*data.classes}):
             print(f'note: {name!r} is one class: names are separated by commas alone.', flush=True)
     if not (data.targets == 0).any():
         classes = ', '.join(data.classes[:5])
-        raise KitError(
-            f'all known labels are true ({classes}): add clips without these classes, or a column false_labels.'
-        )
+        raise KitError(f'all known labels are true ({classes}): add clips without them, or a column false_labels.')
     soft = data.soft_labels
     if recipe.distill_weight and soft is not None and soft.names and not soft.times:
-        raise KitError(
-            'distill_weight wants soft labels of windows: self_training.methods=["windows"], or distill_weight=0.'
-        )
+        cure = 'self_training.methods=["windows"], or distill_weight=0'
+        raise KitError(f'distill_weight wants soft labels of windows: {cure}.')
     if len(data.classes) == 1 and recipe.loss in CLASS_LOSSES:
-        raise KitError(
-            f'loss={recipe.loss} ranks classes, and {data.classes[0]!r} is the only one: use --set loss=bce.'
-        )
+        only = f'{data.classes[0]!r} is the only one'
+        raise KitError(f'loss={recipe.loss} ranks classes, and {only}: use --set loss=bce.')
 
 
 def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None:
-    '''Raise KitError for a fold with less than two training clips, or without the labels that its metric needs.'''
+    '''Raise KitError for a fold with less than two training clips, or without the metric's labels.'''
     for fold in folds:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
@@ -230,7 +226,7 @@ def run_files(
     boxes: Sequence[str | Path] | None = None,
     soft: str | Path | None = None,
 ) -> dict[str, str]:
-    '''The texts that identify a run: recipe.json, folds.csv, and labels.json with hashes of `boxes` and `soft`.'''
+    '''The texts that identify a run: recipe.json, folds.csv, and hashes of `boxes` and `soft`.'''
     table = frame.assign(fold=folds)
     if 'end_s' in table:
         # A whole clip has empty cells, as in the table that was read.
@@ -248,7 +244,7 @@ def run_files(
 
 
 def check_run(folder: Path, files: Mapping[str, str]) -> bool:
-    '''Return whether a folder holds this run already.'''
+    '''Whether a folder holds this run already.'''
     if not (folder / 'state').is_dir() and not any(folder.glob('fold_*.pt')):
         return False
     for name, text in files.items():

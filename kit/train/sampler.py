@@ -62,7 +62,7 @@ def draw_box(clips: Dataset, row: int, config: SamplingConfig, generator: torch.
 
 
 def crop_at_box(begin_s: float, end_s: float, seconds: float, crop_s: float, generator: torch.Generator) -> float:
-    '''Draw where a crop begins that covers as much of a box as it can, inside the clip. Units: seconds'''
+    '''Draw where a crop begins that covers a box as far as it can. Units: seconds'''
     low, high = sorted((begin_s, end_s - crop_s))
     start = low + float(torch.rand(1, generator=generator)) * (high - low)
     return max(0.0, min(start, seconds - crop_s))
@@ -89,17 +89,15 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
         cumulative = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6).cumsum()
         uniform = float(torch.rand(1, generator=generator)) * cumulative[-1]
         window = windows[np.searchsorted(cumulative, uniform)]
-        begin_times, end_times = soft.times
-        begin_s = (begin_times[window] + end_times[window] - crop_s) / 2
+        begin_s = (sum(times[window] for times in soft.times) - crop_s) / 2
     else:
         return int(torch.randint(n_starts, (1,), generator=generator)) if n_starts > 1 else 0
     return max(0, min(round(begin_s * steps_per_s), n_starts - 1))
 
 
 def rarity(targets: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    '''How many times rarer each clip's rarest class is than the commonest class; 1 for a clip without a class.
+    '''How many times rarer each clip's rarest class is than the commonest, by amount; 1 for a clip without a class.
 
-    `amounts` is what each clip adds to its classes: 1, or its seconds.
     Shape:  targets (n, K), amounts (n,) -> (n,)
     '''
     targets = np.nan_to_num(targets)
@@ -115,7 +113,7 @@ def seconds_by_row(clips: Dataset) -> np.ndarray:
 
 
 def sums_of_probs(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    '''The sum over classes of each clip's greatest soft label, 1 on average, for drawing clips without labels by it.
+    '''The sum over classes of each clip's greatest soft label, 1 on average.
 
     It is 1 for clips with a known label, and for all unless sample_by_probs="clips".
     Shape:  -> (n,)
@@ -160,11 +158,11 @@ def draw_chances(clips: Dataset, recipe: Recipe) -> np.ndarray | None:
         chances = chances * (np.array(wanted) / np.where(totals > 0, totals, 1.0))[sources]
     if not chances.sum() > 0:
         raise KitError('no clip has a chance to be drawn: set a share above 0 for a source in the table.')
-    return np.asarray(chances / chances.sum())
+    return chances / chances.sum()
 
 
 def drawn_rows(clips: Dataset, recipe: Recipe) -> np.ndarray:
-    '''The rows that batches are drawn from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)'''
+    '''The rows to draw batches from: with mixup.pseudo_p those with a known label, else all. Shape: -> (m,)'''
     if not recipe.mixup.pseudo_p:
         return np.arange(len(clips))
     if not clips.has_label.any():
@@ -191,8 +189,7 @@ def draw_order(clips: Dataset, recipe: Recipe, generator: torch.Generator) -> li
     size = recipe.batch_size if recipe.sampling.steps else min(recipe.batch_size, n)
     chances = draw_chances(clips, recipe)
     if chances is None:
-        order = torch.randperm(n, generator=generator)[: steps * size]
-        return drawn[order].view(steps, size).tolist()
+        return drawn[torch.randperm(n, generator=generator)[: steps * size]].view(steps, size).tolist()
     sources = torch.from_numpy(source_numbers(clips.sources, recipe))
     batches = []
     for _ in range(steps):
@@ -221,7 +218,7 @@ def rows_of_box(frontend: Frontend, low_hz: float, high_hz: float) -> tuple[int,
 
 
 def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: torch.Generator) -> Iterator[Batch]:
-    '''Draw one epoch of crops, neither augmented nor mixed. Clips left over below one batch are not drawn.'''
+    '''Draw one epoch of crops, neither augmented nor mixed, in whole batches.'''
     config = recipe.sampling
     length, steps_per_s = crop_steps(recipe)
     cutter: Any = RawWaveforms(recipe.frontend) if recipe.needs_waveforms else frontend
@@ -251,8 +248,7 @@ def draw_batches(clips: Dataset, recipe: Recipe, frontend: Frontend, generator: 
                 number = int(torch.randint(len(recipe.crop_pad_modes), (1,), generator=generator))
                 pad_mode = recipe.crop_pad_modes[number]
             crops.append(cut_window(cutter, audio, (begin, end), length, pad_mode))
-            crop_s = begin / steps_per_s, end / steps_per_s
-            known, soft = clips.crop_targets(row, *crop_s, config.box_share)
+            known, soft = clips.crop_targets(row, begin / steps_per_s, end / steps_per_s, config.box_share)
             # With distill_weight, soft labels have their own loss, and unknown labels stay unknown.
             is_distilled = recipe.distill_weight > 0 and has_label[row]
             targets.append(known if is_distilled else fill_unknown(known, soft))

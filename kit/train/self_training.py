@@ -49,7 +49,7 @@ from kit.train.run import (
 
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
-    '''Choose windows as long as the tagger's own, or as the crops of its training.'''
+    '''Choose windows as long as the tagger's own, or as its training crops.'''
     length_s = card.inference.window_s
     mode = card.inference.mode
     if mode == 'full':
@@ -82,8 +82,7 @@ def predict_pseudo_labels(
     counts: dict[str, int] = {}
     # For each clip, each model's spans in seconds (W, 2) and probabilities (W, K).
     predictions: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    models = [pair for run in runs for pair in held_out_models(Path(run), unlabelled).items()]
-    for path, held in models:
+    for path, held in [pair for run in runs for pair in held_out_models(Path(run), unlabelled).items()]:
         tagger = held.tagger
         card = tagger.card
         classes = classes or card.classes
@@ -111,8 +110,7 @@ def predict_pseudo_labels(
             spans_s = np.array(outputs[clip].spans[: len(of_clip)]) / card.frontend.frames_per_s
             predictions.setdefault(clips[clip], []).append((spans_s, of_clip))
     if not predictions:
-        folders = ', '.join(map(str, runs))
-        raise KitError(f'{folders} predict no finite number for any clip: train them anew.')
+        raise KitError(f'{", ".join(map(str, runs))} predict no finite number for any clip: train them anew.')
     names: list[str] = []
     spans: list[np.ndarray] = []
     means: list[np.ndarray] = []
@@ -179,13 +177,12 @@ def relabel(
         raise KitError(f'boxes correct windows, which method {name} does not write: use windows.')
     frame = read_clip_table(table or Path(run[0]) / 'folds.csv')
     if 'end_s' in frame and name not in ('plain', 'windows'):
-        is_whole = frame['end_s'] == np.inf
-        frame = frame[is_whole].drop(columns=['begin_s', 'end_s']).reset_index(drop=True)
+        frame = frame[frame['end_s'] == np.inf].drop(columns=['begin_s', 'end_s']).reset_index(drop=True)
     clips = set(frame['fname'])
     hop_s = None if name in ('plain', 'agreement') else plan.hop_s
     unlabelled = [*frame['fname'][frame['source'] == UNLABELLED]] if 'source' in frame else []
-    runtime_options = device, threads, progress
-    soft, models = predict_pseudo_labels(run, audio, hop_s, *runtime_options, plan.prior_shift, unlabelled)
+    options = device, threads, progress, plan.prior_shift, unlabelled
+    soft, models = predict_pseudo_labels(run, audio, hop_s, *options)
     soft = pick_soft(soft, [clip in clips for clip in soft.names])
     if boxes:
         soft = correct_by_boxes(soft, read_boxes(boxes[0], boxes[1]))
@@ -215,10 +212,7 @@ BoxFiles = Sequence[str | Path] | None
 
 @dataclass(frozen=True)
 class SelfTraining:
-    '''What all trainings of a self-training share. `options` are passed to train_run.
-
-    `teacher_runs` are finished runs, which label with the runs of the iterations.
-    '''
+    '''What all trainings of a self-training share: `options` for train_run, finished `teacher_runs` that label too.'''
 
     recipe: Recipe
     audio: str | Path
@@ -230,7 +224,7 @@ class SelfTraining:
     def train_one(
         self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
     ) -> Run:
-        '''Train the run of an iteration, with an equal share of the time for each of the `n_left` trainings to come.'''
+        '''Train the run of an iteration, in an equal share of the time for the `n_left` trainings to come.'''
         options |= {'soft': soft, 'boxes': boxes, 'deadline': None, **self.options}
         if self.clock is not None:
             # train_run counts its deadline from the start of the process.
@@ -238,10 +232,7 @@ class SelfTraining:
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
     def train_teachers(self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles) -> tuple[Path, Path]:
-        '''Train every run but the last, and relabel after each. What is done already is not done again.
-
-        Returns the table and the soft labels for the last run.
-        '''
+        '''Train every run but the last, and relabel after each; return table and soft labels for the last.'''
         plan = self.recipe.self_training
         shared = self.options.keys() & {'device', 'threads', 'progress'}
         runtime_options = {name: self.options[name] for name in shared}
@@ -252,26 +243,18 @@ class SelfTraining:
             labels = folder / str(number) / 'labels'
             # A training writes oof.csv last, and relabel writes relabel.json last.
             if not (teachers[-1] / 'oof.csv').is_file():
-                n_to_come = n_left + 1 - number
-                self.train_one(number - 1, current_table, current_soft, teachers[-1], n_to_come, boxes)
+                self.train_one(number - 1, current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
             if not (labels / 'relabel.json').is_file():
-                result = relabel(
-                    [*teachers[-plan.teachers :], *self.teacher_runs],
-                    self.audio,
-                    labels,
-                    number=number,
-                    table=table,
-                    boxes=boxes if plan.method(number) == 'windows' else None,
-                    plan=plan,
-                    **runtime_options,
-                )
-                print(result, flush=True)
+                runs = [*teachers[-plan.teachers :], *self.teacher_runs]
+                used_boxes = boxes if plan.method(number) == 'windows' else None
+                how: dict[str, Any] = {'number': number, 'table': table, 'boxes': used_boxes, 'plan': plan}
+                print(relabel(runs, self.audio, labels, **how, **runtime_options), flush=True)
             current_table = labels / 'table.csv'
             current_soft = labels / 'soft.csv'
         return current_table, current_soft
 
     def first_table(self, table: Path, folder: Path) -> Path:
-        '''Return the table of the first training.
+        '''The table of the first training.
 
         Before the method `agreement` it is curated.csv, without the labels of noisy clips: a model that was
         trained on a wrong label would agree with it. If all clips are noisy, their labels are all there is.
@@ -350,7 +333,7 @@ def self_train(
 
 
 def check_teacher(run: str | Path, frame: Any) -> list[Path]:
-    '''Return a finished run's checkpoints.'''
+    '''A finished run's checkpoints.'''
     stretches = stretches_of(frame)
     is_scored = is_validated(frame['fname'], stretches)
     names = np.array(row_names(frame['fname'], stretches))
@@ -358,14 +341,14 @@ def check_teacher(run: str | Path, frame: Any) -> list[Path]:
     for path, held in models.items():
         if {*held.names} != {*names[is_scored & (frame['fold'] == held.tagger.card.fold)]}:
             raise KitError(
-                f"{path} held out other clips than this training's fold {held.tagger.card.fold}, so its labels would "
-                f'leak: train both with the same folds, e.g. --table {Path(run) / "folds.csv"}.'
+                f"{path} held out other clips than this training's fold {held.tagger.card.fold}, a leak: "
+                f'train both with the same folds, e.g. --table {Path(run) / "folds.csv"}.'
             )
     return [*map(Path, models)]
 
 
 def digests_text(name: str, paths: Sequence[Path]) -> dict[str, str]:
-    '''The text of a file with the digests of other files, by its name; nothing without these.'''
+    '''A text with the digests of files, by its name; nothing without files.'''
     digests = [[path.name, file_digest(path)] for path in paths]
     return {name: json.dumps(digests, indent=1) + '\n'} if digests else {}
 

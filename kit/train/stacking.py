@@ -57,10 +57,8 @@ class StackResult:
 
     def __str__(self) -> str:
         scores = {**self.runs, 'plain mean of the runs': self.mean, self.kind: self.score}
-        path = self.folder / 'stack.pt'
-        lines = [f'{path}: {self.metric} out of fold on {self.clips} clips, folds cross-fitted']
-        for name, score in scores.items():
-            lines.append(f'  {score:.4f}  {name}')
+        lines = [f'{self.folder / "stack.pt"}: {self.metric} out of fold on {self.clips} clips, folds cross-fitted']
+        lines += [f'  {score:.4f}  {name}' for name, score in scores.items()]
         lines.append(f'gain over the plain mean: {self.gain}')
         if self.gain.value <= 0:
             lines.append("THE STACK DOES NOT BEAT THE PLAIN MEAN: submit the runs' own checkpoints instead.")
@@ -100,12 +98,10 @@ def stack(
     check_folders(folders, folder)
     with torch.random.fork_rng(devices=[]):  # building a network draws weights
         oofs = [load_oof(path) for path in folders]
-        taggers = [load_taggers(path, oof) for path, oof in zip(folders, oofs, strict=True)]
+        pairs = list(zip(folders, oofs, strict=True))
+        taggers = [load_taggers(path, oof) for path, oof in pairs]
         first = oofs[0]
-        of_runs = []
-        for path, oof in zip(folders, oofs, strict=True):
-            of_runs.append(oof.probabilities_like(first, path, folders[0]))
-        predictions = np.stack(of_runs, axis=1)
+        predictions = np.stack([oof.probabilities_like(first, path, folders[0]) for path, oof in pairs], axis=1)
         columns = 0
         inputs = list(torch.from_numpy(predictions).float())
         if config.kind == 'image-stacker':
@@ -113,12 +109,8 @@ def stack(
             if audio is None:
                 raise KitError('an image-stacker predicts the windows of the clips: give audio.')
             if taggers[0][0].card.inference.mode == 'full':
-                hint = 'begin with a run of inference.mode=windows'
-                raise KitError(f'{folders[0]} predicts whole clips: {hint}.')
-            windows = []
-            for path in folders:
-                soft, _ = predict_pseudo_labels([path], audio, 0, device, threads, progress)
-                windows.append(soft)
+                raise KitError(f'{folders[0]} predicts whole clips: begin with a run of inference.mode=windows.')
+            windows = [predict_pseudo_labels([path], audio, 0, device, threads, progress)[0] for path in folders]
             inputs = prediction_images(first, predictions, windows, columns)
         card = StackCard(
             kind=config.kind,
@@ -146,8 +138,7 @@ def stack(
     )
     write_text(folder / 'folds.csv', (folders[0] / 'folds.csv').read_text(encoding='utf-8'))
     write_oof(folder, oof)
-    facts = asdict(result) | {'folder': str(folder), 'settings': config.to_dict()}
-    write_json(folder / 'stack.json', facts)
+    write_json(folder / 'stack.json', asdict(result) | {'folder': str(folder), 'settings': config.to_dict()})
     made = Stack(replace(card, oof_score=round(oof.score, 6)), networks)
     save_stack(folder / 'stack.pt', made, [tagger for of_run in taggers for tagger in of_run])
     return result
@@ -155,8 +146,7 @@ def stack(
 
 def check_folders(folders: Sequence[Path], out: Path) -> None:
     '''Raise KitError unless each run is given once, none is a stack, and `out` is no run.'''
-    distinct = {path.resolve() for path in [*folders, out]}
-    if not folders or len(distinct) < len(folders) + 1:
+    if not folders or len({path.resolve() for path in [*folders, out]}) <= len(folders):
         raise KitError('stack wants folders of runs, each once, and another as out.')
     if (out / 'recipe.json').exists():
         raise KitError(f'{out} holds a run: choose another --out.')
@@ -178,7 +168,7 @@ def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
 def prediction_images(
     first: OofPredictions, predictions: np.ndarray, windows: Sequence[SoftLabels], columns: int
 ) -> list[Tensor]:
-    '''Make the prediction image of each clip. A run without windows of a clip has one, its prediction of the clip.
+    '''Make each clip's prediction image. A run without its windows has one, the prediction of the clip.
 
     Shape:  predictions (n, m, K), m runs -> n images (m, K, W_i)
     '''

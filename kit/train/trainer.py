@@ -120,7 +120,7 @@ class Trainer:
             self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
-        '''Train on every batch of one epoch. Returns its row of the history: epoch, loss and lr.'''
+        '''Train one epoch. Returns its row of the history: epoch, loss and lr.'''
         recipe = self.recipe
         start = time.perf_counter()
         self.network.train()
@@ -131,15 +131,12 @@ class Trainer:
             self.network.backbone.train(not is_frozen)
         total_loss = 0.0
         with self.seeded() as generator:
-            batches = draw_batches(self.clips, recipe, self.tagger.frontend, generator)
-            for step, batch in enumerate(batches):
+            for step, batch in enumerate(draw_batches(self.clips, recipe, self.tagger.frontend, generator)):
                 loss = self.train_step(batch, generator)
                 if not math.isfinite(loss):
                     names = ', '.join(self.clips.names[row] for row in batch.rows[:8])
-                    raise KitError(
-                        f'the loss of {self.name}, epoch {self.epoch}, step {step} is {loss} (clips {names}): '
-                        'lower optim.lr_peak or optim.clip_norm.'
-                    )
+                    place = f'{self.name}, epoch {self.epoch}, step {step}'
+                    raise KitError(f'the loss of {place} is {loss} (clips {names}): lower optim.lr_peak or clip_norm.')
                 total_loss += loss
         lr = max(float(group['lr']) for group in self.optimizer.param_groups)
         self.epoch += 1
@@ -184,8 +181,7 @@ class Trainer:
         sizes = recipe.image_sizes
         size = None
         if sizes:
-            last = len(sizes) - 1
-            size = sizes[min(last, int(self.epoch / recipe.epochs * len(sizes)))]
+            size = sizes[min(len(sizes) - 1, int(self.epoch / recipe.epochs * len(sizes)))]
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
         return inputs, targets.to(self.device), soft.to(self.device)
 
@@ -196,14 +192,12 @@ class Trainer:
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
-            raise KitError(
-                f'auxiliary has {n_auxiliary} weights, the network {len(output.auxiliary)} skips: '
-                'give a weight per skip, or [].'
-            )
+            skips = f'the network {len(output.auxiliary)} skips'
+            raise KitError(f'auxiliary has {n_auxiliary} weights, {skips}: give a weight per skip, or [].')
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
-        '''Sum the weighted losses of all sources and of distillation, at clips, frames and skips. Shape: -> scalar'''
+        '''Sum the weighted losses of sources and distillation, at clips, frames and skips. Shape: -> scalar'''
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
@@ -221,7 +215,7 @@ class Trainer:
         '''Copy the averaged weights, if there are any yet, into the network.
 
         The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
-        In the first epochs with a frozen backbone, whose statistics must stay, the weights stay as they are.
+        While the backbone is frozen, its statistics must stay, and so do all weights.
         '''
         is_warming_up = self.epoch <= self.recipe.optim.freeze_epochs
         if self.averaged is None or not int(self.averaged.n_averaged) or is_warming_up:
@@ -229,13 +223,12 @@ class Trainer:
         self.network.load_state_dict(self.averaged.module.state_dict())
         with self.seeded(1) as generator, torch.no_grad():
             batches = draw_batches(self.clips, self.recipe, self.tagger.frontend, generator)
-            first_batches = itertools.islice(batches, NORM_BATCHES)
-            inputs = (self.make_inputs(batch, generator, plain=True)[0] for batch in first_batches)
-            update_bn(inputs, self.network)
+            first = itertools.islice(batches, NORM_BATCHES)
+            update_bn((self.make_inputs(batch, generator, plain=True)[0] for batch in first), self.network)
 
     @contextlib.contextmanager
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
-        '''Yield a generator for the draws of this epoch, with torch's own seeded alike, e.g. for dropout.'''
+        '''Yield a generator for the draws of this epoch, with torch's own seeded alike.'''
         seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
         devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices=devices):
@@ -255,17 +248,16 @@ class Trainer:
         Half a true and half a false label are added, so that no share is 0 or 1.
         '''
         n_true, n_known = self.label_counts.double()
-        return ((n_true + 0.5) / (n_known + 1)).tolist()  # type: ignore[no-any-return]
+        return ((n_true + 0.5) / (n_known + 1)).tolist()
 
     @property
     def best_epoch(self) -> int:
         '''The first epoch with the best score.'''
-        best = max(self.history, key=lambda row: row.get('score', -math.inf))
-        return int(best['epoch'])
+        return int(max(self.history, key=lambda row: row.get('score', -math.inf))['epoch'])
 
     @property
     def is_stalled(self) -> bool:
-        '''Whether the last `patience` validations found no better score. Without a held-out fold it never is.'''
+        '''Whether the last `patience` validations of a fold found no better score.'''
         if self.fold is None or not self.recipe.patience or not self.history:
             return False
         best = self.best_epoch
@@ -274,7 +266,7 @@ class Trainer:
 
     @property
     def kept_epoch(self) -> int:
-        '''The epoch whose weights are kept: the last, or the best (also if a deadline cut the training).'''
+        '''The epoch whose weights are kept: the last, or the best, also at a deadline.'''
         keeps_last = self.recipe.keep == 'last' and not self.recipe.patience and self.epoch == self.recipe.epochs
         return self.epoch if keeps_last or not self.best_weights else self.best_epoch
 

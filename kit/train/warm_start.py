@@ -64,7 +64,7 @@ def read_inits(
 
 
 def init_files(folder: Path, inits: Mapping[int | None, InitModel], has_run: bool) -> dict[str, str]:
-    '''The text of init.json: the digest of what each network of a run starts from, of earlier calls too.'''
+    '''The text of init.json: the digest of what each network of a run starts from.'''
     path = folder / 'init.json'
     record = read_json(path) if has_run else {}
     digests = {'all' if fold is None else f'fold_{fold}': init.digest for fold, init in inits.items()}
@@ -99,10 +99,7 @@ def output_layers(network: nn.Module) -> list[str]:
 
 
 def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str]) -> dict[str, Tensor]:
-    '''The tensors that fit a network by name and shape, with the rows of the output layers in the order of `classes`.
-
-    Without the output layers if they are for other classes.
-    '''
+    '''The tensors that fit a network by name and shape. Output layers follow `classes`, or are left out for others.'''
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     fitting = {name: tensor for name, tensor in init.tensors.items() if wanted.get(name) == tensor.shape}
     if init.classes and init.classes != tuple(classes):
@@ -115,12 +112,12 @@ def fitting_tensors(init: InitModel, network: nn.Module, classes: Sequence[str])
 
 def fill_from(init: InitModel, tagger: Tagger) -> None:
     '''Load the tensors that fit into a tagger's network.'''
-    fitting = fitting_tensors(init, tagger.network, tagger.card.classes)
-    fill_network(tagger.network, {**tagger.network.state_dict(), **fitting}, f'{init.path}: ')
+    tensors = tagger.network.state_dict() | fitting_tensors(init, tagger.network, tagger.card.classes)
+    fill_network(tagger.network, tensors, f'{init.path}: ')
 
 
 def check_init(recipe: Recipe, data: Dataset, inits: Mapping[int | None, InitModel]) -> None:
-    '''Print how much of the networks the files fill, and whether the out-of-fold scores are honest.'''
+    '''Print how much of the networks the files fill, and whether scores are honest.'''
     with meta_device():
         network = build_network(recipe.network, input_shape(recipe.frontend), len(data.classes))
     notes: dict[str, InitModel] = {}
@@ -171,20 +168,14 @@ def check_held_out(data: Dataset, inits: Mapping[int | None, InitModel]) -> None
 
     A model of exactly the same held-out clips cannot have. One of another fold's held-out clips has.
     '''
-    digests = {fold: held_out_digest(data, fold) for fold in {*data.folds.tolist()} if fold >= 0}
-    digests = {fold: digest for fold, digest in digests.items() if len(data.held_out(fold))}
+    folds = [fold for fold in {*data.folds.tolist()} if fold >= 0 and len(data.held_out(fold))]
+    digests = {fold: held_out_digest(data, fold) for fold in folds}
     others = {fold: init for fold, init in inits.items() if fold is not None and init.held_out != digests[fold]}
     leaking = [str(fold) for fold, init in others.items() if init.held_out in digests.values()]
     unknown = [str(init.path) for init in others.values() if init.held_out not in digests.values()]
     if leaking:
-        print(
-            f'WARNING: init: fold {", ".join(leaking)} starts from a model that trained on its held-out clips: the '
-            "out-of-fold scores are too high. Give each fold its own model: --init 'pre/fold_{fold}.pt'.",
-            flush=True,
-        )
+        leak = f'fold {", ".join(leaking)} starts from a model that trained on its held-out clips, so scores are'
+        print(f"WARNING: init: {leak} too high. Give each its own: --init 'pre/fold_{{fold}}.pt'.", flush=True)
     if unknown:
-        print(
-            f'note: init: the out-of-fold scores are honest only if the model of {unknown[0]} never trained on '
-            'clips of this table.',
-            flush=True,
-        )
+        condition = f'the model of {unknown[0]} never trained on clips of this table'
+        print(f'note: init: the out-of-fold scores are honest only if {condition}.', flush=True)
