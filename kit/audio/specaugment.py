@@ -35,8 +35,10 @@ class SpecAugmentConfig(Config):
     warp_p: float = probability_of('a time warp: one point in time moves, the rest is stretched')
     warp_share: float = setting(0.1, 'largest move of that point, as a share of the frames', low=0, high=0.15)
     crop_p: float = probability_of('a random crop, resized to the size before')
-    crop_scale: tuple[float, ...] = setting((0.8, 1.0), 'range of its share of the area', low=0.01, high=1)
-    crop_aspect: tuple[float, ...] = setting((0.85, 1.15), 'range of width / height, 1 for the whole', low=0.1, high=10)
+    crop_scale: tuple[float, ...] = setting((0.8, 1.0), "range of the crop's share of the area", low=0.01, high=1)
+    crop_aspect: tuple[float, ...] = setting(
+        (0.85, 1.15), "range of the crop's width / height, 1 for the whole", low=0.1, high=10
+    )
 
     def check(self) -> None:
         check_ranges(self, 'crop_scale', 'crop_aspect')

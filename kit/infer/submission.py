@@ -148,7 +148,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
     job.plan.audio_s = loader.total_s
-    if len(members) > 1:
+    if job.plan.has_deadline and len(members) > 1:
         with job.watch.measure('plan'):
             job.plan.measure(members)
         plan = job.plan.describe(members)

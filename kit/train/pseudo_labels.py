@@ -228,7 +228,9 @@ class SelfTrainingConfig(Config):
     methods: tuple[str, ...] = setting(
         ('plain',), 'relabelling by iteration; the last serves all later ones', choices=tuple(RELABEL_METHODS)
     )
-    noisy_sources: tuple[str, ...] = setting(('noisy',), 'sources whose labels may be replaced; [] or without any: all')
+    noisy_sources: tuple[str, ...] = setting(
+        ('noisy',), 'sources whose labels may be replaced; []: all, as where none is there'
+    )
     top_k: tuple[float, ...] = setting((), 'best clips or windows by iteration: a share (up to 1) or a number', low=0)
     snr_k: int = setting(3, "classes with the highest probability that count as a window's signal", low=1)
     hop_s: float = setting(0.5, 'seconds between the starts of predicted windows', low=0.01)

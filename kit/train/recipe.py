@@ -87,7 +87,9 @@ class Recipe(System):
     auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0, high=1e6)
     sources: dict[str, Any] = setting({}, 'settings for each source in the table')
     weight_by_share: bool = setting(True, 'multiply the loss of a source by its share of the batch')
-    secondary_target: float | None = setting(None, 'target of secondary_labels; None: unknown', low=0, high=1)
+    secondary_target: float | None = setting(
+        None, 'target of classes in secondary_labels; None: unknown', low=0, high=1
+    )
     weigh_by_rating: bool = setting(False, 'multiply weights by rating / 5; without a rating by 1')
     crop_s: float = setting(10.0, 'seconds of a training crop', low=0.05, high=86400)
     crop_pad_modes: tuple[str, ...] = setting(
@@ -110,7 +112,9 @@ class Recipe(System):
     scored_classes: tuple[str, ...] = setting((), 'classes that count in scores; []: all')
     validate_every: int = setting(10, 'epochs between validations; the last is validated too', low=1, high=10**6)
     keep: str = setting('last', 'which weights the checkpoint holds', choices=('last', 'best'))
-    patience: int = setting(0, 'validations without a gain that end it and keep the best; 0: none', low=0, high=10**6)
+    patience: int = setting(
+        0, 'validations without a gain that end a training; the best is kept; 0: none', low=0, high=10**6
+    )
     n_folds: int = setting(5, 'number of folds, if the table has no fold column', low=2, high=1000)
     seeds: int = setting(1, 'networks per fold', low=1, high=1000)
     seed: int = setting(0, 'seed of all random numbers', low=0, high=2**63 - 1)
