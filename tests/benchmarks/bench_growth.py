@@ -1,4 +1,4 @@
-'''Submit many empty files through a fake decoder, and watch time and memory: `python -m tests.benchmarks growth [FILES]`.'''
+'''Submit many files through a fake decoder: `python -m tests.benchmarks growth [FILES ...]`.'''
 
 import resource
 import subprocess
