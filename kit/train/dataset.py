@@ -234,36 +234,29 @@ def load_dataset(
     has_times = boxes is not None or np.isfinite(stretches).all(axis=1).any() or bool(soft and soft.times)
     if recipe.frontend.trim_db is not None and has_times:
         raise KitError('frontend.trim_db cuts the ends of clips, which moves all times: use frontend.trim_db=null.')
-    # Without pseudo-labels nothing is learnt from unlabelled soundscapes, so they are not decoded.
-    is_used = labels.sources != UNLABELLED
-    if soft and soft.times:
-        is_used |= [name in soft.rows for name in labels.names]
-    clips = list(dict.fromkeys(name for name, used in zip(labels.names, is_used, strict=True) if used))
+    clips = names_to_decode(labels, soft)
     frontends: dict[str, Any] = {'spec': Frontend(recipe.frontend)}
     if recipe.needs_waveforms:
         frontends['wave'] = RawWaveforms(recipe.frontend)
     loader, loaded = load_clips(clips, audio, frontends, runtime, memory_gb)
 
-    spectrograms: dict[int, Tensor] = {}
-    waveforms: dict[int, Tensor] = {}
-    seconds: dict[int, float] = {}
-    failures: dict[int, str] = {}
-    digests: dict[int, str] = {}
     clip_numbers = {name: clip for clip, name in enumerate(clips)}
     recordings = {name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
     sound_s = {name: loader.seconds[clip_numbers[name]] for name in recordings}
     truth = scored_truth(labels, vars(recipe))
-    if recipe.secondary_target is not None:
-        mask = is_secondary(frame, labels.classes)
-        labels = replace(labels, targets=np.where(mask, np.float32(recipe.secondary_target), labels.targets))
-    if recipe.weigh_by_rating:
-        labels = replace(labels, weights=labels.weights * rating_weights(frame))
+    labels = apply_label_settings(recipe, frame, labels)
     is_inside = begins_inside('stretches', labels.names, stretches[:, 0], stretches[:, 1], sound_s)
     if boxes is not None:
         inside = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
         lost = np.array([name in boxes.rows and name not in inside.rows for name in labels.names])
         labels = replace(labels, targets=np.where(lost[:, None], np.float32(np.nan), labels.targets))
         boxes = inside
+
+    spectrograms: dict[int, Tensor] = {}
+    waveforms: dict[int, Tensor] = {}
+    seconds: dict[int, float] = {}
+    failures: dict[int, str] = {}
+    digests: dict[int, str] = {}
     for row, name in enumerate(labels.names):
         if name not in clip_numbers:
             continue
@@ -281,12 +274,8 @@ def load_dataset(
     if copies:
         places = 'in several folds under several names'
         print(f'WARNING: {copies} recordings are {places}: use a group_column.', flush=True)
-
     if soft and soft.times:
-        begin_s, end_s = soft.times
-        soft = pick_soft(soft, begins_inside('windows with soft labels', soft.names, begin_s, end_s, sound_s))
-        probs = pandas.DataFrame(soft.targets, columns=list(soft.classes)).reindex(columns=labels.classes)
-        soft = replace(soft, classes=labels.classes, targets=probs.to_numpy())
+        soft = soft_windows_inside(soft, labels.classes, sound_s)
     elif soft:
         of_clips = align_soft_labels(soft, labels.names, labels.classes)
         labels = replace(labels, targets=fill_unknown(labels.targets, of_clips))
@@ -304,6 +293,34 @@ def load_dataset(
         soft_labels=soft,
         backgrounds=load_backgrounds(recipe, backgrounds, runtime),
     )
+
+
+def names_to_decode(labels: ClipLabels, soft: SoftLabels | None) -> list[str]:
+    '''List the clips to decode. Nothing is learnt from unlabelled soundscapes without pseudo-labels.'''
+    is_used = labels.sources != UNLABELLED
+    if soft and soft.times:
+        is_used |= [name in soft.rows for name in labels.names]
+    return list(dict.fromkeys(name for name, used in zip(labels.names, is_used, strict=True) if used))
+
+
+def apply_label_settings(recipe: Recipe, frame: Any, labels: ClipLabels) -> ClipLabels:
+    '''Give secondary labels their target and clips the weights of their ratings, where the recipe asks for it.'''
+    if recipe.secondary_target is not None:
+        mask = is_secondary(frame, labels.classes)
+        labels = replace(labels, targets=np.where(mask, np.float32(recipe.secondary_target), labels.targets))
+    if recipe.weigh_by_rating:
+        labels = replace(labels, weights=labels.weights * rating_weights(frame))
+    return labels
+
+
+def soft_windows_inside(soft: SoftLabels, classes: tuple[str, ...], sound_s: Mapping[str, float]) -> SoftLabels:
+    '''Keep the windows with soft labels that begin inside their sound, with these classes.'''
+    import pandas
+
+    begin_s, end_s = soft.times
+    soft = pick_soft(soft, begins_inside('windows with soft labels', soft.names, begin_s, end_s, sound_s))
+    probs = pandas.DataFrame(soft.targets, columns=list(soft.classes)).reindex(columns=list(classes))
+    return replace(soft, classes=classes, targets=probs.to_numpy())
 
 
 def begins_inside(

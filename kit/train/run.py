@@ -14,7 +14,7 @@ from kit.core.clock import Deadline, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
 from kit.core.ranks import gather, take_share
-from kit.core.runtime import start_runtime
+from kit.core.runtime import Runtime, start_runtime
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
 from kit.labels.folds import check_no_leak, make_folds
 from kit.labels.metrics import compute_metric
@@ -25,7 +25,7 @@ from kit.train.dataset import Dataset, box_table, load_dataset
 from kit.train.fold_training import EpochLogger, train_fold
 from kit.train.oof import join_folds, write_oof
 from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
-from kit.train.warm_start import check_init, init_files, read_inits
+from kit.train.warm_start import InitModel, check_init, init_files, read_inits
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,32 @@ def train_run(
     check_folds(recipe.metric, data, trained_folds)
     if inits:
         check_init(recipe, data, {fold: inits[fold] for fold in trained_folds})
-    parts: list[tuple[int, np.ndarray, dict[str, Any]]] = []
-    all_networks = [(fold, replica) for fold in trained_folds for replica in range(recipe.seeds)]
-    networks = take_share([*enumerate(all_networks)])
-    bar = progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', progress)
-    with locked(folder / 'state', folder), bar:
+    with locked(folder / 'state', folder):
         gather(None)  # the folder is locked for all
         # Written only now, so that a call with a mistake leaves no folder that stands in the way of the right one.
         for name, text in files.items():
             write_text(folder / name, text)
+        oof = train_networks(recipe, data, trained_folds, folder, runtime, clock, inits, logger)
+        if oof is not None:
+            write_oof(folder, oof)
+    return Run(folder, recipe, oof)
+
+
+def train_networks(
+    recipe: Recipe,
+    data: Dataset,
+    folds: Sequence[int | None],
+    folder: Path,
+    runtime: Runtime,
+    clock: Deadline,
+    inits: Mapping[int | None, InitModel],
+    logger: EpochLogger | None,
+) -> OofPredictions | None:
+    '''Train this process's share of the networks, and join the predictions of all; None without held-out clips.'''
+    parts: list[tuple[int, np.ndarray, dict[str, Any]]] = []
+    all_networks = [(fold, replica) for fold in folds for replica in range(recipe.seeds)]
+    networks = take_share([*enumerate(all_networks)])
+    with progress_bar(len(networks) * recipe.epochs, 'train', 'epochs', runtime.progress) as bar:
         for done, (number, (fold, replica)) in enumerate(networks):
             # Each network gets an equal share of the time that is left.
             share_s = clock.left_s() / (len(networks) - done)
@@ -122,11 +139,8 @@ def train_run(
             predictions = train_fold(recipe, data, fold, replica, folder, runtime, bar, until, inits.get(fold), logger)
             if predictions is not None:
                 parts.append((number, data.held_out(fold), vars(predictions)))
-        all_parts = sorted(chain.from_iterable(gather(parts)), key=lambda part: part[0])
-        oof = join_folds([(rows, OofPredictions(**part)) for _, rows, part in all_parts]) if all_parts else None
-        if oof is not None:
-            write_oof(folder, oof)
-    return Run(folder, recipe, oof)
+    all_parts = sorted(chain.from_iterable(gather(parts)), key=lambda part: part[0])
+    return join_folds([(rows, OofPredictions(**part)) for _, rows, part in all_parts]) if all_parts else None
 
 
 def read_box_files(boxes: Sequence[str | Path] | None) -> Boxes | None:

@@ -1,7 +1,7 @@
 '''Train a stack: a second-level model on the out-of-fold predictions of several runs.'''
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -102,46 +102,49 @@ def stack(
         taggers = [load_taggers(path, oof) for path, oof in pairs]
         first = oofs[0]
         predictions = np.stack([oof.probabilities_like(first, path, folders[0]) for path, oof in pairs], axis=1)
-        columns = 0
         inputs = list(torch.from_numpy(predictions).float())
         if config.kind == 'image-stacker':
-            columns = config.columns
             if audio is None:
                 raise KitError('an image-stacker predicts the windows of the clips: give audio.')
             if taggers[0][0].card.inference.mode == 'full':
                 raise KitError(f'{folders[0]} predicts whole clips: begin with a run of inference.mode=windows.')
             windows = [predict_pseudo_labels([path], audio, 0, device, threads, progress)[0] for path in folders]
-            inputs = prediction_images(first, predictions, windows, columns)
+            inputs = prediction_images(first, predictions, windows, config.columns)
         card = StackCard(
             kind=config.kind,
             network=config.network,
             runs=tuple(path.resolve().name for path in folders),
             run_of=tuple(run for run, of_run in enumerate(taggers) for _ in of_run),
             classes=first.classes,
-            columns=columns,
+            columns=config.columns if config.kind == 'image-stacker' else 0,
             metric=first.metric,
         )
         networks, probs = cross_fit(config, card, inputs, first)
 
     oof = replace(first, probabilities=probs)
-    mean = predictions.mean(axis=1)
-    score = partial(compute_metric, first.metric, first.truth)
-    result = StackResult(
-        folder=folder,
-        kind=config.kind,
-        metric=first.metric,
-        clips=len(mean),
-        runs={str(path): score(predictions[:, run]) for run, path in enumerate(folders)},
-        mean=score(mean),
-        score=oof.score,
-        gain=bootstrap_difference(first.metric, first.truth, probs, mean, first.groups),
-    )
+    result = compare_with_runs(folder, config.kind, oof, dict(zip(folders, predictions.swapaxes(0, 1), strict=True)))
     write_text(folder / 'folds.csv', (folders[0] / 'folds.csv').read_text(encoding='utf-8'))
     write_oof(folder, oof)
     write_json(folder / 'stack.json', asdict(result) | {'folder': str(folder), 'settings': config.to_dict()})
     made = Stack(replace(card, oof_score=round(oof.score, 6)), networks)
     save_stack(folder / 'stack.pt', made, [tagger for of_run in taggers for tagger in of_run])
     return result
+
+
+def compare_with_runs(folder: Path, kind: str, oof: OofPredictions, runs: Mapping[Path, np.ndarray]) -> StackResult:
+    '''Score a stack's out-of-fold predictions beside those of its runs and their plain mean.'''
+    mean = np.mean([*runs.values()], axis=0)
+    score = partial(compute_metric, oof.metric, oof.truth)
+    return StackResult(
+        folder=folder,
+        kind=kind,
+        metric=oof.metric,
+        clips=len(mean),
+        runs={str(path): score(probs) for path, probs in runs.items()},
+        mean=score(mean),
+        score=oof.score,
+        gain=bootstrap_difference(oof.metric, oof.truth, oof.probabilities, mean, oof.groups),
+    )
 
 
 def check_folders(folders: Sequence[Path], out: Path) -> None:
