@@ -1,7 +1,7 @@
 '''Compare pools over windows of two lengths out of fold: `python -m tests.benchmarks.pools [RECIPE ...]`.
 
 The runs are those of tests/benchmarks/recipes.py, which trains them if they are not there. They predict whole
-recordings; each way is compared with the run's own, and the last rows blend all of them by class, cross-fitted.
+recordings; each way is compared with the run's own.
 '''
 
 import sys
@@ -26,7 +26,7 @@ def compare_pools(name: str) -> None:
         result = predict_oof(folder, audio, pool=POOLS, **way, **QUIET)
         if window_s == WINDOWS[name][0]:
             print(f'| `{name}` | own | | {result.score:.3f} | |')
-        for pool, variant in zip((*POOLS, "each class's own blend"), result.variants, strict=True):
+        for pool, variant in zip(POOLS, result.variants, strict=True):
             gain = variant.gain
             interval = f'{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})'
             print(f'| `{name}` | {window_s:g} s | {pool} | {variant.score:.3f} | {interval} |', flush=True)
