@@ -1,9 +1,10 @@
 '''The models of an ensemble, and which of them runs next in the time left.'''
 
 import contextlib
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,9 @@ class Plan:
     little below the best. A stack scores a row once all its runs have predicted it, so the first models of all its
     runs come before any second. For a metric per class, models that have the time for every row come first.
 
+    Where the first model has no time for every row and its windows overlap, a `preview` comes before all: the same
+    model over windows side by side, whose scores stand until its own replace them.
+
     `steps` records each choice: the model, the seconds that it should need, and the seconds left.
     Units: audio_s, seconds of audio that each model has to predict
     '''
@@ -192,6 +196,7 @@ class Plan:
         self.selected: list[Path] = []
         self.rejected: set[Path] = set()
         self.started: list[EnsembleMember] = []
+        self.preview: EnsembleMember | None = None
         self.steps: list[dict[str, Any]] = []
 
     @property
@@ -279,8 +284,23 @@ class Plan:
             return (member.stack, member.run)
         return member.folder if member.folder in {*self.selected, *self.rejected} else None
 
+    def make_preview(self, members: Sequence[EnsembleMember]) -> EnsembleMember | None:
+        '''Set `preview` where one is needed, and return the model that it stands for.'''
+        first = self.order(members)[0]
+        inference = first.predictor.inference
+        has_time = 0 < self.needed_s(first) <= self.budget.left_s()
+        if not self.has_deadline or has_time or inference.mode != 'windows' or inference.hop_s >= inference.window_s:
+            return None
+        predictor = copy.copy(first.predictor)  # a network that measuring has fused or compiled is shared
+        predictor.inference = replace(inference, hop_s=inference.window_s)
+        predictor.kind += ' preview'
+        self.preview = EnsembleMember(first.name, predictor, watch=first.watch)
+        return first
+
     def next_member(self, waiting: Sequence[EnsembleMember]) -> EnsembleMember:
         '''Choose the model that runs next.'''
+        if self.preview is not None and self.preview in waiting:
+            return self.preview
         member = self.order(waiting)[0] if self.has_deadline else waiting[0]
         self.started.append(member)
         if self.has_deadline:

@@ -214,11 +214,21 @@ def predict_rows(
     runtime: Runtime,
 ) -> None:
     '''Predict the loader's chunks with every model; write the CSV now and then, and after each model.'''
-    members = rows.members
+    members = list(rows.members)
+    previewed = None
+    if get_world_size() == 1 and rows.counts()['rows_with_prior']:
+        previewed = job.plan.make_preview(members)
+    preview = job.plan.preview
+    if previewed is not None:
+        job.note(f'{Path(previewed.name).name} predicts windows side by side first: overlapping ones take too long')
     bar = progress_bar(len(members) * loader.total_s, 'submit', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
-        for member, clip, logits in predict_ensemble(members, loader, job.plan):
-            rows.add(member, clip, logits)
+        for member, clip, logits in predict_ensemble([*members, *filter(None, [preview])], loader, job.plan):
+            if previewed is None or member is not preview:
+                rows.add(member, clip, logits)
+            elif loader.digests[clip] not in previewed.cache:
+                rows.add(previewed, clip, logits)
+                rows.rows_alike.clear()
             advance(bar, loader.durations_s[clip] or 0.0)
             if member.finished:
                 writer.write(rows)

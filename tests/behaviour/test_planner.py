@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from kit.audio.decode import header_duration_s
+from kit.audio.windows import InferenceConfig
 from kit.core.clock import Deadline, TimeBudget
 from kit.core.errors import KitError
 from kit.doctor import bench, forecast
 from kit.infer.ensemble import predict_ensemble
-from kit.infer.job import SubmitOptions
+from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import EnsembleMember, Plan, measure_cost
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
 from kit.models.tagger import Tagger
-from tests.behaviour.trained import HandClock, LoudBands, Trained, loud_tagger, noise, read_scores, write_wav
+from tests.behaviour.trained import RATE, HandClock, LoudBands, Trained, loud_tagger, noise, read_scores, write_wav
 
 
 class Timed(LoudBands):
@@ -294,6 +295,52 @@ def test_clips_are_not_loaded_where_decoding_them_would_take_too_long(tmp_path: 
                 assert loader.loading_s(first, member.frontend_key) == 0.0, 'it is cached'
                 assert loader.loading_s(second, member.frontend_key) == pytest.approx(1e6 * second.seconds)
     assert done == first.clips and plan.budget.stopped and not member.finished
+
+
+def overlapping(network: Timed) -> Tagger:
+    '''A tagger that reads windows of a second, four of them at each moment.'''
+    tagger = loud_tagger(network)
+    inference = InferenceConfig(mode='windows', window_s=1.0, hop_s=0.25)
+    tagger.card = replace(tagger.card, inference=inference, oof_score=0.9)
+    return tagger
+
+
+def test_where_overlapping_windows_take_too_long_every_row_is_first_predicted_from_windows_side_by_side(
+    tmp_path: Path,
+) -> None:
+    for i in range(12):
+        write_wav(tmp_path / 'in' / f'{i:02d}.wav', noise(4 * RATE, seed=i, level=0.01 * (1 + i)))
+    clock = HandClock(1000.0)
+    taggers = [overlapping(Timed(clock, 1.0, scale)) for scale in (0.2, 0.9)]
+    out = tmp_path / 'out.csv'
+    options = SubmitOptions(taggers, tmp_path / 'in', out, batch_frames=1, progress=False)
+    # 48 windows side by side, 156 that overlap, and 36 to measure: each takes a second.
+    report = run_submission(options, Deadline(1120.0, clock))
+    assert report['rows_with_prior'] == 0 and report['state'] == 'stopped by the deadline'
+    assert [note for note in report['notes'] if 'side by side first' in note]
+    assert 0 < sum(model['clips_predicted'] for model in report['models']) < 12
+    _, rows = read_scores(out)
+    side_by_side = InferenceConfig(mode='windows', window_s=1.0, hop_s=1.0)
+    coarse = predict_clips(taggers[0], tmp_path / 'in', inference=side_by_side)
+    own = predict_clips(taggers[0], tmp_path / 'in')
+    scores = np.array([rows[name] for name in own.names])
+    is_own = np.isclose(scores, own.probabilities, rtol=0, atol=1e-6).all(axis=1)
+    is_coarse = np.isclose(scores, coarse.probabilities, rtol=0, atol=1e-6).all(axis=1)
+    assert (is_own | is_coarse).all() and is_own.sum() == sum(m['clips_predicted'] for m in report['models'])
+
+
+def test_with_time_for_every_row_there_is_no_preview(tmp_path: Path) -> None:
+    write_wav(tmp_path / 'in' / 'a.wav', noise(4 * RATE))
+    clock = HandClock(1000.0)
+    options = SubmitOptions([overlapping(Timed(clock, 1.0))], tmp_path / 'in', tmp_path / 'out.csv', progress=False)
+    job = SubmitJob(options, Deadline(5000.0, clock))
+    member = EnsembleMember('m', Predictor(options.checkpoints[0], torch.device('cpu')), cost=4.0)
+    job.plan.audio_s = 100.0
+    assert job.plan.make_preview([member]) is None and job.plan.preview is None
+    member.cost = 99.0
+    assert job.plan.make_preview([member]) is member and job.plan.preview.predictor.inference.hop_s == 1.0
+    assert member.predictor.inference.hop_s == 0.25
+    assert Plan().make_preview([member]) is None, 'without a deadline'
 
 
 def test_bench_reckons_what_all_files_take_and_which_models_fit(trained: Trained, clips: Path, tmp_path: Path) -> None:
