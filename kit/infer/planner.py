@@ -197,6 +197,7 @@ class Plan:
         self.rejected: set[Path] = set()
         self.started: list[EnsembleMember] = []
         self.preview: EnsembleMember | None = None
+        self.preview_s: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
 
     @property
@@ -310,8 +311,10 @@ class Plan:
 
     def update_costs(self, member: EnsembleMember, audio_s: float, waiting: Sequence[EnsembleMember]) -> None:
         '''Measure the cost of a model that has run, and of equal ones, anew. Units: audio_s, what it has predicted'''
-        spent_s = member.watch.seconds.get('network', 0.0)
-        if spent_s > 0 and audio_s > 0:
+        spent_s = member.watch.seconds.get('network', 0.0) - self.preview_s.pop(member.name, 0.0)
+        if member is self.preview:
+            self.preview_s[member.name] = spent_s
+        elif spent_s > 0 and audio_s > 0:
             for other in [member, *waiting]:
                 if other.predictor.kind == member.predictor.kind:
                     other.cost = spent_s / audio_s

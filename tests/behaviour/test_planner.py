@@ -340,6 +340,11 @@ def test_with_time_for_every_row_there_is_no_preview(tmp_path: Path) -> None:
     member.cost = 99.0
     assert job.plan.make_preview([member]) is member and job.plan.preview.predictor.inference.hop_s == 1.0
     assert member.predictor.inference.hop_s == 0.25
+    member.watch.seconds['network'] = 7.0
+    job.plan.update_costs(job.plan.preview, 4.0, [member])
+    member.watch.seconds['network'] = 27.0
+    job.plan.update_costs(member, 4.0, [])
+    assert member.cost == 5.0, 'without the seconds of the preview'
     assert Plan().make_preview([member]) is None, 'without a deadline'
 
 
