@@ -49,7 +49,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    '''Return a parser of an argument that is a list: "0,1" as two numbers, but a text as one item, commas included.'''
+    '''A parser of an argument that is a list: "0,1" as two numbers, but a text as one item, commas included.'''
 
     def parse_list(text: str) -> list[Any]:
         if kind is str:
@@ -115,7 +115,7 @@ COMMON_OPTIONS = {
 
 
 def build_parser(name: str, command: Command) -> OneLineParser:
-    '''Return a command's parser, made from its function's parameters and the `Options:` of its docstring.'''
+    '''A command's parser, made from its function's parameters and the `Options:` of its docstring.'''
     functions = ', '.join(function.__name__ for function in (command.run, *command.also))
     parser = OneLineParser(
         f'audiotag_kit {name}',
@@ -138,7 +138,7 @@ def build_parser(name: str, command: Command) -> OneLineParser:
 
 
 def overview(commands: Mapping[str, Command]) -> str:
-    '''Return the commands with their summaries, under the headings of their groups.'''
+    '''The commands with their summaries, under the headings of their groups.'''
     lines = [
         TITLE,
         '',

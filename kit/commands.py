@@ -108,7 +108,7 @@ def train_by_name(
 
 
 def competition_settings(recipe: Recipe, folder: str) -> list[str]:
-    '''Return the overrides that a competition asks for: its metric, and windows as long as its rows.'''
+    '''The overrides that a competition asks for: its metric, and windows as long as its rows.'''
     data = find_competition(folder)
     settings = [f'metric={data.metric}']
     if data.scored_classes:
@@ -162,7 +162,7 @@ def explain_settings(
 
 
 def settings_class(config: type[Config] | None, key: str, values: Mapping[str, Any]) -> type[Config] | None:
-    '''Return the class that explains a group of settings, or None for a dict of free names.
+    '''The class that explains a group of settings, or None for a dict of free names.
 
     A network's settings are a dict, because their names depend on its family.
     '''
@@ -176,7 +176,7 @@ def settings_class(config: type[Config] | None, key: str, values: Mapping[str, A
 
 
 def compute_fingerprints(names: Sequence[str], audio: str, threads: int | None, progress: bool) -> list[np.ndarray]:
-    '''Return the fingerprint of each clip, and an empty one, with a note, for a file that cannot be read.'''
+    '''The fingerprint of each clip, and an empty one, with a note, for a file that cannot be read.'''
     tune_process()
     fingerprints = [np.zeros(0, np.int64) for _ in names]
     loader = SpectrogramLoader(
@@ -240,7 +240,7 @@ def add_folds(
 def group_copies(
     frame: Any, group_column: str | None, audio: str, threads: int | None, progress: bool
 ) -> tuple[Any, str]:
-    '''Return the column `group` of a table, and a sentence on the near-duplicates that were found.
+    '''The column `group` of a table, and a sentence on the near-duplicates that were found.
 
     A clip's group is the name of the first clip that copies or `group_column` link to it; empty for a lone clip.
     '''

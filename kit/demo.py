@@ -40,7 +40,7 @@ BOX_HEADER: tuple[Any, ...] = ('recording_id', 'species_id', 'songtype_id', 't_m
 def toy_event(
     kind: str, n: int, rng: np.random.Generator, low_hz: float = 400.0, high_hz: float = 3000.0
 ) -> np.ndarray:
-    '''Return a sound of n samples, at most 1 in magnitude, with a pitch between two frequencies.'''
+    '''A sound of n samples, at most 1 in magnitude, with a pitch between two frequencies.'''
     t = np.arange(n) / TOY_RATE
     hz = float(np.exp(rng.uniform(math.log(low_hz), math.log(high_hz))))
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
@@ -62,7 +62,7 @@ def toy_event(
 
 
 def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.ndarray:
-    '''Return a clip with one sound for each label at a random time, over faint noise.'''
+    '''A clip with one sound for each label at a random time, over faint noise.'''
     n = max(16, int(seconds * TOY_RATE))
     wave = rng.normal(0, 10 ** rng.uniform(-3.0, -2.0), n)
     for label in labels:
@@ -172,7 +172,7 @@ def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, see
 
 
 def box_row(name: str, species: int, span: tuple[float, float]) -> tuple[Any, ...]:
-    '''Return a box around a song in its species' band, as a row under BOX_HEADER.'''
+    '''A box around a song in its species' band, as a row under BOX_HEADER.'''
     low_hz = TOY_LOW_HZ[species]
     return (name, species, 1, span[0], 0.9 * low_hz, span[1], 1.3 * low_hz)
 

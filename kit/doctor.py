@@ -63,7 +63,7 @@ def run_doctor(checkpoints: Sequence[str] | None = None) -> str:
 
 
 def describe_machine() -> list[str]:
-    '''Return lines on versions, packages, cores, memory, folders and GPUs.'''
+    '''Lines on versions, packages, cores, memory, folders and GPUs.'''
     source = source_file() or source_root() / 'kit'
     folder = Path.cwd()
     free_gb = shutil.disk_usage(folder).free / 1e9
@@ -89,14 +89,14 @@ def is_custom(card: TaggerCard) -> bool:
 
 
 def package_version(name: str) -> str:
-    '''Return the version of an installed package, or "missing".'''
+    '''The version of an installed package, or "missing".'''
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return 'missing'
 
 
 def describe_model(model: ModelSpec) -> str:
-    '''Return a line on a model; build its network to see whether its tensors fit, if its code is there.'''
+    '''A line on a model; build its network to see whether its tensors fit, if its code is there.'''
     card = model.card
     family = card.network.get('family')
     if not is_custom(card):
@@ -121,7 +121,6 @@ def bench(
     sample: int = 24,
     rows: str = 'auto',
     device: str | None = None,
-    threads: int | None = None,
     out: str | None = None,
 ) -> str:
     '''Predict some files with every backend that is installed, and reckon what all files of a test would take.
@@ -150,7 +149,7 @@ def bench(
             for number, path in enumerate(chosen):
                 (Path(folder) / f'{number}{path.suffix}').symlink_to(path.resolve())
             options = SubmitOptions(checkpoints, Path(folder), Path(folder) / 'bench.csv', rows=rows)
-            options = replace(options, device=device, threads=threads, backend=backend, progress=False)
+            options = replace(options, device=device, backend=backend, progress=False)
             reports.append(forecast(options, n_files / len(chosen), limit_s))
         lines += describe_forecast(backend, reports[-1])
     if out:
@@ -163,7 +162,7 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
     job = SubmitJob(options, Deadline())
     inputs = read_inputs(job)
     runtime = start_runtime(options.device, options.threads, progress=False)
-    suspects = Suspects.read(job.state_folder / 'suspects.json')
+    suspects = Suspects(job.state_folder)
     with job.watch.measure('models'):
         members = build_members(job, inputs, runtime, suspects)
         for member in members:  # compiles and reserves memory, once however many files there are
@@ -182,7 +181,7 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
         needed_s = job.watch.seconds.get(stage, 0.0) * (1 if stage == 'models' else factor)
         spans[stage] = [(now_s, now_s + needed_s)]
         now_s += needed_s
-    plan = Plan(TimeBudget(Deadline(limit_s, lambda: now_s)), loader.audio_s * factor)
+    plan = Plan(TimeBudget(Deadline(limit_s, lambda: now_s)), [*loader.seconds.values()], factor)
     plan.compare_runs(members)
     models = []
     waiting = list(members)
@@ -190,25 +189,22 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
         member = plan.next_member(waiting)
         waiting.remove(member)
         end_s = now_s + plan.needed_s(member)
-        models.append(
-            {'checkpoint': '/'.join(Path(member.name).parts[-2:]), 'spans': [(now_s, end_s)], 'cost': member.cost}
-        )
+        models.append({'checkpoint': '/'.join(Path(member.name).parts[-2:]), 'spans': [(now_s, end_s)]})
         now_s = end_s
     facts = {'state': f'planned with {options.backend}', 'seconds_total': now_s, 'deadline_s': limit_s}
-    return {**facts, 'spans': spans, 'models': models}
+    return {**facts, 'spans': spans, 'models': models, 'audio_s': loader.audio_s * factor}
 
 
 def describe_forecast(backend: str, report: dict[str, Any]) -> list[str]:
-    '''Return lines on the seconds of each stage and model, and on how many models fit.'''
+    '''Lines on the seconds of each stage and model, and on how many models fit.'''
     stages = [f'{stage} {end - start:.1f} s' for stage, [(start, end)] in report['spans'].items()]
     lines = [f'{backend}: {", ".join(stages)}']
-    ends_s = []
+    n_fit = 0
     for model in report['models']:
         [(start, end)] = model['spans']
-        ends_s.append(end)
-        speed = f'{1 / max(model["cost"], 1e-9):.0f} s of audio a second'
+        n_fit += end <= report['deadline_s']
+        speed = f'{report["audio_s"] / max(end - start, 1e-9):.0f} s of audio a second'
         lines.append(f'  {model["checkpoint"]}: {end - start:.1f} s, until {end:.1f} s; {speed}')
-    n_fit = sum(end <= report['deadline_s'] for end in ends_s)
     share = report['seconds_total'] / report['deadline_s']
-    lines.append(f'  {n_fit} of {len(ends_s)} models fit; all of them need {share:.0%} of the time')
+    lines.append(f'  {n_fit} of {len(report["models"])} models fit; all of them need {share:.0%} of the time')
     return lines

@@ -126,7 +126,7 @@ def compile_network(
     compiler: Compiler = compile_openvino,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[nn.Module, str]:
-    '''Return a network compiled for a batch's shape, or the network itself, and a text for the report.
+    '''A network compiled for a batch's shape, or the network itself, and a text for the report.
 
     The network itself is returned where it cannot be compiled, where the batch's logits differ, and with backend
     auto where it is as fast, in the median of two turns.
@@ -189,7 +189,7 @@ class NormWatch(TorchFunctionMode):
 
 
 def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module, str]:
-    '''Return a copy of a network in evaluation mode with its batch norms fused, and a text for the report.
+    '''A copy of a network in evaluation mode with its batch norms fused, and a text for the report.
 
     The copy shares all tensors but those of fused convolutions. One forward of noise shows which norms can be fused, a
     second whether the logits stay equal. Where they do not, and for a custom network, the network itself is returned.

@@ -113,7 +113,7 @@ def blend_scores(
 
 
 def check_blend_weights(weights: Any, models: int) -> np.ndarray:
-    '''Return a weight from 0 up per model, 1 by default.'''
+    '''A weight from 0 up per model, 1 by default.'''
     checked = np.ones(models) if weights is None else np.asarray(weights, np.float64)
     if checked.shape != (models,) or not ((checked >= 0) & np.isfinite(checked)).all():
         raise KitError(f'weights of shape {np.shape(weights)}, wanted one from 0 up per model ({models},).')

@@ -62,7 +62,7 @@ class PredictionCache:
         return digest in self.entries
 
     def find(self, identity: str) -> WindowLogits | None:
-        '''Return the logits of a file by its identity, where they are cached and the file is the same.'''
+        '''The logits of a file by its identity, where they are cached and the file is the same.'''
         return self.entries.get(self.digests.get(identity, ''))
 
     def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
@@ -172,7 +172,7 @@ class SpectrogramCache:
         self.kept[key] = spec
 
     def get(self, key: Hashable) -> Tensor:
-        '''Return a key's spectrogram.'''
+        '''A key's spectrogram.'''
         return self.kept[key]
 
     def __contains__(self, key: Hashable) -> bool:

@@ -70,13 +70,14 @@ def predict_ensemble(
             for chunk in loader.chunks:
                 loader.drop(chunk, key)
         member.cache.flush()
-        plan.update_costs(member, sum(loader.seconds.get(clip, 0.0) for clip in member.predicted), waiting)
+        predicted_s = [loader.seconds[clip] for clip in member.predicted if clip in loader.seconds]
+        plan.update_costs(member, predicted_s, waiting)
 
 
 def predict_chunk(
     member: EnsembleMember, loader: SpectrogramLoader, chunk: Chunk, budget: TimeBudget
 ) -> list[tuple[int, WindowLogits]]:
-    '''Return the logits of a chunk's clips, from the model's cache if all are there, else from the network.
+    '''The logits of a chunk's clips, from the model's cache if all are there, else from the network.
 
     A chunk that is partly cached is predicted whole: a resumed job forms the same batches and gets the same digits.
     '''

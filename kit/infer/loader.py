@@ -111,7 +111,7 @@ class SpectrogramLoader:
         self.failures |= reasons
 
     def paths(self, clips: Iterable[int]) -> list[str]:
-        '''Return the paths of those clips that are files.'''
+        '''The paths of those clips that are files.'''
         sources = [self.sources[clip] for clip in clips]
         return [str(source) for source in sources if not isinstance(source, Sound)]
 
@@ -194,7 +194,7 @@ class SpectrogramLoader:
         return [clip for clip in chunk.clips if clip not in self.failures]
 
     def specs(self, chunk: Chunk, key: str) -> tuple[list[int], list[Tensor]]:
-        '''Return the clips of a chunk that did not fail, and their spectrograms by one frontend.
+        '''The clips of a chunk that did not fail, and their spectrograms by one frontend.
 
         Shape:  spectrograms (M, N_i)
         '''
@@ -268,7 +268,7 @@ class SpectrogramLoader:
             print(f'note: {names[clip]}: {"; ".join(notes)}', flush=True)
 
     def notes_by_name(self, names: Sequence[str], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:
-        '''Return the notes on each clip by its name; those of an earlier call for clips that were not decoded.'''
+        '''The notes on each clip by its name; those of an earlier call for clips that were not decoded.'''
         notes = {}
         for clip, name in enumerate(names):
             if clip in self.notes:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kit.audio.windows import InferenceConfig
 from kit.core.clock import Deadline, Stopwatch, TimeBudget
 from kit.core.worker import opened
 from kit.infer.backend import CompiledNetwork
@@ -26,7 +27,7 @@ class EnsembleMember:
     '''One model of an ensemble, and how far it has come.
 
     `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
-    its last clip on. `cost` is measured: seconds of this machine per second of audio. A model of a stack has the
+    its last clip on. `cost` is measured: seconds of this machine per second that it reads. A model of a stack has the
     stack's number, and its run there.
     '''
 
@@ -76,10 +77,7 @@ def reasons_by_name(reasons: Mapping[int, str], names: Sequence[str]) -> dict[st
 
 def rounded_spans(watch: Stopwatch) -> dict[str, list[list[float]]]:
     '''Round a stopwatch's spans to milliseconds.'''
-    rounded = {}
-    for name, spans in watch.spans.items():
-        rounded[name] = [[round(start, 3), round(end, 3)] for start, end in spans]
-    return rounded
+    return {name: [[round(start, 3), round(end, 3)] for start, end in spans] for name, spans in watch.spans.items()}
 
 
 def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any]:
@@ -110,8 +108,12 @@ def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
     for member in members:
         outputs = [output.logits for output in member.cache.entries.values()]
         is_custom = str(member.card.network.get('family')).startswith('custom:')
-        is_doubtful = is_custom and member.card.returns == 'logits'
-        if is_doubtful and outputs and all(x.min() >= 0 and x.max() <= 1 for x in outputs):
+        if (
+            is_custom
+            and member.card.returns == 'logits'
+            and outputs
+            and all(x.min() >= 0 and x.max() <= 1 for x in outputs)
+        ):
             names.append(Path(member.name).name)
     return names
 
@@ -123,8 +125,18 @@ GOOD_MARGIN = 0.05  # a score this far below the best is still good
 SELECTION_CLIPS = 2000
 
 
+def read_seconds(inference: InferenceConfig, seconds: Any) -> float:
+    '''Add up the seconds that a network reads of clips, in windows that may overlap. Shape: seconds (n,)'''
+    lengths = np.asarray(seconds, np.float64)
+    if inference.mode == 'windows':
+        # A spectrogram has one frame more than its clip, and so a last window that begins with the end.
+        further = np.ceil((lengths - inference.window_s) / inference.hop_s + 1e-6).clip(0)
+        lengths = inference.window_s * (1 + further)
+    return float(lengths.sum())
+
+
 def measure_cost(predictor: Predictor, budget: TimeBudget | None = None) -> float:
-    '''Measure the seconds that a model takes for a second of audio, on five seconds of noise or one window.
+    '''Measure the seconds that a model takes for a second that it reads, on five seconds of noise or one window.
 
     What its batches took is added to the budget.
     '''
@@ -142,7 +154,7 @@ def measure_cost(predictor: Predictor, budget: TimeBudget | None = None) -> floa
     trial.paces.pop(predictor.kind, None)
     start = trial.deadline.now()
     predictor.predict(specs, trial)
-    return (trial.deadline.now() - start) / (seconds * len(specs))
+    return (trial.deadline.now() - start) / read_seconds(inference, [seconds] * len(specs))
 
 
 def select_runs(
@@ -162,9 +174,8 @@ def select_runs(
     while waiting:
         scores = {}
         for run in waiting:
-            members = [*chosen, run]
-            share = [weights[member] for member in members]
-            blended = np.average([probs[member] for member in members], axis=0, weights=share)
+            team = [*chosen, run]
+            blended = np.average([probs[one] for one in team], axis=0, weights=[weights[one] for one in team])
             scores[run] = compute_metric(start.metric, truth, blended)
         best = max(waiting, key=lambda run: (scores[run] - score) / max(costs[run], 1e-9))
         if scores[best] <= score:
@@ -183,21 +194,22 @@ class Plan:
     little below the best. A stack scores a row once all its runs have predicted it, so the first models of all its
     runs come before any second. For a metric per class, models that have the time for every row come first.
 
-    Where the first model has no time for every row and its windows overlap, a `preview` comes before all: the same
-    model over windows side by side, whose scores stand until its own replace them.
+    Where the first model has no time for every row and its windows overlap, a `preview` comes before all: that model
+    over windows side by side, until its own scores replace these.
 
-    `steps` records each choice: the model, the seconds that it should need, and the seconds left.
-    Units: audio_s, seconds of audio that each model has to predict
+    `steps` records each choice, with the seconds that the model should need, and those left.
+    Units: seconds of each clip, which stands for `factor` clips
     '''
 
-    def __init__(self, budget: TimeBudget | None = None, audio_s: float = 0.0) -> None:
+    def __init__(self, budget: TimeBudget | None = None, seconds: Sequence[float] = (), factor: float = 1.0) -> None:
         self.budget = budget or TimeBudget()
-        self.audio_s = audio_s
+        self.seconds = seconds
+        self.factor = factor
         self.selected: list[Path] = []
         self.rejected: set[Path] = set()
         self.started: list[EnsembleMember] = []
         self.preview: EnsembleMember | None = None
-        self.preview_s: dict[str, float] = {}
+        self.read_s: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
 
     @property
@@ -252,7 +264,7 @@ class Plan:
 
     def needed_s(self, member: EnsembleMember) -> float:
         '''Reckon the seconds that a model needs for all rows.'''
-        return member.cost * self.audio_s
+        return member.cost * read_seconds(member.predictor.inference, self.seconds) * self.factor
 
     def order(self, waiting: Sequence[EnsembleMember]) -> list[EnsembleMember]:
         '''Order the models that have not run for the time left.'''
@@ -280,7 +292,7 @@ class Plan:
         return ordered
 
     def run_of(self, member: EnsembleMember) -> object:
-        '''Return what is equal for models of one run, and for all models outside of stacks that no run compares.'''
+        '''What is equal for models of one run, and for all models outside of stacks that no run compares.'''
         if member.stack is not None:
             return (member.stack, member.run)
         return member.folder if member.folder in {*self.selected, *self.rejected} else None
@@ -302,34 +314,35 @@ class Plan:
         '''Choose the model that runs next.'''
         if self.preview is not None and self.preview in waiting:
             return self.preview
-        member = self.order(waiting)[0] if self.has_deadline else waiting[0]
+        if not self.has_deadline:
+            return waiting[0]
+        member = self.order(waiting)[0]
         self.started.append(member)
-        if self.has_deadline:
-            times = {'needed_s': round(self.needed_s(member), 1), 'left_s': round(self.budget.left_s(), 1)}
-            self.steps.append({'checkpoint': Path(member.name).name, **times})
+        times = {'needed_s': round(self.needed_s(member), 1), 'left_s': round(self.budget.left_s(), 1)}
+        self.steps.append({'checkpoint': Path(member.name).name, **times})
         return member
 
-    def update_costs(self, member: EnsembleMember, audio_s: float, waiting: Sequence[EnsembleMember]) -> None:
-        '''Measure the cost of a model that has run, and of equal ones, anew. Units: audio_s, what it has predicted'''
-        spent_s = member.watch.seconds.get('network', 0.0) - self.preview_s.pop(member.name, 0.0)
-        if member is self.preview:
-            self.preview_s[member.name] = spent_s
-        elif spent_s > 0 and audio_s > 0:
+    def update_costs(self, member: EnsembleMember, seconds: Sequence[float], waiting: Sequence[EnsembleMember]) -> None:
+        '''Measure anew the cost of a model that has run, and of equal ones. `seconds` are those of the clips.'''
+        spent_s = member.watch.seconds.get('network', 0.0)
+        read_s = self.read_s.get(member.name, 0.0) + read_seconds(member.predictor.inference, seconds)
+        self.read_s[member.name] = read_s  # of a preview, too: it has the same stopwatch
+        if spent_s > 0 and read_s > 0:
             for other in [member, *waiting]:
                 if other.predictor.kind == member.predictor.kind:
-                    other.cost = spent_s / audio_s
+                    other.cost = spent_s / read_s
 
     def describe(self, members: Sequence[EnsembleMember]) -> str:
         '''Say how many models fit in the time left, in their order; nothing where no cost was measured.'''
-        costs = np.array([member.cost for member in self.order(members)])
-        if not costs.any():
+        needed_s = np.array([self.needed_s(member) for member in self.order(members)])
+        if not any(member.cost for member in members):
             return ''
         left_s = self.budget.left_s()
-        n_fit = int((np.cumsum(costs) * self.audio_s <= left_s).sum())
-        needed_s = costs[np.isfinite(costs)].sum() * self.audio_s
-        at_least = '' if np.isfinite(costs).all() else 'more than '
-        text = f'plan: {n_fit} of {len(members)} models fit: they need {at_least}{needed_s:.0f} s for '
-        text += f'{self.audio_s:.0f} s of audio, {max(0.0, left_s):.0f} s are left'
+        n_fit = int((np.cumsum(needed_s) <= left_s).sum())
+        finite_s = needed_s[np.isfinite(needed_s)].sum()
+        at_least = '' if np.isfinite(needed_s).all() else 'more than '
+        text = f'plan: {n_fit} of {len(members)} models fit: they need {at_least}{finite_s:.0f} s for '
+        text += f'{sum(self.seconds):.0f} s of audio, {max(0.0, left_s):.0f} s are left'
         if self.rejected:
             names = ', '.join(sorted(folder.name for folder in self.rejected))
             text += f'; models of {names} come last, as they add nothing out of fold'

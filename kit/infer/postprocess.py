@@ -228,7 +228,7 @@ def row_probabilities(scores: Any) -> np.ndarray:
 
 
 def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    '''Return one prevalence per class, clipped off 0 and 1.'''
+    '''One prevalence per class, clipped off 0 and 1.'''
     checked = np.asarray(prevalences, np.float64)
     if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
         raise KitError(f'prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).')

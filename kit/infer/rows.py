@@ -29,7 +29,7 @@ def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def nearest_name(name: str, names: Sequence[str]) -> str:
-    '''Return the most similar of some names.'''
+    '''The most similar of some names.'''
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
@@ -51,7 +51,7 @@ def average_known(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
-    '''Return the models' classes.'''
+    '''The models' classes.'''
     if any(set(card.classes) != set(cards[0].classes) for card in cards):
         raise KitError("the checkpoints' classes differ: give a template.")
     return cards[0].classes
@@ -155,7 +155,7 @@ class RowScores:
                 self.rows_alike.update(rows)
 
     def usable(self) -> list[np.ndarray]:
-        '''Return the rows of each model that count. Shape: (R,) each
+        '''The rows of each model that count. Shape: (R,) each
 
         A metric per class compares rows with each other: there a model that is not finished fills only rows that no
         finished one has.
@@ -217,7 +217,7 @@ class RowScores:
 
 
 def fitted_prevalences(card: TaggerCard) -> np.ndarray:
-    '''Return the class prevalences that a model's probabilities assume: those of the batches that training drew.
+    '''The class prevalences that a model's probabilities assume: those of the batches that training drew.
 
     A ranking model was calibrated on out-of-fold clips, whose prevalences are those of the table.
     '''
@@ -226,7 +226,7 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    '''Return one positive weight per model, 1 by default.'''
+    '''One positive weight per model, 1 by default.'''
     try:
         checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
     except (TypeError, ValueError):

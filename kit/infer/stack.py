@@ -97,7 +97,7 @@ class ModelSpec:
         return self.source.card
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-        '''Return the tagger, built if necessary. Errors: as load_tagger'''
+        '''The tagger, built if necessary. Errors: as load_tagger'''
         return self.source if isinstance(self.source, Tagger) else self.source.build(networks)
 
 
@@ -136,7 +136,7 @@ def open_models(
 
 
 def models_with_classes(models: list[ModelSpec], template: Template, skipped: dict[str, str]) -> list[ModelSpec]:
-    '''Return the models that know any of the template's classes.'''
+    '''The models that know any of the template's classes.'''
     usable = []
     for model in models:
         try:

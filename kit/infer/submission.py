@@ -147,7 +147,7 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         writer.write(rows)
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
-    job.plan.audio_s = loader.total_s
+    job.plan.seconds = [loader.durations_s[clip] or 0.0 for chunk in loader.chunks for clip in chunk.clips]
     if job.plan.has_deadline and len(members) > 1:
         with job.watch.measure('plan'):
             job.plan.measure(members)
@@ -220,7 +220,7 @@ def predict_rows(
         previewed = job.plan.make_preview(members)
     preview = job.plan.preview
     if previewed is not None:
-        job.note(f'{Path(previewed.name).name} predicts windows side by side first: overlapping ones take too long')
+        job.note(f'{Path(previewed.name).name} predicts windows side by side first, as time is short')
     bar = progress_bar(len(members) * loader.total_s, 'submit', 's of audio', runtime.progress)
     with contextlib.closing(loader), bar:
         for member, clip, logits in predict_ensemble([*members, *filter(None, [preview])], loader, job.plan):
@@ -313,7 +313,7 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspec
 
 
 def inference_of(changes: dict[str, Any], plan: RowPlan, own: InferenceConfig) -> InferenceConfig:
-    '''Return a model's inference settings, with what the options or window rows change.'''
+    '''A model's inference settings, with what the options or window rows change.'''
     if plan.form == 'window' and own.mode == 'full' and 'mode' not in changes:
         period_s = float(plan.period_s or own.window_s)
         changes = {'mode': 'windows', 'window_s': period_s, 'hop_s': period_s} | changes

@@ -188,7 +188,7 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
 
 
 def check_output(out: str | Path, template: str | Path | None) -> Path:
-    '''Return the path of the CSV to write.'''
+    '''The path of the CSV to write.'''
     check_kind('out', [out], str | Path, 'give the path of a CSV')
     check_kind('template', [template], str | Path | None, 'give the path of a CSV')
     path = Path(out).expanduser()
@@ -232,12 +232,12 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
 
 
 def kill_margin_s(duration_s: float) -> float:
-    '''Return the seconds from when work should stop to when it is killed.'''
+    '''The seconds from when work should stop to when it is killed.'''
     return min(1.5, 0.05 * duration_s)
 
 
 def exit_margin_s(duration_s: float) -> float:
-    '''Return the seconds before the deadline at which work is killed.
+    '''The seconds before the deadline at which work is killed.
 
     After that, a script's interpreter must end, which takes a part of the time that its start took here.
     '''

@@ -127,7 +127,7 @@ def holds_job(out: Path, inputs: SubmitInputs) -> bool:
 
 
 def model_identity(model: ModelSpec) -> str:
-    '''Return a text that is equal for models with equal cards and tensors, and for taggers with equal code.'''
+    '''A text that is equal for models with equal cards and tensors, and for taggers with equal code.'''
     if isinstance(model.source, Checkpoint):
         return model.source.digest
     network = model.source.network
@@ -136,7 +136,7 @@ def model_identity(model: ModelSpec) -> str:
 
 
 def code_identity(objects: Sequence[Any]) -> str:
-    '''Return a text that is equal for classes and functions with equal source code, else one that never comes again.
+    '''A text that is equal for classes and functions with equal source code, else one that never comes again.
 
     So predictions that the user's old code made are not used for the new.
     '''
@@ -147,14 +147,14 @@ def code_identity(objects: Sequence[Any]) -> str:
 
 
 def own_classes(network: nn.Module) -> list[type]:
-    '''Return the classes of a network's modules that are the user's, and not the kit's, torch's or timm's.'''
+    '''The classes of a network's modules that are the user's, and not the kit's, torch's or timm's.'''
     classes = {type(module) for module in network.modules()}
     libraries = ('torch.', 'timm.', Tagger.__module__.partition('.')[0])
     return sorted((c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__)
 
 
 def decoder_functions(decoders: Sequence[Decoder] | None) -> list[Any]:
-    '''Return the functions with which the user reads files.'''
+    '''The functions with which the user reads files.'''
     return [function for decoder in decoders or () for function in (decoder.read, decoder.duration_s)]
 
 

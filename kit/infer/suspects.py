@@ -67,7 +67,7 @@ class Suspects:
             write_json(self.path, values)
 
     def isolated_clips(self, files: Iterable[Path]) -> list[int]:
-        '''Return the positions of the files that are read last, one by one.'''
+        '''The positions of the files that are read last, one by one.'''
         return [clip for clip, path in enumerate(files) if self.isolated and file_identity(path) in self.isolated]
 
     def reasons(self, files: Iterable[Path]) -> dict[int, str]:

@@ -54,7 +54,7 @@ class RowPlan:
     whole_names: tuple[str, ...] = ()
 
     def rows_without_file(self, ids: Sequence[str]) -> list[str]:
-        '''Return the ids of rows without a file.'''
+        '''The ids of rows without a file.'''
         return [name for name, file in zip(ids, self.files, strict=True) if file is None]
 
     @functools.cached_property
@@ -129,7 +129,7 @@ def split_window(name: str) -> tuple[str, float | None]:
 
 
 def file_identities(paths: Sequence[Path]) -> list[Hashable]:
-    '''Return what identifies each file: it is equal for two paths to one file.'''
+    '''What identifies each file: it is equal for two paths to one file.'''
     identities: list[Hashable] = []
     for path in paths:
         try:
@@ -287,7 +287,7 @@ def write_submission(path: Path, template: Template, scores: np.ndarray) -> None
 
 
 def report_path(out: Path) -> Path:
-    '''Return the path of a submission's report: submission.json beside submission.csv.'''
+    '''The path of a submission's report: submission.json beside submission.csv.'''
     return out.with_suffix('.json')
 
 

@@ -239,9 +239,9 @@ def test_a_cost_is_that_of_full_batches_without_the_time_to_compile(fake: FakeOp
 
     sys.modules['openvino'].compile_model = compile_slowly  # type: ignore[attr-defined]
     budget = TimeBudget(Deadline(now=clock))
-    assert measure_cost(make_predictor(), budget) == pytest.approx(0.12), 'six windows of a second'
+    assert measure_cost(make_predictor(), budget) == pytest.approx(0.1), 'six windows of a second'
     long = replace(WINDOWS, window_s=5.0, hop_s=5.0)
-    assert measure_cost(make_predictor(inference=long), budget) == pytest.approx(0.04), 'two of five'
+    assert measure_cost(make_predictor(inference=long), budget) == pytest.approx(0.02), 'two of five'
 
 
 @pytest.mark.parametrize(

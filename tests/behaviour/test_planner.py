@@ -19,7 +19,7 @@ from kit.doctor import bench, forecast
 from kit.infer.ensemble import predict_ensemble
 from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.planner import EnsembleMember, Plan, measure_cost
+from kit.infer.planner import EnsembleMember, Plan, measure_cost, read_seconds
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
@@ -58,7 +58,7 @@ def make_member(
 def make_plan(left_s: float, audio_s: float = 10.0) -> tuple[Plan, HandClock]:
     '''A plan with so many seconds for computing, and its clock.'''
     clock = HandClock(1000.0)
-    return Plan(TimeBudget(Deadline(1000.2 + left_s, clock)), audio_s), clock
+    return Plan(TimeBudget(Deadline(1000.2 + left_s, clock)), [audio_s]), clock
 
 
 def run_order(members: Sequence[EnsembleMember], left_s: float) -> list[int]:
@@ -109,7 +109,7 @@ def test_a_cost_is_measured_anew_when_a_model_has_run_and_decides_what_comes_nex
     plan, _ = make_plan(1000.0)
     assert plan.next_member(members) is members[0]
     members[0].watch.seconds['network'] = 30.0
-    plan.update_costs(members[0], 10.0, members[1:])
+    plan.update_costs(members[0], [4.0, 6.0], members[1:])
     assert [member.cost for member in members] == [3.0, 3.0, 2.0], 'equal networks cost alike'
     assert plan.next_member(members[1:]) is members[2]
     assert [step['needed_s'] for step in plan.steps] == [10.0, 20.0]
@@ -210,6 +210,15 @@ def test_a_cost_is_the_time_of_the_second_turn_per_second_of_audio() -> None:
     assert measure_cost(predictor, budget) == pytest.approx(0.1)
     assert network.batches == 2
     assert len(budget.paces[predictor.kind]) == 1, 'the first turn is no measure of a batch'
+
+
+def test_what_a_network_reads_of_clips_is_all_of_their_windows() -> None:
+    clips = [0.5, 4.0, 4.6, 30.0]
+    overlapping = InferenceConfig(mode='windows', window_s=4.0, hop_s=0.5)
+    spans = [overlapping.spans(round(100 * seconds) + 1, 100.0) for seconds in clips]
+    assert read_seconds(overlapping, clips) == 4.0 * sum(map(len, spans))
+    assert read_seconds(InferenceConfig(), clips) == sum(clips)
+    assert read_seconds(replace(overlapping, mode='frames'), clips) == sum(clips), 'the backbone reads a clip once'
 
 
 def test_equal_models_are_measured_once_and_none_after_the_time_for_measuring() -> None:
@@ -334,17 +343,17 @@ def test_with_time_for_every_row_there_is_no_preview(tmp_path: Path) -> None:
     clock = HandClock(1000.0)
     options = SubmitOptions([overlapping(Timed(clock, 1.0))], tmp_path / 'in', tmp_path / 'out.csv', progress=False)
     job = SubmitJob(options, Deadline(5000.0, clock))
-    member = EnsembleMember('m', Predictor(options.checkpoints[0], torch.device('cpu')), cost=4.0)
-    job.plan.audio_s = 100.0
+    member = EnsembleMember('m', Predictor(options.checkpoints[0], torch.device('cpu')), cost=10.0)
+    job.plan.seconds = [100.0]  # 397 windows of a second
     assert job.plan.make_preview([member]) is None and job.plan.preview is None
     member.cost = 99.0
     assert job.plan.make_preview([member]) is member and job.plan.preview.predictor.inference.hop_s == 1.0
     assert member.predictor.inference.hop_s == 0.25
     member.watch.seconds['network'] = 7.0
-    job.plan.update_costs(job.plan.preview, 4.0, [member])
-    member.watch.seconds['network'] = 27.0
-    job.plan.update_costs(member, 4.0, [])
-    assert member.cost == 5.0, 'without the seconds of the preview'
+    job.plan.update_costs(job.plan.preview, [4.0], [member])
+    member.watch.seconds['network'] = 38.0
+    job.plan.update_costs(member, [4.0], [])
+    assert member.cost == 2.0, 'of 5 windows side by side and 14 that overlap'
     assert Plan().make_preview([member]) is None, 'without a deadline'
 
 
@@ -374,5 +383,5 @@ def test_a_forecast_grows_with_the_files_but_for_what_is_done_once(
     starts = [begin for [(begin, _)] in [model['spans'] for model in report['models']]]
     assert starts[1:] == ends[:-1] and ends[-1] == report['seconds_total'], 'one model after the other'
     audio_s = sum(header_duration_s(path) or 0.0 for path in clips.iterdir())
-    for model, begin, end in zip(report['models'], starts, ends, strict=True):
-        assert model['cost'] > 0 and end - begin == pytest.approx(1e6 * audio_s * model['cost'], rel=0.01)
+    assert report['audio_s'] == pytest.approx(1e6 * audio_s, rel=0.01)
+    assert all(end > begin for begin, end in zip(starts, ends, strict=True))
