@@ -32,7 +32,6 @@ __all__ = [
     'draw_clip',
     'draw_confusion',
     'draw_contact_sheet',
-    'draw_filters',
     'draw_history',
     'draw_labels',
     'draw_lengths',

@@ -2,7 +2,6 @@
 
 import csv
 import fnmatch
-import importlib.util
 import math
 import os
 import subprocess
@@ -293,9 +292,7 @@ def report_demo(folder: Path) -> str:
     pages = [folder / 'report.html', folder / 'submission.html']
     show(folder / 'run', pages[0])
     show(folder / 'submission.csv', pages[1])
-    missing = importlib.util.find_spec('matplotlib') is None
-    note = ', without plots, which need matplotlib: pip install matplotlib' if missing else ''
-    return f'see {pages[0]}, {pages[1]}{note}'
+    return f'see {pages[0]}, {pages[1]}'
 
 
 def submit_in_new_process(folder: Path, data: CompetitionData) -> float:

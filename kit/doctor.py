@@ -172,16 +172,17 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
     with contextlib.closing(loader):
         for _ in predict_ensemble(members, loader, job.plan):
             pass
-    for member in members:
-        if member.failure:
-            raise KitError(f'{member.name} failed: {member.failure}')
+    failures = [member.failure for member in members if member.failure]
+    if failures or not loader.seconds:
+        raise KitError(f'nothing to measure: {[*failures, *loader.failures.values()][0]}')
     now_s = 0.0
     spans = {}
     for stage in ('models', 'headers', 'decode', 'frontend'):
         needed_s = job.watch.seconds.get(stage, 0.0) * (1 if stage == 'models' else factor)
         spans[stage] = [(now_s, now_s + needed_s)]
         now_s += needed_s
-    plan = Plan(TimeBudget(Deadline(limit_s, lambda: now_s)), [*loader.seconds.values()], factor)
+    plan = Plan(TimeBudget(Deadline(limit_s, lambda: now_s)))
+    plan.set_clips(loader.seconds, factor)
     plan.compare_runs(members)
     models = []
     waiting = list(members)

@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 from kit.core.runtime import get_world_size
 from kit.core.worker import opened
 from kit.infer.loader import Chunk, SpectrogramLoader
-from kit.infer.planner import EnsembleMember, Plan
+from kit.infer.planner import EnsembleMember, Plan, read_seconds
 from kit.infer.predictor import WindowLogits
 from kit.models.tagger import Tagger
 
@@ -42,13 +42,13 @@ def predict_ensemble(
     budget = plan.budget
     is_shared = get_world_size() > 1
     waiting = list(members)
-    while waiting:
+    while waiting and not budget.should_stop():
         member = plan.next_member(waiting)
         waiting.remove(member)
         key = member.frontend_key
         is_last_user = all(other.frontend_key != key for other in waiting)
         for chunk in loader.chunks:
-            if budget.should_stop(loader.loading_s(chunk, key)):
+            if budget.should_stop():
                 member.cache.flush()
                 return
             try:
@@ -70,8 +70,7 @@ def predict_ensemble(
             for chunk in loader.chunks:
                 loader.drop(chunk, key)
         member.cache.flush()
-        predicted_s = [loader.seconds[clip] for clip in member.predicted if clip in loader.seconds]
-        plan.update_costs(member, predicted_s, waiting)
+        plan.update_costs(member, waiting)
 
 
 def predict_chunk(
@@ -79,7 +78,7 @@ def predict_chunk(
 ) -> list[tuple[int, WindowLogits]]:
     '''The logits of a chunk's clips, from the model's cache if all are there, else from the network.
 
-    A chunk that is partly cached is predicted whole: a resumed job forms the same batches and gets the same digits.
+    A chunk that is partly cached is predicted whole: a resumed job without a deadline forms the same batches.
     '''
     clips = loader.load(chunk)
     if not all(loader.digests[clip] in member.cache for clip in clips):
@@ -87,6 +86,8 @@ def predict_chunk(
         names = [member.name, *loader.paths(clips)]
         with member.watch.measure('network'), loader.watch.measure('network'), opened('model', names):
             outputs = member.predictor.predict(specs, budget)
+        done_s = [loader.seconds[clip] for clip, output in zip(clips, outputs, strict=True) if output is not None]
+        member.read_s += read_seconds(member.predictor.inference, done_s)
         finite = []
         for clip, output in zip(clips, outputs, strict=True):
             if output is None:

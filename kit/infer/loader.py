@@ -99,7 +99,6 @@ class SpectrogramLoader:
         self.pool: TimeoutPool[tuple[int, IsCached], DecodeResult] | None = None
         self.digests: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
-        self.loaded_s = 0.0
         self.failures: dict[int, str] = {}
         self.notes: dict[int, tuple[str, ...]] = {}
         self.identities: dict[int, str] = {}
@@ -205,13 +204,6 @@ class SpectrogramLoader:
             clips = [clip for clip in clips if clip not in self.failures]
         return clips, [self.cache.get((clip, key)) for clip in clips]
 
-    def loading_s(self, chunk: Chunk, key: str) -> float:
-        '''Reckon the seconds that decoding and one frontend take for a chunk, by those so far.'''
-        if not self.loaded_s or (chunk.clips[-1], key) in self.cache:
-            return 0.0
-        spent_s = self.watch.seconds.get('decode', 0.0) + self.watch.seconds.get('frontend', 0.0)
-        return chunk.seconds * spent_s / self.loaded_s
-
     def compute(self, clips: Sequence[int], tasks: Sequence[Task[Any, DecodeResult]]) -> None:
         '''Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed.'''
         assert self.pool is not None
@@ -226,7 +218,6 @@ class SpectrogramLoader:
             elif sound is not None:
                 sounds[clip] = sound
                 self.seconds[clip] = sound.seconds
-                self.loaded_s += sound.seconds
                 if sound.notes:
                     self.notes[clip] = sound.notes
         with self.watch.measure('frontend'), opened('file', self.paths(sounds)):

@@ -27,8 +27,8 @@ class EnsembleMember:
     '''One model of an ensemble, and how far it has come.
 
     `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
-    its last clip on. `cost` is measured: seconds of this machine per second that it reads. A model of a stack has the
-    stack's number, and its run there.
+    its last clip on. `cost` is measured: seconds per second read; `read_s` of them are read. An earlier call predicted
+    the `known` clips. `coarse` is of windows side by side. A model of a stack has its number, and the run there.
     '''
 
     name: str
@@ -43,6 +43,9 @@ class EnsembleMember:
     failure: str | None = None
     finished: bool = False
     cost: float = 0.0
+    read_s: float = 0.0
+    known: set[int] = field(default_factory=set)
+    coarse: PredictionCache = field(default_factory=PredictionCache)
 
     @property
     def tagger(self) -> Tagger:
@@ -120,7 +123,8 @@ def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
 
 SAMPLE_S = 5.0
 MEASURING_SHARE = 0.05  # of the time left
-LEAST_LEFT_S = 10.0
+LEAST_LEFT_S = 2.0
+OOF_BYTES_PER_S = 4e6  # that are read
 GOOD_MARGIN = 0.05  # a score this far below the best is still good
 SELECTION_CLIPS = 2000
 
@@ -165,7 +169,7 @@ def select_runs(
     `costs` are seconds of one model of each run. At most 2,000 clips are used.
     '''
     start = runs[first]
-    rows = slice(None, None, max(1, len(start.names) // SELECTION_CLIPS))
+    rows = slice(None, None, max(1, -(-len(start.names) // SELECTION_CLIPS)))
     truth = start.truth[rows]
     probs = {run: oof.probabilities_like(start, run, first)[rows] for run, oof in runs.items()}
     chosen = [first]
@@ -174,8 +178,8 @@ def select_runs(
     while waiting:
         scores = {}
         for run in waiting:
-            team = [*chosen, run]
-            blended = np.average([probs[one] for one in team], axis=0, weights=[weights[one] for one in team])
+            blend = [*chosen, run]
+            blended = np.average([probs[one] for one in blend], axis=0, weights=[weights[one] for one in blend])
             scores[run] = compute_metric(start.metric, truth, blended)
         best = max(waiting, key=lambda run: (scores[run] - score) / max(costs[run], 1e-9))
         if scores[best] <= score:
@@ -190,27 +194,33 @@ class Plan:
     '''Chooses the model that runs next. Without a deadline that is the next in the given order.
 
     Under one, the cheapest good model that has the time is first. Then come those that add most out of fold per
-    second, where the runs beside the checkpoints tell, else the cheapest good ones. A model is good whose score is
-    little below the best. A stack scores a row once all its runs have predicted it, so the first models of all its
-    runs come before any second. For a metric per class, models that have the time for every row come first.
+    second, where the runs beside the checkpoints tell, else the cheapest good ones: those little below the best score.
+    A stack needs all its runs, so their first models come before any second. For a metric per class, models that have
+    the time for every row come first.
 
     Where the first model has no time for every row and its windows overlap, a `preview` comes before all: that model
     over windows side by side, until its own scores replace these.
 
     `steps` records each choice, with the seconds that the model should need, and those left.
-    Units: seconds of each clip, which stands for `factor` clips
     '''
 
-    def __init__(self, budget: TimeBudget | None = None, seconds: Sequence[float] = (), factor: float = 1.0) -> None:
+    def __init__(self, budget: TimeBudget | None = None) -> None:
         self.budget = budget or TimeBudget()
-        self.seconds = seconds
-        self.factor = factor
+        self.seconds: dict[int, float] = {}
+        self.lengths = np.zeros(0)
+        self.factor = 1.0
         self.selected: list[Path] = []
         self.rejected: set[Path] = set()
         self.started: list[EnsembleMember] = []
         self.preview: EnsembleMember | None = None
-        self.read_s: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
+
+    def set_clips(self, seconds: Mapping[int, float | None], factor: float = 1.0) -> None:
+        '''Set the length of each clip, which stands for `factor` clips, and begin a new order of models.'''
+        self.seconds = {clip: length or 0.0 for clip, length in seconds.items()}
+        self.lengths = np.array([*self.seconds.values()])
+        self.factor = factor
+        self.started = []
 
     @property
     def has_deadline(self) -> bool:
@@ -220,8 +230,7 @@ class Plan:
     def measure(self, members: Sequence[EnsembleMember]) -> None:
         '''Measure every model's `cost`, small models first and equal ones once, and compare their runs out of fold.
 
-        The cost is infinite for a model that fails, and for the largest ones where measuring takes too long. With
-        little time left nothing is measured.
+        It is infinite for a model that fails, and for the largest where time is short. With little, none is measured.
         '''
         deadline = self.budget.deadline
         if deadline.left_s() < LEAST_LEFT_S or not self.has_deadline:
@@ -232,39 +241,42 @@ class Plan:
             kind = member.predictor.kind
             if kind not in cost_of_kind and deadline.left_s() >= stop_at_s:
                 cost_of_kind[kind] = math.inf
-                # A model that fails here fails again when it predicts, and then the reason is kept.
+                # A model that fails here fails again when it predicts, with a reason.
                 with contextlib.suppress(Exception), opened('model', [member.name]):
                     cost_of_kind[kind] = measure_cost(member.predictor, self.budget)
             member.cost = cost_of_kind.get(kind, math.inf)
-        if deadline.left_s() >= stop_at_s:
-            with contextlib.suppress(Exception):  # the order is a gain, not a condition
-                self.compare_runs(members)
+        self.compare_runs(members, deadline.left_s() - stop_at_s)
 
-    def compare_runs(self, members: Sequence[EnsembleMember]) -> None:
-        '''Order the runs that the checkpoints lie in, where these hold out-of-fold predictions of the same clips.'''
-        alone = [member for member in self.order(members) if member.stack is None]
+    def compare_runs(self, members: Sequence[EnsembleMember], limit_s: float = math.inf) -> None:
+        '''Order the runs that checkpoints lie in by their out-of-fold predictions, unless reading takes longer.'''
         runs: dict[Path, OofPredictions] = {}
         costs: dict[Path, float] = {}
         weights: dict[Path, float] = {}
-        for member in alone:
-            weights[member.folder] = weights.get(member.folder, 0.0) + member.weight
-            costs.setdefault(member.folder, member.cost)
-        first = alone[0].folder if alone else Path()
-        for folder in costs if len(costs) > 1 else ():
-            with contextlib.suppress(Exception):  # no such files, damaged ones, or those of other clips
-                runs[folder] = load_oof(folder)
-                runs[folder].probabilities_like(runs[first], folder, first)
-                continue
-            runs.pop(folder, None)
-            if folder == first:
-                return
-        if len(runs) > 1:
-            self.selected = select_runs(runs, first, costs, weights)
-            self.rejected = runs.keys() - set(self.selected)
+        for member in self.order(members):
+            if member.stack is None and (member.folder / 'oof.csv').is_file():
+                weights[member.folder] = weights.get(member.folder, 0.0) + member.weight
+                costs.setdefault(member.folder, self.needed_s(member))
+        n_bytes = sum((folder / 'oof.csv').stat().st_size for folder in costs)
+        if len(costs) < 2 or n_bytes > limit_s * OOF_BYTES_PER_S:
+            return
+        first = next(iter(costs))
+        for folder in costs:
+            with contextlib.suppress(Exception):  # damaged files, or other clips
+                oof = load_oof(folder)
+                oof.probabilities_like(runs.get(first, oof), folder, first)
+                runs[folder] = oof
+        with contextlib.suppress(Exception):  # the order is a gain, not a condition
+            if len(runs) > 1:
+                self.selected = select_runs(runs, first, costs, weights)
+                self.rejected = runs.keys() - set(self.selected)
 
     def needed_s(self, member: EnsembleMember) -> float:
-        '''Reckon the seconds that a model needs for all rows.'''
-        return member.cost * read_seconds(member.predictor.inference, self.seconds) * self.factor
+        '''Estimate the seconds that a model needs for the clips that it has not predicted yet.'''
+        lengths = self.lengths
+        if member.known:
+            lengths = np.array([length for clip, length in self.seconds.items() if clip not in member.known])
+        read_s = read_seconds(member.predictor.inference, lengths) * self.factor
+        return member.cost * read_s if read_s else 0.0
 
     def order(self, waiting: Sequence[EnsembleMember]) -> list[EnsembleMember]:
         '''Order the models that have not run for the time left.'''
@@ -277,7 +289,8 @@ class Plan:
             score = member.card.oof_score
             is_bad = score is not None and score < max(scores) - GOOD_MARGIN
             run = self.selected.index(member.folder) if member.folder in self.selected else len(self.selected)
-            return (is_bad, run, member.cost, math.inf if score is None else -score)
+            needed_s = self.needed_s(member) or member.cost
+            return (is_bad, run, needed_s, math.inf if score is None else -score)
 
         runs = [self.run_of(member) for member in self.started]
         turns: dict[EnsembleMember, tuple[bool, float]] = {}
@@ -288,7 +301,7 @@ class Plan:
             runs.append(run)
         ordered = sorted(turns, key=turns.__getitem__)
         if not self.started and turns[ordered[0]][0]:
-            ordered.sort(key=lambda member: member.cost)  # none has the time for all rows
+            ordered.sort(key=self.needed_s)  # none has the time for all rows
         return ordered
 
     def run_of(self, member: EnsembleMember) -> object:
@@ -301,13 +314,12 @@ class Plan:
         '''Set `preview` where one is needed, and return the model that it stands for.'''
         first = self.order(members)[0]
         inference = first.predictor.inference
-        has_time = 0 < self.needed_s(first) <= self.budget.left_s()
-        if not self.has_deadline or has_time or inference.mode != 'windows' or inference.hop_s >= inference.window_s:
+        has_time = not self.has_deadline or self.needed_s(first) <= self.budget.left_s()
+        if has_time or inference.mode != 'windows' or inference.hop_s >= inference.window_s:
             return None
         predictor = copy.copy(first.predictor)  # a network that measuring has fused or compiled is shared
         predictor.inference = replace(inference, hop_s=inference.window_s)
-        predictor.kind += ' preview'
-        self.preview = EnsembleMember(first.name, predictor, watch=first.watch)
+        self.preview = EnsembleMember(first.name, predictor, first.coarse)
         return first
 
     def next_member(self, waiting: Sequence[EnsembleMember]) -> EnsembleMember:
@@ -318,19 +330,18 @@ class Plan:
             return waiting[0]
         member = self.order(waiting)[0]
         self.started.append(member)
-        times = {'needed_s': round(self.needed_s(member), 1), 'left_s': round(self.budget.left_s(), 1)}
-        self.steps.append({'checkpoint': Path(member.name).name, **times})
+        needed_s = min(self.needed_s(member), 1e9)  # JSON has no infinity
+        step = {'checkpoint': Path(member.name).name, 'needed_s': needed_s, 'left_s': self.budget.left_s()}
+        self.steps.append(step)
         return member
 
-    def update_costs(self, member: EnsembleMember, seconds: Sequence[float], waiting: Sequence[EnsembleMember]) -> None:
-        '''Measure anew the cost of a model that has run, and of equal ones. `seconds` are those of the clips.'''
+    def update_costs(self, member: EnsembleMember, waiting: Sequence[EnsembleMember]) -> None:
+        '''Measure anew the cost of a model that has run, and of equal ones.'''
         spent_s = member.watch.seconds.get('network', 0.0)
-        read_s = self.read_s.get(member.name, 0.0) + read_seconds(member.predictor.inference, seconds)
-        self.read_s[member.name] = read_s  # of a preview, too: it has the same stopwatch
-        if spent_s > 0 and read_s > 0:
+        if spent_s > 0 and member.read_s > 0:
             for other in [member, *waiting]:
                 if other.predictor.kind == member.predictor.kind:
-                    other.cost = spent_s / read_s
+                    other.cost = spent_s / member.read_s
 
     def describe(self, members: Sequence[EnsembleMember]) -> str:
         '''Say how many models fit in the time left, in their order; nothing where no cost was measured.'''
@@ -342,7 +353,7 @@ class Plan:
         finite_s = needed_s[np.isfinite(needed_s)].sum()
         at_least = '' if np.isfinite(needed_s).all() else 'more than '
         text = f'plan: {n_fit} of {len(members)} models fit: they need {at_least}{finite_s:.0f} s for '
-        text += f'{sum(self.seconds):.0f} s of audio, {max(0.0, left_s):.0f} s are left'
+        text += f'{self.lengths.sum():.0f} s of audio, {max(0.0, left_s):.0f} s are left'
         if self.rejected:
             names = ', '.join(sorted(folder.name for folder in self.rejected))
             text += f'; models of {names} come last, as they add nothing out of fold'

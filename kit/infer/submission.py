@@ -64,15 +64,19 @@ def add_cached(
 ) -> list[tuple[EnsembleMember, int]]:
     '''Add what earlier calls and other processes predicted for files that are still the same; return what was new.'''
     found = []
-    if any(member.cache.digests for member in members):
+    if any(member.cache.digests or member.coarse.digests for member in members):
         for clip in rows.plan.rows_of:
             lacking = [member for member in members if clip not in member.predicted]
             identity = file_identity(files[clip]) if lacking else ''
             for member in lacking:
                 logits = member.cache.find(identity)
+                coarse = member.coarse.find(identity)
                 if logits is not None:
+                    member.known.add(clip)
                     rows.add(member, clip, logits)
                     found.append((member, clip))
+                elif coarse is not None:
+                    rows.add(member, clip, coarse)
     return found
 
 
@@ -143,12 +147,13 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     rows = make_rows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
     writer = SubmissionWriter(job, inputs.template)
     loader = make_loader(job, inputs, members, runtime, suspects)
-    if add_cached(rows, members, inputs.files):
+    add_cached(rows, members, inputs.files)
+    if np.any(rows.done):
         writer.write(rows)
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
-    job.plan.seconds = [loader.durations_s[clip] or 0.0 for chunk in loader.chunks for clip in chunk.clips]
-    if job.plan.has_deadline and len(members) > 1:
+    job.plan.set_clips({clip: loader.durations_s[clip] for chunk in loader.chunks for clip in chunk.clips})
+    if job.plan.has_deadline:
         with job.watch.measure('plan'):
             job.plan.measure(members)
         plan = job.plan.describe(members)
@@ -163,12 +168,13 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             rest = make_loader(job, inputs, members, runtime, suspects)
             rest.failures |= loader.failures
             rest.read_headers()
+            job.plan.set_clips(rest.durations_s)
             predict_rows(job, inputs, rest, rows, writer, runtime)
             merge_shares(rows, members, inputs.files, rest.failures)
             loader.failures |= rest.failures
             loader.notes |= rest.notes
     note_results(job, inputs, members, rows)
-    is_nothing = bool(inputs.plan.rows_of) and not any(member.predicted for member in members)
+    is_nothing = bool(inputs.plan.rows_of) and not np.any(rows.done)
     failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
     state = 'stopped by the deadline' if job.budget.stopped else 'finished'
     if is_nothing and failures:
@@ -215,9 +221,7 @@ def predict_rows(
 ) -> None:
     '''Predict the loader's chunks with every model; write the CSV now and then, and after each model.'''
     members = list(rows.members)
-    previewed = None
-    if get_world_size() == 1 and rows.counts()['rows_with_prior']:
-        previewed = job.plan.make_preview(members)
+    previewed = job.plan.make_preview(members) if get_world_size() == 1 else None
     preview = job.plan.preview
     if previewed is not None:
         job.note(f'{Path(previewed.name).name} predicts windows side by side first, as time is short')
@@ -227,8 +231,9 @@ def predict_rows(
             if previewed is None or member is not preview:
                 rows.add(member, clip, logits)
             elif loader.digests[clip] not in previewed.cache:
+                alike = set(rows.rows_alike)
                 rows.add(previewed, clip, logits)
-                rows.rows_alike.clear()
+                rows.rows_alike = alike  # that the coarse windows are shared says nothing
             advance(bar, loader.durations_s[clip] or 0.0)
             if member.finished:
                 writer.write(rows)
@@ -302,8 +307,10 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspec
         sizes = options.batch_frames, options.precision
         predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True, backend=options.backend)
         cache = PredictionCache.open(cache_path, job.deadline.now)
-        watch = Stopwatch(job.watch.began)
-        members.append(EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run, watch))
+        member = EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run)
+        member.watch = Stopwatch(job.watch.began)
+        member.coarse = PredictionCache.open(cache_path and cache_path.with_suffix('.coarse.npz'), job.deadline.now)
+        members.append(member)
     if not members:
         raise KitError(failures[0])
     for changes_text, names in changed.items():

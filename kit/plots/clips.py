@@ -1,4 +1,4 @@
-'''Plots of clips: predictions over time, mel filters, lengths and augmentations.'''
+'''Plots of clips: predictions over time, lengths and augmentations.'''
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -84,22 +84,6 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     key.set_axis_off()
     place = key.inset_axes((0, 0.3, 1, 0.1))
     figure.colorbar(mesh, place, orientation='horizontal', label='probability in a window')
-    return Plot(figure)
-
-
-def draw_filters(frontend: FrontendConfig) -> Plot:
-    '''Mel filters: the weight of every filter over frequency.
-
-    Errors: KitError for kind "stft", which has none
-    '''
-    if frontend.kind != 'mel':
-        raise KitError("kind='stft' has FFT bins, not mel filters: pass a front end of kind='mel'.")
-    filters = frontend.filters()
-    bin_hz = frontend.sample_rate / frontend.n_fft
-    figure, axes = new_figure(10, 3.6)
-    axes.plot(np.arange(len(filters)) * bin_hz / 1000, filters, linewidth=0.8)
-    title = f'{filters.shape[1]} mel filters ({frontend.mel_scale} scale) on FFT bins of {bin_hz:.3g} Hz'
-    axes.set(xlabel='kHz', ylabel='weight', title=title)
     return Plot(figure)
 
 

@@ -23,6 +23,7 @@ from kit.infer.planner import EnsembleMember, Plan, measure_cost, read_seconds
 from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.infer.submission import run_submission
+from kit.models.checkpoint import save_tagger
 from kit.models.tagger import Tagger
 from tests.behaviour.trained import RATE, HandClock, LoudBands, Trained, loud_tagger, noise, read_scores, write_wav
 
@@ -58,7 +59,9 @@ def make_member(
 def make_plan(left_s: float, audio_s: float = 10.0) -> tuple[Plan, HandClock]:
     '''A plan with so many seconds for computing, and its clock.'''
     clock = HandClock(1000.0)
-    return Plan(TimeBudget(Deadline(1000.2 + left_s, clock)), [audio_s]), clock
+    plan = Plan(TimeBudget(Deadline(1000.2 + left_s, clock)))
+    plan.set_clips({0: audio_s})
+    return plan, clock
 
 
 def run_order(members: Sequence[EnsembleMember], left_s: float) -> list[int]:
@@ -109,7 +112,8 @@ def test_a_cost_is_measured_anew_when_a_model_has_run_and_decides_what_comes_nex
     plan, _ = make_plan(1000.0)
     assert plan.next_member(members) is members[0]
     members[0].watch.seconds['network'] = 30.0
-    plan.update_costs(members[0], [4.0, 6.0], members[1:])
+    members[0].read_s = 10.0
+    plan.update_costs(members[0], members[1:])
     assert [member.cost for member in members] == [3.0, 3.0, 2.0], 'equal networks cost alike'
     assert plan.next_member(members[1:]) is members[2]
     assert [step['needed_s'] for step in plan.steps] == [10.0, 20.0]
@@ -285,27 +289,6 @@ def test_a_metric_per_class_counts_whole_models_and_others_count_every_row(tmp_p
     assert is_first.all() if metric == 'macro_auc' else not is_first[: report['rows_all_models']].any()
 
 
-def test_clips_are_not_loaded_where_decoding_them_would_take_too_long(tmp_path: Path) -> None:
-    for i in range(30):
-        write_wav(tmp_path / f'{i:02d}.wav', noise(4000, seed=i))
-    member = make_member(loud_tagger())
-    frontends = {member.frontend_key: member.tagger.frontend}
-    loader = SpectrogramLoader(sorted(tmp_path.iterdir()), frontends, torch.device('cpu'))
-    loader.read_headers()
-    first, second = loader.chunks
-    plan, _ = make_plan(1000.0)
-    assert loader.loading_s(first, member.frontend_key) == 0.0, 'nothing is known yet'
-    done = []
-    with contextlib.closing(loader):
-        for _, clip, _ in predict_ensemble([member], loader, plan):
-            loader.watch.seconds = {'decode': 1e6 * loader.loaded_s, 'frontend': 0.0}
-            done.append(clip)
-            if clip == first.clips[0]:
-                assert loader.loading_s(first, member.frontend_key) == 0.0, 'it is cached'
-                assert loader.loading_s(second, member.frontend_key) == pytest.approx(1e6 * second.seconds)
-    assert done == first.clips and plan.budget.stopped and not member.finished
-
-
 def overlapping(network: Timed) -> Tagger:
     '''A tagger that reads windows of a second, four of them at each moment.'''
     tagger = loud_tagger(network)
@@ -323,7 +306,7 @@ def test_where_overlapping_windows_take_too_long_every_row_is_first_predicted_fr
     taggers = [overlapping(Timed(clock, 1.0, scale)) for scale in (0.2, 0.9)]
     out = tmp_path / 'out.csv'
     options = SubmitOptions(taggers, tmp_path / 'in', out, batch_frames=1, progress=False)
-    # 48 windows side by side, 156 that overlap, and 36 to measure: each takes a second.
+    # 60 windows side by side, 168 that overlap, and 36 to measure: each takes a second.
     report = run_submission(options, Deadline(1120.0, clock))
     assert report['rows_with_prior'] == 0 and report['state'] == 'stopped by the deadline'
     assert [note for note in report['notes'] if 'side by side first' in note]
@@ -338,22 +321,73 @@ def test_where_overlapping_windows_take_too_long_every_row_is_first_predicted_fr
     assert (is_own | is_coarse).all() and is_own.sum() == sum(m['clips_predicted'] for m in report['models'])
 
 
+def test_a_resumed_job_keeps_the_preview_and_predicts_side_by_side_what_has_no_prediction(tmp_path: Path) -> None:
+    for i in range(6):
+        write_wav(tmp_path / 'in' / f'{i:02d}.wav', noise(4 * RATE, seed=i, level=0.01 * (1 + i)))
+    clock = HandClock(1000.0)
+    network = Timed(clock, 1.0)
+    path = tmp_path / 'fold_0.pt'
+    save_tagger(path, overlapping(network))
+    out = tmp_path / 'out.csv'
+    builders = {'own': lambda: network}
+    options = SubmitOptions([path], tmp_path / 'in', out, batch_frames=1, progress=False, networks=builders)
+    # 36 windows to measure, 30 side by side, and 84 of its own: the time ends within the last.
+    first = run_submission(options, Deadline(1096.0, clock))
+    assert first['rows_with_prior'] == 0 and 0 < first['models'][0]['clips_predicted'] < 6
+    _, before = read_scores(out)
+    network.batches = 0
+    second = run_submission(options, Deadline(clock.time + 1.5, clock))
+    assert second['rows_with_prior'] == 0 and network.batches < 20
+    _, after = read_scores(out)
+    assert all(np.array_equal(before[name], after[name]) for name in before), 'nothing is lost'
+    done = run_submission(options, Deadline(clock.time + 500.0, clock))
+    assert done['state'] == 'finished' and not [note for note in done['notes'] if 'side by side' in note]
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_what_the_preview_predicted(tmp_path: Path) -> None:
+    for i in range(3):
+        write_wav(tmp_path / 'in' / f'{i}.wav', noise(4 * RATE, seed=i))
+    (tmp_path / 'in' / 'broken.wav').write_bytes(b'no sound')
+    clock = HandClock(1000.0)
+    options = SubmitOptions(
+        [overlapping(Timed(clock, 1.0))], tmp_path / 'in', tmp_path / 'out.csv', batch_frames=1, progress=False
+    )
+    report = run_submission(options, Deadline(1056.0, clock))
+    assert report['rows_with_prior'] == 1 and report['state'] == 'stopped by the deadline'
+
+
+def test_a_model_that_reads_less_of_the_clips_is_cheaper_whatever_a_second_costs(tmp_path: Path) -> None:
+    whole = make_member(loud_tagger(), 0.9, cost=1.0)
+    dense = make_member(overlapping(Timed(HandClock(), 0.0)), 0.9, cost=0.5)
+    assert run_order([dense, whole], 1000.0) == [1, 0], '10 s read once, or 38 s of windows'
+    dense.known = {0}
+    assert run_order([whole, dense], 1000.0) == [1, 0], 'an earlier call predicted it all'
+
+
+def test_one_file_that_hangs_does_not_end_the_work(tmp_path: Path) -> None:
+    for i in range(30):
+        write_wav(tmp_path / f'{i:02d}.wav', noise(4000, seed=i))
+    member = make_member(loud_tagger())
+    loader = SpectrogramLoader(
+        sorted(tmp_path.iterdir()), {member.frontend_key: member.tagger.frontend}, torch.device('cpu')
+    )
+    loader.read_headers()
+    loader.watch.seconds['decode'] = 1e6  # as if the first file had hung
+    with contextlib.closing(loader):
+        assert len(list(predict_ensemble([member], loader, make_plan(1000.0)[0]))) == 30
+
+
 def test_with_time_for_every_row_there_is_no_preview(tmp_path: Path) -> None:
     write_wav(tmp_path / 'in' / 'a.wav', noise(4 * RATE))
     clock = HandClock(1000.0)
     options = SubmitOptions([overlapping(Timed(clock, 1.0))], tmp_path / 'in', tmp_path / 'out.csv', progress=False)
     job = SubmitJob(options, Deadline(5000.0, clock))
     member = EnsembleMember('m', Predictor(options.checkpoints[0], torch.device('cpu')), cost=10.0)
-    job.plan.seconds = [100.0]  # 397 windows of a second
+    job.plan.set_clips({0: 100.0})  # 398 windows of a second
     assert job.plan.make_preview([member]) is None and job.plan.preview is None
     member.cost = 99.0
     assert job.plan.make_preview([member]) is member and job.plan.preview.predictor.inference.hop_s == 1.0
     assert member.predictor.inference.hop_s == 0.25
-    member.watch.seconds['network'] = 7.0
-    job.plan.update_costs(job.plan.preview, [4.0], [member])
-    member.watch.seconds['network'] = 38.0
-    job.plan.update_costs(member, [4.0], [])
-    assert member.cost == 2.0, 'of 5 windows side by side and 14 that overlap'
     assert Plan().make_preview([member]) is None, 'without a deadline'
 
 

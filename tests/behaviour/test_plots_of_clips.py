@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from kit.audio.decode import decode_file
-from kit.audio.frontend import FrontendConfig
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.models.checkpoint import load_tagger
 from kit.models.own_network import wrap_network
-from kit.plots.clips import draw_clip, draw_filters, draw_lengths
+from kit.plots.clips import draw_clip, draw_lengths
 from tests.behaviour.trained import LoudBands, plain_frontend, write_wav
 
 matplotlib = pytest.importorskip('matplotlib')
@@ -104,17 +103,6 @@ def test_what_cannot_be_drawn_of_a_clip_is_refused_with_a_reason(trained, clips,
         draw_clip(trained.mel[0], clip)
 
 
-@pytest.mark.parametrize('bands', [(), ((100.0, 2000.0), (1000.0, 7000.0))])
-def test_the_filters_drawn_are_those_of_the_front_end(bands):
-    config = FrontendConfig(sample_rate=16000, n_fft=1024, n_mels=20, bands_hz=bands)
-    lines = draw_filters(config).figure.axes[0].lines
-    assert len(lines) == config.n_spec_bins
-    np.testing.assert_array_equal(np.array([line.get_ydata() for line in lines]).T, config.filters())
-    np.testing.assert_allclose(lines[0].get_xdata(), np.fft.rfftfreq(1024, 1 / 16000) / 1000)
-    with pytest.raises(KitError, match='FFT bins'):
-        draw_filters(replace(config, kind='stft', bands_hz=()))
-
-
 def test_every_length_is_in_the_histogram():
     seconds = np.exp(np.random.default_rng(0).normal(1, 0.8, 75)).tolist()
     (axes,) = draw_lengths(seconds).figure.axes
@@ -135,7 +123,6 @@ def test_plots_of_clips_need_no_pyplot_and_change_no_setting(trained, clips, mon
     inference = InferenceConfig(mode='windows', window_s=0.5, hop_s=0.25)
     tagger.card = replace(tagger.card, inference=inference)
     draw_clip(tagger, sorted(clips.iterdir())[3]).to_bytes()
-    draw_filters(FrontendConfig()).to_bytes()
     draw_lengths([1.0, 20.0]).to_bytes()
     assert matplotlib.rcParams.copy() == before
     assert tagger.card.inference == inference
