@@ -47,6 +47,6 @@ def test_without_matplotlib_the_pages_hold_no_plots_and_a_sentence_says_why(demo
     for name in [name for name in sys.modules if name.partition('.')[0] == 'matplotlib']:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    text = report_demo(folder)
-    assert text.count('pip install matplotlib') == 1 and '\n' not in text
-    assert 'data:image' not in (folder / 'report.html').read_text()
+    report_demo(folder)
+    page = (folder / 'report.html').read_text()
+    assert 'pip install matplotlib' in page and 'data:image' not in page
