@@ -123,7 +123,7 @@ def bench(
     device: str | None = None,
     out: str | None = None,
 ) -> str:
-    '''Predict some files with every backend that is installed, and reckon what all files of a test would take.
+    '''Predict some files with every installed backend, and reckon what all files of a test would take.
 
     The models run in the order that `submit` would choose before the deadline.
 

@@ -139,8 +139,15 @@ def read_seconds(inference: InferenceConfig, seconds: Any) -> float:
     return float(lengths.sum())
 
 
-def measure_cost(predictor: Predictor, budget: TimeBudget | None = None) -> float:
+def has_overlap(inference: InferenceConfig) -> bool:
+    '''Whether the network reads windows that overlap.'''
+    return inference.mode == 'windows' and inference.hop_s < inference.window_s
+
+
+def measure_cost(predictor: Predictor, budget: TimeBudget | None = None, limit_s: float = math.inf) -> float:
     '''Measure the seconds that a model takes for a second that it reads, on five seconds of noise or one window.
+
+    The second turn counts, unless the first takes longer than `limit_s`.
 
     What its batches took is added to the budget.
     '''
@@ -152,7 +159,10 @@ def measure_cost(predictor: Predictor, budget: TimeBudget | None = None) -> floa
     seconds = SAMPLE_S if inference.mode == 'full' else max(SAMPLE_S, inference.window_s)
     noise = torch.randn(round(seconds * card.frontend.sample_rate), generator=torch.Generator().manual_seed(0))
     specs = compute_spectrograms(predictor.tagger.frontend, [(0.1 * noise).to(predictor.device)])
-    predictor.predict(specs, trial)  # this turn also compiles, reserves memory and prepares the convolutions
+    start = trial.deadline.now()
+    predictor.predict(specs, trial)  # also compiles, reserves memory and prepares the convolutions
+    if trial.deadline.now() - start > limit_s:
+        return (trial.deadline.now() - start) / read_seconds(inference, [seconds])
     if isinstance(predictor.network, CompiledNetwork):
         specs = specs * predictor.network.rows  # so that no padding is measured
     trial.paces.pop(predictor.kind, None)
@@ -164,7 +174,7 @@ def measure_cost(predictor: Predictor, budget: TimeBudget | None = None) -> floa
 def select_runs(
     runs: Mapping[Path, OofPredictions], first: Path, costs: Mapping[Path, float], weights: Mapping[Path, float]
 ) -> list[Path]:
-    '''Order runs by what each adds to the mean of those before it, out of fold, per second; leave out the useless.
+    '''Order runs by what each adds to the mean of those before, out of fold, per second; leave out the useless.
 
     `costs` are seconds of one model of each run. At most 2,000 clips are used.
     '''
@@ -216,7 +226,7 @@ class Plan:
         self.steps: list[dict[str, Any]] = []
 
     def set_clips(self, seconds: Mapping[int, float | None], factor: float = 1.0) -> None:
-        '''Set the length of each clip, which stands for `factor` clips, and begin a new order of models.'''
+        '''Set each clip's length, which stands for `factor` clips, and begin a new order.'''
         self.seconds = {clip: length or 0.0 for clip, length in seconds.items()}
         self.lengths = np.array([*self.seconds.values()])
         self.factor = factor
@@ -233,7 +243,8 @@ class Plan:
         It is infinite for a model that fails, and for the largest where time is short. With little, none is measured.
         '''
         deadline = self.budget.deadline
-        if deadline.left_s() < LEAST_LEFT_S or not self.has_deadline:
+        is_needed = self.has_deadline and (len(members) > 1 or has_overlap(members[0].predictor.inference))
+        if deadline.left_s() < LEAST_LEFT_S or not is_needed:
             return
         stop_at_s = (1 - MEASURING_SHARE) * deadline.left_s()
         cost_of_kind: dict[str, float] = {}
@@ -241,9 +252,8 @@ class Plan:
             kind = member.predictor.kind
             if kind not in cost_of_kind and deadline.left_s() >= stop_at_s:
                 cost_of_kind[kind] = math.inf
-                # A model that fails here fails again when it predicts, with a reason.
-                with contextlib.suppress(Exception), opened('model', [member.name]):
-                    cost_of_kind[kind] = measure_cost(member.predictor, self.budget)
+                with contextlib.suppress(Exception), opened('model', [member.name]):  # it fails again, with a reason
+                    cost_of_kind[kind] = measure_cost(member.predictor, self.budget, deadline.left_s() - stop_at_s)
             member.cost = cost_of_kind.get(kind, math.inf)
         self.compare_runs(members, deadline.left_s() - stop_at_s)
 
@@ -305,7 +315,7 @@ class Plan:
         return ordered
 
     def run_of(self, member: EnsembleMember) -> object:
-        '''What is equal for models of one run, and for all models outside of stacks that no run compares.'''
+        '''What is equal for models of one run, and for all that no stack or run compares.'''
         if member.stack is not None:
             return (member.stack, member.run)
         return member.folder if member.folder in {*self.selected, *self.rejected} else None
@@ -315,7 +325,7 @@ class Plan:
         first = self.order(members)[0]
         inference = first.predictor.inference
         has_time = not self.has_deadline or self.needed_s(first) <= self.budget.left_s()
-        if has_time or inference.mode != 'windows' or inference.hop_s >= inference.window_s:
+        if has_time or not has_overlap(inference):
             return None
         predictor = copy.copy(first.predictor)  # a network that measuring has fused or compiled is shared
         predictor.inference = replace(inference, hop_s=inference.window_s)
@@ -344,7 +354,7 @@ class Plan:
                     other.cost = spent_s / member.read_s
 
     def describe(self, members: Sequence[EnsembleMember]) -> str:
-        '''Say how many models fit in the time left, in their order; nothing where no cost was measured.'''
+        '''Say how many models fit in the time left, if any cost was measured.'''
         needed_s = np.array([self.needed_s(member) for member in self.order(members)])
         if not any(member.cost for member in members):
             return ''

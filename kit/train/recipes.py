@@ -357,7 +357,6 @@ VARIANTS = {
         'frontend.f_min_hz=0',
     ),
 }
-# Their taggers, without the training.
 SYSTEMS = {name: recipe.system for name, recipe in RECIPES.items()}
 
 

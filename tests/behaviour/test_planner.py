@@ -230,7 +230,8 @@ def test_equal_models_are_measured_once_and_none_after_the_time_for_measuring() 
     networks = [Timed(clock, 1.0), Timed(clock, 1.0), Timed(clock, 30.0, ballast=9), Timed(clock, 1.0, ballast=99)]
     members = [make_member(loud_tagger(network)) for network in networks]
     Plan(TimeBudget(Deadline(1100.0, clock))).measure(members)
-    assert [network.batches for network in networks] == [2, 0, 2, 0]
+    assert [network.batches for network in networks] == [2, 0, 1, 0], 'a turn of 30 s is enough'
+    assert members[2].cost == pytest.approx(6.0)
     assert members[0].cost == members[1].cost < math.inf and members[3].cost == math.inf
 
 
@@ -242,8 +243,10 @@ def test_a_model_that_fails_is_last_and_with_little_time_nothing_is_measured() -
     Plan(TimeBudget(Deadline(1100.0, clock))).measure([broken, fine])
     assert broken.cost == math.inf and fine.cost < math.inf
     late = make_member(loud_tagger(Timed(HandClock(), 0.0)))
+    Plan(TimeBudget(Deadline(9000.0, clock))).measure([late])
+    assert late.tagger.network.batches == 0, 'of one model there is nothing to choose'
     plan = Plan(TimeBudget(Deadline(1001.0, clock)))
-    plan.measure([late])
+    plan.measure([late, late])
     assert late.cost == 0 and late.tagger.network.batches == 0
     assert plan.describe([late]) == ''
 
