@@ -158,7 +158,7 @@ def test_a_notebook_runs_beside_nothing_but_the_bundle(path: Path, runs: Runs) -
     assert [f'{cell.id}: {failure(cell)}' for cell in code if failure(cell)] == []
     for cell in code:
         images = [output for output in cell.outputs if 'image/png' in output.get('data', {})]
-        assert len(images) == len(re.findall(r'\bdraw_\w+\(|plt\.show\(', cell.source)), cell.id
+        assert len(images) == len(re.findall(r'(?m)\bdraw_\w+\(|^plt\.show\(', cell.source)), cell.id
     end = printed(code[-1])
     saved = re.findall('^saved (.+)$', end, re.MULTILINE)
     assert saved
