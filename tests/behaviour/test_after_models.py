@@ -22,9 +22,10 @@ from kit.infer.submit import submit
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval, format_metric
 from kit.labels.calibration import fit_thresholds
 from kit.labels.metrics import compute_metric, lwlrap
+from kit.labels.oof_predictions import load_oof
 from kit.models.checkpoint import load_tagger
 from kit.report import show
-from kit.train.oof import fit_on_other_folds, load_oof, load_run, predict_oof
+from kit.train.oof import fit_on_other_folds, load_run, predict_oof
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (

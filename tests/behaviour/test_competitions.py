@@ -14,10 +14,11 @@ from kit.demo import find_data
 from kit.infer.submit import submit
 from kit.labels.folds import make_folds
 from kit.labels.layouts import clock_seconds, find_layout, read_competition, site_of
+from kit.labels.oof_predictions import load_oof
 from kit.labels.table import clip_labels, is_secondary, rating_weights, read_clip_table
 from kit.train.dataset import load_dataset
 from kit.train.held_out import held_out_models
-from kit.train.oof import load_oof, predict_oof
+from kit.train.oof import predict_oof
 from kit.train.recipes import find_recipe
 from tests.behaviour import layouts
 from tests.behaviour.layouts import CODES

@@ -13,6 +13,7 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.labels.metrics import metric_per_class
+from kit.labels.oof_predictions import OofPredictions
 from kit.models.own_network import wrap_network
 from kit.plots.clips import draw_clip, draw_contact_sheet
 from kit.plots.runs import (
@@ -26,7 +27,7 @@ from kit.plots.runs import (
     draw_timeline,
     mean_confusion,
 )
-from kit.train.oof import OofPredictions, SavedRun
+from kit.train.oof import SavedRun
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, write_wav
 
 matplotlib = pytest.importorskip('matplotlib')

@@ -12,9 +12,9 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.labels.metrics import log_losses, lwlrap
+from kit.labels.oof_predictions import load_oof
 from kit.train.ablation import probe, probe_alterations
 from kit.train.held_out import HeldOut
-from kit.train.oof import load_oof
 from tests.behaviour.trained import Trained, loud_tagger, noise, write_folder, write_wav
 from tests.behaviour.training import whole_clips
 

@@ -11,10 +11,11 @@ from kit.core.errors import KitError
 from kit.doctor import run_doctor
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.metrics import compute_metric, metric_per_class
+from kit.labels.oof_predictions import load_oof
 from kit.models.checkpoint import load_tagger
 from kit.report import show
 from kit.train.ablation import probe
-from kit.train.oof import load_oof, load_run, predict_oof
+from kit.train.oof import load_run, predict_oof
 from kit.train.run import train_run
 from kit.train.stacking import stack
 from tests.behaviour.slow_metrics import SLOW_METRICS

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from build_single_file import parse
-from kit.__main__ import COMMANDS
 from kit.cli import build_parser
+from kit.commands import COMMANDS
 from kit.core.runtime import VERSION
 from tests.house.docs_check import PAGES, SKIPPED, check_page, reason_to_skip
 from tests.house.minikit import ROOT, write_mini
