@@ -147,9 +147,7 @@ def has_overlap(inference: InferenceConfig) -> bool:
 def measure_cost(predictor: Predictor, budget: TimeBudget | None = None, limit_s: float = math.inf) -> float:
     '''Measure the seconds that a model takes for a second that it reads, on five seconds of noise or one window.
 
-    The second turn counts, unless the first takes longer than `limit_s`.
-
-    What its batches took is added to the budget.
+    The second turn counts, unless the first takes longer than `limit_s`. What batches took is added to the budget.
     '''
     budget = budget or TimeBudget()
     trial = TimeBudget(Deadline(now=budget.deadline.now))
@@ -322,10 +320,11 @@ class Plan:
 
     def make_preview(self, members: Sequence[EnsembleMember]) -> EnsembleMember | None:
         '''Set `preview` where one is needed, and return the model that it stands for.'''
+        if not self.has_deadline:
+            return None
         first = self.order(members)[0]
         inference = first.predictor.inference
-        has_time = not self.has_deadline or self.needed_s(first) <= self.budget.left_s()
-        if has_time or not has_overlap(inference):
+        if self.needed_s(first) <= self.budget.left_s() or not has_overlap(inference):
             return None
         predictor = copy.copy(first.predictor)  # a network that measuring has fused or compiled is shared
         predictor.inference = replace(inference, hop_s=inference.window_s)
