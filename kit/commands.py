@@ -35,6 +35,7 @@ from kit.report import show
 from kit.train.ablation import probe
 from kit.train.dataset import box_table
 from kit.train.oof import predict_oof
+from kit.train.pseudo_labels import at_iteration
 from kit.train.recipe import Recipe, SourceConfig
 from kit.train.recipes import RECIPES, VARIANTS, find_recipe
 from kit.train.run import Run, train_run
@@ -138,7 +139,20 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
         if key not in ('name', 'source'):
             text = value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))
             lines.append(f'  {key} = {text}'.ljust(44) + f'  {meaning}')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *list_stages(recipe)])
+
+
+def list_stages(recipe: Recipe) -> list[str]:
+    '''Describe the trainings of a recipe in their order, a line each, if there is more than one.'''
+    plan = recipe.self_training
+    lines = ['stages:', '  training with the settings above']
+    if recipe.pretrain:
+        lines.insert(1, f'  pretraining, from random weights, with {recipe.pretrain}')
+        lines[-1] += ', from the pretrained networks'
+    for number in range(1, plan.iterations + 1):
+        changes = at_iteration(plan.stages, number) or 'the settings above'
+        lines.append(f'  training on pseudo-labels {number} (method {plan.method(number)}), with {changes}')
+    return lines if len(lines) > 2 else []
 
 
 def explain_settings(

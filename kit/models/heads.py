@@ -47,11 +47,13 @@ class NetworkOutput(NamedTuple):
     '''Logits of a batch.
 
     Shape:  clip (B, K); frames (B, N', K), only from attention over time; auxiliary, (B, K) for each auxiliary map;
+            deepest (B, D, [M',] N'), the deepest feature map
     '''
 
     clip: Tensor
     frames: Tensor | None = None
     auxiliary: tuple[Tensor, ...] = ()
+    deepest: Tensor | None = None
 
 
 def classifier_layers(config: HeadConfig, features: int, classes: int) -> nn.Sequential:

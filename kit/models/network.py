@@ -146,7 +146,8 @@ class Network(nn.Module):
         '''Compute every output that a loss may need.'''
         maps = self.backbone(spec)
         pairs = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
-        return self.head(maps.main)._replace(auxiliary=tuple(head([x]).clip for head, x in pairs))
+        auxiliary = tuple(head([x]).clip for head, x in pairs)
+        return self.head(maps.main)._replace(auxiliary=auxiliary, deepest=maps.main[-1])
 
 
 def check_input(family: str, shape: InputShape, min_bins: int = 1, n_extra_rows: Sequence[int] = (0,)) -> None:

@@ -34,6 +34,7 @@ from kit.train.pseudo_labels import pick_soft
 from kit.train.recipe import Recipe
 
 MAX_BACKGROUNDS = 64
+TEST_FOLD = -2  # no network is trained or validated on its clips
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class Dataset(ClipLabels):
         return replace(self, **changes)
 
     def train_split(self, fold: int | None) -> 'Dataset':
-        '''The rows of all other folds (None: of all folds) that have audio and a known or soft label.'''
+        '''The rows that the network of a fold learns from: they have audio, and a known or soft label.'''
         is_usable = self.has_label | [self.has_windows(name) for name in self.names]
         is_usable &= [row in self.spectrograms for row in range(len(self))]
-        if fold is not None:
-            is_usable &= self.folds != fold
-        return self.select(np.flatnonzero(is_usable))
+        return self.select(np.flatnonzero(is_usable & self.is_trained(fold)))
+
+    def is_trained(self, fold: int | None) -> np.ndarray:
+        '''Whether the network of a fold (None: of all folds) may learn from a row. Shape: -> (n,)'''
+        return ~np.isin(self.folds, (fold, TEST_FOLD) if fold is not None else TEST_FOLD)
 
     def held_out(self, fold: int | None) -> np.ndarray:
         '''The rows that validate a fold: whole clips, and stretches of recordings without such a row. Shape: -> (m,)'''

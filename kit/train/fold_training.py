@@ -13,11 +13,14 @@ import torch
 from kit.core.clock import Deadline
 from kit.core.files import locked, write_text
 from kit.core.runtime import Runtime
-from kit.infer.predictor import Predictor
+from kit.infer.ensemble import clip_probabilities
+from kit.infer.predictor import Predictor, WindowLogits
+from kit.labels.bootstrap import format_metric
 from kit.labels.calibration import Calibration
+from kit.labels.metrics import compute_metric
 from kit.labels.oof_predictions import OofPredictions
 from kit.labels.table import known_prevalences
-from kit.models.checkpoint import open_checkpoint, save_tagger
+from kit.models.checkpoint import load_tagger, open_checkpoint, save_tagger
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
 from kit.train.dataset import Dataset
 from kit.train.held_out import HeldOut, split_rows
@@ -33,7 +36,7 @@ def new_tagger(recipe: Recipe, data: Dataset, fold: int | None, start: bool = Tr
     '''Build the tagger of a fold, with random weights from the run's seed; `start` as in build_network.'''
     card = TaggerCard(
         classes=data.classes,
-        prevalences=tuple(known_prevalences(data.truth if fold is None else data.truth[data.folds != fold])),
+        prevalences=tuple(known_prevalences(data.truth[data.is_trained(fold)])),
         frontend=recipe.frontend,
         inference=recipe.inference,
         network=recipe.network,
@@ -57,12 +60,31 @@ def validate_fold(trainer: Trainer, predictor: Predictor, data: Dataset) -> OofP
     rows = data.held_out(trainer.fold)
     clips = data.select(rows)
     tagger.card = replace(tagger.card, output=trainer.recipe.output, calibration=None)
-    recordings = {clips.names[row]: data.recordings[clips.names[row]] for row in clips.spectrograms}
-    outputs = predictor.predict(list(recordings.values()))
     held = HeldOut(tagger, rows, clips.names, clips.stretches, clips.truth)
+    return score_held_out(held, predictor.inference, predict_dataset(predictor, clips), clips.failures)
+
+
+def predict_dataset(predictor: Predictor, clips: Dataset) -> dict[int, WindowLogits]:
+    '''Predict the logits of a dataset's rows, from its spectrograms.'''
+    recordings = {clips.names[row]: clips.recordings[clips.names[row]] for row in clips.spectrograms}
+    outputs = predictor.predict(list(recordings.values()))
     of_clips = {name: output for name, output in zip(recordings, outputs, strict=True) if output is not None}
-    logits = split_rows(of_clips, clips.names, clips.stretches, tagger.card.frontend.frames_per_s)
-    return score_held_out(held, predictor.inference, logits, clips.failures)
+    return split_rows(of_clips, clips.names, clips.stretches, predictor.tagger.card.frontend.frames_per_s)
+
+
+def score_test_clips(clips: Dataset, paths: Sequence[Path], metric: str, runtime: Runtime) -> str:
+    '''Describe the score of test clips, predicted by the mean of a run's networks.'''
+    probs = []
+    for path in paths:
+        tagger = load_tagger(path)
+        predictor = Predictor(tagger, runtime.device, fuse=True)
+        of_model = np.tile(np.array(tagger.card.prevalences), (len(clips), 1))
+        for row, output in predict_dataset(predictor, clips).items():
+            if np.isfinite(output.logits).all():
+                of_model[row] = clip_probabilities(tagger, predictor.inference, output.logits)
+        probs.append(of_model)
+    score = format_metric(compute_metric, metric, clips.truth, np.mean(probs, axis=0))
+    return f'test: {metric} {score} on {len(clips)} clips that no network was trained on, mean of {len(paths)} networks'
 
 
 def train_fold(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kit.core.errors import KitError, choose
@@ -26,6 +26,25 @@ class RowLoss(NamedTuple):
 
 
 RowLossFunction = Callable[[Tensor, Tensor], RowLoss]
+
+
+class CoordinateLoss(nn.Module):
+    '''The squared error of each row's place in frequency, 0 to 1, as a linear layer reads it from a feature map.
+
+    Shape:  (B, D, M', N') -> scalar
+    Source: advice to the second place, RFCX (it makes a network use its frequency coordinate)
+    '''
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise KitError('the feature map has no rows of frequency: set coordinate_weight=0.')
+        predicted = torch.einsum('bdmn,d->bnm', x.float(), self.weight) + self.bias
+        return (predicted - torch.linspace(0, 1, x.shape[2], device=x.device)).square().mean()
 
 
 def average_loss(row: RowLoss, weights: Tensor | None = None, over: str = 'clips') -> Tensor:

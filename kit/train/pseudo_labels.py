@@ -89,7 +89,7 @@ def noisy_rows(frame: Any, plan: 'SelfTrainingConfig') -> np.ndarray:
         sources = sorted(set(frame['source']))
         raise KitError(f'no clip is of a source in noisy_sources={[*plan.noisy_sources]}, but of {sources}.')
     if (choose('column', 'fold', frame)[is_noisy] < 0).any():
-        raise KitError('noisy_sources clips lie in fold -1, so every model learnt from them.')
+        raise KitError('noisy_sources clips lie in a fold below 0, so no model predicts them out of fold.')
     return np.flatnonzero(is_noisy)
 
 

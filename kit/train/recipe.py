@@ -85,6 +85,9 @@ class Recipe(System):
     frame_mean_weight: float = setting(0.0, "weight of the loss at the frames' mean logits over time", low=0, high=1e6)
     frame_max_weight: float = setting(0.0, 'weight of the loss at their maximum over time', low=0, high=1e6)
     auxiliary: tuple[float, ...] = setting((), "weights of the losses at the network's skips", low=0, high=1e6)
+    coordinate_weight: float = setting(
+        0.0, "weight of the squared error of each row's place, 0 to 1, read from the deepest map", low=0, high=1e6
+    )
     sources: dict[str, Any] = setting({}, 'settings for each source in the table')
     weight_by_share: bool = setting(True, 'multiply the loss of a source by its share of the batch')
     secondary_target: float | None = setting(
@@ -118,6 +121,7 @@ class Recipe(System):
     n_folds: int = setting(5, 'number of folds, if the table has no fold column', low=2, high=1000)
     seeds: int = setting(1, 'networks per fold', low=1, high=1000)
     seed: int = setting(0, 'seed of all random numbers', low=0, high=2**63 - 1)
+    pretrain: str = setting('', "'key=value ...' of a training before, whose networks this one starts from")
     self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), 'self-training with pseudo-labels')
 
     def check(self) -> None:
@@ -128,6 +132,8 @@ class Recipe(System):
         self.check_augmentation()
         for number in range(len(self.self_training.stages)):
             self.at_stage(number + 1)  # raises for a stage that cannot be
+        if self.pretrain:
+            self.at_pretraining()
         if self.optim.freeze_epochs > self.epochs:
             came = self.optim.freeze_epochs
             raise KitError(f'optim.freeze_epochs must be at most epochs ({self.epochs}), got {came}.')
@@ -163,6 +169,10 @@ class Recipe(System):
         '''The recipe of a training of self-training: the first has number 0.'''
         changes = at_iteration(self.self_training.stages, number) if number else None
         return self.override([*changes.split(), 'self_training.stages=[]']) if changes is not None else self
+
+    def at_pretraining(self) -> 'Recipe':
+        '''The recipe of the training before, whose networks this one starts from.'''
+        return self.override([*self.pretrain.split(), 'pretrain='])
 
     @property
     def system(self) -> System:

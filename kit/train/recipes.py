@@ -69,7 +69,7 @@ SKIP_ATTENTION_SMALL = '''
 
 
 # Differs: levels and wave statistics are those of a crop or window, in place of the whole clip, as mixed waveforms have
-# no clip; no pixel shuffle. Pretraining on noisy clips is `train --init` with a run on those.
+# no clip; no pixel shuffle.
 AXIS_POOL = Recipe(
     name='axis-pool',
     source=f'second place, {FREESOUND}',
@@ -94,11 +94,12 @@ AXIS_POOL = Recipe(
     optim=OptimConfig(kind='nadam', lr_start=5e-4, lr_peak=5e-4, schedule='steps'),
     validate_every=1,
     keep='best',
+    pretrain='sources={"curated":{"share":0},"noisy":{"share":1,"scored":false}}',
 )
 # The published rate, halved three times, learns little in so few steps.
 AXIS_POOL_SMALL = '''
     network.width=64 frontend.reference=clip mixup.domain=spec epochs=20 batch_size=16 validate_every=20
-    optim.schedule=one-cycle optim.lr_peak=5e-3
+    optim.schedule=one-cycle optim.lr_peak=5e-3 pretrain=
 '''
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.clock import Deadline, progress_bar, set_deadline
+from kit.core.clock import Deadline, process_start, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
 from kit.core.ranks import gather, take_share
@@ -21,8 +21,8 @@ from kit.labels.metrics import compute_metric
 from kit.labels.oof_predictions import OofPredictions
 from kit.labels.soft import read_soft_labels
 from kit.labels.table import read_clip_table
-from kit.train.dataset import Dataset, box_table, load_dataset
-from kit.train.fold_training import EpochLogger, train_fold
+from kit.train.dataset import TEST_FOLD, Dataset, box_table, load_dataset, source_numbers
+from kit.train.fold_training import EpochLogger, score_test_clips, train_fold
 from kit.train.oof import join_folds, write_oof
 from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
 from kit.train.warm_start import InitModel, check_init, init_files, read_inits
@@ -30,14 +30,16 @@ from kit.train.warm_start import InitModel, check_init, init_files, read_inits
 
 @dataclass(frozen=True)
 class Run:
-    '''A trained run: its folder, and its out-of-fold predictions, or None after training on all clips.'''
+    '''A trained run: its folder, its out-of-fold predictions, or None after training on all clips, its test's score.'''
 
     folder: Path
     recipe: Recipe
     oof: OofPredictions | None
+    test: str = ''
 
     def __str__(self) -> str:
-        return f'{self.folder}: {self.recipe.name}\n{self.oof or "one model of all clips: all.pt"}'
+        lines = [f'{self.folder}: {self.recipe.name}', str(self.oof or 'one model of all clips: all.pt'), self.test]
+        return '\n'.join(filter(None, lines))
 
     __repr__ = __str__
 
@@ -64,9 +66,9 @@ def train_run(
     '''Train a tagger for each fold, and predict every clip by a tagger that was not trained on it.
 
     The same call on the same folder continues where the last one stopped. help(train_by_name) explains the options.
-    Without a column `fold` in the table, folds are stratified; fold -1 is never held out. With boxes the table is
-    `recording_id,fold`, or None. `logger` is called after each epoch with its row of history.csv, as a dict; the score
-    is NaN without a validation. For TensorBoard:
+    Without a column `fold` in the table, folds are stratified; fold -1 is never held out, and fold -2 is a test, which
+    no network is trained on. With boxes the table is `recording_id,fold`, or None. `logger` is called after each epoch
+    with its row of history.csv, as a dict; the score is NaN without a validation. For TensorBoard:
 
         def logger(row):
             for name in ("loss", "lr", "score"):
@@ -74,6 +76,7 @@ def train_run(
 
     Errors: KitError for inputs that cannot be read, trained on or scored, and for a folder with another run
     '''
+    options = dict(locals())  # the arguments, as there is nothing else yet
     check_recipe(recipe)
     if all_data and only_folds is not None:
         raise KitError('only_folds has no effect on a training on all data: leave one of them out.')
@@ -95,6 +98,8 @@ def train_run(
     folder = Path(out)
     files = run_files(recipe, frame, folds, boxes, soft)
     has_run = check_run(folder, files)
+    if recipe.pretrain:
+        init = pretrain_networks(options, frame, clock)
     inits = read_inits(init, trained_folds, folds[folds >= 0].tolist())
     files = init_files(folder, inits, has_run) | files  # init.json is written first
     if (folder / 'state').is_dir():
@@ -114,7 +119,33 @@ def train_run(
         oof = train_networks(recipe, data, trained_folds, folder, runtime, clock, inits, logger)
         if oof is not None:
             write_oof(folder, oof)
-    return Run(folder, recipe, oof)
+    test = data.select(data.held_out(TEST_FOLD))
+    paths = [folder / 'all.pt'] if all_data else sorted(folder.glob('fold_*.pt'))
+    return Run(folder, recipe, oof, score_test_clips(test, paths, recipe.metric, runtime) if len(test) else '')
+
+
+def pretrain_networks(options: dict[str, Any], frame: Any, clock: Deadline) -> Path | None:
+    '''Train the networks that a run starts from, in its folder `pretrained`; returns the pattern of their files.
+
+    `options` are those of train_run. The time to a deadline is shared by epochs. Without a clip to train on there are
+    no networks, which a note tells.
+    '''
+    recipe: Recipe = options['recipe']
+    if options['init'] is not None:
+        raise KitError(f'init and pretrain ({recipe.pretrain}) both start the networks: use --set pretrain= for init.')
+    first = recipe.at_pretraining()
+    sources = source_numbers(np.asarray(frame.get('source', [''] * len(frame)), str), first)
+    shares = [source['share'] for source in first.sources.values()]
+    if shares and all(shares[number] == 0 for number in sources):
+        print(f'note: the table has no clips for the pretraining ({recipe.pretrain}): left out.', flush=True)
+        return None
+    deadline = None
+    if math.isfinite(clock.at):
+        share_s = clock.left_s() * first.epochs / (first.epochs + recipe.epochs)
+        deadline = clock.now() + share_s - process_start()  # train_run counts it from the start of the process
+    folder = Path(options['out']) / 'pretrained'
+    train_run(**options | {'recipe': first, 'out': folder, 'deadline': deadline})
+    return folder / ('all.pt' if options['all_data'] else 'fold_{fold}.pt')
 
 
 def train_networks(
@@ -220,7 +251,7 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
 
 def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None:
     '''Raise KitError for a fold with less than two training clips, or without the metric's labels.'''
-    for fold in folds:
+    for fold in [*folds, *({TEST_FOLD} & {*data.folds.tolist()})]:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
             raise KitError(f'fold {fold} has {n_clips} training clips: at least 2 are needed.')

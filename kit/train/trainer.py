@@ -21,7 +21,7 @@ from kit.models.heads import NetworkOutput
 from kit.models.network import Network
 from kit.models.tagger import Tagger
 from kit.train.dataset import Dataset
-from kit.train.losses import average_loss, bce_loss, sum_by_source
+from kit.train.losses import CoordinateLoss, average_loss, bce_loss, sum_by_source
 from kit.train.optim import averaged_model, build_optimizer, build_schedule
 from kit.train.recipe import Recipe, source_losses
 from kit.train.sampler import Batch, batches_per_epoch, draw_batches, prepare_batch
@@ -31,7 +31,7 @@ NORM_BATCHES = 40
 # Takes the place of the fold's number in seeds where a network is trained on all folds.
 ALL_FOLDS_SEED = 2**21
 # The parts of a Trainer with a state dict.
-STATEFUL_PARTS = ('network', 'optimizer', 'schedule', 'scaler', 'averaged')
+STATEFUL_PARTS = ('network', 'coordinate', 'optimizer', 'schedule', 'scaler', 'averaged')
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -70,7 +70,11 @@ class Trainer:
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=self.amp)
         self.averaged = averaged_model(recipe.optim, self.network)
         self.losses = source_losses(recipe)
-        self.optimizer = build_optimizer(recipe.optim, self.network)
+        self.coordinate: CoordinateLoss | None = None
+        if recipe.coordinate_weight and isinstance(self.network, Network):
+            self.coordinate = CoordinateLoss(self.network.backbone.widths[-1]).to(device)
+        trained = [self.network] if self.coordinate is None else [self.network, self.coordinate]
+        self.optimizer = build_optimizer(recipe.optim, nn.ModuleList(trained))
         self.schedule = build_schedule(recipe.optim, self.optimizer, recipe.epochs * self.steps)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -188,7 +192,7 @@ class Trainer:
     def forward(self, inputs: Tensor) -> NetworkOutput:
         '''Apply the network: clip logits, and those of frames and skips if the recipe trains them.'''
         n_auxiliary = len(self.recipe.auxiliary)
-        if not (n_auxiliary or self.recipe.uses_frames):
+        if not (n_auxiliary or self.recipe.uses_frames or self.coordinate):
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
@@ -197,7 +201,7 @@ class Trainer:
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
-        '''Sum the weighted losses of sources and distillation, at clips, frames and skips. Shape: -> scalar'''
+        '''Sum the weighted losses of sources, distillation and the coordinate, at all outputs. Shape: -> scalar'''
         recipe = self.recipe
         weights = batch.weights.to(self.device)
         sources = batch.sources.to(self.device)
@@ -209,6 +213,8 @@ class Trainer:
                 distilled = average_loss(bce_loss(logits, soft), weights, recipe.average_over)
                 loss = loss + recipe.distill_weight * distilled
             losses.append(weight * loss)
+        if self.coordinate and output.deepest is not None:
+            losses.append(recipe.coordinate_weight * self.coordinate(output.deepest))
         return torch.stack(losses).sum()
 
     def load_averaged_weights(self) -> None:

@@ -284,6 +284,15 @@ def test_the_stages_of_a_recipe_change_what_they_name():
         freq_crop.override(['self_training.stages=["lost=1"]'])
 
 
+def test_a_recipe_of_several_trainings_is_printed_stage_by_stage():
+    *_, first, second = list_recipes('axis-pool').splitlines()
+    assert 'pretraining' in first and '"curated":{"share":0}' in first and 'from the pretrained networks' in second
+    *_, one, two, three, four, five = list_recipes('freq-crop').splitlines()
+    assert all(line.endswith('with loss=bce loss_settings={}') for line in (one, two, three))
+    assert 'pseudo-labels 4 (method windows), with loss=lsep' in four and 'loss=lsep' in five
+    assert 'stages:' not in list_recipes('sed')
+
+
 def test_a_variant_is_its_base_with_a_few_changes():
     b1 = find_recipe('freq-coord-b1')
     assert b1.name == 'freq-coord-b1' and b1.crop_s == b1.inference.window_s == 8
@@ -304,7 +313,7 @@ def test_small_forms_cut_crops_from_spectrograms():
 def test_a_recipe_reads_back_from_its_printed_settings_and_from_json(name, small):
     recipe = find_recipe(name, small)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    first, *lines = list_recipes(name, small).splitlines()
+    first, *lines = list_recipes(name, small).partition('\nstages:')[0].splitlines()
     assert first == f'{name}: {recipe.source}'
     assignments = [line.strip().partition('  ')[0] for line in lines]  # then comes the help text
     assert find_recipe(name, small, assignments) == recipe

@@ -397,3 +397,24 @@ def test_a_table_may_leave_the_extensions_out(run, toy, tmp_path):
     (tmp_path / 'bare.csv').write_text(text)
     again = train_quietly(TINY, tmp_path / 'bare.csv', toy[1], tmp_path / 'run')
     np.testing.assert_array_equal(again.oof.probabilities, run.oof.probabilities)
+
+
+def test_no_network_learns_from_the_test_fold_and_its_score_is_that_of_their_mean(toy, tmp_path):
+    table = pd.read_csv(toy[0])
+    table.loc[table.index[:4], 'fold'] = -2
+    table.to_csv(tmp_path / 'table.csv', index=False)
+    run = train_quietly(TINY, tmp_path / 'table.csv', toy[1], tmp_path / 'run')
+    # Without these rows the run is the same, bit for bit.
+    table.iloc[4:].to_csv(tmp_path / 'fewer.csv', index=False)
+    fewer = train_quietly(TINY, tmp_path / 'fewer.csv', toy[1], tmp_path / 'fewer')
+    paths = [tmp_path / 'run' / f'fold_{fold}.pt' for fold in (0, 1)]
+    for path in paths:
+        assert same_checkpoints(path, tmp_path / 'fewer' / path.name)
+    assert run.oof.names == fewer.oof.names and not fewer.test
+    predicted = predict_clips([*map(str, paths)], [toy[1] / name for name in table['fname'][:4]], threads=1)
+    truth = label_targets(list(table['labels'][:4]), predicted.classes)
+    score = lwlrap(truth, predicted.probabilities)
+    assert f'test: lwlrap {score:.4f}' in str(run) and '4 clips' in run.test and 'mean of 2 networks' in run.test
+    of_all = train_quietly(TINY, tmp_path / 'table.csv', toy[1], tmp_path / 'run', all_data=True)
+    alone = train_quietly(TINY, tmp_path / 'fewer.csv', toy[1], tmp_path / 'fewer', all_data=True)
+    assert same_checkpoints(alone.folder / 'all.pt', of_all.folder / 'all.pt') and 'mean of 1' in of_all.test

@@ -18,6 +18,7 @@ from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels
+from kit.models.checkpoint import load_tagger
 from kit.train.fold_training import new_tagger
 from kit.train.losses import LOSSES
 from kit.train.recipe import CLASS_LOSSES
@@ -373,3 +374,30 @@ def test_the_output_is_of_the_loss_s_kind(data):
     '''Law 12.'''
     assert TINY.output == 'ranking' and TINY.override(['loss=bce']).output == 'probability'
     assert new_tagger(TINY, data, 0).card.output == 'ranking'
+
+
+# The loss that reads the frequency coordinate
+
+
+def test_the_coordinate_is_read_from_the_deepest_map_and_resumes_like_the_rest(toy, tmp_path):
+    recipe = PLAIN.override(['coordinate_weight=0.5', 'loss=bce'])
+    data = load_table(recipe, *toy)
+    plain = new_trainer(data, recipe.override(['coordinate_weight=0']))
+    trainer = new_trainer(data, recipe)
+    batch = first_batch(trainer)
+    with torch.no_grad():
+        inputs, targets, soft = trainer.make_inputs(batch, seeded(0), plain=True)
+        trainer.network.eval(), plain.network.eval()
+        loss = trainer.loss(trainer.forward(inputs), targets, soft, batch)
+        without = plain.loss(plain.forward(inputs), targets, soft, batch)
+        deepest = trainer.network.backbone(inputs).main[-1]
+    # At the start the middle is read everywhere.
+    place = torch.linspace(0, 1, deepest.shape[2])
+    assert loss - without == pytest.approx(0.5 * float((place - 0.5).square().mean()), rel=1e-4)
+
+    train_quietly(recipe, *toy, tmp_path / 'run')
+    assert 'coordinate' not in ''.join(load_tagger(tmp_path / 'run' / 'fold_0.pt').network.state_dict())
+    state = torch.load(tmp_path / 'run' / 'state' / 'fold_0.resume.pt', weights_only=True)
+    assert state['coordinate']['weight'].abs().max() > 0
+    with pytest.raises(KitError, match='set coordinate_weight=0'):
+        trainer.coordinate(deepest[:, :, 0])

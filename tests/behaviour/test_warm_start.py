@@ -374,3 +374,39 @@ def test_the_first_layers_learn_fastest_above_one_and_slowest_below(layer_decay)
 def test_rates_that_differ_more_than_a_thousandfold_are_refused(layer_decay):
     with pytest.raises(KitError, match='layer_decay'):
         OptimConfig(layer_decay=layer_decay)
+
+
+# A training before, as a setting of the recipe
+
+
+def test_a_pretraining_is_the_same_as_a_training_before_and_init(toy, tmp_path):
+    table = table_of(toy, tmp_path, source=['curated', 'curated', 'noisy'] * 4 + ['curated', 'noisy'])
+    both = SHORT.override(['sources={"curated":{},"noisy":{"scored":false}}'])
+    noisy = ['sources={"curated":{"share":0},"noisy":{"share":1,"scored":false}}', 'epochs=1']
+    recipe = replace(both, pretrain=' '.join(noisy))
+    run = train_quietly(recipe, table, toy[1], tmp_path / 'run')
+    train_quietly(both.override(noisy), table, toy[1], tmp_path / 'first')
+    train_quietly(both, table, toy[1], tmp_path / 'second', init=tmp_path / 'first' / 'fold_{fold}.pt')
+    for fold in (0, 1):
+        assert same_bits(
+            weights_of(tmp_path / 'run' / 'pretrained' / f'fold_{fold}.pt'),
+            weights_of(tmp_path / 'first' / f'fold_{fold}.pt'),
+        )
+        assert same_bits(
+            weights_of(tmp_path / 'run' / f'fold_{fold}.pt'), weights_of(tmp_path / 'second' / f'fold_{fold}.pt')
+        )
+    assert train_quietly(recipe, table, toy[1], tmp_path / 'run').oof.score == run.oof.score
+    train_quietly(recipe, table, toy[1], tmp_path / 'run', all_data=True)
+    assert (tmp_path / 'run' / 'pretrained' / 'all.pt').is_file()
+
+
+def test_a_pretraining_without_clips_is_left_out_and_one_beside_init_refused(toy, tmp_path, capsys):
+    both = SHORT.override(['sources={"curated":{},"noisy":{"scored":false}}', 'epochs=1'])
+    recipe = replace(both, pretrain='sources={"curated":{"share":0},"noisy":{"share":1}}')
+    train_quietly(recipe, *toy, tmp_path / 'run', only_folds=[0])
+    assert 'the table has no clips for the pretraining' in capsys.readouterr().out
+    assert not (tmp_path / 'run' / 'pretrained').exists()
+    with pytest.raises(KitError, match='both start the networks'):
+        train_quietly(recipe, *toy, tmp_path / 'other', init=tmp_path / 'run' / 'fold_0.pt')
+    with pytest.raises(KitError, match="no setting 'lost'"):
+        replace(both, pretrain='lost=1')
