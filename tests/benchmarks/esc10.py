@@ -99,6 +99,23 @@ def read_predictions(name: str) -> tuple[list[str], np.ndarray]:
     return list(table['fname']), table.iloc[:, 2:].to_numpy()
 
 
+def describe(probs: np.ndarray, truth: np.ndarray) -> str:
+    '''Cells of a row: accuracy on all folds and on those that chose no setting, log loss, calibration error.
+
+    The calibration error is the mean gap between confidence and accuracy in ten bins of confidence, by their clips.
+    Shape:  probabilities (n, K) and classes (n,) of the clips of five folds of equal size, sorted by name
+    '''
+    share = probs / probs.sum(axis=1, keepdims=True)
+    is_right = share.argmax(axis=1) == truth
+    confidence = share.max(axis=1)
+    bins = np.minimum((10 * confidence).astype(int), 9)
+    gaps = np.bincount(bins, is_right - confidence, minlength=10)
+    loss = -np.log(share[np.arange(len(truth)), truth].clip(1e-9)).mean()
+    fold = np.sort(np.tile(FOLDS, len(truth) // 5))  # a clip's name begins with its fold
+    others = is_right[np.isin(fold, (2, 4, 5))].mean()
+    return f'{is_right.mean():.4f} | {others:.4f} | {loss:.3f} | {np.abs(gaps).sum() / len(truth):.3f}'
+
+
 def main(arguments: list[str]) -> None:
     '''Train what is not trained yet, and print the table.'''
     if arguments[:1] == ['--cell']:
@@ -111,7 +128,8 @@ def main(arguments: list[str]) -> None:
     classes = sorted(set(table['labels']))
     truth = label_targets(list(table['labels']), classes).argmax(1)
     scores = []
-    print('| system | accuracy | folds | minutes of two cores |\n|---|---|---|---|')
+    print('| system | accuracy | on folds 2, 4, 5 | log loss | calibration error | folds | minutes of two cores |')
+    print('|---|---|---|---|---|---|---|')
     for name in names:
         fnames, probs = read_predictions(name)
         assert fnames == list(table['fname'])
@@ -119,10 +137,10 @@ def main(arguments: list[str]) -> None:
         figures = [done[f'{name}/{fold}'] for fold in FOLDS]
         folds = ', '.join(f'{of_fold["accuracy"]:.3f}' for of_fold in figures)
         minutes = sum(of_fold['cpu_s'] for of_fold in figures) / 120
-        print(f'| {name} | {(probs.argmax(1) == truth).mean():.4f} | {folds} | {minutes:.1f} |')
+        print(f'| {name} | {describe(probs, truth)} | {folds} | {minutes:.1f} |')
     for kind in ('mean', 'geometric'):
         blended = blend_scores(scores, kind=kind)
-        print(f'| all, {kind} | {(blended.argmax(1) == truth).mean():.4f} | | |')
+        print(f'| all, {kind} | {describe(blended, truth)} | | |')
 
 
 if __name__ == '__main__':
