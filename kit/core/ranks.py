@@ -98,8 +98,8 @@ def start_workers(count: int, words: Sequence[str]) -> Iterator[None]:
             threading.Thread(target=supervise, args=(worker, Deadline(), printed.append), daemon=True).start()
         yield
     except KitError as error:
-        reason = ''.join(printed).partition(ERROR_MARK)[2]
-        raise KitError(reason.strip() or str(error)) from error
+        _, *reasons = ''.join(printed).split(ERROR_MARK)  # several workers may have met the same error
+        raise KitError(reasons[0].strip() if reasons else str(error)) from error
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-'''Measure speed: `python -m tests.benchmarks [frontend|submit|import|families|frames|backends|deadline] [REPEATS]`.'''
+'''Measure speed: `python -m tests.benchmarks [NAME [REPEATS]]`, with a name below; all without one.'''
 
 import platform
 import sys
@@ -14,8 +14,10 @@ from tests.benchmarks import (
     bench_families,
     bench_frames,
     bench_frontend,
+    bench_growth,
     bench_import,
     bench_submit,
+    bench_workers,
 )
 
 BENCHES: dict[str, Callable[..., None]] = {
@@ -26,6 +28,8 @@ BENCHES: dict[str, Callable[..., None]] = {
     'frames': bench_frames.main,
     'backends': bench_backends.main,
     'deadline': bench_deadline.main,
+    'growth': bench_growth.main,
+    'workers': bench_workers.main,
 }
 
 
