@@ -17,7 +17,6 @@ from kit.core.files import join_cells, read_table
 from kit.core.runtime import Runtime
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
-from kit.labels.stretches import is_validated, row_names, stretches_of
 from kit.labels.table import (
     ALL_OTHERS,
     BIRDCLEF_SOURCES,
@@ -25,9 +24,12 @@ from kit.labels.table import (
     ClipLabels,
     clip_labels,
     is_secondary,
+    is_validated,
     rating_weights,
     read_clip_table,
+    row_names,
     scored_truth,
+    stretches_of,
 )
 from kit.train.clip_store import load_clips
 from kit.train.pseudo_labels import pick_soft
