@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
 
-from kit.audio.decode import one_line
 from kit.core.config import SETTINGS_HINT
-from kit.core.errors import KitError, choose, suggest
+from kit.core.errors import KitError, choose, one_line, suggest
 from kit.core.ranks import start_workers
 from kit.core.runtime import VERSION, get_rank, in_notebook, in_worker
 from kit.core.worker import ERROR_MARK

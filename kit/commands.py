@@ -29,7 +29,7 @@ from kit.labels.layouts import ROW_S, find_competition, read_competition
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES
-from kit.models.own_network import wrap_ensemble, wrap_network
+from kit.models.tagger import wrap_ensemble, wrap_network
 from kit.plots.clips import draw_contact_sheet
 from kit.report import show
 from kit.train.ablation import probe

@@ -20,12 +20,11 @@ from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_byt
 from kit.core.worker import source_file, source_root
 from kit.infer.backend import has_openvino
 from kit.infer.ensemble import predict_ensemble
-from kit.infer.job import SubmitJob, SubmitOptions
+from kit.infer.job import SubmitJob, SubmitOptions, Suspects
 from kit.infer.planner import Plan, measure_cost
 from kit.infer.stack import ModelSpec, open_models
 from kit.infer.submission import build_members, make_loader
 from kit.infer.submit_inputs import read_inputs
-from kit.infer.suspects import Suspects
 from kit.models.checkpoint import find_models
 from kit.models.tagger import Tagger, TaggerCard
 from kit.plots.runs import draw_timeline

@@ -23,7 +23,7 @@ import numpy as np
 
 from kit.audio.containers import FFMPEG_FORMATS, audio_kind
 from kit.audio.libsndfile import MAX_HOURS, MonoMix, libsndfile_duration_s, read_libsndfile
-from kit.core.errors import KitError
+from kit.core.errors import KitError, one_line
 
 # What libsndfile and FFmpeg read.
 AUDIO_SUFFIXES = '''
@@ -218,13 +218,6 @@ def usable(sound: Sound) -> Sound | Undecodable:
         note = f'samples reach {peak:.3g}, far beyond full scale (1.0): were they integers?'
         return replace(sound, notes=(*sound.notes, note))
     return sound
-
-
-def one_line(error: BaseException) -> str:
-    '''An exception's message on one line, or its type if it has none.'''
-    # libsndfile's own words come without the file's name.
-    text = getattr(error, 'error_string', None) or str(error)
-    return ' '.join(text.split()) or type(error).__name__
 
 
 def shorten(text: str) -> str:

@@ -38,3 +38,10 @@ def choose(what: str, name: str, options: Mapping[str, Value]) -> Value:
     if name not in [*options]:
         raise KitError(f'unknown {what} {name!r}: {suggest(str(name), options)}.')
     return options[name]
+
+
+def one_line(error: BaseException) -> str:
+    '''An exception's message on one line, or its type if it has none.'''
+    # libsndfile's own words come without the file's name.
+    text = getattr(error, 'error_string', None) or str(error)
+    return ' '.join(text.split()) or type(error).__name__

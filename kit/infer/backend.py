@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from kit.audio.decode import one_line
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError, choose, one_line
 from kit.models.network import Network
 
 BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the faster'}

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from kit.audio.decode import one_line
 from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.clock import TimeBudget
-from kit.core.errors import KitError
+from kit.core.errors import KitError, one_line
 from kit.core.runtime import get_world_size
 from kit.core.worker import opened
 from kit.infer.loader import Chunk, SpectrogramLoader

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s, one_line, usable
+from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s, usable
 from kit.audio.frontend import Frontend
 from kit.audio.timeout_pool import Task, TimeoutPool
 from kit.audio.waveform import resample, small_ratio
 from kit.core.clock import Stopwatch, advance, progress_bar
+from kit.core.errors import one_line
 from kit.core.files import bytes_digest, file_digest, file_identity
 from kit.core.runtime import cpu_count, free_memory_bytes
 from kit.core.worker import opened

@@ -19,8 +19,7 @@ from kit.infer.predictor import Predictor
 from kit.infer.rows import check_members, common_classes
 from kit.infer.stack import make_rows, open_models
 from kit.infer.template import RowPlan, Template
-from kit.models.own_network import NetworkBuilder
-from kit.models.tagger import Tagger
+from kit.models.tagger import NetworkBuilder, Tagger
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,18 @@ from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
 from kit.infer.rows import RowScores, check_weights, class_columns
 from kit.infer.template import RowPlan, Template
-from kit.models.archive import content_digest, damaged_file, parse_card, read_content
-from kit.models.checkpoint import Checkpoint, find_models, open_checkpoint
+from kit.models.checkpoint import (
+    Checkpoint,
+    content_digest,
+    damaged_file,
+    find_models,
+    open_checkpoint,
+    parse_card,
+    read_content,
+)
 from kit.models.network import meta_device
-from kit.models.own_network import NetworkBuilder, fill_network
 from kit.models.stackers import STACKERS, StackerConfig
-from kit.models.tagger import Tagger, TaggerCard
+from kit.models.tagger import NetworkBuilder, Tagger, TaggerCard, fill_network
 
 MAX_IMAGE_S = 20.0  # in training and in a submission alike
 # Several models' predictions of one clip. For each model: its windows' centres (W,), their probabilities (W, K).

@@ -22,14 +22,13 @@ from kit.core.worker import opened
 from kit.infer.blend import BLENDS
 from kit.infer.cache import PredictionCache
 from kit.infer.ensemble import collect_frontends, predict_ensemble
-from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, Suspects
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import EnsembleMember, member_report, members_with_probabilities, reasons_by_name, rounded_spans
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members
 from kit.infer.stack import make_rows
 from kit.infer.submit_inputs import SubmitInputs, code_identity, decoder_functions, holds_job, own_classes, read_inputs
-from kit.infer.suspects import Suspects
 from kit.infer.template import RowPlan, read_report, report_path, write_submission
 
 

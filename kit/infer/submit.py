@@ -19,14 +19,12 @@ from kit.core.files import locked, write_json
 from kit.core.runtime import in_notebook, in_worker, worker_margin_s
 from kit.core.worker import ERROR_MARK, as_arguments, can_fork, exit_after, fork_worker, spawn_worker, supervise
 from kit.infer.backend import check_backend
-from kit.infer.job import SubmitJob, SubmitOptions
+from kit.infer.job import SubmitJob, SubmitOptions, Suspects
 from kit.infer.submission import run_job, run_submission, write_priors
 from kit.infer.submit_inputs import read_inputs
-from kit.infer.suspects import Suspects
 from kit.infer.template import read_report, report_path
 from kit.labels.layouts import ROW_S, find_competition
-from kit.models.own_network import NetworkBuilder
-from kit.models.tagger import Tagger
+from kit.models.tagger import NetworkBuilder, Tagger
 
 TEST_FILES = 600  # as many soundscapes of a minute as BirdCLEF 2026 has in its test
 

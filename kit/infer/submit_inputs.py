@@ -18,12 +18,11 @@ from kit.core.clock import parse_duration
 from kit.core.errors import KitError, choose
 from kit.core.files import file_identity, text_digest
 from kit.infer.blend import BLENDS
-from kit.infer.job import SubmitJob, check_steps
+from kit.infer.job import SubmitJob, Suspects, check_steps
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.rows import class_columns, common_classes, nearest_name
 from kit.infer.stack import ModelSpec, Stack, models_with_classes, open_models
-from kit.infer.suspects import Suspects
 from kit.infer.template import (
     RowPlan,
     Template,
@@ -35,8 +34,7 @@ from kit.infer.template import (
     split_window,
     with_classes,
 )
-from kit.models.archive import content_digest
-from kit.models.checkpoint import Checkpoint, tensors_of
+from kit.models.checkpoint import Checkpoint, content_digest, tensors_of
 from kit.models.tagger import Tagger
 
 

@@ -13,8 +13,7 @@ from kit.core.files import read_json, read_table
 from kit.labels.bootstrap import Interval, format_metric
 from kit.labels.folds import group_keys
 from kit.labels.metrics import class_metric, compute_metric, metric_per_class
-from kit.labels.stretches import row_names, stretches_of
-from kit.labels.table import clip_labels, read_clip_table, scored_truth
+from kit.labels.table import clip_labels, read_clip_table, row_names, scored_truth, stretches_of
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,211 @@
 '''Checkpoints: save taggers as tensors and JSON, find them, and load them without running any code.'''
 
 import functools
+import hashlib
+import io
 import json
+import os
+import pickletools
+import zipfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from kit.audio.decode import one_line
-from kit.core.errors import KitError, check_kind
-from kit.core.files import expand_pattern
-from kit.models.archive import (
-    FORMAT,
-    check_tensor,
-    content_digest,
-    damaged_file,
-    parse_card,
-    read_content,
-    save_archive,
-)
+from kit.core.config import brief
+from kit.core.errors import KitError, check_kind, one_line
+from kit.core.files import expand_pattern, write_whole
 from kit.models.families import build_network
 from kit.models.network import InputShape, meta_device
-from kit.models.own_network import NetworkBuilder, build_custom, fill_network
-from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
+from kit.models.tagger import NetworkBuilder, Tagger, TaggerCard, build_custom, build_tagger, fill_network, input_shape
+
+FORMAT = 3
+# Limits that no real checkpoint reaches. The pickle of an EfficientNet-B0 has 11,000 operations and 1,300 tuples.
+# Python crashes where it hashes 200,000 nested tuples.
+MAX_CARD = 2_000_000
+MAX_CARD_DEPTH = 64
+MAX_DIRECTORY = 8 << 20
+MAX_PICKLE = 32 << 20
+MAX_OPERATIONS = 1_000_000
+MAX_TUPLES = 80_000
+SEAL_PREFIX = b'sha256:'
+
+
+def check_tensor(name: Any, value: Any) -> int:
+    '''A tensor's bytes.'''
+    if not isinstance(name, str):
+        raise KitError(f"a tensor's name is a {type(name).__name__}, wanted a text.")
+    problem = ''
+    if type(value) not in (Tensor, nn.Parameter):
+        problem = f'a {type(value).__name__}'
+    elif value.layout is not torch.strided or value.is_quantized or value.is_nested:
+        problem = 'sparse, quantized or nested'
+    elif value.device.type != 'cpu':
+        problem = f'on the device {value.device}'
+    elif not value.is_contiguous():
+        problem = 'not contiguous'
+    if problem:
+        raise KitError(f'{name[:80]} is {problem}, where a plain tensor is needed: leave it out of the state dict.')
+    return int(value.nbytes)
+
+
+def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
+    '''Hash a card and its tensors, so that a flipped bit is noticed.'''
+    digest = hashlib.sha256(card.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def parse_card(text: Any) -> dict[str, Any]:
+    '''Parse a card's JSON.'''
+    if not isinstance(text, str) or len(text) > MAX_CARD:
+        came = f'{len(text)} characters' if isinstance(text, str) else type(text).__name__
+        raise KitError(f'its card is {came}, wanted JSON of at most {MAX_CARD}.')
+    card = json.loads(text)
+    if not isinstance(card, dict):
+        raise KitError(f'its card is a {type(card).__name__}, wanted a table of names and values.')
+    level: list[Any] = [card]
+    for _ in range(MAX_CARD_DEPTH):
+        groups = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [item for group in groups for item in group if isinstance(item, dict | list)]
+    if level:
+        raise KitError(f'its card is nested more than {MAX_CARD_DEPTH} deep.')
+    return card
+
+
+def save_archive(path: Path, content: Any) -> None:
+    '''Write what torch.save makes, whole, with the file's SHA-256 as the archive's comment.
+
+    Damage is noticed wherever it lies: torch.load ignores the archive's own checksums, and some bytes altogether.
+    '''
+
+    def write(handle: Any) -> None:
+        torch.save(content, handle)
+        handle.flush()
+        handle.seek(0)
+        seal = SEAL_PREFIX + hashlib.file_digest(handle, 'sha256').hexdigest().encode()
+        # An archive's last two bytes are the length of its comment, 0 until here.
+        handle.seek(-2, os.SEEK_END)
+        handle.write(len(seal).to_bytes(2, 'little') + seal)
+
+    write_whole(path, write)
+
+
+def check_seal(file: IO[bytes], comment: bytes) -> bool:
+    '''Whether a file has the comment of save_archive; false without any.
+
+    Errors: ValueError where the comment is another one, or not the file's end
+    '''
+    end = file.seek(-22 - len(comment), os.SEEK_END)
+    record = file.read(22)
+    is_last = record[:4] == b'PK\5\6' and record[20:] == len(comment).to_bytes(2, 'little')
+    if is_last and not comment:
+        return False
+    file.seek(0)
+    digest = hashlib.sha256()
+    for start in range(0, end + 20, 1 << 20):
+        digest.update(file.read(min(1 << 20, end + 20 - start)))
+    digest.update(bytes(2))
+    if not is_last or comment != SEAL_PREFIX + digest.hexdigest().encode():
+        raise ValueError('its content is not what was written: copy the file again')
+    return True
+
+
+class ShortReads(io.FileIO):
+    '''A file that does not read a zip archive's directory of any length into memory.'''
+
+    def read(self, size: int | None = -1) -> bytes:
+        size = MAX_DIRECTORY if size is None or size < 0 else size
+        if size > MAX_DIRECTORY:
+            raise ValueError('it has too many parts')
+        return super().read(size)
+
+
+def check_archive(path: Path) -> None:
+    '''Raise ValueError unless a file is a whole archive of torch.save that takes no more memory than the file.
+
+    Neither torch.load nor zipfile limits what a small file can grow to; torch.load does not check the checksums.
+    '''
+    with ShortReads(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError('it is no file of torch.save')
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type or entry.compress_size != entry.file_size for entry in entries):
+                raise ValueError('it is compressed: torch.save writes it as it is')
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError('its parts overlap')
+            damaged = '' if check_seal(file, archive.comment) else archive.testzip()
+            if damaged:
+                raise ValueError(f'{damaged[:80]} in it is damaged: copy the file again')
+            # torch finds parts in upper and lower case.
+            for entry in (entry for entry in entries if entry.filename.lower().endswith('data.pkl')):
+                if entry.file_size > MAX_PICKLE:
+                    raise ValueError('its pickle is too long')
+                with archive.open(entry) as part:
+                    check_pickle(b''.join(iter(functools.partial(part.read, 1 << 20), b'')))
+
+
+def check_pickle(pickled: bytes) -> None:
+    '''Raise ValueError unless a pickle is short and names nothing but tensors.'''
+    tuples = 0
+    for count, (operation, value, _) in enumerate(pickletools.genops(pickled)):
+        tuples += operation.name.startswith('TUPLE')
+        if count > MAX_OPERATIONS or tuples > MAX_TUPLES:
+            raise ValueError('its pickle has too many operations')
+        # torch.load would also let a pickle fill any memory with a bytearray.
+        if operation.name == 'GLOBAL' and not str(value).startswith(('torch', 'collections OrderedDict')):
+            raise ValueError(f'it holds {str(value)[:80]}')
+
+
+def damaged_file(path: Path, error: Exception) -> KitError:
+    '''The error for a file whose content cannot be used.'''
+    return KitError(f'{path} is damaged ({one_line(error)[:200].rstrip(".")}): copy it or make it again.')
+
+
+def load_archive(path: Path) -> Any:
+    '''Load what torch.save wrote; its tensors stay mapped from disk.'''
+    if not path.is_file():
+        raise KitError(f'no checkpoint {path}: name .pt files that training wrote.')
+    try:
+        check_archive(path)
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as error:
+        reason = one_line(error).rpartition('WeightsUnpickler error: ')[2]
+        raise KitError(
+            f'{path} cannot be read as tensors and JSON ({reason[:160]}). The kit loads nothing '
+            "executable: save the network's state_dict where it was made, and that with save_tagger."
+        ) from error
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    '''Read a checkpoint or a stack; its tensors stay mapped from disk.'''
+    content = load_archive(path)
+    names: list[Any] = list(content) if isinstance(content, dict) else [content]
+    parts = [name[:80] if isinstance(name, str) else type(name).__name__ for name in names]
+    if not {'format', 'card'} <= set(parts) or not {'tensors', 'members'} & set(parts):
+        raise KitError(
+            f'{path} is no checkpoint of this kit (it holds: {", ".join(parts[:4])}). For a network of your '
+            'own: save_tagger(path, wrap_network(network, frontend, classes)), where it returns logits.'
+        )
+    number = content['format']
+    if not isinstance(number, int) or number != FORMAT:
+        formats = f'checkpoint format {brief(number)}, this kit reads {FORMAT}'
+        raise KitError(f'{path} has {formats}: use the kit that wrote it.')
+    try:
+        tables = [member['tensors'] for member in content.get('members', [content])]
+        tables += content.get('networks', ())
+        size = sum(check_tensor(name, value) for table in tables for name, value in table.items())
+        if size > path.stat().st_size:
+            raise KitError(f'its tensors hold {size} bytes, more than the file.')
+    except Exception as error:
+        raise damaged_file(path, error) from error
+    return dict(content)
 
 
 @functools.lru_cache(maxsize=64)

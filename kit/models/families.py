@@ -7,12 +7,9 @@ import torch
 from torch import nn
 
 from kit.core.errors import choose
-from kit.models.axis_pool import AxisPool, AxisPoolConfig
+from kit.models.backbones import AxisPool, AxisPoolConfig, MaxPyramid, PyramidConfig, SkipAttention, SkipAttentionConfig
 from kit.models.freq_crop import FreqCropConfig, build_freq_crop, freq_crop_backbone_shape
-from kit.models.heads import Head
-from kit.models.network import Backbone, InputShape, Network, NetworkConfig
-from kit.models.pyramid import MaxPyramid, PyramidConfig
-from kit.models.skip_attention import SkipAttention, SkipAttentionConfig
+from kit.models.network import Backbone, Head, InputShape, Network, NetworkConfig
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 
 BACKBONES: dict[str, tuple[type[NetworkConfig], type[Backbone]]] = {

@@ -12,8 +12,18 @@ from torch import Tensor
 from kit.audio.windows import Span
 from kit.core.config import setting
 from kit.core.errors import KitError
-from kit.models.heads import Head, HeadConfig, NetworkOutput, with_frequency
-from kit.models.network import Backbone, InputShape, Maps, Network, NetworkConfig, check_input
+from kit.models.network import (
+    Backbone,
+    Head,
+    HeadConfig,
+    InputShape,
+    Maps,
+    Network,
+    NetworkConfig,
+    NetworkOutput,
+    check_input,
+    with_frequency,
+)
 
 
 @dataclass(frozen=True)

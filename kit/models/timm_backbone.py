@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kit.audio.decode import one_line
 from kit.core.config import setting
-from kit.core.errors import KitError
+from kit.core.errors import KitError, one_line
 from kit.models.network import Backbone, InputShape, Maps, NetworkConfig, check_input, meta_device
 
 # The two lengths in frames whose maps show a model's stride.

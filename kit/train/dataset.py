@@ -17,7 +17,6 @@ from kit.core.files import join_cells, read_table
 from kit.core.runtime import Runtime
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
-from kit.labels.stretches import is_validated, row_names, stretches_of
 from kit.labels.table import (
     ALL_OTHERS,
     BIRDCLEF_SOURCES,
@@ -25,9 +24,12 @@ from kit.labels.table import (
     ClipLabels,
     clip_labels,
     is_secondary,
+    is_validated,
     rating_weights,
     read_clip_table,
+    row_names,
     scored_truth,
+    stretches_of,
 )
 from kit.train.clip_store import load_clips
 from kit.train.pseudo_labels import pick_soft
@@ -82,8 +84,8 @@ class Dataset(ClipLabels):
     def train_split(self, fold: int | None) -> 'Dataset':
         '''The rows that the network of a fold learns from: they have audio, and a known or soft label.'''
         is_usable = self.has_label | [self.has_windows(name) for name in self.names]
-        is_usable &= [row in self.spectrograms for row in range(len(self))]
-        return self.select(np.flatnonzero(is_usable & self.is_trained(fold)))
+        has_audio = [row in self.spectrograms for row in range(len(self))]
+        return self.select(np.flatnonzero(is_usable & has_audio & self.is_trained(fold)))
 
     def is_trained(self, fold: int | None) -> np.ndarray:
         '''Whether the network of a fold (None: of all folds) may learn from a row. Shape: -> (n,)'''

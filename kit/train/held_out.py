@@ -18,8 +18,15 @@ from kit.infer.planner import EnsembleMember
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.infer.rows import logits_of_stretch
 from kit.infer.template import locate_clips
-from kit.labels.stretches import is_validated, row_names, stretches_of
-from kit.labels.table import UNLABELLED, clip_labels, read_clip_table, scored_truth
+from kit.labels.table import (
+    UNLABELLED,
+    clip_labels,
+    is_validated,
+    read_clip_table,
+    row_names,
+    scored_truth,
+    stretches_of,
+)
 from kit.models.checkpoint import load_tagger
 from kit.models.tagger import Tagger
 

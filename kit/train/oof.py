@@ -22,8 +22,7 @@ from kit.labels.bootstrap import bootstrap_difference
 from kit.labels.calibration import fit_calibration, fit_thresholds
 from kit.labels.metrics import METRICS, compute_metric
 from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric
-from kit.labels.stretches import row_names, stretches_of
-from kit.labels.table import read_clip_table
+from kit.labels.table import read_clip_table, row_names, stretches_of
 from kit.models.checkpoint import save_tagger
 from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 

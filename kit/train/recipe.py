@@ -15,7 +15,7 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.labels.metrics import METRICS
 from kit.models.families import complete_network
-from kit.models.heads import NetworkOutput
+from kit.models.network import NetworkOutput
 from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig, at_iteration

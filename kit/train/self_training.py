@@ -21,8 +21,16 @@ from kit.infer.rows import fitted_prevalences
 from kit.infer.stack import average_windows
 from kit.labels.boxes import read_boxes
 from kit.labels.soft import SoftLabels, write_soft_labels
-from kit.labels.stretches import is_validated, row_names, stretches_of
-from kit.labels.table import UNLABELLED, apply_corrections, clip_labels, read_clip_table, read_corrections
+from kit.labels.table import (
+    UNLABELLED,
+    apply_corrections,
+    clip_labels,
+    is_validated,
+    read_clip_table,
+    read_corrections,
+    row_names,
+    stretches_of,
+)
 from kit.models.tagger import TaggerCard
 from kit.train.held_out import held_out_models, predict_recordings
 from kit.train.pseudo_labels import (

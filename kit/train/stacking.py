@@ -18,8 +18,7 @@ from kit.labels.bootstrap import Interval, bootstrap_difference
 from kit.labels.metrics import compute_metric
 from kit.labels.oof_predictions import OofPredictions, check_same_folds, load_oof
 from kit.labels.soft import SoftLabels
-from kit.models.archive import FORMAT, save_archive
-from kit.models.checkpoint import checkpoint_content, tensors_of
+from kit.models.checkpoint import FORMAT, checkpoint_content, save_archive, tensors_of
 from kit.models.stackers import STACKERS, LogisticStacker, StackerConfig
 from kit.models.tagger import Tagger
 from kit.train.held_out import held_out_models

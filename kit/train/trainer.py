@@ -17,8 +17,7 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import write_whole
 from kit.models.families import memory_format_of
-from kit.models.heads import NetworkOutput
-from kit.models.network import Network
+from kit.models.network import Network, NetworkOutput
 from kit.models.tagger import Tagger
 from kit.train.dataset import Dataset
 from kit.train.losses import CoordinateLoss, average_loss, bce_loss, sum_by_source

@@ -9,13 +9,10 @@ from torch import Tensor, nn
 
 from kit.core.errors import KitError
 from kit.core.files import file_digest, read_json, text_digest
-from kit.models.archive import content_digest, load_archive
-from kit.models.checkpoint import open_checkpoint
+from kit.models.checkpoint import content_digest, load_archive, open_checkpoint
 from kit.models.families import build_network
-from kit.models.heads import Head
-from kit.models.network import meta_device
-from kit.models.own_network import fill_network, find_state, strip_prefixes
-from kit.models.tagger import Tagger, input_shape
+from kit.models.network import Head, meta_device
+from kit.models.tagger import Tagger, fill_network, find_state, input_shape, strip_prefixes
 from kit.train.dataset import Dataset
 from kit.train.recipe import Recipe
 

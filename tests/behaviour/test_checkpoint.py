@@ -14,10 +14,8 @@ from kit.audio.frontend import FrontendConfig
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.labels.calibration import Calibration
-from kit.models.archive import FORMAT, content_digest
-from kit.models.checkpoint import find_models, load_tagger, open_checkpoint, save_tagger
-from kit.models.own_network import wrap_network
-from kit.models.tagger import Tagger, TaggerCard, build_tagger
+from kit.models.checkpoint import FORMAT, content_digest, find_models, load_tagger, open_checkpoint, save_tagger
+from kit.models.tagger import Tagger, TaggerCard, build_tagger, wrap_network
 
 FRONTEND = FrontendConfig(sample_rate=8000, n_fft=256, hop_length=128, n_mels=16)
 CLASSES = ('Bark', 'Größe, tief', '音')

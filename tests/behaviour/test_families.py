@@ -13,8 +13,7 @@ from kit.infer.predict import predict_clips
 from kit.infer.predictor import Predictor
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES, build_network, complete_network, memory_format_of
-from kit.models.heads import POOLS, RECURRENCES
-from kit.models.network import Backbone, InputShape, Maps
+from kit.models.network import POOLS, RECURRENCES, Backbone, InputShape, Maps
 from kit.models.tagger import Tagger, TaggerCard, build_tagger, input_shape
 from tests.behaviour.receptive import receptive_field
 

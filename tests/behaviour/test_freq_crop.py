@@ -7,8 +7,7 @@ from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
 from kit.models.families import build_backbone, build_network, complete_network, read_network
 from kit.models.freq_crop import FreqCropConfig
-from kit.models.heads import POOLS
-from kit.models.network import InputShape
+from kit.models.network import POOLS, InputShape
 from kit.models.tagger import TaggerCard, build_tagger, input_shape
 
 PYRAMID = {'family': 'max-pyramid', 'blocks': 3, 'width': 6, 'growth': 1.5}

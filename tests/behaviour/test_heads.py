@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
-from kit.models.heads import (
+from kit.models.network import (
     POOLS,
     FrameAttention,
     GeneralisedMean,

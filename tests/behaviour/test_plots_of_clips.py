@@ -11,7 +11,7 @@ from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.models.checkpoint import load_tagger
-from kit.models.own_network import wrap_network
+from kit.models.tagger import wrap_network
 from kit.plots.clips import draw_clip, draw_lengths
 from tests.behaviour.trained import LoudBands, plain_frontend, write_wav
 

@@ -14,7 +14,7 @@ import pytest
 from kit.core.errors import KitError
 from kit.labels.metrics import metric_per_class
 from kit.labels.oof_predictions import OofPredictions
-from kit.models.own_network import wrap_network
+from kit.models.tagger import wrap_network
 from kit.plots.clips import draw_clip, draw_contact_sheet
 from kit.plots.runs import (
     calibration_bins,

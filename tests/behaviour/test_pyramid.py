@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from kit.core.errors import KitError
+from kit.models.backbones import FastPReLU, PyramidConfig
 from kit.models.families import build_network
 from kit.models.network import InputShape
-from kit.models.pyramid import FastPReLU, PyramidConfig
 from tests.behaviour.receptive import receptive_field
 
 CONFIGS = {

@@ -15,7 +15,7 @@ from kit.core.errors import KitError
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval
 from kit.labels.metrics import lwlrap
 from kit.models.checkpoint import save_tagger
-from kit.models.own_network import wrap_network
+from kit.models.tagger import wrap_network
 from kit.report import show
 
 CLASSES = ('bark', 'meow', 'rain')

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kit.core.errors import KitError
+from kit.models.backbones import ChannelAttention, SpatialAttention
 from kit.models.families import build_network, read_network
 from kit.models.network import InputShape
-from kit.models.skip_attention import ChannelAttention, SpatialAttention
 
 SMALL = InputShape(3, 20)
 

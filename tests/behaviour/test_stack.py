@@ -21,10 +21,8 @@ from kit.infer.predictor import Predictor, compute_spectrograms
 from kit.infer.stack import Stack, StackCard, clip_image, open_models
 from kit.infer.submit import submit
 from kit.labels.metrics import lwlrap
-from kit.models.archive import save_archive
-from kit.models.checkpoint import load_tagger, save_tagger
-from kit.models.own_network import wrap_network
-from kit.models.tagger import TaggerCard, build_tagger
+from kit.models.checkpoint import load_tagger, save_archive, save_tagger
+from kit.models.tagger import TaggerCard, build_tagger, wrap_network
 from kit.train.stacking import save_stack, stack
 from tests.behaviour.trained import LoudBands, noise, plain_frontend, read_scores, write_template, write_wav
 from tests.behaviour.training import CPU, same_bits

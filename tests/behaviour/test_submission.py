@@ -16,7 +16,7 @@ from kit.core.worker import as_arguments
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.models.checkpoint import load_tagger, open_checkpoint, save_tagger
-from kit.models.own_network import wrap_network
+from kit.models.tagger import wrap_network
 from tests.behaviour.trained import (
     LoudBands,
     Trained,

@@ -11,7 +11,7 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import locked
 from kit.core.worker import Ending, fork_worker, opened, spawn_worker, supervise
-from kit.infer.suspects import MAX_BLIND_DEATHS, Suspects
+from kit.infer.job import MAX_BLIND_DEATHS, Suspects
 
 
 def soon() -> Deadline:

@@ -16,8 +16,7 @@ from kit.labels.boxes import read_boxes
 from kit.labels.folds import make_folds
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels, fill_unknown
-from kit.labels.stretches import stretches_of
-from kit.labels.table import clip_labels, label_targets, read_clip_table
+from kit.labels.table import clip_labels, label_targets, read_clip_table, stretches_of
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import box_table, cut_stretch, load_dataset, source_numbers
 from kit.train.oof import predict_oof

@@ -14,10 +14,8 @@ from kit.doctor import run_doctor
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import plan_rows
-from kit.models.archive import content_digest
-from kit.models.checkpoint import load_tagger, save_tagger
-from kit.models.own_network import wrap_ensemble, wrap_network
-from kit.models.tagger import Tagger, TaggerCard, build_tagger
+from kit.models.checkpoint import content_digest, load_tagger, save_tagger
+from kit.models.tagger import Tagger, TaggerCard, build_tagger, wrap_ensemble, wrap_network
 from kit.train.recipes import find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import (

@@ -68,7 +68,7 @@ def plain_frontend(**changes: Any) -> Any:
 
 def loud_tagger(network: nn.Module | None = None, classes: Sequence[str] = ('a', 'b', 'c'), **changes: Any) -> Any:
     '''A tagger of a network of our own; the priors are 0.1, 0.2, 0.3, ...'''
-    from kit.models.own_network import wrap_network
+    from kit.models.tagger import wrap_network
 
     asked = {'prevalences': [0.1 * (k + 1) for k in range(len(classes))]}
     return wrap_network(network or LoudBands(len(classes)), plain_frontend(), classes, **(asked | changes))

@@ -20,8 +20,7 @@ import torch
 
 from kit.audio.decode import Sound, decode_file, header_duration_s
 from kit.core.errors import KitError
-from kit.models.archive import FORMAT, content_digest
-from kit.models.checkpoint import load_tagger
+from kit.models.checkpoint import FORMAT, content_digest, load_tagger
 from tests.torture.room import TINY, Fault, classes_of, make_room, run_forked, run_verb
 
 FORMATS = (

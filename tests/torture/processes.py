@@ -44,7 +44,7 @@ print(submit({checkpoints!r}, {audio!r}, {out!r}, template={template!r}, deadlin
 def digest_tree(folder: Path) -> dict[str, str]:
     '''The content of every result below a folder, times and measured costs left out.'''
     from kit.core.files import bytes_digest
-    from kit.models.archive import content_digest, read_content
+    from kit.models.checkpoint import content_digest, read_content
 
     digests = {}
     for path in sorted(folder.rglob('*')):
