@@ -24,9 +24,9 @@ from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import locate_clips
 from kit.labels.boxes import read_boxes
-from kit.labels.folds import group_keys, make_folds
+from kit.labels.folds import group_keys, make_folds, note_similar_classes
 from kit.labels.layouts import ROW_S, find_competition, read_competition
-from kit.labels.table import read_clip_table
+from kit.labels.table import class_names, read_clip_table
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES
 from kit.models.tagger import wrap_ensemble, wrap_network
@@ -247,7 +247,11 @@ def add_folds(
         fold_column = 'group'
     frame['fold'] = make_folds(frame, n_folds, seed, fold_column)
     write_text(Path(out), frame.to_csv(index=False, lineterminator='\n'))
-    counts = ', '.join(map(str, frame['fold'].value_counts().sort_index()))
+    note_similar_classes(class_names(frame['labels']))
+    counts = ', '.join(map(str, frame['fold'][frame['fold'] >= 0].value_counts().sort_index()))
+    always = int((frame['fold'] < 0).sum())
+    if always:
+        counts += f', and {always} in fold -1, in every training, as a class has no other'
     return f'{out}: {len(frame)} clips in folds of {counts}, groups kept together: {details}'
 
 

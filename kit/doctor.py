@@ -26,7 +26,7 @@ from kit.infer.stack import ModelSpec, open_models
 from kit.infer.submission import build_members, make_loader
 from kit.infer.submit_inputs import read_inputs
 from kit.models.checkpoint import find_models
-from kit.models.tagger import Tagger, TaggerCard
+from kit.models.tagger import Tagger
 from kit.plots.runs import draw_timeline
 
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy', 'pandas', 'scikit-learn', 'soundfile', 'tqdm', 'openvino')
@@ -82,11 +82,6 @@ def describe_machine() -> list[str]:
     return lines
 
 
-def is_custom(card: TaggerCard) -> bool:
-    '''Return whether a tagger's network is the user's own.'''
-    return str(card.network.get('family')).startswith('custom:')
-
-
 def package_version(name: str) -> str:
     '''The version of an installed package, or "missing".'''
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -98,7 +93,7 @@ def describe_model(model: ModelSpec) -> str:
     '''A line on a model; build its network to see whether its tensors fit, if its code is there.'''
     card = model.card
     family = card.network.get('family')
-    if not is_custom(card):
+    if not card.is_custom:
         model.build()
     tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
@@ -106,6 +101,8 @@ def describe_model(model: ModelSpec) -> str:
     scores = f'{card.output} scores'
     if card.calibration:
         scores += ', calibrated'
+    if card.is_custom:
+        scores += f', to submit from Python with networks={{{str(family).removeprefix("custom:")!r}: build}}'
     return (
         f'{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, '
         f'inference mode {card.inference.mode} at {card.frontend.sample_rate} Hz'

@@ -15,6 +15,11 @@ from kit.core.errors import KitError, suggest
 
 MAX_ITEMS = 100_000  # of a list, unless its setting has another limit
 MAX_TEXT = 10_000
+# What librosa calls settings.
+LIBROSA_NAMES = {
+    'sr': 'sample_rate', 'fmin': 'f_min_hz', 'fmax': 'f_max_hz', 'norm': 'mel_norm', 'htk': 'mel_scale',
+    'ref': 'normalize', 'window': 'win_length',
+}  # fmt: skip
 SETTINGS_HINT = '`recipes NAME` prints every setting of a recipe'
 
 
@@ -49,7 +54,9 @@ class Config:
         names = [item.name for item in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
-                raise KitError(f'{cls.__name__} has no setting {name!r}: {suggest(name, names)}.')
+                own_name = LIBROSA_NAMES.get(name)
+                hint = f'did you mean {own_name!r}?' if own_name in names else f'{suggest(name, names)}.'
+                raise KitError(f'{cls.__name__} has no setting {name!r}: {hint}')
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -125,6 +132,8 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
     Only last parts are compared, as users forget or misspell the group.
     '''
     scores = {}
+    group, dot, last = key.rpartition('.')
+    key = group + dot + LIBROSA_NAMES.get(last, last)
     for name in names:
         last, other = key.rpartition('.')[2], name.rpartition('.')[2]
         same_start = 0.75 * (last.split('_')[0] == other.split('_')[0] != '')
@@ -193,6 +202,8 @@ def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
         return tuple(coerce(item, arguments[0], where, 16) for item in value)
     if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, dict):
         return hint.from_dict(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if hint is float and type(value) is int:
         # A longer integer is no float.
         return float(value) if value.bit_length() < 1024 else math.inf

@@ -1,6 +1,7 @@
 '''The error that users see, and hints that name the right choice.'''
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -18,12 +19,24 @@ class KitError(Exception):
         return [f'KitError: {self}']
 
 
+COLOUR = re.compile('\x1b\\[[0-9;]*m')  # of a terminal
+
+
 def suggest(name: str, options: Iterable[str]) -> str:
     '''The valid names as a phrase for an error message, the most similar one first.'''
     names = sorted(options)
     near = difflib.get_close_matches(name[:100], names, n=1)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     return f'{hint}the choices are: {", ".join(names) or "none"}'
+
+
+def misspelt(name: str, options: Iterable[str]) -> str | None:
+    '''The option that a name has all letters of, in another order, or all but one.'''
+    for option in options:
+        alike = difflib.SequenceMatcher(None, name.lower(), option).ratio()
+        if sorted(name.lower()) == sorted(option) or alike > 0.86:
+            return option
+    return None
 
 
 def check_kind(what: str, values: Iterable[Any], kinds: Any, cure: str) -> None:
@@ -44,4 +57,4 @@ def one_line(error: BaseException) -> str:
     '''An exception's message on one line, or its type if it has none.'''
     # libsndfile's own words come without the file's name.
     text = getattr(error, 'error_string', None) or str(error)
-    return ' '.join(text.split()) or type(error).__name__
+    return ' '.join(COLOUR.sub('', text).split()) or type(error).__name__

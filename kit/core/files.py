@@ -152,7 +152,8 @@ class TextTable:
             earlier = first_row.setdefault(name, row)
             if once and earlier != row:
                 place = f'line {self.lines[earlier]}'
-                raise KitError(f'{self.at(row)}: {name!r} stands on {place} already: join its labels by commas.')
+                cure = 'join its labels by commas' if 'labels' in self.columns else f'give each {column} once'
+                raise KitError(f'{self.at(row)}: {name!r} stands on {place} already: {cure}.')
 
     def numbers(
         self,
@@ -165,7 +166,7 @@ class TextTable:
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
             try:
-                value = kind(text)
+                value = kind(text.removesuffix('.0'))  # pandas writes integers so beside an empty cell
                 # Python reads "1_0" as ten. In a table it is a typing error.
                 is_good = '_' not in text and fits(value)
             except ValueError:
@@ -210,6 +211,8 @@ def read_table(
         raise KitError(f'{path} has no header: its first line must name the columns.')
 
     header, *body = rows
+    if len(header) == 1 and any(mark in header[0] for mark in '\t;|'):
+        raise KitError(f'{path} has one column, {header[0]!r}: separate columns by commas.')
     names = header if exact else [name.strip() for name in header]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:

@@ -17,6 +17,10 @@ from kit.infer.predictor import WindowLogits
 from kit.models.tagger import Tagger
 
 NOT_FINITE = "the network's answer is no finite number"
+SHAPE_HINT = (
+    'a network gets (batch, channels, mel bands, frames): one channel unless frontend.channels has more, and clips '
+    'extended by up to 5 %, unless wrap_network has inference=InferenceConfig(bucket_ratio=1.0), or mode="windows"'
+)
 UNPOOLED = (
     'ranking scores without a calibration cannot be pooled over windows: run `oof` on the run, which fits one, or '
     'use mode full.'
@@ -54,6 +58,8 @@ def predict_ensemble(
                 outputs = predict_chunk(member, loader, chunk, budget)
             except Exception as error:
                 member.failure = one_line(error)[:500]
+                if member.card.is_custom and isinstance(error, RuntimeError):
+                    member.failure += f'; {SHAPE_HINT}'
                 break
             last_clip = outputs[-1][0] if outputs and chunk is loader.chunks[-1] else None
             for clip, logits in outputs:

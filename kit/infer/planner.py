@@ -105,20 +105,20 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
     }
 
 
-def members_with_probabilities(members: Sequence[EnsembleMember]) -> list[str]:
-    '''Name the users' networks whose outputs all lie in [0, 1], as those of a network that ends in a sigmoid do.'''
-    names = []
+def doubtful_outputs(members: Sequence[EnsembleMember]) -> list[str]:
+    '''Warn of the users' networks whose outputs look like those of a sigmoid or of log_softmax.'''
+    warnings = []
     for member in members:
         outputs = [output.logits for output in member.cache.entries.values()]
-        is_custom = str(member.card.network.get('family')).startswith('custom:')
-        if (
-            is_custom
-            and member.card.returns == 'logits'
-            and outputs
-            and all(x.min() >= 0 and x.max() <= 1 for x in outputs)
-        ):
-            names.append(Path(member.name).name)
-    return names
+        if not (outputs and member.card.is_custom and member.card.returns == 'logits'):
+            continue
+        name = Path(member.name).name
+        if all(x.min() >= 0 and x.max() <= 1 for x in outputs):
+            cure = "wrap_network(returns='probabilities')"
+            warnings.append(f'{name}: all outputs lie in [0, 1]: are they probabilities? {cure}')
+        elif all(np.allclose(np.exp(x).sum(axis=1), 1, atol=1e-4) for x in outputs):
+            warnings.append(f'{name}: all outputs are logarithms of probabilities: return logits, without log_softmax')
+    return warnings
 
 
 SAMPLE_S = 5.0

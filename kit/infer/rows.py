@@ -24,13 +24,15 @@ def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     if (columns < 0).all():
         nearest = nearest_name(classes[0], known)
         lacks = f"a checkpoint has none of the template's {len(classes)} classes, e.g. {classes[0]!r}"
-        raise KitError(f'{lacks}: did you mean {nearest!r}? Use the template of its training data.')
+        raise KitError(f'{lacks} ({nearest}): use the template of its training data.')
     return columns
 
 
 def nearest_name(name: str, names: Sequence[str]) -> str:
-    '''The most similar of some names.'''
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    '''A question after the most similar of some names, or some of them where none is similar.'''
+    lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f'did you mean {lower[near[0]]!r}?' if near else f'the models have {", ".join(map(repr, names[:3]))}'
 
 
 def pick_columns(values: np.ndarray, columns: np.ndarray) -> np.ndarray:

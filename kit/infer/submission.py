@@ -24,7 +24,7 @@ from kit.infer.cache import PredictionCache
 from kit.infer.ensemble import collect_frontends, predict_ensemble
 from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, Suspects
 from kit.infer.loader import SpectrogramLoader
-from kit.infer.planner import EnsembleMember, member_report, members_with_probabilities, reasons_by_name, rounded_spans
+from kit.infer.planner import EnsembleMember, doubtful_outputs, member_report, reasons_by_name, rounded_spans
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members
 from kit.infer.stack import make_rows
@@ -266,8 +266,8 @@ def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[Ensembl
     job.note_names(late_rows, 'rows are windows after the end of their file and get the prior')
     alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
     job.note_names(alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s')
-    for name in members_with_probabilities(members):
-        job.note(f"{name}: all outputs lie in [0, 1]: are they probabilities? wrap_network(returns='probabilities')")
+    for warning in doubtful_outputs(members):
+        job.note(warning)
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
     job.note_names(split_files, 'clips beyond max_frames were predicted in overlapping pieces')
 

@@ -70,6 +70,8 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     if template.answer:
         known = stacks[0].card.classes if stacks else common_classes([model.card for model in models])
         template = with_classes(template, known)
+    if template.answer == 'label':
+        job.note(f'each row gets its {template.n_labels} best classes, for the column label of {options.template}')
     if not stacks:
         models = models_with_classes(models, template, skipped)
     for name, reason in skipped.items():
@@ -106,7 +108,7 @@ def note_classes(job: SubmitJob, template: Template, models: Sequence[ModelSpec]
     by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
     if by_none:
         nearest = nearest_name(by_none[0], known_names[0])
-        what = f'CLASSES of the template are unknown to every model and get a prior (did you mean {nearest!r}?)'
+        what = f'CLASSES of the template are unknown to every model and get a prior ({nearest})'
         job.note_names(by_none, what)
     by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
     if by_some and BLENDS[job.options.blend].whole_row:
@@ -140,7 +142,7 @@ def code_identity(objects: Sequence[Any]) -> str:
     '''
     try:
         return text_digest(*map(inspect.getsource, objects))
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError):  # SyntaxError: a cell of IPython's own language
         return uuid.uuid4().hex
 
 

@@ -22,14 +22,16 @@ from kit.core.files import join_cells, read_table, write_text
 class Template:
     '''The rows and columns of a submission, byte for byte.
 
-    `answer` is the one column of a template without scores: `label`, the three best classes; `birds`, those above .5;
-    or `target`, whether a class is above .5, where a row <stem>_<class>_<second> is a cell: (row, class) of `cells`.
+    `answer` is the one column of a template without scores: `label`, the `n_labels` best classes; `birds`,
+    those above .5; or `target`, whether a class is above .5, where a row
+    <stem>_<class>_<second> is a cell: (row, class) of `cells`.
     '''
 
     id_column: str
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     answer: str = ''
+    n_labels: int = 3
     cell_ids: tuple[str, ...] = ()
     cells: tuple[tuple[int, int], ...] = ()
 
@@ -42,7 +44,7 @@ class RowPlan:
     where any row is a window; rows of whole files, `whole_names`, may stand among these, and have no end.
     `files` and `idle_files` are positions in the list of files. `ids_hold_beginnings`: the ids' seconds are where
     windows begin, not where they end. `near_names` are ids whose file differs in case, extension, folder, slashes or
-    the form of Unicode.
+    the form of Unicode. `choices` say which of several files of one stem is used.
     '''
 
     form: str
@@ -52,6 +54,7 @@ class RowPlan:
     ids_hold_beginnings: bool = False
     near_names: tuple[str, ...] = ()
     whole_names: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def rows_without_file(self, ids: Sequence[str]) -> list[str]:
         '''The ids of rows without a file.'''
@@ -85,9 +88,13 @@ def read_template(path: Path) -> Template:
     if not classes:
         raise KitError(f'{path} has no class columns after {id_column!r}: give the sample submission.')
     table.check_names(id_column)
+    if not id_column.strip() or id_column.startswith('Unnamed: '):
+        raise KitError(f'{path}: the first column has no name, as an index that pandas saved: use to_csv(index=False).')
     ids = tuple(table.columns[id_column])
     if len(classes) == 1 and classes[0] in ('label', 'birds', 'target'):
-        return Template(id_column, ids, (), answer=classes[0])
+        cells = read_table(path, exact=True).columns['label'] if classes[0] == 'label' else []
+        n_labels = max((len(cell.split()) for cell in cells), default=0) or 3
+        return Template(id_column, ids, (), answer=classes[0], n_labels=n_labels)
     return Template(id_column, ids, tuple(classes))
 
 
@@ -114,7 +121,7 @@ def answer_lines(template: Template, scores: np.ndarray) -> list[str]:
     lines = []
     for name, row in zip(template.ids, scores, strict=True):
         best = np.argsort(-row, kind='stable')
-        chosen = best[:3] if template.answer == 'label' else best[row[best] > 0.5]
+        chosen = best[: template.n_labels] if template.answer == 'label' else best[row[best] > 0.5]
         text = ' '.join(template.classes[k] for k in chosen) or 'nocall'
         lines.append(f'{join_cells((name, text))}\n')
     return lines
@@ -169,6 +176,8 @@ def plan_notes(plan: RowPlan) -> list[str]:
     if plan.near_names:
         n, example = len(plan.near_names), plan.near_names[0]
         notes.append(f"{n} names differ from their file's in case, extension or folder, e.g. {example!r}")
+    if plan.choices:
+        notes.append(f'{len(plan.choices)} ids have SEVERAL FILES, e.g. {plan.choices[0]}')
     if plan.whole_names:
         n, example = len(plan.whole_names), plan.whole_names[0]
         notes.append(f'{n} rows are whole files, e.g. {example!r}, and the others windows of files')
@@ -188,6 +197,8 @@ def locate_clips(names: Sequence[str], folder: Path) -> list[Path]:
     plan = plan_rows(names, files, file_identities(paths))
     if plan.near_names:
         print(f'note: {plan_notes(plan)[0]}', flush=True)
+    if plan.choices:
+        raise KitError(f'{plan.choices[0]}, unless you keep one alone.')
     located = []
     for name, file, end_s in zip(names, plan.files, plan.ends_s, strict=True):
         located.append(paths[file] if file is not None and end_s is None else folder / name)
@@ -228,10 +239,11 @@ def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Has
                 found[row], kinds[row] = file, kind
                 break
     count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))
+    choices = {}
     for kind, file in zip(kinds, found, strict=True):
         if kind in ('stem', 'window') and file is not None and count[stems[file]] > 1:
             names = ' or '.join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
-            raise KitError(f'the id {stems[file]!r} could mean {names}: keep one of them.')
+            choices[stems[file]] = f'the id {stems[file]!r} could mean {names}: {files[file]} is used'
     ends_s = tuple(end_s if kind.endswith('window') else None for kind, (_, end_s) in zip(kinds, windows, strict=True))
     near_names = tuple(ids[row] for row in missing if kinds[row].startswith('near'))
     whole_names = []
@@ -242,6 +254,7 @@ def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Has
     used = {identities[file] for file in found if file is not None}
     idle = tuple(i for i, identity in enumerate(identities) if identity not in used)
     plan = RowPlan(form, tuple(found), ends_s, idle, near_names=near_names, whole_names=tuple(whole_names))
+    plan = replace(plan, choices=tuple(choices.values()))
     # No window ends at second 0, so such ids hold the beginnings of windows.
     if any(end_s == 0 and file is not None for end_s, file in zip(ends_s, found, strict=True)):
         period_s = plan.period_s

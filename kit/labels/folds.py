@@ -1,6 +1,7 @@
 '''Cross-validation folds that spread every class evenly and keep groups whole.'''
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,15 @@ def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: i
     for group in unlabelled[largest_first]:
         assign(group, lacking_clips)
     return folds
+
+
+def note_similar_classes(classes: Iterable[str]) -> None:
+    '''Print a note of two classes that differ only in case, blanks or marks: one may be misspelt.'''
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(re.sub(r'[\W_]+', '', name).lower() or name, name)
+        if other != name:
+            print(f'note: {other!r} and {name!r} are two classes: correct the table if one is misspelt.', flush=True)
 
 
 def check_no_leak(folds: Sequence[int] | np.ndarray, groups: Sequence[Any]) -> None:

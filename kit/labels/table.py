@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError, choose, suggest
+from kit.core.errors import KitError, choose, misspelt, suggest
 from kit.core.files import TextTable, read_table
 
 # The columns that a clip table need not have, as they are compared with misspelt ones.
@@ -75,7 +75,7 @@ def read_clip_table(path: str | Path) -> Any:
         if name not in columns:
             raise KitError(f'{path} has no column {name!r}: {suggest(name, columns)}.')
     for name in columns:
-        meant = OPTIONAL_COLUMNS.get(name.lower().rstrip('s'), name)
+        meant = OPTIONAL_COLUMNS.get(name.lower().rstrip('s')) or misspelt(name, OPTIONAL_COLUMNS.values()) or name
         if meant != name and meant not in columns:
             raise KitError(f'{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none.')
     if not table.lines:

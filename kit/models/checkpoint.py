@@ -330,7 +330,8 @@ def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> l
             raise KitError(f'got a {type(item).__name__} as a checkpoint: {cure}, where it returns logits.')
         paths = expand_pattern(item)
         if not paths:
-            raise KitError(f"no checkpoint matches {str(item)!r}: e.g. --checkpoints 'run/fold_*.pt'.")
+            example = f'{item}/fold_*.pt' if Path(item).is_dir() else 'run/fold_*.pt'
+            raise KitError(f'no checkpoint matches {str(item)!r}: e.g. --checkpoints {example!r}.')
         for path in paths:
             found.setdefault(path.resolve(), (str(path), path))
     if not found:

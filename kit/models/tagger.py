@@ -64,6 +64,11 @@ class TaggerCard(Config):
         return str(self.recipe.get('metric', 'lwlrap'))
 
     @property
+    def is_custom(self) -> bool:
+        '''Whether its network is the user's own, whose code is not in the checkpoint.'''
+        return str(self.network.get('family')).startswith('custom:')
+
+    @property
     def is_calibrated(self) -> bool:
         '''Whether its scores are probabilities, by training or by calibration.'''
         return self.output == 'probability' or self.calibration is not None
@@ -224,6 +229,8 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
             item = torch.load(item, map_location='cpu', weights_only=True)
         except Exception as error:
             reason = one_line(error)[:160]
+            if 'Weights only' in reason:
+                reason = 'it holds pickled objects, which are never loaded'
             raise KitError(f'{source} cannot be read as tensors ({reason}): save network.state_dict().') from error
     if isinstance(item, Mapping):
         inner = (item[key] for key in STATE_KEYS if isinstance(item.get(key), Mapping))

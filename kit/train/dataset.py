@@ -36,7 +36,7 @@ from kit.train.pseudo_labels import pick_soft
 from kit.train.recipe import Recipe
 
 MAX_BACKGROUNDS = 64
-TEST_FOLD = -2  # no network is trained or validated on its clips
+TEST_FOLD = -2  # no network is trained on its clips
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Dataset(ClipLabels):
     '''Labels and audio of a table. Arrays and dicts have an entry per row: a clip, or a stretch of one.
 
     Soft labels fill `targets`, for training. Labels of unscored sources are unknown in `truth`, for validation. Rows
-    without audio are only in `failures`. `waveforms` is empty unless crops are cut from waveforms. `recordings` are
-    whole spectrograms, by name.
+    without audio are only in `failures`. `waveforms` is empty unless crops are cut from them. `recordings` are whole.
     Shape:  n rows; targets and truth (n, K); stretches (n, 2), seconds, infinite ends for whole clips;
             spectrograms (M, N_i), waveforms (1, T_i); backgrounds (m, T)
     '''
@@ -83,9 +82,8 @@ class Dataset(ClipLabels):
 
     def train_split(self, fold: int | None) -> 'Dataset':
         '''The rows that the network of a fold learns from: they have audio, and a known or soft label.'''
-        is_usable = self.has_label | [self.has_windows(name) for name in self.names]
-        has_audio = [row in self.spectrograms for row in range(len(self))]
-        return self.select(np.flatnonzero(is_usable & has_audio & self.is_trained(fold)))
+        is_usable = self.is_trained(fold) & (self.has_label | [self.has_windows(name) for name in self.names])
+        return self.select(np.flatnonzero(is_usable & [row in self.spectrograms for row in range(len(self))]))
 
     def is_trained(self, fold: int | None) -> np.ndarray:
         '''Whether the network of a fold (None: of all folds) may learn from a row. Shape: -> (n,)'''

@@ -16,7 +16,7 @@ from kit.core.files import file_digest, locked, write_text
 from kit.core.ranks import gather, take_share
 from kit.core.runtime import Runtime, start_runtime
 from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
-from kit.labels.folds import check_no_leak, make_folds
+from kit.labels.folds import check_no_leak, make_folds, note_similar_classes
 from kit.labels.metrics import compute_metric
 from kit.labels.oof_predictions import OofPredictions
 from kit.labels.soft import read_soft_labels
@@ -233,6 +233,10 @@ def select_folds(folds: np.ndarray, only_folds: Sequence[int] | None) -> list[in
 
 def check_labels(recipe: Recipe, data: Dataset) -> None:
     '''Raise KitError for labels that the losses cannot use.'''
+    note_similar_classes(data.classes)
+    is_empty = (data.targets == 0).all(axis=1)
+    if is_empty.any():
+        print(f'note: {is_empty.sum()} of {len(data)} clips have no label: all classes are false there.', flush=True)
     for name in data.classes:
         words = name.split()
         if any(mark in name for mark in ';|') or (len(words) > 1 and {*words} <= {*data.classes}):
@@ -254,7 +258,8 @@ def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None
     for fold in [*folds, *({TEST_FOLD} & {*data.folds.tolist()})]:
         n_clips = len(data.train_split(fold))
         if n_clips < 2:
-            raise KitError(f'fold {fold} has {n_clips} training clips: at least 2 are needed.')
+            cure = 'leave out the column fold, or train on all data (--all-data)'
+            raise KitError(f'fold {fold} has {n_clips} training clips, and needs 2: {cure}.')
         rows = [row for row in data.held_out(fold) if row in data.spectrograms]
         if fold is not None:
             truth = data.truth[rows]

@@ -247,3 +247,12 @@ def test_named_recipes_have_a_source_a_small_variant_and_take_overrides(name):
     energy = [] if 'pyramid' in name else ['mixup.p=0.5', 'mixup.domain=energy']
     with pytest.raises(KitError, match=r'frontend\.normalize=none, or mixup\.p=0'):
         find_recipe(name, overrides=[*energy, 'frontend.normalize=clip'])
+
+
+def test_librosas_names_are_answered_with_the_kit_s():
+    for name, own_name in (('fmin', 'f_min_hz'), ('sr', 'sample_rate'), ('htk', 'mel_scale'), ('fmax', 'f_max_hz')):
+        with pytest.raises(KitError, match=f"did you mean '{own_name}'"):
+            FrontendConfig(**{name: 1})
+    with pytest.raises(KitError, match=r'did you mean frontend\.f_min_hz'):
+        find_recipe('sed', overrides=['frontend.fmin=50'])
+    assert FrontendConfig(power=2.0).power == 2

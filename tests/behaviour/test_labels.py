@@ -6,6 +6,7 @@ import pytest
 from kit.core.errors import KitError
 from kit.core.files import join_cells
 from kit.infer.template import read_template
+from kit.labels.folds import note_similar_classes
 from kit.labels.soft import SoftLabels
 from kit.labels.table import (
     OWN_COLUMNS,
@@ -262,3 +263,38 @@ def test_an_exported_missing_value_is_no_class(tmp_path):
     path.write_text('fname,labels\na.wav,x\nb.wav,nan\n')
     with pytest.raises(KitError, match="line 3: 'nan' is an exported missing value"):
         read_clip_table(path)
+
+
+# Near misses of names
+
+
+def test_a_misspelt_optional_column_is_refused_with_the_right_name_and_another_word_is_not(tmp_path):
+    for name, meant in (('wieght', 'weight'), ('weigth', 'weight'), ('surce', 'source'), ('Weight', 'weight')):
+        (tmp_path / 't.csv').write_text(f'fname,labels,{name}\na.wav,x,1\n', encoding='utf-8')
+        with pytest.raises(KitError, match=f"rename it to '{meant}'"):
+            read_clip_table(tmp_path / 't.csv')
+    for name in ('height', 'length', 'folder', 'resource', 'author', 'rate'):
+        (tmp_path / 't.csv').write_text(f'fname,labels,{name}\na.wav,x,1\n', encoding='utf-8')
+        assert name in read_clip_table(tmp_path / 't.csv')
+
+
+def test_two_classes_that_differ_in_case_or_marks_are_noted(capsys):
+    note_similar_classes(['Dog_bark', 'Rain', 'dog bark', 'rain2'])
+    assert capsys.readouterr().out.splitlines() == [
+        "note: 'Dog_bark' and 'dog bark' are two classes: correct the table if one is misspelt."
+    ]
+
+
+def test_folds_that_pandas_wrote_as_floats_are_read_and_the_empty_one_is_named(tmp_path):
+    (tmp_path / 't.csv').write_text('fname,labels,fold\na.wav,x,2.0\nb.wav,x,0.0\n', encoding='utf-8')
+    assert list(read_clip_table(tmp_path / 't.csv')['fold']) == [2, 0]
+    (tmp_path / 't.csv').write_text('fname,labels,fold\na.wav,x,2.0\nb.wav,x,\n', encoding='utf-8')
+    with pytest.raises(KitError, match='line 3: fold is'):
+        read_clip_table(tmp_path / 't.csv')
+
+
+@pytest.mark.parametrize('mark', ['\t', ';', '|'])
+def test_a_table_with_other_separators_is_refused_with_the_cure(tmp_path, mark):
+    (tmp_path / 't.csv').write_text(f'fname{mark}labels\na.wav{mark}x\n', encoding='utf-8')
+    with pytest.raises(KitError, match='separate columns by commas'):
+        read_clip_table(tmp_path / 't.csv')

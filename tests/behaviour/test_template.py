@@ -18,11 +18,13 @@ from kit.infer.rows import RowScores
 from kit.infer.submit import submit
 from kit.infer.template import (
     Template,
+    answer_lines,
     format_score,
     locate_clips,
     plan_notes,
     plan_rows,
     read_template,
+    with_classes,
     write_submission,
 )
 from tests.behaviour.trained import (
@@ -248,11 +250,36 @@ def test_rows_that_share_their_windows_with_a_row_of_another_time_are_collected(
     assert [ids[row] for row in sorted(rows.rows_alike)] == alike
 
 
-def test_a_stem_that_two_files_share_is_refused_with_both_names() -> None:
+def test_a_stem_that_two_files_share_is_one_of_them_with_a_note_and_refused_for_training(tmp_path: Path) -> None:
+    plan = plan_rows(['a', 'b'], ['a.flac', 'a.wav', 'b.wav'])
+    assert plan.files == (1, 2)
+    assert 'could mean a.flac or a.wav: a.wav is used' in plan_notes(plan)[0]
+    for name in ('a.flac', 'a.wav', 'b.wav'):
+        (tmp_path / name).write_bytes(name.encode())
     with pytest.raises(KitError, match=r'a\.flac or a\.wav'):
-        plan_rows(['a', 'b'], ['a.flac', 'a.wav', 'b.wav'])
+        locate_clips(['a', 'b'], tmp_path)
     assert plan_rows(['b'], ['a.flac', 'a.wav', 'b.wav']).files == (2,)
     assert plan_rows(['a.wav', 'a.flac'], ['a.flac', 'a.wav']).files == (1, 0)
+
+
+@pytest.mark.parametrize(
+    'cells, counts', [(('Rain', 'Rain'), {1}), (('a b', 'a'), {2}), (('', ''), {3}), (('a b c', 'a b c'), {3})]
+)
+def test_a_template_of_labels_gets_as_many_as_its_cells_have(
+    tmp_path: Path, cells: tuple[str, str], counts: set[int]
+) -> None:
+    (tmp_path / 't.csv').write_text(f'fname,label\nx,{cells[0]}\ny,{cells[1]}\n', encoding='utf-8')
+    template = with_classes(read_template(tmp_path / 't.csv'), list('abcd'))
+    scores = np.array([[0.1, 0.4, 0.3, 0.2], [0.4, 0.3, 0.2, 0.1]])
+    lines = answer_lines(template, scores)
+    assert {len(line.split(',')[1].split()) for line in lines} == counts
+    assert lines[0].split(',')[1].startswith('b') and lines[1].split(',')[1].startswith('a')
+
+
+def test_a_template_that_pandas_saved_with_its_index_is_refused_with_the_cure(tmp_path: Path) -> None:
+    (tmp_path / 't.csv').write_text(',fname,a\n0,x,0\n', encoding='utf-8')
+    with pytest.raises(KitError, match='index=False'):
+        read_template(tmp_path / 't.csv')
 
 
 def five_seconds(count: int, tail: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
