@@ -86,7 +86,7 @@ class Stack:
 class ModelSpec:
     '''A tagger, or a checkpoint whose network is not built yet.
 
-    `stack` is the number of the stack that it belongs to, `place` its position in it, `run` its run.
+    `stack` is the number of the stack that it belongs to, `run` its run there.
     '''
 
     name: str
@@ -94,7 +94,6 @@ class ModelSpec:
     weight: float = 1.0
     path: Path | None = None
     stack: int | None = None
-    place: int = 0
     run: int = 0
 
     @property
@@ -160,7 +159,7 @@ def models_with_classes(models: list[ModelSpec], template: Template, skipped: di
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
     '''Open a stack and its taggers. The taggers of one run share a weight of 1.'''
     try:
-        card = StackCard.from_dict(parse_card(content['card']))
+        card = StackCard(**parse_card(content['card']))
         networks = []
         for tensors in content['networks']:
             with meta_device():  # wrong sizes take no memory there
@@ -172,7 +171,7 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
             name = f'{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]'
             checkpoint = replace(checkpoint, path=Path(name))
             weight = 1 / card.run_of.count(run)
-            models.append(ModelSpec(name, checkpoint, weight, path, place=place, run=run))
+            models.append(ModelSpec(name, checkpoint, weight, path, run=run))
         return models, Stack(card, networks)
     except Exception as error:
         raise damaged_file(path, error) from error
@@ -184,7 +183,7 @@ def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
     for centres, probs in models:
         nearest = np.abs(times[:, None] - centres).argmin(axis=1)
         at_times.append(probs[nearest])
-    return np.asarray(np.mean(at_times, axis=0))
+    return np.mean(at_times, axis=0)
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
@@ -203,16 +202,8 @@ def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
 class StackRows(RowScores):
     '''Rows scored by a stack; rows that a run has not predicted get the plain mean of the runs that have.'''
 
-    def __init__(
-        self,
-        stack: Stack,
-        template: Template,
-        plan: RowPlan,
-        members: Sequence[EnsembleMember],
-        postprocess: PostprocessConfig | None = None,
-    ) -> None:
-        template_of_stack = replace(template, classes=stack.card.classes)
-        super().__init__(template_of_stack, plan, members, postprocess=postprocess)
+    def __init__(self, stack: Stack, template: Template, plan: RowPlan, members: Sequence[EnsembleMember]) -> None:
+        super().__init__(replace(template, classes=stack.card.classes), plan, members)
         self.stack = stack
         self.template_columns = class_columns(stack.card.classes, template.classes)
         self.window_probs: dict[tuple[int | None, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
@@ -251,8 +242,8 @@ class StackRows(RowScores):
         return np.where(known, blended[:, self.template_columns], 0.0)
 
 
-class BlendOfStacks(RowScores):
-    '''Rows scored by stacks and by models beside them, blended as if each stack were one model.'''
+class EnsembleRows(RowScores):
+    '''Rows scored by models and by stacks, if any, blended as if each stack were one model.'''
 
     def __init__(
         self,
@@ -264,6 +255,8 @@ class BlendOfStacks(RowScores):
         postprocess: PostprocessConfig | None = None,
     ) -> None:
         super().__init__(template, plan, members, kind, postprocess)
+        if plan.form == 'window' and any(stack.card.columns for stack in stacks):
+            raise KitError('this stack reads whole clips, the template asks for windows: use a class-mixer.')
         self.parts = []
         for number, stack in enumerate(stacks):
             taggers = [member for member in members if member.stack == number]
@@ -283,19 +276,3 @@ class BlendOfStacks(RowScores):
         weights = [self.weights[i] for i in alone] + [part.stack.weight for part in self.parts]
         known = [self.shares[i] for i in alone] + [part.template_columns >= 0 for part in self.parts]
         return blend_scores(scores, done, weights, self.priors, self.kind, np.stack(known))
-
-
-def make_rows(
-    stacks: Sequence[Stack],
-    template: Template,
-    plan: RowPlan,
-    members: Sequence[EnsembleMember],
-    blend: str,
-    postprocess: PostprocessConfig | None = None,
-) -> RowScores:
-    '''Create the scores of all rows.'''
-    if not stacks:
-        return RowScores(template, plan, members, blend, postprocess)
-    if plan.form == 'window' and any(stack.card.columns for stack in stacks):
-        raise KitError('this stack reads whole clips, the template asks for windows: use a class-mixer.')
-    return BlendOfStacks(stacks, template, plan, members, blend, postprocess)

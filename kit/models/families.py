@@ -35,7 +35,7 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
     family = str(settings.get('family', 'none given'))[:100]
     config_class = choose('network family', family, FAMILIES)
     changes = {name: value for name, value in settings.items() if name != 'family'}
-    config = config_class.from_dict(merge_settings(config_class().to_dict(), changes))
+    config = config_class(**merge_settings(config_class().to_dict(), changes))
     if isinstance(config, FreqCropConfig):
         backbone = complete_network(config.backbone)
         del backbone['head']

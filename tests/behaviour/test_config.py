@@ -58,7 +58,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize('config', [*EXAMPLES, *RECIPES.values()], ids=lambda config: type(config).__name__)
 def test_settings_survive_json(config):
-    again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
+    again = type(config)(**json.loads(json.dumps(config.to_dict())))
     assert again == config and again.canonical_json() == config.canonical_json()
 
 
@@ -102,7 +102,7 @@ WRONG = [
 @pytest.mark.parametrize('values, message', WRONG, ids=lambda value: str(value)[:30])
 def test_a_wrong_value_is_refused_with_what_came_and_what_is_wanted(values, message):
     with pytest.raises(KitError, match=message):
-        Outer.from_dict(values)
+        Outer(**values)
 
 
 def config_classes(*classes):
