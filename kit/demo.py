@@ -285,23 +285,17 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
     submit_s = submit_in_new_process(folder, data)
     audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(data.test))
     score, prior_score = score_csv(folder / 'submission.csv', data.test.parent / 'test_truth.csv')
-    pages = report_demo(folder)
+    pages = [folder / 'report.html', folder / 'submission.html']
+    show(folder / 'run', pages[0])
+    show(folder / 'submission.csv', pages[1])
     return (
         f'{teacher.oof.metric} out of fold: {teacher.oof.score:.4f} with {clips} clean clips, '
         f'{student.oof.score:.4f} with the noisy clips that agree\n'
         f'lwlrap on the test clips: {score:.4f} (class frequencies alone: {prior_score:.4f})\n'
         f'submitted {audio_s:.0f} s of audio in {submit_s:.1f} s, start-up included: '
         f'{audio_s / submit_s:.0f} times as fast as real time\n'
-        f'{pages}; the demo took {time.perf_counter() - start:.0f} s'
+        f'see {pages[0]}, {pages[1]}; the demo took {time.perf_counter() - start:.0f} s'
     )
-
-
-def report_demo(folder: Path) -> str:
-    '''Write a page about the run and one about the submission; return a sentence that names them.'''
-    pages = [folder / 'report.html', folder / 'submission.html']
-    show(folder / 'run', pages[0])
-    show(folder / 'submission.csv', pages[1])
-    return f'see {pages[0]}, {pages[1]}'
 
 
 def submit_in_new_process(folder: Path, data: CompetitionData) -> float:

@@ -126,4 +126,4 @@ def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.nd
         return pool_windows(tagger.probabilities(torch.from_numpy(logits)), inference).numpy()
     if len(logits) > 1:
         raise KitError(UNPOOLED)
-    return np.asarray(logits[0])
+    return logits[0]

@@ -44,11 +44,6 @@ class PostprocessConfig(Config):
             raise KitError('prior_shift estimates what prevalences holds: leave one of them out.')
 
     @property
-    def changes_scores(self) -> bool:
-        '''Whether anything is set.'''
-        return bool(self.prior_shift or self.prevalences or self.thresholds) or self.needs_windows
-
-    @property
     def needs_windows(self) -> bool:
         '''Whether rows must be windows of recordings.'''
         return any(self.smooth) or self.top_mean > 0 or self.site_prior > 0

@@ -182,7 +182,7 @@ class RowScores:
         '''Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)'''
         scores = self.blend()
         done = np.any(self.done, axis=0)
-        if not self.postprocess.changes_scores or not done.any():
+        if self.postprocess == PostprocessConfig() or not done.any():
             return scores
         fitted = [
             pick_columns(fitted_prevalences(member.card), columns)

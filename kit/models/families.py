@@ -7,8 +7,17 @@ import torch
 from torch import nn
 
 from kit.core.errors import choose
-from kit.models.backbones import AxisPool, AxisPoolConfig, MaxPyramid, PyramidConfig, SkipAttention, SkipAttentionConfig
-from kit.models.freq_crop import FreqCropConfig, build_freq_crop, freq_crop_backbone_shape
+from kit.models.backbones import (
+    AxisPool,
+    AxisPoolConfig,
+    FreqCropConfig,
+    MaxPyramid,
+    PyramidConfig,
+    SkipAttention,
+    SkipAttentionConfig,
+    build_freq_crop,
+    freq_crop_backbone_shape,
+)
 from kit.models.network import Backbone, Head, InputShape, Network, NetworkConfig
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 

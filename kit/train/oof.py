@@ -138,17 +138,14 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
 
 
 def score_held_out(
-    held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits | None], failures: Mapping[int, str]
+    held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], failures: Mapping[int, str]
 ) -> OofPredictions:
     '''Turn a fold's logits into probabilities; write their calibration and score into the tagger's card.
 
     Only a ranking tagger is calibrated. Clips without finite logits get the prior.
     '''
     tagger = held.tagger
-    finite: dict[int, WindowLogits] = {}
-    for clip, output in sorted(outputs.items()):
-        if output is not None and np.isfinite(output.logits).all():
-            finite[clip] = output
+    finite = {clip: output for clip, output in sorted(outputs.items()) if np.isfinite(output.logits).all()}
     if finite and tagger.card.output == 'ranking':
         logits = [output.logits for output in finite.values()]
         calibration = fit_calibration(logits, held.truth[list(finite)], partial(pool_windows, inference=inference))

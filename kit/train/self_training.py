@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class RelabelResult:
 
     table: Path
     soft: Path
-    report: Mapping[str, Any] = field(repr=False)
+    report: Mapping[str, Any]
 
     def __str__(self) -> str:
         counts = ', '.join(f'{count} {what}' for what, count in self.report['counts'].items())

@@ -13,10 +13,9 @@ import pytest
 from kit.audio.frontend import FrontendConfig
 from kit.core.config import Config, read_value, setting
 from kit.core.errors import KitError, choose, suggest
-from kit.infer.stack import StackCard
+from kit.infer.stack import StackCard, StackerConfig
 from kit.labels.calibration import Calibration
 from kit.models.families import FAMILIES
-from kit.models.stackers import StackerConfig
 from kit.models.tagger import TaggerCard
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
