@@ -23,7 +23,6 @@ HINT = (
     f"{TITLE}. Next: submit('folds/*.pt', 'test/', template='sample_submission.csv', deadline='55m'); "
     'help(submit) explains it.'
 )
-COMMAND_GROUPS = ('Start here', 'Train', 'Look', 'Submit')
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def overview(commands: Mapping[str, Command]) -> str:
         'python audiotag_kit.py COMMAND [options]',
         'python audiotag_kit.py COMMAND --help     lists the options of a command',
     ]
-    for group in COMMAND_GROUPS:
+    for group in dict.fromkeys(command.group for command in commands.values()):
         lines += ['', f'{group}:']
         for name, command in commands.items():
             if command.group == group:

@@ -15,7 +15,6 @@ from kit.audio.fingerprint import fingerprint_frontend, fingerprint_of_spec, nea
 from kit.cli import Command
 from kit.core.config import Config
 from kit.core.errors import KitError
-from kit.core.files import write_text
 from kit.core.runtime import tune_process
 from kit.demo import find_data, fitting_checkpoints, run_demo
 from kit.doctor import bench, run_doctor
@@ -25,7 +24,7 @@ from kit.infer.submit import submit
 from kit.infer.template import locate_clips
 from kit.labels.boxes import read_boxes
 from kit.labels.folds import group_keys, make_folds, note_similar_classes
-from kit.labels.layouts import ROW_S, find_competition, read_competition
+from kit.labels.layouts import ROW_S, find_competition, read_competition, write_frame
 from kit.labels.table import class_names, read_clip_table
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.families import FAMILIES
@@ -246,7 +245,7 @@ def add_folds(
         frame['group'], details = group_copies(frame, group_column, audio, threads, progress)
         fold_column = 'group'
     frame['fold'] = make_folds(frame, n_folds, seed, fold_column)
-    write_text(Path(out), frame.to_csv(index=False, lineterminator='\n'))
+    write_frame(Path(out), frame)
     note_similar_classes(class_names(frame['labels']))
     counts = ', '.join(map(str, frame['fold'][frame['fold'] >= 0].value_counts().sort_index()))
     always = int((frame['fold'] < 0).sum())

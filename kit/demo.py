@@ -18,7 +18,15 @@ from kit.audio.decode import header_duration_s, list_audio
 from kit.core.errors import KitError, choose
 from kit.core.files import write_rows
 from kit.core.worker import self_command
-from kit.labels.layouts import BOX_LAYOUT, LAYOUTS, CompetitionData, data_folders, find_layout, read_competition
+from kit.labels.layouts import (
+    BOX_LAYOUT,
+    LAYOUTS,
+    CompetitionData,
+    data_folders,
+    find_layout,
+    read_competition,
+    write_frame,
+)
 from kit.labels.metrics import lwlrap
 from kit.labels.table import class_names, label_targets, read_clip_table, split_labels
 from kit.models.checkpoint import open_checkpoint
@@ -57,7 +65,7 @@ def toy_event(
         'rumble': np.convolve(rng.normal(0, 1.0, n), np.ones(64) / 16, mode='same'),
     }
     wave = sounds[kind] * np.minimum(1.0, np.minimum(t, t[::-1]) * 50 + 0.02)
-    return np.asarray(wave / max(1.0, float(np.abs(wave).max())))
+    return wave / max(1.0, float(np.abs(wave).max()))
 
 
 def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.ndarray:
@@ -73,15 +81,16 @@ def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
     '''Write train/ and test/ with clips of 0.3 to 30 s, and their tables; also noisy/, where labels are wrong.'''
+    import pandas
+
     rng = np.random.default_rng(seed)
     write_rows(folder / 'train.csv', write_toy_clips(folder, 'train', clips, rng))
     test_rows = write_toy_clips(folder, 'test', test, rng)
     write_rows(folder / 'test_truth.csv', test_rows)
     write_zeros(folder, 'fname', [name for name, _ in test_rows[1:]], TOY_CLASSES)
     if noisy:
-        write_rows(folder / 'noisy.csv', write_toy_clips(folder, 'noisy', noisy, rng))
-        spoiled = spoil_labels(read_clip_table(folder / 'noisy.csv'), seed=seed)
-        write_rows(folder / 'noisy.csv', [[*spoiled], *spoiled.itertuples(index=False)])
+        header, *rows = write_toy_clips(folder, 'noisy', noisy, rng)
+        write_frame(folder / 'noisy.csv', spoil_labels(pandas.DataFrame(rows, columns=header), seed=seed))
 
 
 def write_toy_clips(folder: Path, part: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -276,23 +285,17 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
     submit_s = submit_in_new_process(folder, data)
     audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(data.test))
     score, prior_score = score_csv(folder / 'submission.csv', data.test.parent / 'test_truth.csv')
-    pages = report_demo(folder)
+    pages = [folder / 'report.html', folder / 'submission.html']
+    show(folder / 'run', pages[0])
+    show(folder / 'submission.csv', pages[1])
     return (
         f'{teacher.oof.metric} out of fold: {teacher.oof.score:.4f} with {clips} clean clips, '
         f'{student.oof.score:.4f} with the noisy clips that agree\n'
         f'lwlrap on the test clips: {score:.4f} (class frequencies alone: {prior_score:.4f})\n'
         f'submitted {audio_s:.0f} s of audio in {submit_s:.1f} s, start-up included: '
         f'{audio_s / submit_s:.0f} times as fast as real time\n'
-        f'{pages}; the demo took {time.perf_counter() - start:.0f} s'
+        f'see {pages[0]}, {pages[1]}; the demo took {time.perf_counter() - start:.0f} s'
     )
-
-
-def report_demo(folder: Path) -> str:
-    '''Write a page about the run and one about the submission; return a sentence that names them.'''
-    pages = [folder / 'report.html', folder / 'submission.html']
-    show(folder / 'run', pages[0])
-    show(folder / 'submission.csv', pages[1])
-    return f'see {pages[0]}, {pages[1]}'
 
 
 def submit_in_new_process(folder: Path, data: CompetitionData) -> float:

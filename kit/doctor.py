@@ -20,7 +20,7 @@ from kit.core.runtime import VERSION, cpu_count, device_problem, free_memory_byt
 from kit.core.worker import source_file, source_root
 from kit.infer.backend import has_openvino
 from kit.infer.ensemble import predict_ensemble
-from kit.infer.job import SubmitJob, SubmitOptions, Suspects
+from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.planner import Plan, measure_cost
 from kit.infer.stack import ModelSpec, open_models
 from kit.infer.submission import build_members, make_loader
@@ -92,7 +92,6 @@ def package_version(name: str) -> str:
 def describe_model(model: ModelSpec) -> str:
     '''A line on a model; build its network to see whether its tensors fit, if its code is there.'''
     card = model.card
-    family = card.network.get('family')
     if not card.is_custom:
         model.build()
     tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
@@ -102,9 +101,9 @@ def describe_model(model: ModelSpec) -> str:
     if card.calibration:
         scores += ', calibrated'
     if card.is_custom:
-        scores += f', to submit from Python with networks={{{str(family).removeprefix("custom:")!r}: build}}'
+        scores += f', to submit from Python with networks={{{card.family.removeprefix("custom:")!r}: build}}'
     return (
-        f'{family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, '
+        f'{card.family}, {millions:.2f} M values, {len(card.classes)} classes, fold {card.fold}, {score}, {scores}, '
         f'inference mode {card.inference.mode} at {card.frontend.sample_rate} Hz'
     )
 
@@ -157,13 +156,11 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
     '''Predict the files of a folder, and reckon the report of a submission of `factor` times as many.'''
     job = SubmitJob(options, Deadline())
     inputs = read_inputs(job)
-    runtime = start_runtime(options.device, options.threads, progress=False)
-    suspects = Suspects(job.state_folder)
     with job.watch.measure('models'):
-        members = build_members(job, inputs, runtime, suspects)
+        members = build_members(job, inputs, start_runtime(options.device).device)
         for member in members:  # compiles and reserves memory, once however many files there are
             measure_cost(member.predictor)
-    loader = make_loader(job, inputs, members, runtime, suspects)
+    loader = make_loader(job, inputs, members)
     loader.read_headers()
     with contextlib.closing(loader):
         for _ in predict_ensemble(members, loader, job.plan):
@@ -179,6 +176,8 @@ def forecast(options: SubmitOptions, factor: float, limit_s: float) -> dict[str,
         now_s += needed_s
     plan = Plan(TimeBudget(Deadline(limit_s, lambda: now_s)))
     plan.set_clips(loader.seconds, factor)
+    for member in members:
+        member.predicted.clear()  # the clips stand for others
     plan.compare_runs(members)
     models = []
     waiting = list(members)

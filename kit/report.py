@@ -12,7 +12,7 @@ import numpy as np
 from kit.core.errors import KitError, choose
 from kit.infer.template import read_report
 from kit.labels.bootstrap import bootstrap_difference, bootstrap_interval, format_metric
-from kit.labels.metrics import class_metric, compute_metric, metric_per_class
+from kit.labels.metrics import class_metric, compute_metric, label_likelihoods, metric_per_class
 from kit.labels.table import read_clip_table
 from kit.models.checkpoint import open_checkpoint
 from kit.plots.figure import IMAGE_FORMATS, Plot, page_plot, page_table, write_page
@@ -63,8 +63,8 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
         if (truth.sum(axis=1) == 1).all():
             details['top1'] = format_metric(compute_metric, 'top1', truth, scores)
-        likelihood = np.where(truth > 0.5, scores, 1 - scores)[~np.isnan(truth)].clip(1e-7)
-        details['log loss'] = f'{-np.log(likelihood).mean():.4f}'
+        likelihoods = label_likelihoods(truth, scores)[~np.isnan(truth)]
+        details['log loss'] = f'{-np.log(likelihoods).mean():.4f}'
         details['expected calibration error'] = f'{calibration_bins(truth, scores).error:.4f}'
     if run is not first and oof.names:
         # The first run's metric compares all runs.

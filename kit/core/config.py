@@ -44,7 +44,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Config:
-    '''Base class of all settings, converted and checked when an instance is created.
+    '''Base class of all settings, converted and checked when an instance is created, also of nested JSON types.
 
     Errors: KitError for a wrong type, or a value out of bounds
     '''
@@ -81,11 +81,6 @@ class Config:
         '''One line of text that is equal for equal settings.'''
         return json.dumps(self.to_dict(), sort_keys=True)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        '''Create settings from nested JSON types. Errors: KitError for an unknown name or a wrong value'''
-        return cls(**values)
-
     def override(self, assignments: Sequence[str]) -> Self:
         '''A copy with `key=value` texts applied, such as "frontend.n_mels=64". A value is JSON, or else text.
 
@@ -106,7 +101,7 @@ class Config:
             if last not in target:
                 raise KitError(unknown_setting(key, values, target))
             target[last] = read_value(text.strip())
-        return type(self).from_dict(values)
+        return type(self)(**values)
 
 
 def unknown_setting(key: str, values: dict[str, Any], group: dict[str, Any]) -> str:
@@ -201,7 +196,7 @@ def coerce(value: Any, hint: Any, where: str, longest: int = MAX_ITEMS) -> Any:
         # The items of an inner list are a pair, or a few.
         return tuple(coerce(item, arguments[0], where, 16) for item in value)
     if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, dict):
-        return hint.from_dict(value)
+        return hint(**value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is float and type(value) is int:

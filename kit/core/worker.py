@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from kit.core.clock import Deadline
-from kit.core.errors import KitError
+from kit.core.errors import KitError, one_line
 from kit.core.runtime import WORKER_MARK, cpu_count, in_notebook, in_worker
 
 # A worker prints this before the text of its error, and its supervisor raises the error.
@@ -190,8 +190,14 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
             torch.ones(2**20).exp_()  # on all cores
             os.write(1, READY)
             if os.getppid() == parent:
-                code = worker_exit_code(work)
-            sys.stdout.flush()
+                work()
+                sys.stdout.flush()
+                code = 0
+        except KitError as error:
+            print(f'{ERROR_MARK}{one_line(error)}', flush=True)  # the supervisor raises it
+            code = 2
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(write_end)
@@ -211,19 +217,6 @@ def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
     kill_worker(worker)
     os.close(read_end)
     return None
-
-
-def worker_exit_code(work: Callable[[], object]) -> int:
-    '''Do a worker's work. A KitError is printed for the supervisor, which raises it.'''
-    try:
-        work()
-        return 0
-    except KitError as error:
-        print(f'{ERROR_MARK}{" ".join(str(error).split())}', flush=True)
-        return 2
-    except Exception:
-        traceback.print_exc()
-        return 1
 
 
 def spawn_worker(words: Sequence[str], mark: str) -> Worker:

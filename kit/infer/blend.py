@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
-from kit.labels.metrics import LOG_LOSS_FLOOR, check_unit_range, ranking_masks
+from kit.labels.metrics import label_likelihoods
 
 TINY = 1e-12
 
@@ -17,7 +17,7 @@ def row_ranks(scores: np.ndarray) -> np.ndarray:
     # A stable sort counts ties from the left. Sorting the mirrored row counts them from the right.
     from_left = np.argsort(scores, 1, 'stable').argsort(1)
     from_right = np.argsort(scores[:, ::-1], 1, 'stable').argsort(1)[:, ::-1]
-    return np.asarray(((from_left + from_right) / 2 + 1) / max(1, scores.shape[1]))
+    return ((from_left + from_right) / 2 + 1) / max(1, scores.shape[1])
 
 
 def column_ranks(scores: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def scale_rows(scores: np.ndarray) -> np.ndarray:
 def mean_differences(scores: np.ndarray) -> np.ndarray:
     '''Subtract from each score the mean of the row's other scores.'''
     centred = scores - scores.mean(axis=1, keepdims=True)
-    return np.asarray(centred * (scores.shape[1] / max(1, scores.shape[1] - 1)))
+    return centred * (scores.shape[1] / max(1, scores.shape[1] - 1))
 
 
 @dataclass(frozen=True)
@@ -137,35 +137,18 @@ def keep_whole_columns(
 NEWTON_TOLERANCE = 1e-8
 
 
-def fit_weights(scores: Any, truth: Any, strength: float = 1.0) -> np.ndarray:
+def fit_weights(scores: np.ndarray, truth: np.ndarray, strength: float = 1.0) -> np.ndarray:
     '''Fit one weight per model, summing to 1, so that the mean blend has the least log loss on known labels.
 
     A prior pulls them towards equal weights; it counts as `strength` labels of the rarer kind.
 
     Shape:  scores (m, n, K) in [0, 1], truth (n, K) of 1, 0 or NaN -> (m,)
     '''
-    check_strength(strength)
-    likelihood, is_true, is_known = label_likelihoods(scores, truth)
-    rarer = min(is_true.sum(), (is_known & ~is_true).sum())
+    likelihood = np.stack([label_likelihoods(truth, probs)[~np.isnan(truth)] for probs in scores])
+    rarer = min((truth == 1).sum(), (truth == 0).sum())
     share = max(strength / (strength + rarer), 1e-6)
     equal = np.ones(len(likelihood)) / len(likelihood)
-    return mixture_weights(likelihood[:, is_known], equal, float(share))
-
-
-def label_likelihoods(scores: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    '''Compute each model's probability of each label, 1 where unknown; which labels are true, which known.
-
-    Shape:  scores (m, n, K), truth (n, K) -> (m, n, K) in (0, 1], (n, K), (n, K)
-    '''
-    if np.ndim(scores) != 3 or not len(scores):
-        raise KitError(f'scores {np.shape(scores)}, wanted (models, clips, classes): stack them.')
-    likelihood = np.ones(np.shape(scores))
-    for model, raw in enumerate(scores):
-        is_true, is_known, probs = ranking_masks(truth, raw)
-        check_unit_range('the probability', probs)
-        probs = np.clip(probs.astype(np.float64), LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
-        likelihood[model][is_known] = np.where(is_true, probs, 1 - probs)[is_known]
-    return likelihood, is_true, is_known
+    return mixture_weights(likelihood, equal, float(share))
 
 
 def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, max_steps: int = 200) -> np.ndarray:
@@ -197,9 +180,3 @@ def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, m
         weights = weights * (1 + size * step)
         weights /= weights.sum()
     return weights
-
-
-def check_strength(strength: float, unit: str = 'labels') -> None:
-    '''Raise KitError unless a prior's strength is above 0.'''
-    if not strength > 0:
-        raise KitError(f'strength must be above 0 {unit}, got {strength}.')

@@ -1,5 +1,6 @@
 '''Run every model of an ensemble over every clip, in an order that suits the time left.'''
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from kit.audio.frontend import Frontend
 from kit.audio.windows import InferenceConfig, pool_windows
-from kit.core.clock import TimeBudget
+from kit.core.clock import TimeBudget, advance, progress_bar
 from kit.core.errors import KitError, one_line
 from kit.core.runtime import get_world_size
 from kit.core.worker import opened
@@ -78,6 +79,18 @@ def predict_ensemble(
         plan.update_costs(member, waiting)
 
 
+def predict_under_bar(
+    members: Sequence[EnsembleMember], loader: SpectrogramLoader, task: str, progress: bool, plan: Plan | None = None
+) -> Iterator[tuple[EnsembleMember, int, WindowLogits]]:
+    '''Run predict_ensemble under a progress bar over seconds of audio, and let the loader's threads end.'''
+    models = sum(member is not (plan and plan.preview) for member in members)
+    bar = progress_bar(models * loader.total_s, task, 's of audio', progress)
+    with contextlib.closing(loader), bar:
+        for member, clip, logits in predict_ensemble(members, loader, plan):
+            yield member, clip, logits
+            advance(bar, loader.durations_s[clip] or 0.0)
+
+
 def predict_chunk(
     member: EnsembleMember, loader: SpectrogramLoader, chunk: Chunk, budget: TimeBudget
 ) -> list[tuple[int, WindowLogits]]:
@@ -119,4 +132,4 @@ def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.nd
         return pool_windows(tagger.probabilities(torch.from_numpy(logits)), inference).numpy()
     if len(logits) > 1:
         raise KitError(UNPOOLED)
-    return np.asarray(logits[0])
+    return logits[0]

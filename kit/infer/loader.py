@@ -1,11 +1,14 @@
-'''Decode files chunk by chunk and compute each spectrogram once.'''
+'''Decode files chunk by chunk, on threads that a file cannot stop, and compute each spectrogram once.'''
 
 import contextlib
 import math
+import queue
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,7 +16,6 @@ from torch import Tensor
 
 from kit.audio.decode import DECODERS, Decoder, Sound, Undecodable, decode_file, header_duration_s, usable
 from kit.audio.frontend import Frontend
-from kit.audio.timeout_pool import Task, TimeoutPool
 from kit.audio.waveform import resample, small_ratio
 from kit.core.clock import Stopwatch, advance, progress_bar
 from kit.core.errors import one_line
@@ -22,6 +24,93 @@ from kit.core.runtime import cpu_count, free_memory_bytes
 from kit.core.worker import opened
 from kit.infer.cache import SpectrogramCache
 from kit.infer.predictor import compute_spectrograms
+
+Job = TypeVar('Job')
+Result = TypeVar('Result')
+
+# How often `TimeoutPool.result` compares the clock with the time limit.
+POLL_S = 0.1
+
+
+@dataclass
+class Task(Generic[Job, Result]):
+    '''A submitted job, queued while `started_at` is None. `result` or `error` is valid once `done` is set.'''
+
+    job: Job
+    done: threading.Event = field(default_factory=threading.Event)
+    started_at: float | None = None
+    result: Result | None = None
+    error: Exception | None = None
+
+
+class TimeoutPool(Generic[Job, Result]):
+    '''A pool of daemon threads with a time limit for each job.
+
+    Python cannot stop a thread. A job that runs longer than `timeout_s` therefore keeps its thread, a new thread
+    takes its place, and the job's result becomes `timed_out`. Each such job halves the limit, down to an
+    eighth, so that a folder full of hanging files does not use up all the time.
+
+    concurrent.futures does not fit: it joins its threads at exit, so one that hangs keeps Python alive.
+    '''
+
+    def __init__(
+        self,
+        work: Callable[[Job], Result],
+        timed_out: Result,
+        threads: int,
+        timeout_s: float = 60.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.work = work
+        self.timed_out = timed_out
+        self.now = now
+        self.timeout_s = timeout_s
+        self.min_timeout_s = timeout_s / 8
+        self.max_threads = max(1, threads)
+        self.threads = 0
+        self.queue: queue.SimpleQueue[Task[Job, Result] | None] = queue.SimpleQueue()
+
+    def start_thread(self) -> None:
+        '''Start one more thread.'''
+        self.threads += 1
+        threading.Thread(target=self.run_tasks, daemon=True).start()
+
+    def run_tasks(self) -> None:
+        '''Run tasks from the queue until it returns None.'''
+        for task in iter(self.queue.get, None):
+            task.started_at = self.now()
+            try:
+                task.result = self.work(task.job)
+            except Exception as error:
+                task.error = error
+            task.done.set()
+
+    def submit(self, job: Job) -> Task[Job, Result]:
+        '''Queue a job; the queue has no limit.'''
+        task = Task[Job, Result](job)
+        self.queue.put(task)
+        if self.threads < self.max_threads:
+            self.start_thread()
+        return task
+
+    def result(self, task: Task[Job, Result]) -> Result:
+        '''Wait for a task's result, or raise its exception. The time limit counts from the job's start.'''
+        while not task.done.wait(timeout=min(POLL_S, self.timeout_s)):
+            if task.started_at is None or self.now() - task.started_at <= self.timeout_s:
+                continue
+            self.max_threads += 1
+            self.start_thread()
+            self.timeout_s = max(self.timeout_s / 2, self.min_timeout_s)
+            return self.timed_out
+        if task.error:
+            raise task.error
+        return cast(Result, task.result)
+
+    def shutdown(self) -> None:
+        '''Let every thread end when the queue is empty.'''
+        for _ in range(self.threads):
+            self.queue.put(None)
+
 
 TIMED_OUT = Undecodable('took too long to read; given up')
 CHUNK_CLIPS = 24
@@ -128,7 +217,7 @@ class SpectrogramLoader:
     def read_headers(self) -> None:
         '''Read every clip's duration, plan the chunks, and start the decoding threads.'''
         pool: TimeoutPool[int, float | Undecodable | None] = TimeoutPool(
-            self.read_header, lambda _: TIMED_OUT, self.threads, self.timeout_s
+            self.read_header, TIMED_OUT, self.threads, self.timeout_s
         )
         with self.watch.measure('headers'):
             clips = [clip for clip in self.clips if clip not in self.failures]
@@ -141,7 +230,7 @@ class SpectrogramLoader:
             else:
                 self.durations_s[clip] = header
         self.chunks = plan_chunks(self.durations_s, self.isolated)
-        self.pool = TimeoutPool(self.decode_clip, lambda _: ('', TIMED_OUT), self.threads, self.timeout_s)
+        self.pool = TimeoutPool(self.decode_clip, ('', TIMED_OUT), self.threads, self.timeout_s)
 
     def read_header(self, clip: int) -> float | Undecodable | None:
         '''Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone.'''

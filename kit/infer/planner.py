@@ -27,8 +27,8 @@ class EnsembleMember:
     '''One model of an ensemble, and how far it has come.
 
     `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
-    its last clip on. `cost` is measured: seconds per second read; `read_s` of them are read. An earlier call predicted
-    the `known` clips. `coarse` is of windows side by side. A model of a stack has its number, and the run there.
+    its last clip on. `cost` is measured: seconds per second read; `read_s` of them are read. `predicted` are also
+    the clips of an earlier call. `coarse` is of windows side by side. A model of a stack has its number, and its run.
     '''
 
     name: str
@@ -44,7 +44,6 @@ class EnsembleMember:
     finished: bool = False
     cost: float = 0.0
     read_s: float = 0.0
-    known: set[int] = field(default_factory=set)
     coarse: PredictionCache = field(default_factory=PredictionCache)
 
     @property
@@ -89,7 +88,7 @@ def member_report(member: EnsembleMember, names: Sequence[str]) -> dict[str, Any
     return {
         'checkpoint': Path(member.name).name,
         'weight': member.weight,
-        'family': card.network.get('family'),
+        'family': card.family,
         'output': card.output,
         'calibrated': card.is_calibrated,
         'metric': card.metric,
@@ -215,7 +214,6 @@ class Plan:
     def __init__(self, budget: TimeBudget | None = None) -> None:
         self.budget = budget or TimeBudget()
         self.seconds: dict[int, float] = {}
-        self.lengths = np.zeros(0)
         self.factor = 1.0
         self.selected: list[Path] = []
         self.rejected: set[Path] = set()
@@ -226,7 +224,6 @@ class Plan:
     def set_clips(self, seconds: Mapping[int, float | None], factor: float = 1.0) -> None:
         '''Set each clip's length, which stands for `factor` clips, and begin a new order.'''
         self.seconds = {clip: length or 0.0 for clip, length in seconds.items()}
-        self.lengths = np.array([*self.seconds.values()])
         self.factor = factor
         self.started = []
 
@@ -280,15 +277,14 @@ class Plan:
 
     def needed_s(self, member: EnsembleMember) -> float:
         '''Estimate the seconds that a model needs for the clips that it has not predicted yet.'''
-        lengths = self.lengths
-        if member.known:
-            lengths = np.array([length for clip, length in self.seconds.items() if clip not in member.known])
+        lengths = [length for clip, length in self.seconds.items() if clip not in member.predicted]
         read_s = read_seconds(member.predictor.inference, lengths) * self.factor
         return member.cost * read_s if read_s else 0.0
 
     def order(self, waiting: Sequence[EnsembleMember]) -> list[EnsembleMember]:
         '''Order the models that have not run for the time left.'''
         left_s = self.budget.left_s()
+        needed_s = {member: self.needed_s(member) for member in waiting}
         known = [*waiting, *self.started]
         scores = [member.card.oof_score for member in known if member.card.oof_score is not None]
         needs_all_rows = not self.started or any(METRICS[member.card.metric].is_per_class for member in known)
@@ -297,19 +293,18 @@ class Plan:
             score = member.card.oof_score
             is_bad = score is not None and score < max(scores) - GOOD_MARGIN
             run = self.selected.index(member.folder) if member.folder in self.selected else len(self.selected)
-            needed_s = self.needed_s(member) or member.cost
-            return (is_bad, run, needed_s, math.inf if score is None else -score)
+            return (is_bad, run, needed_s[member] or member.cost, math.inf if score is None else -score)
 
         runs = [self.run_of(member) for member in self.started]
         turns: dict[EnsembleMember, tuple[bool, float]] = {}
         for member in sorted(waiting, key=rank):
             run = self.run_of(member)
-            is_late = needs_all_rows and self.needed_s(member) > left_s
+            is_late = needs_all_rows and needed_s[member] > left_s
             turns[member] = (is_late, math.inf if run in self.rejected else runs.count(run))
             runs.append(run)
         ordered = sorted(turns, key=turns.__getitem__)
         if not self.started and turns[ordered[0]][0]:
-            ordered.sort(key=self.needed_s)  # none has the time for all rows
+            ordered.sort(key=needed_s.__getitem__)  # none has the time for all rows
         return ordered
 
     def run_of(self, member: EnsembleMember) -> object:
@@ -362,7 +357,7 @@ class Plan:
         finite_s = needed_s[np.isfinite(needed_s)].sum()
         at_least = '' if np.isfinite(needed_s).all() else 'more than '
         text = f'plan: {n_fit} of {len(members)} models fit: they need {at_least}{finite_s:.0f} s for '
-        text += f'{self.lengths.sum():.0f} s of audio, {max(0.0, left_s):.0f} s are left'
+        text += f'{sum(self.seconds.values()):.0f} s of audio, {max(0.0, left_s):.0f} s are left'
         if self.rejected:
             names = ', '.join(sorted(folder.name for folder in self.rejected))
             text += f'; models of {names} come last, as they add nothing out of fold'

@@ -9,8 +9,7 @@ import numpy as np
 
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
-from kit.infer.blend import TINY, check_strength
-from kit.labels.bootstrap import group_numbers
+from kit.infer.blend import TINY
 from kit.labels.layouts import hour_of, site_of
 from kit.labels.table import read_class_values, rows_by_name, values_of_classes
 
@@ -45,11 +44,6 @@ class PostprocessConfig(Config):
             raise KitError('prior_shift estimates what prevalences holds: leave one of them out.')
 
     @property
-    def changes_scores(self) -> bool:
-        '''Whether anything is set.'''
-        return bool(self.prior_shift or self.prevalences or self.thresholds) or self.needs_windows
-
-    @property
     def needs_windows(self) -> bool:
         '''Whether rows must be windows of recordings.'''
         return any(self.smooth) or self.top_mean > 0 or self.site_prior > 0
@@ -77,11 +71,10 @@ def apply_postprocess(
 ) -> np.ndarray:
     '''Apply the steps that are set.
 
-    `recordings` are the rows' file names, `trained` the prevalences of the training.
+    `recordings` are the rows' file names: without, the steps over windows are left out. `trained` are the prevalences
+    of the training.
     Shape:  scores (n, K) in [0, 1], recordings and times_s (n,) where rows are windows, trained (K,) -> (n, K)
     '''
-    if postprocess.needs_windows and recordings is None:
-        raise KitError(NO_WINDOWS)
     changed = np.asarray(scores, np.float64)
     if postprocess.prior_shift:
         changed = scale_odds(changed, trained, estimate_prevalences(changed, trained))
@@ -111,12 +104,12 @@ def scale_odds(scores: Any, trained: Any, target: Any) -> np.ndarray:
     Shape:  scores (n, K) in [0, 1], trained (K,), target (K,) -> (n, K)
     Source: Saerens, Latinne & Decaestecker 2002, eq. 2.4, per class; RFCX 2021, odds' = f p / (1 - p)
     '''
-    probs = row_probabilities(scores)
-    before = class_prevalences(trained, probs.shape[1])
-    after = class_prevalences(target, probs.shape[1])
+    probs = np.asarray(scores, np.float64)
+    before = np.clip(trained, TINY, 1 - TINY)
+    after = np.clip(target, TINY, 1 - TINY)
     when_true = probs * (after / before)
     when_false = (1 - probs) * ((1 - after) / (1 - before))
-    return np.asarray(when_true / (when_true + when_false))
+    return when_true / (when_true + when_false)
 
 
 def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np.ndarray:
@@ -127,9 +120,8 @@ def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np
     Shape:  scores (n, K) in [0, 1], trained (K,) -> (K,)
     Source: Saerens, Latinne & Decaestecker 2002, Adjusting the Outputs of a Classifier
     '''
-    check_strength(strength, 'rows')
-    probs = row_probabilities(scores)
-    before = class_prevalences(trained, probs.shape[1])
+    probs = np.asarray(scores, np.float64)
+    before = np.clip(trained, TINY, 1 - TINY)
     when_true = probs / before
     when_false = (1 - probs) / (1 - before)
     low = np.zeros(len(before))
@@ -145,7 +137,7 @@ def estimate_prevalences(scores: Any, trained: Any, strength: float = 1.0) -> np
     return (low + high) / 2
 
 
-def shift_by_site(scores: Any, recordings: Sequence[str], weight: float, strength: float = 8.0) -> np.ndarray:
+def shift_by_site(scores: np.ndarray, recordings: Sequence[str], weight: float, strength: float = 8.0) -> np.ndarray:
     '''Shift log odds by `weight` times how the mean log odds at a row's site, and at its hour, differ from all rows'.
 
     The means are those of these scores. That of n recordings is shrunk towards all rows' by n / (n + strength). Rows
@@ -154,7 +146,7 @@ def shift_by_site(scores: Any, recordings: Sequence[str], weight: float, strengt
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
     Source: third place, BirdCLEF 2026 (priors of site and hour, shrunk with K = 8)
     '''
-    probs = row_probabilities(scores).clip(TINY, 1 - TINY)
+    probs = scores.clip(TINY, 1 - TINY)
     overall = probs.mean(axis=0)
     logits = log_odds(probs)
     for place_of in (site_of, hour_of):
@@ -165,45 +157,42 @@ def shift_by_site(scores: Any, recordings: Sequence[str], weight: float, strengt
             share = count / (count + strength)
             mean = share * probs[rows].mean(axis=0) + (1 - share) * overall
             logits[rows] += weight * (log_odds(mean) - log_odds(overall))
-    return np.asarray(1 / (1 + np.exp(-logits)))
+    return 1 / (1 + np.exp(-logits))
 
 
 def log_odds(probs: np.ndarray) -> np.ndarray:
     '''Return log(p / (1 - p)).'''
-    return np.asarray(np.log(probs) - np.log1p(-probs))
+    return np.log(probs) - np.log1p(-probs)
 
 
 def smooth_neighbours(
-    scores: Any, recordings: Sequence[Any], times_s: Any, kernel: Sequence[float] = (0.5,)
+    scores: np.ndarray, recordings: Sequence[str], times_s: Any, kernel: Sequence[float] = (0.5,)
 ) -> np.ndarray:
     '''Average each row with its neighbours in time, which weigh kernel[0], kernel[1], ... on either side, itself 1.
 
     Shape:  scores (n, K) in [0, 1], recordings (n,), times_s (n,) -> (n, K)
     Source: BirdCLEF 2023-2025, neighbour smoothing
     '''
-    probs = row_probabilities(scores)
     times = np.asarray(times_s, np.float64)
-    if times.shape != probs.shape[:1] or not np.isfinite(times).all():
-        raise KitError(f"times {times.shape} for {len(probs)} rows: give each row's own.")
-    smooth = np.empty_like(probs)
-    for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
+    smooth = np.empty_like(scores)
+    for rows in rows_by_name(recordings).values():
         rows = rows[times[rows].argsort(kind='stable')]
         for row, other in pairwise(rows):
             if times[row] == times[other]:
                 raise KitError(f"rows {row} and {other} are one recording's at one time: keep one.")
-        total = probs[rows]
+        total = scores[rows]
         weight = np.ones((len(rows), 1))
         for distance, share in enumerate(kernel, start=1):
             late = slice(distance, None)
             early = slice(-distance)
             for target, neighbour in ((late, early), (early, late)):
-                total[target] += share * probs[rows[neighbour]]
+                total[target] += share * scores[rows[neighbour]]
                 weight[target] += share
         smooth[rows] = total / weight
     return smooth
 
 
-def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2, power: float = 1.0) -> np.ndarray:
+def weigh_by_recording(scores: np.ndarray, recordings: Sequence[str], top_k: int = 2, power: float = 1.0) -> np.ndarray:
     '''Multiply each score by the mean of its class's best `top_k` in the recording, to a power.
 
     The results are no probabilities.
@@ -211,25 +200,8 @@ def weigh_by_recording(scores: Any, recordings: Sequence[Any], top_k: int = 2, p
     Shape:  scores (n, K) in [0, 1], recordings (n,) -> (n, K)
     Source: BirdCLEF 2025, multiplying by the top-2 mean; 2026, by powers of .4 of it and of the maximum
     '''
-    probs = row_probabilities(scores)
-    weighed = np.empty_like(probs)
-    for rows in rows_by_name(group_numbers(recordings, len(probs)).tolist()).values():
-        best = np.sort(probs[rows], axis=0)[-top_k:]
-        weighed[rows] = probs[rows] * best.mean(axis=0) ** power
+    weighed = np.empty_like(scores)
+    for rows in rows_by_name(recordings).values():
+        best = np.sort(scores[rows], axis=0)[-top_k:]
+        weighed[rows] = scores[rows] * best.mean(axis=0) ** power
     return weighed
-
-
-def row_probabilities(scores: Any) -> np.ndarray:
-    '''Return scores in float64.'''
-    probs = np.asarray(scores, np.float64)
-    if probs.ndim != 2 or not ((probs >= 0) & (probs <= 1)).all():
-        raise KitError(f'scores {probs.shape}, wanted (rows, classes) in [0, 1]: blend and calibrate them.')
-    return probs
-
-
-def class_prevalences(prevalences: Any, classes: int) -> np.ndarray:
-    '''One prevalence per class, clipped off 0 and 1.'''
-    checked = np.asarray(prevalences, np.float64)
-    if checked.shape != (classes,) or not ((checked >= 0) & (checked <= 1)).all():
-        raise KitError(f'prevalences {checked.shape}, wanted one in [0, 1] per class ({classes},).')
-    return checked.clip(TINY, 1 - TINY)

@@ -1,6 +1,5 @@
 '''Predict the blended probabilities of clips with an ensemble.'''
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,14 @@ import numpy as np
 
 from kit.audio.decode import Decoder, Sound, list_audio
 from kit.audio.windows import InferenceConfig
-from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError, check_kind
 from kit.core.runtime import start_runtime
-from kit.infer.ensemble import collect_frontends, predict_ensemble
+from kit.infer.ensemble import collect_frontends, predict_under_bar
 from kit.infer.loader import Source, SpectrogramLoader
 from kit.infer.planner import EnsembleMember, reasons_by_name
 from kit.infer.predictor import Predictor
 from kit.infer.rows import check_members, common_classes
-from kit.infer.stack import make_rows, open_models
+from kit.infer.stack import EnsembleRows, open_models
 from kit.infer.template import RowPlan, Template
 from kit.models.tagger import NetworkBuilder, Tagger
 
@@ -85,15 +83,12 @@ def predict_clips(
     template = Template('fname', tuple(names), common_classes([member.card for member in members]))
     plan = RowPlan('name', tuple(range(len(names))), (None,) * len(names), ())
     check_members(members, blend, plan)
-    rows = make_rows(stacks, template, plan, members, blend)
+    rows = EnsembleRows(stacks, template, plan, members, blend)
     frontends = collect_frontends(members, runtime.device)
     loader = SpectrogramLoader(sources, frontends, runtime.device, threads=runtime.threads, decoders=decoders)
     loader.read_headers()
-    bar = progress_bar(len(members) * loader.total_s, 'predict', 's of audio', runtime.progress)
-    with contextlib.closing(loader), bar:
-        for member, clip, logits in predict_ensemble(members, loader):
-            rows.add(member, clip, logits)
-            advance(bar, loader.durations_s[clip] or 0.0)
+    for member, clip, logits in predict_under_bar(members, loader, 'predict', runtime.progress):
+        rows.add(member, clip, logits)
     reasons: dict[int, str] = {}
     for member in members:
         if member.failure:

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -45,11 +44,8 @@ def average_known(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.
 
     Shape:  m of (K,), NaN where unknown; weights (m,) -> (K,)
     '''
-    stacked = np.stack(values)
-    shares = np.where(np.isnan(stacked), 0.0, np.asarray(weights, np.float64)[:, None])
-    total = shares.sum(axis=0)
-    mean = (np.nan_to_num(stacked) * shares).sum(axis=0) / np.where(total > 0, total, 1.0)
-    return np.asarray(np.where(total > 0, mean, mean[total > 0].mean()))
+    mean = np.ma.average(np.ma.masked_invalid(np.stack(values)), axis=0, weights=weights)
+    return np.ma.filled(mean, mean.mean())
 
 
 def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
@@ -76,7 +72,7 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
         inside = (begin_s <= centres_s) & (centres_s < end_s)
     if not inside.any():
         return [int(np.abs(centres_s - (begin_s + end_s) / 2).argmin())]
-    return [int(window) for window in np.flatnonzero(inside)]
+    return np.flatnonzero(inside).tolist()
 
 
 def logits_of_stretch(output: WindowLogits | None, stretch: np.ndarray, frames_per_s: float) -> WindowLogits | None:
@@ -188,7 +184,7 @@ class RowScores:
         '''Blend all models' scores and postprocess the rows that have any. Shape: -> (R, K)'''
         scores = self.blend()
         done = np.any(self.done, axis=0)
-        if not self.postprocess.changes_scores or not done.any():
+        if self.postprocess == PostprocessConfig() or not done.any():
             return scores
         fitted = [
             pick_columns(fitted_prevalences(member.card), columns)
@@ -209,9 +205,9 @@ class RowScores:
             )
         if len(whole):
             # Whole files have prevalences of their own, and no neighbours.
-            steps = replace(self.postprocess, site_prior=0.0, smooth=(), top_mean=0)
-            steps = steps if is_window.any() else self.postprocess
-            scores[whole] = apply_postprocess(steps, scores[whole], None, None, trained, self.template.classes)
+            scores[whole] = apply_postprocess(
+                self.postprocess, scores[whole], None, None, trained, self.template.classes
+            )
         if self.postprocess.top_mean > 0:
             # A window without predictions is a recording of its own: its best mean is its prior itself.
             scores[~done & is_window] **= 1 + self.postprocess.top_power

@@ -1,6 +1,6 @@
-'''Open checkpoints and stacks: models, and a second-level network over their predictions.'''
+'''Stacks: second-level networks over the predictions of models, and the models and stacks that checkpoints hold.'''
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,118 @@ from kit.models.checkpoint import (
     read_content,
 )
 from kit.models.network import meta_device
-from kit.models.stackers import STACKERS, StackerConfig
 from kit.models.tagger import NetworkBuilder, Tagger, TaggerCard, fill_network
+
+
+@dataclass(frozen=True)
+class StackerConfig(Config):
+    '''Settings of a second-level network; the gated MLP's are as published.'''
+
+    widths: tuple[int, ...] = setting(
+        (32, 64), 'channels of each block, which halves the image (image-stacker)', low=1, high=2**16, longest=64
+    )
+    mlp_widths: tuple[int, ...] = setting((1024, 512), 'hidden units (gated-mlp)', low=1, high=2**16, longest=64)
+    dropout: float = setting(0.2, 'dropout: hidden layers (gated-mlp), last layer (image-stacker)', low=0, high=0.95)
+    C: float = setting(1.0, 'inverse strength of the L2 penalty, as in scikit-learn (logistic)', low=1e-6, high=1e12)
+
+
+class GatedMlp(nn.Module):
+    '''An MLP over all models' predictions, each weighted by a squeeze-and-excite gate.
+
+    Shape:  probabilities or any finite scores (B, m, K) -> logits (B, K)
+    Source: first place, Freesound Audio Tagging 2019; gate: Hu et al. 2018, arXiv:1709.01507
+    '''
+
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
+        super().__init__()
+        width = models * classes
+        narrow = max(1, width // 16)
+        self.gate = nn.Sequential(nn.Linear(width, narrow), nn.PReLU(), nn.Linear(narrow, width), nn.Sigmoid())
+        layers: list[nn.Module] = []
+        for hidden in settings.mlp_widths:
+            layers += [nn.Linear(width, hidden), nn.PReLU(), nn.Dropout(settings.dropout)]
+            width = hidden
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, classes))
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        x = predictions.flatten(1)
+        return self.mlp(x * self.gate(x))
+
+
+class ClassMixer(nn.Module):
+    '''A weighted mean of the models' probabilities per class, its logit, then a K x K layer; at first the plain mean.
+
+    Shape:  probabilities (B, m, K) -> logits (B, K), float32 or wider outside autocast
+    Source: second place, Freesound Audio Tagging 2019
+    '''
+
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
+        super().__init__()
+        self.model_weights = nn.Parameter(torch.zeros(models, classes))
+        self.mix = nn.Linear(classes, classes)
+        nn.init.eye_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        # The float32 weights widen half precision, in which 1 - eps would be 1 and its logit infinite.
+        mean = (predictions * self.model_weights.softmax(dim=0)).sum(dim=1)
+        return self.mix(torch.logit(mean, eps=1e-7))
+
+
+class ImageStacker(nn.Module):
+    '''A small CNN over prediction images, pooled over time by mean and maximum; the rows of classes stay apart.
+
+    Shape:  images (B, m, K, W), any W >= 1 -> logits (B, K)
+    Source: Freesound Audio Tagging 2019
+    '''
+
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = models
+        rows = classes
+        for channels in settings.widths:
+            conv = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(channels), nn.PReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+            width = channels
+            rows = -(-rows // 2)
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(2 * width * rows, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.blocks(images)
+        pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
+        return self.head(pooled)
+
+
+class LogisticStacker(nn.Module):
+    '''One logistic regression per class on the models' logits of that class; unfitted, their mean.
+
+    Its weights are plain tensors: scikit-learn fits them, but submitting needs only torch.
+    Shape:  probabilities (B, m, K) -> logits (B, K)
+    Source: Wolpert 1992, Stacked generalization, with logistic regression as the second level
+    '''
+
+    def __init__(self, settings: StackerConfig, models: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((models, classes), 1 / models))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def run_logits(self, predictions: Tensor) -> Tensor:
+        '''Compute the logits of the models' probabilities, finite for 0 and 1.'''
+        return torch.logit(predictions.to(self.weight.dtype), eps=1e-6)
+
+    def forward(self, predictions: Tensor) -> Tensor:
+        return (self.run_logits(predictions) * self.weight).sum(dim=1) + self.bias
+
+
+STACKERS: dict[str, Callable[[StackerConfig, int, int], nn.Module]] = {
+    'gated-mlp': GatedMlp,
+    'class-mixer': ClassMixer,
+    'image-stacker': ImageStacker,
+    'logistic': LogisticStacker,
+}
+
 
 MAX_IMAGE_S = 20.0  # in training and in a submission alike
 # Several models' predictions of one clip. For each model: its windows' centres (W,), their probabilities (W, K).
@@ -86,7 +196,7 @@ class Stack:
 class ModelSpec:
     '''A tagger, or a checkpoint whose network is not built yet.
 
-    `stack` is the number of the stack that it belongs to, `place` its position in it, `run` its run.
+    `stack` is the number of the stack that it belongs to, `run` its run there.
     '''
 
     name: str
@@ -94,7 +204,6 @@ class ModelSpec:
     weight: float = 1.0
     path: Path | None = None
     stack: int | None = None
-    place: int = 0
     run: int = 0
 
     @property
@@ -135,7 +244,6 @@ def open_models(
             if skipped is None or len(found) == 1:
                 raise
             skipped[name] = str(error)
-            continue
     if skipped and not models:
         raise KitError(f'none of {len(found)} checkpoints can be used: {next(iter(skipped.values()))}')
     return models, stacks
@@ -160,7 +268,7 @@ def models_with_classes(models: list[ModelSpec], template: Template, skipped: di
 def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec], Stack]:
     '''Open a stack and its taggers. The taggers of one run share a weight of 1.'''
     try:
-        card = StackCard.from_dict(parse_card(content['card']))
+        card = StackCard(**parse_card(content['card']))
         networks = []
         for tensors in content['networks']:
             with meta_device():  # wrong sizes take no memory there
@@ -172,7 +280,7 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
             name = f'{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]'
             checkpoint = replace(checkpoint, path=Path(name))
             weight = 1 / card.run_of.count(run)
-            models.append(ModelSpec(name, checkpoint, weight, path, place=place, run=run))
+            models.append(ModelSpec(name, checkpoint, weight, path, run=run))
         return models, Stack(card, networks)
     except Exception as error:
         raise damaged_file(path, error) from error
@@ -184,7 +292,7 @@ def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
     for centres, probs in models:
         nearest = np.abs(times[:, None] - centres).argmin(axis=1)
         at_times.append(probs[nearest])
-    return np.asarray(np.mean(at_times, axis=0))
+    return np.mean(at_times, axis=0)
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
@@ -203,16 +311,8 @@ def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
 class StackRows(RowScores):
     '''Rows scored by a stack; rows that a run has not predicted get the plain mean of the runs that have.'''
 
-    def __init__(
-        self,
-        stack: Stack,
-        template: Template,
-        plan: RowPlan,
-        members: Sequence[EnsembleMember],
-        postprocess: PostprocessConfig | None = None,
-    ) -> None:
-        template_of_stack = replace(template, classes=stack.card.classes)
-        super().__init__(template_of_stack, plan, members, postprocess=postprocess)
+    def __init__(self, stack: Stack, template: Template, plan: RowPlan, members: Sequence[EnsembleMember]) -> None:
+        super().__init__(replace(template, classes=stack.card.classes), plan, members)
         self.stack = stack
         self.template_columns = class_columns(stack.card.classes, template.classes)
         self.window_probs: dict[tuple[int | None, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
@@ -251,8 +351,8 @@ class StackRows(RowScores):
         return np.where(known, blended[:, self.template_columns], 0.0)
 
 
-class BlendOfStacks(RowScores):
-    '''Rows scored by stacks and by models beside them, blended as if each stack were one model.'''
+class EnsembleRows(RowScores):
+    '''Rows scored by models and by stacks, if any, blended as if each stack were one model.'''
 
     def __init__(
         self,
@@ -264,6 +364,8 @@ class BlendOfStacks(RowScores):
         postprocess: PostprocessConfig | None = None,
     ) -> None:
         super().__init__(template, plan, members, kind, postprocess)
+        if plan.form == 'window' and any(stack.card.columns for stack in stacks):
+            raise KitError('this stack reads whole clips, the template asks for windows: use a class-mixer.')
         self.parts = []
         for number, stack in enumerate(stacks):
             taggers = [member for member in members if member.stack == number]
@@ -283,19 +385,3 @@ class BlendOfStacks(RowScores):
         weights = [self.weights[i] for i in alone] + [part.stack.weight for part in self.parts]
         known = [self.shares[i] for i in alone] + [part.template_columns >= 0 for part in self.parts]
         return blend_scores(scores, done, weights, self.priors, self.kind, np.stack(known))
-
-
-def make_rows(
-    stacks: Sequence[Stack],
-    template: Template,
-    plan: RowPlan,
-    members: Sequence[EnsembleMember],
-    blend: str,
-    postprocess: PostprocessConfig | None = None,
-) -> RowScores:
-    '''Create the scores of all rows.'''
-    if not stacks:
-        return RowScores(template, plan, members, blend, postprocess)
-    if plan.form == 'window' and any(stack.card.columns for stack in stacks):
-        raise KitError('this stack reads whole clips, the template asks for windows: use a class-mixer.')
-    return BlendOfStacks(stacks, template, plan, members, blend, postprocess)

@@ -11,35 +11,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kit.audio.windows import InferenceConfig
-from kit.core.clock import Deadline, Stopwatch, advance, progress_bar
+from kit.core.clock import Deadline, Stopwatch
 from kit.core.errors import KitError
-from kit.core.files import file_digest, file_identity, locked, text_digest, write_json
+from kit.core.files import file_identity, locked, text_digest, write_json
 from kit.core.ranks import rank_is_running, take_share
-from kit.core.runtime import VERSION, Runtime, cpu_count, get_rank, get_world_size, pick_device, tune_process
+from kit.core.runtime import VERSION, get_rank, get_world_size, pick_device, tune_process
 from kit.core.worker import opened
 from kit.infer.blend import BLENDS
 from kit.infer.cache import PredictionCache
-from kit.infer.ensemble import collect_frontends, predict_ensemble
-from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions, Suspects
+from kit.infer.ensemble import collect_frontends, predict_under_bar
+from kit.infer.job import SubmissionWriter, SubmitJob, SubmitOptions
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import EnsembleMember, doubtful_outputs, member_report, reasons_by_name, rounded_spans
 from kit.infer.predictor import Predictor
 from kit.infer.rows import RowScores, blend_priors, check_members
-from kit.infer.stack import make_rows
-from kit.infer.submit_inputs import SubmitInputs, code_identity, decoder_functions, holds_job, own_classes, read_inputs
+from kit.infer.stack import EnsembleRows
+from kit.infer.submit_inputs import (
+    SubmitInputs,
+    code_identity,
+    decoder_functions,
+    holds_job,
+    model_identity,
+    own_classes,
+    read_inputs,
+)
 from kit.infer.template import RowPlan, read_report, report_path, write_submission
 
 
 def share_path(job: SubmitJob, rank: int) -> Path:
-    '''The file by which a process says that its share is done, with what the report needs of it.'''
+    '''The file by which a process says that its share is done, for the report: job's key, failures, notes.'''
     return job.state_folder / str(rank) / 'share.json'
-
-
-def write_share(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None:
-    '''Say that this process's share is done: the job's key, failures and notes of clips, by their positions.'''
-    write_json(share_path(job, get_rank()), [key, loader.failures, loader.notes])
 
 
 def wait_for_shares(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None:
@@ -58,11 +62,8 @@ def wait_for_shares(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None
         threading.Event().wait(0.1 if waiting else 0.0)
 
 
-def add_cached(
-    rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path]
-) -> list[tuple[EnsembleMember, int]]:
-    '''Add what earlier calls and other processes predicted for files that are still the same; return what was new.'''
-    found = []
+def add_cached(rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path]) -> None:
+    '''Add what earlier calls and other processes predicted for files that are still the same.'''
     if any(member.cache.digests or member.coarse.digests for member in members):
         for clip in rows.plan.rows_of:
             lacking = [member for member in members if clip not in member.predicted]
@@ -71,12 +72,10 @@ def add_cached(
                 logits = member.cache.find(identity)
                 coarse = member.coarse.find(identity)
                 if logits is not None:
-                    member.known.add(clip)
+                    member.predicted.add(clip)
                     rows.add(member, clip, logits)
-                    found.append((member, clip))
                 elif coarse is not None:
                     rows.add(member, clip, coarse)
-    return found
 
 
 def merge_shares(
@@ -86,8 +85,7 @@ def merge_shares(
     for member in members:
         if member.cache.path is not None:
             member.cache.read_files(member.cache.path)
-    for member, clip in add_cached(rows, members, files):
-        member.predicted.add(clip)
+    add_cached(rows, members, files)
     for member in members:
         done = {*member.predicted, *member.failed_clips, *failures}
         member.finished = rows.plan.rows_of.keys() <= done
@@ -131,7 +129,6 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     device, remark = pick_device(options.device)
     if remark:
         job.note(remark)
-    runtime = Runtime(device, options.threads or cpu_count(), options.progress)
     if not inputs.files:
         job.note(f'NO AUDIO FILES in {options.audio}: all is prior')
     if BLENDS[options.blend].whole_set:
@@ -139,13 +136,12 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     for name in ('prior_shift', 'site_prior'):
         if getattr(options, name):
             job.note(f"--{name.replace('_', '-')} lets a row's answer depend on the other rows")
-    suspects = Suspects.read(job.state_folder / 'suspects.json')
     with job.watch.measure('models'):
-        members = build_members(job, inputs, runtime, suspects)
+        members = build_members(job, inputs, device)
     check_members(members, options.blend, inputs.plan)
-    rows = make_rows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
+    rows = EnsembleRows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
     writer = SubmissionWriter(job, inputs.template)
-    loader = make_loader(job, inputs, members, runtime, suspects)
+    loader = make_loader(job, inputs, members)
     add_cached(rows, members, inputs.files)
     if np.any(rows.done):
         writer.write(rows)
@@ -158,17 +154,17 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         plan = job.plan.describe(members)
         if plan:
             job.note(plan)
-    predict_rows(job, inputs, loader, rows, writer, runtime)
+    predict_rows(job, inputs, loader, rows, writer)
     if get_rank():
-        write_share(job, inputs.key, loader)
+        write_json(share_path(job, get_rank()), [inputs.key, loader.failures, loader.notes])
     elif get_world_size() > 1:
         wait_for_shares(job, inputs.key, loader)
         if merge_shares(rows, members, inputs.files, loader.failures) and not job.budget.stopped:
-            rest = make_loader(job, inputs, members, runtime, suspects)
+            rest = make_loader(job, inputs, members)
             rest.failures |= loader.failures
             rest.read_headers()
             job.plan.set_clips(rest.durations_s)
-            predict_rows(job, inputs, rest, rows, writer, runtime)
+            predict_rows(job, inputs, rest, rows, writer)
             merge_shares(rows, members, inputs.files, rest.failures)
             loader.failures |= rest.failures
             loader.notes |= rest.notes
@@ -191,32 +187,26 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
     return report
 
 
-def make_loader(
-    job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], runtime: Runtime, suspects: Suspects
-) -> SpectrogramLoader:
+def make_loader(job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember]) -> SpectrogramLoader:
     '''Create the loader of all files that have rows.'''
+    device = members[0].predictor.device
     loader = SpectrogramLoader(
         inputs.files,
-        collect_frontends(members, runtime.device),
-        runtime.device,
-        threads=runtime.threads,
+        collect_frontends(members, device),
+        device,
+        threads=job.options.threads,
         decoders=job.options.decoders,
         clips=sorted(inputs.plan.rows_of),
         is_cached=lambda digest: all(digest in member.cache for member in members),
         timeout_s=max(1.0, min(60.0, job.deadline.left_s() / 4)),
         watch=job.watch,
     )
-    loader.isolate(suspects.isolated_clips(inputs.files), suspects.reasons(inputs.files))
+    loader.isolate(*job.suspects.among(inputs.files))
     return loader
 
 
 def predict_rows(
-    job: SubmitJob,
-    inputs: SubmitInputs,
-    loader: SpectrogramLoader,
-    rows: RowScores,
-    writer: SubmissionWriter,
-    runtime: Runtime,
+    job: SubmitJob, inputs: SubmitInputs, loader: SpectrogramLoader, rows: RowScores, writer: SubmissionWriter
 ) -> None:
     '''Predict the loader's chunks with every model; write the CSV now and then, and after each model.'''
     members = list(rows.members)
@@ -224,23 +214,21 @@ def predict_rows(
     preview = job.plan.preview
     if previewed is not None:
         job.note(f'{Path(previewed.name).name} predicts windows side by side first, as time is short')
-    bar = progress_bar(len(members) * loader.total_s, 'submit', 's of audio', runtime.progress)
-    with contextlib.closing(loader), bar:
-        for member, clip, logits in predict_ensemble([*members, *filter(None, [preview])], loader, job.plan):
-            if previewed is None or member is not preview:
-                rows.add(member, clip, logits)
-            elif loader.digests[clip] not in previewed.cache:
-                alike = set(rows.rows_alike)
-                rows.add(previewed, clip, logits)
-                rows.rows_alike = alike  # that the coarse windows are shared says nothing
-            advance(bar, loader.durations_s[clip] or 0.0)
-            if member.finished:
-                writer.write(rows)
-                writer.write_report(build_report(job, inputs, members, rows, loader, 'at work'))
-            elif writer.is_due():
-                if get_world_size() > 1:
-                    merge_shares(rows, members, inputs.files, loader.failures)
-                writer.write(rows)
+    running = [*members, *filter(None, [preview])]
+    for member, clip, logits in predict_under_bar(running, loader, 'submit', job.options.progress, job.plan):
+        if previewed is None or member is not preview:
+            rows.add(member, clip, logits)
+        elif loader.digests[clip] not in previewed.cache:
+            alike = set(rows.rows_alike)
+            rows.add(previewed, clip, logits)
+            rows.rows_alike = alike  # that the coarse windows are shared says nothing
+        if member.finished:
+            writer.write(rows)
+            writer.write_report(build_report(job, inputs, members, rows, loader, 'at work'))
+        elif writer.is_due():
+            if get_world_size() > 1:
+                merge_shares(rows, members, inputs.files, loader.failures)
+            writer.write(rows)
 
 
 def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores) -> None:
@@ -272,10 +260,9 @@ def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[Ensembl
     job.note_names(split_files, 'clips beyond max_frames were predicted in overlapping pieces')
 
 
-def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspects: Suspects) -> list[EnsembleMember]:
+def build_members(job: SubmitJob, inputs: SubmitInputs, device: torch.device) -> list[EnsembleMember]:
     '''Build every model, with the predictions that an earlier call cached beside the CSV.'''
     options = job.options
-    digests = {path: file_digest(path) for path in {model.path for model in inputs.models} if path}
     members = []
     failures: list[str] = []
     changed: dict[str, list[str]] = {}
@@ -287,8 +274,8 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspec
             changed.setdefault(str(changes), []).append(Path(model.name).name)
         cache_path = None
         try:
-            if model.name in suspects.models_out:
-                raise KitError(suspects.models_out[model.name])
+            if model.name in job.suspects.models_out:
+                raise KitError(job.suspects.models_out[model.name])
             with opened('model', [model.name]):
                 tagger = model.build(options.networks)
         except KitError as error:
@@ -299,12 +286,11 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, runtime: Runtime, suspec
             continue
         if model.path:
             code = [*own_classes(tagger.network), *decoder_functions(options.decoders)]
-            ways = options.precision, options.backend, runtime.device.type, str(model.place)
-            settings = inference.canonical_json(), *ways
-            digest = text_digest(digests[model.path], code_identity(code), *settings)[:16]
+            settings = inference.canonical_json(), options.precision, options.backend, device.type
+            digest = text_digest(model_identity(model), code_identity(code), *settings)[:16]
             cache_path = job.state_folder / f'{model.path.stem}_{digest}.npz'
         sizes = options.batch_frames, options.precision
-        predictor = Predictor(tagger, runtime.device, *sizes, inference, fuse=True, backend=options.backend)
+        predictor = Predictor(tagger, device, *sizes, inference, fuse=True, backend=options.backend)
         cache = PredictionCache.open(cache_path, job.deadline.now)
         member = EnsembleMember(model.name, predictor, cache, model.weight, model.stack, model.run)
         member.watch = Stopwatch(job.watch.began)

@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from kit.core.files import locked, write_json
 from kit.core.runtime import in_notebook, in_worker, worker_margin_s
 from kit.core.worker import ERROR_MARK, as_arguments, can_fork, exit_after, fork_worker, spawn_worker, supervise
 from kit.infer.backend import check_backend
-from kit.infer.job import SubmitJob, SubmitOptions, Suspects
+from kit.infer.job import SubmitJob, SubmitOptions
 from kit.infer.submission import run_job, run_submission, write_priors
 from kit.infer.submit_inputs import read_inputs
 from kit.infer.template import read_report, report_path
@@ -252,7 +252,6 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
     A child that dies is followed by another one, without the file or model that was open, while there is time.
     '''
     out = job.options.out
-    suspects = Suspects.read(job.state_folder / 'suspects.json')
     can_start_at_once = can_fork()
     if not can_start_at_once:
         write_priors_soon(job)
@@ -287,10 +286,24 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
             return warn_of_cut(job, 'was stopped at the deadline')
         reason = f'the process ended with code {ending.code} (below 0: signal)'
         deaths.append(reason)
-        change = suspects.blame(ending, reason)
+        change = job.suspects.blame(ending, reason)
         if change is None or job.deadline.left_s() <= 0:
             return warn_of_cut(job, f'stopped after {len(deaths)} tries, as {reason}')
         print(f'WARNING: {reason}; {change}, and the work goes on', flush=True)
+
+
+def start_thread(work: Callable[[], Any]) -> Future[Any]:
+    '''Start work in a thread that does not keep the process alive.'''
+    done = Future[Any]()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done
 
 
 def write_priors_soon(job: SubmitJob) -> None:
@@ -299,19 +312,14 @@ def write_priors_soon(job: SubmitJob) -> None:
     Errors: KitError for inputs that cannot be used
     '''
     first = SubmitJob(job.options, job.deadline, job.mute_after, job.end_s)
-    done = Future[None]()
 
     def work() -> None:
-        try:
-            inputs = read_inputs(first)
-            with locked(job.state_folder, job.options.out):
-                pass  # the lock is only tried, as the child needs it
-            write_priors(first, inputs)
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
+        inputs = read_inputs(first)
+        with locked(job.state_folder, job.options.out):
+            pass  # the lock is only tried, as the child needs it
+        write_priors(first, inputs)
 
-    threading.Thread(target=work, daemon=True).start()
+    done = start_thread(work)
     wait([done], max(0.1, min(5.0, job.deadline.left_s() / 5)))
     first.is_abandoned = True
     if done.done():
@@ -337,20 +345,11 @@ def submit_in_thread(job: SubmitJob, kill_at: Deadline, last: Deadline) -> Submi
     ends at `last` with exit code 0, its CSV whole, and a notebook waits; to be sure, submit checkpoints of the
     kit's own families.
     '''
-    out = job.options.out
-    done = Future[dict[str, Any]]()
-
-    def work() -> None:
-        try:
-            done.set_result(run_job(job))
-        except BaseException as error:
-            done.set_exception(error)
-
     cancel_exit = (lambda: None) if in_notebook() else exit_after(max(0.01, last.left_s()))
-    threading.Thread(target=work, daemon=True).start()
+    done = start_thread(lambda: run_job(job))
     wait([done], max(0.0, kill_at.left_s()))
     cancel_exit()
     if done.done():
-        return Submission(out, done.result())
+        return Submission(job.options.out, done.result())
     job.is_abandoned = True
     return warn_of_cut(job, 'was left at the deadline')

@@ -18,7 +18,7 @@ from kit.core.clock import parse_duration
 from kit.core.errors import KitError, choose
 from kit.core.files import file_identity, text_digest
 from kit.infer.blend import BLENDS
-from kit.infer.job import SubmitJob, Suspects, check_steps
+from kit.infer.job import SubmitJob, check_steps
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.postprocess import NO_WINDOWS
 from kit.infer.rows import class_columns, common_classes, nearest_name
@@ -206,7 +206,6 @@ def choose_rows(
 
 def count_windows(job: SubmitJob, files: Sequence[Path], row_s: float) -> list[int]:
     '''Count the windows of each file by its header; a file that cannot be read has as many as most others.'''
-    suspects = Suspects.read(job.state_folder / 'suspects.json')
     loader = SpectrogramLoader(
         files,
         {},
@@ -215,7 +214,7 @@ def count_windows(job: SubmitJob, files: Sequence[Path], row_s: float) -> list[i
         decoders=job.options.decoders,
         timeout_s=max(1.0, min(10.0, job.deadline.left_s() / 8)),
     )
-    loader.isolate(suspects.isolated_clips(files), suspects.reasons(files))
+    loader.isolate(*job.suspects.among(files))
     loader.read_headers()
     loader.close()
     counts = {

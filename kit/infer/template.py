@@ -287,16 +287,15 @@ def write_submission(path: Path, template: Template, scores: np.ndarray) -> None
     '''Write the template's CSV.'''
     if scores.shape != (len(template.ids), len(template.classes)) or not np.isfinite(scores).all():
         raise KitError(f'scores {scores.shape} do not fit the template or are not all finite.')
+    columns = (template.answer,) if template.answer else template.classes
     if template.answer:
-        header = join_cells((template.id_column, template.answer))
-        write_text(path, ''.join([header + '\n', *answer_lines(template, scores)]))
-        return
-    header = join_cells((template.id_column, *template.classes))
-    ids: Sequence[str] = template.ids
-    if any(mark in name for mark in ',"\r\n' for name in ids):
-        ids = [join_cells((name,)) for name in ids]
-    lines = [f'{name},{row}\n' for name, row in zip(ids, format_rows(scores), strict=True)]
-    write_text(path, ''.join([header + '\n', *lines]))
+        lines = answer_lines(template, scores)
+    else:
+        ids: Sequence[str] = template.ids
+        if any(mark in name for mark in ',"\r\n' for name in ids):
+            ids = [join_cells((name,)) for name in ids]
+        lines = [f'{name},{row}\n' for name, row in zip(ids, format_rows(scores), strict=True)]
+    write_text(path, ''.join([f'{join_cells((template.id_column, *columns))}\n', *lines]))
 
 
 def report_path(out: Path) -> Path:

@@ -273,29 +273,24 @@ def values_of_lists(metric: Metric, lists: Sequence[SortedLabels], counts: np.nd
         return np.stack([metric.of_counts(*count_labels(labels, padded)) for labels in lists])
 
 
-def log_losses(truth: Any, probabilities: Any) -> tuple[float, float]:
-    '''Compute the mean log loss of the true labels and that of the false labels, NaN where there are none.
+def label_likelihoods(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    '''Compute the probability of each label, in [1e-7, 1 - 1e-7], so that a certain mistake costs a finite loss.
 
-    A soft label t counts as true with weight t and as false with weight 1 - t. Probabilities are clipped
-    to [1e-7, 1 - 1e-7], so that one certain mistake costs a finite loss.
+    Shape:  truth (n, K) of 1, 0 or NaN, probs (n, K) -> (n, K), 1 where unknown
+    '''
+    clipped = probs.astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
+    return np.where(np.isnan(truth), 1.0, np.where(truth == 1, clipped, 1 - clipped))
 
-    Shape:  truth (n, K) in [0, 1] or NaN, probabilities (n, K) -> (of true labels, of false labels)
+
+def log_losses(truth: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
+    '''Compute the mean log losses of the true labels and of the false labels, NaN where there are none.
+
+    Shape:  truth (n, K) of 1, 0 or NaN, probs (n, K)
     Source: second place, RFCX Species Audio Detection (its check of pseudo-labels)
     '''
-    truth, probabilities = check_aligned(truth, probabilities)
-    known = ~np.isnan(truth)
-    check_unit_range('truth', truth, ~known)
-    check_unit_range('the probability', probabilities)
-    if not known.any():
-        raise KitError(f'none of the labels of {len(truth)} clips is known: the log loss needs one or more.')
-    labels = truth[known]
-    probs = probabilities[known].astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
-    return weighted_mean(-np.log(probs), labels), weighted_mean(-np.log1p(-probs), 1 - labels)
-
-
-def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    '''Compute the weighted mean, NaN where all weights are 0.'''
-    return float(np.average(values, weights=weights)) if weights.any() else float('nan')
+    losses = -np.log(label_likelihoods(truth, probs))
+    of_true, of_false = (divide(losses[truth == label].sum(), (truth == label).sum()) for label in (1, 0))
+    return float(of_true), float(of_false)
 
 
 def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -94,11 +94,10 @@ def align_soft_labels(soft: SoftLabels, names: Sequence[str], classes: Sequence[
 
     Shape:  -> (clips, classes) float32
     '''
-    # A row and a column of NaN are added at the end. Clips and classes without soft labels get index -1.
-    padded = np.pad(soft.targets, ((0, 1), (0, 1)), constant_values=np.nan)
-    column = column_of_class(soft.classes)
-    rows = [soft.rows.get(name, [-1])[0] for name in names]
-    return padded[np.ix_(rows, [column.get(name, -1) for name in classes])]
+    import pandas
+
+    frame = pandas.DataFrame(soft.targets, list(soft.names), list(soft.classes))
+    return frame.reindex(index=list(names), columns=list(classes)).to_numpy()
 
 
 def nearest_window(soft: SoftLabels, name: str, centre_s: Any) -> np.ndarray:

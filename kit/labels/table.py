@@ -17,11 +17,6 @@ import numpy as np
 from kit.core.errors import KitError, choose, misspelt, suggest
 from kit.core.files import TextTable, read_table
 
-# The columns that a clip table need not have, as they are compared with misspelt ones.
-OPTIONAL_COLUMNS = {
-    name.rstrip('s'): name
-    for name in ('false_labels', 'secondary_labels', 'fold', 'weight', 'rating', 'source', 'begin_s', 'end_s')
-}
 # Columns of BirdCLEF's and Freesound 2018's own tables that are read as the kit's.
 OTHER_NAMES = {'filename': 'fname', 'primary_label': 'labels', 'label': 'labels'}
 # The source of soundscapes without labels: they are in no fold, and all models predict their pseudo-labels.
@@ -36,6 +31,8 @@ OWN_COLUMNS = (
     'fname', 'recording_id', 'labels', 'false_labels', 'secondary_labels', 'fold', 'weight', 'rating', 'source',
     'group', 'begin_s', 'end_s'
 )  # fmt: skip
+# The columns that a clip table need not have, as they are compared with misspelt ones.
+OPTIONAL_COLUMNS = {name.rstrip('s'): name for name in OWN_COLUMNS[3:] if name != 'group'}
 
 
 @dataclass(frozen=True)

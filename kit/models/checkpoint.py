@@ -183,9 +183,9 @@ def load_archive(path: Path) -> Any:
         ) from error
 
 
-def read_content(path: Path) -> dict[str, Any]:
-    '''Read a checkpoint or a stack; its tensors stay mapped from disk.'''
-    content = load_archive(path)
+def read_content(path: Path, content: Any = None) -> dict[str, Any]:
+    '''Read a checkpoint or a stack, or check what was loaded; its tensors stay mapped from disk.'''
+    content = load_archive(path) if content is None else content
     names: list[Any] = list(content) if isinstance(content, dict) else [content]
     parts = [name[:80] if isinstance(name, str) else type(name).__name__ for name in names]
     if not {'format', 'card'} <= set(parts) or not {'tensors', 'members'} & set(parts):
@@ -270,9 +270,8 @@ class Checkpoint:
     def new_tagger(self, builders: Mapping[str, NetworkBuilder]) -> Tagger:
         '''Build the tagger with random weights.'''
         card = self.card
-        family = str(card.network.get('family'))
-        name = family.removeprefix('custom:')
-        if name == family:
+        name = card.family.removeprefix('custom:')
+        if name == card.family:
             sizes = tuple((name, tensor.shape) for name, tensor in self.tensors.items())
             settings = json.dumps(card.network, sort_keys=True)
             check_sizes(settings, input_shape(card.frontend), len(card.classes), sizes)
@@ -293,7 +292,7 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
     if 'members' in content:
         raise KitError(f'{path} is a stack of many taggers, not one: give it to submit or predict_clips.')
     try:
-        card = TaggerCard.from_dict(parse_card(content['card']))
+        card = TaggerCard(**parse_card(content['card']))
         tensors = dict(content['tensors'])
         digest = content_digest(content['card'], tensors)
     except KitError as error:

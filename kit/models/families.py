@@ -7,8 +7,17 @@ import torch
 from torch import nn
 
 from kit.core.errors import choose
-from kit.models.backbones import AxisPool, AxisPoolConfig, MaxPyramid, PyramidConfig, SkipAttention, SkipAttentionConfig
-from kit.models.freq_crop import FreqCropConfig, build_freq_crop, freq_crop_backbone_shape
+from kit.models.backbones import (
+    AxisPool,
+    AxisPoolConfig,
+    FreqCropConfig,
+    MaxPyramid,
+    PyramidConfig,
+    SkipAttention,
+    SkipAttentionConfig,
+    build_freq_crop,
+    freq_crop_backbone_shape,
+)
 from kit.models.network import Backbone, Head, InputShape, Network, NetworkConfig
 from kit.models.timm_backbone import TimmBackbone, TimmConfig, load_pretrained
 
@@ -35,7 +44,7 @@ def read_network(settings: dict[str, Any]) -> tuple[str, NetworkConfig]:
     family = str(settings.get('family', 'none given'))[:100]
     config_class = choose('network family', family, FAMILIES)
     changes = {name: value for name, value in settings.items() if name != 'family'}
-    config = config_class.from_dict(merge_settings(config_class().to_dict(), changes))
+    config = config_class(**merge_settings(config_class().to_dict(), changes))
     if isinstance(config, FreqCropConfig):
         backbone = complete_network(config.backbone)
         del backbone['head']

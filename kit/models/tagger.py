@@ -59,6 +59,11 @@ class TaggerCard(Config):
             raise KitError(f'{n} classes need as many prevalences, got {len(self.prevalences)}.')
 
     @property
+    def family(self) -> str:
+        '''The family of its network, custom:NAME for one that is not of the kit.'''
+        return str(self.network.get('family'))
+
+    @property
     def metric(self) -> str:
         '''The name of the metric of oof_score.'''
         return str(self.recipe.get('metric', 'lwlrap'))
@@ -66,7 +71,7 @@ class TaggerCard(Config):
     @property
     def is_custom(self) -> bool:
         '''Whether its network is the user's own, whose code is not in the checkpoint.'''
-        return str(self.network.get('family')).startswith('custom:')
+        return self.family.startswith('custom:')
 
     @property
     def is_calibrated(self) -> bool:

@@ -129,7 +129,7 @@ def sheet_panels(waves: Tensor, frontend: Frontend, generator: torch.Generator) 
     yield 'original', specs[0]
 
     for name in WAVE_AUGMENTS:
-        wave_config = WaveAugmentConfig.from_dict({f'{name}_p': 1.0})
+        wave_config = WaveAugmentConfig().override([f'{name}_p=1'])
         wave_draw = draw_wave_augment(wave_config, 1, waves.shape[1], generator)
         changed = augment_waves(waves[:1], wave_draw, wave_config, frontend.config.sample_rate, waves[1:])
         yield f'{name}: {float(wave_draw.amounts[name][0]):.3g}', spectrograms(changed)[0]
@@ -137,7 +137,7 @@ def sheet_panels(waves: Tensor, frontend: Frontend, generator: torch.Generator) 
     rows, frames = specs.shape[1:]
     box = torch.tensor([[rows // 3, rows // 2]])
     for name in SPEC_PANELS:
-        spec_config = SpecAugmentConfig.from_dict({f'{name}_p': 1.0})
+        spec_config = SpecAugmentConfig().override([f'{name}_p=1'])
         spec_draw = draw_spec_augment(spec_config, 1, rows, frames, generator, box)
         yield name, augment_specs(specs[:1], spec_draw, spec_config, frontend)[0]
 

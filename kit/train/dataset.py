@@ -216,7 +216,6 @@ def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
 def load_dataset(
     recipe: Recipe,
     frame: Any,
-    folds: np.ndarray,
     audio: Path,
     runtime: Runtime,
     boxes: Boxes | None = None,
@@ -224,12 +223,13 @@ def load_dataset(
     backgrounds: str | Path | None = None,
     memory_gb: float | None = None,
 ) -> Dataset:
-    '''Decode every clip of a table once and keep its spectrogram.
+    '''Decode every clip of a table with folds once and keep its spectrogram.
 
     Stretches, boxes and windows that begin after the end of their sound are left out, with a note.
     '''
     import pandas
 
+    folds = np.asarray(frame['fold'])
     named = boxes or soft
     labels = clip_labels(frame, named.classes if named else None)
     source_numbers(labels.sources, recipe)  # raises for an unknown source before anything is decoded

@@ -1,18 +1,16 @@
 '''The clips that each model of a run never trained on, and their predictions.'''
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kit.core.clock import advance, progress_bar
 from kit.core.errors import KitError
 from kit.core.files import text_digest
 from kit.core.ranks import gather, take_share
 from kit.core.runtime import Runtime
-from kit.infer.ensemble import collect_frontends, predict_ensemble
+from kit.infer.ensemble import collect_frontends, predict_under_bar
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.planner import EnsembleMember
 from kit.infer.predictor import Predictor, WindowLogits
@@ -87,11 +85,8 @@ def predict_recordings(
     outputs: list[dict[int, Any]] = [{} for _ in members]
     loader.read_headers()
     loader.chunks = take_share(loader.chunks)
-    bar = progress_bar(len(members) * loader.total_s, name, 's of audio', runtime.progress)
-    with contextlib.closing(loader), bar:
-        for member, clip, logits in predict_ensemble(members, loader):
-            outputs[members.index(member)][clip] = logits.logits, logits.spans
-            advance(bar, loader.durations_s[clip] or 0.0)
+    for member, clip, logits in predict_under_bar(members, loader, name, runtime.progress):
+        outputs[members.index(member)][clip] = logits.logits, logits.spans
     failed_models = [member.failure for member in members if member.failure]
     failed_clips = {clip: why for member in members for clip, why in member.failed_clips.items()}
     failures: dict[int, str] = {}

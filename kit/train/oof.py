@@ -37,14 +37,9 @@ def compare(
 
 
 def inference_variants(
-    own: InferenceConfig,
-    mode: str | None = None,
-    window_s: float | None = None,
-    hop_s: float | None = None,
-    pools: Sequence[str] | None = None,
+    own: InferenceConfig, pools: Sequence[str] | None, **settings: Any
 ) -> dict[str, InferenceConfig]:
     '''List the requested inference settings by name.'''
-    settings = {'mode': mode, 'window_s': window_s, 'hop_s': hop_s}
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes and not pools:
         return {}
@@ -52,7 +47,7 @@ def inference_variants(
     for pool in pools or [own.pool]:
         changed = {**changes, 'pool': pool} if pools else changes
         name = ' '.join(f'{setting}={value}' for setting, value in changed.items())
-        variants[name] = replace(own, **changed)  # type: ignore[arg-type]
+        variants[name] = replace(own, **changed)
     return variants
 
 
@@ -143,17 +138,14 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
 
 
 def score_held_out(
-    held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits | None], failures: Mapping[int, str]
+    held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], failures: Mapping[int, str]
 ) -> OofPredictions:
     '''Turn a fold's logits into probabilities; write their calibration and score into the tagger's card.
 
     Only a ranking tagger is calibrated. Clips without finite logits get the prior.
     '''
     tagger = held.tagger
-    finite: dict[int, WindowLogits] = {}
-    for clip, output in sorted(outputs.items()):
-        if output is not None and np.isfinite(output.logits).all():
-            finite[clip] = output
+    finite = {clip: output for clip, output in sorted(outputs.items()) if np.isfinite(output.logits).all()}
     if finite and tagger.card.output == 'ranking':
         logits = [output.logits for output in finite.values()]
         calibration = fit_calibration(logits, held.truth[list(finite)], partial(pool_windows, inference=inference))
@@ -267,7 +259,8 @@ def predict_oof(
     # Each way to predict, by its name, has a part for each model; the run's own way has no name.
     parts: dict[str, list[tuple[np.ndarray, OofPredictions]]] = {}
     for path, held in models.items():
-        variants = inference_variants(held.tagger.card.inference, mode, window_s, hop_s, pool)
+        own = held.tagger.card.inference
+        variants = inference_variants(own, pool, mode=mode, window_s=window_s, hop_s=hop_s)
         of_model = predict_ways(held, variants, shift_steps, Path(path).name, Path(audio), runtime, adopt)
         for name, part in of_model.items():
             parts.setdefault(name, []).append((held.rows, part))

@@ -10,7 +10,7 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError, choose
 from kit.core.files import join_cells
 from kit.labels.boxes import Boxes, window_targets
-from kit.labels.metrics import label_precisions
+from kit.labels.metrics import label_likelihoods, label_precisions
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown
 from kit.labels.table import ALL_OTHERS, clip_labels
 
@@ -53,8 +53,7 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
     is_known = ~np.isnan(targets)
     is_true = targets == 1
     p = np.nan_to_num(probs.astype(np.float64)).clip(1e-7, 1 - 1e-7)
-    log_likelihood = np.where(is_known, np.log(np.where(is_true, p, 1 - p)), 0)
-    loss = -log_likelihood.sum(1) / is_known.sum(1).clip(1)
+    loss = -np.log(label_likelihoods(targets, p)).sum(1) / is_known.sum(1).clip(1)
     precision = label_precisions(is_true, is_known, p).sum(1) / is_true.sum(1).clip(1)
     precision = np.where(is_true.any(1), precision, 1)
     # lexsort sorts by its last key first.

@@ -126,7 +126,7 @@ class Recipe(System):
 
     def check(self) -> None:
         super().check()
-        sources = {name: SourceConfig.from_dict(values).to_dict() for name, values in self.sources.items()}
+        sources = {name: SourceConfig(**values).to_dict() for name, values in self.sources.items()}
         object.__setattr__(self, 'sources', sources)
         self.check_outputs()
         self.check_augmentation()

@@ -22,10 +22,17 @@ from kit.labels.oof_predictions import OofPredictions
 from kit.labels.soft import read_soft_labels
 from kit.labels.table import read_clip_table
 from kit.train.dataset import TEST_FOLD, Dataset, box_table, load_dataset, source_numbers
-from kit.train.fold_training import EpochLogger, score_test_clips, train_fold
+from kit.train.fold_training import (
+    EpochLogger,
+    InitModel,
+    check_init,
+    init_files,
+    read_inits,
+    score_test_clips,
+    train_fold,
+)
 from kit.train.oof import join_folds, write_oof
 from kit.train.recipe import CLASS_LOSSES, Recipe, check_recipe
-from kit.train.warm_start import InitModel, check_init, init_files, read_inits
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,11 @@ def train_run(
     folds = choose_folds(frame, recipe, group_column)
     if group_column is not None:  # intervals of scores resample its clips together
         frame = frame.assign(group=frame[group_column])
+    frame = frame.assign(fold=folds)
     trained_folds: list[int | None] = [None] if all_data else [*select_folds(folds, only_folds)]
 
     folder = Path(out)
-    files = run_files(recipe, frame, folds, boxes, soft)
+    files = run_files(recipe, frame, boxes, soft)
     has_run = check_run(folder, files)
     if recipe.pretrain:
         init = pretrain_networks(options, frame, clock)
@@ -105,8 +113,7 @@ def train_run(
     if (folder / 'state').is_dir():
         with locked(folder / 'state', folder):  # refuses a second process before it decodes anything
             pass
-    labels = box_labels, soft_labels
-    data = load_dataset(recipe, frame, folds, Path(audio), runtime, *labels, backgrounds, memory_gb)
+    data = load_dataset(recipe, frame, Path(audio), runtime, box_labels, soft_labels, backgrounds, memory_gb)
     check_labels(recipe, data)
     check_folds(recipe.metric, data, trained_folds)
     if inits:
@@ -270,15 +277,11 @@ def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None
 
 
 def run_files(
-    recipe: Recipe,
-    frame: Any,
-    folds: np.ndarray,
-    boxes: Sequence[str | Path] | None = None,
-    soft: str | Path | None = None,
+    recipe: Recipe, table: Any, boxes: Sequence[str | Path] | None = None, soft: str | Path | None = None
 ) -> dict[str, str]:
     '''The texts that identify a run: recipe.json, folds.csv, and hashes of `boxes` and `soft`.'''
-    table = frame.assign(fold=folds)
     if 'end_s' in table:
+        table = table.copy()
         # A whole clip has empty cells, as in the table that was read.
         times = table[['begin_s', 'end_s']].astype(object)
         table[['begin_s', 'end_s']] = times.where(table['end_s'] < math.inf, '')

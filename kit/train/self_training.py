@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kit.infer.predictor import Predictor
 from kit.infer.rows import fitted_prevalences
 from kit.infer.stack import average_windows
 from kit.labels.boxes import read_boxes
+from kit.labels.layouts import write_frame
 from kit.labels.soft import SoftLabels, write_soft_labels
 from kit.labels.table import (
     UNLABELLED,
@@ -139,7 +140,7 @@ class RelabelResult:
 
     table: Path
     soft: Path
-    report: Mapping[str, Any] = field(repr=False)
+    report: Mapping[str, Any]
 
     def __str__(self) -> str:
         counts = ', '.join(f'{count} {what}' for what, count in self.report['counts'].items())
@@ -209,7 +210,7 @@ def relabel(
         'settings': plan.to_dict(),
     }
     folder = Path(out)
-    write_text(folder / 'table.csv', frame.to_csv(index=False, lineterminator='\n'))
+    write_frame(folder / 'table.csv', frame)
     write_soft_labels(folder / 'soft.csv', labels)
     write_json(folder / 'relabel.json', report)
     return RelabelResult(folder / 'table.csv', folder / 'soft.csv', report)
@@ -275,7 +276,7 @@ class SelfTraining:
         if len(rows) == len(frame):
             return table
         curated = folder / 'curated.csv'
-        files = run_files(self.recipe, forget_labels(frame, rows), np.asarray(frame['fold']))
+        files = run_files(self.recipe, forget_labels(frame, rows))
         write_text(curated, files['folds.csv'])
         return curated
 
@@ -320,7 +321,7 @@ def self_train(
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
     teachers = [path for run in teacher_runs or () for path in check_teacher(run, frame)]
-    files = run_files(recipe, frame, np.asarray(frame['fold']), boxes, soft)
+    files = run_files(recipe, frame, boxes, soft)
     inits = expand_pattern(str(options['init']).replace('{fold}', '*')) if options.get('init') else []
     write_rounds(rounds, files | digests_text('init.json', inits) | digests_text('teachers.json', teachers))
     soft_file = rounds / 'soft.csv' if soft is None else Path(soft)
@@ -334,7 +335,7 @@ def self_train(
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
     last = recipe.at_stage(plan.iterations)
     last = last if box_labels is None else with_bands(last, box_labels)
-    check_run(folder, {'recipe.json': run_files(last, frame, np.asarray(frame['fold']))['recipe.json']})
+    check_run(folder, {'recipe.json': run_files(last, frame)['recipe.json']})
     last_table, last_soft = job.train_teachers(rounds / 'folds.csv', soft_file, rounds, plan.iterations + 1, boxes)
     options = {'only_folds': only_folds, 'all_data': all_data}
     return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.core.files import write_json, write_text
-from kit.infer.stack import Stack, StackCard, WindowProbs, clip_image
+from kit.infer.stack import STACKERS, LogisticStacker, Stack, StackCard, StackerConfig, WindowProbs, clip_image
 from kit.labels.bootstrap import Interval, bootstrap_difference
 from kit.labels.metrics import compute_metric
 from kit.labels.oof_predictions import OofPredictions, check_same_folds, load_oof
 from kit.labels.soft import SoftLabels
 from kit.models.checkpoint import FORMAT, checkpoint_content, save_archive, tensors_of
-from kit.models.stackers import STACKERS, LogisticStacker, StackerConfig
 from kit.models.tagger import Tagger
 from kit.train.held_out import held_out_models
 from kit.train.losses import average_loss, bce_loss

@@ -61,7 +61,7 @@ def test_maps_of_any_length_have_the_deepest_last(frames):
     maps = network.backbone(noise(frames=frames)).main
     assert [x.shape for x in maps] == [(2, 6, 1, 6), (2, 1, 1, 1), (2, 32, 3, -(-frames // 8))]
     assert [x.shape[1] for x in maps] == network.backbone.widths
-    assert network.backbone.strides == [0, 0, 8] and network.stride == network.min_frames == 8
+    assert network.backbone.strides == [0, 0, 8] and network.min_frames == 8
 
 
 def test_pooling_takes_the_mean_over_time_and_the_maximum_over_frequency():

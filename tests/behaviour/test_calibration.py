@@ -149,7 +149,7 @@ def test_soft_truth_and_inference_mode_are_accepted():
 
 def test_a_calibration_survives_json_and_refuses_a_scale_of_zero():
     fitted = fit_calibration(*draw(), POOLS['max'])
-    assert Calibration.from_dict(fitted.to_dict()) == fitted
+    assert Calibration(**fitted.to_dict()) == fitted
     assert Calibration().probabilities(torch.zeros(2)).tolist() == [0.5, 0.5]
     with pytest.raises(KitError, match='scale'):
         Calibration(scale=0.0)

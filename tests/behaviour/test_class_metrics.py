@@ -70,10 +70,8 @@ def test_auc_needs_both_kinds_of_labels_and_average_precision_a_true_one():
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float16])
-@pytest.mark.parametrize('soft', [False, True])
-def test_log_losses_equal_scikit_learn_s_log_loss_weighted_by_the_labels(dtype, soft):
+def test_log_losses_equal_scikit_learn_s_log_loss_of_each_kind_of_label(dtype):
     truth, scores = draw(3, n=3000, unknown=0.4)
-    truth = np.clip(truth * 0.7 + 0.1, 0, 1) if soft else truth
     probs = sigmoid(scores).astype(dtype)
     known = ~np.isnan(truth)
     labels, wide = truth[known], probs[known].astype(np.float64)
@@ -93,8 +91,8 @@ def test_certainty_costs_the_same_finite_loss_in_every_dtype(dtype):
 
 
 def test_log_loss_is_nan_for_a_kind_of_label_that_is_missing():
-    np.testing.assert_allclose(log_losses([[1, np.nan]], [[0.5, 0.9]]), [np.log(2), np.nan])
-    np.testing.assert_allclose(log_losses([[0, np.nan]], [[0.5, 0.9]]), [np.nan, np.log(2)])
+    np.testing.assert_allclose(log_losses(np.array([[1, np.nan]]), np.array([[0.5, 0.9]])), [np.log(2), np.nan])
+    np.testing.assert_allclose(log_losses(np.array([[0, np.nan]]), np.array([[0.5, 0.9]])), [np.nan, np.log(2)])
 
 
 @pytest.mark.parametrize('levels', [None, 1, 3])
@@ -142,7 +140,7 @@ def test_scores_of_any_type_and_infinite_scores_rank_as_numbers_do(metric):
         np.testing.assert_array_equal(metric(truth.astype(bool), other), expected)
 
 
-@pytest.mark.parametrize('metric', METRICS)
+@pytest.mark.parametrize('metric', RANKING_METRICS)
 @pytest.mark.parametrize(
     ('truth', 'scores', 'words'),
     [
@@ -162,17 +160,3 @@ def test_input_that_cannot_be_scored_is_refused(metric, truth, scores, words):
 def test_soft_truth_is_refused_where_it_cannot_rank(metric):
     with pytest.raises(KitError, match=r'0\.5 at row 0, column 1'):
         metric(np.array([[1, 0.5]]), np.ones((1, 2)))
-
-
-@pytest.mark.parametrize(
-    ('truth', 'scores', 'words'),
-    [
-        (np.array([[1, -0.1]]), np.ones((1, 2)), 'truth is -0.1 at row 0, column 1'),
-        (np.array([[1, np.nan]]), np.array([[0.5, -3]]), 'probability is -3 at row 0, column 1'),
-        (np.full((4, 2), np.nan), np.ones((4, 2)), 'none of the labels of 4 clips'),
-        (np.zeros((0, 2)), np.zeros((0, 2)), 'none of the labels of 0 clips'),
-    ],
-)
-def test_log_losses_refuse_values_that_are_not_probabilities(truth, scores, words):
-    with pytest.raises(KitError, match=words):
-        log_losses(truth, scores)

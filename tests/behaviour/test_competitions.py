@@ -122,12 +122,12 @@ def test_birdclefs_own_table_is_read_as_a_clip_table(birdclef: Path) -> None:
 
 def test_secondary_labels_and_ratings_count_in_training_as_the_recipe_says(birdclef: Path) -> None:
     frame = read_clip_table(birdclef / 'train.csv')
-    folds = np.arange(len(frame)) % 2
+    frame['fold'] = np.arange(len(frame)) % 2
     recipe = find_recipe('max-pyramid-mel', True, TINY)
     first = list(frame['fname']).index('asbfly/XC100.ogg')
     for settings, target, weight in (([], np.nan, 1), (['secondary_target=0.5', 'weigh_by_rating=true'], 0.5, 0.7)):
         changed = recipe.override(settings)
-        data = load_dataset(changed, frame, folds, birdclef / 'train_audio', RUNTIME)
+        data = load_dataset(changed, frame, birdclef / 'train_audio', RUNTIME)
         column = data.classes.index('22930')
         np.testing.assert_equal(float(data.targets[first, column]), target)
         assert np.isnan(data.truth[first, column])

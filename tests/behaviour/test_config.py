@@ -13,10 +13,9 @@ import pytest
 from kit.audio.frontend import FrontendConfig
 from kit.core.config import Config, read_value, setting
 from kit.core.errors import KitError, choose, suggest
-from kit.infer.stack import StackCard
+from kit.infer.stack import StackCard, StackerConfig
 from kit.labels.calibration import Calibration
 from kit.models.families import FAMILIES
-from kit.models.stackers import StackerConfig
 from kit.models.tagger import TaggerCard
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
@@ -58,7 +57,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize('config', [*EXAMPLES, *RECIPES.values()], ids=lambda config: type(config).__name__)
 def test_settings_survive_json(config):
-    again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
+    again = type(config)(**json.loads(json.dumps(config.to_dict())))
     assert again == config and again.canonical_json() == config.canonical_json()
 
 
@@ -102,7 +101,7 @@ WRONG = [
 @pytest.mark.parametrize('values, message', WRONG, ids=lambda value: str(value)[:30])
 def test_a_wrong_value_is_refused_with_what_came_and_what_is_wanted(values, message):
     with pytest.raises(KitError, match=message):
-        Outer.from_dict(values)
+        Outer(**values)
 
 
 def config_classes(*classes):

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from kit.demo import report_demo, run_demo, score_csv
+from kit.demo import run_demo, score_csv
+from kit.report import show
 from kit.train.oof import load_run
 from tests.behaviour.trained import read_scores
 
@@ -47,6 +48,6 @@ def test_without_matplotlib_the_pages_hold_no_plots_and_a_sentence_says_why(demo
     for name in [name for name in sys.modules if name.partition('.')[0] == 'matplotlib']:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    report_demo(folder)
+    show(folder / 'run', folder / 'report.html')
     page = (folder / 'report.html').read_text()
     assert 'pip install matplotlib' in page and 'data:image' not in page

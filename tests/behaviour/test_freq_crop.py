@@ -5,8 +5,8 @@ import torch
 
 from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
+from kit.models.backbones import FreqCropConfig
 from kit.models.families import build_backbone, build_network, complete_network, read_network
-from kit.models.freq_crop import FreqCropConfig
 from kit.models.network import POOLS, InputShape
 from kit.models.tagger import TaggerCard, build_tagger, input_shape
 

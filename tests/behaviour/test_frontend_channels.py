@@ -230,7 +230,7 @@ def test_a_constant_spectrogram_becomes_zeros(normalize: str) -> None:
 def test_settings_survive_json_and_overrides() -> None:
     for settings in OPTIONS:
         config = small(**settings)
-        assert FrontendConfig.from_dict(config.to_dict()) == config
+        assert FrontendConfig(**config.to_dict()) == config
     changed = small().override(['resolutions=[[1024, 160]]', 'top_db=70', 'extra_rows=["clip_length"]'])
     assert (changed.resolutions, changed.top_db, changed.rows) == (((1024, 160),), 70, 41)
 

@@ -363,7 +363,7 @@ def test_a_model_that_reads_less_of_the_clips_is_cheaper_whatever_a_second_costs
     whole = make_member(loud_tagger(), 0.9, cost=1.0)
     dense = make_member(overlapping(Timed(HandClock(), 0.0)), 0.9, cost=0.5)
     assert run_order([dense, whole], 1000.0) == [1, 0], '10 s read once, or 38 s of windows'
-    dense.known = {0}
+    dense.predicted = {0}
     assert run_order([whole, dense], 1000.0) == [1, 0], 'an earlier call predicted it all'
 
 

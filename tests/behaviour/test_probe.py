@@ -142,7 +142,7 @@ def test_a_probe_without_a_result_is_an_error_with_the_reason(tmp_path: Path) ->
         ({'a': good}, {'bands': -1}, '-1 and 4'),
         ({'a': good._replace(tagger=ranking)}, {}, 'rank scores without a calibration: run `oof`'),
         ({'a': good._replace(clips=['b.wav'])}, {}, 'none of the 1 clips of a could be read'),
-        ({'a': good._replace(truth=np.full((1, 3), np.nan))}, {}, 'none of the labels'),
+        ({'a': good._replace(truth=np.full((1, 3), np.nan))}, {}, 'none of the 1 clips has a true label'),
     ):
         with pytest.raises(KitError, match=words):
             probe(models, tmp_path / 'in', device='cpu', progress=False, **options)

@@ -162,7 +162,7 @@ def test_predictions_of_other_processes_count_as_soon_as_they_are_written(
     member = SimpleNamespace(
         cache=PredictionCache.open(tmp_path / 'model.npz'), coarse=PredictionCache(), predicted={0}
     )
-    vars(member).update(known=set(), failed_clips={}, failure=None, finished=False)
+    vars(member).update(failed_clips={}, failure=None, finished=False)
     added: list[int] = []
     rows = SimpleNamespace(
         plan=SimpleNamespace(rows_of={0: [0], 1: [1], 2: [2]}), add=lambda member, clip, logits: added.append(clip)

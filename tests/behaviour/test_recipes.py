@@ -162,7 +162,7 @@ def test_a_recipe_for_recordings_trains_small_relabels_once_makes_oof_and_submit
     assert (tmp_path / 'run' / 'rounds' / '1' / 'labels' / 'soft.csv').is_file()
     if name == 'freq-crop':
         assert run.recipe.output == 'ranking', 'the last stage changed the loss'
-        first = Recipe.from_dict(json.loads((tmp_path / 'run' / 'rounds' / '0' / 'recipe.json').read_text()))
+        first = Recipe(**json.loads((tmp_path / 'run' / 'rounds' / '0' / 'recipe.json').read_text()))
         assert first.output == 'probability' and len(run.recipe.network['bands_hz']) == 3
         assert run.recipe.network['bands_hz'][1] == [0.0, 600.0]
 
@@ -312,7 +312,7 @@ def test_small_forms_cut_crops_from_spectrograms():
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_recipe_reads_back_from_its_printed_settings_and_from_json(name, small):
     recipe = find_recipe(name, small)
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
     first, *lines = list_recipes(name, small).partition('\nstages:')[0].splitlines()
     assert first == f'{name}: {recipe.source}'
     assignments = [line.strip().partition('  ')[0] for line in lines]  # then comes the help text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.models.stackers import STACKERS, ClassMixer, StackerConfig
+from kit.infer.stack import STACKERS, ClassMixer, StackerConfig
 
 MODELS, CLASSES = 3, 7
 SMALL = StackerConfig(widths=(4, 6), mlp_widths=(10, 6))

@@ -73,12 +73,12 @@ def test_files_that_were_open_together_are_read_one_by_one_and_then_left_out(tmp
     suspects = Suspects.read(tmp_path / 'state' / 'suspects.json')
     two = Ending(-11, [('file', [str(paths[0])]), ('file', [str(paths[2])])])
     assert suspects.blame(two, 'died') == '2 files are read last, one by one'
-    assert suspects.isolated_clips(paths) == [0, 2] and suspects.reasons(paths) == {}
+    assert suspects.among(paths) == ([0, 2], {})
     assert suspects.blame(Ending(-11, [('file', [str(paths[2])])]), 'died') == f'{paths[2]} is left out'
     again = Suspects.read(tmp_path / 'state' / 'suspects.json')
-    assert again.reasons(paths) == {2: 'died'} and again.isolated_clips(paths) == [0, 2]
+    assert again.among(paths) == ([0, 2], {2: 'died'})
     paths[2].write_bytes(b'a new file')
-    assert again.reasons(paths) == {}, 'a file that was replaced is tried again'
+    assert again.among(paths)[1] == {}, 'a file that was replaced is tried again'
 
 
 def test_a_model_that_dies_twice_is_left_out_and_blind_deaths_end_the_tries(tmp_path: Path) -> None:

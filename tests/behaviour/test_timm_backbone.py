@@ -97,7 +97,7 @@ def test_measuring_draws_no_random_numbers_the_first_time_or_later():
 def test_any_length_makes_a_map_at_the_stride_and_stem_stride_1_halves_it(bins, stem_stride):
     stride = 16 if stem_stride == 1 else 32
     network = build_small(2, bins, stem_stride=stem_stride)
-    assert network.stride == network.min_frames == stride
+    assert network.strides[-1] == network.min_frames == stride
     with torch.inference_mode():
         for frames in (stride, stride + 1, 63, 64, 97, 10 * stride):
             (deepest,) = network.backbone(noise(2, 2, bins, frames)).main

@@ -66,7 +66,7 @@ def folder_bytes(folder):
 def test_a_run_is_a_folder_of_its_parts(run):
     names = sorted(path.name for path in run.folder.iterdir())
     assert names == ['fold_0.pt', 'fold_1.pt', 'folds.csv', 'history.csv', 'oof.csv', 'recipe.json', 'state']
-    assert Recipe.from_dict(json.loads((run.folder / 'recipe.json').read_text())) == TINY
+    assert Recipe(**json.loads((run.folder / 'recipe.json').read_text())) == TINY
     history = pd.read_csv(run.folder / 'history.csv')
     assert history['fold'].tolist() == [0] * 4 + [1] * 4 and history['epoch'].tolist() == [1, 2, 3, 4] * 2
     assert history['score'].notna().tolist() == [False, True] * 4
@@ -85,7 +85,7 @@ def test_a_checkpoint_states_its_recipe_fold_prevalences_and_score(run, toy):
         card = load_tagger(run.folder / f'fold_{fold}.pt').card
         assert (card.classes, card.fold, card.seed, card.output) == (CLASSES, fold, 0, 'ranking')
         assert card.frontend == TINY.frontend and card.inference == TINY.inference
-        assert Recipe.from_dict(card.recipe) == TINY
+        assert Recipe(**card.recipe) == TINY
         np.testing.assert_allclose(card.prevalences, truth[1 - fold :: 2].mean(axis=0), rtol=1e-6)
         assert card.oof_score == pytest.approx(lwlrap(truth[fold::2], probs[fold::2]), abs=2e-6)
 
@@ -170,7 +170,7 @@ def test_groups_stay_in_one_fold_and_a_group_in_two_is_refused_before_anything_i
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, toy, data, tmp_path):
     '''Law 7.'''
     frame = read_clip_table(toy[0])
-    for name, text in run_files(TINY, frame, np.asarray(frame['fold'])).items():
+    for name, text in run_files(TINY, frame).items():
         write_text(tmp_path / 'run' / name, text)
     with pytest.raises(Killed):
         train_all(new_trainer(data), tmp_path / 'run' / 'state' / 'fold_0.resume.pt', killed_after=3)

@@ -236,7 +236,7 @@ def test_times_are_refused_with_a_frontend_that_trims_clips(toy, stretched, fiel
 
 def test_a_table_with_stretches_is_written_as_it_was_read(stretched, tmp_path):
     frame = read_clip_table(stretched)
-    text = run_files(BCE, frame, np.asarray(frame['fold']))['folds.csv']
+    text = run_files(BCE, frame)['folds.csv']
     (tmp_path / 'again.csv').write_text(text)
     pd.testing.assert_frame_equal(read_clip_table(tmp_path / 'again.csv'), frame)
     assert 'inf' not in text
@@ -286,18 +286,18 @@ def test_clips_beside_boxes_are_learnt_with_their_own_labels_and_held_out_in_fol
         write_clip(clips / f'n{i}.wav', [], 1.0, rng)
     table = write_lines(tmp_path / 'none.csv', 'fname,labels', 'n0.wav,', 'n1.wav,s1', 'n2.wav,', 'n3.wav,')
     frame = box_table(boxes, table)
-    folds = make_folds(frame, 2)
-    data = load_dataset(BCE, frame, folds, clips, RUNTIME, boxes)
+    frame['fold'] = make_folds(frame, 2)
+    data = load_dataset(BCE, frame, clips, RUNTIME, boxes)
     row = data.names.index('n1.wav')
     for begin_s in (0.0, 0.6):
         assert data.crop_targets(row, begin_s, begin_s + 0.4, 0.5)[0].tolist() == [0, 1, 0]
     assert data.crop_targets(data.names.index('n0.wav'), 0.0, 0.4, 0.5)[0].tolist() == [0, 0, 0]
     assert np.isnan(data.crop_targets(data.names.index('r0'), 0.0, 0.5, 0.5)[0]).any()
-    assert {*folds.tolist()} == {0, 1}
+    assert {*frame['fold']} == {0, 1}
     run = train_quietly(BCE, table, clips, tmp_path / 'run', boxes=box_files)
     assert {'n0.wav', 'r0'} <= set(run.oof.names)
     again = box_table(boxes, run.folder / 'folds.csv')
-    assert again.set_index('fname')['fold'].to_dict() == dict(zip(frame['fname'], folds, strict=True))
+    assert again.set_index('fname')['fold'].to_dict() == frame.set_index('fname')['fold'].to_dict()
     columns = ['fname', 'labels', 'false_labels']
     assert again[columns].to_numpy().tolist() == frame[columns].to_numpy().tolist()
     for lines, words in (
@@ -362,7 +362,7 @@ def test_soft_labels_of_windows_may_have_other_classes_than_the_boxes_in_any_ord
     two_classes = replace(soft, classes=('s2', 's0'), targets=targets[:, [2, 0]])
     frame = box_table(boxes, field[2])
     for labels, expected in ((soft, [0.1, 0.2, 0.3]), (two_classes, [0.1, np.nan, 0.3])):
-        data = load_dataset(BCE, frame, np.asarray(frame['fold']), field[0], RUNTIME, boxes, labels)
+        data = load_dataset(BCE, frame, field[0], RUNTIME, boxes, labels)
         clips = data.train_split(1)
         row = clips.names.index('r0')
         np.testing.assert_array_equal(fill_unknown(*clips.crop_targets(row, 1.15, 1.45, 0.5)), np.float32(expected))
@@ -378,7 +378,7 @@ def load_boxes(field, files, soft=None):
     '''The dataset of recordings with boxes.'''
     boxes = read_boxes(*files)
     frame = box_table(boxes, field[2])
-    return load_dataset(BCE, frame, np.asarray(frame['fold']), field[0], RUNTIME, boxes, soft)
+    return load_dataset(BCE, frame, field[0], RUNTIME, boxes, soft)
 
 
 def test_a_box_after_the_end_of_its_recording_is_left_out_and_its_recording_too_if_no_box_is_left(

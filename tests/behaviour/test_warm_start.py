@@ -14,11 +14,10 @@ from kit.core.errors import KitError
 from kit.infer.predict import predict_clips
 from kit.models.checkpoint import load_tagger, save_tagger
 from kit.models.tagger import Tagger
-from kit.train.fold_training import new_tagger
+from kit.train.fold_training import fill_from, new_tagger, read_init
 from kit.train.optim import OptimConfig, build_optimizer
 from kit.train.run import train_run
 from kit.train.trainer import Trainer
-from kit.train.warm_start import fill_from, read_init
 from tests.behaviour.training import (
     CLASSES,
     TINY,

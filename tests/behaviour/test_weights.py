@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from kit.core.errors import KitError
 from kit.infer.blend import fit_weights, mixture_weights
 from kit.infer.rows import check_weights
 
@@ -123,24 +122,3 @@ def test_fitted_weights_are_weights_that_a_submission_takes() -> None:
     scores[5] = 1 - scores[0]
     fitted = fit_weights(scores, truth)
     assert check_weights(fitted.tolist(), 6) == fitted.tolist() and fitted[5] < 1e-2
-
-
-@pytest.mark.parametrize(
-    ('change', 'words'),
-    [
-        (lambda s, t: (s[0], t), r'\(models, clips, classes\)'),
-        (lambda s, t: (s[:0], t), r'\(models, clips, classes\)'),
-        (lambda s, t: (s[:, :5], t), r'\(clips, classes\)'),
-        (lambda s, t: (s * 3, t), 'wanted 0 to 1'),
-        (lambda s, t: (s * np.nan, t), 'NaN'),
-        (lambda s, t: (s, t * 0.5), 'wanted 1, 0 or NaN'),
-    ],
-)
-def test_scores_that_cannot_be_fitted_are_refused(change: Any, words: str) -> None:
-    with pytest.raises(KitError, match=words):
-        fit_weights(*change(*draw()))
-
-
-def test_a_strength_of_nothing_is_refused() -> None:
-    with pytest.raises(KitError, match='strength must be above 0'):
-        fit_weights(*draw(), strength=0.0)

@@ -80,7 +80,7 @@ def train_quietly(recipe, table, audio, out, **options):
 def load_table(recipe, table, audio, **options):
     '''The dataset of a table.'''
     frame = read_clip_table(table)
-    return load_dataset(recipe, frame, np.asarray(frame['fold']), audio, RUNTIME, **options)
+    return load_dataset(recipe, frame, audio, RUNTIME, **options)
 
 
 def one_hot(classes):
