@@ -136,7 +136,7 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
     lines = [f'{recipe.name}: {recipe.source}']
     for key, value, meaning in explain_settings(recipe.to_dict(), Recipe):
         if key not in ('name', 'source'):
-            text = value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))
+            text = value if value and isinstance(value, str) else json.dumps(value, separators=(',', ':'))
             lines.append(f'  {key} = {text}'.ljust(44) + f'  {meaning}')
     return '\n'.join([*lines, *list_stages(recipe)])
 
