@@ -24,7 +24,7 @@ from tests.benchmarks.cells import ROOT, RUNS_FOLDER, make_task
 FOLDER = RUNS_FOLDER / 'workers'
 B0 = 'network={"family":"timm","name":"tf_efficientnet_b0.ns_jft_in1k","head":{"pool":"attention","hidden":512}}'
 SYSTEMS = {'EfficientNet-B0': ('sed', [B0]), 'pyramid': ('max-pyramid-mel', ['network.width=48'])}
-SOUNDSCAPES = 16
+SOUNDSCAPES = 32
 BURN = 'while True: pass'
 
 
