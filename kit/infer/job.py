@@ -209,9 +209,8 @@ class SubmissionWriter:
     the last CSV could not be written.
     '''
 
-    def __init__(self, job: SubmitJob, template: Template) -> None:
+    def __init__(self, job: SubmitJob) -> None:
         self.job = job
-        self.template = template
         self.written_at = job.deadline.now()
         self.problem: KitError | None = None
 
@@ -223,7 +222,7 @@ class SubmissionWriter:
         with self.job.watch.measure('write'):
             scores = rows.result()
             try:
-                write_submission(self.job.options.out, self.template, scores)
+                write_submission(self.job.options.out, rows.template, scores)
                 self.problem = None
             except KitError as error:
                 if not isinstance(error.__cause__, OSError):
@@ -232,7 +231,7 @@ class SubmissionWriter:
                     member.cache.stop('the disk has no space for both them and the CSV')
                 self.problem = error
                 with contextlib.suppress(KitError):
-                    write_submission(self.job.options.out, self.template, scores)
+                    write_submission(self.job.options.out, rows.template, scores)
                     self.problem = None
         self.written_at = self.job.deadline.now()
         self.job.budget.write_s = self.written_at - began

@@ -57,8 +57,7 @@ def common_classes(cards: Sequence[TaggerCard]) -> tuple[str, ...]:
 
 def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes: Sequence[str]) -> np.ndarray:
     '''Average the models' prevalences: the score of a row, or of a class, without any prediction.'''
-    columns = [class_columns(card.classes, classes) for card in cards]
-    values = [pick_columns(np.array(card.prevalences), of_card) for card, of_card in zip(cards, columns, strict=True)]
+    values = [pick_columns(np.array(card.prevalences), class_columns(card.classes, classes)) for card in cards]
     return average_known(values, weights)
 
 

@@ -62,11 +62,11 @@ def wait_for_shares(job: SubmitJob, key: str, loader: SpectrogramLoader) -> None
         threading.Event().wait(0.1 if waiting else 0.0)
 
 
-def add_cached(rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path]) -> None:
+def add_cached(rows: RowScores, files: Sequence[Path]) -> None:
     '''Add what earlier calls and other processes predicted for files that are still the same.'''
-    if any(member.cache.digests or member.coarse.digests for member in members):
+    if any(member.cache.digests or member.coarse.digests for member in rows.members):
         for clip in rows.plan.rows_of:
-            lacking = [member for member in members if clip not in member.predicted]
+            lacking = [member for member in rows.members if clip not in member.predicted]
             identity = file_identity(files[clip]) if lacking else ''
             for member in lacking:
                 logits = member.cache.find(identity)
@@ -78,18 +78,16 @@ def add_cached(rows: RowScores, members: Sequence[EnsembleMember], files: Sequen
                     rows.add(member, clip, coarse)
 
 
-def merge_shares(
-    rows: RowScores, members: Sequence[EnsembleMember], files: Sequence[Path], failures: Collection[int]
-) -> bool:
+def merge_shares(rows: RowScores, files: Sequence[Path], failures: Collection[int]) -> bool:
     '''Add what the other processes have predicted by now; return whether a model that works still lacks clips.'''
-    for member in members:
+    for member in rows.members:
         if member.cache.path is not None:
             member.cache.read_files(member.cache.path)
-    add_cached(rows, members, files)
-    for member in members:
+    add_cached(rows, files)
+    for member in rows.members:
         done = {*member.predicted, *member.failed_clips, *failures}
         member.finished = rows.plan.rows_of.keys() <= done
-    return not all(member.finished or member.failure for member in members)
+    return not all(member.finished or member.failure for member in rows.members)
 
 
 def run_submission(options: SubmitOptions, deadline: Deadline) -> dict[str, Any]:
@@ -140,9 +138,9 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         members = build_members(job, inputs, device)
     check_members(members, options.blend, inputs.plan)
     rows = EnsembleRows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
-    writer = SubmissionWriter(job, inputs.template)
+    writer = SubmissionWriter(job)
     loader = make_loader(job, inputs, members)
-    add_cached(rows, members, inputs.files)
+    add_cached(rows, inputs.files)
     if np.any(rows.done):
         writer.write(rows)
     loader.read_headers()
@@ -159,23 +157,23 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
         write_json(share_path(job, get_rank()), [inputs.key, loader.failures, loader.notes])
     elif get_world_size() > 1:
         wait_for_shares(job, inputs.key, loader)
-        if merge_shares(rows, members, inputs.files, loader.failures) and not job.budget.stopped:
+        if merge_shares(rows, inputs.files, loader.failures) and not job.budget.stopped:
             rest = make_loader(job, inputs, members)
             rest.failures |= loader.failures
             rest.read_headers()
             job.plan.set_clips(rest.durations_s)
             predict_rows(job, inputs, rest, rows, writer)
-            merge_shares(rows, members, inputs.files, rest.failures)
+            merge_shares(rows, inputs.files, rest.failures)
             loader.failures |= rest.failures
             loader.notes |= rest.notes
-    note_results(job, inputs, members, rows)
+    note_results(job, inputs, rows)
     is_nothing = bool(inputs.plan.rows_of) and not np.any(rows.done)
     failures = [member.failure for member in members if member.failure] or list(loader.failures.values())
     state = 'stopped by the deadline' if job.budget.stopped else 'finished'
     if is_nothing and failures:
         state = f'nothing was predicted: {failures[0]}'
     writer.write(rows)
-    report = build_report(job, inputs, members, rows, loader, state)
+    report = build_report(job, inputs, rows, loader, state)
     writer.write_report(report)
     if writer.problem:
         raise writer.problem
@@ -224,15 +222,16 @@ def predict_rows(
             rows.rows_alike = alike  # that the coarse windows are shared says nothing
         if member.finished:
             writer.write(rows)
-            writer.write_report(build_report(job, inputs, members, rows, loader, 'at work'))
+            writer.write_report(build_report(job, inputs, rows, loader, 'at work'))
         elif writer.is_due():
             if get_world_size() > 1:
-                merge_shares(rows, members, inputs.files, loader.failures)
+                merge_shares(rows, inputs.files, loader.failures)
             writer.write(rows)
 
 
-def note_results(job: SubmitJob, inputs: SubmitInputs, members: Sequence[EnsembleMember], rows: RowScores) -> None:
+def note_results(job: SubmitJob, inputs: SubmitInputs, rows: RowScores) -> None:
     '''Note what was lost or is doubtful; a model without any finite prediction has failed.'''
+    members = rows.members
     for member in members:
         name = Path(member.name).name
         if member.cache.problem:
@@ -317,12 +316,7 @@ def inference_of(changes: dict[str, Any], plan: RowPlan, own: InferenceConfig) -
 
 
 def build_report(
-    job: SubmitJob,
-    inputs: SubmitInputs,
-    members: Sequence[EnsembleMember],
-    rows: RowScores,
-    loader: SpectrogramLoader,
-    state: str,
+    job: SubmitJob, inputs: SubmitInputs, rows: RowScores, loader: SpectrogramLoader, state: str
 ) -> dict[str, Any]:
     '''Describe a submission: what was predicted, what failed and why, and where the time went.'''
     # Clips whose predictions are cached are not decoded again: the last report has the notes on them.
@@ -349,7 +343,7 @@ def build_report(
         'stacks': [stack.card.kind for stack in inputs.stacks],
         'postprocess': job.options.postprocess.to_dict(),
         'plan': job.plan.steps,
-        'models': [member_report(member, inputs.names) for member in members],
+        'models': [member_report(member, inputs.names) for member in rows.members],
         'seconds': {name: round(s, 3) for name, s in job.watch.seconds.items()},
         'seconds_total': round(time.time() - job.began, 3),
         'spans': rounded_spans(job.watch),

@@ -223,10 +223,10 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
         return Submission(options.out, read_report(options.out))
     has_taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
     if has_taggers or options.networks or options.decoders:
-        return submit_in_thread(job, kill_at, Deadline(end - 0.75 * margin_s))
+        return submit_in_thread(job, Deadline(end - 0.75 * margin_s))
     words = vars(options) | {'networks': None, 'progress': None, 'no_progress': not options.progress}
     words |= {'deadline': deadline, 'started_at': repr(end - duration_s)}
-    return submit_in_children(job, ['submit', *as_arguments(words)], kill_at, margin_s)
+    return submit_in_children(job, ['submit', *as_arguments(words)], margin_s)
 
 
 def kill_margin_s(duration_s: float) -> float:
@@ -246,7 +246,7 @@ def exit_margin_s(duration_s: float) -> float:
     return margin_s
 
 
-def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, margin_s: float) -> Submission:
+def submit_in_children(job: SubmitJob, words: list[str], margin_s: float) -> Submission:
     '''Submit in a child process, and pass on what it prints.
 
     A child that dies is followed by another one, without the file or model that was open, while there is time.
@@ -268,16 +268,16 @@ def submit_in_children(job: SubmitJob, words: list[str], kill_at: Deadline, marg
             errors.append(error)
 
     def work() -> None:
-        job_of_child = SubmitJob(job.options, job.deadline, kill_at, job.end_s)
+        job_of_child = SubmitJob(job.options, job.deadline, job.mute_after, job.end_s)
         job_of_child.is_quiet = bool(deaths)
         run_job(job_of_child)
 
     while True:
         worker = None
         if can_start_at_once:
-            worker = fork_worker(work, patience_s=max(0.5, min(10.0, kill_at.left_s() / 4)))
+            worker = fork_worker(work, patience_s=max(0.5, min(10.0, job.mute_after.left_s() / 4)))
             can_start_at_once = worker is not None
-        ending = supervise(worker or spawn_worker(words, repr(margin_s)), kill_at, echo)
+        ending = supervise(worker or spawn_worker(words, repr(margin_s)), job.mute_after, echo)
         if errors:
             raise KitError(''.join(errors).strip())
         if ending.code == 0:
@@ -338,7 +338,7 @@ def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
     return Submission(out, report)
 
 
-def submit_in_thread(job: SubmitJob, kill_at: Deadline, last: Deadline) -> Submission:
+def submit_in_thread(job: SubmitJob, last: Deadline) -> Submission:
     '''Submit with networks that only this process holds; return in time even where they hang.
 
     A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script
@@ -347,7 +347,7 @@ def submit_in_thread(job: SubmitJob, kill_at: Deadline, last: Deadline) -> Submi
     '''
     cancel_exit = (lambda: None) if in_notebook() else exit_after(max(0.01, last.left_s()))
     done = start_thread(lambda: run_job(job))
-    wait([done], max(0.0, kill_at.left_s()))
+    wait([done], max(0.0, job.mute_after.left_s()))
     cancel_exit()
     if done.done():
         return Submission(job.options.out, done.result())

@@ -86,7 +86,7 @@ def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> C
 
 def f1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
     '''Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label.'''
-    check_unit_range('the probability', scores)
+    check_probabilities(scores)
     counts = known.any(axis=1)
     return f1_scores(true, known & (scores >= 0.5), axis=1) * counts, np.asarray(counts)
 
@@ -254,7 +254,7 @@ def label_lists(metric: Metric, true: np.ndarray, known: np.ndarray, scores: np.
     if metric.pooled:
         return [sort_labels(np.nonzero(known)[0], true[known], scores[known])]
     if metric.padding:
-        check_unit_range('the probability', scores)
+        check_probabilities(scores)
     if metric.decides:
         scores = (scores >= 0.5).astype(np.float64)
     lists = []
@@ -321,11 +321,11 @@ def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     return truth, scores
 
 
-def check_unit_range(what: str, values: np.ndarray, allowed: Any = False) -> None:
-    '''Raise KitError at the first value outside [0, 1], except where the mask `allowed` is True.'''
-    bad = ~((values >= 0) & (values <= 1) | allowed)
+def check_probabilities(values: np.ndarray) -> None:
+    '''Raise KitError at the first value outside [0, 1].'''
+    bad = ~((values >= 0) & (values <= 1))
     if bad.any():
-        raise KitError(f'{what} is {values[bad][0]:g} at {describe_first(bad)}, wanted 0 to 1.')
+        raise KitError(f'the probability is {values[bad][0]:g} at {describe_first(bad)}, wanted 0 to 1.')
 
 
 def describe_first(mask: np.ndarray) -> str:

@@ -216,31 +216,28 @@ def relabel(
     return RelabelResult(folder / 'table.csv', folder / 'soft.csv', report)
 
 
-BoxFiles = Sequence[str | Path] | None
-
-
 @dataclass(frozen=True)
 class SelfTraining:
     '''What all trainings of a self-training share: `options` for train_run, finished `teacher_runs` that label too.'''
 
     recipe: Recipe
     audio: str | Path
+    boxes: Sequence[str | Path] | None
     clock: Deadline | None
     train: Callable[..., Run]
     options: Mapping[str, Any]
     teacher_runs: Sequence[str | Path] = ()
 
-    def train_one(
-        self, number: int, table: Path, soft: Path, out: Path, n_left: int, boxes: BoxFiles, **options: Any
-    ) -> Run:
-        '''Train the run of an iteration, in an equal share of the time for the `n_left` trainings to come.'''
-        options |= {'soft': soft, 'boxes': boxes, 'deadline': None, **self.options}
+    def train_one(self, number: int, table: Path, soft: Path, out: Path, **options: Any) -> Run:
+        '''Train the run of an iteration, in an equal share of the time for the trainings to come.'''
+        options |= {'soft': soft, 'boxes': self.boxes, 'deadline': None, **self.options}
         if self.clock is not None:
+            n_left = self.recipe.self_training.iterations + 1 - number
             # train_run counts its deadline from the start of the process.
             options['deadline'] = self.clock.now() + self.clock.left_s() / n_left - process_start()
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
-    def train_teachers(self, table: Path, soft: Path, folder: Path, n_left: int, boxes: BoxFiles) -> tuple[Path, Path]:
+    def train_teachers(self, table: Path, soft: Path, folder: Path) -> tuple[Path, Path]:
         '''Train every run but the last, and relabel after each; return table and soft labels for the last.'''
         plan = self.recipe.self_training
         shared = self.options.keys() & {'device', 'threads', 'progress'}
@@ -252,10 +249,10 @@ class SelfTraining:
             labels = folder / str(number) / 'labels'
             # A training writes oof.csv last, and relabel writes relabel.json last.
             if not (teachers[-1] / 'oof.csv').is_file():
-                self.train_one(number - 1, current_table, current_soft, teachers[-1], n_left + 1 - number, boxes)
+                self.train_one(number - 1, current_table, current_soft, teachers[-1])
             if not (labels / 'relabel.json').is_file():
                 runs = [*teachers[-plan.teachers :], *self.teacher_runs]
-                used_boxes = boxes if plan.method(number) == 'windows' else None
+                used_boxes = self.boxes if plan.method(number) == 'windows' else None
                 how: dict[str, Any] = {'number': number, 'table': table, 'boxes': used_boxes, 'plan': plan}
                 print(relabel(runs, self.audio, labels, **how, **runtime_options), flush=True)
             current_table = labels / 'table.csv'
@@ -330,15 +327,15 @@ def self_train(
         classes = clip_labels(frame).classes if box_labels is None else box_labels.classes
         write_soft_labels(soft_file, SoftLabels((), classes, np.zeros((0, len(classes)))))
     clock = None if deadline is None else set_deadline(deadline)
-    job = SelfTraining(recipe, audio, clock, train, options, teacher_runs or ())
+    job = SelfTraining(recipe, audio, boxes, clock, train, options, teacher_runs or ())
 
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
     last = recipe.at_stage(plan.iterations)
     last = last if box_labels is None else with_bands(last, box_labels)
     check_run(folder, {'recipe.json': run_files(last, frame)['recipe.json']})
-    last_table, last_soft = job.train_teachers(rounds / 'folds.csv', soft_file, rounds, plan.iterations + 1, boxes)
+    last_table, last_soft = job.train_teachers(rounds / 'folds.csv', soft_file, rounds)
     options = {'only_folds': only_folds, 'all_data': all_data}
-    return job.train_one(plan.iterations, last_table, last_soft, folder, 1, boxes, **options)
+    return job.train_one(plan.iterations, last_table, last_soft, folder, **options)
 
 
 def check_teacher(run: str | Path, frame: Any) -> list[Path]:

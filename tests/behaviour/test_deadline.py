@@ -217,14 +217,15 @@ def test_blending_counts_as_writing_when_a_budget_decides_what_still_fits(tmp_pa
     clock = HandClock(1000.0)
     options = SubmitOptions([loud_tagger()], tmp_path / 'in', tmp_path / 'out.csv', progress=False)
     job = SubmitJob(options, Deadline(1100.0, clock))
-    inputs = read_inputs(job)
 
     class SlowRows:
+        template = read_inputs(job).template
+
         def result(self) -> np.ndarray:
             clock.time += 9.0
             return np.zeros((1, 3))
 
-    SubmissionWriter(job, inputs.template).write(SlowRows())  # type: ignore[arg-type]
+    SubmissionWriter(job).write(SlowRows())  # type: ignore[arg-type]
     assert job.budget.write_s >= 9.0 and (tmp_path / 'out.csv').is_file()
 
 

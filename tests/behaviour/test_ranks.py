@@ -165,16 +165,18 @@ def test_predictions_of_other_processes_count_as_soon_as_they_are_written(
     vars(member).update(failed_clips={}, failure=None, finished=False)
     added: list[int] = []
     rows = SimpleNamespace(
-        plan=SimpleNamespace(rows_of={0: [0], 1: [1], 2: [2]}), add=lambda member, clip, logits: added.append(clip)
+        members=[member],
+        plan=SimpleNamespace(rows_of={0: [0], 1: [1], 2: [2]}),
+        add=lambda member, clip, logits: added.append(clip),
     )
-    assert merge_shares(rows, [member], files, {}) and not member.finished
+    assert merge_shares(rows, files, {}) and not member.finished
     join_group(monkeypatch, 1)
     other = PredictionCache.open(tmp_path / 'model.npz')
     other.digests[file_identity(files[1])] = 'b'
     other.add([('b', WindowLogits(np.zeros((1, 2), np.float32), ((0, 1),)))])
     other.flush()
-    assert merge_shares(rows, [member], files, {}) and (added, member.finished) == ([1], False)
-    assert not merge_shares(rows, [member], files, {2: 'cannot be read'}) and (added, member.finished) == ([1], True)
+    assert merge_shares(rows, files, {}) and (added, member.finished) == ([1], False)
+    assert not merge_shares(rows, files, {2: 'cannot be read'}) and (added, member.finished) == ([1], True)
 
 
 def test_a_dead_process_ends_the_wait_for_its_networks_with_one_line(tmp_path: Path) -> None:
