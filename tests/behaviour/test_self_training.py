@@ -285,9 +285,10 @@ def test_trainings_have_equal_shares_of_the_time(toy, tmp_path):
     def record(*arguments, deadline, **options):
         deadlines.append(deadline)
 
-    job = SelfTraining(TINY, toy[1], Deadline(now + 4e6, lambda: now), record, {})
-    for n_left in (4, 1):
-        job.train_one(0, toy[0], tmp_path, tmp_path, n_left, None)
+    recipe = TINY.override(['self_training.iterations=3'])
+    job = SelfTraining(recipe, toy[1], None, Deadline(now + 4e6, lambda: now), record, {})
+    for number in (0, 3):  # the first of four trainings, and the last
+        job.train_one(number, toy[0], tmp_path, tmp_path)
     assert [set_deadline(seconds).at - now for seconds in deadlines] == pytest.approx([1e6, 4e6], abs=900)
     (tmp_path / 'list.json').write_text('{}')
     options = {'deadline': '1000h', 'corrections': tmp_path / 'list.json', 'train': record}
