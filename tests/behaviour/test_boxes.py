@@ -68,7 +68,7 @@ def test_recordings_stay_text_and_species_become_classes(tmp_path):
         ('a,0,1,0,0,nan,5', ["t_max is 'nan'"]),
         ('a,0,1,0,0,inf,5', ["t_max is 'inf'"]),
         ('a,0,1,0,x,1,5', ["f_min is 'x'", 'a number from 0']),
-        ('a,1.0,1,0,0,1,5', ["species_id is '1.0'"]),
+        ('a,1.5,1,0,0,1,5', ["species_id is '1.5'"]),
         ('a,3,1,0,0,1,5', ["species_id is '3'", 'from 0 to 2']),
         (',0,1,0,0,1,5', ['recording_id is empty']),
         ('a,0,1,0,0,1', ['6 fields under 7 columns']),

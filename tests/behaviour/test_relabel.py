@@ -173,7 +173,7 @@ def test_only_noisy_sources_change_and_only_if_a_fold_holds_them_out():
     assert keep_agreeing(frame, soft, SelfTrainingConfig(), 1).frame['labels'].tolist() == ['', 'B']
     with pytest.raises(KitError, match=r"source in noisy_sources=\['nosy'\], but of \['curated', 'noisy'\]"):
         keep_agreeing(frame, soft, SelfTrainingConfig(noisy_sources=('nosy',)), 1)
-    with pytest.raises(KitError, match='fold -1, so every model learnt from them'):
+    with pytest.raises(KitError, match='a fold below 0, so no model predicts them'):
         keep_agreeing(frame.assign(fold=-1), soft, SelfTrainingConfig(), 1)
 
 
