@@ -18,6 +18,8 @@ from kit.infer.predictor import WindowLogits
 from kit.models.tagger import Tagger
 
 NOT_FINITE = "the network's answer is no finite number"
+# What torch says of an input that a network was not made for.
+SHAPE_WORDS = ('shape', 'size', 'channels', 'dimension')
 SHAPE_HINT = (
     'a network gets (batch, channels, mel bands, frames): one channel unless frontend.channels has more, and clips '
     'extended by up to 5 %, unless wrap_network has inference=InferenceConfig(bucket_ratio=1.0), or mode="windows"'
@@ -59,7 +61,7 @@ def predict_ensemble(
                 outputs = predict_chunk(member, loader, chunk, budget)
             except Exception as error:
                 member.failure = one_line(error)[:500]
-                if member.card.is_custom and isinstance(error, RuntimeError):
+                if member.card.is_custom and any(word in member.failure for word in SHAPE_WORDS):
                     member.failure += f'; {SHAPE_HINT}'
                 break
             last_clip = outputs[-1][0] if outputs and chunk is loader.chunks[-1] else None

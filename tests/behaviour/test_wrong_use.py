@@ -213,6 +213,28 @@ def test_outputs_that_look_like_probabilities_get_a_note(tmp_path: Path) -> None
         assert any('are they probabilities?' in note for note in report['notes']) is is_noted
 
 
+class LogSoftmax(LoudBands):
+    '''A network that returns logarithms of probabilities of one class each.'''
+
+    def forward(self, spec: Tensor) -> Tensor:
+        return super().forward(spec).log_softmax(dim=1)
+
+
+class FixedSize(LoudBands):
+    '''A network for one length, that none of the clips has after it is extended.'''
+
+    def forward(self, spec: Tensor) -> Tensor:
+        return super().forward(spec) + spec[:, 0, :3, :7].flatten(1) @ torch.zeros(21 + spec.shape[-1] % 2 + 1, 3)
+
+
+def test_outputs_of_log_softmax_and_inputs_of_another_shape_get_the_cure(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / 'in', ['a.wav', 'b.wav', 'c.wav'])
+    report = submit(loud_tagger(LogSoftmax()), folder, tmp_path / 'out.csv', progress=False).report
+    assert any('return logits, without log_softmax' in note for note in report['notes'])
+    with pytest.raises(KitError, match=r'shapes cannot be multiplied.*bucket_ratio=1'):
+        submit(loud_tagger(FixedSize()), folder, tmp_path / 'fixed.csv', progress=False)
+
+
 def test_probabilities_of_a_network_are_used_as_they_are_where_its_tagger_says_so(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / 'in', ['a.wav', 'b.wav', 'c.wav'])
     expected = predict_clips(wrap_network(LoudBands(), plain_frontend(), CLASSES), folder).probabilities
