@@ -276,6 +276,14 @@ def test_a_template_of_labels_gets_as_many_as_its_cells_have(
     assert lines[0].split(',')[1].startswith('b') and lines[1].split(',')[1].startswith('a')
 
 
+def test_a_column_target_holds_decisions_only_where_each_id_is_a_file_a_class_and_a_second(tmp_path: Path) -> None:
+    for ids, answer in ((('s_1_bird_5', 's_1_bird_10'), 'target'), (('5-194892-A.ogg', 'a_b_c'), '')):
+        rows = ''.join(f'{name},0\n' for name in ids)
+        (tmp_path / 't.csv').write_text(f'row_id,target\n{rows}', encoding='utf-8')
+        template = read_template(tmp_path / 't.csv')
+        assert (template.answer, template.classes) == (answer, () if answer else ('target',))
+
+
 def test_a_template_that_pandas_saved_with_its_index_is_refused_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / 't.csv').write_text(',fname,a\n0,x,0\n', encoding='utf-8')
     with pytest.raises(KitError, match='index=False'):
