@@ -175,8 +175,10 @@ def score_random_crops(tagger: Tagger, task: Path, seed: int) -> float:
     names, truth = read_truth(task)
     n_windows = {name: len(spans) for name, (spans, _) in predict_windows(tagger, names, task / 'test', 1.0).items()}
     rng = np.random.default_rng(seed)
+    outputs = predict_windows(tagger, names, task / 'test', 0.1)
     means = []
-    for name, (_, probs) in predict_windows(tagger, names, task / 'test', 0.1).items():
+    for name in names:
+        probs = outputs[name][1]
         means.append(probs[rng.integers(len(probs), size=n_windows[name])].mean(axis=0))
     return lwlrap(truth, np.stack(means))
 
