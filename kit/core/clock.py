@@ -77,6 +77,13 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
     return Deadline(start + parse_duration(duration))
 
 
+def divide_time(clock: Deadline, parts: float) -> float | None:
+    '''One of several parts of the time left, in seconds from the start of the process, as set_deadline counts.'''
+    if not math.isfinite(clock.at):
+        return None
+    return clock.now() + clock.left_s() / parts - process_start()
+
+
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
     '''A tqdm bar with the time passed and left: a widget in a notebook, else text.'''
     with warnings.catch_warnings():

@@ -166,7 +166,8 @@ class TextTable:
         values: list[Any] = []
         for row, text in enumerate(self.columns[column]):
             try:
-                value = kind(text.removesuffix('.0'))  # pandas writes integers so beside an empty cell
+                # Beside an empty cell, pandas writes an integer as a float.
+                value = kind(text.removesuffix('.0') if kind is int else text)
                 # Python reads "1_0" as ten. In a table it is a typing error.
                 is_good = '_' not in text and fits(value)
             except ValueError:

@@ -91,9 +91,9 @@ def read_template(path: Path) -> Template:
     if not id_column.strip() or id_column.startswith('Unnamed: '):
         raise KitError(f'{path}: the first column has no name, as an index that pandas saved: use to_csv(index=False).')
     ids = tuple(table.columns[id_column])
-    # Elsewhere `target` is a class as any other.
-    is_cell = all(split_window(name)[1] is not None and name.count('_') > 1 for name in ids)
-    if len(classes) == 1 and (classes[0] in ('label', 'birds') or (classes[0] == 'target' and is_cell)):
+    if classes == ['target'] and not all(split_window(name)[1] is not None and name.count('_') > 1 for name in ids):
+        return Template(id_column, ids, ('target',))  # a class as any other
+    if len(classes) == 1 and classes[0] in ('label', 'birds', 'target'):
         cells = read_table(path, exact=True).columns['label'] if classes[0] == 'label' else []
         n_labels = max((len(cell.split()) for cell in cells), default=0) or 3
         return Template(id_column, ids, (), answer=classes[0], n_labels=n_labels)

@@ -32,7 +32,7 @@ OWN_COLUMNS = (
     'group', 'begin_s', 'end_s'
 )  # fmt: skip
 # The columns that a clip table need not have, as they are compared with misspelt ones.
-OPTIONAL_COLUMNS = {name.rstrip('s'): name for name in OWN_COLUMNS[3:] if name != 'group'}
+OPTIONAL_COLUMNS = [name for name in OWN_COLUMNS[3:] if name != 'group']
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_clip_table(path: str | Path) -> Any:
         if name not in columns:
             raise KitError(f'{path} has no column {name!r}: {suggest(name, columns)}.')
     for name in columns:
-        meant = OPTIONAL_COLUMNS.get(name.lower().rstrip('s')) or misspelt(name, OPTIONAL_COLUMNS.values()) or name
+        meant = misspelt(name, OPTIONAL_COLUMNS) or name
         if meant != name and meant not in columns:
             raise KitError(f'{path} has a column {name!r}: rename it to {meant!r}, or otherwise if it is none.')
     if not table.lines:

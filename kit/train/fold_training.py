@@ -16,7 +16,6 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import file_digest, locked, read_json, text_digest, write_text
 from kit.core.runtime import Runtime
-from kit.infer.ensemble import clip_probabilities
 from kit.infer.predictor import Predictor, WindowLogits
 from kit.labels.bootstrap import format_metric
 from kit.labels.calibration import Calibration
@@ -29,7 +28,7 @@ from kit.models.network import Head, meta_device
 from kit.models.tagger import Tagger, TaggerCard, build_tagger, fill_network, find_state, input_shape, strip_prefixes
 from kit.train.dataset import Dataset
 from kit.train.held_out import HeldOut, split_rows
-from kit.train.oof import score_held_out
+from kit.train.oof import fill_with_priors, finite_outputs, score_held_out
 from kit.train.recipe import Recipe
 from kit.train.trainer import Trainer, network_seed
 
@@ -244,11 +243,8 @@ def score_test_clips(clips: Dataset, paths: Sequence[Path], metric: str, runtime
     for path in paths:
         tagger = load_tagger(path)
         predictor = Predictor(tagger, runtime.device, fuse=True)
-        of_model = np.tile(np.array(tagger.card.prevalences), (len(clips), 1))
-        for row, output in predict_dataset(predictor, clips).items():
-            if np.isfinite(output.logits).all():
-                of_model[row] = clip_probabilities(tagger, predictor.inference, output.logits)
-        probs.append(of_model)
+        outputs = finite_outputs(predict_dataset(predictor, clips))
+        probs.append(fill_with_priors(tagger, predictor.inference, outputs, len(clips)))
     score = format_metric(compute_metric, metric, clips.truth, np.mean(probs, axis=0))
     return f'test: {metric} {score} on {len(clips)} clips that no network was trained on, mean of {len(paths)} networks'
 

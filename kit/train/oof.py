@@ -24,6 +24,7 @@ from kit.labels.metrics import METRICS, compute_metric
 from kit.labels.oof_predictions import OofPredictions, OofVariant, groups_of_rows, load_oof, read_metric
 from kit.labels.table import read_clip_table, row_names, stretches_of
 from kit.models.checkpoint import save_tagger
+from kit.models.tagger import Tagger
 from kit.train.held_out import HeldOut, held_out_models, predict_held_out
 
 
@@ -137,6 +138,21 @@ def compare_thresholds(run: Path, oof: OofPredictions) -> OofVariant:
     return compare(oof, 'fitted thresholds, against 0.5', decided, advice=f'to use them: submit --thresholds {path}')
 
 
+def finite_outputs(outputs: Mapping[int, WindowLogits]) -> dict[int, WindowLogits]:
+    '''The clips whose logits are all finite, in their order.'''
+    return {clip: output for clip, output in sorted(outputs.items()) if np.isfinite(output.logits).all()}
+
+
+def fill_with_priors(
+    tagger: Tagger, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], clips: int
+) -> np.ndarray:
+    '''Turn logits into probabilities; clips without any get the prior. Shape: -> (clips, K) float32'''
+    probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
+    for clip, output in outputs.items():
+        probs[clip] = clip_probabilities(tagger, inference, output.logits)
+    return probs
+
+
 def score_held_out(
     held: HeldOut, inference: InferenceConfig, outputs: Mapping[int, WindowLogits], failures: Mapping[int, str]
 ) -> OofPredictions:
@@ -145,15 +161,13 @@ def score_held_out(
     Only a ranking tagger is calibrated. Clips without finite logits get the prior.
     '''
     tagger = held.tagger
-    finite = {clip: output for clip, output in sorted(outputs.items()) if np.isfinite(output.logits).all()}
+    finite = finite_outputs(outputs)
     if finite and tagger.card.output == 'ranking':
         logits = [output.logits for output in finite.values()]
         calibration = fit_calibration(logits, held.truth[list(finite)], partial(pool_windows, inference=inference))
         tagger.card = replace(tagger.card, calibration=calibration)
     clips = len(held.names)
-    probs = np.tile(np.array(tagger.card.prevalences, np.float32), (clips, 1))
-    for clip, output in finite.items():
-        probs[clip] = clip_probabilities(tagger, inference, output.logits)
+    probs = fill_with_priors(tagger, inference, finite, clips)
     metric = tagger.card.metric
     tagger.card = replace(tagger.card, oof_score=round(compute_metric(metric, held.truth, probs), 6))
     reasons = {held.names[clip]: failures.get(clip, NOT_FINITE) for clip in range(clips) if clip not in finite}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.clock import Deadline, process_start, progress_bar, set_deadline
+from kit.core.clock import Deadline, divide_time, progress_bar, set_deadline
 from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
 from kit.core.ranks import gather, take_share
@@ -146,10 +146,7 @@ def pretrain_networks(options: dict[str, Any], frame: Any, clock: Deadline) -> P
     if shares and all(shares[number] == 0 for number in sources):
         print(f'note: the table has no clips for the pretraining ({recipe.pretrain}): left out.', flush=True)
         return None
-    deadline = None
-    if math.isfinite(clock.at):
-        share_s = clock.left_s() * first.epochs / (first.epochs + recipe.epochs)
-        deadline = clock.now() + share_s - process_start()  # train_run counts it from the start of the process
+    deadline = divide_time(clock, 1 + recipe.epochs / first.epochs)
     folder = Path(options['out']) / 'pretrained'
     train_run(**options | {'recipe': first, 'out': folder, 'deadline': deadline})
     return folder / ('all.pt' if options['all_data'] else 'fold_{fold}.pt')

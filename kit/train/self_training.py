@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kit.audio.windows import InferenceConfig
-from kit.core.clock import Deadline, process_start, set_deadline
+from kit.core.clock import Deadline, divide_time, set_deadline
 from kit.core.errors import KitError
 from kit.core.files import expand_pattern, file_digest, write_json, write_text
 from kit.core.runtime import start_runtime
@@ -233,8 +233,7 @@ class SelfTraining:
         options |= {'soft': soft, 'boxes': self.boxes, 'deadline': None, **self.options}
         if self.clock is not None:
             n_left = self.recipe.self_training.iterations + 1 - number
-            # train_run counts its deadline from the start of the process.
-            options['deadline'] = self.clock.now() + self.clock.left_s() / n_left - process_start()
+            options['deadline'] = divide_time(self.clock, n_left)
         return self.train(self.recipe.at_stage(number), table, self.audio, out, **options)
 
     def train_teachers(self, table: Path, soft: Path, folder: Path) -> tuple[Path, Path]:

@@ -298,3 +298,8 @@ def test_a_table_with_other_separators_is_refused_with_the_cure(tmp_path, mark):
     (tmp_path / 't.csv').write_text(f'fname{mark}labels\na.wav{mark}x\n', encoding='utf-8')
     with pytest.raises(KitError, match='separate columns by commas'):
         read_clip_table(tmp_path / 't.csv')
+
+
+def test_a_number_without_digits_before_its_point_is_read_as_ever(tmp_path):
+    (tmp_path / 't.csv').write_text('fname,labels,begin_s,end_s\na.wav,x,.0,5.0\n', encoding='utf-8')
+    assert read_clip_table(tmp_path / 't.csv')['begin_s'].tolist() == [0.0]
