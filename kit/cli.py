@@ -130,8 +130,8 @@ def build_parser(name: str, command: Command) -> OneLineParser:
         if parameter.name in help_texts:
             add_option(parser, parameter, help_texts[parameter.name])
     if command.takes_workers:
-        help_text = 'processes that share the work, e.g. one per GPU (default: 1)'
-        parser.add_argument('--workers', type=int, metavar='N', default=1, help=help_text)
+        help_text = 'processes that share the work; auto: one per GPU, or per core on a busy machine (default: 1)'
+        parser.add_argument('--workers', metavar='N', default='1', help=help_text)
     return parser
 
 
@@ -173,7 +173,7 @@ def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
     for name, value in options.items():
         if isinstance(value, list):  # each argument was parsed as a list of its own
             options[name] = list(chain.from_iterable(value))
-    workers = options.pop('workers', 1)
+    workers = options.pop('workers', '1')
     if get_rank() and not in_worker():  # of several processes of torchrun, one prints
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')
     with start_workers(workers, [*words, '--workers=1']):

@@ -22,7 +22,7 @@ from kit.infer.loader import SpectrogramLoader
 from kit.infer.predict import predict_clips
 from kit.infer.submit import submit
 from kit.infer.template import locate_clips
-from kit.labels.boxes import read_boxes
+from kit.labels.boxes import box_table, read_boxes
 from kit.labels.folds import group_keys, make_folds, note_similar_classes
 from kit.labels.layouts import ROW_S, find_competition, read_competition, write_frame
 from kit.labels.table import class_names, read_clip_table
@@ -32,7 +32,6 @@ from kit.models.tagger import wrap_ensemble, wrap_network
 from kit.plots.clips import draw_contact_sheet
 from kit.report import show
 from kit.train.ablation import probe
-from kit.train.dataset import box_table
 from kit.train.oof import predict_oof
 from kit.train.pseudo_labels import at_iteration
 from kit.train.recipe import Recipe, SourceConfig

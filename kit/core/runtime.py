@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +148,19 @@ def cpu_count() -> int:
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))
     return max(1, cores // process_number('LOCAL_WORLD_SIZE', 1))
+
+
+def taken_cores(seconds: float = 0.3) -> float:
+    '''The cores that other processes use: what this one does not get while a thread per core hashes for a moment.'''
+
+    def compute(_: int) -> float:
+        start, start_cpu = time.perf_counter(), time.thread_time()
+        while time.perf_counter() - start < seconds:
+            hashlib.sha256(bytes(2**20)).digest()  # without the interpreter lock
+        return (time.thread_time() - start_cpu) / (time.perf_counter() - start)
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return cpu_count() - sum(pool.map(compute, range(cpu_count())))
 
 
 def memory_bytes() -> int:

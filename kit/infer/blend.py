@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -71,7 +70,7 @@ BLENDS: dict[str, BlendKind] = {
 def blend_scores(
     scores: Sequence[np.ndarray],
     done: Sequence[np.ndarray] | None = None,
-    weights: Any = None,
+    weights: Sequence[float] | None = None,
     priors: np.ndarray | None = None,
     kind: str = 'mean',
     known: np.ndarray | None = None,
@@ -95,7 +94,7 @@ def blend_scores(
         known = np.ones((len(scores), len(priors)), bool)
     if blend.whole_row and (known != known[:1]).any():
         raise KitError(f'blend {kind} compares the classes of a row, but the models know different ones: use mean.')
-    shares = check_blend_weights(weights, len(scores))[:, None] * known
+    shares = np.array(check_weights(weights, len(scores)))[:, None] * known
     if blend.whole_set and len(done):
         scores, done, shares = keep_whole_columns(scores, done, shares, priors)
     n_rows = len(done[0]) if len(done) else 0
@@ -112,11 +111,14 @@ def blend_scores(
     return np.where(any_score, blended, prior_row)
 
 
-def check_blend_weights(weights: Any, models: int) -> np.ndarray:
-    '''A weight from 0 up per model, 1 by default.'''
-    checked = np.ones(models) if weights is None else np.asarray(weights, np.float64)
-    if checked.shape != (models,) or not ((checked >= 0) & np.isfinite(checked)).all():
-        raise KitError(f'weights of shape {np.shape(weights)}, wanted one from 0 up per model ({models},).')
+def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
+    '''One positive weight per model, 1 by default.'''
+    try:
+        checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        checked = []
+    if len(checked) != models or not all(1e-9 < weight < 1e9 for weight in checked):
+        raise KitError(f'weights: one positive number per model, {models} of them, got {weights}.')
     return checked
 
 

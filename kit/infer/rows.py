@@ -222,17 +222,6 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
     return np.array(card.train_prevalences if is_drawn else card.prevalences)
 
 
-def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    '''One positive weight per model, 1 by default.'''
-    try:
-        checked = [1.0] * models if weights is None else [float(weight) for weight in weights]
-    except (TypeError, ValueError):
-        checked = []
-    if len(checked) != models or not all(1e-9 < weight < 1e9 for weight in checked):
-        raise KitError(f'weights: one positive number per model, {models} of them, got {weights}.')
-    return checked
-
-
 def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
     '''Refuse to average scores that share no scale, and rows that a model cannot locate in time.'''
     blend = choose('blend', kind, BLENDS)

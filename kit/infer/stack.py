@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from kit.audio.windows import batches_by_length
 from kit.core.config import Config, setting
 from kit.core.errors import KitError
-from kit.infer.blend import blend_scores
+from kit.infer.blend import blend_scores, check_weights
 from kit.infer.planner import EnsembleMember
 from kit.infer.postprocess import PostprocessConfig
 from kit.infer.predictor import WindowLogits
-from kit.infer.rows import RowScores, check_weights, class_columns
+from kit.infer.rows import RowScores, class_columns
 from kit.infer.template import RowPlan, Template
 from kit.models.checkpoint import (
     Checkpoint,

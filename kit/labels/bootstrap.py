@@ -35,10 +35,14 @@ class Interval:
     redrawn: int = 0
     draws: int = 1000
 
-    def __str__(self) -> str:
+    def __format__(self, number: str) -> str:
         few = f'; {self.draws} draws' if self.draws != 1000 else ''
         note = f'; {self.redrawn} draws without a value repeated' if self.redrawn else ''
-        return f'{self.value:.4f} (0.95 within {self.low:.4f} to {self.high:.4f}{few}{note})'
+        value, low, high = (format(x, number or '.4f') for x in (self.value, self.low, self.high))
+        return f'{value} (95 %: {low} to {high}{few}{note})'
+
+    def __str__(self) -> str:
+        return format(self)
 
 
 def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[Any] | None = None) -> Interval:
@@ -99,13 +103,9 @@ def class_intervals(
 def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
     '''Compute a metric as text, with its interval if it has one; "-" without a value.'''
     try:
-        value = metric(*arguments)
+        return f'{metric(*arguments):.4f}'
     except KitError:
         return '-'
-    if isinstance(value, Interval):
-        few = f', {value.draws} draws' if value.draws != 1000 else ''
-        return f'{value.value:.4f} ({value.low:.4f} to {value.high:.4f}{few})'
-    return f'{value:.4f}'
 
 
 def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:

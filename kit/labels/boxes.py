@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError
-from kit.core.files import read_table
-from kit.labels.table import check_line_ends, column_of_class, rows_by_name
+from kit.core.errors import KitError, choose
+from kit.core.files import join_cells, read_table
+from kit.labels.table import ALL_OTHERS, check_line_ends, column_of_class, read_clip_table, rows_by_name
 
 BOX_EDGES = ('t_min', 't_max', 'f_min', 'f_max')
 # A file whose edges are all below this gives them in kHz: calls are not that low in Hz, nor as high in kHz.
@@ -93,6 +93,58 @@ def read_box_columns(path: str | Path, n_classes: int) -> list[list[Any]]:
     if highest < LOWEST_HZ:
         raise KitError(f'{path}: no f_max is above {highest:g} Hz: are f_min and f_max in kHz? Multiply them by 1000.')
     return [table.columns['recording_id'], species, *edges]
+
+
+def box_table(boxes: Boxes, table: str | Path | None) -> Any:
+    '''Make a clip table of recordings from their boxes, sorted by name, and of what a CSV adds, if given.
+
+    A class is true with any true box, false with false boxes only, and unknown without boxes.
+    A CSV `recording_id,fold` has the folds of all; recordings that are only there get no known label. A clip table adds
+    clips without boxes, for example without any call: without a column false_labels, classes that they do not list are
+    false. It may have folds, too, of all clips and recordings.
+    Source: 32nd place, RFCX Species Audio Detection (whole clips, scored on known labels)
+    Errors: KitError for a recording with a box but without a fold, and for one with labels in a table without folds
+    '''
+    import pandas
+
+    names = sorted(boxes.rows)
+    recordings = []
+    for name in names:
+        rows = boxes.rows[name]
+        true = np.unique(boxes.species[rows[boxes.is_true[rows]]])
+        false = np.setdiff1d(boxes.species[rows], true)
+        true_labels = join_cells(boxes.classes[k] for k in true)
+        false_labels = join_cells(boxes.classes[k] for k in false)
+        recordings.append([name, true_labels, false_labels])
+    frame = pandas.DataFrame(recordings, columns=['fname', 'labels', 'false_labels'])
+    if table is None:
+        return frame
+    content = read_table(table)
+    if 'labels' in content.columns:
+        clips = read_clip_table(table)
+        with_boxes = clips['fname'].isin(names)
+        if 'fold' not in clips and with_boxes.any():
+            raise KitError(f'{table}: {clips["fname"][with_boxes].iloc[0]!r} has boxes, too: leave it out.')
+        false_labels = clips.get('false_labels', ALL_OTHERS)
+        kept = [name for name in ('fname', 'labels', 'weight', 'source') if name in clips]
+        clips = clips[kept].assign(false_labels=false_labels)[~with_boxes]
+        frame = pandas.concat([frame, clips], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
+        if 'fold' not in content.columns:
+            return frame
+    key = 'fname' if 'fname' in content.columns else 'recording_id'
+    for name in (key, 'fold'):
+        choose('column', name, content.columns)
+    content.check_names(key)
+    fold = content.numbers('fold', 'a whole number', lambda number: True, int)
+    fold_of = dict(zip(content.columns[key], fold, strict=True))
+    without_fold = [name for name in names if name not in fold_of]
+    if without_fold:
+        raise KitError(f'{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}.')
+    in_frame = set(frame['fname'])
+    others = [name for name in fold_of if name not in in_frame]
+    unknown = pandas.DataFrame({'fname': others, 'labels': '', 'false_labels': ''})
+    frame = pandas.concat([frame, unknown], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
+    return frame.assign(fold=[fold_of[name] for name in frame['fname']])
 
 
 def window_targets(boxes: Boxes, recording: str, begin_s: Any, end_s: Any, min_share: float = 0.5) -> np.ndarray:

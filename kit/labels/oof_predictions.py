@@ -27,8 +27,7 @@ class OofVariant:
     advice: str = ''
 
     def __str__(self) -> str:
-        gain = f'{self.gain.value:+.4f} (95 % within {self.gain.low:+.4f} to {self.gain.high:+.4f})'
-        line = f'{self.name}: {self.metric} {self.score:.4f}, gain {gain}'
+        line = f'{self.name}: {self.metric} {self.score:.4f}, gain {self.gain:+.4f}'
         return f'{line}\n    {self.advice}' if self.advice else line
 
     __repr__ = __str__

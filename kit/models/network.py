@@ -287,7 +287,6 @@ class Network(nn.Module):
     '''A backbone with its heads: the head reads the main maps, each auxiliary head one auxiliary map.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
-    Units:  stride, input frames per step of the deepest map
     '''
 
     def __init__(self, backbone: Backbone, head: Head, auxiliary_heads: Sequence[Head] = ()) -> None:
@@ -298,7 +297,6 @@ class Network(nn.Module):
         self.channels_last = backbone.channels_last
         self.min_frames = backbone.min_frames
         self.strides = backbone.strides
-        self.stride = backbone.strides[-1]
 
     def forward(self, spec: Tensor) -> Tensor:
         return self.head(self.backbone(spec).main).clip

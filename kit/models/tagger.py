@@ -203,7 +203,6 @@ def wrap_ensemble(
             bare = strip_prefixes(state)
             stripped += [source] * (bare.keys() != state.keys())
             state = bare
-        check_fit(state, wanted, source)
         fill_network(network, state, f'{source}: ')
         taggers.append(wrap_network(network, frontend, classes, **options).eval())
     if stripped:
@@ -247,20 +246,6 @@ def find_state(source: str, item: Any) -> Mapping[str, Any]:
     raise KitError(f'{source} is no state dict but {came}: pass network.state_dict(), or a file with it.')
 
 
-def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Any], source: str) -> None:
-    '''Raise KitError at the first difference of a state dict's names and shapes from those wanted.'''
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    wanted_shapes = {name: tuple(getattr(value, 'shape', ())) for name, value in wanted.items()}
-    wrong = [name for name in {**wanted, **state} if shapes.get(name) != wanted_shapes.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise KitError(
-            f"{source} does not fit build(): {len(wanted.keys() - wrong)} of the network's {len(wanted)} tensors "
-            f'match, {name!r} has the shape {shapes.get(name, "of none")}, wanted '
-            f'{wanted_shapes.get(name, "none")}: return the network that was trained.'
-        )
-
-
 def unwrap_network(network: nn.Module) -> nn.Module:
     '''The network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile.'''
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -286,7 +271,16 @@ def fill_network(
     try:
         network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
-        raise KitError(f'{source}its tensors do not fit its network: {one_line(error)[:300]}') from error
+        wanted, shapes = (
+            {name: str(tuple(getattr(value, 'shape', ()))) for name, value in table.items()}
+            for table in (network.state_dict(), tensors)
+        )
+        wrong = [name for name in wanted | shapes if shapes.get(name) != wanted.get(name)]
+        problem = f"{len(wanted.keys() - wrong)} of the network's {len(wanted)} tensors match, " + ', '.join(
+            f'{name!r} has the shape {shapes.get(name, "of none")}, wanted {wanted.get(name, "none")}'
+            for name in wrong[:1]
+        )
+        raise KitError(f'{source}its tensors do not fit its network: {problem}.') from error
     return network.eval()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kit.audio.frontend import FrontendConfig
 from kit.core.errors import KitError
 from kit.core.runtime import Runtime, memory_bytes, process_number, trim_memory
 from kit.infer.cache import map_to_disk
@@ -58,6 +59,25 @@ class ClipStore:
                 raise KitError(f'no clips fit {tempfile.gettempdir()} any more: {error}.') from error
         self.used_bytes += size
         return kept
+
+
+class RawWaveforms:
+    '''Stands for a frontend where waveforms are loaded and cut unchanged. Shape: [(T_i,)] -> [(1, T_i)]'''
+
+    def __init__(self, config: FrontendConfig) -> None:
+        self.config = config
+
+    def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
+        '''Add a row axis to each waveform.'''
+        return [wave[None] for wave in waves]
+
+    def normalize(self, wave: Tensor) -> Tensor:
+        '''The waveform as it is.'''
+        return wave
+
+    def floor(self, wave: Tensor) -> Tensor:
+        '''The silence that pad_mode "min" appends.'''
+        return wave.new_zeros(1, 1)
 
 
 def load_clips(

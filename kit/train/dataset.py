@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from kit.audio.decode import list_audio
-from kit.audio.frontend import Frontend, FrontendConfig
+from kit.audio.frontend import Frontend
 from kit.audio.windows import pad_frames
-from kit.core.errors import KitError, choose, suggest
-from kit.core.files import join_cells, read_table
+from kit.core.errors import KitError, suggest
 from kit.core.runtime import Runtime
+from kit.infer.loader import SpectrogramLoader
 from kit.labels.boxes import Boxes, window_targets
 from kit.labels.soft import SoftLabels, align_soft_labels, fill_unknown, nearest_window
 from kit.labels.table import (
-    ALL_OTHERS,
     BIRDCLEF_SOURCES,
     UNLABELLED,
     ClipLabels,
@@ -26,12 +25,11 @@ from kit.labels.table import (
     is_secondary,
     is_validated,
     rating_weights,
-    read_clip_table,
     row_names,
     scored_truth,
     stretches_of,
 )
-from kit.train.clip_store import load_clips
+from kit.train.clip_store import RawWaveforms, load_clips
 from kit.train.pseudo_labels import pick_soft
 from kit.train.recipe import Recipe
 
@@ -52,11 +50,11 @@ class Dataset(ClipLabels):
     truth: np.ndarray
     folds: np.ndarray
     stretches: np.ndarray
-    spectrograms: dict[int, Tensor]
     recordings: dict[str, Tensor]
-    seconds: dict[int, float]
-    failures: dict[int, str]
+    spectrograms: dict[int, Tensor] = field(default_factory=dict)
     waveforms: dict[int, Tensor] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
     boxes: Boxes | None = None
     soft_labels: SoftLabels | None = None
     backgrounds: Tensor | None = None
@@ -123,77 +121,6 @@ class Dataset(ClipLabels):
         return targets, soft
 
 
-class RawWaveforms:
-    '''Stands for a frontend where waveforms are loaded and cut unchanged. Shape: [(T_i,)] -> [(1, T_i)]'''
-
-    def __init__(self, config: FrontendConfig) -> None:
-        self.config = config
-
-    def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
-        '''Add a row axis to each waveform.'''
-        return [wave[None] for wave in waves]
-
-    def normalize(self, wave: Tensor) -> Tensor:
-        '''The waveform as it is.'''
-        return wave
-
-    def floor(self, wave: Tensor) -> Tensor:
-        '''The silence that pad_mode "min" appends.'''
-        return wave.new_zeros(1, 1)
-
-
-def box_table(boxes: Boxes, table: str | Path | None) -> Any:
-    '''Make a clip table of recordings from their boxes, sorted by name, and of what a CSV adds, if given.
-
-    A class is true with any true box, false with false boxes only, and unknown without boxes.
-    A CSV `recording_id,fold` has the folds of all; recordings that are only there get no known label. A clip table adds
-    clips without boxes, for example without any call: without a column false_labels, classes that they do not list are
-    false. It may have folds, too, of all clips and recordings.
-    Source: 32nd place, RFCX Species Audio Detection (whole clips, scored on known labels)
-    Errors: KitError for a recording with a box but without a fold, and for one with labels in a table without folds
-    '''
-    import pandas
-
-    names = sorted(boxes.rows)
-    recordings = []
-    for name in names:
-        rows = boxes.rows[name]
-        true = np.unique(boxes.species[rows[boxes.is_true[rows]]])
-        false = np.setdiff1d(boxes.species[rows], true)
-        true_labels = join_cells(boxes.classes[k] for k in true)
-        false_labels = join_cells(boxes.classes[k] for k in false)
-        recordings.append([name, true_labels, false_labels])
-    frame = pandas.DataFrame(recordings, columns=['fname', 'labels', 'false_labels'])
-    if table is None:
-        return frame
-    content = read_table(table)
-    if 'labels' in content.columns:
-        clips = read_clip_table(table)
-        with_boxes = clips['fname'].isin(names)
-        if 'fold' not in clips and with_boxes.any():
-            raise KitError(f'{table}: {clips["fname"][with_boxes].iloc[0]!r} has boxes, too: leave it out.')
-        false_labels = clips.get('false_labels', ALL_OTHERS)
-        kept = [name for name in ('fname', 'labels', 'weight', 'source') if name in clips]
-        clips = clips[kept].assign(false_labels=false_labels)[~with_boxes]
-        frame = pandas.concat([frame, clips], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
-        if 'fold' not in content.columns:
-            return frame
-    key = 'fname' if 'fname' in content.columns else 'recording_id'
-    for name in (key, 'fold'):
-        choose('column', name, content.columns)
-    content.check_names(key)
-    fold = content.numbers('fold', 'a whole number', lambda number: True, int)
-    fold_of = dict(zip(content.columns[key], fold, strict=True))
-    without_fold = [name for name in names if name not in fold_of]
-    if without_fold:
-        raise KitError(f'{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}.')
-    in_frame = set(frame['fname'])
-    others = [name for name in fold_of if name not in in_frame]
-    unknown = pandas.DataFrame({'fname': others, 'labels': '', 'false_labels': ''})
-    frame = pandas.concat([frame, unknown], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
-    return frame.assign(fold=[fold_of[name] for name in frame['fname']])
-
-
 def source_numbers(sources: np.ndarray, recipe: Recipe) -> np.ndarray:
     '''The position of each row's source among the recipe's sources; 0 for all if the recipe has none.
 
@@ -227,8 +154,6 @@ def load_dataset(
 
     Stretches, boxes and windows that begin after the end of their sound are left out, with a note.
     '''
-    import pandas
-
     folds = np.asarray(frame['fold'])
     named = boxes or soft
     labels = clip_labels(frame, named.classes if named else None)
@@ -243,59 +168,60 @@ def load_dataset(
         frontends['wave'] = RawWaveforms(recipe.frontend)
     loader, loaded = load_clips(clips, audio, frontends, runtime, memory_gb)
 
-    clip_numbers = {name: clip for clip, name in enumerate(clips)}
-    recordings = {name: loaded['spec'][clip] for name, clip in clip_numbers.items() if clip in loaded['spec']}
-    sound_s = {name: loader.seconds[clip_numbers[name]] for name in recordings}
+    recordings = {clips[clip]: spec for clip, spec in loaded['spec'].items()}
+    sound_s = {clips[clip]: loader.seconds[clip] for clip in loaded['spec']}
     truth = scored_truth(labels, vars(recipe))
     labels = apply_label_settings(recipe, frame, labels)
     is_inside = begins_inside('stretches', labels.names, stretches[:, 0], stretches[:, 1], sound_s)
     if boxes is not None:
-        inside = boxes_inside(boxes, sound_s, recipe.frontend.sample_rate / 2)
-        lost = np.array([name in boxes.rows and name not in inside.rows for name in labels.names])
-        labels = replace(labels, targets=np.where(lost[:, None], np.float32(np.nan), labels.targets))
-        boxes = inside
-
-    spectrograms: dict[int, Tensor] = {}
-    waveforms: dict[int, Tensor] = {}
-    seconds: dict[int, float] = {}
-    failures: dict[int, str] = {}
-    digests: dict[int, str] = {}
-    for row, name in enumerate(labels.names):
-        if name not in clip_numbers:
-            continue
-        clip = clip_numbers[name]
-        begin_s, end_s = stretches[row]
-        if clip in loader.failures or not is_inside[row]:
-            failures[row] = loader.failures.get(clip, f'begins at {begin_s:g} s, after the end of its sound')
-            continue
-        spectrograms[row] = cut_stretch(recordings[name], begin_s, end_s, recipe.frontend.frames_per_s)
-        if recipe.needs_waveforms:
-            waveforms[row] = cut_stretch(loaded['wave'][clip], begin_s, end_s, recipe.frontend.sample_rate)
-        seconds[row] = max(0.0, min(end_s, loader.seconds[clip]) - begin_s)
-        digests[row] = loader.digests[clip]
-    copies = int((pandas.Series(folds).groupby(pandas.Series(digests)).nunique() > 1).sum())
-    if copies:
-        places = 'in several folds under several names'
-        print(f'WARNING: {copies} recordings are {places}: use a group_column.', flush=True)
+        labels, boxes = boxes_inside(labels, boxes, sound_s, recipe.frontend.sample_rate / 2)
     if soft and soft.times:
         soft = soft_windows_inside(soft, labels.classes, sound_s)
     elif soft:
         of_clips = align_soft_labels(soft, labels.names, labels.classes)
         labels = replace(labels, targets=fill_unknown(labels.targets, of_clips))
-    return Dataset(
+    data = Dataset(
         **vars(labels),
         truth=truth,
         folds=folds,
         stretches=stretches,
-        spectrograms=spectrograms,
         recordings=recordings,
-        seconds=seconds,
-        failures=failures,
-        waveforms=waveforms,
         boxes=boxes,
         soft_labels=soft,
         backgrounds=load_backgrounds(recipe, backgrounds, runtime),
     )
+    add_audio(data, recipe, clips, loader, loaded, is_inside)
+    return data
+
+
+def add_audio(
+    data: Dataset,
+    recipe: Recipe,
+    clips: Sequence[str],
+    loader: SpectrogramLoader,
+    loaded: Mapping[str, Mapping[int, Tensor]],
+    is_inside: np.ndarray,
+) -> None:
+    '''Cut each row's stretch out of the sound of its clip; warn of one sound in several folds.'''
+    clip_numbers = {name: clip for clip, name in enumerate(clips)}
+    folds_of: dict[str, set[int]] = {}
+    for row, name in enumerate(data.names):
+        clip = clip_numbers.get(name)
+        if clip is None:
+            continue
+        begin_s, end_s = data.stretches[row]
+        if clip in loader.failures or not is_inside[row]:
+            data.failures[row] = loader.failures.get(clip, f'begins at {begin_s:g} s, after the end of its sound')
+            continue
+        data.spectrograms[row] = cut_stretch(data.recordings[name], begin_s, end_s, recipe.frontend.frames_per_s)
+        if recipe.needs_waveforms:
+            data.waveforms[row] = cut_stretch(loaded['wave'][clip], begin_s, end_s, recipe.frontend.sample_rate)
+        data.seconds[row] = max(0.0, min(end_s, loader.seconds[clip]) - begin_s)
+        folds_of.setdefault(loader.digests[clip], set()).add(int(data.folds[row]))
+    copies = sum(len(folds) > 1 for folds in folds_of.values())
+    if copies:
+        places = 'in several folds under several names'
+        print(f'WARNING: {copies} recordings are {places}: use a group_column.', flush=True)
 
 
 def names_to_decode(labels: ClipLabels, soft: SoftLabels | None) -> list[str]:
@@ -353,16 +279,20 @@ def begins_inside(
     return ~is_outside
 
 
-def boxes_inside(boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float) -> Boxes:
-    '''Select the boxes that begin inside their recording; a note counts those above all frequencies.'''
-    boxes = boxes.select(begins_inside('boxes', boxes.recordings.tolist(), boxes.begin_s, boxes.end_s, sound_s))
-    is_above = boxes.low_hz >= nyquist_hz
+def boxes_inside(
+    labels: ClipLabels, boxes: Boxes, sound_s: Mapping[str, float], nyquist_hz: float
+) -> tuple[ClipLabels, Boxes]:
+    '''Select the boxes that begin inside their recording; without one left, its labels are unknown.'''
+    is_inside = begins_inside('boxes', boxes.recordings.tolist(), boxes.begin_s, boxes.end_s, sound_s)
+    inside = boxes.select(is_inside)
+    is_above = inside.low_hz >= nyquist_hz
     if is_above.any():
         first = int(is_above.argmax())
-        example = f'e.g. {boxes.recordings.tolist()[first]!r} from {boxes.low_hz[first]:g} Hz'
+        example = f'e.g. {inside.recordings.tolist()[first]!r} from {inside.low_hz[first]:g} Hz'
         unseen = f'{is_above.sum()} boxes lie above {nyquist_hz:g} Hz, half of frontend.sample_rate, so'
         print(f'note: {unseen} the network cannot see them, {example}', flush=True)
-    return boxes
+    lost = np.array([name in boxes.rows and name not in inside.rows for name in labels.names])
+    return replace(labels, targets=np.where(lost[:, None], np.float32(np.nan), labels.targets)), inside
 
 
 def cut_stretch(spec: Tensor, begin_s: float, end_s: float, steps_per_s: float) -> Tensor:

@@ -281,25 +281,38 @@ def predict_oof(
     joined = {name: join_folds(of_folds) for name, of_folds in parts.items()}
     result = joined.pop('')
     result = replace(result, groups=groups_of_rows(read_clip_table(Path(run) / 'folds.csv'), result.names))
-    compared = []
-    for name, other in joined.items():
-        advice = ''
-        if name in shift_steps and METRICS[result.metric].is_per_class:
-            advice = f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
-        compared.append(compare(result, name, other.probabilities, advice=advice))
-    if '_f1' in result.metric and len(np.unique(result.folds)) > 1:
-        compared.append(compare_thresholds(Path(run), result))
-    if steps:
-        compared += compare_steps(result, steps)
-    if others:
-        scores = {Path(run): result.probabilities}
-        for folder, predictions in others.items():
-            scores[folder] = predictions.probabilities_like(result, folder, Path(run))
-        compared.append(compare_fitted_weights(result, scores))
+    compared = compare_ways(Path(run), result, joined, shift_steps, steps, others)
     for path, held in models.items():
         save_tagger(path, held.tagger)
     write_oof(Path(run), next(iter(joined.values())) if adopt else result)
     return replace(result, variants=tuple(compared))
+
+
+def compare_ways(
+    run: Path,
+    result: OofPredictions,
+    ways: Mapping[str, OofPredictions],
+    shifts: Mapping[str, PostprocessConfig],
+    steps: Mapping[str, PostprocessConfig],
+    others: Mapping[Path, OofPredictions],
+) -> list[OofVariant]:
+    '''Compare a run's predictions with other ways to predict, thresholds, steps over windows, and other runs.'''
+    compared = []
+    for name, other in ways.items():
+        advice = ''
+        if name in shifts and METRICS[result.metric].is_per_class:
+            advice = f"it keeps the order of each class's rows of a fold, which {result.metric} alone depends on"
+        compared.append(compare(result, name, other.probabilities, advice=advice))
+    if '_f1' in result.metric and len(np.unique(result.folds)) > 1:
+        compared.append(compare_thresholds(run, result))
+    if steps:
+        compared += compare_steps(result, steps)
+    if others:
+        scores = {run: result.probabilities}
+        for folder, predictions in others.items():
+            scores[folder] = predictions.probabilities_like(result, folder, run)
+        compared.append(compare_fitted_weights(result, scores))
+    return compared
 
 
 def join_folds(parts: Sequence[tuple[np.ndarray, OofPredictions]]) -> OofPredictions:

@@ -58,22 +58,13 @@ class SamplingConfig(Config):
 
 
 @dataclass(frozen=True)
-class System(Config):
-    '''A tagger without its training: frontend, network and inference.'''
+class Recipe(Config):
+    '''A tagger and its training: losses, sampling, augmentation, and schedule.'''
 
     source: str = setting('', 'where the recipe was published')
     frontend: FrontendConfig = setting(FrontendConfig(), 'how audio becomes a spectrogram')
     network: dict[str, Any] = setting({'family': 'max-pyramid'}, 'family of the network, and its settings')
     inference: InferenceConfig = setting(InferenceConfig(), 'how validation and submission predict clips')
-
-    def check(self) -> None:
-        object.__setattr__(self, 'network', complete_network(self.network))
-
-
-@dataclass(frozen=True)
-class Recipe(System):
-    '''A tagger and its training: losses, sampling, augmentation, and schedule.'''
-
     name: str = setting('own', 'name of the recipe')
     loss: str = setting('lsep', 'loss on the logits', choices=tuple(LOSSES))
     loss_settings: dict[str, Any] = setting({}, 'settings of the loss')
@@ -125,7 +116,7 @@ class Recipe(System):
     self_training: SelfTrainingConfig = setting(SelfTrainingConfig(), 'self-training with pseudo-labels')
 
     def check(self) -> None:
-        super().check()
+        object.__setattr__(self, 'network', complete_network(self.network))
         sources = {name: SourceConfig(**values).to_dict() for name, values in self.sources.items()}
         object.__setattr__(self, 'sources', sources)
         self.check_outputs()
@@ -173,11 +164,6 @@ class Recipe(System):
     def at_pretraining(self) -> 'Recipe':
         '''The recipe of the training before, whose networks this one starts from.'''
         return self.override([*self.pretrain.split(), 'pretrain='])
-
-    @property
-    def system(self) -> System:
-        '''The tagger alone. Its overrides need not fit the training.'''
-        return System(self.source, self.frontend, self.network, self.inference)
 
     @property
     def needs_waveforms(self) -> bool:

@@ -358,7 +358,6 @@ VARIANTS = {
         'frontend.f_min_hz=0',
     ),
 }
-SYSTEMS = {name: recipe.system for name, recipe in RECIPES.items()}
 
 
 def find_recipe(name: str, small: bool = False, overrides: list[str] | None = None) -> Recipe:

@@ -15,13 +15,13 @@ from kit.core.errors import KitError, choose
 from kit.core.files import file_digest, locked, write_text
 from kit.core.ranks import gather, take_share
 from kit.core.runtime import Runtime, start_runtime
-from kit.labels.boxes import Boxes, class_bands_hz, read_boxes
+from kit.labels.boxes import Boxes, box_table, class_bands_hz, read_boxes
 from kit.labels.folds import check_no_leak, make_folds, note_similar_classes
 from kit.labels.metrics import compute_metric
 from kit.labels.oof_predictions import OofPredictions
 from kit.labels.soft import read_soft_labels
 from kit.labels.table import read_clip_table
-from kit.train.dataset import TEST_FOLD, Dataset, box_table, load_dataset, source_numbers
+from kit.train.dataset import TEST_FOLD, Dataset, load_dataset, source_numbers
 from kit.train.fold_training import (
     EpochLogger,
     InitModel,
@@ -95,12 +95,9 @@ def train_run(
     box_labels = read_box_files(boxes)
     if box_labels is not None:
         recipe = with_bands(recipe, box_labels)
-    frame = read_training_table(table, box_labels)
+    frame = read_training_table(table, box_labels, recipe, group_column)
     soft_labels = None if soft is None else read_soft_labels(soft)
-    folds = choose_folds(frame, recipe, group_column)
-    if group_column is not None:  # intervals of scores resample its clips together
-        frame = frame.assign(group=frame[group_column])
-    frame = frame.assign(fold=folds)
+    folds = np.asarray(frame['fold'])
     trained_folds: list[int | None] = [None] if all_data else [*select_folds(folds, only_folds)]
 
     folder = Path(out)
@@ -187,13 +184,18 @@ def read_box_files(boxes: Sequence[str | Path] | None) -> Boxes | None:
     return read_boxes(boxes[0], boxes[1])
 
 
-def read_training_table(table: str | Path | None, boxes: Boxes | None) -> Any:
-    '''Read the clip table, or make it from boxes and the CSV of their folds.'''
+def read_training_table(table: str | Path | None, boxes: Boxes | None, recipe: Recipe, group_column: str | None) -> Any:
+    '''Read the clip table, or make it from boxes and the CSV of their folds, and add folds and groups.'''
     if boxes is not None:
-        return box_table(boxes, table)
-    if table is None:
+        frame = box_table(boxes, table)
+    elif table is not None:
+        frame = read_clip_table(table)
+    else:
         raise KitError('train wants a table of clips, or boxes: --table CSV, or --boxes TRUE FALSE.')
-    return read_clip_table(table)
+    folds = choose_folds(frame, recipe, group_column)
+    if group_column is not None:  # intervals of scores resample its clips together
+        frame = frame.assign(group=frame[group_column])
+    return frame.assign(fold=folds)
 
 
 def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:

@@ -14,7 +14,8 @@ from kit.audio.specaugment import augment_specs, draw_spec_augment
 from kit.core.errors import KitError
 from kit.infer.predictor import cut_window
 from kit.labels.soft import fill_unknown
-from kit.train.dataset import Dataset, RawWaveforms, crop_steps, source_numbers
+from kit.train.clip_store import RawWaveforms
+from kit.train.dataset import Dataset, crop_steps, source_numbers
 from kit.train.recipe import Recipe, SamplingConfig
 
 NO_BOX = (-1, -1)

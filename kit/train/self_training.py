@@ -45,16 +45,7 @@ from kit.train.pseudo_labels import (
     pick_soft,
 )
 from kit.train.recipe import Recipe, check_recipe
-from kit.train.run import (
-    Run,
-    check_run,
-    choose_folds,
-    read_box_files,
-    read_training_table,
-    run_files,
-    train_run,
-    with_bands,
-)
+from kit.train.run import Run, check_run, read_box_files, read_training_table, run_files, train_run, with_bands
 
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
@@ -310,10 +301,7 @@ def self_train(
     folder = Path(out)
     rounds = folder / 'rounds'
     box_labels = read_box_files(boxes)
-    frame = read_training_table(table, box_labels)
-    frame = frame.assign(fold=choose_folds(frame, recipe, group_column))
-    if group_column is not None:
-        frame = frame.assign(group=frame[group_column])
+    frame = read_training_table(table, box_labels, recipe, group_column)
     if corrections is not None:
         frame = apply_corrections(frame, read_corrections(corrections))
     teachers = [path for run in teacher_runs or () for path in check_teacher(run, frame)]

@@ -269,7 +269,7 @@ def test_pools_and_windows_are_compared_out_of_fold_with_the_way_of_submission(
         gain = bootstrap_difference('lwlrap', result.truth, probs, result.probabilities)
         assert f'pool={pool}' in variant.name and variant.score == pytest.approx(lwlrap(result.truth, probs))
         assert (variant.gain.low, variant.gain.high) == pytest.approx((gain.low, gain.high))
-        assert str(variant) in str(result) and '95 % within' in str(variant)
+        assert str(variant) in str(result) and '(95 %: ' in str(variant)
 
 
 def test_an_adopted_way_to_predict_is_calibrated_scored_and_used_from_then_on(

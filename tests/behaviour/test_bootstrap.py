@@ -173,7 +173,7 @@ def test_a_metric_over_columns_has_fewer_draws_of_a_large_set_and_says_so(monkey
 
 
 def test_an_interval_prints_its_bounds_and_its_repeated_draws():
-    assert str(Interval(0.81234, 0.79, 0.83)) == '0.8123 (0.95 within 0.7900 to 0.8300)'
+    assert str(Interval(0.81234, 0.79, 0.83)) == '0.8123 (95 %: 0.7900 to 0.8300)'
     truth = np.array([[1.0], [1.0], [0.0]])
     interval = slow_interval(first_auc, truth, np.array([[2], [1], [0]]))
     assert interval.redrawn > 100

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from kit.core.errors import KitError
-from kit.labels.boxes import class_bands_hz, read_boxes, window_targets
+from kit.labels.boxes import box_table, class_bands_hz, read_boxes, window_targets
 from kit.labels.table import clip_labels
-from kit.train.dataset import box_table
 
 HEADER = 'recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max\n'
 RFCX = Path(__file__).resolve().parents[2].parent / 'shared' / 'data' / 'rfcx'

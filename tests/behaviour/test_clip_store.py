@@ -9,8 +9,7 @@ import torch
 
 from kit.audio.frontend import Frontend
 from kit.core.errors import KitError
-from kit.train.clip_store import ClipStore
-from kit.train.dataset import RawWaveforms
+from kit.train.clip_store import ClipStore, RawWaveforms
 from tests.behaviour.training import TINY, load_table, make_set, same_checkpoints, train_quietly
 
 pytestmark = pytest.mark.usefixtures('one_core')

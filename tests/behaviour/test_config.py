@@ -19,7 +19,7 @@ from kit.models.families import FAMILIES
 from kit.models.tagger import TaggerCard
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
-from kit.train.recipe import Recipe, SourceConfig, System
+from kit.train.recipe import Recipe, SourceConfig
 from kit.train.recipes import RECIPES, SMALL, find_recipe
 
 
@@ -116,7 +116,7 @@ def config_classes(*classes):
 BOUNDED = {
     config.__name__: config
     for config in config_classes(
-        TaggerCard, StackCard, Calibration, Recipe, SourceConfig, System,
+        TaggerCard, StackCard, Calibration, Recipe, SourceConfig,
         *FAMILIES.values(), StackerConfig,
     )
     if config not in (OptimConfig, SelfTrainingConfig)  # no checkpoint is built from them

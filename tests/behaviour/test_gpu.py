@@ -15,7 +15,7 @@ from kit.infer.predictor import Predictor
 from kit.models.families import build_network
 from kit.models.network import InputShape
 from kit.train.losses import LOSSES, average_loss
-from kit.train.recipes import SYSTEMS, find_recipe
+from kit.train.recipes import RECIPES, find_recipe
 from kit.train.run import train_run
 from tests.behaviour.trained import Trained, loud_tagger, noise
 
@@ -68,9 +68,9 @@ def test_training_runs_on_a_gpu_in_half_precision(tmp_path: Path) -> None:
     assert 0.0 < run.oof.score <= 1.0 and (out / 'fold_1.pt').is_file()
 
 
-@pytest.mark.parametrize('name', SYSTEMS)
+@pytest.mark.parametrize('name', RECIPES)
 def test_every_systems_front_end_hears_the_same_on_a_gpu(name: str) -> None:
-    frontend = Frontend(SYSTEMS[name].frontend)
+    frontend = Frontend(RECIPES[name].frontend)
     waves = [torch.from_numpy(noise(samples, seed=samples, level=0.3)) for samples in (90000, 30011)]
     on_cpu = [frontend.network_input(raw) for raw in frontend.spectrograms(waves)]
     on_gpu = [frontend.network_input(raw) for raw in frontend.spectrograms([wave.to(DEVICE) for wave in waves])]

@@ -50,7 +50,7 @@ def noise_data(n=12):
     weights = np.ones(n, np.float32)
     recordings = dict(zip(names, specs.values(), strict=True))
     stretches = whole_clips(n)
-    return Dataset(names, CLASSES, truth, weights, sources, truth, folds, stretches, specs, recordings, seconds, {})
+    return Dataset(names, CLASSES, truth, weights, sources, truth, folds, stretches, recordings, specs, seconds=seconds)
 
 
 DATA = noise_data()

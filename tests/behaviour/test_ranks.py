@@ -16,8 +16,8 @@ import torch
 from kit.core.clock import Deadline
 from kit.core.errors import KitError
 from kit.core.files import file_identity
-from kit.core.ranks import gather, start_workers, take_share
-from kit.core.runtime import WORKER_MARK, cpu_count, get_rank, pick_device
+from kit.core.ranks import count_workers, gather, start_workers, take_share
+from kit.core.runtime import WORKER_MARK, cpu_count, get_rank, pick_device, taken_cores
 from kit.demo import make_toy_set
 from kit.infer.cache import PredictionCache
 from kit.infer.job import SubmitOptions
@@ -200,6 +200,26 @@ def test_processes_share_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPat
     assert take_share(range(5)) == [0, 1, 2, 3, 4]
 
 
-def test_a_number_of_workers_below_one_is_refused() -> None:
-    with pytest.raises(KitError, match='workers is a number of processes from 1'), start_workers(0, []):
+@pytest.mark.parametrize('workers', [0, 'many'])
+def test_a_number_of_workers_below_one_is_refused(workers: int | str) -> None:
+    with pytest.raises(KitError, match='workers is a number of processes from 1'), start_workers(workers, []):
         pass
+
+
+def test_workers_auto_are_one_per_gpu_and_one_per_core_only_where_others_use_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {'cpu_count': lambda: 4, 'device_problem': lambda gpu: None if gpu.index < 2 else 'old'}.items():
+        monkeypatch.setitem(count_workers.__globals__, name, value)
+    for taken, expected in ((0.1, 1), (0.8, 4)):
+        monkeypatch.setitem(count_workers.__globals__, 'taken_cores', lambda taken=taken: taken)
+        assert count_workers('auto') == expected
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3)
+    assert count_workers('auto') == 2
+
+
+def test_the_cores_of_others_are_what_a_thread_per_core_does_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, 'perf_counter', lambda: next(clock))  # each look at the clock takes a second
+    monkeypatch.setattr(time, 'thread_time', lambda: 0.0)
+    assert taken_cores(1.0) == cpu_count()

@@ -15,11 +15,10 @@ from kit.audio.mixup import draw_mixup, mix_labels
 from kit.commands import list_recipes
 from kit.core.errors import KitError
 from kit.infer.submit import submit
-from kit.labels.boxes import read_boxes
+from kit.labels.boxes import box_table, read_boxes
 from kit.labels.metrics import lwlrap
 from kit.labels.table import clip_labels, label_targets
 from kit.models.checkpoint import load_tagger
-from kit.train.dataset import box_table
 from kit.train.recipe import Recipe
 from kit.train.recipes import RECIPES, SMALL, VARIANTS, find_recipe
 from kit.train.self_training import self_train

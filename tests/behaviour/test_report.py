@@ -59,8 +59,8 @@ def test_scores_and_gains_are_those_of_the_predictions_on_disk(tmp_path):
     rows = rows_of(show(runs))
     alone = bootstrap_interval('lwlrap', truth, weak)
     gain = bootstrap_difference('lwlrap', truth, strong, weak)
-    assert rows['lwlrap'][0] == f'{alone.value:.4f} ({alone.low:.4f} to {alone.high:.4f})'
-    assert rows[GAIN] == ('-', f'{gain.value:.4f} ({gain.low:.4f} to {gain.high:.4f})')
+    assert rows['lwlrap'][0] == f'{alone.value:.4f} (95 %: {alone.low:.4f} to {alone.high:.4f})'
+    assert rows[GAIN] == ('-', f'{gain.value:.4f} (95 %: {gain.low:.4f} to {gain.high:.4f})')
     assert gain.low > 0
     for fold in (0, 1):
         assert rows[f'lwlrap, fold {fold}'][1] == f'{lwlrap(truth[fold::2], strong[fold::2]):.4f}'
@@ -84,7 +84,7 @@ def test_only_settings_that_differ_are_listed_and_a_stack_has_none(tmp_path):
     assert not {'name', 'network.family'} & rows.keys()
     stack = write_run(tmp_path / 'stack', scores, recipe=None, history=None)
     rows = rows_of(show([runs[0], stack]))
-    assert rows[GAIN][1] == '0.0000 (0.0000 to 0.0000)' and 'lr_peak' not in rows
+    assert rows[GAIN][1] == '0.0000 (95 %: 0.0000 to 0.0000)' and 'lr_peak' not in rows
 
 
 def test_runs_on_other_clips_are_not_compared_clip_by_clip(tmp_path):

@@ -93,13 +93,13 @@ def test_show_names_each_run_s_own_metric_and_compares_by_the_first_run_s(runs):
     rows = rows_of(show(list(runs)))
     for place, (name, oof) in enumerate((('macro_auc', first), ('map3', second))):
         interval = bootstrap_interval(name, oof.truth, oof.probabilities)
-        text = f'{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})'
+        text = f'{interval.value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})'
         assert rows[name][place] == text and rows[name][1 - place] == '-'
         fold = oof.folds == 0
         score = compute_metric(name, oof.truth[fold], oof.probabilities[fold])
         assert rows[f'{name}, fold 0'][place] == f'{score:.4f}'
     gain = bootstrap_difference('macro_auc', first.truth, second.probabilities, first.probabilities)
-    assert rows['gain in macro_auc over the first run'][1].startswith(f'{gain.value:.4f} ({gain.low:.4f}')
+    assert rows['gain in macro_auc over the first run'][1].startswith(f'{gain.value:.4f} (95 %: {gain.low:.4f}')
     of_classes = metric_per_class('macro_auc', first.truth, first.probabilities)
     assert rows['class high, macro_auc'] == (f'{of_classes[0]:.4f}', '-')
     assert 'class high, lwlrap' in rows and rows['metric'] == ('"macro_auc"', '"map3"')

@@ -15,7 +15,7 @@ from kit.labels.calibration import Calibration
 from kit.models.checkpoint import save_tagger
 from kit.models.families import complete_network
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.train.recipes import SYSTEMS
+from kit.train.recipes import RECIPES
 from tests.behaviour.trained import read_scores, write_template, write_wav
 
 CLASSES = ('a', 'b', 'c', 'd')
@@ -29,7 +29,13 @@ SMALL = {
     'max-pyramid-mel': ['frontend.n_mels=32', 'network.blocks=3', 'network.width=4', 'inference.max_frames=64'],
     'max-pyramid-stft': ['network.blocks=4', 'network.width=4', 'inference.max_frames=512'],
     'window-snr': ['frontend.n_mels=32', 'network.blocks=3', 'network.width=4', *WINDOWS],
-    'two-stage': ['frontend.n_mels=32', 'frontend.image_size=[32,32]', f'network.name={TIMM}', *WINDOWS],
+    'two-stage': [
+        'frontend.n_mels=32',
+        'frontend.image_size=[32,32]',
+        'image_sizes=[]',
+        f'network.name={TIMM}',
+        *WINDOWS,
+    ],
     'freq-coord': ['frontend.n_mels=48', f'network.name={TIMM}', *WINDOWS],
     'freq-crop': [
         'frontend.n_mels=16',
@@ -55,12 +61,12 @@ PUBLISHED_SIZES = {
     'freq-crop': (24, 4_007_548 - 2 * 9 * 32 + 24 * 1281),
 }
 SECONDS = (0.0, 0.1, 0.7, 0.7, 1.0, 6.0)
-every_system = pytest.mark.parametrize('name', SYSTEMS)
+every_system = pytest.mark.parametrize('name', RECIPES)
 
 
 def small_system(name):
     '''A system made small by overrides alone.'''
-    system = SYSTEMS[name]
+    system = RECIPES[name]
     return replace(system, network=complete_network(system.network)).override(SMALL[name])
 
 
@@ -124,7 +130,7 @@ def probabilities(name):
 
 
 def test_every_system_is_tested_here():
-    assert set(SMALL) == set(SYSTEMS)
+    assert set(SMALL) == set(RECIPES)
 
 
 @every_system
@@ -167,7 +173,7 @@ def test_a_saved_system_submits_the_same_predictions_by_the_template(name, tmp_p
 def test_a_system_has_its_published_size(name):
     n_classes, size = PUBLISHED_SIZES[name]
     bands = [[200 * k, 200 * k + 3000] for k in range(n_classes)]
-    system = SYSTEMS[name].override([f'frontend.bands_hz={bands}'] if name == 'freq-crop' else [])
+    system = RECIPES[name].override([f'frontend.bands_hz={bands}'] if name == 'freq-crop' else [])
     with torch.device('meta'):
         tagger = build_tagger(card_of(name, system, [f's{i}' for i in range(n_classes)]))
     assert sum(p.numel() for p in tagger.network.parameters()) == size

@@ -8,11 +8,10 @@ import pytest
 from kit.audio.decode import Sound, decode_file
 from kit.core.errors import KitError
 from kit.demo import TOY_RATE, find_data, fitting_checkpoints, make_toy_set, make_toy_soundscapes, spoil_labels
-from kit.labels.boxes import read_boxes
+from kit.labels.boxes import box_table, read_boxes
 from kit.labels.table import clip_labels, read_clip_table, split_labels
 from kit.models.checkpoint import save_tagger
 from kit.models.tagger import TaggerCard, build_tagger
-from kit.train.dataset import box_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,13 +12,13 @@ import torch
 
 from kit.audio.windows import InferenceConfig
 from kit.core.errors import KitError
-from kit.labels.boxes import read_boxes
+from kit.labels.boxes import box_table, read_boxes
 from kit.labels.folds import make_folds
 from kit.labels.metrics import lwlrap
 from kit.labels.soft import SoftLabels, fill_unknown
 from kit.labels.table import clip_labels, label_targets, read_clip_table, stretches_of
 from kit.models.checkpoint import load_tagger
-from kit.train.dataset import box_table, cut_stretch, load_dataset, source_numbers
+from kit.train.dataset import cut_stretch, load_dataset, source_numbers
 from kit.train.oof import predict_oof
 from kit.train.run import choose_folds, run_files
 from kit.train.self_training import predict_pseudo_labels

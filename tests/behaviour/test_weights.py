@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from kit.infer.blend import fit_weights, mixture_weights
-from kit.infer.rows import check_weights
+from kit.infer.blend import check_weights, fit_weights, mixture_weights
 
 
 def draw(models: int = 3, n: int = 200, classes: int = 4, unknown: float = 0.3, seed: int = 0) -> Any:

@@ -16,8 +16,8 @@ from torch import nn
 from kit.audio.windows import InferenceConfig
 from kit.infer.backend import STATIC_ROWS, CompiledCall, CompiledNetwork, compile_network, compile_openvino
 from kit.infer.predictor import Predictor
-from kit.train.recipe import System
-from kit.train.recipes import SYSTEMS, find_recipe
+from kit.train.recipe import Recipe
+from kit.train.recipes import RECIPES, find_recipe
 from tests.benchmarks.bench_frames import make_tagger
 from tests.benchmarks.timing import interleaved_times, print_times, time_ratio
 
@@ -44,19 +44,19 @@ def compile_onnxruntime(network: nn.Module, shape: tuple[int, ...]) -> CompiledC
     return call
 
 
-def systems() -> dict[str, System]:
+def systems() -> dict[str, Recipe]:
     '''The networks to measure.'''
     efficient = {'family': 'timm', 'name': 'tf_efficientnet_b0'}
     return {
         'max-pyramid-mel --small': find_recipe('max-pyramid-mel', small=True),
-        'max-pyramid-mel': SYSTEMS['max-pyramid-mel'],
-        'max-pyramid-stft': SYSTEMS['max-pyramid-stft'],
-        'axis-pool': SYSTEMS['axis-pool'],
-        'window-snr': SYSTEMS['window-snr'],
-        'skip-attention': SYSTEMS['skip-attention'],
-        'sed (EfficientNetV2-S, attention)': SYSTEMS['sed'],
-        'freq-coord (EfficientNet-B3)': SYSTEMS['freq-coord'],
-        'tf_efficientnet_b0': replace(SYSTEMS['sed'], network=efficient),
+        'max-pyramid-mel': RECIPES['max-pyramid-mel'],
+        'max-pyramid-stft': RECIPES['max-pyramid-stft'],
+        'axis-pool': RECIPES['axis-pool'],
+        'window-snr': RECIPES['window-snr'],
+        'skip-attention': RECIPES['skip-attention'],
+        'sed (EfficientNetV2-S, attention)': RECIPES['sed'],
+        'freq-coord (EfficientNet-B3)': RECIPES['freq-coord'],
+        'tf_efficientnet_b0': replace(RECIPES['sed'], network=efficient),
     }
 
 

@@ -11,8 +11,8 @@ from kit.infer.predictor import Predictor
 from kit.models.families import complete_network
 from kit.models.network import Network
 from kit.models.tagger import TaggerCard, build_tagger, input_shape
-from kit.train.recipe import System
-from kit.train.recipes import SYSTEMS
+from kit.train.recipe import Recipe
+from kit.train.recipes import RECIPES
 from tests.behaviour.receptive import receptive_field
 from tests.benchmarks.timing import interleaved_times
 
@@ -20,7 +20,7 @@ SECONDS = 20.0
 COLUMNS = ('system', 'family', 'parameters', 'ms per s of audio', 'stride', 'receptive field', 'shortest input')
 
 
-def make_predictor(system: System) -> Predictor:
+def make_predictor(system: Recipe) -> Predictor:
     '''Build a system's tagger with fresh weights and as many classes as its competition had.'''
     n_classes = 24 if system.frontend.sample_rate == 48000 else 80
     if system.network['family'] == 'freq-crop':
@@ -36,14 +36,14 @@ def make_predictor(system: System) -> Predictor:
     return Predictor(build_tagger(card).eval(), torch.device('cpu'))
 
 
-def family_text(system: System) -> str:
+def family_text(system: Recipe) -> str:
     '''Name the family of a system's network, and the timm model that it is built on.'''
     network = complete_network(system.network)
     name = network.get('name') or network.get('backbone', {}).get('name')
     return f'{network["family"]} ({name.partition(".")[0]})' if name else str(network['family'])
 
 
-def stride_text(system: System, stride: int) -> str:
+def stride_text(system: Recipe, stride: int) -> str:
     '''Describe one step of the deepest feature map, in frames or in columns of a resized image, and in time.'''
     size = system.frontend.image_size
     if size:
@@ -67,7 +67,7 @@ def field_text(predictor: Predictor) -> str:
 
 def main(repeats: int = 3) -> None:
     '''Print a row per system, with the network's time in the system's own inference mode.'''
-    predictors = {name: make_predictor(system) for name, system in SYSTEMS.items()}
+    predictors = {name: make_predictor(system) for name, system in RECIPES.items()}
     generator = torch.Generator().manual_seed(0)
     works = {}
     for name, predictor in predictors.items():
@@ -80,7 +80,7 @@ def main(repeats: int = 3) -> None:
     print(f'| {" | ".join(COLUMNS)} |')
     print('|---' * len(COLUMNS) + '|')
     for name, predictor in predictors.items():
-        system = SYSTEMS[name]
+        system = RECIPES[name]
         tagger = predictor.tagger
         parameters = sum(p.numel() for p in tagger.network.parameters())
         ms_per_s = [1e3 * seconds / SECONDS for seconds in times[name]]
@@ -93,7 +93,7 @@ def main(repeats: int = 3) -> None:
             family_text(system),
             f'{parameters / 1e6:.2f} M',
             f'{statistics.median(ms_per_s):.1f} ({min(ms_per_s):.1f}-{max(ms_per_s):.1f})',
-            stride_text(system, tagger.network.stride),
+            stride_text(system, tagger.network.strides[-1]),
             field_text(predictor),
             shortest,
         ]

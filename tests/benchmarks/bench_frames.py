@@ -12,15 +12,15 @@ from torch import nn
 from kit.audio.windows import InferenceConfig
 from kit.infer.predictor import Predictor
 from kit.models.tagger import Tagger, TaggerCard, build_tagger
-from kit.train.recipe import System
-from kit.train.recipes import SYSTEMS, find_recipe
+from kit.train.recipe import Recipe
+from kit.train.recipes import RECIPES, find_recipe
 from tests.benchmarks.timing import interleaved_times, print_times, time_ratio
 
 SECONDS = 60.0
 WINDOWS = InferenceConfig(mode='windows', window_s=4.0, hop_s=0.5)
 
 
-def make_tagger(system: System) -> Tagger:
+def make_tagger(system: Recipe) -> Tagger:
     '''Build a system's tagger for 24 classes, with fresh weights and batch norms that change their input.'''
     card = TaggerCard(classes=tuple(f'c{k}' for k in range(24)), frontend=system.frontend, network=system.network)
     tagger = build_tagger(card).eval()
@@ -33,14 +33,14 @@ def make_tagger(system: System) -> Tagger:
     return tagger
 
 
-def systems() -> dict[str, System]:
+def systems() -> dict[str, Recipe]:
     '''The networks to measure: a large EfficientNet, and a small pyramid on the same windows.'''
     small = find_recipe('max-pyramid-mel', small=True)
     return {
-        'freq-coord (EfficientNet-B3)': SYSTEMS['freq-coord'],
+        'freq-coord (EfficientNet-B3)': RECIPES['freq-coord'],
         'max-pyramid-mel --small': small,
-        'max-pyramid-mel': SYSTEMS['max-pyramid-mel'],
-        'sed (EfficientNetV2-S, attention)': SYSTEMS['sed'],
+        'max-pyramid-mel': RECIPES['max-pyramid-mel'],
+        'sed (EfficientNetV2-S, attention)': RECIPES['sed'],
     }
 
 

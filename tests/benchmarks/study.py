@@ -86,8 +86,10 @@ def write_table(path: Path, noisy: bool) -> Path:
     return path
 
 
-def tagging(*settings: str, noisy: bool = False, method: str | None = None, **options: Any) -> Arm:
-    '''Make an arm of the tagging task: a small mel pyramid with changed settings, trained for one fold.
+def tagging(
+    *settings: str, name: str = 'max-pyramid-mel', noisy: bool = False, method: str | None = None, **options: Any
+) -> Arm:
+    '''Make an arm of the tagging task: the small form of a recipe with changed settings, trained for one fold.
 
     `noisy` adds the noisy clips with their own labels, `method` adds them with pseudo-labels; `options` go to
     `train_run`.
@@ -95,7 +97,7 @@ def tagging(*settings: str, noisy: bool = False, method: str | None = None, **op
 
     def run(folder: Path, seed: int) -> dict[str, float]:
         task = make_task('tagging')
-        recipe = small_recipe('max-pyramid-mel', settings, seed)
+        recipe = small_recipe(name, settings, seed)
         train_options: dict[str, Any] = {'only_folds': [FOLD]} | options
         table = write_table(folder / 'table.csv', noisy=noisy or method is not None)
         if method is not None:
@@ -239,6 +241,17 @@ def stacks(folder: Path, seed: int) -> dict[str, float]:
     return figures
 
 
+def images(folder: Path, seed: int) -> dict[str, float]:
+    '''Train `two-stage` on all folds, and compare the mean of its windows with a network over their images.'''
+    task = make_task('tagging')
+    table = write_table(folder / 'table.csv', noisy=False)
+    run = train_run(small_recipe('two-stage', (), seed), table, task, folder / 'run', **QUIET).folder
+    figures = {'mean': score_on_test(sorted(run.glob('fold_*.pt')), task)}
+    stack(run, folder / 'stacked', kind='image-stacker', audio=task, seed=seed, threads=1, progress=False)
+    return figures | {'images': score_on_test([folder / 'stacked' / 'stack.pt'], task)}
+
+
+EFFECTS = [f'wave_augment.{effect}_p=1' for effect in ('reverb', 'pitch', 'overdrive', 'speed')]
 BOOTSTRAP = ('loss=bce', 'sources.noisy.loss=bootstrap', 'sources.noisy.weight=0.5')
 # In the order in which they run, each with all its seeds.
 ARMS: dict[str, Arm] = {
@@ -250,13 +263,18 @@ ARMS: dict[str, Arm] = {
     'window-snr': window_pools(),
     'noisy labels': tagging(*PYRAMID, noisy=True),
     'noisy bootstrapped': tagging(*PYRAMID, *BOOTSTRAP, noisy=True),
-    'boxes, known masks': soundscapes('mixup.masks=known'),
+    'boxes': soundscapes(),
+    'boxes, published masks': soundscapes('mixup.masks=either'),
     'noisy that agree': tagging(*PYRAMID, method='agreement'),
     'noisy predicted': tagging(*PYRAMID, method='predict'),
     'window-snr, set 1': window_pools(set1=True),
     'full data': tagging(*PYRAMID, 'loss=bce', only_folds=None, all_data=True),
     'all folds': tagging(*PYRAMID, 'loss=bce', only_folds=None),
     'rounds without boxes': soundscapes('sampling.box_p=0', rounds=3),
+    'effects': tagging(*PYRAMID, 'wave_augment.chance=0.75', *EFFECTS),
+    'two-stage': tagging(name='two-stage'),
+    'two-stage, first layers fastest': tagging('optim.layer_decay=10', name='two-stage'),
+    'images': images,
     'stack': stacks,
 }
 # What each claim compares: (arm, figure) with it, and (arm, figure) without it.
@@ -268,7 +286,10 @@ CLAIMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     'noisy clips bootstrapped, BCE': (('noisy bootstrapped', 'test'), ('bce', 'test')),
     'the 40 % of the noisy clips that agree': (('noisy that agree', 'test'), ('pyramid', 'test')),
     'and predicted labels for the others': (('noisy predicted', 'test'), ('pyramid', 'test')),
-    'three-state masks instead of the published': (('boxes, known masks', 'round_0'), ('rounds', 'round_0')),
+    'three-state masks instead of the published': (('boxes', 'round_0'), ('boxes, published masks', 'round_0')),
+    'waveform effects': (('effects', 'test'), ('pyramid', 'test')),
+    'first layers ten times as fast': (('two-stage, first layers fastest', 'test'), ('two-stage', 'test')),
+    'images of predictions instead of the mean of windows': (('images', 'images'), ('images', 'mean')),
     'one round of self-training': (('rounds', 'round_1'), ('rounds', 'round_0')),
     'two rounds': (('rounds', 'round_2'), ('rounds', 'round_0')),
     'three rounds': (('rounds', 'round_3'), ('rounds', 'round_0')),

@@ -37,7 +37,7 @@ def script(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 PICKLE = 'import pickle; print(pickle.loads(pickle.dumps(FrontendConfig())) == FrontendConfig())'
 # With a deadline the work is done by a child that runs the bundle again.
 SUBMIT = '''
-system = SYSTEMS["skip-attention"].override(["network.width=8"])
+system = RECIPES["skip-attention"].override(["network.width=8"])
 card = TaggerCard(classes=("bark", "meow"), frontend=system.frontend, network=system.network)
 save_tagger(NAME + ".pt", build_tagger(card))
 submit(NAME + ".pt", audio="clips", out=NAME + ".csv", deadline="60s", progress=False)
