@@ -213,7 +213,12 @@ def usable(sound: Sound) -> Sound | Undecodable:
     peak = float(max(-wave.min(), wave.max()))
     # The comparison is false for NaN too.
     if not peak <= MAX_SAMPLE:
-        return Undecodable(f'holds samples up to {peak:.3g}: not finite, or no sound')
+        is_sound = np.abs(wave) <= MAX_SAMPLE
+        count = len(wave) - int(is_sound.sum())
+        if 2 * count > len(wave):
+            return Undecodable(f'holds {count} samples of {len(wave)} that are not finite, or no sound')
+        note = f'{count} samples that are not finite, or beyond {MAX_SAMPLE:g}, became silence'
+        return usable(replace(sound, wave=np.where(is_sound, wave, 0), notes=(*sound.notes, note)))
     if peak > LOUD_SAMPLE:
         note = f'samples reach {peak:.3g}, far beyond full scale (1.0): were they integers?'
         return replace(sound, notes=(*sound.notes, note))

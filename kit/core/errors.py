@@ -23,11 +23,12 @@ COLOUR = re.compile('\x1b\\[[0-9;]*m')  # of a terminal
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    '''The valid names as a phrase for an error message, the most similar one first.'''
+    '''Valid names as a phrase for an error message: the most similar one, whatever its case, and the first 20.'''
     names = sorted(options)
-    near = difflib.get_close_matches(name[:100], names, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    return f'{hint}the choices are: {", ".join(names) or "none"}'
+    exact = {option.lower(): option for option in names}
+    near = difflib.get_close_matches(name[:100].lower(), exact, n=1)
+    hint = f'did you mean {exact[near[0]]!r}? ' if near else ''
+    return f'{hint}the choices are: {", ".join([*names[:20], *["..."] * (len(names) > 20)]) or "none"}'
 
 
 def misspelt(name: str, options: Iterable[str]) -> str | None:

@@ -74,8 +74,7 @@ def rank_is_running(rank: int) -> bool:
 def count_workers(workers: int | str) -> int:
     '''The number of processes. `auto` is one per GPU; without GPUs one per core where others use cores, else one.
 
-    Threads wait for the slowest of them. Beside one busy process, two processes of one thread took two thirds of the
-    time of one with two threads; on idle cores they took 1.1 times as long, as a second one must start.
+    Threads wait for the slowest of them: beside a busy process, two processes took two thirds of two threads' time.
     '''
     if workers != 'auto':
         if not (str(workers).isdecimal() and 1 <= int(workers) <= 256):
@@ -83,12 +82,9 @@ def count_workers(workers: int | str) -> int:
         return int(workers)
     gpus = [torch.device('cuda', number) for number in range(torch.cuda.device_count())]
     count = sum(device_problem(gpu) is None for gpu in gpus)
-    reason = f'{count} GPUs compute'
     if not count:
-        taken = taken_cores()
-        count = cpu_count() if taken > 0.4 else 1
-        reason = f'others use {max(0.0, taken):.1f} of {cpu_count()} cores'
-    print(f'note: --workers auto: {count}, as {reason}', flush=True)
+        count = cpu_count() if taken_cores() > 0.4 else 1
+    print(f'note: --workers auto: {count} of {len(gpus)} GPUs or {cpu_count()} cores', flush=True)
     return count
 
 

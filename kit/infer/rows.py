@@ -1,11 +1,10 @@
 '''Collect the scores of a template's rows from every model, and blend them.'''
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError, choose, suggest
 from kit.infer.blend import BLENDS, blend_scores
 from kit.infer.ensemble import UNPOOLED, clip_probabilities
 from kit.infer.planner import EnsembleMember
@@ -21,17 +20,10 @@ def class_columns(known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     place = {name: column for column, name in enumerate(known)}
     columns = np.array([place.get(name, -1) for name in classes], np.int64)
     if (columns < 0).all():
-        nearest = nearest_name(classes[0], known)
+        nearest = suggest(classes[0], known)
         lacks = f"a checkpoint has none of the template's {len(classes)} classes, e.g. {classes[0]!r}"
         raise KitError(f'{lacks} ({nearest}): use the template of its training data.')
     return columns
-
-
-def nearest_name(name: str, names: Sequence[str]) -> str:
-    '''A question after the most similar of some names, or some of them where none is similar.'''
-    lower = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower(), lower, n=1)
-    return f'did you mean {lower[near[0]]!r}?' if near else f'the models have {", ".join(map(repr, names[:3]))}'
 
 
 def pick_columns(values: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -15,13 +15,13 @@ from torch import nn
 
 from kit.audio.decode import Decoder, scan_folder
 from kit.core.clock import parse_duration
-from kit.core.errors import KitError, choose
+from kit.core.errors import KitError, choose, suggest
 from kit.core.files import file_identity, text_digest
 from kit.infer.blend import BLENDS
 from kit.infer.job import SubmitJob, check_steps
 from kit.infer.loader import SpectrogramLoader
 from kit.infer.postprocess import NO_WINDOWS
-from kit.infer.rows import class_columns, common_classes, nearest_name
+from kit.infer.rows import class_columns, common_classes
 from kit.infer.stack import ModelSpec, Stack, models_with_classes, open_models
 from kit.infer.template import (
     RowPlan,
@@ -107,9 +107,8 @@ def note_classes(job: SubmitJob, template: Template, models: Sequence[ModelSpec]
     known = np.stack([class_columns(names, template.classes) for names in known_names]) >= 0
     by_none = [name for k, name in enumerate(template.classes) if not known[:, k].any()]
     if by_none:
-        nearest = nearest_name(by_none[0], known_names[0])
-        what = f'CLASSES of the template are unknown to every model and get a prior ({nearest})'
-        job.note_names(by_none, what)
+        nearest = suggest(by_none[0], known_names[0])
+        job.note_names(by_none, f'CLASSES of the template are unknown to every model and get a prior ({nearest})')
     by_some = [name for k, name in enumerate(template.classes) if known[:, k].any() and not known[:, k].all()]
     if by_some and BLENDS[job.options.blend].whole_row:
         raise KitError(

@@ -113,6 +113,8 @@ def summarize_scores(oof: OofPredictions) -> list[str]:
         rows = is_scored & (oof.folds == fold)
         score = format_metric(compute_metric, metric, truth[rows], probs[rows])
         lines.append(f'  fold {fold}: {score} on {rows.sum()} clips')
+        if rows.sum() > 1 and np.ptp(probs[rows], axis=0).max() < 1e-3:
+            lines[-1] += ': THE SAME SCORES FOR EVERY CLIP, so nothing was learnt'
     scores = metric_per_class(metric, truth, probs)
     hardest = [f'{oof.classes[k]} {scores[k]:.3f}' for k in np.argsort(scores)[:5] if np.isfinite(scores[k])]
     lines.append(f'  hardest classes ({class_metric(metric)}): {", ".join(hardest)}')

@@ -60,6 +60,9 @@ class StackResult:
         lines.append(f'gain over the plain mean: {self.gain}')
         if self.gain.value <= 0:
             lines.append("THE STACK DOES NOT BEAT THE PLAIN MEAN: submit the runs' own checkpoints instead.")
+        best = max(self.runs, key=lambda run: self.runs[run])
+        if self.runs[best] >= max(self.mean, self.score):
+            lines.append(f'{best} ALONE IS AS GOOD: submit its checkpoints.')
         return '\n'.join(lines)
 
     __repr__ = __str__

@@ -48,7 +48,7 @@ def make_bad(folder: Path) -> dict[str, str]:
     write_wav(folder / 'huge.wav', np.full(4000, 1e30, np.float32))
     for name, value in (('nan.wav', np.nan), ('infinite.wav', np.inf)):
         wave = noise(4000)
-        wave[1234] = value
+        wave[1234:] = value
         write_wav(folder / name, wave)
     write_wav(folder / 'odd_rate.wav', noise(100), rate=7)
     os.mkfifo(folder / 'pipe.wav')

@@ -275,6 +275,16 @@ def test_floats_far_beyond_full_scale_are_noted(tmp_path):
     assert decode_bytes(tmp_path, encoded(stairs(1) * 8, 'WAV', 'FLOAT')).notes == ()
 
 
+@pytest.mark.parametrize('wrong', [np.nan, np.inf, -1e30])
+def test_a_few_samples_that_are_no_sound_become_silence_and_a_note(tmp_path, wrong):
+    wave = stairs(1) * 0.5
+    wave[100:103] = wrong
+    sound = decode_bytes(tmp_path, encoded(wave, 'WAV', 'FLOAT'))
+    assert sound.notes == ('3 samples that are not finite, or beyond 1e+09, became silence',)
+    wave[100:103] = 0
+    np.testing.assert_array_equal(sound.wave, wave)
+
+
 @pytest.fixture
 def lossy_folder(tmp_path):
     '''A folder of a whole file, one of unknown length, one that ends early, and one that is no audio.'''

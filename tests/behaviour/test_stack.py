@@ -364,7 +364,8 @@ def test_the_report_says_whether_a_stack_beats_the_plain_mean(runs, tmp_path):
     for copy in copies:  # each class is called by its neighbour's name, which a stack can learn
         write_tables(copy, random_targets(), np.roll(read_probs(copy), 1, axis=1))
     good = make_stack(copies, tmp_path / 'b', more=['epochs=200', 'lr=0.1'])
-    assert good.gain.low > 0 and 'PLAIN MEAN' not in str(good)
+    assert good.gain.low > 0 and 'PLAIN MEAN' not in str(good) and 'ALONE' not in str(good)
+    assert 'b ALONE IS AS GOOD' in str(replace(good, runs={'a': 0.1, 'b': good.score}))
 
 
 def test_the_doctor_shows_what_a_stack_holds(stacks):

@@ -349,6 +349,7 @@ def test_the_hardest_classes_are_among_those_that_have_a_true_label(run):
     scores = np.tile(np.linspace(0, 1, 8), (4, 1))
     oof = replace(run.oof, classes=tuple('abcdefgh'), folds=np.zeros(4), truth=truth, probabilities=scores)
     assert 'hardest classes (lwlrap): g 0.500, h 1.000' in str(oof)
+    assert 'THE SAME SCORES FOR EVERY CLIP' in str(oof) and 'THE SAME' not in str(run.oof)
 
 
 # Inputs that cannot be used
