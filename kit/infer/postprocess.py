@@ -170,24 +170,29 @@ def smooth_neighbours(
 ) -> np.ndarray:
     '''Average each row with its neighbours in time, which weigh kernel[0], kernel[1], ... on either side, itself 1.
 
+    Neighbour k is k periods away; the period is the most frequent distance of two rows in one recording.
     Shape:  scores (n, K) in [0, 1], recordings (n,), times_s (n,) -> (n, K)
     Source: BirdCLEF 2023-2025, neighbour smoothing
     '''
     times = np.asarray(times_s, np.float64)
     smooth = np.empty_like(scores)
-    for rows in rows_by_name(recordings).values():
-        rows = rows[times[rows].argsort(kind='stable')]
+    sorted_rows = [rows[times[rows].argsort(kind='stable')] for rows in rows_by_name(recordings).values()]
+    gaps, counts = np.unique(np.concatenate([np.diff(times[rows]) for rows in sorted_rows]), return_counts=True)
+    period_s = gaps[counts.argmax()] if len(gaps) else 1.0
+    for rows in sorted_rows:
         for row, other in pairwise(rows):
             if times[row] == times[other]:
                 raise KitError(f"rows {row} and {other} are one recording's at one time: keep one.")
         total = scores[rows]
         weight = np.ones((len(rows), 1))
+        times_of_rows = times[rows]
         for distance, share in enumerate(kernel, start=1):
-            late = slice(distance, None)
-            early = slice(-distance)
-            for target, neighbour in ((late, early), (early, late)):
-                total[target] += share * scores[rows[neighbour]]
-                weight[target] += share
+            wanted_s = times_of_rows + distance * period_s
+            later = np.searchsorted(times_of_rows, wanted_s - period_s / 2).clip(max=len(rows) - 1)
+            early = np.flatnonzero(np.abs(times_of_rows[later] - wanted_s) < period_s / 2)
+            for target, neighbour in ((early, later[early]), (later[early], early)):
+                np.add.at(total, target, share * scores[rows[neighbour]])
+                np.add.at(weight, target, share)
         smooth[rows] = total / weight
     return smooth
 

@@ -47,6 +47,8 @@ def name_sources(clips: str | Path | Sequence[str | Path | Sound]) -> tuple[list
     cure = 'give a folder, or a list of files and sounds; Sound(wave, sample_rate) makes one of a wave'
     check_kind('clips', [clips], list | tuple, cure)
     check_kind('a clip', clips, str | Path | Sound, cure)
+    waves = [clip.wave for clip in clips if isinstance(clip, Sound)]
+    check_kind('the wave of a sound', waves, np.ndarray, 'give a numpy array')
     names = [f'clip {i}' if isinstance(clip, Sound) else str(clip) for i, clip in enumerate(clips)]
     return names, [clip if isinstance(clip, Sound) else Path(clip) for clip in clips]
 
@@ -94,5 +96,6 @@ def predict_clips(
         if member.failure:
             raise KitError(f'{member.name} failed: {member.failure}')
         reasons |= {clip: f'{member.name}: {reason}' for clip, reason in member.failed_clips.items()}
+    loader.print_failures(names)
     failures = reasons_by_name(reasons | loader.failures, names)
     return Predictions(template.ids, template.classes, rows.blend().astype(np.float32), failures)

@@ -54,7 +54,10 @@ def blend_priors(cards: Sequence[TaggerCard], weights: Sequence[float], classes:
 
 
 def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, end_s: float) -> list[int]:
-    '''Choose the windows inside a row's time, else those with their centre in it, else the nearest one.'''
+    '''Choose the windows inside a row's time, else those with their centre in it, else the nearest one.
+
+    Where these leave a part of the row out, the next window, across the row's border, is chosen too.
+    '''
     slack_s = 1.5 / frames_per_s
     times_s = np.array(output.spans) / frames_per_s
     centres_s = times_s.mean(axis=1)
@@ -62,8 +65,13 @@ def windows_of_row(output: WindowLogits, frames_per_s: float, begin_s: float, en
     if not inside.any():
         inside = (begin_s <= centres_s) & (centres_s < end_s)
     if not inside.any():
-        return [int(np.abs(centres_s - (begin_s + end_s) / 2).argmin())]
-    return np.flatnonzero(inside).tolist()
+        inside[np.abs(centres_s - (begin_s + end_s) / 2).argmin()] = True
+    first, last = np.flatnonzero(inside)[[0, -1]].tolist()
+    if first > 0 and times_s[first, 0] > begin_s + slack_s:
+        first -= 1
+    if last + 1 < len(times_s) and times_s[last, 1] < end_s - slack_s:
+        last += 1
+    return list(range(first, last + 1))
 
 
 def logits_of_stretch(output: WindowLogits | None, stretch: np.ndarray, frames_per_s: float) -> WindowLogits | None:
@@ -82,8 +90,8 @@ class RowScores:
     '''The scores of all rows by every model, filled clip by clip.
 
     `split_clips` were too long for one input of mode full. `rows_after_end` are windows that begin after the end of
-    their file: they keep the prior. `rows_alike` share a window of a model with a row of another time: its
-    windows are too long, or too far apart, to tell them apart.
+    their file: they keep the prior. `rows_alike` lie within a window of a model as a row of another time does:
+    its windows are too long to tell them apart.
     Shape:  scores (R, K) and done (R,) of each model
     '''
 
@@ -117,7 +125,7 @@ class RowScores:
         number = self.members.index(member)
         if member.predictor.inference.mode == 'full' and len(output.spans) > 1:
             self.split_clips.add(clip)
-        rows_of_window: dict[int, list[int]] = {}
+        rows_within: dict[int, list[int]] = {}
         for row in self.plan.rows_of.get(clip, []):
             logits = output.logits
             end_s = self.plan.ends_s[row]
@@ -129,7 +137,9 @@ class RowScores:
                     continue
                 windows = windows_of_row(output, frames_per_s, begin_s, end_s)
                 for window in windows:
-                    rows_of_window.setdefault(window, []).append(row)
+                    start, end = output.spans[window]
+                    if start < begin_s * frames_per_s + 1.5 and end > end_s * frames_per_s - 1.5:
+                        rows_within.setdefault(window, []).append(row)
                 logits = logits[windows]
             try:
                 scores = clip_probabilities(member.tagger, member.predictor.inference, logits)
@@ -139,7 +149,7 @@ class RowScores:
             columns = self.columns[number]
             self.scores[number][row] = np.where(columns >= 0, scores[columns], self.priors)
             self.done[number][row] = True
-        for rows in rows_of_window.values():
+        for rows in rows_within.values():
             if len({self.plan.ends_s[row] for row in rows}) > 1:
                 self.rows_alike.update(rows)
 
@@ -217,6 +227,8 @@ def fitted_prevalences(card: TaggerCard) -> np.ndarray:
 def check_members(members: Sequence[EnsembleMember], kind: str, plan: RowPlan) -> None:
     '''Refuse to average scores that share no scale, and rows that a model cannot locate in time.'''
     blend = choose('blend', kind, BLENDS)
+    if len({id(member.tagger.network) for member in members}) < len(members):
+        raise KitError('two models share one network, which has the tensors of the last: build one for each model.')
     for member in members:
         if not member.card.is_calibrated:
             if not blend.any_scale:

@@ -136,6 +136,11 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             job.note(f"--{name.replace('_', '-')} lets a row's answer depend on the other rows")
     with job.watch.measure('models'):
         members = build_members(job, inputs, device)
+    guessed = [member.name for member in members if member.card.is_custom and len({*member.card.prevalences}) == 1]
+    if options.prior_shift or options.prevalences:
+        job.note_names(
+            guessed, 'models are taken to have seen all classes equally often: see wrap_network(prevalences=)'
+        )
     check_members(members, options.blend, inputs.plan)
     rows = EnsembleRows(inputs.stacks, inputs.template, inputs.plan, members, options.blend, options.postprocess)
     writer = SubmissionWriter(job)
@@ -252,7 +257,7 @@ def note_results(job: SubmitJob, inputs: SubmitInputs, rows: RowScores) -> None:
     late_rows = [inputs.template.ids[row] for row in sorted(rows.rows_after_end)]
     job.note_names(late_rows, 'rows are windows after the end of their file and get the prior')
     alike_rows = [inputs.template.ids[row] for row in sorted(rows.rows_alike)]
-    job.note_names(alike_rows, 'rows share a window of a model with another row: use a shorter window_s or hop_s')
+    job.note_names(alike_rows, 'rows lie within one window of a model with another row: use a shorter window_s')
     for warning in doubtful_outputs(members):
         job.note(warning)
     split_files = [inputs.names[clip] for clip in sorted(rows.split_clips)]
@@ -285,7 +290,10 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, device: torch.device) ->
             continue
         if model.path:
             code = [*own_classes(tagger.network), *decoder_functions(options.decoders)]
-            settings = inference.canonical_json(), options.precision, options.backend, device.type
+            settings = [inference.canonical_json(), options.precision, options.backend, device.type]
+            if model.card.is_custom:  # its checkpoint does not hold what its builder decides
+                code += (options.networks or {}).values()
+                settings.append(str(tagger.network))
             digest = text_digest(model_identity(model), code_identity(code), *settings)[:16]
             cache_path = job.state_folder / f'{model.path.stem}_{digest}.npz'
         sizes = options.batch_frames, options.precision

@@ -70,6 +70,8 @@ def read_inputs(job: SubmitJob) -> SubmitInputs:
     if template.answer:
         known = stacks[0].card.classes if stacks else common_classes([model.card for model in models])
         template = with_classes(template, known)
+        unknown = [name for name, (_, k) in zip(template.cell_ids, template.cells, strict=True) if k < 0]
+        job.note_names(unknown, 'rows are of CLASSES unknown to every model, and False')
     if template.answer == 'label':
         job.note(f'each row gets its {template.n_labels} best classes, for the column label of {options.template}')
     if not stacks:
@@ -146,8 +148,8 @@ def code_identity(objects: Sequence[Any]) -> str:
 
 
 def own_classes(network: nn.Module) -> list[type]:
-    '''The classes of a network's modules that are the user's, and not the kit's, torch's or timm's.'''
-    classes = {type(module) for module in network.modules()}
+    '''The classes of a network's modules, and their bases, that are the user's, not the kit's, torch's or timm's.'''
+    classes = {base for module in network.modules() for base in type(module).__mro__[:-1]}
     libraries = ('torch.', 'timm.', Tagger.__module__.partition('.')[0])
     return sorted((c for c in classes if not c.__module__.startswith(libraries)), key=lambda c: c.__qualname__)
 

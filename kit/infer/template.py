@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.decode import AUDIO_SUFFIXES, list_audio
+from kit.audio.decode import list_audio
 from kit.core.errors import KitError
 from kit.core.files import join_cells, read_table, write_text
+from kit.labels.table import audio_stem
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,7 @@ def file_identities(paths: Sequence[Path]) -> list[Hashable]:
 def near_name(name: str) -> str:
     '''Reduce a file's name to what is left without folder, extension, case and the form of Unicode.'''
     base = unicodedata.normalize('NFC', name).replace('\\', '/').rpartition('/')[2].lower()
-    stem, dot, extension = base.rpartition('.')
-    return stem if stem and dot + extension in AUDIO_SUFFIXES.split() else base
+    return audio_stem(base)
 
 
 def unique_positions(names: Sequence[str], identities: Sequence[Hashable]) -> dict[str, int]:
@@ -183,9 +183,9 @@ def plan_notes(plan: RowPlan) -> list[str]:
     if plan.whole_names:
         n, example = len(plan.whole_names), plan.whole_names[0]
         notes.append(f'{n} rows are whole files, e.g. {example!r}, and the others windows of files')
-    if plan.ids_hold_beginnings:
-        period = f'{plan.period_s:g} s'
-        notes.append(f"the ids' seconds are read as BEGINNINGS of windows of {period}: one begins at second 0")
+    if plan.form == 'window':
+        ends = 'BEGINNINGS, as one begins at second 0' if plan.ids_hold_beginnings else 'ends'
+        notes.append(f"rows are windows of {plan.period_s:g} s, as far apart as ids; the ids' seconds are their {ends}")
     return notes
 
 
@@ -228,16 +228,20 @@ def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Has
     found = list(candidates[form])
     kinds = [form] * len(found)
     missing = [row for row, file in enumerate(found) if file is None]
+    # A whole file that another row names is no other row's; windows share theirs.
+    taken = {identities[file] for file in found if file is not None and form != 'window'}
     near_files = unique_positions([near_name(name) for name in files], identities) if missing else {}
+    # BirdCLEF 2021 names 10534_SSW_20170429.ogg in its ids 10534_SSW.
+    by_start = unique_positions(['_'.join(stem.split('_')[:2]) for stem in stems], identities) if missing else {}
     for row in missing:
         stem, end_s = windows[row]
         files_of_row = {kind: column[row] for kind, column in candidates.items()}
         near = {'near name': near_files.get(near_name(ids[row]))}
         if end_s is not None:
-            near['near window'] = near_files.get(near_name(stem))
+            near['near window'] = near_files.get(near_name(stem), by_start.get(stem))
         files_of_row |= {kind: near[kind] for kind in sorted(near, reverse=form == 'window')}
         for kind, file in files_of_row.items():
-            if file is not None:
+            if file is not None and identities[file] not in taken:
                 found[row], kinds[row] = file, kind
                 break
     count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from kit.core.errors import KitError, choose
 from kit.core.files import join_cells, read_table
-from kit.labels.table import ALL_OTHERS, check_line_ends, column_of_class, read_clip_table, rows_by_name
+from kit.labels.table import ALL_OTHERS, audio_stem, check_line_ends, column_of_class, read_clip_table, rows_by_name
 
 BOX_EDGES = ('t_min', 't_max', 'f_min', 'f_max')
 # A file whose edges are all below this gives them in kHz: calls are not that low in Hz, nor as high in kHz.
@@ -122,13 +122,16 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
     content = read_table(table)
     if 'labels' in content.columns:
         clips = read_clip_table(table)
-        with_boxes = clips['fname'].isin(names)
+        if 'begin_s' in clips:
+            raise KitError(f'{table}: stretches of clips cannot stand beside boxes: leave out begin_s and end_s.')
+        with_boxes = clips['fname'].map(audio_stem).isin(map(audio_stem, names))
         if 'fold' not in clips and with_boxes.any():
             raise KitError(f'{table}: {clips["fname"][with_boxes].iloc[0]!r} has boxes, too: leave it out.')
         false_labels = clips.get('false_labels', ALL_OTHERS)
-        kept = [name for name in ('fname', 'labels', 'weight', 'source') if name in clips]
+        kept = [name for name in ('fname', 'labels', 'secondary_labels', 'weight', 'source') if name in clips]
         clips = clips[kept].assign(false_labels=false_labels)[~with_boxes]
-        frame = pandas.concat([frame, clips], ignore_index=True).fillna({'weight': 1.0, 'source': ''})
+        missing = {'weight': 1.0, 'source': '', 'secondary_labels': ''}
+        frame = pandas.concat([frame, clips], ignore_index=True).fillna(missing)
         if 'fold' not in content.columns:
             return frame
     key = 'fname' if 'fname' in content.columns else 'recording_id'
@@ -137,6 +140,8 @@ def box_table(boxes: Boxes, table: str | Path | None) -> Any:
     content.check_names(key)
     fold = content.numbers('fold', 'a whole number', lambda number: True, int)
     fold_of = dict(zip(content.columns[key], fold, strict=True))
+    with_box = {audio_stem(name): name for name in names}  # the boxes' names are those of the table
+    fold_of = {with_box.get(audio_stem(name), name): fold for name, fold in fold_of.items()}
     without_fold = [name for name in names if name not in fold_of]
     if without_fold:
         raise KitError(f'{table} has no fold for {len(without_fold)} recordings with boxes, e.g. {without_fold[0]!r}.')

@@ -1,6 +1,7 @@
 '''Cross-validation folds that spread every class evenly and keep groups whole.'''
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -70,8 +71,7 @@ def group_texts(groups: Sequence[Any]) -> list[str]:
     import pandas
 
     column = pandas.Series(list(groups), dtype=object)
-    texts = [str(group) for group in column.where(column.notna(), '')]
-    return [text if text.strip() else '' for text in texts]
+    return [str(group).strip() for group in column.where(column.notna(), '')]
 
 
 def stratify_groups(counts: np.ndarray, sizes: np.ndarray, n_folds: int, seed: int = 0) -> np.ndarray:
@@ -119,7 +119,7 @@ def note_similar_classes(classes: Iterable[str]) -> None:
     '''Print a note of two classes that differ only in case, blanks or marks: one may be misspelt.'''
     first: dict[str, str] = {}
     for name in classes:
-        other = first.setdefault(re.sub(r'[\W_]+', '', name).lower() or name, name)
+        other = first.setdefault(re.sub(r'[\W_]+', '', unicodedata.normalize('NFKC', name)).lower() or name, name)
         if other != name:
             print(f'note: {other!r} and {name!r} are two classes: correct the table if one is misspelt.', flush=True)
 

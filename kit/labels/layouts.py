@@ -199,9 +199,10 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
     '''Write the table of BirdCLEF, 2020 to 2026: clips, labelled soundscapes, and unlabelled ones if asked for.'''
     path = first_existing(root, ('train.csv', 'train_metadata.csv')) or root / 'train.csv'
     columns = read_table(path, ('filename',)).columns
-    codes = columns.get('primary_label') or columns.get('ebird_code')
+    codes = columns.get('ebird_code') or columns.get('primary_label')  # those of 2020 have other names beside codes
     if codes is None:
         raise KitError(f"{path} has no column primary_label: give BirdCLEF's own table of clips.")
+    code_of = dict(zip(columns.get('primary_label', codes), codes, strict=True))
     folder = 'train_short_audio' if (root / 'train_short_audio').is_dir() else 'train_audio'
     empty = [''] * len(codes)
     rows = []
@@ -211,7 +212,7 @@ def write_birdclef(root: Path, out: Path, unlabelled: bool) -> Mapping[str, Any]
             {
                 'fname': f'{folder}/{name}' if '/' in name else f'{folder}/{code}/{name}',
                 'labels': join_cells([code]),
-                'secondary_labels': join_cells(split_labels(others)),
+                'secondary_labels': join_cells(code_of.get(other, other) for other in split_labels(others)),
                 'author': '' if author.strip().lower() in NO_VALUES else author,
                 'place': '' if {text.lower() for text in place} & {*NO_VALUES} else ' '.join(place),
                 'source': 'clips',

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kit.audio.decode import AUDIO_SUFFIXES
 from kit.core.errors import KitError, choose, misspelt, suggest
 from kit.core.files import TextTable, read_table
 
@@ -88,7 +89,7 @@ def read_clip_table(path: str | Path) -> Any:
             if both:
                 raise KitError(f'{table.at(row)}: {min(both)!r} stands in labels and in false_labels: remove one.')
     if 'fold' in columns:
-        columns['fold'] = table.numbers('fold', 'a whole number', lambda fold: abs(fold) < 10**9, int)
+        columns['fold'] = table.numbers('fold', 'a whole number from -2', lambda fold: -3 < fold < 10**9, int)
     if 'rating' in columns:
         columns['rating'] = [text or '0' for text in columns['rating']]
         columns['rating'] = table.numbers('rating', 'a number from 0 to 5', lambda rating: 0 <= rating <= 5)
@@ -142,12 +143,18 @@ def row_names(names: Sequence[str], stretches: np.ndarray) -> list[str]:
     unique = []
     for row, (name, (begin_s, end_s)) in enumerate(zip(names, stretches.tolist(), strict=True)):
         if math.isfinite(end_s):
-            stem = name.rpartition('.')[0] or name
-            name = f'{stem}_{end_s:g}'
+            stem = audio_stem(name)
+            name = f'{stem}_{end_s:.12g}'
             if row_of_name.setdefault(name, row) != row:
-                name = f'{stem}_{begin_s:g}_{end_s:g}'
+                name = f'{stem}_{begin_s:.12g}_{end_s:.12g}'
         unique.append(name)
     return unique
+
+
+def audio_stem(name: str) -> str:
+    '''A file's name without the ending of an audio file.'''
+    stem, dot, ending = name.rpartition('.')
+    return stem if stem and dot + ending.lower() in AUDIO_SUFFIXES.split() else name
 
 
 def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -188,7 +195,8 @@ def check_line_ends(table: TextTable) -> None:
 def check_label_cells(table: TextTable) -> None:
     '''Raise KitError for labels that look wrongly separated, or are named as a column of the kit.'''
     first_cells: dict[str, tuple[int, str]] = {}
-    for column in sorted({'labels', 'false_labels'} & table.columns.keys(), reverse=True):
+    columns = ('labels', 'false_labels', 'secondary_labels')
+    for column in (name for name in columns if name in table.columns):
         for row, text in enumerate(table.columns[column]):
             for name in split_labels(text):
                 first_cells.setdefault(name, (row, column))
@@ -389,7 +397,10 @@ def apply_corrections(table: Any, corrections: Mapping[str, str | None]) -> Any:
     if not len(corrected):
         raise KitError('the corrections drop every clip of the table.')
     is_corrected = corrected['fname'].isin(list(corrections))
+    if corrected['fname'][is_corrected].duplicated().any():
+        raise KitError('a corrected clip has several stretches in the table: correct their rows there.')
     corrected.loc[is_corrected, 'labels'] = corrected['fname'].map(corrections)
-    if 'false_labels' in corrected:
-        corrected.loc[is_corrected, 'false_labels'] = ALL_OTHERS
+    for column, cell in (('false_labels', ALL_OTHERS), ('secondary_labels', '')):
+        if column in corrected:
+            corrected.loc[is_corrected, column] = cell
     return corrected

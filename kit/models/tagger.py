@@ -194,10 +194,12 @@ def wrap_ensemble(
 
     Errors: KitError for a wrong builder, a pattern without a file, and a state dict that does not fit
     '''
-    taggers = []
+    taggers: list[Tagger] = []
     stripped: list[str] = []
     for source, state in read_states(states):
         network = build_custom('build', build)
+        if any(network is tagger.network for tagger in taggers):
+            raise KitError('build() returned one network twice: let it make a new one in each call.')
         wanted = network.state_dict()
         if state.keys() != wanted.keys():
             bare = strip_prefixes(state)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kit.labels.table import (
     BIRDCLEF_SOURCES,
     UNLABELLED,
     ClipLabels,
+    class_names,
     clip_labels,
     is_secondary,
     is_validated,
@@ -107,13 +109,14 @@ class Dataset(ClipLabels):
         return soft is not None and bool(soft.times) and name in soft.rows
 
     def crop_targets(self, row: int, begin_s: float, end_s: float, box_share: float) -> tuple[np.ndarray, np.ndarray]:
-        '''Targets of a crop, by boxes or its clip, and the soft labels of the nearest window.
+        '''Targets of a crop, by boxes or its clip, and the soft labels of the nearest window; times are in its row.
 
         Shape:  -> (K,) each, NaN where unknown
         '''
         name = self.names[row]
         targets = self.targets[row]
         soft = np.full_like(targets, np.nan)
+        begin_s, end_s = begin_s + self.stretches[row, 0], end_s + self.stretches[row, 0]
         if self.boxes is not None and name in self.boxes.rows:
             targets = window_targets(self.boxes, name, begin_s, end_s, box_share)
         if self.soft_labels is not None and self.has_windows(name):
@@ -159,6 +162,9 @@ def load_dataset(
     labels = clip_labels(frame, named.classes if named else None)
     source_numbers(labels.sources, recipe)  # raises for an unknown source before anything is decoded
     stretches = stretches_of(frame)
+    note_odd_labels(frame, labels, stretches)
+    if soft and soft.names and not {*soft.names} & {*labels.names}:
+        raise KitError(f'soft labels are of no clip of the table, e.g. of {soft.names[0]!r}: use the same names.')
     has_times = boxes is not None or np.isfinite(stretches).all(axis=1).any() or bool(soft and soft.times)
     if recipe.frontend.trim_db is not None and has_times:
         raise KitError('frontend.trim_db cuts the ends of clips, which moves all times: use frontend.trim_db=null.')
@@ -179,6 +185,11 @@ def load_dataset(
         soft = soft_windows_inside(soft, labels.classes, sound_s)
     elif soft:
         of_clips = align_soft_labels(soft, labels.names, labels.classes)
+        if soft.names and not (np.isnan(labels.targets) & ~np.isnan(of_clips)).any():
+            print(
+                'WARNING: soft labels fill unknown ones, and none is unknown in their clips: see false_labels.',
+                flush=True,
+            )
         labels = replace(labels, targets=fill_unknown(labels.targets, of_clips))
     data = Dataset(
         **vars(labels),
@@ -222,6 +233,20 @@ def add_audio(
     if copies:
         places = 'in several folds under several names'
         print(f'WARNING: {copies} recordings are {places}: use a group_column.', flush=True)
+
+
+def note_odd_labels(frame: Any, labels: ClipLabels, stretches: np.ndarray) -> None:
+    '''Note secondary labels that are no class, and stretches that overlap although their labels differ.'''
+    others = sorted({*class_names(frame.get('secondary_labels', ()))} - {*labels.classes})
+    if others:
+        print(f'note: {len(others)} secondary labels are no class and are ignored, e.g. {others[0]!r}', flush=True)
+    order = sorted(np.flatnonzero(np.isfinite(stretches[:, 1])), key=lambda row: (labels.names[row], *stretches[row]))
+    for row, other in pairwise(order):
+        is_apart = labels.names[row] != labels.names[other] or stretches[other, 0] >= stretches[row, 1]
+        if not is_apart and not np.array_equal(labels.targets[row], labels.targets[other], equal_nan=True):
+            times = f'{stretches[row].tolist()} and {stretches[other].tolist()} s of {labels.names[row]!r}'
+            print(f'WARNING: {times} overlap, and a class of one is false in the other: see false_labels.', flush=True)
+            return
 
 
 def names_to_decode(labels: ClipLabels, soft: SoftLabels | None) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.audio.windows import InferenceConfig, pool_windows
 from kit.core.errors import KitError
-from kit.core.files import read_json, write_rows, write_text
+from kit.core.files import read_json, write_json, write_rows, write_text
 from kit.core.runtime import Runtime, start_runtime
 from kit.infer.blend import fit_weights
 from kit.infer.ensemble import NOT_FINITE, clip_probabilities
@@ -44,6 +44,8 @@ def inference_variants(
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes and not pools:
         return {}
+    if changes.get('mode', own.mode) == 'full' and len(changes) > ('mode' in changes):
+        raise KitError('window_s and hop_s have no effect on whole clips: add --mode windows, or leave them out.')
     variants = {}
     for pool in pools or [own.pool]:
         changed = {**changes, 'pool': pool} if pools else changes
@@ -96,6 +98,8 @@ def window_steps(**options: Any) -> dict[str, PostprocessConfig]:
 def compare_steps(oof: OofPredictions, steps: Mapping[str, PostprocessConfig]) -> list[OofVariant]:
     '''Compare steps over a recording's windows with the plain predictions of these.'''
     rows, recordings, times_s = windows_of_names(oof.names)
+    window = f'the window of {recordings[0]!r} that ends at second {times_s[0]:g}'
+    print(f'note: {oof.names[rows[0]]!r} is read as {window}, and the others likewise', flush=True)
     windows = replace(oof.reordered(np.array(rows)), groups=tuple(recordings))
     unused_prevalences = np.zeros(len(oof.classes))
     compared = []
@@ -285,6 +289,10 @@ def predict_oof(
     for path, held in models.items():
         save_tagger(path, held.tagger)
     write_oof(Path(run), next(iter(joined.values())) if adopt else result)
+    recipe = read_json(Path(run) / 'recipe.json')
+    if adopt:  # `train` then refuses to go on in the old way
+        inference = next(iter(models.values())).tagger.card.inference.to_dict()
+        write_json(Path(run) / 'recipe.json', recipe | {'inference': inference})
     return replace(result, variants=tuple(compared))
 
 

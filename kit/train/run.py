@@ -17,10 +17,10 @@ from kit.core.ranks import gather, take_share
 from kit.core.runtime import Runtime, start_runtime
 from kit.labels.boxes import Boxes, box_table, class_bands_hz, read_boxes
 from kit.labels.folds import check_no_leak, make_folds, note_similar_classes
-from kit.labels.metrics import compute_metric
+from kit.labels.metrics import METRICS, compute_metric
 from kit.labels.oof_predictions import OofPredictions
 from kit.labels.soft import read_soft_labels
-from kit.labels.table import read_clip_table
+from kit.labels.table import is_validated, read_clip_table, stretches_of
 from kit.train.dataset import TEST_FOLD, Dataset, load_dataset, source_numbers
 from kit.train.fold_training import (
     EpochLogger,
@@ -96,6 +96,11 @@ def train_run(
     if box_labels is not None:
         recipe = with_bands(recipe, box_labels)
     frame = read_training_table(table, box_labels, recipe, group_column)
+    if recipe != with_windows(recipe, frame):
+        recipe = with_windows(recipe, frame)
+        print(
+            f'note: rows are stretches, so inference.mode=windows, window_s={recipe.inference.window_s:g}', flush=True
+        )
     soft_labels = None if soft is None else read_soft_labels(soft)
     folds = np.asarray(frame['fold'])
     trained_folds: list[int | None] = [None] if all_data else [*select_folds(folds, only_folds)]
@@ -209,13 +214,29 @@ def with_bands(recipe: Recipe, boxes: Boxes) -> Recipe:
     return replace(recipe, frontend=replace(recipe.frontend, bands_hz=bands_hz))
 
 
+def with_windows(recipe: Recipe, frame: Any) -> Recipe:
+    '''Let a recipe that predicts whole clips predict windows as long as the scored stretches, as a submission does.'''
+    stretches = stretches_of(frame)
+    is_scored = is_validated(frame['fname'], stretches) & np.isfinite(stretches[:, 1])
+    if recipe.inference.mode != 'full' or not is_scored.any():
+        return recipe
+    lengths, counts = np.unique(np.diff(stretches[is_scored]).round(6), return_counts=True)
+    window_s = float(lengths[counts.argmax()])
+    return replace(recipe, inference=replace(recipe.inference, mode='windows', window_s=window_s, hop_s=window_s))
+
+
 def choose_folds(frame: Any, recipe: Recipe, group_column: str | None) -> np.ndarray:
     '''The folds in the table, or new stratified ones. Shape: -> (n,)
 
     Errors: KitError for a missing group column, and for a clip or a group in several folds of the table
     '''
     if 'fold' not in frame:
-        return make_folds(frame, recipe.n_folds, recipe.seed, group_column)
+        folds = make_folds(frame, recipe.n_folds, recipe.seed, group_column)
+        always = int((folds < 0).sum())
+        if always:
+            what = 'are in every training and never validated: their groups have the only clips of a class, or no label'
+            print(f'note: {always} of {len(folds)} rows {what}', flush=True)
+        return folds
     folds = np.asarray(frame['fold'])
     n_folds = len(np.unique(folds[folds >= 0]))
     if n_folds != recipe.n_folds:
@@ -254,9 +275,12 @@ def check_labels(recipe: Recipe, data: Dataset) -> None:
     if recipe.distill_weight and soft is not None and soft.names and not soft.times:
         cure = 'self_training.methods=["windows"], or distill_weight=0'
         raise KitError(f'distill_weight wants soft labels of windows: {cure}.')
-    if len(data.classes) == 1 and recipe.loss in CLASS_LOSSES:
+    if len(data.classes) == 1:
         only = f'{data.classes[0]!r} is the only one'
-        raise KitError(f'loss={recipe.loss} ranks classes, and {only}: use --set loss=bce.')
+        if recipe.loss in CLASS_LOSSES:
+            raise KitError(f'loss={recipe.loss} ranks classes, and {only}: use --set loss=bce.')
+        if METRICS[recipe.metric].clip_sums and recipe.metric != 'micro_f1':
+            print(f'WARNING: {recipe.metric} ranks classes, and {only}: use --set metric=macro_auc.', flush=True)
 
 
 def check_folds(metric: str, data: Dataset, folds: Sequence[int | None]) -> None:
@@ -290,7 +314,7 @@ def run_files(
     }
     label_files = [path for path in (*(boxes or ()), soft) if path is not None]
     if label_files:
-        digests = {Path(path).name: file_digest(Path(path)) for path in label_files}
+        digests = {f'{i} {Path(path).name}': file_digest(Path(path)) for i, path in enumerate(label_files)}
         files['labels.json'] = json.dumps(digests, indent=1) + '\n'
     return files
 

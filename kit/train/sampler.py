@@ -81,16 +81,19 @@ def draw_begin(clips: Dataset, row: int, box: int | None, recipe: Recipe, genera
     crop_s = length / steps_per_s
     name = clips.names[row]
     soft = clips.soft_labels
+    row_begin_s, row_end_s = clips.stretches[row]
     if box is not None and clips.boxes is not None:
-        box_s = clips.boxes.begin_s[box], clips.boxes.end_s[box]
+        box_s = clips.boxes.begin_s[box] - row_begin_s, clips.boxes.end_s[box] - row_begin_s
         begin_s = crop_at_box(*box_s, n_steps / steps_per_s, crop_s, generator)
     elif recipe.sampling.sample_by_probs != 'none' and soft is not None and clips.has_windows(name):
         windows = soft.rows[name]
-        # The small constant lets clips whose soft labels are all zero be drawn, too.
-        cumulative = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6).cumsum()
+        centres_s = np.mean(soft.times, axis=0)[windows]
+        is_inside = (row_begin_s <= centres_s) & (centres_s < row_end_s)
+        # The small constants let clips be drawn whose soft labels are all zero, and rows without a window's centre.
+        sums = (np.nan_to_num(soft.targets[windows]).sum(axis=1) + 1e-6) * np.where(is_inside, 1, 1e-9)
+        cumulative = sums.cumsum()
         uniform = float(torch.rand(1, generator=generator)) * cumulative[-1]
-        window = windows[np.searchsorted(cumulative, uniform)]
-        begin_s = (sum(times[window] for times in soft.times) - crop_s) / 2
+        begin_s = centres_s[np.searchsorted(cumulative, uniform)] - row_begin_s - crop_s / 2
     else:
         return int(torch.randint(n_starts, (1,), generator=generator)) if n_starts > 1 else 0
     return max(0, min(round(begin_s * steps_per_s), n_starts - 1))

@@ -45,7 +45,16 @@ from kit.train.pseudo_labels import (
     pick_soft,
 )
 from kit.train.recipe import Recipe, check_recipe
-from kit.train.run import Run, check_run, read_box_files, read_training_table, run_files, train_run, with_bands
+from kit.train.run import (
+    Run,
+    check_run,
+    read_box_files,
+    read_training_table,
+    run_files,
+    train_run,
+    with_bands,
+    with_windows,
+)
 
 
 def window_inference(card: TaggerCard, hop_s: float) -> InferenceConfig:
@@ -177,6 +186,8 @@ def relabel(
         raise KitError(f'boxes correct windows, which method {name} does not write: use windows.')
     frame = read_clip_table(table or Path(run[0]) / 'folds.csv')
     if 'end_s' in frame and name not in ('plain', 'windows'):
+        count = int((frame['end_s'] < np.inf).sum())
+        print(f'note: method {name} labels whole clips: {count} stretches are left out', flush=True)
         frame = frame[frame['end_s'] == np.inf].drop(columns=['begin_s', 'end_s']).reset_index(drop=True)
     clips = set(frame['fname'])
     hop_s = None if name in ('plain', 'agreement') else plan.hop_s
@@ -318,7 +329,7 @@ def self_train(
 
     # Refuse now what the last training would refuse: a folder that holds a run of another recipe.
     last = recipe.at_stage(plan.iterations)
-    last = last if box_labels is None else with_bands(last, box_labels)
+    last = with_windows(last if box_labels is None else with_bands(last, box_labels), frame)
     check_run(folder, {'recipe.json': run_files(last, frame)['recipe.json']})
     last_table, last_soft = job.train_teachers(rounds / 'folds.csv', soft_file, rounds)
     options = {'only_folds': only_folds, 'all_data': all_data}

@@ -292,6 +292,10 @@ def test_an_adopted_way_to_predict_is_calibrated_scored_and_used_from_then_on(
         predict_oof(run, data[1], adopt=True, pool=['mean', 'max'], **QUIET)
     with pytest.raises(KitError, match='adopt takes one way to predict'):
         predict_oof(run, data[1], adopt=True, **QUIET)
+    with pytest.raises(KitError, match=r"inference\.mode is 'windows' there and 'full' here"):
+        train_run(TINY.override(['loss=lsep', 'loss_settings={}']), *data, run, **QUIET)
+    with pytest.raises(KitError, match='no effect on whole clips'):
+        predict_oof(run, data[1], mode='full', window_s=0.3, **QUIET)
 
 
 def test_steps_are_measured_out_of_fold_and_recordings_are_drawn_whole(

@@ -396,3 +396,18 @@ def test_templates_of_earlier_years_are_answered_in_their_own_words(answer: str,
             stem, bird, end = name.rsplit('_', 2)
             is_known = bird in classes
             assert text == str(is_known and bool(scores[f'{stem}_{end}'][classes.index(bird)] > 0.5))
+
+
+def test_the_codes_of_birdclef_2020_are_its_classes_also_among_secondary_labels(tmp_path: Path) -> None:
+    rows = [
+        ('aldfly', 'Empidonax alnorum_Alder Flycatcher', "['Corvus corax_Raven']"),
+        ('comrav', 'Corvus corax_Raven', '[]'),
+    ]
+    columns = ('ebird_code', 'primary_label', 'secondary_labels')
+    frame = pd.DataFrame([dict(zip(columns, row, strict=True)) | {'filename': f'{row[0]}.mp3'} for row in rows])
+    (tmp_path / 'train_audio').mkdir()
+    frame.to_csv(tmp_path / 'train.csv', index=False)
+    write_template(tmp_path / 'sample_submission.csv', ['a_5'], ['birds'])
+    table = read_clip_table(read_competition(tmp_path, tmp_path / 'out').table or '')
+    assert table['labels'].tolist() == ['aldfly', 'comrav'] and table['secondary_labels'].tolist() == ['comrav', '']
+    assert table['fname'][0] == 'train_audio/aldfly/aldfly.mp3'

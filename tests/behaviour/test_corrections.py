@@ -69,3 +69,11 @@ def test_unknown_clips_and_labels_are_errors_with_the_cure():
         apply_corrections(TABLE, {'b.wav': 'Brak'})
     with pytest.raises(KitError, match='drop every clip'):
         apply_corrections(TABLE, dict.fromkeys(TABLE['fname']))
+
+
+def test_a_corrected_clip_has_no_secondary_labels_and_stretches_are_refused():
+    table = TABLE.assign(secondary_labels='Bark')
+    assert apply_corrections(table, {'c.wav': 'Meow'})['secondary_labels'].tolist() == ['Bark', 'Bark', '']
+    twice = pd.concat([TABLE, TABLE])
+    with pytest.raises(KitError, match='several stretches'):
+        apply_corrections(twice, {'c.wav': 'Meow'})

@@ -96,7 +96,7 @@ def test_clips_and_groups_without_labels_even_out_the_sizes():
 
 def test_an_empty_group_is_no_group():
     table = skewed_table(60, 4)
-    table['recording'] = [''] * 20 + [None] * 20 + ['r1'] * 20
+    table['recording'] = [''] * 20 + [None] * 20 + ['r1', 'r1 '] * 10
     folds = make_folds(table, 3, group_column='recording')
     assert len(set(folds[40:])) == 1
     assert len(set(folds[:40])) > 1

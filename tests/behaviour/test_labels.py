@@ -16,6 +16,7 @@ from kit.labels.table import (
     known_prevalences,
     label_targets,
     read_clip_table,
+    row_names,
     rows_by_name,
     split_labels,
 )
@@ -303,3 +304,15 @@ def test_a_table_with_other_separators_is_refused_with_the_cure(tmp_path, mark):
 def test_a_number_without_digits_before_its_point_is_read_as_ever(tmp_path):
     (tmp_path / 't.csv').write_text('fname,labels,begin_s,end_s\na.wav,x,.0,5.0\n', encoding='utf-8')
     assert read_clip_table(tmp_path / 't.csv')['begin_s'].tolist() == [0.0]
+
+
+def test_rows_of_stretches_are_named_by_recording_and_second_without_a_clash():
+    names = ['a.wav', 'a.wav', 'site.0', 'site.1', 'b.OGG', 'c.wav']
+    stretches = np.array([[0, 2], [1, 2], [0, 2], [0, 2], [123456.25, 123457.25], [0, np.inf]])
+    assert row_names(names, stretches) == ['a_2', 'a_1_2', 'site.0_2', 'site.1_2', 'b_123457.25', 'c.wav']
+
+
+@pytest.mark.parametrize('lines', ['fname,labels,fold\na,x,-3', 'fname,labels,secondary_labels\na,b,\nb,c,\nc,d,b;c'])
+def test_folds_below_the_test_s_and_secondary_labels_with_other_separators_are_refused(tmp_path, lines):
+    with pytest.raises(KitError, match=r'whole number from -2|separate names by commas'):
+        read_clip_table(write(tmp_path, lines + '\n'))

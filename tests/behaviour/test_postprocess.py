@@ -1,5 +1,7 @@
 '''Class priors, neighbours and recordings against slow definitions and the likelihood's own maximum.'''
 
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,13 +100,16 @@ def test_an_estimate_does_not_depend_on_the_order_of_rows() -> None:
 def test_a_row_is_averaged_with_its_recordings_neighbours_in_time(kernel: tuple[float, ...]) -> None:
     p, names, times = windows()
     smooth = smooth_neighbours(p, names, times, kernel)
+    in_time = {name: sorted(t for t, other in zip(times, names, strict=True) if other == name) for name in names}
+    gaps = Counter(later - earlier for of_name in in_time.values() for earlier, later in pairwise(of_name))
+    period_s = min(gaps, key=lambda gap: (-gaps[gap], gap))
     for row, name in enumerate(names):
-        in_time = sorted((i for i in range(len(names)) if names[i] == name), key=lambda i: times[i])
-        place, total, weight = in_time.index(row), p[row].copy(), 1.0
-        for distance, share in enumerate(kernel, start=1):
-            for other in (place - distance, place + distance):
-                if 0 <= other < len(in_time):
-                    total, weight = total + share * p[in_time[other]], weight + share
+        total, weight = p[row].copy(), 1.0
+        for other in range(len(names)):
+            distance = abs(times[other] - times[row]) / period_s
+            if names[other] == name and distance in range(1, len(kernel) + 1):
+                share = kernel[int(distance) - 1]
+                total, weight = total + share * p[other], weight + share
         np.testing.assert_allclose(smooth[row], total / weight, atol=1e-12)
 
 

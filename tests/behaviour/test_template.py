@@ -1,5 +1,6 @@
 '''Law 9: the template is obeyed, byte for byte, whatever its ids look like.'''
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from kit.audio.decode import Sound
-from kit.audio.windows import InferenceConfig
+from kit.audio.windows import InferenceConfig, window_spans
 from kit.core.errors import KitError
 from kit.infer.planner import EnsembleMember
 from kit.infer.predict import predict_clips
-from kit.infer.predictor import Predictor
-from kit.infer.rows import RowScores
+from kit.infer.predictor import Predictor, WindowLogits
+from kit.infer.rows import RowScores, windows_of_row
 from kit.infer.submit import submit
 from kit.infer.template import (
     Template,
@@ -179,7 +180,9 @@ FORMS = {
     'windows, one unknown': (['a.wav'], ['a_5', 'a_10', 'b_5', 'a_x'], 'window', [0, 0, None, None]),
     'windows, and whole files': (['r.wav', 'b.ogg'], ['r', 'r_5', 'r_10', 'R_15', 'b.ogg'], 'window', [0, 0, 0, 0, 1]),
     'whole files, and windows': (['a.wav', 'b.wav', 'c.wav'], ['a', 'B', 'c_5', 'C_10'], 'window', [0, 1, 2, 2]),
-    'names, and stems': (['a.wav', 'b.wav'], ['a.wav', 'b', 'A'], 'name', [0, 1, 0]),
+    'names, and stems': (['a.wav', 'b.wav'], ['a.wav', 'b', 'x/a.wav'], 'name', [0, 1, None]),
+    'a missing file that looks like a window': (['rec.wav', 'a.wav'], ['rec', 'a', 'rec_10'], 'stem', [0, 1, None]),
+    'ids of 2021': (['7_SSW_2017.ogg', '8_COR_2018.ogg'], ['8_COR_5', '7_SSW_5', '7_SSW_10'], 'window', [1, 0, 0]),
     'nothing known': (['a.wav'], ['q', 'r'], 'name', [None, None]),
     'no files': ([], ['q', 'r_5'], 'name', [None, None]),
     'no ids': (['a.wav'], [], 'name', []),
@@ -381,3 +384,22 @@ def test_a_template_of_another_folder_brings_a_loud_warning(tmp_path: Path, caps
 def test_one_row_off_the_grid_does_not_change_the_length_of_all_windows():
     plan = plan_rows(['r_1', 'r_2', 'r_3', 'r_3.2'], ['r.wav'])
     assert plan.period_s == 1.0
+
+
+@pytest.mark.parametrize(
+    'window_s, hop_s', [(2, 2), (2, 1), (3, 3), (4.005, 1.0014), (5, 5), (5, 2.5), (7, 3.5), (20, 10)]
+)
+def test_the_windows_of_a_row_hear_all_of_it(window_s: float, hop_s: float) -> None:
+    frames_per_s = 86.13
+    spans = tuple(window_spans(round(60 * frames_per_s), math.ceil(window_s * frames_per_s), hop_s * frames_per_s))
+    output = WindowLogits(np.zeros((len(spans), 1)), spans)
+    for end_s in range(5, 61, 5):
+        chosen = windows_of_row(output, frames_per_s, end_s - 5, end_s)
+        heard = {frame for window in chosen for frame in range(*spans[window])}
+        missed = set(range(round((end_s - 5) * frames_per_s) + 2, round(end_s * frames_per_s) - 2)) - heard
+        assert not missed
+        if (window_s, hop_s) in ((5, 5), (5, 2.5), (2, 1)):
+            assert all(
+                end_s - 5.04 < a / frames_per_s and b / frames_per_s < end_s + 0.04
+                for a, b in map(spans.__getitem__, chosen)
+            )

@@ -20,13 +20,16 @@ from kit.labels.table import clip_labels, label_targets, read_clip_table, stretc
 from kit.models.checkpoint import load_tagger
 from kit.train.dataset import cut_stretch, load_dataset, source_numbers
 from kit.train.oof import predict_oof
-from kit.train.run import choose_folds, run_files
+from kit.train.recipe import SamplingConfig
+from kit.train.run import choose_folds, run_files, with_windows
+from kit.train.sampler import draw_begin
 from kit.train.self_training import predict_pseudo_labels
 from tests.behaviour.training import (
     CLASSES,
     QUIET,
     RUNTIME,
     TINY,
+    clips_of,
     load_table,
     same_checkpoints,
     train_quietly,
@@ -455,3 +458,70 @@ def test_files_of_one_content_in_two_folds_are_warned_of(toy, tmp_path, capsys):
     shutil.copy(tmp_path / 'clips' / '00.wav', tmp_path / 'clips' / '01.wav')
     load_table(BCE, toy[0], tmp_path / 'clips')
     assert '1 recordings are in several folds under several names' in capsys.readouterr().out
+
+
+def test_a_recipe_of_whole_clips_is_scored_on_stretches_in_windows_as_long_as_a_submission_has(toy, tmp_path, capsys):
+    frame = pd.read_csv(toy[0]).assign(begin_s=0.0, end_s=math.inf)
+    assert with_windows(BCE, frame) == BCE
+    rows = pd.concat([frame, frame.assign(end_s=0.1)])
+    assert with_windows(BCE, rows) == BCE, 'the whole clips are scored'
+    stretches = frame.assign(end_s=[0.1] * (len(frame) - 1) + [0.2])
+    inference = with_windows(BCE, stretches).inference
+    assert (inference.mode, inference.window_s, inference.hop_s) == ('windows', 0.1, 0.1)
+    own = replace(BCE, inference=InferenceConfig(mode='windows', window_s=0.3, hop_s=0.3))
+    assert with_windows(own, stretches) == own
+    stretches.to_csv(tmp_path / 'table.csv', index=False)
+    run = train_quietly(BCE, tmp_path / 'table.csv', toy[1], tmp_path / 'run')
+    assert load_tagger(run.folder / 'fold_0.pt').card.inference == inference
+    assert 'inference.mode=windows, window_s=0.1' in capsys.readouterr().out
+
+
+def test_times_of_soft_labels_and_boxes_are_those_of_the_recording_also_in_a_stretch():
+    soft = SoftLabels(
+        ('0.wav',) * 2, CLASSES, np.array([[1, 0, 0], [0, 1, 0.0]]), np.array([0.0, 5]), np.array([5.0, 10])
+    )
+    data = clips_of([[np.nan] * 3], seconds=[5.0], stretches=np.array([[5.0, 10.0]]), soft_labels=soft)
+    assert data.crop_targets(0, 1.0, 2.0, 0.5)[1].tolist() == [0, 1, 0]
+    recipe = replace(BCE, sampling=SamplingConfig(sample_by_probs='windows'), crop_s=1.0)
+    middle = round(2.0 * BCE.frontend.frames_per_s)
+    for seed in range(5):
+        begin = draw_begin(data, 0, None, recipe, torch.Generator().manual_seed(seed))
+        assert abs(begin - middle) <= 1
+
+
+def test_labels_that_would_be_lost_or_contradict_are_noted(toy, tmp_path, capsys):
+    table = toy_table(tmp_path / 'a.csv', toy, secondary_labels='low,owl')
+    load_table(BCE, table, toy[1])
+    assert "1 secondary labels are no class and are ignored, e.g. 'owl'" in capsys.readouterr().out
+    name = pd.read_csv(toy[0])['fname'][0]
+    lines = [f'{name},high,0,0,0.1', f'{name},low,0,{{}},0.15', '01.wav,noisy,1,,']
+    for begin, word in (('0.1', ''), ('0.05', 'overlap')):
+        table = write_lines(
+            tmp_path / 'b.csv', 'fname,labels,fold,begin_s,end_s', *(line.format(begin) for line in lines)
+        )
+        load_table(BCE, table, toy[1])
+        assert word in (out := capsys.readouterr().out) and ('overlap' in out) == bool(word)
+    soft = SoftLabels(('x',), CLASSES, np.ones((1, 3)))
+    with pytest.raises(KitError, match='no clip of the table'):
+        load_table(BCE, toy[0], toy[1], soft=soft)
+    load_table(BCE, toy[0], toy[1], soft=replace(soft, names=(name,)))
+    assert 'none is unknown in their clips' in capsys.readouterr().out
+
+
+def test_a_clip_beside_boxes_is_known_by_its_stem_and_keeps_its_secondary_labels(tmp_path):
+    rows = 'recording_id,species_id,songtype_id,t_min,f_min,t_max,f_max'
+    boxes = read_boxes(
+        write_lines(tmp_path / 't.csv', rows, 'r1,0,1,0,100,1,200'), write_lines(tmp_path / 'f.csv', rows)
+    )
+    table = write_lines(tmp_path / 'c.csv', 'fname,labels,secondary_labels', 'r1.wav,s0,', 'r2.wav,,s0')
+    with pytest.raises(KitError, match='has boxes, too'):
+        box_table(boxes, table)
+    table = write_lines(tmp_path / 'c.csv', 'fname,labels,secondary_labels,fold', 'r1.wav,s0,,0', 'r2.wav,,s0,1')
+    frame = box_table(boxes, table)
+    assert list(zip(frame['fname'], frame['secondary_labels'], frame['fold'], strict=True)) == [
+        ('r1', '', 0),
+        ('r2.wav', 's0', 1),
+    ]
+    table = write_lines(tmp_path / 'c.csv', 'fname,labels,begin_s,end_s', 'r2.wav,s0,0,1')
+    with pytest.raises(KitError, match='stretches of clips cannot stand beside boxes'):
+        box_table(boxes, table)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kit.audio.decode import Sound
 from kit.core.errors import KitError
 from kit.doctor import run_doctor
 from kit.infer.predict import predict_clips
@@ -452,3 +453,52 @@ def test_a_value_of_another_type_is_refused_with_its_cure(tmp_path, wrong):
 def test_prevalences_are_a_number_per_class():
     with pytest.raises(KitError, match='prevalences is a list, a number per class'):
         loud_tagger(prevalences=0.1)
+
+
+def test_networks_that_are_one_object_are_refused_as_all_would_have_the_last_tensors(tmp_path: Path) -> None:
+    network = LoudBands()
+    folder = write_folder(tmp_path / 'in', ['a.wav'])
+    taggers = [wrap_network(network, plain_frontend(), CLASSES) for _ in range(2)]
+    for predict in (
+        lambda: submit(taggers, folder, tmp_path / 'out.csv', progress=False),
+        lambda: predict_clips(taggers, folder),
+    ):
+        with pytest.raises(KitError, match='two models share one network'):
+            predict()
+    states = [scaled(scale).state_dict() for scale in (0.1, 0.2)]
+    with pytest.raises(KitError, match='one network twice'):
+        wrap_ensemble(lambda: network, states, plain_frontend(), CLASSES)
+    for number, state in enumerate(states):
+        save_tagger(
+            tmp_path / f'{number}.pt', wrap_ensemble(LoudBands, [state], plain_frontend(), CLASSES, name='mine')[0]
+        )
+    with pytest.raises(KitError, match='two models share one network'):
+        submit(tmp_path / '*.pt', folder, tmp_path / 'out.csv', networks={'mine': lambda: network}, progress=False)
+
+
+@pytest.mark.parametrize(
+    'pools', [(nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d), (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)]
+)
+def test_a_builder_that_builds_another_network_gets_predictions_of_its_own(
+    tmp_path: Path, pools: Sequence[type[nn.Module]]
+) -> None:
+    folder = write_folder(tmp_path / 'in', ['a.wav'])
+    build = {pool: lambda pool=pool: nn.Sequential(nn.Conv2d(1, 3, 3), pool(1), nn.Flatten()) for pool in pools}
+    torch.manual_seed(0)
+    save_tagger(
+        tmp_path / 'own.pt', wrap_network(build[pools[0]](), plain_frontend(), CLASSES, name='mine', min_frames=3)
+    )
+    scores = []
+    for pool in (*pools, pools[1]):
+        out = tmp_path / ('fresh.csv' if len(scores) == 2 else 'out.csv')
+        submit(tmp_path / 'own.pt', folder, out, networks={'mine': build[pool]}, progress=False)
+        scores.append(read_scores(out)[1]['a.wav'])
+    assert not np.allclose(scores[0], scores[1])
+    np.testing.assert_array_equal(scores[1], scores[2])
+
+
+def test_a_sound_that_is_no_array_is_refused_and_lost_sound_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KitError, match='wave of a sound is no Tensor'):
+        predict_clips(loud_tagger(), [Sound(torch.zeros(4000), 8000)])  # type: ignore[arg-type]
+    predict_clips(loud_tagger(), [Sound(30000 * noise(4000), 8000)])
+    assert 'far beyond full scale' in capsys.readouterr().out
