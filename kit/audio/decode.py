@@ -71,7 +71,7 @@ class Decoder:
 
 @functools.cache
 def import_problem(module: str) -> str | None:
-    '''Why a module cannot be imported, or None. A broken one takes long to fail: it is tried once.'''
+    '''Why a module cannot be imported, or None. It is tried once, as a broken one takes long to fail.'''
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
@@ -83,8 +83,7 @@ def import_problem(module: str) -> str | None:
 
 def require_module(module: str) -> None:
     '''Raise ImportError where a module is missing or broken.'''
-    problem = import_problem(module)
-    if problem:
+    if problem := import_problem(module):
         raise ImportError(problem)
 
 
@@ -95,12 +94,12 @@ def read_soundfile(path: Path) -> Sound:
 
 
 def as_sound(mix: MonoMix) -> Sound:
-    '''What was mixed as a sound.'''
+    '''The mix as a sound.'''
     return Sound(mix.wave(), mix.sample_rate, tuple(mix.notes))
 
 
 def soundfile_duration_s(path: Path) -> float | None:
-    '''The duration as libsndfile_duration_s does.'''
+    '''The duration by libsndfile_duration_s.'''
     require_module('soundfile')
     return libsndfile_duration_s(path)
 
@@ -172,10 +171,7 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
 
 
 def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
-    '''Return the duration of a sound, or of a file by its header; None where no header states a credible one.
-
-    Units:  seconds
-    '''
+    '''Return the seconds of a sound, or of a file by its header; None where no header states credible ones.'''
     if isinstance(source, Sound):
         return source.seconds if isinstance(usable(source), Sound) else None
     if file_problem(source):
@@ -240,7 +236,7 @@ def list_audio(folder: Path) -> list[Path]:
 
 
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    '''List the audio files under a folder, as list_audio does, and the others.'''
+    '''List the audio files under a folder, and the others.'''
     if not folder.is_dir():
         problem = 'is a file, not a folder' if folder.exists() else 'does not exist'
         raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')

@@ -140,9 +140,8 @@ def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[
     time = (torch.arange(frames).to(like) + 0.5) / frames
     sigmoid = torch.sigmoid(2 * steepness * (time - centre))
     partner_share = mixed * share.lerp(sigmoid, fade)
-    # A clip that fades loses what its partner gains; any other keeps its full weight unless convex.
-    own_share = 1 - (partner_share if config.convex else partner_share * fade)
-    return own_share, partner_share
+    # A clip that fades loses what its partner gains; others keep their full weight unless convex.
+    return 1 - (partner_share if config.convex else partner_share * fade), partner_share
 
 
 def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
@@ -159,8 +158,7 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
     '''Mix raw log spectrograms by the weighted sum of their energies: that of mixed waveforms, on average over phases.
 
-    Clips that are not mixed stay bit for bit.
-    Shape:  (B, R, N) -> the same
+    Clips that are not mixed stay bit for bit. Shape: (B, R, N) -> the same
     '''
     if frontend.extra_rows:
         raise KitError('extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].')
@@ -197,5 +195,4 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     else:
         mixed = united
     fades = draw.fade.to(targets.device)[:, None]
-    is_mixed = draw.mixed.to(targets.device)[:, None]
-    return united.where(fades, mixed).where(is_mixed, targets)
+    return united.where(fades, mixed).where(draw.mixed.to(targets.device)[:, None], targets)

@@ -20,7 +20,7 @@ STATS_FRAMES = 3
 # Samples that wave_stats sorts at once.
 STATS_CHUNK_SAMPLES = 524288
 
-# Kinds of extra rows, and how many rows each has. The first row of a kind is its mean or its only row.
+# Kinds of extra rows, and how many each has. A kind's first row is its mean or its only row.
 EXTRA_ROWS = {'wave_stats': 3 + len(STATS_PERCENTILES), 'clip_length': 1}
 
 
@@ -116,8 +116,8 @@ def resample(wave: Tensor, down: int, up: int) -> Tensor:
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))
-    # Chunks and margins are multiples of `down` samples, which become whole output samples. The margin is wider
-    # than the filter, so the samples that are kept do not depend on the cut.
+    # Chunks and margins are multiples of `down` samples, which become whole output samples. The margin is wider than
+    # the filter, so what is kept does not depend on the cut.
     chunk = RESAMPLE_CHUNK_SAMPLES // down * down
     margin = -(-4 * FILTER_WIDTH * max(down, up) // (up * down)) * down + down
     parts = []

@@ -22,10 +22,7 @@ BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elap
 
 
 def parse_duration(text: str | float | int) -> float:
-    '''Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds.
-
-    Errors: KitError for anything else
-    '''
+    '''Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds. Errors: KitError for anything else'''
     cleaned = str(text).strip().lower()
     parts = re.findall(r'[\d.]+[hms]', cleaned)
     try:
@@ -41,7 +38,7 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    '''When this process started, in Unix seconds, or now where the system does not say.'''
+    '''When this process started, in Unix seconds; now where this is unknown.'''
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
@@ -52,10 +49,7 @@ def process_start() -> float:
 
 @dataclass(frozen=True)
 class Deadline:
-    '''The moment when work must be done, by default never. `now` is its clock.
-
-    Units: Unix seconds
-    '''
+    '''The moment when work must be done, by default never, and its clock. Units: Unix seconds'''
 
     at: float = math.inf
     now: Callable[[], float] = time.time
@@ -79,9 +73,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 def divide_time(clock: Deadline, parts: float) -> float | None:
     '''One of several parts of the time left, in seconds from the start of the process, as set_deadline counts.'''
-    if not math.isfinite(clock.at):
-        return None
-    return clock.now() + clock.left_s() / parts - process_start()
+    return clock.now() + clock.left_s() / parts - process_start() if math.isfinite(clock.at) else None
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
@@ -106,9 +98,9 @@ def advance(bar: Any, amount: float) -> None:
 
 
 class Stopwatch:
-    '''Add up the seconds spent under each name, and record when, as spans counted from `began`.
+    '''Add up the seconds spent under each name, and record when, as spans from `began`.
 
-    A span that starts within 2 % of all the time so far after the last one of its name extends it: spans stay few.
+    A span that starts within 2 % of all the time so far after its name's last one extends it: spans stay few.
     '''
 
     def __init__(self, began: float | None = None) -> None:
@@ -137,9 +129,8 @@ class Stopwatch:
 class TimeBudget:
     '''Decides how much work still fits before the deadline, with writing the CSV.
 
-    A batch is reckoned from the slowest of the last ones of its kind of network, per frame. Once the budget ran out it
-    stays so, even if the clock is set back.
-    Units: paces, seconds per frame
+    A batch is reckoned from the slowest of the last ones of its kind of network, per frame. A budget that ran out stays
+    so, even if the clock is set back. Units: paces, seconds per frame
     '''
 
     def __init__(self, deadline: Deadline | None = None) -> None:
@@ -150,7 +141,7 @@ class TimeBudget:
 
     def left_s(self) -> float:
         '''The seconds left for computing.'''
-        # The CSV is written once more at the end. That may take twice as long as it did before.
+        # The CSV is written once more at the end, which may take twice as long as before.
         return self.deadline.left_s() - 2 * self.write_s - 0.2
 
     def should_stop(self, needed_s: float = 0.0) -> bool:

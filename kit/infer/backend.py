@@ -50,8 +50,7 @@ class CompiledNetwork(nn.Module):
         self.rows = rows
 
     def forward(self, spec: Tensor) -> Tensor:
-        padded = pad_rows(spec, self.rows).contiguous()
-        return torch.from_numpy(self.call(padded.numpy()))[: len(spec)]
+        return torch.from_numpy(self.call(pad_rows(spec, self.rows).contiguous().numpy()))[: len(spec)]
 
 
 def pad_rows(batch: Tensor, rows: int) -> Tensor:
@@ -209,9 +208,8 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
     for weight, mean in pairs:
         _, conv = named[id(weight)]
         name, norm = named[id(mean)]
-        variance = norm.running_var
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+            conv.weight, conv.bias, mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         # timm's norms have children, dropout and activation, which stay.
         fused.set_submodule(name, nn.Sequential(*norm.children()))

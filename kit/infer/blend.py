@@ -132,8 +132,7 @@ def keep_whole_columns(
     no_score = ~np.any(done, axis=0)
     masks = [mask | no_score for mask in done]
     kept = [i for i, mask in enumerate(masks) if mask.all()] or list(range(len(done)))
-    columns = [np.where(done[i][:, None], scores[i], priors) for i in kept]
-    return columns, [masks[i] for i in kept], weights[kept]
+    return [np.where(done[i][:, None], scores[i], priors) for i in kept], [masks[i] for i in kept], weights[kept]
 
 
 NEWTON_TOLERANCE = 1e-8
@@ -149,8 +148,7 @@ def fit_weights(scores: np.ndarray, truth: np.ndarray, strength: float = 1.0) ->
     likelihood = np.stack([label_likelihoods(truth, probs)[~np.isnan(truth)] for probs in scores])
     rarer = min((truth == 1).sum(), (truth == 0).sum())
     share = max(strength / (strength + rarer), 1e-6)
-    equal = np.ones(len(likelihood)) / len(likelihood)
-    return mixture_weights(likelihood, equal, float(share))
+    return mixture_weights(likelihood, np.ones(len(likelihood)) / len(likelihood), float(share))
 
 
 def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, max_steps: int = 200) -> np.ndarray:

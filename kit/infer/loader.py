@@ -288,8 +288,7 @@ class SpectrogramLoader:
         Shape:  spectrograms (M, N_i)
         '''
         clips = self.load(chunk)
-        missing = [clip for clip in clips if (clip, key) not in self.cache]
-        if missing:
+        if missing := [clip for clip in clips if (clip, key) not in self.cache]:
             self.compute(missing, self.submit_clips(missing, lambda _: False))
             clips = [clip for clip in clips if clip not in self.failures]
         return clips, [self.cache.get((clip, key)) for clip in clips]
@@ -315,16 +314,14 @@ class SpectrogramLoader:
             waves_at = {rate: self.resampled(sounds, rate) for rate in rates}
             for key, frontend in self.frontends.items():
                 waves = waves_at[frontend.config.sample_rate]
-                specs = compute_spectrograms(frontend, list(waves.values()))
-                for clip, spec in zip(waves, specs, strict=True):
+                for clip, spec in zip(waves, compute_spectrograms(frontend, list(waves.values())), strict=True):
                     self.cache.put((clip, key), spec)
 
     def resampled(self, sounds: Mapping[int, Sound], rate: int) -> dict[int, Tensor]:
         '''Move waveforms to the device at one sample rate; clips whose rate cannot be converted fail.'''
         waves = {}
         for clip, sound in sounds.items():
-            ratio = small_ratio(sound.sample_rate, rate)
-            if ratio:
+            if ratio := small_ratio(sound.sample_rate, rate):
                 wave = torch.from_numpy(np.ascontiguousarray(sound.wave, np.float32))
                 waves[clip] = resample(wave.to(self.device), *ratio)
             else:

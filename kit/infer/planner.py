@@ -261,8 +261,7 @@ class Plan:
             if member.stack is None and (member.folder / 'oof.csv').is_file():
                 weights[member.folder] = weights.get(member.folder, 0.0) + member.weight
                 costs.setdefault(member.folder, self.needed_s(member))
-        n_bytes = sum((folder / 'oof.csv').stat().st_size for folder in costs)
-        if len(costs) < 2 or n_bytes > limit_s * OOF_BYTES_PER_S:
+        if len(costs) < 2 or sum((folder / 'oof.csv').stat().st_size for folder in costs) > limit_s * OOF_BYTES_PER_S:
             return
         first = next(iter(costs))
         for folder in costs:
@@ -335,8 +334,7 @@ class Plan:
         member = self.order(waiting)[0]
         self.started.append(member)
         needed_s = min(self.needed_s(member), 1e9)  # JSON has no infinity
-        step = {'checkpoint': Path(member.name).name, 'needed_s': needed_s, 'left_s': self.budget.left_s()}
-        self.steps.append(step)
+        self.steps.append({'checkpoint': Path(member.name).name, 'needed_s': needed_s, 'left_s': self.budget.left_s()})
         return member
 
     def update_costs(self, member: EnsembleMember, waiting: Sequence[EnsembleMember]) -> None:

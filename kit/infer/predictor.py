@@ -64,8 +64,7 @@ def cut_window(
         piece = piece.float()
     if normalize and frontend.config.reference == 'window':
         piece = frontend.normalize(piece)
-    floor = frontend.floor(piece) if pad_mode == 'min' else None
-    return pad_frames(piece, frames, pad_mode, floor)
+    return pad_frames(piece, frames, pad_mode, frontend.floor(piece) if pad_mode == 'min' else None)
 
 
 def check_frames_mode(tagger: Tagger) -> None:

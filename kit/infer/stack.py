@@ -109,8 +109,7 @@ class ImageStacker(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.blocks(images)
-        pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
-        return self.head(pooled)
+        return self.head(torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1))
 
 
 class LogisticStacker(nn.Module):
@@ -187,8 +186,7 @@ class Stack:
         with torch.inference_mode():
             for batch in batches_by_length([x.shape[-1] for x in inputs], 1 << 20):
                 x = torch.stack([inputs[i] for i in batch])
-                of_networks = [network(x).sigmoid() for network in self.networks]
-                probs[batch] = torch.stack(of_networks).mean(dim=0).numpy()
+                probs[batch] = torch.stack([network(x).sigmoid() for network in self.networks]).mean(dim=0).numpy()
         return probs
 
 
@@ -279,8 +277,7 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
             checkpoint = open_checkpoint(path, member)
             name = f'{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]'
             checkpoint = replace(checkpoint, path=Path(name))
-            weight = 1 / card.run_of.count(run)
-            models.append(ModelSpec(name, checkpoint, weight, path, run=run))
+            models.append(ModelSpec(name, checkpoint, 1 / card.run_of.count(run), path, run=run))
         return models, Stack(card, networks)
     except Exception as error:
         raise damaged_file(path, error) from error
@@ -290,8 +287,7 @@ def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
     '''Average the probabilities of models' windows nearest to some times. Shape: times (W,) -> (W, K)'''
     at_times = []
     for centres, probs in models:
-        nearest = np.abs(times[:, None] - centres).argmin(axis=1)
-        at_times.append(probs[nearest])
+        at_times.append(probs[np.abs(times[:, None] - centres).argmin(axis=1)])
     return np.mean(at_times, axis=0)
 
 
@@ -347,8 +343,7 @@ class StackRows(RowScores):
                 runs = [list(self.window_probs[clip, run].values()) for run in range(counts.shape[1])]
                 inputs.append(clip_image(runs, self.stack.card.columns))
         blended[rows] = self.stack.answer(inputs)
-        known = self.template_columns >= 0
-        return np.where(known, blended[:, self.template_columns], 0.0)
+        return np.where(self.template_columns >= 0, blended[:, self.template_columns], 0.0)
 
 
 class EnsembleRows(RowScores):

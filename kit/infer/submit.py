@@ -48,8 +48,7 @@ class Submission:
         ]
         for name, reason in list(report['files_failed'].items())[:5]:
             lines.append(f'could not read {name}: {reason}')
-        audio_notes = report.get('audio_notes')
-        if audio_notes:
+        if audio_notes := report.get('audio_notes'):
             name, notes = next(iter(audio_notes.items()))
             lines.append(f'sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {"; ".join(notes)}')
         if report['rows_with_prior'] == report['rows']:
@@ -221,8 +220,7 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
         since = f'{deadline} after {time.ctime(end - duration_s)}'
         print(f'WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().')
         return Submission(options.out, read_report(options.out))
-    has_taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
-    if has_taggers or options.networks or options.decoders:
+    if any(isinstance(item, Tagger) for item in options.checkpoints) or options.networks or options.decoders:
         return submit_in_thread(job, Deadline(end - 0.75 * margin_s))
     words = vars(options) | {'networks': None, 'progress': None, 'no_progress': not options.progress}
     words |= {'deadline': deadline, 'started_at': repr(end - duration_s)}
@@ -241,8 +239,7 @@ def exit_margin_s(duration_s: float) -> float:
     '''
     margin_s = kill_margin_s(duration_s)
     if not in_notebook():
-        startup_s = time.time() - process_start()
-        margin_s += min(0.4 * startup_s, 0.08 * duration_s, 5.0)
+        margin_s += min(0.4 * (time.time() - process_start()), 0.08 * duration_s, 5.0)
     return margin_s
 
 

@@ -24,8 +24,7 @@ class Calibration(Config):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         '''Compute probabilities in float32 or wider, of the same shape.'''
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return torch.sigmoid(self.scale * wide + self.offset)
+        return torch.sigmoid(self.scale * logits.to(torch.promote_types(logits.dtype, torch.float32)) + self.offset)
 
 
 class CalibrationBatch(NamedTuple):
@@ -50,8 +49,7 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
     n_true, n_false = np.nansum(truth), np.nansum(1 - truth)
     for kind, total in (('true', n_true), ('false', n_false)):
         if not total > 0:
-            known = np.isfinite(truth).sum()
-            raise KitError(f'none of the {known} known labels is {kind}: use rank blends.')
+            raise KitError(f'none of the {np.isfinite(truth).sum()} known labels is {kind}: use rank blends.')
     known_scores = np.concatenate(
         [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
     ).astype(np.float64)
@@ -93,8 +91,7 @@ def batch_by_windows(
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
-        n_batches = -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)
-        for chosen in np.array_split(clips, n_batches):
+        for chosen in np.array_split(clips, -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)):
             stacked = np.stack([np.asarray(logits[i], np.float64) for i in chosen])
             labels = torch.from_numpy(targets[chosen])
             scores = torch.from_numpy((stacked - centre) / spread)

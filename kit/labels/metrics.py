@@ -134,8 +134,7 @@ def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, 
 # value and draws have one definition here, which the tests compare with scikit-learn's.
 def auc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
     '''Compute the area under the ROC curve, by trapezoids. Shape: two of (c + 1, D) -> (D,)'''
-    area = (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0)
-    return area / (true[-1] * false[-1])
+    return (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0) / (true[-1] * false[-1])
 
 
 def precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:

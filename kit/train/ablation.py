@@ -163,5 +163,4 @@ def probe(
     rows = []
     for (name, _), probs in zip(alterations, np.concatenate(probs_of_models, axis=1), strict=True):
         rows.append(ProbeRow(name, *log_losses(truth, probs), compute_metric(metric, truth, probs)))
-    clips = sum(len(held.names) for held in models.values())
-    return ProbeReport(len(truth), clips - len(truth), metric, tuple(rows))
+    return ProbeReport(len(truth), sum(len(held.names) for held in models.values()) - len(truth), metric, tuple(rows))

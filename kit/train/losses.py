@@ -143,8 +143,7 @@ def soft_bootstrap_loss(
     if not 0 <= trust <= 1:
         raise KitError(f'trust must be in [0, 1], got {trust}.')
     logits, targets, known = widen_for_loss(logits, targets)
-    masks = {'known': known, 'unknown': ~known, 'all': torch.ones_like(known)}
-    selected = choose('place to bootstrap on', on, masks)
+    selected = choose('place to bootstrap on', on, {'known': known, 'unknown': ~known, 'all': torch.ones_like(known)})
     probs = logits.detach().sigmoid() if detach else logits.sigmoid()
     targets = torch.where(selected, trust * targets + (1 - trust) * probs, targets)
     return mean_over_known(bce_of_labels(logits, targets), known | selected)
@@ -174,8 +173,7 @@ def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     steps = sorted_targets[:, 1:] - sorted_targets[:, :-1]
     is_step = steps > 0
     log_steps = steps.where(is_step, 1.0).log().masked_fill(~is_step, NEGLIGIBLE_LOG)
-    log_sum = torch.logsumexp(log_steps + log_below[:, :-1] + log_above[:, 1:], dim=1)
-    return RowLoss(F.softplus(log_sum), n_known)
+    return RowLoss(F.softplus(torch.logsumexp(log_steps + log_below[:, :-1] + log_above[:, 1:], dim=1)), n_known)
 
 
 def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
@@ -207,8 +205,7 @@ def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
         by_false = by_false + sums[1]
     shares = torch.zeros_like(logits).masked_scatter(is_false, by_false)
     shares = shares.masked_scatter(is_true, torch.cat(by_true))
-    n_pairs = max(1, len(true) * len(false))
-    loss = shares.sum(dim=1) * known.any(dim=1).sum() / (2 * n_pairs)
+    loss = shares.sum(dim=1) * known.any(dim=1).sum() / (2 * max(1, len(true) * len(false)))
     return RowLoss(loss + bce * cross_entropy.loss, cross_entropy.known)
 
 

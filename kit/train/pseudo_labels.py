@@ -62,8 +62,7 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
     '''The k greatest probabilities of each window as a share of all. Shape: (W, K) -> (W,)'''
-    greatest = np.sort(probs)[:, ::-1][:, :k]
-    return greatest.sum(1) / probs.sum(1).clip(1e-30)
+    return np.sort(probs)[:, ::-1][:, :k].sum(1) / probs.sum(1).clip(1e-30)
 
 
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
@@ -138,8 +137,7 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
     targets = clip_labels(frame, soft.classes).targets[rows]
     n_kept = plan.best_count(number, len(rows))
     others = rows[agreement_order(targets, probs)[n_kept:]]
-    uses_predictions = number > len(plan.top_k)
-    predicted = pick_soft(soft, np.isin(soft.names, frame['fname'][others]) & uses_predictions)
+    predicted = pick_soft(soft, np.isin(soft.names, frame['fname'][others]) & (number > len(plan.top_k)))
     if plan.hard:
         predicted = harden(predicted)
     n_predicted = len(predicted.names)
@@ -154,8 +152,7 @@ def harden(soft: SoftLabels) -> SoftLabels:
     '''
     probs = np.nan_to_num(soft.targets)
     expected = np.rint(probs.sum(axis=0)).astype(int)
-    rank = (-probs).argsort(axis=0, kind='stable').argsort(axis=0)
-    labels = (rank < expected).astype(np.float32)
+    labels = ((-probs).argsort(axis=0, kind='stable').argsort(axis=0) < expected).astype(np.float32)
     return pick_soft(replace(soft, targets=labels), labels.any(axis=1))
 
 

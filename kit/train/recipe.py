@@ -144,8 +144,7 @@ class Recipe(Config):
     def check_augmentation(self) -> None:
         '''Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks.'''
         frontend = self.frontend
-        mixes_energies = self.mixup.is_used and self.mixup.domain == 'energy'
-        if mixes_energies and frontend.normalize != 'none':
+        if self.mixup.is_used and self.mixup.domain == 'energy' and frontend.normalize != 'none':
             cure = 'mixup.domain=spec, frontend.normalize=none, or mixup.p=0'
             raise KitError(f'energies of normalised crops cannot be mixed: {cure}.')
         needs_clip_level = frontend.reference == 'clip' and (

@@ -185,8 +185,7 @@ def prediction_images(
             if name in soft.rows:
                 rows = soft.rows[name]
                 centres_s = np.mean([times[rows] for times in soft.times], axis=0)
-                class_order = [soft.classes.index(class_name) for class_name in first.classes]
-                probs = soft.targets[rows][:, class_order]
+                probs = soft.targets[rows][:, [soft.classes.index(class_name) for class_name in first.classes]]
             of_clip.append([(centres_s, probs)])
         images.append(clip_image(of_clip, columns))
     return images
@@ -210,8 +209,7 @@ def cross_fit(
         torch.manual_seed(mixed_seed(config.seed, fold))
         # Images have as many columns as their clip has windows, but at least card.columns.
         x = torch.stack([inputs[row][..., : card.columns or None] for row in train_rows])
-        truth = torch.from_numpy(first.truth[train_rows])
-        network = fit_stacker(config, card.new_network(), x, truth)
+        network = fit_stacker(config, card.new_network(), x, torch.from_numpy(first.truth[train_rows]))
         networks.append(network)
         probs[held_out] = Stack(card, [network]).answer([inputs[row] for row in held_out])
     return networks, probs
@@ -228,8 +226,7 @@ def fit_stacker(config: StackConfig, network: nn.Module, x: Tensor, truth: Tenso
     for _ in range(config.epochs):
         for rows in torch.randperm(len(x)).tensor_split(steps):
             optimizer.zero_grad()
-            loss = average_loss(bce_loss(network(x[rows]), truth[rows]))
-            torch.autograd.backward(loss)
+            torch.autograd.backward(average_loss(bce_loss(network(x[rows]), truth[rows])))
             optimizer.step()
             schedule.step()
     return network.eval()

@@ -41,8 +41,7 @@ def mixed_seed(*numbers: int) -> int:
 def network_seed(recipe: Recipe, fold: int | None, replica: int, *more: int) -> int:
     '''The seed of one network of a run, and of a part of its training.'''
     fold_number = ALL_FOLDS_SEED if fold is None else fold
-    replicas = [replica] if replica else []
-    return mixed_seed(recipe.seed, fold_number, *replicas, *more)
+    return mixed_seed(recipe.seed, fold_number, *([replica] if replica else []), *more)
 
 
 class Trainer:
@@ -107,8 +106,7 @@ class Trainer:
                 self.load_averaged_weights()
                 row['score'] = validate()
                 if keeps_best and self.best_epoch == self.epoch:
-                    state = self.network.state_dict()
-                    self.best_weights = {name: value.cpu().clone() for name, value in state.items()}
+                    self.best_weights = {name: value.cpu().clone() for name, value in self.network.state_dict().items()}
                 self.network.load_state_dict(weights)
                 validation_s = max(validation_s, clock.now() - trained_at)
                 if recipe.optim.schedule == 'plateau':
@@ -209,8 +207,7 @@ class Trainer:
         for weight, logits in recipe.weighted_logits(output):
             loss = sum_by_source(logits, targets, sources, self.losses, weights, *reduction)
             if recipe.distill_weight:
-                distilled = average_loss(bce_loss(logits, soft), weights, recipe.average_over)
-                loss = loss + recipe.distill_weight * distilled
+                loss = loss + recipe.distill_weight * average_loss(bce_loss(logits, soft), weights, recipe.average_over)
             losses.append(weight * loss)
         if self.coordinate and output.deepest is not None:
             losses.append(recipe.coordinate_weight * self.coordinate(output.deepest))
@@ -235,8 +232,7 @@ class Trainer:
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
         '''Yield a generator for the draws of this epoch, with torch's own seeded alike.'''
         seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
-        devices = [self.device] if self.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == 'cuda' else []):
             torch.manual_seed(seed)
             yield torch.Generator().manual_seed(seed)
 
