@@ -228,8 +228,7 @@ def find_data(
 def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) -> list[Path]:
     '''Return the folds' checkpoints below some folders that have no other classes than these.
 
-    A model may lack classes that it had no data of. Teachers of earlier iterations and states of unfinished training
-    are left out.
+    A model may lack classes that it had no data of. Earlier iterations' teachers and unfinished training are left out.
 
     Options:
         classes: names of classes, in any order
@@ -246,20 +245,11 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
 
 
 # Small enough for a minute on two cores.
-DEMO_SETTINGS = [
-    'frontend.sample_rate=22050',
-    'frontend.hop_length=512',
-    'frontend.n_fft=1024',
-    'frontend.n_mels=64',
-    'network.width=12',
-    'crop_s=2.5',
-    'epochs=12',
-    'no_augment_epochs=3',
-    'n_folds=2',
-    'validate_every=12',
-    'self_training.iterations=1',
-    'self_training.top_k=[0.5]',
-]
+DEMO_SETTINGS = '''
+    frontend.sample_rate=22050 frontend.hop_length=512 frontend.n_fft=1024 frontend.n_mels=64 network.width=12
+    crop_s=2.5 epochs=12 no_augment_epochs=3 n_folds=2 validate_every=12
+    self_training.iterations=1 self_training.top_k=[0.5]
+'''
 
 
 def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> str:
@@ -274,7 +264,7 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
     folder = Path(out)
     data = find_data('clips', folder / 'data', clips)
     more = [] if epochs is None else [f'epochs={epochs}']
-    recipe = find_recipe('max-pyramid-mel', small=True, overrides=DEMO_SETTINGS + more)
+    recipe = find_recipe('max-pyramid-mel', small=True, overrides=DEMO_SETTINGS.split() + more)
     print(self_train(recipe, data.table, data.audio, folder / 'run'), flush=True)
     teacher = load_run(folder / 'run' / 'rounds' / '0').oof
     student = load_run(folder / 'run').oof
@@ -298,18 +288,16 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
 def submit_in_new_process(folder: Path, data: CompetitionData) -> float:
     '''Submit with this kit's command line in a new process, as on Kaggle; return the seconds that this took.'''
     command, environment = self_command()
-    arguments = [
+    words = [
+        *(sys.executable, *command, 'submit', '--deadline=5m', '--no-progress'),
         f'--checkpoints={folder.resolve() / "run"}/fold_*.pt',
         f'--audio={data.test.resolve()}',
         f'--template={data.template.resolve()}',
         f'--out={(folder / "submission.csv").resolve()}',
-        '--deadline=5m',
-        '--no-progress',
     ]
     start = time.perf_counter()
-    # In an empty folder, so that nothing is imported from the working folder.
+    # In an empty folder: nothing is imported from the working folder.
     with tempfile.TemporaryDirectory(prefix='audiotag_kit_') as work_folder:
-        words = [sys.executable, *command, 'submit', *arguments]
         code = subprocess.run(words, cwd=work_folder, env=os.environ | environment, check=False).returncode
     if code:
         raise KitError(f'the submission ended with exit code {code}; its error is above.')

@@ -257,7 +257,7 @@ def skip_id3(raw: bytes) -> int:
 def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
     '''Each run as a stream of its own, with the sample at its end; at last no bytes, with the end by the table.
 
-    Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
+    Lost frames are counted by their bytes, or by the table, exact where one stretch is lost.
     '''
     frame_bytes = sum(end - start for start, end, _ in scan.runs) / scan.frames
     missing = scan.stated - scan.frames

@@ -62,7 +62,7 @@ class Undecodable:
 
 @dataclass(frozen=True)
 class Decoder:
-    '''One way to read audio files. `duration_s` reads the header only, None without a credible duration.'''
+    '''One way to read audio files. `duration_s` reads the header only; None: not credible.'''
 
     name: str
     read: Callable[[Path], Sound]
@@ -135,7 +135,7 @@ DECODERS = (
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
     '''Decode a file at its own sample rate, its channels averaged, with the first decoder that can read it.
 
-    Errors: none are raised; a file that is missing, empty, unreadable or not finite becomes an Undecodable
+    Errors: none; a file that is missing, empty, unreadable or not finite becomes an Undecodable
     '''
     if problem := file_problem(path):
         return Undecodable(problem)
@@ -229,8 +229,7 @@ def shorten(text: str) -> str:
 def list_audio(folder: Path) -> list[Path]:
     '''List the audio files under a folder, sorted, without hidden files and folders.
 
-    Links are followed: a file that can be reached in several ways is listed under each of its paths.
-    Errors: KitError where there is no such folder
+    Links are followed: a file reached in several ways is listed under each path. Errors: KitError without such a folder
     '''
     return scan_folder(folder)[0]
 
@@ -242,12 +241,12 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
         raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')
     audio: list[Path] = []
     others: list[Path] = []
-    # The real folders on the way to each folder, itself included: one that is entered again is a circle of links.
+    # The real folders on the way to each folder, itself included: entering one again is a circle of links.
     way_to = {str(folder): {os.path.realpath(folder)}}
     for root, folders, names in os.walk(folder, followlinks=True):
         way = way_to.pop(root)
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith('.')}
-        # os.walk enters the folders that are left in this list, in its order.
+        # os.walk enters the folders left in this list, in its order.
         folders[:] = sorted(name for name in real if real[name] not in way)
         way_to |= {os.path.join(root, name): way | {real[name]} for name in folders}
         for name in names:

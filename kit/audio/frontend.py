@@ -242,8 +242,8 @@ def normalize_spec(spec: Tensor, config: FrontendConfig) -> Tensor:
 
 def mean_by_rows(spec: Tensor) -> Tensor:
     '''Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)'''
-    # torch splits one large mean over threads by the size of the whole batch, so its rounding would depend on the
-    # other clips; the mean of a row never does.
+    # torch splits one large mean over threads by the size of the whole batch: its rounding would depend on other clips;
+    # the mean of a row never does.
     return spec.mean(-1, keepdim=True).mean(-2, keepdim=True)
 
 

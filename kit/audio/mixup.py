@@ -113,7 +113,7 @@ def draw_mixup(
         mixed &= shared.amax(dim=1) >= false.amax(dim=1)
     share = scale_to_range(for_share, config.low_high)
     if config.beta:
-        # torch cannot draw from a Beta distribution with a generator; numpy can.
+        # torch draws from no Beta distribution with a generator; numpy does.
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
         share = torch.from_numpy(np.random.default_rng(seed).beta(config.beta, config.beta, clips)).float()
     fade = mixed & (for_fade < config.fade_p)
@@ -122,7 +122,7 @@ def draw_mixup(
 
 
 def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
-    '''Append partners to a batch: each is mixed into one of the crops, in place of its drawn partner.
+    '''Append partners to a batch: each is mixed into one of the crops, not its drawn partner.
 
     Shape:  crops (P,), indices into the batch of B -> a draw of B + P
     '''
@@ -132,21 +132,16 @@ def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
     return MixupDraw(**longer)
 
 
-def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    '''The weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each'''
+def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
+    '''The weighted sum of each clip and its partner. Shape: (B, R, N) -> the same'''
     parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
-    mixed, share, fade, centre, steepness = (part[:, None, None].to(like) for part in parts)
-    frames = like.shape[-1]
-    time = (torch.arange(frames).to(like) + 0.5) / frames
+    mixed, share, fade, centre, steepness = (part[:, None, None].to(specs) for part in parts)
+    frames = specs.shape[-1]
+    time = (torch.arange(frames).to(specs) + 0.5) / frames
     sigmoid = torch.sigmoid(2 * steepness * (time - centre))
     partner_share = mixed * share.lerp(sigmoid, fade)
     # A clip that fades loses what its partner gains; others keep their full weight unless convex.
-    return 1 - (partner_share if config.convex else partner_share * fade), partner_share
-
-
-def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
-    '''The weighted sum of each clip and its partner. Shape: (B, R, N) -> the same'''
-    own_share, partner_share = shares_in_time(draw, config, specs)
+    own_share = 1 - (partner_share if config.convex else partner_share * fade)
     return specs * own_share + specs[draw.partner] * partner_share
 
 

@@ -65,7 +65,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
         start = process_start() if started_at is None else float(started_at)
     except (TypeError, ValueError):
         start = math.nan
-    # Written as "not between", so that NaN is refused too.
+    # Written as "not between": NaN is refused too.
     if not -60 < time.time() - start < 60 * 86400:
         raise KitError(f'started_at is a past moment in Unix seconds, like time.time(), got {started_at}.')
     return Deadline(start + parse_duration(duration))
@@ -119,7 +119,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + end - start
             spans = self.spans.setdefault(name, [])
             if spans and start - spans[-1][1] < end / 50:
-                # Only the measured time is added, so that a name's spans add up to its seconds.
+                # Only the measured time is added: a name's spans add up to its seconds.
                 span_start, span_end = spans.pop()
                 spans.append((span_start, span_end + end - start))
             else:

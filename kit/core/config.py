@@ -74,7 +74,7 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def canonical_json(self) -> str:
-        '''One line of text that is equal for equal settings.'''
+        '''One line of text, equal for equal settings.'''
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def override(self, assignments: Sequence[str]) -> Self:
@@ -153,7 +153,7 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
             continue
         if choices and item not in choices:
             raise KitError(f'{where} is {brief(item)}: {suggest(str(item), map(str, choices))}.')
-        # Written as "not above", so that NaN fails too.
+        # Written as "not above": NaN fails too.
         wanted = ''
         if low is not None and not item >= low:
             wanted = f'at least {low}'

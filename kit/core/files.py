@@ -180,9 +180,8 @@ def read_table(
 ) -> TextTable:
     '''Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
-    With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 stay as
-    surrogate escapes, which write_text turns back. With `first_column`, the others are left empty: a template may have
-    a million rows of zeros.
+    With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 are surrogate
+    escapes, which write_text turns back. With `first_column`, others stay empty: templates may have a million rows.
     '''
     if not isinstance(path, str | Path):
         raise KitError(f'a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.')
@@ -255,5 +254,5 @@ def expand_pattern(pattern: str | Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    '''Read a JSON file; empty where there is none.'''
+    '''Read a JSON file, empty if there is none.'''
     return dict(json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else {}

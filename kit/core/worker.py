@@ -97,7 +97,7 @@ def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
     def send(is_open: bool) -> None:
         line = f'{OPENED_MARK}{json.dumps([is_open, kind, names])}\n'
         with contextlib.suppress(OSError):
-            os.write(1, line.encode())  # one write, so that lines of several threads do not mix
+            os.write(1, line.encode())  # one write: lines of several threads do not mix
 
     if not in_worker():
         yield

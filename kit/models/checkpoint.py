@@ -53,7 +53,7 @@ def check_tensor(name: Any, value: Any) -> int:
 
 
 def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
-    '''Hash a card and its tensors, so that a flipped bit is noticed.'''
+    '''Hash a card and its tensors: a flipped bit is noticed.'''
     digest = hashlib.sha256(card.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())

@@ -141,7 +141,7 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
         if name in target and name in tensors and tensors[name].shape[1:2] == (3,):
             tensors[name] = adapt_input_conv(target[name].shape[1], tensors[name])
 
-    # timm loads a file of another model in part and silently, so every tensor is checked first. Old files lack
+    # timm silently loads another model's file in part, so all tensors are checked first. Old files lack
     # num_batches_tracked, which nothing reads.
     required = [name for name in target if not name.endswith('num_batches_tracked')]
     missing = [name for name in required if name not in tensors or tensors[name].shape != target[name].shape]

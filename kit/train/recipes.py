@@ -12,9 +12,9 @@ from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
 from kit.train.recipe import Recipe, SamplingConfig
 
-# Each recipe has the settings that were published, as far as they fit the kit. The comment above it names the
-# differences. What a write-up leaves open is our choice; settings that are not listed have their defaults.
-# Its small form lists the overrides that make it fast on two CPU cores.
+# Each recipe has the published settings, as far as they fit the kit; the comment above it names the differences. What a
+# write-up leaves open is our choice; settings that are not listed have their defaults. Its small form lists the
+# overrides that make it fast on two CPU cores.
 
 FREESOUND = 'Freesound Audio Tagging 2019'
 RFCX = 'RFCX Species Audio Detection 2021'
@@ -68,8 +68,7 @@ SKIP_ATTENTION_SMALL = '''
 '''
 
 
-# Differs: levels and wave statistics are those of a crop or window, in place of the whole clip, as mixed waveforms have
-# no clip; no pixel shuffle.
+# Differs: levels and wave statistics are those of a crop or window, as mixed waveforms have no clip; no pixel shuffle.
 AXIS_POOL = Recipe(
     name='axis-pool',
     source=f'second place, {FREESOUND}',
@@ -213,9 +212,9 @@ TWO_STAGE_SMALL = '''
 '''
 
 
-# One of four networks that the source averages; the others follow. Pseudo-label stages mix waveforms, where the source
-# mixes spectrograms too. It counts a class as false that is known in one crop of a mix alone (mixup.masks=either); here
-# the loss masks it, as law 5 wants.
+# One of four networks that the source averages; the others follow. Pseudo-label stages mix waveforms, the source
+# spectrograms too. It counts a class known in one crop of a mix alone as false (mixup.masks=either); here the loss
+# masks it, as law 5 wants.
 FREQ_COORD = Recipe(
     name='freq-coord',
     source=f'second place, {RFCX}',
@@ -278,7 +277,7 @@ FREQ_CROP = Recipe(
         iterations=5, methods=('windows',), stages=(*['loss=bce loss_settings={}'] * 3, 'loss=lsep loss_settings={}')
     ),
 )
-# The cheaper form: one pass, and each class pools its own band. Crops at width 8 learn little in so few steps.
+# The cheaper form: one pass, each class pools its own band. Crops at width 8 learn little in so few steps.
 FREQ_CROP_SMALL = '''
     frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=64
     frontend.channels=["log","coordinate01"] frontend.normalize=none frontend.log=ln frontend.top_db=null
@@ -289,12 +288,12 @@ FREQ_CROP_SMALL = '''
 '''
 
 
-# The published loss reads the mean of the frames alone, which leaves the attention of inference untrained. The hidden
-# layer and the masks are those of the second place of 2025.
+# The published loss reads the frames' mean alone, which leaves the attention of inference untrained. The hidden layer
+# and the masks are those of the second place of 2025.
 SED = Recipe(
     name='sed',
     source=f'sound event detection, second place, {BIRDCLEF}',
-    frontend=FrontendConfig(sample_rate=32000, f_max_hz=None, top_db=80.0, normalize='clip', reference='window'),
+    frontend=FrontendConfig(sample_rate=32000, top_db=80.0, normalize='clip', reference='window'),
     network={
         'family': 'timm',
         'name': 'tf_efficientnetv2_s.in21k_ft_in1k',

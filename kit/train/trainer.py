@@ -27,7 +27,7 @@ from kit.train.sampler import Batch, batches_per_epoch, draw_batches, prepare_ba
 
 # Batches whose statistics become those of the batch norms of averaged weights.
 NORM_BATCHES = 40
-# Takes the place of the fold's number in seeds where a network is trained on all folds.
+# The fold's number in seeds of networks that are trained on all folds.
 ALL_FOLDS_SEED = 2**21
 # The parts of a Trainer with a state dict.
 STATEFUL_PARTS = ('network', 'coordinate', 'optimizer', 'schedule', 'scaler', 'averaged')
@@ -47,9 +47,9 @@ def network_seed(recipe: Recipe, fold: int | None, replica: int, *more: int) -> 
 class Trainer:
     '''Trains one network on the train split of a fold, and saves its whole state after every epoch.
 
-    The same seed gives the same weights, bit for bit on the CPU, also when the training is killed and resumed:
-    every epoch draws its random numbers from seed, fold, replica and epoch. `replica` counts the networks of one
-    fold. Fold None stands for all clips.
+    The same seed gives the same weights, bit for bit on the CPU, also when the training is killed and resumed: every
+    epoch draws its random numbers from seed, fold, replica and epoch. `replica` counts a fold's networks. Fold None
+    stands for all clips.
     '''
 
     def __init__(
@@ -83,15 +83,15 @@ class Trainer:
     def train(
         self, state_path: Path, validate: Callable[[], float], deadline: Deadline | None = None
     ) -> Iterator[dict[str, float]]:
-        '''Train all epochs that are left, and yield the history row of each; then load the weights to keep.
+        '''Train the epochs that are left, and yield the history row of each; then load the weights to keep.
 
-        `validate` returns the score of the network as it is. A training that would miss its deadline stops
-        early, after a validation, and keeps the weights of the best validation. So does one that is stalled.
+        `validate` returns the network's score. A training that would miss its deadline stops early, after a validation,
+        and keeps the weights of the best one. So does one that is stalled.
         '''
         recipe = self.recipe
         clock = deadline or Deadline()
-        keeps_best = recipe.keep == 'best' or recipe.patience > 0 or math.isfinite(clock.at)
-        keeps_best = keeps_best and self.fold is not None
+        wants_best = recipe.keep == 'best' or recipe.patience > 0 or math.isfinite(clock.at)
+        keeps_best = wants_best and self.fold is not None
         validation_s = 0.0
         while self.epoch < recipe.epochs and not self.is_stalled and (self.epoch == 0 or clock.left_s() > 0):
             start = clock.now()
@@ -169,7 +169,7 @@ class Trainer:
         return float(loss.detach())
 
     def make_inputs(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
-        '''Augment a batch and stack the network's input channels, at the image size of this epoch.
+        '''Augment a batch and stack the network's input channels, at this epoch's image size.
 
         Shape:  -> inputs (B, C, M, N), targets and soft labels (B, K), on the device
         '''
@@ -180,9 +180,7 @@ class Trainer:
             batch, recipe, frontend, self.device, generator, plain, mixing, self.clips.backgrounds
         )
         sizes = recipe.image_sizes
-        size = None
-        if sizes:
-            size = sizes[min(len(sizes) - 1, int(self.epoch / recipe.epochs * len(sizes)))]
+        size = sizes[min(len(sizes) - 1, int(self.epoch / recipe.epochs * len(sizes)))] if sizes else None
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
         return inputs, targets.to(self.device), soft.to(self.device)
 
@@ -193,8 +191,8 @@ class Trainer:
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
-            skips = f'the network {len(output.auxiliary)} skips'
-            raise KitError(f'auxiliary has {n_auxiliary} weights, {skips}: give a weight per skip, or [].')
+            has = f'{n_auxiliary} weights, the network {len(output.auxiliary)} skips'
+            raise KitError(f'auxiliary has {has}: give a weight per skip, or [].')
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
@@ -216,11 +214,11 @@ class Trainer:
     def load_averaged_weights(self) -> None:
         '''Copy the averaged weights, if there are any yet, into the network.
 
-        The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
-        While the backbone is frozen, its statistics must stay, and so do all weights.
+        The batch norms' statistics are computed anew on some training batches: their averages would be wrong. While the
+        backbone is frozen, its statistics must stay, and so do all weights.
         '''
-        is_warming_up = self.epoch <= self.recipe.optim.freeze_epochs
-        if self.averaged is None or not int(self.averaged.n_averaged) or is_warming_up:
+        is_frozen = self.epoch <= self.recipe.optim.freeze_epochs
+        if self.averaged is None or not int(self.averaged.n_averaged) or is_frozen:
             return
         self.network.load_state_dict(self.averaged.module.state_dict())
         with self.seeded(1) as generator, torch.no_grad():
@@ -244,10 +242,8 @@ class Trainer:
 
     @property
     def prevalences(self) -> list[float]:
-        '''The share of true labels among the known labels that were drawn, for each class.
-
-        Half a true and half a false label are added, so that no share is 0 or 1.
-        '''
+        '''Each class's share of true labels among the known ones drawn, with half a label of each kind more.'''
+        # So no share is 0 or 1.
         n_true, n_known = self.label_counts.double()
         return ((n_true + 0.5) / (n_known + 1)).tolist()
 
@@ -262,8 +258,7 @@ class Trainer:
         if self.fold is None or not self.recipe.patience or not self.history:
             return False
         best = self.best_epoch
-        later = [row for row in self.history if 'score' in row and row['epoch'] > best]
-        return len(later) >= self.recipe.patience
+        return sum('score' in row and row['epoch'] > best for row in self.history) >= self.recipe.patience
 
     @property
     def kept_epoch(self) -> int:
@@ -287,7 +282,7 @@ class Trainer:
         write_whole(path, lambda handle: torch.save(state, handle))
 
     def restore(self, path: Path) -> None:
-        '''Continue from a state on disk, if there is one.'''
+        '''Continue from a state on disk, if any.'''
         if not path.is_file():
             return
         try:
