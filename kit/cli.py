@@ -66,8 +66,10 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
         parser.add_argument(name, nargs='+', metavar='RUN', type=list_parser(str), help=help_text)
         return
 
-    is_overrides = name == 'overrides'
-    flag = '--set' if is_overrides else '--' + name.replace('_', '-')
+    flag, metavar = '--' + name.replace('_', '-'), name.upper()
+    if name == 'overrides':
+        flag, metavar = '--set', 'KEY=VALUE'
+        help_text += f'; {SETTINGS_HINT}'
     if parameter.annotation is bool:
         if default:
             parser.add_argument(f'--no{flag[1:]}', dest=name, action='store_false', help=f'do not {help_text}')
@@ -81,10 +83,7 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
         kind = str
     elif 'float' in annotation:
         kind = float
-    details: dict[str, Any] = {'dest': name, 'metavar': name.upper(), 'type': kind}
-    if is_overrides:
-        details['metavar'] = 'KEY=VALUE'
-        help_text += f'; {SETTINGS_HINT}'
+    details: dict[str, Any] = {'dest': name, 'metavar': metavar, 'type': kind}
     if default is inspect.Parameter.empty:
         details['required'] = True
     elif default is not None:
@@ -175,11 +174,8 @@ def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
         dispatch(commands, words)
         return 0
     except KitError as error:
-        message = one_line(error)
-        if in_worker():
-            print(f'{ERROR_MARK}{message}', flush=True)
-        else:
-            print(f'audiotag-kit: {message}', file=sys.stderr, flush=True)
+        mark, stream = (ERROR_MARK, sys.stdout) if in_worker() else ('audiotag-kit: ', sys.stderr)
+        print(f'{mark}{one_line(error)}', file=stream, flush=True)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0

@@ -29,7 +29,7 @@ from kit.plots.runs import (
 from kit.train.oof import SavedRun, load_run
 from kit.train.run import flat_settings
 
-# What a submission's report lists item by item: a table counts these, a page shows them.
+# Lists of a submission's report: a table counts their items, a page shows them.
 SUBMISSION_LISTS = ('files_failed', 'audio_notes', 'notes', 'files_without_row', 'rows_without_file', 'files_split')
 
 
@@ -106,7 +106,7 @@ def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[
 def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
     '''Compare runs: their details, the settings that differ, and the classes with the lowest mean scores.'''
     details = [run_details(run, runs[0]) for run in runs]
-    # The run with most details first: it has them all in their usual order.
+    # First the run with most details: it has them all in order.
     names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
     class_means = {}
     for name in names:

@@ -14,7 +14,7 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.core.runtime import full_float32
 
-# Rates are multiples of 1 / RATE_STEPS: clips of a batch share them, and resampling by them needs small filters only.
+# Rates are multiples of 1 / RATE_STEPS: a batch's clips share them, and resampling by them needs small filters.
 RATE_STEPS = 60
 VOCODER_S = 0.046
 LOWEST_NOISE_HZ = 20.0
@@ -173,7 +173,7 @@ def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
 
 def overdrive(batch: WaveBatch) -> Tensor:
     '''Clip softly: tanh of the wave, its peak the drawn dB above 1.'''
-    # torchaudio's overdrive computes sample after sample, and its knee ignores the clip's level.
+    # torchaudio's overdrive goes sample by sample, and its knee ignores the clip's level.
     peak = batch.waves.abs().amax(-1, keepdim=True).clamp_min(LEAST_POWER)
     return match_power(torch.tanh(batch.waves / peak * batch.gain), batch.waves)
 

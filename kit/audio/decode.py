@@ -1,11 +1,11 @@
 '''Decode audio files to mono waveforms, or return the reason why a file cannot be used.
 
-Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) is the fastest, and
-lets other threads run while it decodes. TorchCodec reads AAC, M4A and WMA as well, but is often not installed.
+Decoders are tried in the order of `DECODERS`. soundfile (libsndfile) is the fastest, and lets other threads run while
+it decodes. TorchCodec also reads AAC, M4A and WMA, but is often not installed.
 
 Files are read to their end, whatever their header states. What decodes before and behind damage is used, and
-`Sound.notes` names what is lost. Only regular files are opened: opening a named pipe blocks until something writes to
-it, and a device such as /dev/zero never ends.
+`Sound.notes` names what is lost. Only regular files are opened: a named pipe blocks until something writes to it, and a
+device such as /dev/zero never ends.
 '''
 
 import contextlib
@@ -185,16 +185,14 @@ def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODE
 
 
 def file_problem(path: Path) -> str | None:
-    '''Why a path must not be opened, or None. Opening a pipe would block.'''
+    '''Why a path must not be opened, or None.'''
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         return f'cannot be opened: {getattr(error, "strerror", None) or one_line(error)}'
     if not stat.S_ISREG(status.st_mode):
         return 'is not a regular file'
-    if status.st_size == 0:
-        return 'is empty (0 bytes)'
-    return None
+    return None if status.st_size else 'is empty (0 bytes)'
 
 
 def usable(sound: Sound) -> Sound | Undecodable:

@@ -126,7 +126,7 @@ class Frontend(nn.Module):
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
         '''Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
 
-        On CPU a clip's result is the same bit for bit, whatever the other clips are.
+        On CPU a clip's result is the same bit for bit, whatever the other clips.
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
         Errors: KitError for an empty clip, a wrong shape or integers
         '''
@@ -139,7 +139,7 @@ class Frontend(nn.Module):
         if config.trim_db is not None:
             min_samples = round(0.5 * config.sample_rate)  # what trimming leaves at least
             waves = [wave[slice(*nonsilent_span(wave, config.trim_db, min_samples))] for wave in waves]
-        # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
+        # A loud clip's mel energies overflow float16. Cached spectrograms may be trained on later.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             all_tables = [spectrum_tables(resolution, device, dtype) for resolution in self.resolution_configs]
             by_resolution = [log_spectrograms(tables, waves) for tables in all_tables]
@@ -182,7 +182,7 @@ class Frontend(nn.Module):
         return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
 
     def stack(self, spec: Tensor, image_size: Sequence[int] | None = None) -> Tensor:
-        '''Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
+        '''Stack a normalized spectrogram's channels, resized to `image_size` or the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
         '''

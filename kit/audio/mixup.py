@@ -174,8 +174,7 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     that fade are always united: each of the two sounds is at full level at one end.
     Shape:  targets (B, K), NaN where unknown -> the same
     '''
-    first = targets
-    second = targets[draw.partner]
+    first, second = targets, targets[draw.partner]
     if config.masks == 'either':
         # An unknown label counts as 0 where the other clip's label is known.
         first = targets.where(~targets.isnan() | second.isnan(), 0.0)

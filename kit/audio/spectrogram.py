@@ -203,8 +203,8 @@ class SpectrumConfig(Config):
 class SpectrumTables:
     '''Settings, window, FFT bins in use, and groups of (filters, their bins, weights).
 
-    A group is 16 neighbouring filters, nonzero at few bins: one product with all filters would mostly multiply zeros,
-    and one product per filter would mostly call.
+    A group is 16 neighbouring filters, nonzero at few bins: one product with all would mostly multiply zeros, one per
+    filter would mostly call.
     '''
 
     config: SpectrumConfig

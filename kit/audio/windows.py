@@ -75,7 +75,7 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
     Units:  frames; `hop` may be a fraction, up to `length`
     '''
     last = max(0, frames - length)
-    # Adding rounded hops would drift. A hop below one frame gives equal starts, which the set removes.
+    # Adding rounded hops would drift. A hop below a frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
     return [(start, start + length) for start in sorted(starts)]
 
@@ -162,7 +162,7 @@ def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
         k = min(inference.pool_k, len(scores))
         return scores.topk(k, dim=0).values.mean(dim=0)
     if pool == 'power':
-        # The mean at power 1, the maximum at infinity. Scores relative to the peak neither underflow nor overflow.
+        # The mean at power 1, the maximum at infinity. Relative to the peak, scores neither under- nor overflow.
         power = inference.pool_power
         peak = scores.amax(dim=0).clamp_min(MIN_SCORE)
         return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
@@ -173,7 +173,7 @@ def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
     k = min(inference.pool_k, scores.shape[1])
     weights = scores.topk(k).values.sum(1) / scores.sum(1).clamp_min(MIN_SCORE)
     if pool == 'snr_top':
-        # The mean of the quarter of the windows with the highest ratios, as the source labels whole clips.
+        # The mean of the quarter of windows with the highest ratios, as the source labels whole clips.
         best = weights.argsort(descending=True, stable=True)[: math.ceil(len(scores) / 4)]
         return scores[best].mean(dim=0)
     return (scores * weights[:, None]).sum(dim=0) / weights.sum().clamp_min(MIN_SCORE)

@@ -16,9 +16,7 @@ from typing import Any
 from kit.core.errors import KitError
 from kit.core.runtime import get_rank, in_worker
 
-RECENT_BATCHES = 8
 UNIT_S = {'h': 3600.0, 'm': 60.0, 's': 1.0}
-BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}'
 
 
 def parse_duration(text: str | float | int) -> float:
@@ -85,7 +83,7 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
         total=total,
         desc=task,
         unit=unit,
-        bar_format=BAR_FORMAT,
+        bar_format='{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}',
         disable=not shown or get_rank() > 0,
         mininterval=5.0 if in_worker() else 0.5,  # a notebook keeps every line that a worker prints
         dynamic_ncols=True,
@@ -120,8 +118,7 @@ class Stopwatch:
             spans = self.spans.setdefault(name, [])
             if spans and start - spans[-1][1] < end / 50:
                 # Only the measured time is added: a name's spans add up to its seconds.
-                span_start, span_end = spans.pop()
-                spans.append((span_start, span_end + end - start))
+                spans[-1] = (spans[-1][0], spans[-1][1] + end - start)
             else:
                 spans.append((start, end))
 
@@ -156,13 +153,11 @@ class TimeBudget:
             return inputs
         recent = self.paces.get(kind)
         input_s = max(recent) * frames if recent else 0.0
-        if self.should_stop(input_s):
-            return 0
-        return min(inputs, int(left_s / input_s) if input_s > 0 else 1)
+        return 0 if self.should_stop(input_s) else min(inputs, int(left_s / input_s) if input_s > 0 else 1)
 
     @contextmanager
     def measure(self, kind: str, frames: int) -> Iterator[None]:
         '''Time a batch of a kind of network.'''
         start = self.deadline.now()
         yield
-        self.paces.setdefault(kind, deque(maxlen=RECENT_BATCHES)).append((self.deadline.now() - start) / frames)
+        self.paces.setdefault(kind, deque(maxlen=8)).append((self.deadline.now() - start) / frames)

@@ -121,9 +121,10 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
     '''Up to three dotted names similar to `key`, the best first. Users forget groups: last parts are compared.'''
     scores = {}
     group, dot, last = key.rpartition('.')
-    key = group + dot + LIBROSA_NAMES.get(last, last)
+    last = LIBROSA_NAMES.get(last, last)
+    key = group + dot + last
     for name in names:
-        last, other = key.rpartition('.')[2], name.rpartition('.')[2]
+        other = name.rpartition('.')[2]
         same_start = 0.75 * (last.split('_')[0] == other.split('_')[0] != '')
         alike = difflib.SequenceMatcher(None, last, other).ratio()
         same_letters = key.replace('.', '_') == name.replace('.', '_')  # "mixup_p" for "mixup.p"
@@ -142,9 +143,7 @@ def read_value(text: str) -> Any:
 
 def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> None:
     '''Raise KitError where a value, or a tuple's item, is out of bounds, no choice, or not finite.'''
-    low = metadata.get('low')
-    high = metadata.get('high')
-    choices = metadata.get('choices')
+    low, high, choices = (metadata.get(name) for name in ('low', 'high', 'choices'))
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue

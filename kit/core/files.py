@@ -84,7 +84,7 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
         return
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             lock.seek(0)
             owner = lock.read().strip() or 'another process'
@@ -181,7 +181,7 @@ def read_table(
     '''Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
     With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 are surrogate
-    escapes, which write_text turns back. With `first_column`, others stay empty: templates may have a million rows.
+    escapes, which write_text turns back. With `first_column`, others stay empty: templates may have 10^6 rows of zeros.
     '''
     if not isinstance(path, str | Path):
         raise KitError(f'a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.')

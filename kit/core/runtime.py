@@ -81,12 +81,12 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
 
 
 def process_number(name: str, default: int) -> int:
-    '''A number that torchrun or --workers gives each of the processes that share the work.'''
+    '''A number that torchrun or --workers gives each process that shares the work.'''
     return int(os.environ.get(name, default)) if 'MASTER_PORT' in os.environ else default
 
 
 def get_rank() -> int:
-    '''The number of this process among those that share the work; 0 writes the results.'''
+    '''This process's number among those that share the work; 0 writes the results.'''
     return process_number('RANK', 0)
 
 
@@ -96,11 +96,11 @@ def get_world_size() -> int:
 
 
 def tune_process() -> None:
-    '''Set up this process for offline work on clips of many lengths. The user's own environment variables stay.'''
+    '''Set up this process for offline work on clips of many lengths. The user's environment variables stay.'''
     if process_number('LOCAL_WORLD_SIZE', 1) > 1:
         torch.set_num_threads(cpu_count())
 
-    # Without these, a look-up on a model hub hangs 46 s before it fails, as Kaggle has no network at submission.
+    # Without these, a look-up on a model hub hangs 46 s before it fails: Kaggle submits without a network.
     for switch in OFFLINE_SWITCHES:
         os.environ.setdefault(switch, '1')
 

@@ -32,12 +32,12 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError, one_line
 from kit.core.runtime import WORKER_MARK, cpu_count, in_notebook, in_worker
 
-# A worker prints this before the text of its error, and its supervisor raises the error.
+# A worker prints this before its error's text, and its supervisor raises the error.
 ERROR_MARK = '\x1e'
 # A worker prints this before a line of JSON, [is_open, kind, names]; see `opened`.
 OPENED_MARK = '\x1d'
 READY = b'\x06'
-# What a started interpreter runs first: the kernel then ends it together with its parent. 1 is PR_SET_PDEATHSIG.
+# What a started interpreter runs first: the kernel then ends it with its parent. 1 is PR_SET_PDEATHSIG.
 FOLLOW_PARENT = 'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)'
 
 
@@ -165,7 +165,7 @@ def can_fork() -> bool:
 
 
 def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
-    '''Start `work` in a forked child, which has all imports; None where it cannot compute within `patience_s`.'''
+    '''Start `work` in a forked child, which has all imports; None if it cannot compute within `patience_s`.'''
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     parent = os.getpid()

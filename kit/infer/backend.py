@@ -21,7 +21,7 @@ from kit.models.network import Network
 
 BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the faster'}
 
-# How much fused or compiled logits may differ, relative to the greatest logit or to 1.
+# How much fused or compiled logits may differ, relative to the greatest or to 1.
 LOGITS_TOLERANCE = 1e-4
 
 # Windows that a compiled network computes at once. More need more padding.
@@ -91,8 +91,8 @@ def compile_openvino(network: nn.Module, shape: tuple[int, ...]) -> CompiledCall
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        # Zeros: what tracing makes a constant of them is wrong for the batch of the check, which then fails.
-        # Without shared memory, a later training changes no compiled weight.
+        # Zeros: what tracing makes a constant of them is wrong for the check's batch, which then fails. Without shared
+        # memory, a later training changes no compiled weight.
         decoder = TorchScriptPythonDecoder(network, example_input=torch.zeros(shape), shared_memory=False)
     frontend = FrontEndManager().load_by_framework('pytorch')
     model = frontend.convert(frontend.load(decoder))
@@ -202,7 +202,7 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
         name, norm = named[id(mean)]
         of_norm = (mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *of_norm)
-        # timm's norms have children, dropout and activation, which stay.
+        # timm's norms have children, dropout and activation: they stay.
         fused.set_submodule(name, nn.Sequential(*norm.children()))
     difference = float((fused(spec) - expected).abs().max())
     if not is_tolerable(difference, expected):

@@ -13,7 +13,7 @@ TINY = 1e-12
 
 def row_ranks(scores: np.ndarray) -> np.ndarray:
     '''Rank each row's scores in (0, 1]; ties share their mean rank.'''
-    # A stable sort counts ties from the left. Sorting the mirrored row counts them from the right.
+    # A stable sort counts ties from the left, that of the mirrored row from the right.
     from_left = np.argsort(scores, 1, 'stable').argsort(1)
     from_right = np.argsort(scores[:, ::-1], 1, 'stable').argsort(1)[:, ::-1]
     return ((from_left + from_right) / 2 + 1) / max(1, scores.shape[1])

@@ -84,7 +84,7 @@ def predict_ensemble(
 def predict_under_bar(
     members: Sequence[EnsembleMember], loader: SpectrogramLoader, task: str, progress: bool, plan: Plan | None = None
 ) -> Iterator[tuple[EnsembleMember, int, WindowLogits]]:
-    '''Run predict_ensemble under a progress bar over seconds of audio, and let the loader's threads end.'''
+    '''Run predict_ensemble under a progress bar over seconds of audio; let the loader's threads end.'''
     models = sum(member is not (plan and plan.preview) for member in members)
     with contextlib.closing(loader), progress_bar(models * loader.total_s, task, 's of audio', progress) as bar:
         for member, clip, logits in predict_ensemble(members, loader, plan):

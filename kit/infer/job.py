@@ -128,8 +128,7 @@ class SubmitOptions:
     @property
     def postprocess(self) -> PostprocessConfig:
         '''What is done to the blended rows.'''
-        names = [item.name for item in fields(PostprocessConfig)]
-        return postprocess_config(**{name: getattr(self, name) for name in names})
+        return postprocess_config(**{item.name: getattr(self, item.name) for item in fields(PostprocessConfig)})
 
 
 class SubmitJob:
@@ -170,7 +169,7 @@ class SubmitJob:
 
     @property
     def state_folder(self) -> Path:
-        '''The folder beside the CSV that holds what a later call continues with.'''
+        '''The folder beside the CSV for what a later call continues with.'''
         return self.options.out.with_name(self.options.out.name + '.state')
 
     @functools.cached_property

@@ -109,8 +109,6 @@ class TimeoutPool(Generic[Job, Result]):
 
 
 TIMED_OUT = Undecodable('took too long to read; given up')
-CHUNK_CLIPS = 24
-CHUNK_SECONDS = 600.0
 Source = Path | Sound
 IsCached = Callable[[str], bool]
 DecodeResult = tuple[str, Sound | Undecodable | None]
@@ -133,9 +131,9 @@ def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[in
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
     ordered.sort(key=lambda pair: pair[1] in isolated)
     for seconds, clip in ordered:
-        if not chunks or len(chunks[-1].clips) >= CHUNK_CLIPS or seconds > left_s:
+        if not chunks or len(chunks[-1].clips) >= 24 or seconds > left_s:
             chunks.append(Chunk([]))
-            left_s = CHUNK_SECONDS
+            left_s = 600.0
         chunks[-1].clips.append(clip)
         chunks[-1].seconds += durations_s[clip] or 0.0
         left_s -= seconds

@@ -125,7 +125,6 @@ MEASURING_SHARE = 0.05  # of the time left
 LEAST_LEFT_S = 2.0
 OOF_BYTES_PER_S = 4e6  # that are read
 GOOD_MARGIN = 0.05  # a score this far below the best is still good
-SELECTION_CLIPS = 2000
 
 
 def read_seconds(inference: InferenceConfig, seconds: Any) -> float:
@@ -176,7 +175,7 @@ def select_runs(
     `costs` are seconds of one model of each run. Up to 2,000 clips are used.
     '''
     start = runs[first]
-    rows = slice(None, None, max(1, -(-len(start.names) // SELECTION_CLIPS)))
+    rows = slice(None, None, max(1, -(-len(start.names) // 2000)))
     truth = start.truth[rows]
     probs = {run: oof.probabilities_like(start, run, first)[rows] for run, oof in runs.items()}
     chosen = [first]

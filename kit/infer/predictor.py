@@ -38,7 +38,7 @@ def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Te
 def normalize_by_windows(frontend: Frontend, spec: Tensor, spans: Sequence[Span]) -> Tensor:
     '''Normalize each window of a spectrogram, and average a frame over the windows that hold it.
 
-    A network that was trained on normalized windows is lost on a clip that was normalized as a whole.
+    A network trained on normalized windows is lost on a clip normalized as a whole.
 
     Shape:  (M, N), spans that cover N -> (M, N)
     '''

@@ -170,13 +170,14 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
             (Path(folder) / path.name).symlink_to(path.resolve())
         rows = options.rows if options.rows not in ('auto', 'template') else f'{ROW_S:g}s'
         report = run_submission(replace(options, audio=Path(folder), out=out, rows=rows), Deadline())
+    total_s = report['seconds_total']
     fixed_s = report['seconds'].get('models', 0.0)
-    per_file_s = (report['seconds_total'] - fixed_s) / max(1, len(chosen))
+    per_file_s = (total_s - fixed_s) / max(1, len(chosen))
     minutes = (fixed_s + TEST_FILES * per_file_s) / 60
     text = (
-        f'rehearsal: {len(chosen)} soundscapes, {report["audio_s"]:.0f} s of audio, took '
-        f'{report["seconds_total"]:.1f} s ({out.name}); {TEST_FILES} such files would take {minutes:.1f} min here'
+        f'rehearsal: {len(chosen)} soundscapes, {report["audio_s"]:.0f} s of audio, took {total_s:.1f} s ({out.name})'
     )
+    text += f'; {TEST_FILES} such files would take {minutes:.1f} min here'
     print(text, flush=True)
     return text
 

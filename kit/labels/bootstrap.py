@@ -20,7 +20,6 @@ from kit.labels.metrics import (
     ratio_of_counts,
 )
 
-DRAWS_PER_CHUNK = 50
 # For a metric over columns, labels to count in all draws, of which there are 100 to 1,000.
 MAX_COUNTED = 5 * 10**8
 
@@ -117,7 +116,7 @@ def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, d
     values: list[float] = []
     redrawn = 0
     while len(values) < draws:
-        drawn = generator.integers(n_groups, size=(DRAWS_PER_CHUNK, n_groups))
+        drawn = generator.integers(n_groups, size=(50, n_groups))
         counts = np.stack([np.bincount(groups, minlength=n_groups) for groups in drawn], axis=1)
         for drawn_value in statistic(counts.astype(np.int32)[group]).tolist():
             if len(values) == draws:

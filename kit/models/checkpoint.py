@@ -159,7 +159,7 @@ def check_pickle(pickled: bytes) -> None:
         tuples += operation.name.startswith('TUPLE')
         if count > MAX_OPERATIONS or tuples > MAX_TUPLES:
             raise ValueError('its pickle has too many operations')
-        # torch.load would also let a pickle fill any memory with a bytearray.
+        # torch.load would also let a bytearray fill any memory.
         if operation.name == 'GLOBAL' and not str(value).startswith(('torch', 'collections OrderedDict')):
             raise ValueError(f'it holds {str(value)[:80]}')
 
@@ -187,7 +187,7 @@ def load_archive(path: Path) -> Any:
 def read_content(path: Path, content: Any = None) -> dict[str, Any]:
     '''Read a checkpoint or a stack, or check what was loaded; its tensors stay mapped from disk.'''
     content = load_archive(path) if content is None else content
-    names: list[Any] = list(content) if isinstance(content, dict) else [content]
+    names = content if isinstance(content, dict) else [content]
     parts = [name[:80] if isinstance(name, str) else type(name).__name__ for name in names]
     if not {'format', 'card'} <= set(parts) or not {'tensors', 'members'} & set(parts):
         raise KitError(
@@ -310,7 +310,7 @@ def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None 
 
 
 def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> list[tuple[str, Path | Tagger]]:
-    '''List taggers and the checkpoints that paths and glob patterns name, each once, with their names.'''
+    '''List taggers and the checkpoints of paths and glob patterns, each once, with their names.'''
     if isinstance(items, str | Path | nn.Module):
         items = [items]
     cure = 'give paths, patterns or taggers; wrap_ensemble(build, states, ...) makes taggers of state dicts'

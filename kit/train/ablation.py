@@ -65,7 +65,7 @@ class AlteredPredictor(Predictor):
 
 
 def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
-    '''Replace rows, in one of equal parts of time, by the spectrogram's least value, extra rows by 0.'''
+    '''Replace rows, in one of equal parts of time, by the spectrogram's least value; extra rows by 0.'''
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         altered = pieces.clone()

@@ -18,15 +18,10 @@ from kit.train.recipe import Recipe, SamplingConfig
 
 FREESOUND = 'Freesound Audio Tagging 2019'
 RFCX = 'RFCX Species Audio Detection 2021'
-BIRDCLEF = 'BirdCLEF+ 2026'
 
 # Settings that several recipes share.
 CURATED_AND_NOISY = {'curated': {}, 'noisy': {'scored': False}}
-BOOTSTRAP = {'weight': 0.5, 'loss': 'bootstrap', 'loss_settings': {'trust': 0.7}, 'scored': False}
-WAVE_EFFECTS = WaveAugmentConfig(chance=0.75, reverb_p=1.0, pitch_p=1.0, overdrive_p=1.0, speed_p=1.0)
 RFCX_OPTIM = OptimConfig(schedule='cosine', lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2)
-AGREEMENT = SelfTrainingConfig(methods=('agreement',), top_k=(0.05, 0.1, 0.15, 0.2, 0.25), hard=True)
-LINEAR_CYCLE = OptimConfig(schedule='linear-cycle')
 
 
 # Differs: AdamW in place of Adam, batches of 32 in place of 128, no early stopping.
@@ -48,7 +43,7 @@ SKIP_ATTENTION = Recipe(
     loss='bce',
     auxiliary=(0.4, 0.2, 0.1),
     sources={
-        'noisy': {'share': 0.01, **BOOTSTRAP},
+        'noisy': {'share': 0.01, 'weight': 0.5, 'loss': 'bootstrap', 'loss_settings': {'trust': 0.7}, 'scored': False},
         'corrected': {'share': 0.42, 'weight': 0.5},
         'curated': {'share': 0.57, 'weight': 0.5},
     },
@@ -107,13 +102,13 @@ MAX_PYRAMID: dict[str, Any] = {
     'source': f'third place, {FREESOUND}',
     'loss': 'lsep',
     'sources': CURATED_AND_NOISY,
-    'wave_augment': WAVE_EFFECTS,
+    'wave_augment': WaveAugmentConfig(chance=0.75, reverb_p=1.0, pitch_p=1.0, overdrive_p=1.0, speed_p=1.0),
     'mixup': MixupConfig(p=0.5),
     'epochs': 120,
-    'optim': LINEAR_CYCLE,
+    'optim': OptimConfig(schedule='linear-cycle'),
     'validate_every': 1,
     'keep': 'best',
-    'self_training': AGREEMENT,
+    'self_training': SelfTrainingConfig(methods=('agreement',), top_k=(0.05, 0.1, 0.15, 0.2, 0.25), hard=True),
 }
 MAX_PYRAMID_MEL = Recipe(
     name='max-pyramid-mel',
@@ -292,7 +287,7 @@ FREQ_CROP_SMALL = '''
 # and the masks are those of the second place of 2025.
 SED = Recipe(
     name='sed',
-    source=f'sound event detection, second place, {BIRDCLEF}',
+    source='sound event detection, second place, BirdCLEF+ 2026',
     frontend=FrontendConfig(sample_rate=32000, top_db=80.0, normalize='clip', reference='window'),
     network={
         'family': 'timm',

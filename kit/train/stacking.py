@@ -206,7 +206,7 @@ def cross_fit(
     for fold in folds:
         train_rows, held_out = (np.flatnonzero(mask).tolist() for mask in (first.folds != fold, first.folds == fold))
         torch.manual_seed(mixed_seed(config.seed, fold))
-        # Images have as many columns as their clip has windows, but at least card.columns.
+        # Images have a column per window of their clip, but at least card.columns.
         x = torch.stack([inputs[row][..., : card.columns or None] for row in train_rows])
         network = fit_stacker(config, card.new_network(), x, torch.from_numpy(first.truth[train_rows]))
         networks.append(network)

@@ -121,7 +121,7 @@ class Trainer:
             self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
-        '''Train one epoch. Returns its row of the history: epoch, loss and lr.'''
+        '''Train one epoch, and return its history row: epoch, loss and lr.'''
         recipe = self.recipe
         start = time.perf_counter()
         self.network.train()
@@ -148,7 +148,7 @@ class Trainer:
         return {'epoch': self.epoch, 'loss': total_loss / self.steps, 'lr': lr}
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> float:
-        '''Step the optimiser along the gradient of a batch. Returns the batch's loss.'''
+        '''Step the optimiser along a batch's gradient, and return the loss.'''
         optim = self.recipe.optim
         plain = self.epoch >= self.recipe.epochs - self.recipe.no_augment_epochs
         inputs, targets, soft = self.make_inputs(batch, generator, plain)
