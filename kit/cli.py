@@ -40,7 +40,7 @@ class Command:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    '''An argument parser that raises KitError with a message of one line, where argparse prints its usage and exits.'''
+    '''An argument parser that raises KitError with one line, where argparse prints its usage and exits.'''
 
     def error(self, message: str) -> NoReturn:
         raise KitError(f'{self.prog}: {message}. `{self.prog} --help` lists the options.')
@@ -48,13 +48,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def list_parser(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     '''A parser of an argument that is a list: "0,1" as two numbers, but a text as one item, commas included.'''
-
-    def parse_list(text: str) -> list[Any]:
-        if kind is str:
-            return [text]
-        return [kind(item) for item in text.split(',') if item]
-
-    return parse_list
+    return lambda text: [text] if kind is str else [kind(item) for item in text.split(',') if item]
 
 
 def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, help_text: str) -> None:
@@ -72,12 +66,13 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
         parser.add_argument(name, nargs='+', metavar='RUN', type=list_parser(str), help=help_text)
         return
 
-    is_overrides = name == 'overrides'
-    flag = '--set' if is_overrides else '--' + name.replace('_', '-')
+    flag, metavar = '--' + name.replace('_', '-'), name.upper()
+    if name == 'overrides':
+        flag, metavar = '--set', 'KEY=VALUE'
+        help_text += f'; {SETTINGS_HINT}'
     if parameter.annotation is bool:
         if default:
-            no_flag = '--no' + flag.removeprefix('-')
-            parser.add_argument(no_flag, dest=name, action='store_false', help=f'do not {help_text}')
+            parser.add_argument(f'--no{flag[1:]}', dest=name, action='store_false', help=f'do not {help_text}')
         else:
             parser.add_argument(flag, dest=name, action='store_true', help=help_text)
         return
@@ -88,16 +83,12 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, he
         kind = str
     elif 'float' in annotation:
         kind = float
-    details: dict[str, Any] = {'dest': name, 'metavar': name.upper(), 'type': kind}
-    if is_overrides:
-        details['metavar'] = 'KEY=VALUE'
-        help_text += f'; {SETTINGS_HINT}'
+    details: dict[str, Any] = {'dest': name, 'metavar': metavar, 'type': kind}
     if default is inspect.Parameter.empty:
         details['required'] = True
-    else:
+    elif default is not None:
         details['default'] = default
-        if default is not None:
-            help_text += f' (default: {default})'
+        help_text += f' (default: {default})'
     if 'Sequence' in annotation or 'list' in annotation:
         details |= {'type': list_parser(kind), 'nargs': '+', 'action': 'extend'}
     parser.add_argument(flag, help=help_text, **details)
@@ -123,8 +114,7 @@ def build_parser(name: str, command: Command) -> OneLineParser:
     )
     help_texts = COMMON_OPTIONS.copy()
     for function in (*command.also, command.run):  # oof has options of submit
-        section = re.search(r'Options:\n(.*?)(\n\n|\Z)', inspect.getdoc(function) or '', re.DOTALL)
-        if section:
+        if section := re.search(r'Options:\n(.*?)(\n\n|\Z)', inspect.getdoc(function) or '', re.DOTALL):
             help_texts |= re.findall(r'^\s*(\w+): (.*)$', section[1], re.MULTILINE)
     for parameter in inspect.signature(command.run).parameters.values():
         if parameter.name in help_texts:
@@ -137,12 +127,8 @@ def build_parser(name: str, command: Command) -> OneLineParser:
 
 def overview(commands: Mapping[str, Command]) -> str:
     '''The commands with their summaries, under the headings of their groups.'''
-    lines = [
-        TITLE,
-        '',
-        'python audiotag_kit.py COMMAND [options]',
-        'python audiotag_kit.py COMMAND --help     lists the options of a command',
-    ]
+    lines = [TITLE, '', 'python audiotag_kit.py COMMAND [options]']
+    lines.append('python audiotag_kit.py COMMAND --help     lists the options of a command')
     for group in dict.fromkeys(command.group for command in commands.values()):
         lines += ['', f'{group}:']
         for name, command in commands.items():
@@ -152,7 +138,7 @@ def overview(commands: Mapping[str, Command]) -> str:
 
 
 def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
-    '''Run the command that the words of a command line name, and print its result.'''
+    '''Run a command line's command, and print its result.'''
     if not words or words[0] in ('-h', '--help', 'help'):
         print(overview(commands))
         return
@@ -183,19 +169,13 @@ def dispatch(commands: Mapping[str, Command], words: Sequence[str]) -> None:
 
 
 def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
-    '''Run the command that the words of a command line name, and return its exit code.
-
-    An error is one line on stderr, and exit code 2.
-    '''
+    '''Run a command line's command, and return its exit code: 2 for an error, which is one line on stderr.'''
     try:
         dispatch(commands, words)
         return 0
     except KitError as error:
-        message = one_line(error)
-        if in_worker():
-            print(f'{ERROR_MARK}{message}', flush=True)
-        else:
-            print(f'audiotag-kit: {message}', file=sys.stderr, flush=True)
+        mark, stream = (ERROR_MARK, sys.stdout) if in_worker() else ('audiotag-kit: ', sys.stderr)
+        print(f'{mark}{one_line(error)}', file=stream, flush=True)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
@@ -205,7 +185,7 @@ def run_command(commands: Mapping[str, Command], words: Sequence[str]) -> int:
 
 
 class PatientStream:
-    '''A stream to print to that never fails: what cannot be written, to a closed pipe or a full disk, is lost.'''
+    '''A stream whose printing never fails: what a closed pipe or a full disk does not take is lost.'''
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -258,7 +238,7 @@ def enter(commands: Mapping[str, Command], file: str | None) -> None:
         return
     code = run_command(commands, sys.argv[1:])
     if not notebook and any(word.startswith('--deadline') for word in sys.argv):
-        # The interpreter takes seconds to end on a busy machine, with torch in it. All files are written.
+        # With torch, the interpreter takes seconds to end on a busy machine. All files are written.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

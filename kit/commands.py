@@ -141,7 +141,7 @@ def list_recipes(name: str | None = None, small: bool = False) -> str:
 
 
 def list_stages(recipe: Recipe) -> list[str]:
-    '''Describe the trainings of a recipe in their order, a line each, if there is more than one.'''
+    '''Describe the trainings of a recipe in order, a line each, if it has several.'''
     plan = recipe.self_training
     lines = ['stages:', '  training with the settings above']
     if recipe.pretrain:
@@ -158,7 +158,7 @@ def explain_settings(
 ) -> Iterator[tuple[str, Any, str]]:
     '''Yield the dotted name, the value and the help text of each setting in nested `values`.
 
-    `config` is the class that holds the help texts and choices. Without one, all values share the text `meaning`.
+    The class `config` holds the help texts and choices. Without one, all values share the text `meaning`.
     '''
     help_texts = {}
     for item in fields(config) if config else ():
@@ -174,10 +174,8 @@ def explain_settings(
 
 
 def settings_class(config: type[Config] | None, key: str, values: Mapping[str, Any]) -> type[Config] | None:
-    '''The class that explains a group of settings, or None for a dict of free names.
-
-    A network's settings are a dict, because their names depend on its family.
-    '''
+    '''The class that explains a group of settings, or None for a dict of free names.'''
+    # A network's settings are a dict, as their names depend on its family.
     if 'family' in values:
         return FAMILIES[values['family']]
     group, _, name = key.rpartition('.')
@@ -231,10 +229,7 @@ def add_folds(
     if (table is None) == (boxes is None) or (boxes is not None and len(boxes) != 2):
         raise KitError('give --table CSV, or --boxes and two CSVs, of true and of false boxes.')
     frame = read_clip_table(table) if table else box_table(read_boxes(*boxes or ()), None)
-    new_columns = ['fold']
-    if audio and group_column != 'group':
-        new_columns.append('group')
-    for column in new_columns:
+    for column in ('fold', 'group') if audio and group_column != 'group' else ('fold',):
         if column in frame:
             raise KitError(f'{table} has a {column} column already: drop it to make new ones.')
 
@@ -247,8 +242,7 @@ def add_folds(
     write_frame(Path(out), frame)
     note_similar_classes(class_names(frame['labels']))
     counts = ', '.join(map(str, frame['fold'][frame['fold'] >= 0].value_counts().sort_index()))
-    always = int((frame['fold'] < 0).sum())
-    if always:
+    if always := int((frame['fold'] < 0).sum()):
         counts += f', and {always} in fold -1, in every training, as a class has no other'
     return f'{out}: {len(frame)} clips in folds of {counts}, groups kept together: {details}'
 
@@ -258,7 +252,7 @@ def group_copies(
 ) -> tuple[Any, str]:
     '''The column `group` of a table, and a sentence on the near-duplicates that were found.
 
-    A clip's group is the name of the first clip that copies or `group_column` link to it; empty for a lone clip.
+    A clip's group is the first clip that copies or `group_column` link to it; empty for a lone clip.
     '''
     names = frame['fname']
     copies = near_duplicates(compute_fingerprints(list(names), audio, threads, progress))
@@ -267,57 +261,51 @@ def group_copies(
     column = groups.transform('first').where(groups.transform('size') > 1, '')
 
     sizes = Counter(copy for copy in copies if copy)
-    details = f'{len(sizes)} groups of {sizes.total()} near-duplicates' if sizes else 'no near-duplicates found'
-    if sizes:
-        first = next(iter(sizes))
-        members = names[np.array(copies) == first]
-        details += f', the first: {", ".join(members[:5])}'
-    return column, details
+    if not sizes:
+        return column, 'no near-duplicates found'
+    first = ', '.join(names[np.array(copies) == next(iter(sizes))][:5])
+    return column, f'{len(sizes)} groups of {sizes.total()} near-duplicates, the first: {first}'
 
 
 COMMANDS = {
     'demo': Command(
         run_demo,
         'make toy data, train on it, and submit: the whole kit in about a minute',
-        group='Start here',
+        'Start here',
         also=(find_data, fitting_checkpoints),
     ),
-    'doctor': Command(run_doctor, 'check this machine, and whether checkpoints are usable', group='Start here'),
-    'recipes': Command(
-        list_recipes, 'list the recipes; `recipes NAME` explains every setting of one', group='Start here'
-    ),
-    'folds': Command(add_folds, 'add a fold column to a table; near-duplicates share a fold', group='Train'),
+    'doctor': Command(run_doctor, 'check this machine, and whether checkpoints are usable', 'Start here'),
+    'recipes': Command(list_recipes, 'list the recipes; `recipes NAME` explains every setting of one', 'Start here'),
+    'folds': Command(add_folds, 'add a fold column to a table; near-duplicates share a fold', 'Train'),
     'train': Command(
         train_by_name,
         'train a recipe: one checkpoint per fold, and out-of-fold predictions',
-        group='Train',
+        'Train',
         also=(train_run, find_recipe),
         takes_workers=True,
     ),
     'oof': Command(
         predict_oof,
         "predict each fold's held-out clips again, score them, and compare options of submit",
-        group='Train',
+        'Train',
         also=(submit,),
         takes_workers=True,
     ),
     'relabel': Command(
         relabel,
         'make pseudo-labels for a table with models that did not train on its clips',
-        group='Train',
+        'Train',
         takes_workers=True,
     ),
-    'stack': Command(stack, 'train a second-level model on the predictions of several runs', group='Train'),
-    'show': Command(show, 'compare runs, or look at a submission; --out report.html adds plots', group='Look'),
-    'augment': Command(draw_contact_sheet, 'plot a clip under every augmentation', group='Look'),
-    'probe': Command(
-        probe, 'measure how scores fall when frequency bands or stretches of time are masked', group='Look'
-    ),
-    'bench': Command(bench, 'predict some files, and reckon which models fit the deadline for all', group='Submit'),
+    'stack': Command(stack, 'train a second-level model on the predictions of several runs', 'Train'),
+    'show': Command(show, 'compare runs, or look at a submission; --out report.html adds plots', 'Look'),
+    'augment': Command(draw_contact_sheet, 'plot a clip under every augmentation', 'Look'),
+    'probe': Command(probe, 'measure how scores fall when frequency bands or stretches of time are masked', 'Look'),
+    'bench': Command(bench, 'predict some files, and reckon which models fit the deadline for all', 'Submit'),
     'submit': Command(
         submit,
         'predict a folder of audio and write a valid CSV before the deadline',
-        group='Submit',
+        'Submit',
         also=(predict_clips, wrap_network, wrap_ensemble, save_tagger, load_tagger),
         takes_workers=True,
     ),

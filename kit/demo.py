@@ -37,8 +37,8 @@ from kit.train.self_training import self_train
 
 TOY_RATE = 22050
 TOY_CLASSES = ('chirp_down', 'chirp_up', 'clicks', 'hiss', 'pulses', 'rumble', 'tone', 'warble')
-# The toy species of soundscapes: a sound and the lowest frequency of its band. Two species share each sound, and the
-# false boxes put a sound into another species' band. So a model needs both.
+# The toy species of soundscapes: a sound and its band's lowest frequency. Two species share each sound, and false boxes
+# put a sound into another species' band. So a model needs both.
 TOY_SONGS = ('pulses', 'warble', 'tone', 'pulses', 'warble', 'tone')
 TOY_LOW_HZ = (500.0, 800.0, 1280.0, 2048.0, 3277.0, 5243.0)
 BOX_HEADER: tuple[Any, ...] = ('recording_id', 'species_id', 'songtype_id', 't_min', 'f_min', 't_max', 'f_max')
@@ -53,7 +53,7 @@ def toy_event(
     sweep = hz * (t + t * t / max(t[-1], 1e-3))
     carrier = np.sin(2 * np.pi * hz * t)
     gates = (t * rng.uniform(6, 10)) % 1.0
-    # All kinds are made, whichever is asked for, so that the random draws after this do not depend on the kind.
+    # All kinds are made, whichever is asked for: later random draws do not depend on the kind.
     sounds = {
         'tone': carrier,
         'chirp_up': np.sin(2 * np.pi * sweep),
@@ -80,7 +80,7 @@ def toy_clip(seconds: float, labels: list[str], rng: np.random.Generator) -> np.
 
 
 def make_toy_set(folder: Path, clips: int = 160, test: int = 60, seed: int = 0, noisy: int = 0) -> None:
-    '''Write train/ and test/ with clips of 0.3 to 30 s, and their tables; also noisy/, where labels are wrong.'''
+    '''Write train/ and test/, clips of 0.3 to 30 s with tables; also noisy/, where labels are wrong.'''
     import pandas
 
     rng = np.random.default_rng(seed)
@@ -101,8 +101,7 @@ def write_toy_clips(folder: Path, part: str, count: int, rng: np.random.Generato
     rows = [('fname', 'labels')]
     for i in range(count):
         seconds = float(np.clip(np.exp(rng.normal(math.log(3.0), 0.9)), 0.3, 30.0))
-        n_labels = int(rng.integers(1, 4))
-        labels = sorted(rng.choice(TOY_CLASSES, size=n_labels, replace=False).tolist())
+        labels = sorted(rng.choice(TOY_CLASSES, size=int(rng.integers(1, 4)), replace=False).tolist())
         name = f'{part}_{i:04d}.wav'
         soundfile.write(folder / part / name, toy_clip(seconds, labels, rng), TOY_RATE, subtype='PCM_16')
         rows.append((name, ','.join(labels)))
@@ -123,8 +122,7 @@ def spoil_labels(table: Any, share: float = 0.4, seed: int = 0) -> Any:
     for text in table['labels']:
         names = list(split_labels(text))
         if rng.random() < share:
-            others = [name for name in classes if name not in names]
-            names = rng.permutation(others)[: len(names)].tolist()
+            names = rng.permutation([name for name in classes if name not in names])[: len(names)].tolist()
         labels.append(','.join(sorted(names)))
     return table.assign(labels=labels, true_labels=table['labels'])
 
@@ -147,7 +145,7 @@ def toy_recording(
 def make_toy_soundscapes(folder: Path, recordings: int = 80, test: int = 40, seed: int = 0) -> None:
     '''Write recordings and tables as RFCX has them: 1 to 3 species each, with one true box and two false ones.
 
-    A false box holds another species' sound in the band of a species that is not in the recording.
+    A false box holds another species' sound in the band of an absent species.
     '''
     import soundfile
 
@@ -195,7 +193,7 @@ def find_data(
 ) -> CompetitionData:
     '''Find a competition's data, or for clips else ESC-10; where nothing is attached, make toy data in `out`.
 
-    Tables that training needs are written to `out`.
+    Tables for training are written to `out`.
 
     Options:
         kind: clips, as in Freesound and BirdCLEF, or boxes, as in RFCX Species Audio Detection
@@ -208,8 +206,7 @@ def find_data(
     choose('kind of data', kind, {'clips': '', 'boxes': ''})
     out = Path(out)
     if not toy:
-        places = [inputs] if isinstance(inputs, str | Path) else inputs
-        folders = data_folders([Path(place) for place in places])
+        folders = data_folders([Path(place) for place in ([inputs] if isinstance(inputs, str | Path) else inputs)])
         for layout in LAYOUTS:
             for folder in folders:
                 if layout.fits(folder) and (layout.name == BOX_LAYOUT) == (kind == 'boxes'):
@@ -231,8 +228,7 @@ def find_data(
 def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) -> list[Path]:
     '''Return the folds' checkpoints below some folders that have no other classes than these.
 
-    A model may lack classes that it had no data of. Teachers of earlier iterations and states of unfinished
-    training are left out.
+    A model may lack classes that it had no data of. Earlier iterations' teachers and unfinished training are left out.
 
     Options:
         classes: names of classes, in any order
@@ -242,27 +238,18 @@ def fitting_checkpoints(classes: Iterable[str], places: Iterable[str | Path]) ->
     found = set()
     for place in places:
         for folder, subfolders, names in os.walk(place):
-            # os.walk skips what is taken out of this list. Folders of audio may hold 100,000 files.
+            # os.walk skips what leaves this list. Folders of audio may hold 100,000 files.
             subfolders[:] = [name for name in subfolders if name not in TEACHER_FOLDERS | AUDIO_FOLDERS]
             found |= {Path(folder, name) for name in fnmatch.filter(names, 'fold_*.pt')}
     return [path for path in sorted(found) if set(open_checkpoint(path).card.classes) <= wanted]
 
 
 # Small enough for a minute on two cores.
-DEMO_SETTINGS = [
-    'frontend.sample_rate=22050',
-    'frontend.hop_length=512',
-    'frontend.n_fft=1024',
-    'frontend.n_mels=64',
-    'network.width=12',
-    'crop_s=2.5',
-    'epochs=12',
-    'no_augment_epochs=3',
-    'n_folds=2',
-    'validate_every=12',
-    'self_training.iterations=1',
-    'self_training.top_k=[0.5]',
-]
+DEMO_SETTINGS = '''
+    frontend.sample_rate=22050 frontend.hop_length=512 frontend.n_fft=1024 frontend.n_mels=64 network.width=12
+    crop_s=2.5 epochs=12 no_augment_epochs=3 n_folds=2 validate_every=12
+    self_training.iterations=1 self_training.top_k=[0.5]
+'''
 
 
 def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> str:
@@ -277,10 +264,10 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
     folder = Path(out)
     data = find_data('clips', folder / 'data', clips)
     more = [] if epochs is None else [f'epochs={epochs}']
-    recipe = find_recipe('max-pyramid-mel', small=True, overrides=DEMO_SETTINGS + more)
+    recipe = find_recipe('max-pyramid-mel', small=True, overrides=DEMO_SETTINGS.split() + more)
     print(self_train(recipe, data.table, data.audio, folder / 'run'), flush=True)
-    teacher = load_run(folder / 'run' / 'rounds' / '0')
-    student = load_run(folder / 'run')
+    teacher = load_run(folder / 'run' / 'rounds' / '0').oof
+    student = load_run(folder / 'run').oof
 
     submit_s = submit_in_new_process(folder, data)
     audio_s = sum(header_duration_s(path) or 0.0 for path in list_audio(data.test))
@@ -289,8 +276,8 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
     show(folder / 'run', pages[0])
     show(folder / 'submission.csv', pages[1])
     return (
-        f'{teacher.oof.metric} out of fold: {teacher.oof.score:.4f} with {clips} clean clips, '
-        f'{student.oof.score:.4f} with the noisy clips that agree\n'
+        f'{teacher.metric} out of fold: {teacher.score:.4f} with {clips} clean clips, '
+        f'{student.score:.4f} with the noisy clips that agree\n'
         f'lwlrap on the test clips: {score:.4f} (class frequencies alone: {prior_score:.4f})\n'
         f'submitted {audio_s:.0f} s of audio in {submit_s:.1f} s, start-up included: '
         f'{audio_s / submit_s:.0f} times as fast as real time\n'
@@ -301,18 +288,16 @@ def run_demo(out: str = 'demo', clips: int = 120, epochs: int | None = None) -> 
 def submit_in_new_process(folder: Path, data: CompetitionData) -> float:
     '''Submit with this kit's command line in a new process, as on Kaggle; return the seconds that this took.'''
     command, environment = self_command()
-    arguments = [
+    words = [
+        *(sys.executable, *command, 'submit', '--deadline=5m', '--no-progress'),
         f'--checkpoints={folder.resolve() / "run"}/fold_*.pt',
         f'--audio={data.test.resolve()}',
         f'--template={data.template.resolve()}',
         f'--out={(folder / "submission.csv").resolve()}',
-        '--deadline=5m',
-        '--no-progress',
     ]
     start = time.perf_counter()
-    # In an empty folder, so that nothing is imported from the working folder.
+    # In an empty folder: nothing is imported from the working folder.
     with tempfile.TemporaryDirectory(prefix='audiotag_kit_') as work_folder:
-        words = [sys.executable, *command, 'submit', *arguments]
         code = subprocess.run(words, cwd=work_folder, env=os.environ | environment, check=False).returncode
     if code:
         raise KitError(f'the submission ended with exit code {code}; its error is above.')
@@ -324,7 +309,6 @@ def score_csv(path: Path, truth_path: Path) -> tuple[float, float]:
     table = read_clip_table(truth_path)
     header, *rows = csv.reader(path.read_text(encoding='utf-8').splitlines())
     scores = {name: [float(cell) for cell in cells] for name, *cells in rows}
-    labels = table['true_labels'] if 'true_labels' in table else table['labels']
-    truth = label_targets(list(labels), header[1:])
+    truth = label_targets(list(table.get('true_labels', table['labels'])), header[1:])
     frequencies = np.tile(truth.mean(axis=0), (len(truth), 1))
     return lwlrap(truth, [scores[name] for name in table['fname']]), lwlrap(truth, frequencies)

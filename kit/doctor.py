@@ -51,9 +51,8 @@ def run_doctor(checkpoints: Sequence[str] | None = None) -> str:
             unusable += 1
             lines.append(f'{path}: NOT USABLE: {error}')
             continue
-        for stack in stacks:
-            score = stack.card.oof_score
-            lines.append(f'{path}: a stack, {stack.card.kind}, oof {stack.card.metric} {score}, of these models:')
+        for card in (stack.card for stack in stacks):
+            lines.append(f'{path}: a stack, {card.kind}, oof {card.metric} {card.oof_score}, of these models:')
         lines += descriptions
     if unusable:
         print(*lines, sep='\n', flush=True)
@@ -66,10 +65,9 @@ def describe_machine() -> list[str]:
     source = source_file() or source_root() / 'kit'
     folder = Path.cwd()
     free_gb = shutil.disk_usage(folder).free / 1e9
-    packages = ', '.join(f'{name} {package_version(name)}' for name in PACKAGES)
     lines = [
         f'audiotag-kit {VERSION}, Python {platform.python_version()} on {sys.platform}',
-        f'packages: {packages}',
+        f'packages: {", ".join(f"{name} {package_version(name)}" for name in PACKAGES)}',
         f'cpu: {cpu_count()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free',
         f'paths: the kit is {source}; the working folder is {folder}, with {free_gb:.0f} GB free',
     ]
@@ -97,9 +95,7 @@ def describe_model(model: ModelSpec) -> str:
     tensors = {} if isinstance(model.source, Tagger) else model.source.tensors
     millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
     score = 'no oof score' if card.oof_score is None else f'oof {card.metric} {card.oof_score:.4f}'
-    scores = f'{card.output} scores'
-    if card.calibration:
-        scores += ', calibrated'
+    scores = f'{card.output} scores' + (', calibrated' if card.calibration else '')
     if card.is_custom:
         scores += f', to submit from Python with networks={{{card.family.removeprefix("custom:")!r}: build}}'
     return (
@@ -139,7 +135,7 @@ def bench(
     n_files = files or len(found)
     lines = [f'{audio}: {len(found)} audio files, {len(others)} others; {len(chosen)} files stand for {n_files}']
     reports = []
-    for backend in ('torch', *(['openvino'] if has_openvino() else [])):
+    for backend in ('torch', 'openvino') if has_openvino() else ('torch',):
         with tempfile.TemporaryDirectory() as folder:
             for number, path in enumerate(chosen):
                 (Path(folder) / f'{number}{path.suffix}').symlink_to(path.resolve())

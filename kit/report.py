@@ -29,7 +29,7 @@ from kit.plots.runs import (
 from kit.train.oof import SavedRun, load_run
 from kit.train.run import flat_settings
 
-# What a submission's report lists item by item: a table counts these, a page shows them.
+# Lists of a submission's report: a table counts their items, a page shows them.
 SUBMISSION_LISTS = ('files_failed', 'audio_notes', 'notes', 'files_without_row', 'rows_without_file', 'files_split')
 
 
@@ -43,10 +43,7 @@ class ReportTable:
     def __str__(self) -> str:
         table = [('', *self.runs), *self.rows]
         widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-        lines = []
-        for row in table:
-            lines.append('  '.join(map(str.ljust, row, widths)).rstrip())
-        return '\n'.join(lines)
+        return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in table)
 
     __repr__ = __str__
 
@@ -60,11 +57,10 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     details = {metric: 'no oof.csv yet'}
     if oof.names:
         details[metric] = format_metric(bootstrap_interval, metric, truth, scores, oof.groups)
-        # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN, so it fails this.
+        # Accuracy is defined for one label per clip. A row with unknown labels sums to NaN and fails this.
         if (truth.sum(axis=1) == 1).all():
             details['top1'] = format_metric(compute_metric, 'top1', truth, scores)
-        likelihoods = label_likelihoods(truth, scores)[~np.isnan(truth)]
-        details['log loss'] = f'{-np.log(likelihoods).mean():.4f}'
+        details['log loss'] = f'{-np.log(label_likelihoods(truth, scores)[~np.isnan(truth)]).mean():.4f}'
         details['expected calibration error'] = f'{calibration_bins(truth, scores).error:.4f}'
     if run is not first and oof.names:
         # The first run's metric compares all runs.
@@ -72,8 +68,7 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
         gain = 'not comparable: other clips or labels'
         same_columns = oof.names == first.oof.names and oof.classes == first.oof.classes
         if same_columns and np.array_equal(truth, first.oof.truth, equal_nan=True):
-            others = first.oof.probabilities
-            gain = format_metric(bootstrap_difference, metric, truth, scores, others, oof.groups)
+            gain = format_metric(bootstrap_difference, metric, truth, scores, first.oof.probabilities, oof.groups)
         details[f'gain in {metric} over the first run'] = gain
     details['clips'] = str(len(oof.names))
     if run.history:
@@ -87,16 +82,15 @@ def run_details(run: SavedRun, first: SavedRun) -> dict[str, str]:
     for path in sorted(run.folder.glob('fold_*.pt')):
         checkpoint = open_checkpoint(path)
         card = checkpoint.card
-        # Batch norm's running statistics are saved too, but they are no parameters.
+        # Batch norm's running statistics, saved too, are no parameters.
         parameters = [x for name, x in checkpoint.tensors.items() if x.is_floating_point() and 'running_' not in name]
         details['parameters'] = f'{sum(x.numel() for x in parameters):,}'
         details['output'] = card.output
         if card.oof_score is not None:
             details[f'{card.metric}, fold {card.fold}'] = f'{card.oof_score:.4f}'
     for fold in np.unique(oof.folds):
-        in_fold = oof.folds == fold
-        score = format_metric(compute_metric, oof.metric, truth[in_fold], scores[in_fold])
-        details[f'{oof.metric}, fold {fold}'] = score
+        rows = oof.folds == fold
+        details[f'{oof.metric}, fold {fold}'] = format_metric(compute_metric, oof.metric, truth[rows], scores[rows])
     if (truth == 1).any():
         of_classes = metric_per_class(oof.metric, truth, scores)
         for k in np.flatnonzero(np.isfinite(of_classes)):
@@ -112,11 +106,12 @@ def table_rows(columns: Sequence[dict[str, str]], names: Iterable[str]) -> list[
 def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
     '''Compare runs: their details, the settings that differ, and the classes with the lowest mean scores.'''
     details = [run_details(run, runs[0]) for run in runs]
-    # The run with most details first: it has them all in their usual order.
+    # First the run with most details: it has them all in order.
     names = dict.fromkeys(name for column in sorted(details, key=len, reverse=True) for name in column)
     class_means = {}
-    for name in (name for name in names if name.startswith('class ')):
-        class_means[name] = np.mean([float(column[name]) for column in details if name in column])
+    for name in names:
+        if name.startswith('class '):
+            class_means[name] = np.mean([float(column[name]) for column in details if name in column])
     hardest_names = sorted(class_means, key=lambda name: (class_means[name], name))[:hardest]
 
     settings = [{name: json.dumps(value) for name, value in flat_settings(run.recipe).items()} for run in runs]
@@ -125,8 +120,7 @@ def compare_runs(runs: Sequence[SavedRun], hardest: int) -> ReportTable:
     differing = [name for name in all_settings if len({column.get(name) for column in with_recipe}) > 1]
 
     rows = table_rows(details, [name for name in names if name not in class_means])
-    rows += table_rows(settings, differing)
-    rows += table_rows(details, hardest_names)
+    rows += table_rows(settings, differing) + table_rows(details, hardest_names)
     return ReportTable(tuple(str(run.folder) for run in runs), tuple(rows))
 
 
@@ -195,8 +189,7 @@ def show(runs: str | Path | Sequence[str | Path], out: str | Path | None = None,
         print(f'note: writing {target}', flush=True)
     if target and target.suffix == '.html':
         title = ', '.join(path.resolve().name for path in paths)
-        overview = page_table([('', *table.runs), *table.rows])
-        write_page(target, title, [overview, page_plot(draw, source), *sections])
+        write_page(target, title, [page_table([('', *table.runs), *table.rows]), page_plot(draw, source), *sections])
     elif target:
         draw(source).save(target)
     return table

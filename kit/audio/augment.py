@@ -14,7 +14,7 @@ from kit.core.config import Config, setting
 from kit.core.errors import KitError
 from kit.core.runtime import full_float32
 
-# Rates are multiples of 1 / RATE_STEPS: clips of a batch share them, and resampling by them needs small filters only.
+# Rates are multiples of 1 / RATE_STEPS: a batch's clips share them, and resampling by them needs small filters.
 RATE_STEPS = 60
 VOCODER_S = 0.046
 LOWEST_NOISE_HZ = 20.0
@@ -168,13 +168,12 @@ def change_tempo(waves: Tensor, rate: float, n_fft: int) -> Tensor:
     padded = F.pad(waves, (0, max(0, n_fft - waves.shape[-1])))
     spec = torch.stft(padded, n_fft, window=window, return_complex=True)
     advance = torch.linspace(0, math.pi * hop, spec.shape[1], device=waves.device)[:, None]
-    changed = torch.istft(phase_vocoder(spec, rate, advance), n_fft, window=window, length=length)
-    return match_power(changed, waves)
+    return match_power(torch.istft(phase_vocoder(spec, rate, advance), n_fft, window=window, length=length), waves)
 
 
 def overdrive(batch: WaveBatch) -> Tensor:
     '''Clip softly: tanh of the wave, its peak the drawn dB above 1.'''
-    # torchaudio's overdrive computes sample after sample, and its knee ignores the clip's level.
+    # torchaudio's overdrive goes sample by sample, and its knee ignores the clip's level.
     peak = batch.waves.abs().amax(-1, keepdim=True).clamp_min(LEAST_POWER)
     return match_power(torch.tanh(batch.waves / peak * batch.gain), batch.waves)
 
@@ -201,8 +200,7 @@ def mix_at_snr(batch: WaveBatch, other: Tensor) -> Tensor:
     from torchaudio.functional import add_noise
 
     has_power = (batch.waves.square().sum(-1) > 0) & (other.square().sum(-1) > 0)
-    mixed = add_noise(batch.waves, other, batch.amount.to(batch.waves))
-    return mixed.where(has_power[:, None], batch.waves)
+    return add_noise(batch.waves, other, batch.amount.to(batch.waves)).where(has_power[:, None], batch.waves)
 
 
 def add_background(batch: WaveBatch) -> Tensor:
@@ -250,8 +248,7 @@ def augment_waves(
     for name, effect in WAVE_AUGMENTS.items():
         amount = draw.amounts[name]
         rows = (~amount.isnan()).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        batch = WaveBatch(waves[rows], amount[rows], draw.seeds[rows], config, sample_rate, backgrounds)
-        waves = waves.index_copy(0, rows.to(waves.device), effect(batch))
+        if len(rows):
+            batch = WaveBatch(waves[rows], amount[rows], draw.seeds[rows], config, sample_rate, backgrounds)
+            waves = waves.index_copy(0, rows.to(waves.device), effect(batch))
     return waves

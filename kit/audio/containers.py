@@ -1,6 +1,6 @@
 '''Find the sound in files with wrong or damaged headers: formats by first bytes, unclosed WAV, Ogg pages, MP3 frames.
 
-Nothing is decoded. The functions return bytes that a decoder reads as if the file were whole.
+Nothing is decoded: the functions return bytes that a decoder reads like a whole file.
 '''
 
 import functools
@@ -35,9 +35,8 @@ def audio_kind(path: Path) -> str:
     with open(path, 'rb') as file:
         head = file.read(16)
         has_id3 = head[:3] == b'ID3'
-        if has_id3:
-            file.seek(skip_id3(head))
-            head = file.read(16)
+        file.seek(skip_id3(head))
+        head = file.read(16)
     if head[:4] in AUDIO_MAGIC:
         return AUDIO_MAGIC[head[:4]]
     # The last bits of an ADTS header's second byte: layer 0, which MP3 does not have.
@@ -45,18 +44,16 @@ def audio_kind(path: Path) -> str:
     if head[4:8] == b'ftyp' or is_adts:
         return 'AAC'
     # Other bytes may stand before the first frame of an MP3.
-    length, _ = mp3_frame(int.from_bytes(head[:4], 'big'))
-    return 'MP3' if length or has_id3 or path.suffix.lower() == '.mp3' else ''
+    is_mp3 = mp3_frame(int.from_bytes(head[:4], 'big'))[0] or has_id3 or path.suffix.lower() == '.mp3'
+    return 'MP3' if is_mp3 else ''
 
 
 def close_recording(path: Path) -> bytes | None:
     '''A WAV or AU file whose recorder never wrote the size of the sound, as if it had; None for any other file.'''
     with open(path, 'rb') as file:
         head = file.read(1 << 16)
-    open_place = 0
+    open_place = 8 if head[:4] == b'.snd' and head[8:12] == bytes(4) else 0
     size_is_open = False
-    if head[:4] == b'.snd' and head[8:12] == bytes(4):
-        open_place = 8
     place = 12
     while head[:4] == b'RIFF' and place + 8 < len(head) and not open_place:
         name, length = struct.unpack_from('<4sI', head, place)
@@ -125,13 +122,10 @@ def scan_ogg(raw: bytes) -> tuple[list[tuple[bytes, int]], bool, list[str]]:
 
 
 def ogg_crc(page: bytes) -> bytes:
-    '''A page's checksum as its header stores it.
-
-    Ogg's CRC is zlib's polynomial with bits in the other order, without zlib's inversions: reversing the bits of
-    every byte and of the result makes zlib compute it.
-    '''
-    without = page[:22] + bytes(4) + page[26:]
-    crc = zlib.crc32(without.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    '''A page's checksum as its header stores it.'''
+    # Ogg's CRC is zlib's polynomial with bits in the other order, without zlib's inversions: reversing the bits of
+    # every byte and of the result makes zlib compute it.
+    crc = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, 'big').translate(REVERSED_BITS)
 
 
@@ -158,8 +152,7 @@ def mp3_frame(header: int) -> tuple[int, int]:
         return 0, 0
     kbps = (MPEG1_KBPS if version == 3 else MPEG2_KBPS)[kbps_index]
     length = (144 if version == 3 else 72) * 1000 * kbps // MP3_RATES[version][rate_index] + (header >> 9 & 1)
-    is_mono = header >> 6 & 3 == 3
-    return length, header & 0xFFFE0C00 | is_mono
+    return length, header & 0xFFFE0C00 | (header >> 6 & 3 == 3)
 
 
 @dataclass(frozen=True)
@@ -204,8 +197,7 @@ def scan_mp3(raw: bytes) -> Mp3Scan | None:
         is_alike = length > 0 and kind in (0, this_kind)
         if is_alike and (frame_at(end)[1] == this_kind or end == len(raw) or raw[end : end + 3] in MP3_TAGS):
             kind = this_kind
-            is_next = runs and runs[-1][1] == place
-            start, _, count = runs.pop() if is_next else (place, place, 0)
+            start, _, count = runs.pop() if runs and runs[-1][1] == place else (place, place, 0)
             runs.append((start, end, count + 1))
             place = end
         else:
@@ -265,7 +257,7 @@ def skip_id3(raw: bytes) -> int:
 def mp3_parts(raw: bytes, scan: Mp3Scan) -> list[tuple[bytes, int]]:
     '''Each run as a stream of its own, with the sample at its end; at last no bytes, with the end by the table.
 
-    Lost frames are counted by their bytes, or by the table, which is exact where one stretch is lost.
+    Lost frames are counted by their bytes, or by the table, exact where one stretch is lost.
     '''
     frame_bytes = sum(end - start for start, end, _ in scan.runs) / scan.frames
     missing = scan.stated - scan.frames

@@ -1,11 +1,11 @@
 '''Decode audio files to mono waveforms, or return the reason why a file cannot be used.
 
-Decoders are tried in the order of `DECODERS` until one can read the file. soundfile (libsndfile) is the fastest, and
-lets other threads run while it decodes. TorchCodec reads AAC, M4A and WMA as well, but is often not installed.
+Decoders are tried in the order of `DECODERS`. soundfile (libsndfile) is the fastest, and lets other threads run while
+it decodes. TorchCodec also reads AAC, M4A and WMA, but is often not installed.
 
 Files are read to their end, whatever their header states. What decodes before and behind damage is used, and
-`Sound.notes` names what is lost. Only regular files are opened: opening a named pipe blocks until something writes to
-it, and a device such as /dev/zero never ends.
+`Sound.notes` names what is lost. Only regular files are opened: a named pipe blocks until something writes to it, and a
+device such as /dev/zero never ends.
 '''
 
 import contextlib
@@ -62,7 +62,7 @@ class Undecodable:
 
 @dataclass(frozen=True)
 class Decoder:
-    '''One way to read audio files. `duration_s` reads the header only, None without a credible duration.'''
+    '''One way to read audio files. `duration_s` reads the header only; None: not credible.'''
 
     name: str
     read: Callable[[Path], Sound]
@@ -71,7 +71,7 @@ class Decoder:
 
 @functools.cache
 def import_problem(module: str) -> str | None:
-    '''Why a module cannot be imported, or None. A broken one takes long to fail: it is tried once.'''
+    '''Why a module cannot be imported, or None. It is tried once, as a broken one takes long to fail.'''
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
@@ -83,8 +83,7 @@ def import_problem(module: str) -> str | None:
 
 def require_module(module: str) -> None:
     '''Raise ImportError where a module is missing or broken.'''
-    problem = import_problem(module)
-    if problem:
+    if problem := import_problem(module):
         raise ImportError(problem)
 
 
@@ -95,12 +94,12 @@ def read_soundfile(path: Path) -> Sound:
 
 
 def as_sound(mix: MonoMix) -> Sound:
-    '''What was mixed as a sound.'''
+    '''The mix as a sound.'''
     return Sound(mix.wave(), mix.sample_rate, tuple(mix.notes))
 
 
 def soundfile_duration_s(path: Path) -> float | None:
-    '''The duration as libsndfile_duration_s does.'''
+    '''The duration by libsndfile_duration_s.'''
     require_module('soundfile')
     return libsndfile_duration_s(path)
 
@@ -136,7 +135,7 @@ DECODERS = (
 def decode_file(path: Path, decoders: Sequence[Decoder] = DECODERS) -> Sound | Undecodable:
     '''Decode a file at its own sample rate, its channels averaged, with the first decoder that can read it.
 
-    Errors: none are raised; a file that is missing, empty, unreadable or not finite becomes an Undecodable
+    Errors: none; a file that is missing, empty, unreadable or not finite becomes an Undecodable
     '''
     if problem := file_problem(path):
         return Undecodable(problem)
@@ -172,10 +171,7 @@ def failure_reason(path: Path, reasons: Sequence[str], missing: Mapping[str, str
 
 
 def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODERS) -> float | None:
-    '''Return the duration of a sound, or of a file by its header; None where no header states a credible one.
-
-    Units:  seconds
-    '''
+    '''Return the seconds of a sound, or of a file by its header; None where no header states credible ones.'''
     if isinstance(source, Sound):
         return source.seconds if isinstance(usable(source), Sound) else None
     if file_problem(source):
@@ -189,16 +185,14 @@ def header_duration_s(source: Path | Sound, decoders: Sequence[Decoder] = DECODE
 
 
 def file_problem(path: Path) -> str | None:
-    '''Why a path must not be opened, or None. Opening a pipe would block.'''
+    '''Why a path must not be opened, or None.'''
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         return f'cannot be opened: {getattr(error, "strerror", None) or one_line(error)}'
     if not stat.S_ISREG(status.st_mode):
         return 'is not a regular file'
-    if status.st_size == 0:
-        return 'is empty (0 bytes)'
-    return None
+    return None if status.st_size else 'is empty (0 bytes)'
 
 
 def usable(sound: Sound) -> Sound | Undecodable:
@@ -233,25 +227,24 @@ def shorten(text: str) -> str:
 def list_audio(folder: Path) -> list[Path]:
     '''List the audio files under a folder, sorted, without hidden files and folders.
 
-    Links are followed: a file that can be reached in several ways is listed under each of its paths.
-    Errors: KitError where there is no such folder
+    Links are followed: a file reached in several ways is listed under each path. Errors: KitError without such a folder
     '''
     return scan_folder(folder)[0]
 
 
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    '''List the audio files under a folder, as list_audio does, and the others.'''
+    '''List the audio files under a folder, and the others.'''
     if not folder.is_dir():
         problem = 'is a file, not a folder' if folder.exists() else 'does not exist'
         raise KitError(f'the audio folder {folder} {problem}: give the folder of the clips.')
     audio: list[Path] = []
     others: list[Path] = []
-    # The real folders on the way to each folder, itself included: one that is entered again is a circle of links.
+    # The real folders on the way to each folder, itself included: entering one again is a circle of links.
     way_to = {str(folder): {os.path.realpath(folder)}}
     for root, folders, names in os.walk(folder, followlinks=True):
         way = way_to.pop(root)
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders if not name.startswith('.')}
-        # os.walk enters the folders that are left in this list, in its order.
+        # os.walk enters the folders left in this list, in its order.
         folders[:] = sorted(name for name in real if real[name] not in way)
         way_to |= {os.path.join(root, name): way | {real[name]} for name in folders}
         for name in names:

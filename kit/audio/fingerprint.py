@@ -2,11 +2,11 @@
 
 A fingerprint has one *code* of 32 bits per frame. Bit b is 1 if the step in level from band b to band b + 1 grew over
 8 frames. Gain, codecs and resampling change levels, but seldom the sign of such a difference of differences. So
-copies agree in most bits, and unrelated sounds agree in about half.
+copies agree in most bits, and unrelated sounds in about half.
 
-Comparing every pair of clips at every shift would take too long. *Keys*, numbers that copies have in common, select
-what is compared. One wrong bit of 32 spoils a whole code, and half a code has only 65,536 values. So a key joins half
-of a frame's code and the same half of the code 8 frames later. Each frame has two keys, one for each half.
+Comparing every pair of clips at every shift would take too long. *Keys*, numbers that copies share, select what is
+compared. One wrong bit of 32 spoils a whole code, and half a code has only 65,536 values. So a key joins half of a
+frame's code and the same half of the code 8 frames later; each frame has a key for each half.
 
 Each clip is paired only with the next four clips that share a key. Copies then form chains; a group is a whole chain.
 '''
@@ -24,9 +24,7 @@ FINGERPRINT_RANGE_DB = 50.0
 FINGERPRINT_FLOOR_DB = -90.0
 SILENT = -1
 KEY_NEIGHBOURS = 4
-MIN_COMMON_KEYS = 2
 BLOCK_FRAMES = 128
-MAX_WRONG_BITS = 0.25
 
 
 def fingerprint_frontend() -> Frontend:
@@ -58,17 +56,16 @@ def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     end = min(len(one), len(other) + shift)
     ours = one[first:end]
     theirs = other[first - shift : end - shift]
-    is_loud = (ours != SILENT) & (theirs != SILENT)
-    wrong_bits = (ours ^ theirs)[is_loud].astype(np.uint32)
+    wrong_bits = (ours ^ theirs)[(ours != SILENT) & (theirs != SILENT)].astype(np.uint32)
     wrong_shares = np.unpackbits(wrong_bits.view(np.uint8)).reshape(-1, 32).mean(axis=1)
     block = min(BLOCK_FRAMES, len(wrong_shares))
     total = np.cumsum(np.r_[0, wrong_shares])
     best = (total[block:] - total[: len(total) - block]).min()
-    return bool(best < MAX_WRONG_BITS * block / BLOCK_FRAMES * block)
+    return bool(best < 0.25 * block / BLOCK_FRAMES * block)
 
 
 def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
-    '''Find clips and shifts with at least two keys in common, those with most keys first.
+    '''Find clips and shifts with at least two common keys, those with most first.
 
     Shape:  -> (P, 3) int64: clip, later clip, shift in frames
     '''
@@ -98,7 +95,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
             matches.append(np.ravel_multi_index((clip[same], clip[same + step], shift + longest), shape))
 
     pairs, counts = np.unique(np.concatenate(matches), return_counts=True)
-    likely = pairs[np.argsort(-counts, kind='stable')][: (counts >= MIN_COMMON_KEYS).sum()]
+    likely = pairs[np.argsort(-counts, kind='stable')][: (counts >= 2).sum()]
     clip, later_clip, shift = np.unravel_index(likely, shape)
     return np.stack([clip, later_clip, shift - longest], axis=1)
 

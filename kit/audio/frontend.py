@@ -1,4 +1,4 @@
-'''The front end: from waveforms to the network's input, by spectrograms that are normalized and stacked.'''
+'''The front end: from waveforms to the network's input, normalized and stacked spectrograms.'''
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,17 +13,11 @@ from kit.audio.waveform import EXTRA_ROWS, compute_extra_rows, nonsilent_span
 from kit.core.config import setting
 from kit.core.errors import KitError
 
-NORMALIZATIONS = ('none', 'clip', 'constants', 'peak', 'minmax')
-
 # Savitzky-Golay filters over nine frames: (divisor, weights of frames -4 to 4).
 DELTA_KERNELS = {'delta': (60, (-4, -3, -2, -1, 0, 1, 2, 3, 4)), 'delta2': (462, (28, 7, -8, -17, -20, -17, -8, 7, 28))}
 
-# A range this small is no range.
-NEGLIGIBLE = 1e-30
 # Channels that hold the frequency bin's position, and the value at the lowest bin; the highest has 1.
 COORDINATES = {'coordinate': -1.0, 'coordinate01': 0.0}
-# What trimming leaves at least.
-TRIM_LEAST_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class FrontendConfig(SpectrumConfig):
     normalize: str = setting(
         'none',
         'clip: mean 0 and std 1; constants: (x - mean) / std; peak: maximum 0; minmax: 0 to 1',
-        choices=NORMALIZATIONS,
+        choices=('none', 'clip', 'constants', 'peak', 'minmax'),
     )
     mean: float = setting(0.0, "subtracted by normalize='constants'", low=-1e9, high=1e9)
     std: float = setting(1.0, "divides in normalize='constants'", low=1e-6, high=1e9)
@@ -62,8 +56,7 @@ class FrontendConfig(SpectrumConfig):
             raise KitError(f'extra_rows must differ, got {self.extra_rows}.')
         self.check_pairs('resolutions')
         check_image_size(self.image_size, self.extra_rows)
-        # Creating the settings of every resolution checks them too.
-        self.resolution_configs()
+        self.resolution_configs()  # creating them checks them too
 
     def resolution_configs(self) -> tuple[Self, ...]:
         '''Return the settings of every resolution, the first being these.'''
@@ -133,7 +126,7 @@ class Frontend(nn.Module):
     def spectrograms(self, waves: Sequence[Tensor]) -> list[Tensor]:
         '''Compute the log spectrograms of clips of any lengths, trimmed if set, not yet normalized.
 
-        On CPU a clip's result is the same bit for bit, whatever the other clips are.
+        On CPU a clip's result is the same bit for bit, whatever the other clips.
         Shape:  [(T_i,)] -> [(R, N_i)], N_i = T_i // hop_length + 1
         Errors: KitError for an empty clip, a wrong shape or integers
         '''
@@ -144,11 +137,10 @@ class Frontend(nn.Module):
         device = waves[0].device
         dtype = torch.float64 if waves[0].dtype == torch.float64 else torch.float32
         if config.trim_db is not None:
-            min_samples = round(TRIM_LEAST_S * config.sample_rate)
+            min_samples = round(0.5 * config.sample_rate)  # what trimming leaves at least
             waves = [wave[slice(*nonsilent_span(wave, config.trim_db, min_samples))] for wave in waves]
-        # Mel energies of a loud clip overflow float16. Cached spectrograms may be trained on later.
-        no_autocast = torch.autocast(device.type, enabled=False)
-        with torch.inference_mode(False), torch.no_grad(), no_autocast:
+        # A loud clip's mel energies overflow float16. Cached spectrograms may be trained on later.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             all_tables = [spectrum_tables(resolution, device, dtype) for resolution in self.resolution_configs]
             by_resolution = [log_spectrograms(tables, waves) for tables in all_tables]
             pairs = zip(waves, zip(*by_resolution, strict=True), strict=True)
@@ -163,8 +155,7 @@ class Frontend(nn.Module):
             hop = resolution.hop_length
             if hop != config.hop_length:
                 # The frame nearest in time, in integers: round(n * config.hop_length / hop), halves up.
-                frames = torch.arange(n_frames, device=spec.device)
-                nearest = (2 * config.hop_length * frames + hop) // (2 * hop)
+                nearest = (2 * config.hop_length * torch.arange(n_frames, device=spec.device) + hop) // (2 * hop)
                 spec = spec[:, nearest.clamp(max=spec.shape[-1] - 1)]
             rows.append(spec)
         if config.extra_rows:
@@ -181,8 +172,7 @@ class Frontend(nn.Module):
         '''Normalize every resolution by itself; extra rows stay. Shape: (..., R, N) -> the same'''
         config = self.config
         specs, extra = self.split(raw if raw.dtype == torch.float64 else raw.float())
-        specs = normalize_spec(specs, config.top_db, config.normalize, config.mean, config.std)
-        rows = specs.flatten(-3, -2)
+        rows = normalize_spec(specs, config).flatten(-3, -2)
         return torch.cat([rows, extra], dim=-2) if config.extra_rows else rows
 
     def floor(self, spec: Tensor) -> Tensor:
@@ -192,7 +182,7 @@ class Frontend(nn.Module):
         return torch.cat([minimum.flatten(-3, -2), extra[..., -1:]], dim=-2)
 
     def stack(self, spec: Tensor, image_size: Sequence[int] | None = None) -> Tensor:
-        '''Stack a normalized spectrogram's channels, resized to `image_size` or to the setting.
+        '''Stack a normalized spectrogram's channels, resized to `image_size` or the setting.
 
         Shape:  (..., R, N) -> (..., C, M + S, N), or (..., C, *image_size)
         '''
@@ -227,33 +217,33 @@ def make_channels(specs: Tensor, name: str, size: Sequence[int]) -> Tensor:
     return resize_spec(channels, size) if size else channels
 
 
-def normalize_spec(spec: Tensor, top_db: float | None, normalize: str, mean: float, std: float) -> Tensor:
+def normalize_spec(spec: Tensor, config: FrontendConfig) -> Tensor:
     '''Raise values to at least `top_db` below the maximum, then normalize, each spectrogram by itself.
 
     A constant spectrogram becomes zeros by "clip", "peak" and "minmax". Shape: (..., M, N) -> the same
     '''
     peak = spec.amax((-2, -1), keepdim=True)
-    if top_db is not None:
-        spec = torch.maximum(spec, peak - top_db)
-    if normalize == 'clip':
+    if config.top_db is not None:
+        spec = torch.maximum(spec, peak - config.top_db)
+    if config.normalize == 'clip':
         # Less its peak, a constant spectrogram is exactly zero, however its mean is rounded.
         spec = spec - peak
         centred = spec - mean_by_rows(spec)
         return centred / mean_by_rows(centred.square()).clamp(min=1e-6).sqrt()
-    if normalize == 'constants':
-        return (spec - mean) / std
-    if normalize == 'peak':
+    if config.normalize == 'constants':
+        return (spec - config.mean) / config.std
+    if config.normalize == 'peak':
         return spec - peak
-    if normalize == 'minmax':
+    if config.normalize == 'minmax':
         minimum = spec.amin((-2, -1), keepdim=True)
-        return (spec - minimum) / (peak - minimum).clamp(min=NEGLIGIBLE)
+        return (spec - minimum) / (peak - minimum).clamp(min=1e-30)
     return spec
 
 
 def mean_by_rows(spec: Tensor) -> Tensor:
     '''Average each spectrogram. Shape: (..., M, N) -> (..., 1, 1)'''
-    # torch splits one large mean over threads by the size of the whole batch, so its rounding would depend on the
-    # other clips; the mean of a row never does.
+    # torch splits one large mean over threads by the size of the whole batch: its rounding would depend on other clips;
+    # the mean of a row never does.
     return spec.mean(-1, keepdim=True).mean(-2, keepdim=True)
 
 
@@ -275,8 +265,7 @@ def savgol_delta(spec: Tensor, which: str) -> Tensor:
 
 def extend_edges(spec: Tensor, frames: int) -> Tensor:
     '''Repeat the first and the last frame `frames` times.'''
-    padded = F.pad(spec.flatten(0, -2), (frames, frames), mode='replicate')
-    return torch.unflatten(padded, 0, spec.shape[:-1])
+    return torch.unflatten(F.pad(spec.flatten(0, -2), (frames, frames), mode='replicate'), 0, spec.shape[:-1])
 
 
 def resize_spec(spec: Tensor, size: Sequence[int]) -> Tensor:

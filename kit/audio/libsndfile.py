@@ -1,7 +1,7 @@
 '''Decode with libsndfile to the end of the sound: the length in a header is a promise, not a measurement.
 
-What decodes before and behind damage is read. Silence takes the place of what is lost where its length is known, so
-that times stay right. Notes on the mix name what is lost.
+What decodes before and behind damage is read. Silence replaces what is lost where its length is known, so that times
+stay right. Notes on the mix name what is lost.
 '''
 
 import contextlib
@@ -29,7 +29,6 @@ MAX_SCAN_BYTES = 1 << 30
 STREAM_BYTES = 0x7FFF0000
 # Channels whose mean has less than this share of their energy cancel each other: -40 dB.
 CANCELLED_SHARE = 1e-4
-UNCLOSED_NOTE = 'the recording was never closed: its header states no length'
 CANCELLED_NOTE = 'the channels cancel each other: one of them is used instead of their mean'
 
 
@@ -52,8 +51,7 @@ class MonoMix:
         check_duration((self.samples + lost + len(block)) / self.sample_rate)
         if lost:
             at_s = self.samples / self.sample_rate
-            lost_s = lost / self.sample_rate
-            self.notes.append(f'{lost_s:.2f} s at {at_s:.1f} s are damaged and became silence')
+            self.notes.append(f'{lost / self.sample_rate:.2f} s at {at_s:.1f} s are damaged and became silence')
             self.blocks.append(np.zeros(lost, np.float32))
         self.blocks.append(self.mono(block))
         self.samples += lost + len(block)
@@ -61,7 +59,7 @@ class MonoMix:
     def mono(self, block: np.ndarray) -> np.ndarray:
         '''The mean over channels, or the loudest one where they cancel. Shape: (n, channels) -> (n,)'''
         channels = block.shape[1]
-        # Adding columns gives the digits of np.mean, several times as fast.
+        # Adding columns gives np.mean's digits, several times as fast.
         mean = block[:, 0].astype(np.float32)
         if channels == 1:
             return mean
@@ -92,7 +90,7 @@ class MonoMix:
 
 
 def libsndfile_name(path: Path) -> str | bytes:
-    '''The path as libsndfile takes it: text on Windows, bytes elsewhere, where a name may be no UTF-8.'''
+    '''The path for libsndfile: text on Windows, bytes elsewhere, where a name may be no UTF-8.'''
     return str(path) if os.name == 'nt' else os.fsencode(path)
 
 
@@ -108,10 +106,7 @@ def check_duration(seconds: float) -> None:
 
 
 def read_libsndfile(path: Path) -> MonoMix:
-    '''Decode a file of any format that libsndfile reads.
-
-    Errors: libsndfile's, and ValueError, where there is no sound or too much of it
-    '''
+    '''Decode a file. Errors: libsndfile's, and ValueError, where there is no sound or too much of it'''
     import soundfile
 
     kind = audio_kind(path)
@@ -152,7 +147,7 @@ def read_by_seeking(path: Path) -> MonoMix:
         mix = MonoMix(handle.samplerate)
         error = add_blocks(handle, mix)
         if closed:
-            mix.notes.append(UNCLOSED_NOTE)
+            mix.notes.append('the recording was never closed: its header states no length')
         # libsndfile logs a header that states more bytes of sound than there are, and corrects its length.
         sizes = re.search(r'(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)', handle.extra_info)
         if sizes and not closed and 0 < int(sizes[2]) < int(sizes[1]) < STREAM_BYTES:

@@ -113,7 +113,7 @@ def draw_mixup(
         mixed &= shared.amax(dim=1) >= false.amax(dim=1)
     share = scale_to_range(for_share, config.low_high)
     if config.beta:
-        # torch cannot draw from a Beta distribution with a generator; numpy can.
+        # torch draws from no Beta distribution with a generator; numpy does.
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
         share = torch.from_numpy(np.random.default_rng(seed).beta(config.beta, config.beta, clips)).float()
     fade = mixed & (for_fade < config.fade_p)
@@ -122,7 +122,7 @@ def draw_mixup(
 
 
 def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
-    '''Append partners to a batch: each is mixed into one of the crops, in place of its drawn partner.
+    '''Append partners to a batch: each is mixed into one of the crops, not its drawn partner.
 
     Shape:  crops (P,), indices into the batch of B -> a draw of B + P
     '''
@@ -132,22 +132,16 @@ def mix_into(draw: MixupDraw, crops: Tensor) -> MixupDraw:
     return MixupDraw(**longer)
 
 
-def shares_in_time(draw: MixupDraw, config: MixupConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    '''The weights of each clip and of its partner. Shape: like (B, R, N) -> (B, 1, N) each'''
-    parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
-    mixed, share, fade, centre, steepness = (part[:, None, None].to(like) for part in parts)
-    frames = like.shape[-1]
-    time = (torch.arange(frames).to(like) + 0.5) / frames
-    sigmoid = torch.sigmoid(2 * steepness * (time - centre))
-    partner_share = mixed * share.lerp(sigmoid, fade)
-    # A clip that fades loses what its partner gains; any other keeps its full weight unless convex.
-    own_share = 1 - (partner_share if config.convex else partner_share * fade)
-    return own_share, partner_share
-
-
 def mix_specs(specs: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     '''The weighted sum of each clip and its partner. Shape: (B, R, N) -> the same'''
-    own_share, partner_share = shares_in_time(draw, config, specs)
+    parts = (draw.mixed, draw.share, draw.fade, draw.centre, draw.steepness)
+    mixed, share, fade, centre, steepness = (part[:, None, None].to(specs) for part in parts)
+    frames = specs.shape[-1]
+    time = (torch.arange(frames).to(specs) + 0.5) / frames
+    sigmoid = torch.sigmoid(2 * steepness * (time - centre))
+    partner_share = mixed * share.lerp(sigmoid, fade)
+    # A clip that fades loses what its partner gains; others keep their full weight unless convex.
+    own_share = 1 - (partner_share if config.convex else partner_share * fade)
     return specs * own_share + specs[draw.partner] * partner_share
 
 
@@ -159,8 +153,7 @@ def mix_waves(waves: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
 def mix_energies(specs: Tensor, draw: MixupDraw, config: MixupConfig, frontend: FrontendConfig) -> Tensor:
     '''Mix raw log spectrograms by the weighted sum of their energies: that of mixed waveforms, on average over phases.
 
-    Clips that are not mixed stay bit for bit.
-    Shape:  (B, R, N) -> the same
+    Clips that are not mixed stay bit for bit. Shape: (B, R, N) -> the same
     '''
     if frontend.extra_rows:
         raise KitError('extra_rows have no energy to mix: mixup.domain=wave or spec, or frontend.extra_rows=[].')
@@ -181,8 +174,7 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     that fade are always united: each of the two sounds is at full level at one end.
     Shape:  targets (B, K), NaN where unknown -> the same
     '''
-    first = targets
-    second = targets[draw.partner]
+    first, second = targets, targets[draw.partner]
     if config.masks == 'either':
         # An unknown label counts as 0 where the other clip's label is known.
         first = targets.where(~targets.isnan() | second.isnan(), 0.0)
@@ -197,5 +189,4 @@ def mix_labels(targets: Tensor, draw: MixupDraw, config: MixupConfig) -> Tensor:
     else:
         mixed = united
     fades = draw.fade.to(targets.device)[:, None]
-    is_mixed = draw.mixed.to(targets.device)[:, None]
-    return united.where(fades, mixed).where(is_mixed, targets)
+    return united.where(fades, mixed).where(draw.mixed.to(targets.device)[:, None], targets)

@@ -74,7 +74,7 @@ def draw_spec_augment(
     Shape:  boxes (B, 2): first and end bin of what outside masks must not cover, -1 for no box;
             chance (B,) multiplies every probability of each clip
     '''
-    # All numbers are drawn, also for effects that are off: changing one probability changes no other draw.
+    # As in draw_wave_augment, all numbers are drawn, also for effects that are off.
     uniform = partial(torch.rand, generator=generator, dtype=torch.float64)
     probabilities = [config.mask_p, config.outside_p, config.warp_p, config.crop_p, config.filter_p]
     happens = torch.outer(torch.tensor(probabilities), chance * torch.ones(clips)) > uniform(5, clips)
@@ -82,9 +82,8 @@ def draw_spec_augment(
 
     # Mask k is used if k <= most * u: any number from 1 to `most` is equally likely.
     masks = []
-    time_limits = (config.time_masks, frames, config.time_share)
-    freq_limits = (config.freq_masks, rows, config.freq_share)
-    for most, size, share in (time_limits, freq_limits):
+    limits = [(config.time_masks, frames, config.time_share), (config.freq_masks, rows, config.freq_share)]
+    for most, size, share in limits:
         used = is_masked & (torch.arange(most) <= most * uniform(clips, 1))
         start, end = torch.tensor([0, size])
         masks.append(place_masks(uniform(2, clips, most), start, end, share * size, used))
@@ -107,18 +106,17 @@ def draw_spec_augment(
     height = (area / aspect).sqrt().clamp(max=1)
     width = (area * aspect).sqrt().clamp(max=1)
     crop = torch.cat([top * (1 - height), left * (1 - width), height, width], dim=1)
-    gains = config.filter_share * (2 * uniform(clips, FILTER_POINTS) - 1)
     return SpecDraw(
         time,
         torch.cat([freq, outside], dim=1),
         warp.where(is_warped, torch.nan),
         crop.where(is_cropped, torch.nan),
-        gains.where(is_filtered, torch.nan),
+        (config.filter_share * (2 * uniform(clips, FILTER_POINTS) - 1)).where(is_filtered, torch.nan),
     )
 
 
 def place_masks(uniform: Tensor, first: Tensor, end: Tensor, widest: float, used: Tensor) -> Tensor:
-    '''Turn uniform numbers (2, B, masks) into masks between `first` and `end`, 0 to 0 where not used.'''
+    '''Turn uniform numbers (2, B, masks) into masks from `first` to `end`, 0 to 0 where not used.'''
     for_width, for_start = uniform
     length = end - first
     width = (for_width * (length.clamp(max=int(widest)) + 1)).floor()
@@ -174,9 +172,7 @@ def crop_and_resize(specs: Tensor, crop: Tensor) -> Tensor:
 def apply_drawn(specs: Tensor, drawn: Tensor, effect: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     '''Apply an effect to the clips whose draw is not NaN; the others stay bit for bit.'''
     rows = (~drawn.isnan().any(1)).nonzero()[:, 0]
-    if not len(rows):
-        return specs
-    return specs.index_copy(0, rows.to(specs.device), effect(specs[rows], drawn[rows]))
+    return specs.index_copy(0, rows.to(specs.device), effect(specs[rows], drawn[rows])) if len(rows) else specs
 
 
 def augment_specs(specs: Tensor, draw: SpecDraw, config: SpecAugmentConfig, frontend: Frontend) -> Tensor:

@@ -17,10 +17,7 @@ TRIM_FRAME = 4 * TRIM_HOP
 STATS_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 STATS_FRAMES = 3
 
-# Samples that wave_stats sorts at once.
-STATS_CHUNK_SAMPLES = 524288
-
-# Kinds of extra rows, and how many rows each has. The first row of a kind is its mean or its only row.
+# Kinds of extra rows, and how many each has. A kind's first row is its mean or its only row.
 EXTRA_ROWS = {'wave_stats': 3 + len(STATS_PERCENTILES), 'clip_length': 1}
 
 
@@ -55,7 +52,7 @@ def wave_stats(wave: Tensor, samples: int) -> Tensor:
     low, high, fraction = position.floor().long(), position.ceil().long(), position.frac().to(wave)
     segments = wave.unfold(0, width, 1)
     parts = []
-    for chunk in torch.split(starts, max(1, STATS_CHUNK_SAMPLES // width)):
+    for chunk in torch.split(starts, max(1, 2**19 // width)):  # 2^19 samples are sorted at once
         rows = segments[chunk].sort(dim=-1).values
         mean = rows.mean(-1, keepdim=True)
         std = torch.linalg.vector_norm(rows - mean, dim=-1, keepdim=True) / math.sqrt(width)
@@ -85,7 +82,6 @@ def compute_extra_rows(wave: Tensor, kinds: tuple[str, ...], hop: int, sample_ra
 
 # Zero crossings of the sinc on either side: torchaudio's default.
 FILTER_WIDTH = 6
-RESAMPLE_CHUNK_SAMPLES = 1 << 22
 
 
 def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
@@ -98,9 +94,7 @@ def small_ratio(from_hz: float, to_hz: float) -> tuple[int, int] | None:
     near = exact.limit_denominator(1000)
     if abs(near / exact - 1) > 1e-4:
         return None
-    if from_hz < to_hz:
-        return near.numerator, near.denominator
-    return near.denominator, near.numerator
+    return (near.numerator, near.denominator) if from_hz < to_hz else (near.denominator, near.numerator)
 
 
 @functools.lru_cache(maxsize=32)
@@ -116,9 +110,9 @@ def resample(wave: Tensor, down: int, up: int) -> Tensor:
     if down == up:
         return wave
     convert = resampler(down, up, str(wave.device))
-    # Chunks and margins are multiples of `down` samples, which become whole output samples. The margin is wider
-    # than the filter, so the samples that are kept do not depend on the cut.
-    chunk = RESAMPLE_CHUNK_SAMPLES // down * down
+    # Chunks and margins are multiples of `down` samples, which become whole output samples. The margin is wider than
+    # the filter, so what is kept does not depend on the cut.
+    chunk = 2**22 // down * down
     margin = -(-4 * FILTER_WIDTH * max(down, up) // (up * down)) * down + down
     parts = []
     with full_float32():

@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 PAD_MODES = ('wrap', 'reflect', 'min')
 WINDOW_POOLS = ('max', 'mean', 'top_k', 'power', 'geometric', 'snr', 'snr_top')
 
-# Scores are not allowed below this where they are divided by or where a logarithm is taken.
+# The least score to divide by or to take the logarithm of.
 MIN_SCORE = 1e-30
 
 # First frame of a window, and the frame after its last.
@@ -23,7 +23,7 @@ Span = tuple[int, int]
 def bucket_length(frames: int, shortest: int, ratio: float) -> int:
     '''Round a length up to a bucket's: the first is `shortest`, each other at most `ratio` times the one before.
 
-    A clip's bucket depends on the clip alone, and so does its prediction. Units: frames
+    A clip's bucket, and so its prediction, depends on the clip alone. Units: frames
     '''
     length = shortest
     while length < frames:
@@ -75,14 +75,14 @@ def window_spans(frames: int, length: int, hop: float) -> list[Span]:
     Units:  frames; `hop` may be a fraction, up to `length`
     '''
     last = max(0, frames - length)
-    # Adding rounded hops would drift. A hop below one frame gives equal starts, which the set removes.
+    # Adding rounded hops would drift. A hop below a frame gives equal starts, which the set removes.
     starts = {min(round(k * hop), last) for k in range(math.ceil(last / hop) + 1)}
     return [(start, start + length) for start in sorted(starts)]
 
 
 @dataclass(frozen=True)
 class InferenceConfig(Config):
-    '''How a tagger predicts a clip: whole or in windows, how it pads and how it pools. Checkpoints store it.'''
+    '''How a tagger predicts a clip: whole or in windows, its padding and its pooling. Checkpoints store it.'''
 
     mode: str = setting(
         'full',
@@ -124,8 +124,7 @@ class InferenceConfig(Config):
     def inputs(self, frames: int, frames_per_s: float) -> list[tuple[Span, list[Span]]]:
         '''Return the parts of a clip that the network reads, each with the spans whose logits it computes.
 
-        In mode frames these are the windows with the nearest centres.
-        Units:  frames
+        In mode frames these are the windows with the nearest centres. Units: frames
         '''
         spans = self.spans(frames, frames_per_s)
         if self.mode != 'frames':
@@ -134,8 +133,8 @@ class InferenceConfig(Config):
         if max(frames, length) <= self.max_frames:
             return [((0, max(frames, length)), spans)]
         if length > self.max_frames:
-            needed = f"frames needs max_frames of a window's {length} frames or more"
-            raise KitError(f'mode {needed}, got {self.max_frames}: raise max_frames.')
+            needed = f"max_frames of a window's {length} frames or more"
+            raise KitError(f'mode frames needs {needed}, got {self.max_frames}: raise max_frames.')
         # With this hop, each window is wholly inside the piece whose centre is nearest.
         hop = max(1, min(self.max_frames // 2, self.max_frames - length))
         windows_of: dict[Span, list[Span]] = {piece: [] for piece in window_spans(frames, self.max_frames, hop)}
@@ -163,7 +162,7 @@ def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
         k = min(inference.pool_k, len(scores))
         return scores.topk(k, dim=0).values.mean(dim=0)
     if pool == 'power':
-        # The mean at power 1, the maximum at infinity. Scores relative to the peak neither underflow nor overflow.
+        # The mean at power 1, the maximum at infinity. Relative to the peak, scores neither under- nor overflow.
         power = inference.pool_power
         peak = scores.amax(dim=0).clamp_min(MIN_SCORE)
         return peak * (scores / peak).pow(power).mean(dim=0).pow(1.0 / power)
@@ -174,7 +173,7 @@ def pool_windows(scores: Tensor, inference: InferenceConfig) -> Tensor:
     k = min(inference.pool_k, scores.shape[1])
     weights = scores.topk(k).values.sum(1) / scores.sum(1).clamp_min(MIN_SCORE)
     if pool == 'snr_top':
-        # The mean of the quarter of the windows with the highest ratios, as the source labels whole clips.
+        # The mean of the quarter of windows with the highest ratios, as the source labels whole clips.
         best = weights.argsort(descending=True, stable=True)[: math.ceil(len(scores) / 4)]
         return scores[best].mean(dim=0)
     return (scores * weights[:, None]).sum(dim=0) / weights.sum().clamp_min(MIN_SCORE)

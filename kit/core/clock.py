@@ -16,16 +16,11 @@ from typing import Any
 from kit.core.errors import KitError
 from kit.core.runtime import get_rank, in_worker
 
-RECENT_BATCHES = 8
 UNIT_S = {'h': 3600.0, 'm': 60.0, 's': 1.0}
-BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}'
 
 
 def parse_duration(text: str | float | int) -> float:
-    '''Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds.
-
-    Errors: KitError for anything else
-    '''
+    '''Convert 3300, "3300", "55m", "1h30m" or "90s" to seconds. Errors: KitError for anything else'''
     cleaned = str(text).strip().lower()
     parts = re.findall(r'[\d.]+[hms]', cleaned)
     try:
@@ -41,7 +36,7 @@ def parse_duration(text: str | float | int) -> float:
 
 
 def process_start() -> float:
-    '''When this process started, in Unix seconds, or now where the system does not say.'''
+    '''When this process started, in Unix seconds; now where this is unknown.'''
     age_s = 0.0
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The command's name, in brackets, may hold spaces. Field 22 of stat is the start, in ticks after boot.
@@ -52,10 +47,7 @@ def process_start() -> float:
 
 @dataclass(frozen=True)
 class Deadline:
-    '''The moment when work must be done, by default never. `now` is its clock.
-
-    Units: Unix seconds
-    '''
+    '''The moment when work must be done, by default never, and its clock. Units: Unix seconds'''
 
     at: float = math.inf
     now: Callable[[], float] = time.time
@@ -71,7 +63,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
         start = process_start() if started_at is None else float(started_at)
     except (TypeError, ValueError):
         start = math.nan
-    # Written as "not between", so that NaN is refused too.
+    # Written as "not between": NaN is refused too.
     if not -60 < time.time() - start < 60 * 86400:
         raise KitError(f'started_at is a past moment in Unix seconds, like time.time(), got {started_at}.')
     return Deadline(start + parse_duration(duration))
@@ -79,9 +71,7 @@ def set_deadline(duration: str | float, started_at: float | None = None) -> Dead
 
 def divide_time(clock: Deadline, parts: float) -> float | None:
     '''One of several parts of the time left, in seconds from the start of the process, as set_deadline counts.'''
-    if not math.isfinite(clock.at):
-        return None
-    return clock.now() + clock.left_s() / parts - process_start()
+    return clock.now() + clock.left_s() / parts - process_start() if math.isfinite(clock.at) else None
 
 
 def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
@@ -93,7 +83,7 @@ def progress_bar(total: float, task: str, unit: str, shown: bool = True) -> Any:
         total=total,
         desc=task,
         unit=unit,
-        bar_format=BAR_FORMAT,
+        bar_format='{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}',
         disable=not shown or get_rank() > 0,
         mininterval=5.0 if in_worker() else 0.5,  # a notebook keeps every line that a worker prints
         dynamic_ncols=True,
@@ -106,9 +96,9 @@ def advance(bar: Any, amount: float) -> None:
 
 
 class Stopwatch:
-    '''Add up the seconds spent under each name, and record when, as spans counted from `began`.
+    '''Add up the seconds spent under each name, and record when, as spans from `began`.
 
-    A span that starts within 2 % of all the time so far after the last one of its name extends it: spans stay few.
+    A span that starts within 2 % of all the time so far after its name's last one extends it: spans stay few.
     '''
 
     def __init__(self, began: float | None = None) -> None:
@@ -127,9 +117,8 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + end - start
             spans = self.spans.setdefault(name, [])
             if spans and start - spans[-1][1] < end / 50:
-                # Only the measured time is added, so that a name's spans add up to its seconds.
-                span_start, span_end = spans.pop()
-                spans.append((span_start, span_end + end - start))
+                # Only the measured time is added: a name's spans add up to its seconds.
+                spans[-1] = (spans[-1][0], spans[-1][1] + end - start)
             else:
                 spans.append((start, end))
 
@@ -137,9 +126,8 @@ class Stopwatch:
 class TimeBudget:
     '''Decides how much work still fits before the deadline, with writing the CSV.
 
-    A batch is reckoned from the slowest of the last ones of its kind of network, per frame. Once the budget ran out it
-    stays so, even if the clock is set back.
-    Units: paces, seconds per frame
+    A batch is reckoned from the slowest of the last ones of its kind of network, per frame. A budget that ran out stays
+    so, even if the clock is set back. Units: paces, seconds per frame
     '''
 
     def __init__(self, deadline: Deadline | None = None) -> None:
@@ -150,7 +138,7 @@ class TimeBudget:
 
     def left_s(self) -> float:
         '''The seconds left for computing.'''
-        # The CSV is written once more at the end. That may take twice as long as it did before.
+        # The CSV is written once more at the end, which may take twice as long as before.
         return self.deadline.left_s() - 2 * self.write_s - 0.2
 
     def should_stop(self, needed_s: float = 0.0) -> bool:
@@ -165,13 +153,11 @@ class TimeBudget:
             return inputs
         recent = self.paces.get(kind)
         input_s = max(recent) * frames if recent else 0.0
-        if self.should_stop(input_s):
-            return 0
-        return min(inputs, int(left_s / input_s) if input_s > 0 else 1)
+        return 0 if self.should_stop(input_s) else min(inputs, int(left_s / input_s) if input_s > 0 else 1)
 
     @contextmanager
     def measure(self, kind: str, frames: int) -> Iterator[None]:
         '''Time a batch of a kind of network.'''
         start = self.deadline.now()
         yield
-        self.paces.setdefault(kind, deque(maxlen=RECENT_BATCHES)).append((self.deadline.now() - start) / frames)
+        self.paces.setdefault(kind, deque(maxlen=8)).append((self.deadline.now() - start) / frames)

@@ -15,7 +15,7 @@ from kit.core.errors import KitError, suggest
 
 MAX_ITEMS = 100_000  # of a list, unless its setting has another limit
 MAX_TEXT = 10_000
-# What librosa calls settings.
+# Settings by librosa's names.
 LIBROSA_NAMES = {
     'sr': 'sample_rate', 'fmin': 'f_min_hz', 'fmax': 'f_max_hz', 'norm': 'mel_norm', 'htk': 'mel_scale',
     'ref': 'normalize', 'window': 'win_length',
@@ -32,10 +32,7 @@ def setting(
     choices: Any = (),
     longest: int = MAX_ITEMS,
 ) -> Any:
-    '''A dataclass field with a help text.
-
-    Inclusive bounds and choices apply to each item of a tuple, of which there are `longest` at most.
-    '''
+    '''A field with a help text. Inclusive bounds and choices apply to each item of a tuple, `longest` at most.'''
     metadata = {'help': help, 'low': low, 'high': high, 'choices': choices, 'longest': longest}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
@@ -44,13 +41,13 @@ def setting(
 
 @dataclass(frozen=True)
 class Config:
-    '''Base class of all settings, converted and checked when an instance is created, also of nested JSON types.
+    '''Base class of all settings, converted, also from nested JSON types, and checked when an instance is created.
 
     Errors: KitError for a wrong type, or a value out of bounds
     '''
 
     def __new__(cls, /, *values: Any, **settings: Any) -> Self:
-        '''Refuse unknown names with the nearest right one, where a dataclass raises a TypeError.'''
+        '''Refuse unknown names with the nearest right one, not a dataclass's TypeError.'''
         names = [item.name for item in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
@@ -63,8 +60,7 @@ class Config:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
             where = f'{type(self).__name__}.{item.name}'
-            longest = item.metadata.get('longest', MAX_ITEMS)
-            value = coerce(getattr(self, item.name), hints[item.name], where, longest)
+            value = coerce(getattr(self, item.name), hints[item.name], where, item.metadata.get('longest', MAX_ITEMS))
             check_bounds(value, item.metadata, where)
             # A frozen dataclass has no other way to store the converted value.
             object.__setattr__(self, item.name, value)
@@ -78,7 +74,7 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def canonical_json(self) -> str:
-        '''One line of text that is equal for equal settings.'''
+        '''One line of text, equal for equal settings.'''
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def override(self, assignments: Sequence[str]) -> Self:
@@ -122,15 +118,13 @@ def setting_names(values: dict[str, Any], prefix: str = '') -> list[str]:
 
 
 def similar_settings(key: str, names: Sequence[str]) -> list[str]:
-    '''Up to three dotted names similar to `key`, the best first.
-
-    Only last parts are compared, as users forget or misspell the group.
-    '''
+    '''Up to three dotted names similar to `key`, the best first. Users forget groups: last parts are compared.'''
     scores = {}
     group, dot, last = key.rpartition('.')
-    key = group + dot + LIBROSA_NAMES.get(last, last)
+    last = LIBROSA_NAMES.get(last, last)
+    key = group + dot + last
     for name in names:
-        last, other = key.rpartition('.')[2], name.rpartition('.')[2]
+        other = name.rpartition('.')[2]
         same_start = 0.75 * (last.split('_')[0] == other.split('_')[0] != '')
         alike = difflib.SequenceMatcher(None, last, other).ratio()
         same_letters = key.replace('.', '_') == name.replace('.', '_')  # "mixup_p" for "mixup.p"
@@ -141,18 +135,15 @@ def similar_settings(key: str, names: Sequence[str]) -> list[str]:
 
 def read_value(text: str) -> Any:
     '''Parse a text as JSON, or Python's None, True or False; any other text stays.'''
-    python_words = {'None': 'null', 'True': 'true', 'False': 'false'}
     try:
-        return json.loads(python_words.get(text, text))
+        return json.loads({'None': 'null', 'True': 'true', 'False': 'false'}.get(text, text))
     except json.JSONDecodeError:
         return text
 
 
 def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> None:
-    '''Raise KitError where a value, or an item of a tuple, is out of bounds, not a choice, or not finite.'''
-    low = metadata.get('low')
-    high = metadata.get('high')
-    choices = metadata.get('choices')
+    '''Raise KitError where a value, or a tuple's item, is out of bounds, no choice, or not finite.'''
+    low, high, choices = (metadata.get(name) for name in ('low', 'high', 'choices'))
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue
@@ -161,7 +152,7 @@ def check_bounds(value: Any, metadata: typing.Mapping[str, Any], where: str) -> 
             continue
         if choices and item not in choices:
             raise KitError(f'{where} is {brief(item)}: {suggest(str(item), map(str, choices))}.')
-        # Written as "not above", so that NaN fails too.
+        # Written as "not above": NaN fails too.
         wanted = ''
         if low is not None and not item >= low:
             wanted = f'at least {low}'

@@ -22,7 +22,7 @@ from kit.core.runtime import get_rank
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    '''Let `write` fill a temporary file beside `path`, then rename it to `path`.
+    '''Let `write` fill a temporary file beside `path`, then rename it.
 
     A killed process leaves the old file or the new one, and a temporary file that `locked` removes.
     '''
@@ -41,8 +41,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        reason = error.strerror or error
-        raise KitError(f'cannot write {path}: {reason}. Choose a folder with space where you may write.') from error
+        problem = f'cannot write {path}: {error.strerror or error}'
+        raise KitError(f'{problem}. Choose a folder with space where you may write.') from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,8 +69,7 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
     '''Keep other processes from writing to `output` meanwhile, by a lock file in `folder`.
 
     Where another process has the lock, this is an error, and of processes that share their work the first locks for
-    all; with `wait`, each waits for its turn. The lock ends with the process, however that ends. Temporary files of
-    killed processes are removed.
+    all; with `wait`, each waits for its turn. The lock ends with the process. Killed ones' temporary files are removed.
     '''
     if get_rank() > 0 and not wait:
         yield
@@ -85,7 +84,7 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
         return
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             lock.seek(0)
             owner = lock.read().strip() or 'another process'
@@ -104,7 +103,7 @@ def locked(folder: Path, output: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_running(process: str) -> bool:
-    '''Whether a process of this number runs here; true where this cannot be known.'''
+    '''Whether a process of this number runs here; true where this is unknown.'''
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -127,13 +126,12 @@ def bytes_digest(content: bytes) -> str:
 
 def text_digest(*texts: str) -> str:
     '''One SHA-256 for several texts. Their lengths keep ("ab", "c") and ("a", "bc") apart.'''
-    joined = ''.join(f'{len(text)}:{text}' for text in texts)
-    return bytes_digest(joined.encode('utf-8', 'surrogateescape'))
+    return bytes_digest(''.join(f'{len(text)}:{text}' for text in texts).encode('utf-8', 'surrogateescape'))
 
 
 @dataclass(frozen=True)
 class TextTable:
-    '''A CSV whose cells are text: columns by name, and the line number where each row ends.'''
+    '''A CSV of text: columns by name, and the line number where each row ends.'''
 
     path: str | Path
     columns: dict[str, list[Any]]
@@ -151,9 +149,8 @@ class TextTable:
                 raise KitError(f'{self.at(row)}: {column} is empty: fill it in or remove the line.')
             earlier = first_row.setdefault(name, row)
             if once and earlier != row:
-                place = f'line {self.lines[earlier]}'
                 cure = 'join its labels by commas' if 'labels' in self.columns else f'give each {column} once'
-                raise KitError(f'{self.at(row)}: {name!r} stands on {place} already: {cure}.')
+                raise KitError(f'{self.at(row)}: {name!r} stands on line {self.lines[earlier]} already: {cure}.')
 
     def numbers(
         self,
@@ -183,9 +180,8 @@ def read_table(
 ) -> TextTable:
     '''Read a CSV as text. Blank lines are skipped; the columns `wanted` must be there.
 
-    With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 stay as
-    surrogate escapes, which write_text turns back. With `first_column`, the other columns are left empty: a template
-    may have a million rows of zeros.
+    With `exact`, for a template's ids and classes, names keep their spaces, and bytes that are not UTF-8 are surrogate
+    escapes, which write_text turns back. With `first_column`, others stay empty: templates may have 10^6 rows of zeros.
     '''
     if not isinstance(path, str | Path):
         raise KitError(f'a table is the path of a CSV, got a {type(path).__name__}: use to_csv first.')
@@ -223,8 +219,8 @@ def read_table(
             raise KitError(f'{path} has no column {name!r}: {suggest(name, names)}.')
     for line, length in zip(lines, lengths, strict=True):
         if length != len(names):
-            fields = f'{length} fields under {len(names)} columns'
-            raise KitError(f'{path}, line {line}: {fields}: a field with commas must be quoted.')
+            got = f'{length} fields under {len(names)} columns'
+            raise KitError(f'{path}, line {line}: {got}: a field with commas must be quoted.')
     if first_column:
         columns = {name: [] for name in names} | {names[0]: body}
     else:
@@ -233,7 +229,7 @@ def read_table(
 
 
 def join_cells(cells: Iterable[str]) -> str:
-    '''Join cells to a line of CSV without its end.'''
+    '''Join cells to a line of CSV.'''
     text = io.StringIO(newline='')
     # The characters of the line's end are quoted too.
     csv.writer(text, lineterminator='\r\n').writerow(cells)
@@ -258,5 +254,5 @@ def expand_pattern(pattern: str | Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    '''Read a JSON file; empty where there is none.'''
+    '''Read a JSON file, empty if there is none.'''
     return dict(json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else {}

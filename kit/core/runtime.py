@@ -16,7 +16,7 @@ from kit.core.errors import KitError
 
 VERSION = '0.1.0'
 
-# Set in the environment of a child process that a supervisor may stop, to the seconds by which it must end earlier.
+# Set for a child process that a supervisor may stop, to the seconds by which it must end earlier.
 WORKER_MARK = 'AUDIOTAG_KIT_WORKER'
 OFFLINE_SWITCHES = ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE')
 
@@ -34,8 +34,8 @@ def device_problem(device: torch.device) -> str | None:
 def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
     '''Return the device to use, and a note for the user where it is not the first choice.
 
-    By default it is the first GPU that computes, or else the CPU. Kaggle's P100 is listed as a GPU, but today's torch
-    has no kernels for it. Trying is the only test.
+    By default it is the first GPU that computes, else the CPU. Kaggle's P100 is listed as a GPU, but today's torch has
+    no kernels for it: trying is the only test.
     Errors: KitError where the wanted device cannot compute
     '''
     if wanted is not None:
@@ -43,8 +43,7 @@ def pick_device(wanted: str | None = None) -> tuple[torch.device, str | None]:
             device = torch.device(wanted)
         except RuntimeError as error:
             raise KitError(f'no device is called {wanted!r}: try cpu, cuda:0 or mps.') from error
-        problem = device_problem(device)
-        if problem:
+        if problem := device_problem(device):
             raise KitError(f'the device {wanted!r} cannot compute ({problem}): use cpu.')
         return device, None
 
@@ -73,10 +72,7 @@ class Runtime:
 
 
 def start_runtime(device: str | None = None, threads: int | None = None, progress: bool = True) -> Runtime:
-    '''Set up the process, pick a device, and print a note where it is not the first choice.
-
-    Errors: KitError where the wanted device cannot compute
-    '''
+    '''Set up the process and pick a device, with a note where it is not the first choice. Errors: as pick_device'''
     tune_process()
     chosen, note = pick_device(device)
     if note:
@@ -85,12 +81,12 @@ def start_runtime(device: str | None = None, threads: int | None = None, progres
 
 
 def process_number(name: str, default: int) -> int:
-    '''A number that torchrun or --workers gives each of the processes that share the work.'''
+    '''A number that torchrun or --workers gives each process that shares the work.'''
     return int(os.environ.get(name, default)) if 'MASTER_PORT' in os.environ else default
 
 
 def get_rank() -> int:
-    '''The number of this process among those that share the work; 0 writes the results.'''
+    '''This process's number among those that share the work; 0 writes the results.'''
     return process_number('RANK', 0)
 
 
@@ -100,21 +96,21 @@ def get_world_size() -> int:
 
 
 def tune_process() -> None:
-    '''Set up this process for offline work on clips of many lengths. The user's own environment variables stay.'''
+    '''Set up this process for offline work on clips of many lengths. The user's environment variables stay.'''
     if process_number('LOCAL_WORLD_SIZE', 1) > 1:
         torch.set_num_threads(cpu_count())
 
-    # Without these, a look-up on a model hub hangs 46 s before it fails, as Kaggle has no network at submission.
+    # Without these, a look-up on a model hub hangs 46 s before it fails: Kaggle submits without a network.
     for switch in OFFLINE_SWITCHES:
         os.environ.setdefault(switch, '1')
 
-    # oneDNN compiles a primitive for each convolution and length and caches 1,024 of them. With more lengths it
-    # compiles again and again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity.
+    # oneDNN compiles a primitive for each convolution and length, and caches 1,024. With more it compiles again and
+    # again: a pass over 51 lengths took 1.70 s, and 1.08 s with this capacity.
     os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '20000')
 
-    # glibc returns large freed blocks to the kernel. Each new tensor then costs page faults, and batches above
-    # 4,000 frames are 1.5 to 3 times slower. These settings of mallopt (numbers from malloc.h) make glibc keep the
-    # blocks; peak memory changes by less than 2 %. Other systems have no libc.so.6 and need no cure.
+    # glibc returns large freed blocks to the kernel. Each new tensor then costs page faults, and batches above 4,000
+    # frames are 1.5 to 3 times slower. These settings of mallopt (numbers from malloc.h) keep the blocks; peak memory
+    # changes by less than 2 %. Other systems have no libc.so.6 and need no cure.
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL('libc.so.6').mallopt
         m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2
@@ -124,7 +120,7 @@ def tune_process() -> None:
 
 
 def trim_memory() -> None:
-    '''Return freed memory to the system: after much decoding, it lies scattered between what is kept.'''
+    '''Return freed memory to the system: after decoding, it lies scattered between what is kept.'''
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
@@ -151,7 +147,7 @@ def cpu_count() -> int:
 
 
 def taken_cores(seconds: float = 0.3) -> float:
-    '''The cores that other processes use: what this one does not get while a thread per core hashes for a moment.'''
+    '''The cores that other processes use: what this one lacks while a thread per core hashes for a moment.'''
 
     def compute(_: int) -> float:
         start, start_cpu = time.perf_counter(), time.thread_time()

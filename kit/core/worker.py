@@ -1,6 +1,6 @@
 '''Run work in a child process, stop it on time, and learn what it had open when it died.
 
-A thread or a signal handler cannot stop code in C that holds the interpreter lock. Only a process can be stopped.
+Code in C that holds the interpreter lock stops for no thread or signal handler: only a process can be stopped.
 '''
 
 import codecs
@@ -32,19 +32,19 @@ from kit.core.clock import Deadline
 from kit.core.errors import KitError, one_line
 from kit.core.runtime import WORKER_MARK, cpu_count, in_notebook, in_worker
 
-# A worker prints this before the text of its error, and its supervisor raises the error.
+# A worker prints this before its error's text, and its supervisor raises the error.
 ERROR_MARK = '\x1e'
 # A worker prints this before a line of JSON, [is_open, kind, names]; see `opened`.
 OPENED_MARK = '\x1d'
 READY = b'\x06'
-# What a started interpreter runs first: the kernel then ends it together with its parent. 1 is PR_SET_PDEATHSIG.
+# What a started interpreter runs first: the kernel then ends it with its parent. 1 is PR_SET_PDEATHSIG.
 FOLLOW_PARENT = 'import ctypes, os, runpy, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {} or os._exit(1)'
 
 
 def source_file() -> Path | None:
     '''The single file that this code runs from, or None for the package kit/.
 
-    Code that was pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
+    Code pasted into a notebook is written to a new file, from the text that IPython keeps for tracebacks.
     '''
     name = source_file.__code__.co_filename
     if source_file.__module__.startswith('kit.'):
@@ -65,7 +65,7 @@ def source_root() -> Path:
 
 
 def self_command() -> tuple[list[str], dict[str, str]]:
-    '''The arguments and the environment variables with which Python runs this kit's command line.'''
+    '''The arguments and environment variables with which Python runs this kit's command line.'''
     source = source_file()
     run = f"runpy.run_path({str(source)!r}, run_name='__main__')"
     environment = {}
@@ -83,8 +83,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     arguments = []
     for name, value in options.items():
         flag = '--' + name.replace('_', '-')
-        is_list = isinstance(value, Iterable) and not isinstance(value, str)
-        for item in value if is_list else [value]:
+        for item in value if isinstance(value, Iterable) and not isinstance(value, str) else [value]:
             if item is None or item is False:
                 continue
             arguments.append(flag if item is True else f'{flag}={item}')
@@ -93,12 +92,12 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
-    '''In a worker, tell the supervisor what is read or computed meanwhile, and so was open at a death.'''
+    '''In a worker, report to the supervisor what is read or computed meanwhile, so open at a death.'''
 
     def send(is_open: bool) -> None:
         line = f'{OPENED_MARK}{json.dumps([is_open, kind, names])}\n'
         with contextlib.suppress(OSError):
-            os.write(1, line.encode())  # one write, so that lines of several threads do not mix
+            os.write(1, line.encode())  # one write: lines of several threads do not mix
 
     if not in_worker():
         yield
@@ -113,10 +112,9 @@ def opened(kind: str, names: Sequence[str]) -> Iterator[None]:
 def exit_after(seconds: float) -> Callable[[], object]:
     '''End this process with exit code 0 after so many seconds; return a function that cancels this.
 
-    Python's own timers do not fire while C code that hangs holds the interpreter lock. So this is a timer of the C
-    library, which calls `_exit` in its own thread. Without glibc nothing ends the process.
+    Python's own timers do not fire while C code that hangs holds the interpreter lock. So a timer of the C library
+    calls `_exit` in its own thread. Without glibc nothing ends the process.
     '''
-
     try:
         libc = ctypes.CDLL('libc.so.6')
         timer_create = libc.timer_create
@@ -136,7 +134,7 @@ def exit_after(seconds: float) -> Callable[[], object]:
 
 @dataclass(eq=False)
 class Worker:
-    '''A child process: the pipe of what it prints, and `poll` for its exit code once it has ended.'''
+    '''A child process: the pipe of what it prints, and `poll` for its exit code at its end.'''
 
     pid: int
     pipe: int
@@ -154,8 +152,8 @@ class Ending:
 def can_fork() -> bool:
     '''Whether a forked child of this process can compute: no other thread runs here, no device is in use.
 
-    Computing on several cores starts a thread of OpenMP per further core, and a forked child would wait for their
-    locks. The BLAS of numpy, which has no such trouble, starts as many at its import.
+    Computing on several cores starts a thread of OpenMP per further core, whose locks a forked child would wait for.
+    The BLAS of numpy, which has no such trouble, starts as many at its import.
     '''
     uses_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if in_notebook() or threading.active_count() > 1 or uses_gpu:
@@ -167,7 +165,7 @@ def can_fork() -> bool:
 
 
 def fork_worker(work: Callable[[], object], patience_s: float) -> Worker | None:
-    '''Start `work` in a forked child, which has all imports; None where it cannot compute within `patience_s`.'''
+    '''Start `work` in a forked child, which has all imports; None if it cannot compute within `patience_s`.'''
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     parent = os.getpid()
@@ -258,7 +256,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
     printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_pipe() -> None:
-        # A read may end inside a character of several bytes; the decoder keeps its first bytes for the next read.
+        # A read may end inside a character of several bytes; the decoder keeps the first ones for the next read.
         decoder = codecs.getincrementaldecoder('utf-8')('replace')
         with contextlib.suppress(OSError):
             while chunk := os.read(worker.pipe, 65536):
@@ -270,7 +268,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
     rest = ''
 
     def show(text: str, is_end: bool) -> str:
-        '''Echo all but the lines on what is opened. Return the beginning of an unfinished one.'''
+        '''Echo all but lines on what is opened; return the beginning of an unfinished one.'''
         whole, mark, last = text.rpartition(OPENED_MARK)
         unfinished = mark + last if mark and not is_end and '\n' not in last else ''
         if not unfinished:
@@ -281,8 +279,7 @@ def supervise(worker: Worker, stop_by: Deadline, echo: Callable[[str], object]) 
                 still_open.append((kind, names))
             elif (kind, names) in still_open:
                 still_open.remove((kind, names))
-        visible = re.sub(f'{OPENED_MARK}.*\n', '', whole)
-        if visible:
+        if visible := re.sub(f'{OPENED_MARK}.*\n', '', whole):
             echo(visible)
         return unfinished
 

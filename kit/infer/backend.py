@@ -21,7 +21,7 @@ from kit.models.network import Network
 
 BACKENDS = {'torch': 'compile nothing', 'openvino': 'compile', 'auto': 'keep the faster'}
 
-# How much fused or compiled logits may differ, relative to the greatest logit or to 1.
+# How much fused or compiled logits may differ, relative to the greatest or to 1.
 LOGITS_TOLERANCE = 1e-4
 
 # Windows that a compiled network computes at once. More need more padding.
@@ -39,7 +39,7 @@ def is_tolerable(difference: float, expected: Tensor) -> bool:
 class CompiledNetwork(nn.Module):
     '''A network compiled for `rows` inputs of one shape. A smaller batch is padded, and the logits of padding dropped.
 
-    So every input is computed in a batch of one size, and its logits do not depend on its batchmates.
+    So every batch has one size, and an input's logits do not depend on its batchmates.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), B <= rows
     '''
@@ -50,8 +50,7 @@ class CompiledNetwork(nn.Module):
         self.rows = rows
 
     def forward(self, spec: Tensor) -> Tensor:
-        padded = pad_rows(spec, self.rows).contiguous()
-        return torch.from_numpy(self.call(padded.numpy()))[: len(spec)]
+        return torch.from_numpy(self.call(pad_rows(spec, self.rows).contiguous().numpy()))[: len(spec)]
 
 
 def pad_rows(batch: Tensor, rows: int) -> Tensor:
@@ -63,14 +62,12 @@ def check_backend(backend: str) -> None:
     '''Raise KitError for a backend that is unknown or not installed.'''
     choose('backend', backend, BACKENDS)
     if backend == 'openvino' and not has_openvino():
-        raise KitError(
-            'backend openvino needs the package openvino, which is not installed here: '
-            'attach a dataset with its wheels and pip install them, or use --backend torch.'
-        )
+        cure = 'attach a dataset with its wheels and pip install them, or use --backend torch'
+        raise KitError(f'backend openvino needs the package openvino, which is not installed here: {cure}.')
 
 
 def has_openvino() -> bool:
-    '''Return whether OpenVINO is installed, without importing it.'''
+    '''Whether OpenVINO is installed; it is not imported.'''
     return find_spec('openvino') is not None
 
 
@@ -86,18 +83,16 @@ def why_torch(backend: str, mode: str, device: str, precision: str) -> str:
 
 
 def compile_openvino(network: nn.Module, shape: tuple[int, ...]) -> CompiledCall:
-    '''Compile a network in evaluation mode for inputs of one shape, with as many threads as torch has.
-
-    `openvino.convert_model` would be shorter, but it reports its use over the network.
-    '''
+    '''Compile a network in evaluation mode for inputs of one shape, with as many threads as torch has.'''
+    # openvino.convert_model would be shorter, but it reports its use over the network.
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        # Zeros: what tracing makes a constant of them is wrong for the batch of the check, which then fails.
-        # Without shared memory, a later training changes no compiled weight.
+        # Zeros: what tracing makes a constant of them is wrong for the check's batch, which then fails. Without shared
+        # memory, a later training changes no compiled weight.
         decoder = TorchScriptPythonDecoder(network, example_input=torch.zeros(shape), shared_memory=False)
     frontend = FrontEndManager().load_by_framework('pytorch')
     model = frontend.convert(frontend.load(decoder))
@@ -109,11 +104,7 @@ def compile_openvino(network: nn.Module, shape: tuple[int, ...]) -> CompiledCall
         'ENABLE_CPU_PINNING': False,  # processes that share the cores must be free to move
     }
     request = openvino.compile_model(model, 'CPU', settings).create_infer_request()
-
-    def call(batch: np.ndarray) -> np.ndarray:
-        return np.array(request.infer([batch])[0])
-
-    return call
+    return lambda batch: np.array(request.infer([batch])[0])
 
 
 def compile_network(
@@ -127,8 +118,8 @@ def compile_network(
 ) -> tuple[nn.Module, str]:
     '''A network compiled for a batch's shape, or the network itself, and a text for the report.
 
-    The network itself is returned where it cannot be compiled, where the batch's logits differ, and with backend
-    auto where it is as fast, in the median of two turns.
+    The network itself is returned where it cannot be compiled, where the batch's logits differ, and with backend auto
+    where it is as fast, in the median of two turns.
 
     Shape:  spec (B, C, M, N), B <= rows
     '''
@@ -191,7 +182,7 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
     '''A copy of a network in evaluation mode with its batch norms fused, and a text for the report.
 
     The copy shares all tensors but those of fused convolutions. One forward of noise shows which norms can be fused, a
-    second whether the logits stay equal. Where they do not, and for a custom network, the network itself is returned.
+    second whether the logits stay equal. If not, and for a custom network, the network itself is returned.
     '''
     if not isinstance(network, Network):
         return network, 'not fused: a custom network'
@@ -209,11 +200,9 @@ def fuse_norms(network: nn.Module, channels: int, rows: int) -> tuple[nn.Module,
     for weight, mean in pairs:
         _, conv = named[id(weight)]
         name, norm = named[id(mean)]
-        variance = norm.running_var
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
-        )
-        # timm's norms have children, dropout and activation, which stay.
+        of_norm = (mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *of_norm)
+        # timm's norms have children, dropout and activation: they stay.
         fused.set_submodule(name, nn.Sequential(*norm.children()))
     difference = float((fused(spec) - expected).abs().max())
     if not is_tolerable(difference, expected):

@@ -13,7 +13,7 @@ TINY = 1e-12
 
 def row_ranks(scores: np.ndarray) -> np.ndarray:
     '''Rank each row's scores in (0, 1]; ties share their mean rank.'''
-    # A stable sort counts ties from the left. Sorting the mirrored row counts them from the right.
+    # A stable sort counts ties from the left, that of the mirrored row from the right.
     from_left = np.argsort(scores, 1, 'stable').argsort(1)
     from_right = np.argsort(scores[:, ::-1], 1, 'stable').argsort(1)[:, ::-1]
     return ((from_left + from_right) / 2 + 1) / max(1, scores.shape[1])
@@ -43,7 +43,7 @@ class BlendKind:
 
     `new_scale`: the results are no probabilities, so priors are transformed too.
     `any_scale`: scores without a calibration may enter.
-    `whole_row`: a score depends on the row's other classes, so each model must know all of them.
+    `whole_row`: a score depends on the row's other classes, which each model must know.
     `whole_set`: a row's result depends on all rows.
     '''
 
@@ -55,7 +55,7 @@ class BlendKind:
     whole_set: bool = False
 
 
-# "differences" orders a row as its mean does, without what raises the row as a whole. It needs calibrated scores.
+# "differences" orders a row as its mean does, less what raises the whole row. It needs calibrated scores.
 BLENDS: dict[str, BlendKind] = {
     'mean': BlendKind(),
     'geometric': BlendKind(lambda scores: np.log(np.maximum(scores, TINY)), np.exp),
@@ -78,7 +78,7 @@ def blend_scores(
     '''Average the scores that the models gave each row; rows without any get the priors, on the same scale.
 
     A class is averaged over the models that know it; one that none knows gets its prior. A blend of the whole set uses
-    only models that scored every row which any model scored, if there is one.
+    the models that scored every row which any scored, if there are some.
 
     Shape:  scores (R, K) and done (R,) bool of each of m models; weights (m,); priors (K,); known (m, K) bool, all of
             them unless given -> (R, K)
@@ -97,18 +97,15 @@ def blend_scores(
     shares = np.array(check_weights(weights, len(scores)))[:, None] * known
     if blend.whole_set and len(done):
         scores, done, shares = keep_whole_columns(scores, done, shares, priors)
-    n_rows = len(done[0]) if len(done) else 0
-    total = np.zeros((n_rows, len(priors)))
-    weight = np.zeros((n_rows, len(priors)))
+    total = np.zeros((len(done[0]) if len(done) else 0, len(priors)))
+    weight = np.zeros_like(total)
     for score, mask, share in zip(scores, done, shares, strict=True):
         total[mask] += share * blend.enter(score[mask].astype(np.float64))
         weight[mask] += share
     any_score = weight > 0
     blended = blend.leave(total / np.where(any_score, weight, 1.0))
     prior_row = np.asarray(priors, np.float64)[None]
-    if blend.new_scale:
-        prior_row = blend.leave(blend.enter(prior_row))
-    return np.where(any_score, blended, prior_row)
+    return np.where(any_score, blended, blend.leave(blend.enter(prior_row)) if blend.new_scale else prior_row)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
@@ -125,22 +122,15 @@ def check_weights(weights: Sequence[float] | None, models: int) -> list[float]:
 def keep_whole_columns(
     scores: Sequence[np.ndarray], done: Sequence[np.ndarray], weights: np.ndarray, priors: np.ndarray
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    '''Keep the models that scored every row which any model scored, or all models where there is none.
-
-    Rows that no model scored get the priors.
-    '''
+    '''Keep the models that scored every row which any scored, or all; rows that none scored get the priors.'''
     no_score = ~np.any(done, axis=0)
     masks = [mask | no_score for mask in done]
     kept = [i for i, mask in enumerate(masks) if mask.all()] or list(range(len(done)))
-    columns = [np.where(done[i][:, None], scores[i], priors) for i in kept]
-    return columns, [masks[i] for i in kept], weights[kept]
-
-
-NEWTON_TOLERANCE = 1e-8
+    return [np.where(done[i][:, None], scores[i], priors) for i in kept], [masks[i] for i in kept], weights[kept]
 
 
 def fit_weights(scores: np.ndarray, truth: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    '''Fit one weight per model, summing to 1, so that the mean blend has the least log loss on known labels.
+    '''Fit one weight per model, summing to 1, for the mean blend with the least log loss on known labels.
 
     A prior pulls them towards equal weights; it counts as `strength` labels of the rarer kind.
 
@@ -149,16 +139,14 @@ def fit_weights(scores: np.ndarray, truth: np.ndarray, strength: float = 1.0) ->
     likelihood = np.stack([label_likelihoods(truth, probs)[~np.isnan(truth)] for probs in scores])
     rarer = min((truth == 1).sum(), (truth == 0).sum())
     share = max(strength / (strength + rarer), 1e-6)
-    equal = np.ones(len(likelihood)) / len(likelihood)
-    return mixture_weights(likelihood, equal, float(share))
+    return mixture_weights(likelihood, np.ones(len(likelihood)) / len(likelihood), float(share))
 
 
 def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, max_steps: int = 200) -> np.ndarray:
     '''Maximize (1 - share) mean log(w likelihood) + share towards log(w) over weights w that sum to 1.
 
     The objective is concave, so damped Newton steps reach its maximum; EM is slow where models are alike. With the sum
-    of w subtracted, the same maximum needs no constraint. What is left to gain, in nats, is at most the steepest slope
-    minus 1.
+    of w subtracted, it needs no constraint. What is left to gain, in nats, is at most the steepest slope minus 1.
 
     Shape:  likelihood (m, n) above 0, towards (m,) above 0, share in [1e-6, 1] -> (m,)
     Source: Kim, Carbonetto, Stephens & Anitescu 2020, arXiv:1806.01412
@@ -171,9 +159,9 @@ def mixture_weights(likelihood: np.ndarray, towards: np.ndarray, share: float, m
     for _ in range(max_steps if likelihood.shape[1] else 0):
         ratios = likelihood / (weights @ likelihood)
         slope = (1 - share) * ratios.mean(axis=1) + share * towards / weights
-        if slope.max() < 1 + NEWTON_TOLERANCE:
+        if slope.max() < 1 + 1e-8:
             break
-        # The step is solved for in units of each weight, so that a weight near 0 is well conditioned.
+        # The step is in units of each weight: so a weight near 0 is well conditioned.
         curvature = (1 - share) * np.outer(weights, weights) * (ratios @ ratios.T) / likelihood.shape[1]
         step = np.linalg.solve(curvature + np.diag(share * towards), weights * (slope - 1))
         size = min(1.0, 0.95 / max(-float(step.min()), 1e-9))

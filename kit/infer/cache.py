@@ -21,9 +21,9 @@ from kit.infer.predictor import WindowLogits
 class PredictionCache:
     '''One model's logits of each file, by the file's sha256; without a path nothing is written.
 
-    The path's name carries the hash of the checkpoint and its inference settings. Processes that share the work have
-    a file each, in folders by their ranks. At most a twentieth of the time goes into writing. `digests` finds the
-    sha256 of a file by its identity, without reading the file.
+    The path's name has the hash of the checkpoint and its inference settings. Processes that share the work have a file
+    each, in folders by rank. At most a twentieth of the time goes into writing. `digests` finds the sha256 of a file by
+    its identity, without reading the file.
     '''
 
     def __init__(
@@ -49,7 +49,7 @@ class PredictionCache:
         return cache
 
     def read_files(self, path: Path) -> None:
-        '''Add what this and other processes have written to a path, and to those in folders by rank beside it.'''
+        '''Add what this and other processes wrote to a path, and to those in folders by rank beside it.'''
         for file in [path, *sorted(path.parent.glob(f'[0-9]*/{glob.escape(path.name)}'))]:
             identity = file_identity(file)
             if identity and self.files_read.get(file) != identity:
@@ -66,10 +66,7 @@ class PredictionCache:
         return self.entries.get(self.digests.get(identity, ''))
 
     def add(self, outputs: Iterable[tuple[str, WindowLogits]]) -> None:
-        '''Add the logits of some files; write now and then.
-
-        The first of files of equal content stays, so that all get the same prediction.
-        '''
+        '''Add the logits of files, and write now and then. Of equal files the first stays: all get one prediction.'''
         before = len(self.entries)
         for digest, logits in outputs:
             self.entries.setdefault(digest, logits)
@@ -90,7 +87,7 @@ class PredictionCache:
         self.flush_every_s = max(self.flush_every_s, 20 * (self.flushed_at - began))
 
     def stop(self, problem: str) -> None:
-        '''Write no more, and delete what was written: the CSV needs the space of a full disk more.'''
+        '''Write no more, and delete what was written: the CSV needs a full disk's space more.'''
         if self.path:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -133,7 +130,7 @@ def read_entries(path: Path) -> tuple[dict[str, WindowLogits], dict[str, str]]:
 def map_to_disk(tensors: Sequence[Tensor]) -> list[Tensor]:
     '''Move tensors of one type to a memory-mapped file without a name, which vanishes with them.
 
-    A process may have some 65,000 maps: where there are many tensors, map them together.
+    A process may have some 65,000 maps: map many tensors together.
     '''
     with tempfile.NamedTemporaryFile(prefix='audiotag_kit_') as file:
         for tensor in tensors:
@@ -147,7 +144,7 @@ def map_to_disk(tensors: Sequence[Tensor]) -> list[Tensor]:
 class SpectrogramCache:
     '''Keeps spectrograms for the models that follow; past `budget_bytes` they are mapped to disk.
 
-    Where the disk is full, they stay in memory until `drop_unmapped`, and must be computed again for the next model.
+    Where the disk is full, they stay in memory until `drop_unmapped`, and are computed again for the next model.
     '''
 
     def __init__(self, budget_bytes: int) -> None:
@@ -179,12 +176,12 @@ class SpectrogramCache:
         return key in self.kept
 
     def drop_unmapped(self) -> None:
-        '''Delete what is in memory only because the disk is full.'''
+        '''Delete what is in memory as the disk is full.'''
         for key in list(self.unmapped):
             self.drop(key)
 
     def drop(self, key: Hashable) -> None:
-        '''Delete a key's spectrogram, if there is one.'''
+        '''Delete a key's spectrogram, if any.'''
         spec = self.kept.pop(key, None)
         if spec is not None and key not in self.spilled:
             self.used_bytes -= spec.nbytes

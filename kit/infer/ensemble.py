@@ -40,9 +40,9 @@ def predict_ensemble(
 ) -> Iterator[tuple[EnsembleMember, int, WindowLogits]]:
     '''Run every model over every clip, and yield each clip's logits as (member, clip, logits).
 
-    Models run one after the other, in the plan's order; its time budget is checked between batches. Failures are
-    values: of a model in `member.failure`, of logits that are not finite in `member.failed_clips`, of a file in
-    `loader.failures`. Where processes share the clips, `member.finished` is left to the caller.
+    Models run one by one, in the plan's order; its time budget is checked between batches. Failures are values: of a
+    model in `member.failure`, of logits that are not finite in `member.failed_clips`, of a file in `loader.failures`.
+    Where processes share the clips, `member.finished` is left to the caller.
     '''
     plan = plan or Plan()
     budget = plan.budget
@@ -84,10 +84,9 @@ def predict_ensemble(
 def predict_under_bar(
     members: Sequence[EnsembleMember], loader: SpectrogramLoader, task: str, progress: bool, plan: Plan | None = None
 ) -> Iterator[tuple[EnsembleMember, int, WindowLogits]]:
-    '''Run predict_ensemble under a progress bar over seconds of audio, and let the loader's threads end.'''
+    '''Run predict_ensemble under a progress bar over seconds of audio; let the loader's threads end.'''
     models = sum(member is not (plan and plan.preview) for member in members)
-    bar = progress_bar(models * loader.total_s, task, 's of audio', progress)
-    with contextlib.closing(loader), bar:
+    with contextlib.closing(loader), progress_bar(models * loader.total_s, task, 's of audio', progress) as bar:
         for member, clip, logits in predict_ensemble(members, loader, plan):
             yield member, clip, logits
             advance(bar, loader.durations_s[clip] or 0.0)
@@ -98,7 +97,7 @@ def predict_chunk(
 ) -> list[tuple[int, WindowLogits]]:
     '''The logits of a chunk's clips, from the model's cache if all are there, else from the network.
 
-    A chunk that is partly cached is predicted whole: a resumed job without a deadline forms the same batches.
+    A partly cached chunk is predicted whole: a resumed job without a deadline forms the same batches.
     '''
     clips = loader.load(chunk)
     if not all(loader.digests[clip] in member.cache for clip in clips):
@@ -110,11 +109,9 @@ def predict_chunk(
         member.read_s += read_seconds(member.predictor.inference, done_s)
         finite = []
         for clip, output in zip(clips, outputs, strict=True):
-            if output is None:
-                continue
-            if np.isfinite(output.logits).all():
+            if output and np.isfinite(output.logits).all():
                 finite.append((loader.digests[clip], output))
-            else:
+            elif output:
                 member.fail_clip(clip, NOT_FINITE)
         files = {loader.identities[clip]: loader.digests[clip] for clip in clips if clip in loader.identities}
         member.cache.digests |= files
@@ -126,9 +123,7 @@ def predict_chunk(
 def clip_probabilities(tagger: Tagger, inference: InferenceConfig, logits: np.ndarray) -> np.ndarray:
     '''Turn the logits of a clip's windows into one score per class: calibrate, convert to probabilities, pool.
 
-    Ranking scores without a calibration stay as they are; only rank blends take them.
-
-    Shape:  logits (W, K) -> (K,)
+    Ranking scores without a calibration stay as they are; only rank blends take them. Shape: logits (W, K) -> (K,)
     '''
     if tagger.card.is_calibrated:
         return pool_windows(tagger.probabilities(torch.from_numpy(logits)), inference).numpy()

@@ -34,9 +34,8 @@ MAX_DEATHS_OF_MODEL = 2
 class Suspects:
     '''Files and models that may have ended a process, or did.
 
-    The files in `isolated` were open together when a worker died. The next one reads them last and one by one, so
-    that the next death has one culprit, which goes to `files_out`. Files are known by their identity, so that a file
-    that was replaced is tried again.
+    The files in `isolated` were open together when a worker died. The next one reads them last and one by one: so the
+    next death has one culprit, which goes to `files_out`. Files are known by their identity: a replaced one is tried.
     '''
 
     path: Path
@@ -54,7 +53,7 @@ class Suspects:
         return cls(path)
 
     def blame(self, ending: Ending, reason: str) -> str | None:
-        '''Note a worker's death; return what the next one changes, or None where another one would die as well.'''
+        '''Note a worker's death; return what the next one changes, or None where it would die as well.'''
         files = sorted({name for kind, names in ending.opened if kind == 'file' for name in names})
         computing = [names for kind, names in ending.opened if kind == 'model']
         if not files and computing:
@@ -77,17 +76,16 @@ class Suspects:
         return f'{files[0]} is left out' if len(files) == 1 else f'{len(files)} files are read last, one by one'
 
     def save(self) -> None:
-        '''Write all this for the next worker, which may be of a later call. A full disk is no reason to stop.'''
+        '''Write all this for the next worker, maybe of a later call. A full disk is no reason to stop.'''
         values = {name: value for name, value in asdict(self).items() if name not in ('path', 'blind_deaths')}
         with contextlib.suppress(KitError):
             write_json(self.path, values)
 
     def among(self, files: Iterable[Path]) -> tuple[list[int], dict[int, str]]:
-        '''The positions of the files that are read last, one by one; why others are left out, by their positions.'''
-        identities = enumerate(map(file_identity, files) if self.isolated or self.files_out else ())
-        found = {clip: name for clip, name in identities if name in self.isolated or name in self.files_out}
-        isolated = [clip for clip, name in found.items() if name in self.isolated]
-        return isolated, {clip: self.files_out[name] for clip, name in found.items() if name in self.files_out}
+        '''The positions of files to read last, one by one; why others are left out, by their positions.'''
+        names = [file_identity(path) for path in files] if self.isolated or self.files_out else []
+        isolated = [clip for clip, name in enumerate(names) if name in self.isolated]
+        return isolated, {clip: self.files_out[name] for clip, name in enumerate(names) if name in self.files_out}
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,7 @@ class SubmitOptions:
     @property
     def postprocess(self) -> PostprocessConfig:
         '''What is done to the blended rows.'''
-        names = [item.name for item in fields(PostprocessConfig)]
-        return postprocess_config(**{name: getattr(self, name) for name in names})
+        return postprocess_config(**{item.name: getattr(self, item.name) for item in fields(PostprocessConfig)})
 
 
 class SubmitJob:
@@ -146,18 +143,17 @@ class SubmitJob:
     ) -> None:
         now_s = deadline.now()
         self.is_abandoned = False
-        end_s = deadline.at if end_s is None else end_s
         self.options = options
         self.deadline = deadline
-        self.end_s = end_s
+        self.end_s = deadline.at if end_s is None else end_s
         self.budget = TimeBudget(deadline)
         self.plan = Plan(self.budget)
         self.mute_after = mute_after or Deadline()
-        self.deadline_s = None if end_s == math.inf else round(end_s - now_s, 3)
+        self.deadline_s = None if self.end_s == math.inf else round(self.end_s - now_s, 3)
         self.began = time.time()
         self.watch = Stopwatch()
         self.notes: list[str] = []
-        # A worker prints no note while it starts: its supervisor has printed the same notes already.
+        # A starting worker prints no note: its supervisor has printed the same ones.
         self.is_quiet = in_worker()
 
     def note(self, text: str) -> None:
@@ -173,7 +169,7 @@ class SubmitJob:
 
     @property
     def state_folder(self) -> Path:
-        '''The folder beside the CSV that holds what a later call continues with.'''
+        '''The folder beside the CSV for what a later call continues with.'''
         return self.options.out.with_name(self.options.out.name + '.state')
 
     @functools.cached_property
@@ -205,8 +201,7 @@ def check_steps(options: SubmitOptions, template: Template, is_stack: bool) -> N
 class SubmissionWriter:
     '''Writes the CSV and the report, and measures how long the CSV takes, blending included.
 
-    Where the disk is full, the predictions that are kept for a later call make way for the CSV. `problem` says why
-    the last CSV could not be written.
+    On a full disk, predictions kept for a later call make way for the CSV. `problem`: why the last CSV was not written.
     '''
 
     def __init__(self, job: SubmitJob) -> None:
@@ -216,13 +211,14 @@ class SubmissionWriter:
 
     def write(self, rows: RowScores) -> None:
         '''Blend the rows and write the CSV, unless the caller has stopped waiting.'''
-        if self.job.is_mute:
+        job = self.job
+        if job.is_mute:
             return
-        began = self.job.deadline.now()
-        with self.job.watch.measure('write'):
+        began = job.deadline.now()
+        with job.watch.measure('write'):
             scores = rows.result()
             try:
-                write_submission(self.job.options.out, rows.template, scores)
+                write_submission(job.options.out, rows.template, scores)
                 self.problem = None
             except KitError as error:
                 if not isinstance(error.__cause__, OSError):
@@ -231,10 +227,10 @@ class SubmissionWriter:
                     member.cache.stop('the disk has no space for both them and the CSV')
                 self.problem = error
                 with contextlib.suppress(KitError):
-                    write_submission(self.job.options.out, rows.template, scores)
+                    write_submission(job.options.out, rows.template, scores)
                     self.problem = None
-        self.written_at = self.job.deadline.now()
-        self.job.budget.write_s = self.written_at - began
+        self.written_at = job.deadline.now()
+        job.budget.write_s = self.written_at - began
 
     def is_due(self) -> bool:
         '''Whether to write the CSV: every five seconds, or so rarely that it takes a twentieth of the time.'''
@@ -243,6 +239,5 @@ class SubmissionWriter:
     def write_report(self, report: dict[str, Any]) -> None:
         '''Write the report, unless the caller has stopped waiting.'''
         if not self.job.is_mute:
-            # The CSV counts, and it is there.
-            with contextlib.suppress(KitError):
+            with contextlib.suppress(KitError):  # the CSV counts, and it is there
                 write_json(report_path(self.job.options.out), report)

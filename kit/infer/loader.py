@@ -28,13 +28,10 @@ from kit.infer.predictor import compute_spectrograms
 Job = TypeVar('Job')
 Result = TypeVar('Result')
 
-# How often `TimeoutPool.result` compares the clock with the time limit.
-POLL_S = 0.1
-
 
 @dataclass
 class Task(Generic[Job, Result]):
-    '''A submitted job, queued while `started_at` is None. `result` or `error` is valid once `done` is set.'''
+    '''A job, queued while `started_at` is None. `result` or `error` is valid once `done` is set.'''
 
     job: Job
     done: threading.Event = field(default_factory=threading.Event)
@@ -46,11 +43,11 @@ class Task(Generic[Job, Result]):
 class TimeoutPool(Generic[Job, Result]):
     '''A pool of daemon threads with a time limit for each job.
 
-    Python cannot stop a thread. A job that runs longer than `timeout_s` therefore keeps its thread, a new thread
-    takes its place, and the job's result becomes `timed_out`. Each such job halves the limit, down to an
-    eighth, so that a folder full of hanging files does not use up all the time.
+    Python cannot stop a thread. So a job that runs longer than `timeout_s` keeps its thread, a new one takes its place,
+    and the job's result becomes `timed_out`. Each such job halves the limit, down to an eighth: a folder full of
+    hanging files must not use up all the time.
 
-    concurrent.futures does not fit: it joins its threads at exit, so one that hangs keeps Python alive.
+    concurrent.futures does not fit: it joins its threads at exit, and one that hangs keeps Python alive.
     '''
 
     def __init__(
@@ -95,13 +92,12 @@ class TimeoutPool(Generic[Job, Result]):
 
     def result(self, task: Task[Job, Result]) -> Result:
         '''Wait for a task's result, or raise its exception. The time limit counts from the job's start.'''
-        while not task.done.wait(timeout=min(POLL_S, self.timeout_s)):
-            if task.started_at is None or self.now() - task.started_at <= self.timeout_s:
-                continue
-            self.max_threads += 1
-            self.start_thread()
-            self.timeout_s = max(self.timeout_s / 2, self.min_timeout_s)
-            return self.timed_out
+        while not task.done.wait(timeout=min(0.1, self.timeout_s)):
+            if task.started_at is not None and self.now() - task.started_at > self.timeout_s:
+                self.max_threads += 1
+                self.start_thread()
+                self.timeout_s = max(self.timeout_s / 2, self.min_timeout_s)
+                return self.timed_out
         if task.error:
             raise task.error
         return cast(Result, task.result)
@@ -113,19 +109,15 @@ class TimeoutPool(Generic[Job, Result]):
 
 
 TIMED_OUT = Undecodable('took too long to read; given up')
-CHUNK_CLIPS = 24
-CHUNK_SECONDS = 600.0
 Source = Path | Sound
 IsCached = Callable[[str], bool]
 DecodeResult = tuple[str, Sound | Undecodable | None]
+HeaderResult = float | Undecodable | None
 
 
 @dataclass(eq=False)
 class Chunk:
-    '''Clips that are decoded together.
-
-    `clips` are positions in the loader's sources. `tasks` is None before the clips were submitted for decoding.
-    '''
+    '''Clips, as positions in the loader's sources, that are decoded together. `tasks` is None until submitted.'''
 
     clips: list[int]
     seconds: float = 0.0
@@ -133,18 +125,15 @@ class Chunk:
 
 
 def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[int] = ()) -> list[Chunk]:
-    '''Group clips into chunks of at most 24 clips and 600 s, short ones first; unknown lengths are last and alone.
-
-    Isolated clips come after those, alone too.
-    '''
+    '''Group clips into chunks of at most 24 and 600 s, short first. Unknown lengths, then isolated, are last, alone.'''
     chunks: list[Chunk] = []
     left_s = 0.0
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
     ordered.sort(key=lambda pair: pair[1] in isolated)
     for seconds, clip in ordered:
-        if not chunks or len(chunks[-1].clips) >= CHUNK_CLIPS or seconds > left_s:
+        if not chunks or len(chunks[-1].clips) >= 24 or seconds > left_s:
             chunks.append(Chunk([]))
-            left_s = CHUNK_SECONDS
+            left_s = 600.0
         chunks[-1].clips.append(clip)
         chunks[-1].seconds += durations_s[clip] or 0.0
         left_s -= seconds
@@ -155,10 +144,8 @@ class SpectrogramLoader:
     '''Loads the clips of one job in chunks, and computes each frontend's spectrogram of a clip once.
 
     Call `read_headers` first. On a GPU the next chunk is decoded while the device computes. On the CPU all cores
-    decode, then all cores compute. A clip is identified by its position in `sources`.
-
-    `notes` name what sound of a clip is lost or was changed.
-    Units: durations in seconds; the headers' `durations_s`, and `seconds` as decoded
+    decode, then compute. A clip is identified by its position in `sources`. `notes` name what sound of it is lost or
+    was changed. Durations are the headers' `durations_s`, and `seconds` as decoded.
     '''
 
     def __init__(
@@ -195,14 +182,13 @@ class SpectrogramLoader:
         self.isolated: Collection[int] = ()
 
     def isolate(self, clips: Collection[int], reasons: Mapping[int, str]) -> None:
-        '''Load some clips last and one by one, and others, which have ended a process, not at all.'''
+        '''Load some clips last and one by one; others, which ended a process, not at all.'''
         self.isolated = clips
         self.failures |= reasons
 
     def paths(self, clips: Iterable[int]) -> list[str]:
         '''The paths of those clips that are files.'''
-        sources = [self.sources[clip] for clip in clips]
-        return [str(source) for source in sources if not isinstance(source, Sound)]
+        return [str(self.sources[clip]) for clip in clips if not isinstance(self.sources[clip], Sound)]
 
     @property
     def audio_s(self) -> float:
@@ -216,9 +202,7 @@ class SpectrogramLoader:
 
     def read_headers(self) -> None:
         '''Read every clip's duration, plan the chunks, and start the decoding threads.'''
-        pool: TimeoutPool[int, float | Undecodable | None] = TimeoutPool(
-            self.read_header, TIMED_OUT, self.threads, self.timeout_s
-        )
+        pool = TimeoutPool[int, HeaderResult](self.read_header, TIMED_OUT, self.threads, self.timeout_s)
         with self.watch.measure('headers'):
             clips = [clip for clip in self.clips if clip not in self.failures]
             tasks = [pool.submit(clip) for clip in clips]
@@ -232,18 +216,15 @@ class SpectrogramLoader:
         self.chunks = plan_chunks(self.durations_s, self.isolated)
         self.pool = TimeoutPool(self.decode_clip, ('', TIMED_OUT), self.threads, self.timeout_s)
 
-    def read_header(self, clip: int) -> float | Undecodable | None:
-        '''Read a clip's duration; an isolated one's is unknown, so that it is opened once, and alone.'''
+    def read_header(self, clip: int) -> HeaderResult:
+        '''Read a clip's duration; an isolated one's is unknown: it is opened once, and alone.'''
         if clip in self.isolated:
             return None
         with opened('file', self.paths([clip])):
             return header_duration_s(self.sources[clip], self.decoders)
 
     def decode_clip(self, job: tuple[int, IsCached]) -> DecodeResult:
-        '''Hash a clip, and decode it unless the predictions of that hash are cached.
-
-        Returns the hash of the content, and the sound, the reason why it cannot be used, or None where cached.
-        '''
+        '''Return the hash of a clip's content, and its sound, why it is unusable, or None if predictions are cached.'''
         clip, is_cached = job
         source = self.sources[clip]
         if isinstance(source, Sound):
@@ -269,33 +250,27 @@ class SpectrogramLoader:
             chunk.tasks = self.submit_clips(chunk.clips, self.is_cached)
 
     def load(self, chunk: Chunk) -> list[int]:
-        '''Hash a chunk's clips and decode those that are needed; return the clips that did not fail.'''
+        '''Hash a chunk's clips and decode those that are needed; return those that did not fail.'''
         self.prefetch(chunk)
         if chunk.tasks:
             tasks = chunk.tasks
             chunk.tasks = []
-            following = self.chunks.index(chunk) + 1
-            if self.device.type != 'cpu' and following < len(self.chunks):
-                next_chunk = self.chunks[following]
-                if next_chunk.clips[0] not in self.isolated:
-                    self.prefetch(next_chunk)
+            following = self.chunks[self.chunks.index(chunk) + 1 :]
+            if self.device.type != 'cpu' and following and following[0].clips[0] not in self.isolated:
+                self.prefetch(following[0])
             self.compute(chunk.clips, tasks)
         return [clip for clip in chunk.clips if clip not in self.failures]
 
     def specs(self, chunk: Chunk, key: str) -> tuple[list[int], list[Tensor]]:
-        '''The clips of a chunk that did not fail, and their spectrograms by one frontend.
-
-        Shape:  spectrograms (M, N_i)
-        '''
+        '''The clips of a chunk that did not fail, and their spectrograms (M, N_i) by one frontend.'''
         clips = self.load(chunk)
-        missing = [clip for clip in clips if (clip, key) not in self.cache]
-        if missing:
+        if missing := [clip for clip in clips if (clip, key) not in self.cache]:
             self.compute(missing, self.submit_clips(missing, lambda _: False))
             clips = [clip for clip in clips if clip not in self.failures]
         return clips, [self.cache.get((clip, key)) for clip in clips]
 
     def compute(self, clips: Sequence[int], tasks: Sequence[Task[Any, DecodeResult]]) -> None:
-        '''Wait until clips are decoded, cache their spectrograms by every frontend, note those that failed.'''
+        '''Wait until clips are decoded, cache their spectrograms by every frontend, note failures.'''
         assert self.pool is not None
         self.cache.drop_unmapped()
         with self.watch.measure('decode'):
@@ -315,16 +290,14 @@ class SpectrogramLoader:
             waves_at = {rate: self.resampled(sounds, rate) for rate in rates}
             for key, frontend in self.frontends.items():
                 waves = waves_at[frontend.config.sample_rate]
-                specs = compute_spectrograms(frontend, list(waves.values()))
-                for clip, spec in zip(waves, specs, strict=True):
+                for clip, spec in zip(waves, compute_spectrograms(frontend, list(waves.values())), strict=True):
                     self.cache.put((clip, key), spec)
 
     def resampled(self, sounds: Mapping[int, Sound], rate: int) -> dict[int, Tensor]:
         '''Move waveforms to the device at one sample rate; clips whose rate cannot be converted fail.'''
         waves = {}
         for clip, sound in sounds.items():
-            ratio = small_ratio(sound.sample_rate, rate)
-            if ratio:
+            if ratio := small_ratio(sound.sample_rate, rate):
                 wave = torch.from_numpy(np.ascontiguousarray(sound.wave, np.float32))
                 waves[clip] = resample(wave.to(self.device), *ratio)
             else:
@@ -349,7 +322,7 @@ class SpectrogramLoader:
             print(f'note: {names[clip]}: {"; ".join(notes)}', flush=True)
 
     def notes_by_name(self, names: Sequence[str], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:
-        '''The notes on each clip by its name; those of an earlier call for clips that were not decoded.'''
+        '''The notes on each clip by its name; an earlier call's for clips that were not decoded.'''
         notes = {}
         for clip, name in enumerate(names):
             if clip in self.notes:

@@ -26,9 +26,9 @@ from kit.models.tagger import Tagger, TaggerCard
 class EnsembleMember:
     '''One model of an ensemble, and how far it has come.
 
-    `failure` says why the model stopped, `failed_clips` why single clips have no prediction. `finished` is true from
-    its last clip on. `cost` is measured: seconds per second read; `read_s` of them are read. `predicted` are also
-    the clips of an earlier call. `coarse` is of windows side by side. A model of a stack has its number, and its run.
+    `failure` says why the model stopped, `failed_clips` why single clips lack a prediction. `finished` is true from its
+    last clip on. `cost` is measured: seconds per second read; `read_s` of them are read. `predicted` includes clips of
+    an earlier call. `coarse` is of windows side by side. A model of a stack has its number, and its run.
     '''
 
     name: str
@@ -63,7 +63,7 @@ class EnsembleMember:
 
     @property
     def frontend_key(self) -> str:
-        '''A text that is equal for members that share spectrograms.'''
+        '''A text, equal for members that share spectrograms.'''
         return self.card.frontend.canonical_json()
 
     def fail_clip(self, clip: int, reason: str) -> None:
@@ -113,8 +113,8 @@ def doubtful_outputs(members: Sequence[EnsembleMember]) -> list[str]:
             continue
         name = Path(member.name).name
         if all(x.min() >= 0 and x.max() <= 1 for x in outputs):
-            cure = "wrap_network(returns='probabilities')"
-            warnings.append(f'{name}: all outputs lie in [0, 1]: are they probabilities? {cure}')
+            question = "are they probabilities? wrap_network(returns='probabilities')"
+            warnings.append(f'{name}: all outputs lie in [0, 1]: {question}')
         elif all(np.allclose(np.exp(x).sum(axis=1), 1, atol=1e-4) for x in outputs):
             warnings.append(f'{name}: all outputs are logarithms of probabilities: return logits, without log_softmax')
     return warnings
@@ -125,7 +125,6 @@ MEASURING_SHARE = 0.05  # of the time left
 LEAST_LEFT_S = 2.0
 OOF_BYTES_PER_S = 4e6  # that are read
 GOOD_MARGIN = 0.05  # a score this far below the best is still good
-SELECTION_CLIPS = 2000
 
 
 def read_seconds(inference: InferenceConfig, seconds: Any) -> float:
@@ -146,7 +145,7 @@ def has_overlap(inference: InferenceConfig) -> bool:
 def measure_cost(predictor: Predictor, budget: TimeBudget | None = None, limit_s: float = math.inf) -> float:
     '''Measure the seconds that a model takes for a second that it reads, on five seconds of noise or one window.
 
-    The second turn counts, unless the first takes longer than `limit_s`. What batches took is added to the budget.
+    The second turn counts, unless the first exceeds `limit_s`. What batches took is added to the budget.
     '''
     budget = budget or TimeBudget()
     trial = TimeBudget(Deadline(now=budget.deadline.now))
@@ -161,7 +160,7 @@ def measure_cost(predictor: Predictor, budget: TimeBudget | None = None, limit_s
     if trial.deadline.now() - start > limit_s:
         return (trial.deadline.now() - start) / read_seconds(inference, [seconds])
     if isinstance(predictor.network, CompiledNetwork):
-        specs = specs * predictor.network.rows  # so that no padding is measured
+        specs = specs * predictor.network.rows  # without padding
     trial.paces.pop(predictor.kind, None)
     start = trial.deadline.now()
     predictor.predict(specs, trial)
@@ -173,10 +172,10 @@ def select_runs(
 ) -> list[Path]:
     '''Order runs by what each adds to the mean of those before, out of fold, per second; leave out the useless.
 
-    `costs` are seconds of one model of each run. At most 2,000 clips are used.
+    `costs` are seconds of one model of each run. Up to 2,000 clips are used.
     '''
     start = runs[first]
-    rows = slice(None, None, max(1, -(-len(start.names) // SELECTION_CLIPS)))
+    rows = slice(None, None, max(1, -(-len(start.names) // 2000)))
     truth = start.truth[rows]
     probs = {run: oof.probabilities_like(start, run, first)[rows] for run, oof in runs.items()}
     chosen = [first]
@@ -200,10 +199,10 @@ def select_runs(
 class Plan:
     '''Chooses the model that runs next. Without a deadline that is the next in the given order.
 
-    Under one, the cheapest good model that has the time is first. Then come those that add most out of fold per
-    second, where the runs beside the checkpoints tell, else the cheapest good ones: those little below the best score.
-    A stack needs all its runs, so their first models come before any second. For a metric per class, models that have
-    the time for every row come first.
+    Under one, the cheapest good model that has the time is first. Then come those that add most out of fold per second,
+    where the runs beside the checkpoints tell, else the cheapest good ones: those little below the best score. A stack
+    needs all its runs: their first models come before any second. For a metric per class, those with time for every row
+    come first.
 
     Where the first model has no time for every row and its windows overlap, a `preview` comes before all: that model
     over windows side by side, until its own scores replace these.
@@ -253,7 +252,7 @@ class Plan:
         self.compare_runs(members, deadline.left_s() - stop_at_s)
 
     def compare_runs(self, members: Sequence[EnsembleMember], limit_s: float = math.inf) -> None:
-        '''Order the runs that checkpoints lie in by their out-of-fold predictions, unless reading takes longer.'''
+        '''Order the checkpoints' runs by their out-of-fold predictions, unless reading takes longer.'''
         runs: dict[Path, OofPredictions] = {}
         costs: dict[Path, float] = {}
         weights: dict[Path, float] = {}
@@ -261,8 +260,7 @@ class Plan:
             if member.stack is None and (member.folder / 'oof.csv').is_file():
                 weights[member.folder] = weights.get(member.folder, 0.0) + member.weight
                 costs.setdefault(member.folder, self.needed_s(member))
-        n_bytes = sum((folder / 'oof.csv').stat().st_size for folder in costs)
-        if len(costs) < 2 or n_bytes > limit_s * OOF_BYTES_PER_S:
+        if len(costs) < 2 or sum((folder / 'oof.csv').stat().st_size for folder in costs) > limit_s * OOF_BYTES_PER_S:
             return
         first = next(iter(costs))
         for folder in costs:
@@ -276,7 +274,7 @@ class Plan:
                 self.rejected = runs.keys() - set(self.selected)
 
     def needed_s(self, member: EnsembleMember) -> float:
-        '''Estimate the seconds that a model needs for the clips that it has not predicted yet.'''
+        '''Estimate the seconds that a model needs for the clips that it has not predicted.'''
         lengths = [length for clip, length in self.seconds.items() if clip not in member.predicted]
         read_s = read_seconds(member.predictor.inference, lengths) * self.factor
         return member.cost * read_s if read_s else 0.0
@@ -308,7 +306,7 @@ class Plan:
         return ordered
 
     def run_of(self, member: EnsembleMember) -> object:
-        '''What is equal for models of one run, and for all that no stack or run compares.'''
+        '''A value equal for models of one run, and for all that no stack or run compares.'''
         if member.stack is not None:
             return (member.stack, member.run)
         return member.folder if member.folder in {*self.selected, *self.rejected} else None
@@ -335,8 +333,7 @@ class Plan:
         member = self.order(waiting)[0]
         self.started.append(member)
         needed_s = min(self.needed_s(member), 1e9)  # JSON has no infinity
-        step = {'checkpoint': Path(member.name).name, 'needed_s': needed_s, 'left_s': self.budget.left_s()}
-        self.steps.append(step)
+        self.steps.append({'checkpoint': Path(member.name).name, 'needed_s': needed_s, 'left_s': self.budget.left_s()})
         return member
 
     def update_costs(self, member: EnsembleMember, waiting: Sequence[EnsembleMember]) -> None:
@@ -349,9 +346,9 @@ class Plan:
 
     def describe(self, members: Sequence[EnsembleMember]) -> str:
         '''Say how many models fit in the time left, if any cost was measured.'''
-        needed_s = np.array([self.needed_s(member) for member in self.order(members)])
         if not any(member.cost for member in members):
             return ''
+        needed_s = np.array([self.needed_s(member) for member in self.order(members)])
         left_s = self.budget.left_s()
         n_fit = int((np.cumsum(needed_s) <= left_s).sum())
         finite_s = needed_s[np.isfinite(needed_s)].sum()

@@ -30,20 +30,15 @@ class WindowLogits:
 
 
 def compute_spectrograms(frontend: Frontend, waves: Sequence[Tensor]) -> list[Tensor]:
-    '''Compute the spectrograms to cache, normalized if normalization refers to the whole clip.
-
-    Shape:  waves (T_i,) -> list of (M, N_i)
-    '''
+    '''Compute spectrograms to cache, normalized if that refers to the whole clip. Shape: [(T_i,)] -> [(M, N_i)]'''
     specs = frontend.spectrograms(waves)
-    if frontend.config.reference != 'clip':
-        return specs
-    return [frontend.normalize(spec) for spec in specs]
+    return [frontend.normalize(spec) for spec in specs] if frontend.config.reference == 'clip' else specs
 
 
 def normalize_by_windows(frontend: Frontend, spec: Tensor, spans: Sequence[Span]) -> Tensor:
     '''Normalize each window of a spectrogram, and average a frame over the windows that hold it.
 
-    A network that was trained on normalized windows is lost on a clip that was normalized as a whole.
+    A network trained on normalized windows is lost on a clip normalized as a whole.
 
     Shape:  (M, N), spans that cover N -> (M, N)
     '''
@@ -64,8 +59,7 @@ def cut_window(
         piece = piece.float()
     if normalize and frontend.config.reference == 'window':
         piece = frontend.normalize(piece)
-    floor = frontend.floor(piece) if pad_mode == 'min' else None
-    return pad_frames(piece, frames, pad_mode, floor)
+    return pad_frames(piece, frames, pad_mode, frontend.floor(piece) if pad_mode == 'min' else None)
 
 
 def check_frames_mode(tagger: Tagger) -> None:
@@ -87,8 +81,8 @@ class Predictor:
 
     It moves the tagger there when it is created: a training that shares the tagger continues in the memory format
     chosen here. With `fuse`, the first batch fuses batch norms into convolutions, in a copy that no later training
-    changes; `fusion` says what was fused. With another `backend` than torch, the first batch then compiles that
-    network; `compilation` says which backend predicts, and why.
+    changes; `fusion` describes it. With another `backend` than torch, the first batch then compiles that network;
+    `compilation` names the backend that predicts, and why.
     '''
 
     def __init__(
@@ -144,9 +138,10 @@ class Predictor:
         inputs_of_clip = [self.inference.inputs(spec.shape[-1], frames_per_s) for spec in specs]
         pools_maps = self.inference.mode == 'frames'
         if pools_maps and frontend.config.reference == 'window':
-            spans_of_clip = [self.inference.spans(spec.shape[-1], frames_per_s) for spec in specs]
-            pairs = zip(specs, spans_of_clip, strict=True)
-            specs = [normalize_by_windows(frontend, spec, spans) for spec, spans in pairs]
+            specs = [
+                normalize_by_windows(frontend, spec, self.inference.spans(spec.shape[-1], frames_per_s))
+                for spec in specs
+            ]
         inputs = [(clip, *one) for clip, of_clip in enumerate(inputs_of_clip) for one in of_clip]
         lengths = [self.inference.input_frames(part, self.tagger.min_frames) for _, part, _ in inputs]
         logits: list[np.ndarray | None] = [None] * len(inputs)
@@ -210,8 +205,8 @@ class Predictor:
         logits = self.tagger.read_logits(output)
         counts = [len(spans) for spans in windows]
         expected = (sum(counts), len(self.tagger.card.classes))
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if found != expected:
-            shapes = f'(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {found}'
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if got != expected:
+            shapes = f'(B, C, M, N) to (B, K), {tuple(spec.shape)} to {expected}, got {got}'
             raise KitError(f'a network maps {shapes}: let it return clip logits alone.')
         return np.split(logits.float().cpu().numpy(), np.cumsum(counts)[:-1])

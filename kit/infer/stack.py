@@ -1,4 +1,4 @@
-'''Stacks: second-level networks over the predictions of models, and the models and stacks that checkpoints hold.'''
+'''Stacks: second-level networks over models' predictions; the models and stacks that checkpoints hold.'''
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ class ClassMixer(nn.Module):
         nn.init.zeros_(self.mix.bias)
 
     def forward(self, predictions: Tensor) -> Tensor:
-        # The float32 weights widen half precision, in which 1 - eps would be 1 and its logit infinite.
+        # The float32 weights widen half precision, where 1 - eps would be 1 and its logit infinite.
         mean = (predictions * self.model_weights.softmax(dim=0)).sum(dim=1)
         return self.mix(torch.logit(mean, eps=1e-7))
 
@@ -109,14 +109,13 @@ class ImageStacker(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.blocks(images)
-        pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1)
-        return self.head(pooled)
+        return self.head(torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1).flatten(1))
 
 
 class LogisticStacker(nn.Module):
     '''One logistic regression per class on the models' logits of that class; unfitted, their mean.
 
-    Its weights are plain tensors: scikit-learn fits them, but submitting needs only torch.
+    Its weights are plain tensors: scikit-learn fits them, submitting needs only torch.
     Shape:  probabilities (B, m, K) -> logits (B, K)
     Source: Wolpert 1992, Stacked generalization, with logistic regression as the second level
     '''
@@ -167,7 +166,7 @@ class StackCard(Config):
 
 @dataclass(frozen=True)
 class Stack:
-    '''A second level: its card and each fold's network, whose probabilities are averaged. `weight` is in a blend.'''
+    '''A second level: its card, each fold's network, whose probabilities are averaged, and its weight in a blend.'''
 
     card: StackCard
     networks: Sequence[nn.Module]
@@ -175,7 +174,7 @@ class Stack:
 
     @property
     def digest(self) -> str:
-        '''A text that is equal for stacks with equal cards and tensors.'''
+        '''A text, equal for stacks with equal cards and tensors.'''
         tensors: dict[str, Tensor] = {}
         for fold, network in enumerate(self.networks):
             tensors |= {f'{fold}.{name}': tensor for name, tensor in network.state_dict().items()}
@@ -187,17 +186,13 @@ class Stack:
         with torch.inference_mode():
             for batch in batches_by_length([x.shape[-1] for x in inputs], 1 << 20):
                 x = torch.stack([inputs[i] for i in batch])
-                of_networks = [network(x).sigmoid() for network in self.networks]
-                probs[batch] = torch.stack(of_networks).mean(dim=0).numpy()
+                probs[batch] = torch.stack([network(x).sigmoid() for network in self.networks]).mean(dim=0).numpy()
         return probs
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    '''A tagger, or a checkpoint whose network is not built yet.
-
-    `stack` is the number of the stack that it belongs to, `run` its run there.
-    '''
+    '''A tagger, or a checkpoint whose network is not built yet, and the numbers of its stack and its run there.'''
 
     name: str
     source: Tagger | Checkpoint
@@ -223,7 +218,7 @@ def open_models(
 ) -> tuple[list[ModelSpec], list[Stack]]:
     '''Open the models that paths and patterns name; of stacks, their taggers too.
 
-    With `skipped`, a checkpoint that cannot be used is left out and its reason noted there, if others can be used.
+    With `skipped`, an unusable checkpoint is left out and its reason noted there, if others are usable.
     '''
     found = find_models(items)
     models: list[ModelSpec] = []
@@ -278,9 +273,8 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
         for place, (run, member) in enumerate(zip(card.run_of, content['members'], strict=True)):
             checkpoint = open_checkpoint(path, member)
             name = f'{path} [{place} {card.runs[run]}, fold {checkpoint.card.fold}]'
-            checkpoint = replace(checkpoint, path=Path(name))
-            weight = 1 / card.run_of.count(run)
-            models.append(ModelSpec(name, checkpoint, weight, path, run=run))
+            source = replace(checkpoint, path=Path(name))
+            models.append(ModelSpec(name, source, 1 / card.run_of.count(run), path, run=run))
         return models, Stack(card, networks)
     except Exception as error:
         raise damaged_file(path, error) from error
@@ -288,18 +282,15 @@ def open_stack(path: Path, content: Mapping[str, Any]) -> tuple[list[ModelSpec],
 
 def average_windows(models: WindowProbs, times: np.ndarray) -> np.ndarray:
     '''Average the probabilities of models' windows nearest to some times. Shape: times (W,) -> (W, K)'''
-    at_times = []
-    for centres, probs in models:
-        nearest = np.abs(times[:, None] - centres).argmin(axis=1)
-        at_times.append(probs[nearest])
+    at_times = [probs[np.abs(times[:, None] - centres).argmin(axis=1)] for centres, probs in models]
     return np.mean(at_times, axis=0)
 
 
 def clip_image(runs: Sequence[WindowProbs], columns: int) -> Tensor:
     '''Stack every run's probabilities at the times of the first one's windows, of a clip's first 20 s; then zeros.
 
-    Source: two-stage systems, Freesound 2019
     Shape:  -> (m, K, max(W_0, columns)) float32
+    Source: two-stage systems, Freesound 2019
     '''
     times, _ = runs[0][0]
     times = times[: max(1, int((times < MAX_IMAGE_S).sum()))]
@@ -322,8 +313,8 @@ class StackRows(RowScores):
         if self.stack.card.columns:
             centres = np.mean(output.spans, axis=1) / member.card.frontend.frames_per_s
             probs = member.tagger.probabilities(torch.from_numpy(output.logits)).numpy()
-            probs = probs[:, self.columns[self.members.index(member)]]
-            self.window_probs.setdefault((clip, member.run), {})[member.name] = (centres, probs)
+            columns = self.columns[self.members.index(member)]
+            self.window_probs.setdefault((clip, member.run), {})[member.name] = (centres, probs[:, columns])
 
     def sum_by_run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         '''Sum the members' arrays of each run. Shape: (R, ...) per member -> (R, m, ...)'''
@@ -347,8 +338,7 @@ class StackRows(RowScores):
                 runs = [list(self.window_probs[clip, run].values()) for run in range(counts.shape[1])]
                 inputs.append(clip_image(runs, self.stack.card.columns))
         blended[rows] = self.stack.answer(inputs)
-        known = self.template_columns >= 0
-        return np.where(known, blended[:, self.template_columns], 0.0)
+        return np.where(self.template_columns >= 0, blended[:, self.template_columns], 0.0)
 
 
 class EnsembleRows(RowScores):
@@ -366,10 +356,10 @@ class EnsembleRows(RowScores):
         super().__init__(template, plan, members, kind, postprocess)
         if plan.form == 'window' and any(stack.card.columns for stack in stacks):
             raise KitError('this stack reads whole clips, the template asks for windows: use a class-mixer.')
-        self.parts = []
-        for number, stack in enumerate(stacks):
-            taggers = [member for member in members if member.stack == number]
-            self.parts.append(StackRows(stack, template, plan, taggers))
+        self.parts = [
+            StackRows(stack, template, plan, [member for member in members if member.stack == number])
+            for number, stack in enumerate(stacks)
+        ]
 
     def add(self, member: EnsembleMember, clip: int, output: WindowLogits) -> None:
         super().add(member, clip, output)

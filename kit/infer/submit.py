@@ -48,8 +48,7 @@ class Submission:
         ]
         for name, reason in list(report['files_failed'].items())[:5]:
             lines.append(f'could not read {name}: {reason}')
-        audio_notes = report.get('audio_notes')
-        if audio_notes:
+        if audio_notes := report.get('audio_notes'):
             name, notes = next(iter(audio_notes.items()))
             lines.append(f'sound is lost or was changed in {len(audio_notes)} files, e.g. {name}: {"; ".join(notes)}')
         if report['rows_with_prior'] == report['rows']:
@@ -162,10 +161,7 @@ def submit(
 
 
 def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
-    '''Predict some training soundscapes as if they were the test, and reckon the time of 600 test files.
-
-    The predictions are in <out>_rehearsal.csv.
-    '''
+    '''Predict some training soundscapes as the test, to <out>_rehearsal.csv, and reckon the time of 600 test files.'''
     files = scan_folder(soundscapes)[0]
     chosen = files[:: max(1, len(files) // count)][:count]
     out = options.out.with_name(f'{options.out.stem}_rehearsal.csv')
@@ -174,13 +170,14 @@ def rehearse_test(options: SubmitOptions, soundscapes: Path, count: int) -> str:
             (Path(folder) / path.name).symlink_to(path.resolve())
         rows = options.rows if options.rows not in ('auto', 'template') else f'{ROW_S:g}s'
         report = run_submission(replace(options, audio=Path(folder), out=out, rows=rows), Deadline())
+    total_s = report['seconds_total']
     fixed_s = report['seconds'].get('models', 0.0)
-    per_file_s = (report['seconds_total'] - fixed_s) / max(1, len(chosen))
+    per_file_s = (total_s - fixed_s) / max(1, len(chosen))
     minutes = (fixed_s + TEST_FILES * per_file_s) / 60
     text = (
-        f'rehearsal: {len(chosen)} soundscapes, {report["audio_s"]:.0f} s of audio, took '
-        f'{report["seconds_total"]:.1f} s ({out.name}); {TEST_FILES} such files would take {minutes:.1f} min here'
+        f'rehearsal: {len(chosen)} soundscapes, {report["audio_s"]:.0f} s of audio, took {total_s:.1f} s ({out.name})'
     )
+    text += f'; {TEST_FILES} such files would take {minutes:.1f} min here'
     print(text, flush=True)
     return text
 
@@ -205,8 +202,8 @@ def check_output(out: str | Path, template: str | Path | None) -> Path:
 def submit_before(options: SubmitOptions, deadline: str | float, started_at: float | None) -> Submission:
     '''Submit so that the call returns in time: in a child process, or in a thread for what only this process holds.
 
-    The work should stop a little before it is killed, and is killed a margin before the deadline. Taggers, networks
-    and decoders cannot be passed to a child.
+    Work should stop a little before it is killed, a margin before the deadline. A child gets no taggers, networks or
+    decoders.
     '''
     duration_s = parse_duration(deadline)
     end = set_deadline(deadline, started_at).at
@@ -221,8 +218,7 @@ def submit_before(options: SubmitOptions, deadline: str | float, started_at: flo
         since = f'{deadline} after {time.ctime(end - duration_s)}'
         print(f'WARNING: the deadline has passed, {since}: in an old session give started_at=time.time().')
         return Submission(options.out, read_report(options.out))
-    has_taggers = any(isinstance(item, Tagger) for item in options.checkpoints)
-    if has_taggers or options.networks or options.decoders:
+    if any(isinstance(item, Tagger) for item in options.checkpoints) or options.networks or options.decoders:
         return submit_in_thread(job, Deadline(end - 0.75 * margin_s))
     words = vars(options) | {'networks': None, 'progress': None, 'no_progress': not options.progress}
     words |= {'deadline': deadline, 'started_at': repr(end - duration_s)}
@@ -235,21 +231,16 @@ def kill_margin_s(duration_s: float) -> float:
 
 
 def exit_margin_s(duration_s: float) -> float:
-    '''The seconds before the deadline at which work is killed.
-
-    After that, a script's interpreter must end, which takes a part of the time that its start took here.
-    '''
-    margin_s = kill_margin_s(duration_s)
-    if not in_notebook():
-        startup_s = time.time() - process_start()
-        margin_s += min(0.4 * startup_s, 0.08 * duration_s, 5.0)
-    return margin_s
+    '''The seconds before the deadline at which work is killed.'''
+    # A script's interpreter must end then, which takes a part of the time that its start took here.
+    end_s = 0.0 if in_notebook() else min(0.4 * (time.time() - process_start()), 0.08 * duration_s, 5.0)
+    return kill_margin_s(duration_s) + end_s
 
 
 def submit_in_children(job: SubmitJob, words: list[str], margin_s: float) -> Submission:
     '''Submit in a child process, and pass on what it prints.
 
-    A child that dies is followed by another one, without the file or model that was open, while there is time.
+    While there is time, a child that dies is followed by another, without the file or model that was open.
     '''
     out = job.options.out
     can_start_at_once = can_fork()
@@ -309,7 +300,7 @@ def start_thread(work: Callable[[], Any]) -> Future[Any]:
 def write_priors_soon(job: SubmitJob) -> None:
     '''Read the inputs and write priors before a new interpreter has started, unless this takes long here.
 
-    Errors: KitError for inputs that cannot be used
+    Errors: KitError for unusable inputs
     '''
     first = SubmitJob(job.options, job.deadline, job.mute_after, job.end_s)
 
@@ -327,7 +318,7 @@ def write_priors_soon(job: SubmitJob) -> None:
 
 
 def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
-    '''Warn that work was cut short, and return what exists of it.'''
+    '''Warn that work was cut short; return what exists.'''
     out = job.options.out
     report = read_report(out)
     print(f'WARNING: the work {ending}; {out} holds what was done by then', flush=True)
@@ -341,9 +332,8 @@ def warn_of_cut(job: SubmitJob, ending: str) -> Submission:
 def submit_in_thread(job: SubmitJob, last: Deadline) -> Submission:
     '''Submit with networks that only this process holds; return in time even where they hang.
 
-    A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script
-    ends at `last` with exit code 0, its CSV whole, and a notebook waits; to be sure, submit checkpoints of the
-    kit's own families.
+    A network that never returns keeps its thread. Code that holds the interpreter lock cannot be left: a script ends at
+    `last` with exit code 0, its CSV whole, and a notebook waits; to be sure, submit checkpoints of the kit's families.
     '''
     cancel_exit = (lambda: None) if in_notebook() else exit_after(max(0.01, last.left_s()))
     done = start_thread(lambda: run_job(job))

@@ -1,4 +1,4 @@
-'''Bootstrap intervals: how much a metric, or the difference of two, would vary with other clips of the same kind.'''
+'''Bootstrap intervals: how a metric, or the difference of two, would vary with other clips of the same kind.'''
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,8 +20,7 @@ from kit.labels.metrics import (
     ratio_of_counts,
 )
 
-DRAWS_PER_CHUNK = 50
-# For a metric over columns, labels to count in all draws together, of which there are 100 to 1,000.
+# For a metric over columns, labels to count in all draws, of which there are 100 to 1,000.
 MAX_COUNTED = 5 * 10**8
 
 
@@ -48,8 +47,8 @@ class Interval:
 def bootstrap_interval(metric: str, truth: Any, scores: Any, groups: Sequence[Any] | None = None) -> Interval:
     '''Compute a metric by its name, and its bootstrap interval over clips.
 
-    All clips of a group (a recording, for example) are drawn together; a clip with an empty group is drawn alone.
-    A draw on which the metric has no value is repeated.
+    The clips of a group, as of a recording, are drawn together; a clip with an empty group is drawn alone. A draw on
+    which the metric has no value is repeated.
 
     Shape:  truth (n, K), scores (n, K), groups (n,) -> Interval
     Source: percentile method, Efron & Tibshirani 1993, An Introduction to the Bootstrap
@@ -77,7 +76,7 @@ def bootstrap_difference(
 
 
 def draws_of(metric: str, truth: Any) -> int:
-    '''Return 1,000, or less where that takes long.'''
+    '''1,000, or fewer where that takes long.'''
     return 1000 if METRICS[metric].clip_sums else min(1000, max(100, MAX_COUNTED // np.size(truth)))
 
 
@@ -109,10 +108,7 @@ def format_metric(metric: Callable[..., Any], *arguments: Any) -> str:
 
 
 def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, draws: int) -> Interval:
-    '''Draw groups with replacement; find the bounds of the middle 95 % of a statistic's values.
-
-    Shape:  group (n,) int64 from 0
-    '''
+    '''Draw groups with replacement; find the middle 95 % of a statistic's values. Shape: group (n,) int64 from 0'''
     n_groups = int(group.max(initial=-1)) + 1
     if n_groups < 2:
         raise KitError(f'{len(group)} clips in {n_groups} groups: resampling needs 2 or more.')
@@ -120,7 +116,7 @@ def percentile_interval(value: float, statistic: Statistic, group: np.ndarray, d
     values: list[float] = []
     redrawn = 0
     while len(values) < draws:
-        drawn = generator.integers(n_groups, size=(DRAWS_PER_CHUNK, n_groups))
+        drawn = generator.integers(n_groups, size=(50, n_groups))
         counts = np.stack([np.bincount(groups, minlength=n_groups) for groups in drawn], axis=1)
         for drawn_value in statistic(counts.astype(np.int32)[group]).tolist():
             if len(values) == draws:
@@ -143,6 +139,6 @@ def group_numbers(groups: Sequence[Any] | None, n_rows: int) -> np.ndarray:
     if len(groups) != n_rows:
         raise KitError(f'{len(groups)} groups for {n_rows} clips: pass one group per row.')
     keys = [(text, 0) if text else ('', row) for row, text in enumerate(group_texts(groups))]
-    # Numbers follow the sorted names, so that the draws do not depend on the order of the rows.
+    # Numbers follow the sorted names: the draws do not depend on the order of the rows.
     number_of_key = {key: number for number, key in enumerate(sorted(set(keys)))}
     return np.array([number_of_key[key] for key in keys], np.int64)

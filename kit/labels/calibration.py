@@ -24,8 +24,7 @@ class Calibration(Config):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         '''Compute probabilities in float32 or wider, of the same shape.'''
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return torch.sigmoid(self.scale * wide + self.offset)
+        return torch.sigmoid(self.scale * logits.to(torch.promote_types(logits.dtype, torch.float32)) + self.offset)
 
 
 class CalibrationBatch(NamedTuple):
@@ -42,25 +41,23 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
     Shape:  n arrays of (W, K), truth (n, K) in [0, 1] or NaN; pool maps (W, K) -> (K,) and suits torch.vmap
     Source: Platt 1999, Probabilistic Outputs for Support Vector Machines
     '''
-    # The fit goes through the pool, since submissions pool calibrated windows: a mean of window probabilities
-    # is no longer calibrated where the windows were. Log loss on new clips of 2 to 4 windows (simulated, mean):
-    # 0.172 through the pool, 0.191 with scikit-learn's logistic regression on windows, 0.213 on pooled scores.
-    # On clips of one window all three agree to three digits.
+    # The fit goes through the pool, as submissions pool calibrated windows: the mean of their probabilities is not
+    # calibrated. Log loss on new clips of 2 to 4 windows (simulated, mean): 0.172 through the pool, 0.191 with
+    # scikit-learn's logistic regression on windows, 0.213 on pooled scores; equal to three digits for one window.
     truth = np.asarray(truth, np.float64)
     n_true, n_false = np.nansum(truth), np.nansum(1 - truth)
     for kind, total in (('true', n_true), ('false', n_false)):
         if not total > 0:
-            known = np.isfinite(truth).sum()
-            raise KitError(f'none of the {known} known labels is {kind}: use rank blends.')
+            raise KitError(f'none of the {np.isfinite(truth).sum()} known labels is {kind}: use rank blends.')
     known_scores = np.concatenate(
         [scores[:, ~np.isnan(row)].ravel() for scores, row in zip(logits, truth, strict=True)]
     ).astype(np.float64)
-    # Scores are standardised, so that the same start values fit networks of any scale, by percentiles that few
-    # extreme scores do not move; in a normal distribution 3.3 deviations lie between these two.
+    # Scores are standardised, so that equal start values fit networks of any scale, by percentiles that few extreme
+    # scores do not move; in a normal distribution 3.3 deviations lie between these two.
     low_score, centre, high_score = np.percentile(known_scores, [5, 50, 95]).tolist()
     spread = (high_score - low_score) / 3.3 or float(known_scores.std()) or 1.0
-    # Platt's targets: not 1 and 0 but the rates expected with one more label of each kind. Where the scores
-    # separate true from false perfectly, targets of 1 and 0 would drive the scale to infinity.
+    # Platt's targets: not 1 and 0 but the rates expected with one more label of each kind. Where scores separate true
+    # from false perfectly, 1 and 0 would drive the scale to infinity.
     low_target, high_target = 1 / (n_false + 2), (n_true + 1) / (n_true + 2)
     targets = low_target + truth * (high_target - low_target)
     # With a pool the loss is not convex in (log scale, offset): the search begins at the best of nine points.
@@ -70,8 +67,8 @@ def fit_calibration(logits: Sequence[np.ndarray], truth: np.ndarray, pool: Calla
     with torch.inference_mode(False), torch.enable_grad():
         batches = list(batch_by_windows(logits, targets, centre, spread))
         thetas = torch.tensor(starts, dtype=torch.float64)
-        best_start = int(np.argmin([calibration_loss(theta, batches, pool) for theta in thetas]))
-        theta = thetas[best_start].clone().requires_grad_()
+        best = int(np.argmin([calibration_loss(theta, batches, pool) for theta in thetas]))
+        theta = thetas[best].clone().requires_grad_()
         optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
             [theta], max_iter=50, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn='strong_wolfe'
         )
@@ -93,8 +90,7 @@ def batch_by_windows(
     window_counts = np.array([len(scores) for scores in logits])
     for count in np.unique(window_counts):
         clips = np.flatnonzero(window_counts == count)
-        n_batches = -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)
-        for chosen in np.array_split(clips, n_batches):
+        for chosen in np.array_split(clips, -(-len(clips) * count * targets.shape[1] // CALIBRATION_CHUNK)):
             stacked = np.stack([np.asarray(logits[i], np.float64) for i in chosen])
             labels = torch.from_numpy(targets[chosen])
             scores = torch.from_numpy((stacked - centre) / spread)
@@ -104,13 +100,13 @@ def batch_by_windows(
 def calibration_loss(theta: Tensor, batches: Sequence[CalibrationBatch], pool: Callable[[Tensor], Tensor]) -> float:
     '''Compute the mean log loss at theta = (log scale, offset), and add its gradient to theta's.
 
-    Each batch is backpropagated on its own, so that memory holds one graph.
+    Each batch is backpropagated alone: memory holds one graph.
     '''
     n_known = sum(int(batch.known.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
-        # Beyond 30 a sigmoid is 0 or 1 in effect. There the gradients of pools such as the geometric mean would
-        # be infinite or NaN, and so would those of the logarithms below at 0 and 1. Both clamps prevent this.
+        # Beyond 30 a sigmoid is 0 or 1 in effect. There the gradients of pools such as the geometric mean would be
+        # infinite or NaN, and those of the logarithms below at 0 and 1 too. Both clamps prevent this.
         scale = theta[0].clamp(-7.0, 7.0).exp()
         scaled = (scale * batch.scores + theta[1]).clamp(-30.0, 30.0)
         pooled = torch.vmap(pool)(torch.sigmoid(scaled)).clamp(1e-12, 1 - 1e-12)

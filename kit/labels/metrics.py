@@ -13,7 +13,6 @@ from kit.core.errors import KitError, choose
 
 RANKING_CHUNK = 1 << 19
 COUNTING_CHUNK = 1 << 21
-LOG_LOSS_FLOOR = 1e-7
 
 # Maps how often each of D draws holds each clip to the draws' values. Shape: counts (n, D) -> (D,), NaN without a value
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -24,8 +23,8 @@ ClipSums = tuple[np.ndarray, np.ndarray]
 def lwlrap(truth: Any, scores: Any) -> float:
     '''Compute label-weighted label-ranking average precision, in which every true label has the same weight.
 
-    The precision of a true label is the share of true labels among the labels of its clip that score at
-    least as high as it does. lwlrap is the mean of these precisions over all true labels of the set.
+    A true label's precision is the share of true labels among the labels of its clip that score at least as high.
+    lwlrap is the mean precision of all true labels of the set.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number in (0, 1]
     Source: Fonseca et al. 2019, arXiv:1906.02975; ties as in scikit-learn
@@ -46,8 +45,8 @@ def label_precisions(true: np.ndarray, known: np.ndarray, scores: np.ndarray) ->
         rows = slice(start, start + chunk)
         order = np.argsort(scores[rows], axis=1)
         sorted_scores = np.take_along_axis(scores[rows], order, axis=1)
-        # Labels with equal scores have equal precision. All labels from the first of a tie upwards have
-        # at least its score, so the tie takes the counts found at its first position.
+        # Labels with equal scores have equal precision. All labels from the first of a tie upwards have at least its
+        # score, so the tie takes the counts at its first position.
         tie_start = np.broadcast_to(np.arange(n_labels), sorted_scores.shape).copy()
         tie_start[:, 1:][sorted_scores[:, 1:] == sorted_scores[:, :-1]] = 0
         tie_start = np.maximum.accumulate(tie_start, axis=1)
@@ -69,14 +68,14 @@ def precision_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray)
 
 
 def top1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    '''Compute, per clip, the share of true ones among its classes of highest score, and whether it has a true label.'''
+    '''Compute, per clip, the share of true ones among its classes of highest score, and if it has a true label.'''
     highest = np.where(known, scores, -np.inf).max(axis=1, keepdims=True)
     at_top = known & (scores == highest)
     return (at_top & true).sum(axis=1) / np.maximum(at_top.sum(axis=1), 1), np.asarray(true.any(axis=1))
 
 
 def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    '''Compute, per clip, its average precision at 3, where ties count against it, and whether it has a true label.'''
+    '''Compute, per clip, its average precision at 3, ties counting against it, and if it has a true label.'''
     precisions = label_precisions(true, known, scores)
     known_scores = np.where(known, scores, -np.inf)
     fourth = np.sort(np.pad(known_scores, ((0, 0), (3, 0)), constant_values=-np.inf))[:, -4:-3]
@@ -85,7 +84,7 @@ def map3_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> C
 
 
 def f1_clip_sums(true: np.ndarray, known: np.ndarray, scores: np.ndarray) -> ClipSums:
-    '''Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and whether it has a known label.'''
+    '''Compute, per clip, the F1 of its labels from 0.5 up, 1 if none is true, and if it has a known label.'''
     check_probabilities(scores)
     counts = known.any(axis=1)
     return f1_scores(true, known & (scores >= 0.5), axis=1) * counts, np.asarray(counts)
@@ -130,12 +129,11 @@ def count_labels(labels: SortedLabels, counts: np.ndarray) -> tuple[np.ndarray, 
     return true, known - true
 
 
-# scikit-learn gives the same values, but masks no unknown labels and takes one draw of the bootstrap at a time. So
-# value and draws have one definition here, which the tests compare with scikit-learn's.
+# scikit-learn gives the same values, but masks no unknown labels and takes one bootstrap draw at a time. So value and
+# draws have one definition here, which tests compare with scikit-learn's.
 def auc_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
     '''Compute the area under the ROC curve, by trapezoids. Shape: two of (c + 1, D) -> (D,)'''
-    area = (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0)
-    return area / (true[-1] * false[-1])
+    return (np.diff(false, axis=0) * (true[1:] + true[:-1]) / 2).sum(axis=0) / (true[-1] * false[-1])
 
 
 def precision_of_counts(true: np.ndarray, false: np.ndarray) -> np.ndarray:
@@ -155,8 +153,8 @@ class Metric:
     '''A metric that a recipe may choose; higher is better.
 
     Over rows, it is the ratio of the totals of two numbers per clip, `clip_sums`. Over columns, it is the mean of
-    `of_counts` over the classes that have a value, each with `padding` more true labels of score 1, or that of one list
-    of all labels, if `pooled`. With `decides`, a score counts as 1 from 0.5 up, else as 0.
+    `of_counts` over the classes that have a value, each with `padding` more true labels of score 1; if `pooled`, that
+    of one list of all labels. With `decides`, a score counts as 1 from 0.5 up, else as 0.
     '''
 
     clip_sums: Callable[[np.ndarray, np.ndarray, np.ndarray], ClipSums] | None = None
@@ -173,8 +171,8 @@ class Metric:
 
 
 # Freesound: map3 2018, lwlrap 2019. RFCX: lwlrap; its 32nd place validated lwlrap_flat, the micro average precision.
-# BirdCLEF: micro_f1 (row-wise) 2021, macro_f1 like 2022, padded_cmap 2023, macro_auc from 2024 on.
-# F1 is at 0.5: `oof` fits thresholds.
+# BirdCLEF: micro_f1 (row-wise) 2021, macro_f1 like 2022, padded_cmap 2023, macro_auc from 2024 on. F1 is at 0.5: `oof`
+# fits thresholds.
 METRICS = {
     'lwlrap': Metric(precision_clip_sums),
     'lwlrap_flat': Metric(pooled=True),
@@ -191,7 +189,7 @@ METRICS = {
 def compute_metric(name: str, truth: Any, scores: Any) -> float:
     '''Compute the metric of a name. Shape: truth (n, K) of 1, 0 or NaN, scores (n, K) -> a number
 
-    Errors: KitError for an unknown name, and where the metric has no value
+    Errors: KitError for an unknown name or a metric without a value
     '''
     value = float(metric_statistic(name, truth, scores)(np.ones((len(truth), 1), np.int32))[0])
     if np.isnan(value):
@@ -274,11 +272,11 @@ def values_of_lists(metric: Metric, lists: Sequence[SortedLabels], counts: np.nd
 
 
 def label_likelihoods(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    '''Compute the probability of each label, in [1e-7, 1 - 1e-7], so that a certain mistake costs a finite loss.
+    '''Compute the probability of each label, in [1e-7, 1 - 1e-7]: a certain mistake costs a finite loss.
 
     Shape:  truth (n, K) of 1, 0 or NaN, probs (n, K) -> (n, K), 1 where unknown
     '''
-    clipped = probs.astype(np.float64).clip(LOG_LOSS_FLOOR, 1 - LOG_LOSS_FLOOR)
+    clipped = probs.astype(np.float64).clip(1e-7, 1 - 1e-7)
     return np.where(np.isnan(truth), 1.0, np.where(truth == 1, clipped, 1 - clipped))
 
 
@@ -298,7 +296,10 @@ def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.
 
     Shape:  truth (n, K) of 1, 0 or NaN, scores (n, K) without NaN -> three of (n, K)
     '''
-    truth, scores = check_aligned(truth, scores)
+    truth = np.asarray(truth, np.float64)
+    scores = np.asarray(scores)
+    if truth.ndim != 2 or truth.shape != scores.shape:
+        raise KitError(f'truth {truth.shape} and scores {scores.shape} must both be (clips, classes).')
     true = truth == 1
     known = ~np.isnan(truth)
     soft = known & ~true & (truth != 0)
@@ -310,15 +311,6 @@ def ranking_masks(truth: Any, scores: Any, some_true: bool = False) -> tuple[np.
     if some_true and not true.any():
         raise KitError(f'none of the {len(true)} clips has a true label: the metric needs one or more.')
     return true, known, scores
-
-
-def check_aligned(truth: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    '''Return both as arrays.'''
-    truth = np.asarray(truth, np.float64)
-    scores = np.asarray(scores)
-    if truth.ndim != 2 or truth.shape != scores.shape:
-        raise KitError(f'truth {truth.shape} and scores {scores.shape} must both be (clips, classes).')
-    return truth, scores
 
 
 def check_probabilities(values: np.ndarray) -> None:

@@ -31,7 +31,7 @@ from kit.models.network import (
 
 @dataclass(frozen=True)
 class PyramidConfig(NetworkConfig):
-    '''Size of a max-pyramid; the defaults are the published network of 9.25 M weights.'''
+    '''Size of a max-pyramid; by default the published network of 9.25 M weights.'''
 
     dims: int = setting(2, '2: convolve frequency and time; 1: time, bins are channels', choices=(1, 2))
     blocks: int = setting(5, 'number of blocks; each halves its map', low=2, high=8)
@@ -58,8 +58,7 @@ class BottleneckResidual(nn.Module):
         conv_class, norm_class, _ = LAYERS_OF_DIMS[dims]
         layers: list[nn.Module] = []
         for size in (1, 3, 1):
-            conv = conv_class(width, width, size, padding=size // 2, bias=False)
-            layers += [conv, norm_class(width), FastPReLU()]
+            layers += [conv_class(width, width, size, padding=size // 2, bias=False), norm_class(width), FastPReLU()]
         # The last activation follows the sum.
         self.body = nn.Sequential(*layers[:-1])
         self.activation = layers[-1]
@@ -86,20 +85,15 @@ class MaxPyramid(Backbone):
         conv_class, norm_class, pool_class = LAYERS_OF_DIMS[settings.dims]
         self.blocks = nn.ModuleList()
         for before, width in pairwise([width_in, *widths]):
-            layers = [
-                norm_class(before),
-                conv_class(before, width, 3, padding=1, bias=False),
-                pool_class(2, ceil_mode=True),  # an odd last frame makes a step of its own
-                norm_class(width),
-                FastPReLU(),
-                BottleneckResidual(settings.dims, width),
-            ]
-            self.blocks.append(nn.Sequential(*layers))
+            conv = conv_class(before, width, 3, padding=1, bias=False)
+            pool = pool_class(2, ceil_mode=True)  # an odd last frame makes a step of its own
+            residual = BottleneckResidual(settings.dims, width)
+            self.blocks.append(nn.Sequential(norm_class(before), conv, pool, norm_class(width), FastPReLU(), residual))
         self.widths = widths[1:]
         self.strides = [2 ** (k + 1) for k in range(1, settings.blocks)]
 
     def forward(self, spec: Tensor) -> Maps:
-        # Batch norm over one or two channels is many times faster in the contiguous layout.
+        # Batch norm over one or two channels is much faster in the contiguous layout.
         x = spec.contiguous() if self.settings.dims == 2 else spec.flatten(1, 2)
         maps = []
         for block in self.blocks:
@@ -151,8 +145,8 @@ class SpatialAttention(nn.Module):
 class SkipAttention(Backbone):
     '''Four blocks that halve their map; the first three also skip to the end, where attention weights all four.
 
-    The auxiliary maps are the skips of blocks 3, 2 and 1. The published loss weights the clip and these 1, .4, .2 and
-    .1. The published recurrent variant has head.recurrent=lstm, recurrent_width=512 and embedding=512.
+    The auxiliary maps are the skips of blocks 3, 2 and 1. The published loss weights the clip and these 1, .4, .2, .1;
+    the published recurrent variant has head.recurrent=lstm, recurrent_width=512 and embedding=512.
 
     Shape:  spec (B, C, M, N) -> main and each auxiliary (B, 8 width, M / 16, N / 16), rounded up, for any N >= 1
     Source: first place, Freesound Audio Tagging 2019; attention: Woo et al. 2018, CBAM, arXiv:1807.06521
@@ -206,8 +200,8 @@ class AxisPoolConfig(NetworkConfig):
 class AxisPool(Backbone):
     '''Nine convolutions. Between blocks they pool by the mean over time and the maximum over frequency.
 
-    Extra rows below the bins, 12 wave statistics and the clip's length, become two further maps without time. A
-    bidirectional recurrence reads the statistics.
+    Extra rows below the bins, 12 wave statistics and the clip's length, become two maps without time. A bidirectional
+    recurrence reads the statistics.
 
     Shape:  spec (B, C, M [+ 13], N) -> [statistics (B, 2 stat_width, 1, stat_steps), length (B, 1, 1, 1),]
             (B, width, M / 8, N / 8), rounded up, for any N >= 1
@@ -223,7 +217,7 @@ class AxisPool(Backbone):
         self.bins = shape.bins
         self.has_extra_rows = shape.n_extra_rows > 0
         stem, *widths = (settings.width * share // 16 for share in (2, 3, 4, 8, 16))
-        layers: list[nn.Module] = [*conv_layers(shape.channels, stem)]
+        layers = conv_layers(shape.channels, stem)
         for before, width in pairwise([stem, *widths]):
             layers += [*conv_layers(before, width), *conv_layers(width, width)]
             if width != widths[-1]:
@@ -245,8 +239,7 @@ class AxisPool(Backbone):
         stats = F.adaptive_avg_pool1d(extra[:, :N_WAVE_STATS], self.settings.stat_steps)
         stats_map = run_recurrence(self.stat_gru, self.stat_norm(stats)).unsqueeze(2)
         # The length is the same in every frame; the first frame holds it even where the rest is padding.
-        length_map = extra[:, None, N_WAVE_STATS:, :1]
-        return Maps([stats_map, length_map, deepest])
+        return Maps([stats_map, extra[:, None, N_WAVE_STATS:, :1], deepest])
 
 
 @dataclass(frozen=True)
@@ -292,8 +285,7 @@ class BandCrops(Backbone):
     def forward(self, spec: Tensor) -> Maps:
         crops = torch.stack(spec.chunk(self.bands, dim=2), dim=1).flatten(0, 1)
         deepest = with_frequency(self.inner(crops).main[-1])
-        by_band = deepest.reshape(-1, self.bands, *deepest.shape[1:])
-        return Maps([by_band.transpose(1, 2).flatten(2, 3)])
+        return Maps([deepest.reshape(-1, self.bands, *deepest.shape[1:]).transpose(1, 2).flatten(2, 3)])
 
 
 class BandHead(Head):

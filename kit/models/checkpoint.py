@@ -23,8 +23,8 @@ from kit.models.network import InputShape, meta_device
 from kit.models.tagger import NetworkBuilder, Tagger, TaggerCard, build_custom, build_tagger, fill_network, input_shape
 
 FORMAT = 3
-# Limits that no real checkpoint reaches. The pickle of an EfficientNet-B0 has 11,000 operations and 1,300 tuples.
-# Python crashes where it hashes 200,000 nested tuples.
+# Limits that no real checkpoint reaches: the pickle of an EfficientNet-B0 has 11,000 operations and 1,300 tuples.
+# Python crashes hashing 200,000 nested tuples.
 MAX_CARD = 2_000_000
 MAX_CARD_DEPTH = 64
 MAX_DIRECTORY = 8 << 20
@@ -53,7 +53,7 @@ def check_tensor(name: Any, value: Any) -> int:
 
 
 def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
-    '''Hash a card and its tensors, so that a flipped bit is noticed.'''
+    '''Hash a card and its tensors: a flipped bit is noticed.'''
     digest = hashlib.sha256(card.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
@@ -64,8 +64,8 @@ def content_digest(card: str, tensors: Mapping[str, Tensor]) -> str:
 def parse_card(text: Any) -> dict[str, Any]:
     '''Parse a card's JSON.'''
     if not isinstance(text, str) or len(text) > MAX_CARD:
-        came = f'{len(text)} characters' if isinstance(text, str) else type(text).__name__
-        raise KitError(f'its card is {came}, wanted JSON of at most {MAX_CARD}.')
+        got = f'{len(text)} characters' if isinstance(text, str) else type(text).__name__
+        raise KitError(f'its card is {got}, wanted JSON of at most {MAX_CARD}.')
     card = json.loads(text)
     if not isinstance(card, dict):
         raise KitError(f'its card is a {type(card).__name__}, wanted a table of names and values.')
@@ -81,7 +81,7 @@ def parse_card(text: Any) -> dict[str, Any]:
 def save_archive(path: Path, content: Any) -> None:
     '''Write what torch.save makes, whole, with the file's SHA-256 as the archive's comment.
 
-    Damage is noticed wherever it lies: torch.load ignores the archive's own checksums, and some bytes altogether.
+    So all damage is noticed: torch.load ignores the archive's own checksums, and some bytes altogether.
     '''
 
     def write(handle: Any) -> None:
@@ -117,7 +117,7 @@ def check_seal(file: IO[bytes], comment: bytes) -> bool:
 
 
 class ShortReads(io.FileIO):
-    '''A file that does not read a zip archive's directory of any length into memory.'''
+    '''A file that reads no zip archive's directory of any length into memory.'''
 
     def read(self, size: int | None = -1) -> bytes:
         size = MAX_DIRECTORY if size is None or size < 0 else size
@@ -129,7 +129,7 @@ class ShortReads(io.FileIO):
 def check_archive(path: Path) -> None:
     '''Raise ValueError unless a file is a whole archive of torch.save that takes no more memory than the file.
 
-    Neither torch.load nor zipfile limits what a small file can grow to; torch.load does not check the checksums.
+    Neither torch.load nor zipfile limits what a small file can grow to; torch.load checks no checksums.
     '''
     with ShortReads(path) as file:
         if not zipfile.is_zipfile(file):
@@ -143,8 +143,9 @@ def check_archive(path: Path) -> None:
             damaged = '' if check_seal(file, archive.comment) else archive.testzip()
             if damaged:
                 raise ValueError(f'{damaged[:80]} in it is damaged: copy the file again')
-            # torch finds parts in upper and lower case.
-            for entry in (entry for entry in entries if entry.filename.lower().endswith('data.pkl')):
+            for entry in entries:
+                if not entry.filename.lower().endswith('data.pkl'):  # torch ignores the case
+                    continue
                 if entry.file_size > MAX_PICKLE:
                     raise ValueError('its pickle is too long')
                 with archive.open(entry) as part:
@@ -158,7 +159,7 @@ def check_pickle(pickled: bytes) -> None:
         tuples += operation.name.startswith('TUPLE')
         if count > MAX_OPERATIONS or tuples > MAX_TUPLES:
             raise ValueError('its pickle has too many operations')
-        # torch.load would also let a pickle fill any memory with a bytearray.
+        # torch.load would also let a bytearray fill any memory.
         if operation.name == 'GLOBAL' and not str(value).startswith(('torch', 'collections OrderedDict')):
             raise ValueError(f'it holds {str(value)[:80]}')
 
@@ -186,7 +187,7 @@ def load_archive(path: Path) -> Any:
 def read_content(path: Path, content: Any = None) -> dict[str, Any]:
     '''Read a checkpoint or a stack, or check what was loaded; its tensors stay mapped from disk.'''
     content = load_archive(path) if content is None else content
-    names: list[Any] = list(content) if isinstance(content, dict) else [content]
+    names = content if isinstance(content, dict) else [content]
     parts = [name[:80] if isinstance(name, str) else type(name).__name__ for name in names]
     if not {'format', 'card'} <= set(parts) or not {'tensors', 'members'} & set(parts):
         raise KitError(
@@ -195,8 +196,8 @@ def read_content(path: Path, content: Any = None) -> dict[str, Any]:
         )
     number = content['format']
     if not isinstance(number, int) or number != FORMAT:
-        formats = f'checkpoint format {brief(number)}, this kit reads {FORMAT}'
-        raise KitError(f'{path} has {formats}: use the kit that wrote it.')
+        got = f'checkpoint format {brief(number)}, this kit reads {FORMAT}'
+        raise KitError(f'{path} has {got}: use the kit that wrote it.')
     try:
         tables = [member['tensors'] for member in content.get('members', [content])]
         tables += content.get('networks', ())
@@ -254,12 +255,11 @@ class Checkpoint:
     digest: str
 
     def build(self, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
-        '''Build the tagger; `networks` builds networks that are not of the kit's families, by name.'''
-        builders = {} if networks is None else networks
-        if not isinstance(builders, Mapping):
+        '''Build the tagger; `networks` builds networks of no family of the kit, by name.'''
+        if not isinstance(networks, Mapping | None):
             raise KitError(f"networks must map names to functions, {{'mine': build}}, got {networks!r}.")
         try:
-            tagger = self.new_tagger(builders)
+            tagger = self.new_tagger(networks or {})
             fill_network(tagger.network, self.tensors)
         except KitError as error:
             raise KitError(f'{self.path}: {error}') from error
@@ -273,22 +273,19 @@ class Checkpoint:
         name = card.family.removeprefix('custom:')
         if name == card.family:
             sizes = tuple((name, tensor.shape) for name, tensor in self.tensors.items())
-            settings = json.dumps(card.network, sort_keys=True)
-            check_sizes(settings, input_shape(card.frontend), len(card.classes), sizes)
+            check_sizes(json.dumps(card.network, sort_keys=True), input_shape(card.frontend), len(card.classes), sizes)
             return build_tagger(card)
         if name not in builders:
-            names = ', '.join(builders) or 'none'
             raise KitError(
-                'it holds the tensors of a network of your own, not its code: in Python, pass '
-                f'networks={{{name!r}: build}}, where build() returns the network (passed: {names}).'
+                f'it holds the tensors of a network of your own, not its code: in Python, pass networks={{{name!r}: '
+                f'build}}, where build() returns the network (passed: {", ".join(builders) or "none"}).'
             )
         return Tagger(card, build_custom(f'networks[{name!r}]', builders[name]))
 
 
 def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Checkpoint:
     '''Read a checkpoint, or parse its content where that was read before.'''
-    if content is None:
-        content = read_content(path)
+    content = read_content(path) if content is None else content
     if 'members' in content:
         raise KitError(f'{path} is a stack of many taggers, not one: give it to submit or predict_clips.')
     try:
@@ -307,13 +304,13 @@ def open_checkpoint(path: Path, content: Mapping[str, Any] | None = None) -> Che
 def load_tagger(path: str | Path, networks: Mapping[str, NetworkBuilder] | None = None) -> Tagger:
     '''Load the tagger of a checkpoint, in evaluation mode.
 
-    A network that is not of the kit's families needs `networks={name: build}`, with the name it was saved under.
+    A network of no family of the kit needs `networks={name: build}`, with the name it was saved under.
     '''
     return open_checkpoint(Path(path)).build(networks)
 
 
 def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> list[tuple[str, Path | Tagger]]:
-    '''List taggers and the checkpoints that paths and glob patterns name, each once, with their names.'''
+    '''List taggers and the checkpoints of paths and glob patterns, each once, with their names.'''
     if isinstance(items, str | Path | nn.Module):
         items = [items]
     cure = 'give paths, patterns or taggers; wrap_ensemble(build, states, ...) makes taggers of state dicts'
@@ -325,8 +322,8 @@ def find_models(items: str | Path | Tagger | Sequence[str | Path | Tagger]) -> l
             found[len(found)] = (f'tagger {len(found)}', item)
             continue
         if isinstance(item, nn.Module):
-            cure = 'make a tagger of it with wrap_network(network, frontend, classes)'
-            raise KitError(f'got a {type(item).__name__} as a checkpoint: {cure}, where it returns logits.')
+            cure = 'make a tagger of it with wrap_network(network, frontend, classes), where it returns logits'
+            raise KitError(f'got a {type(item).__name__} as a checkpoint: {cure}.')
         paths = expand_pattern(item)
         if not paths:
             example = f'{item}/fold_*.pt' if Path(item).is_dir() else 'run/fold_*.pt'

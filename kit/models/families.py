@@ -70,8 +70,7 @@ def build_network(settings: dict[str, Any], shape: InputShape, classes: int, sta
     '''Build a network with random weights; with `start`, load the pretrained file of its settings.'''
     family, config = read_network(settings)
     if isinstance(config, FreqCropConfig):
-        inner_shape = freq_crop_backbone_shape(config, shape, classes)
-        inner = build_backbone(*read_network(config.backbone), inner_shape, start)
+        inner = build_backbone(*read_network(config.backbone), freq_crop_backbone_shape(config, shape, classes), start)
         return build_freq_crop(config, shape, classes, inner)
     backbone = build_backbone(family, config, shape, start)
     head = Head(config.head, backbone.widths, classes)

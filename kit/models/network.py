@@ -105,7 +105,7 @@ class FrameAttention(nn.Module):
     def forward(self, x: Tensor) -> NetworkOutput:
         frames = self.classifier(x).float()
         log_weights = F.log_softmax(self.attention(x).float(), dim=2)
-        # logit(p) = log(p) - log(1 - p), both by logsumexp: a p that rounds to 0 or 1 would have an infinite logit.
+        # logit(p) = log(p) - log(1 - p), both by logsumexp: of a p rounded to 0 or 1 it would be infinite.
         log_true = torch.logsumexp(log_weights + F.logsigmoid(frames), dim=2)
         log_false = torch.logsumexp(log_weights + F.logsigmoid(-frames), dim=2)
         return NetworkOutput(log_true - log_false, frames.transpose(1, 2))
@@ -128,14 +128,13 @@ def aligned_sequence(maps: Sequence[Tensor]) -> Tensor:
 def run_recurrence(recurrence: nn.Module, x: Tensor) -> Tensor:
     '''Run a recurrence over time in its own precision, without autocast. Shape: (B, D, N') -> (B, 2 units, N')'''
     with torch.autocast(x.device.type, enabled=False):
-        sequence = x.transpose(1, 2).to(next(recurrence.parameters()).dtype)
-        return recurrence(sequence)[0].transpose(1, 2)
+        return recurrence(x.transpose(1, 2).to(next(recurrence.parameters()).dtype))[0].transpose(1, 2)
 
 
 class Head(nn.Module):
     '''Pool each feature map, join the results and classify them.
 
-    A recurrence, or attention over time, reads all maps as one sequence instead.
+    A recurrence, or attention over time, reads all maps as one sequence.
 
     Shape:  maps (B, D_i, [M_i,] N_i), the deepest last -> clip (B, K), frames (B, N', K) or None. With spans, for
             each map as many of equal length, of one clip (B = 1) -> clip (W, K)
@@ -148,9 +147,8 @@ class Head(nn.Module):
         features = sum(widths)
         self.recurrence: nn.Module | None = None
         if config.recurrent:
-            recurrence_class = RECURRENCES[config.recurrent]
             units = config.recurrent_width
-            self.recurrence = recurrence_class(features, units, batch_first=True, bidirectional=True)
+            self.recurrence = RECURRENCES[config.recurrent](features, units, batch_first=True, bidirectional=True)
             features = 2 * units
         self.embedding: nn.Module = nn.Identity()
         if config.embedding:
@@ -244,7 +242,7 @@ class SkipInit(TorchFunctionMode):
 @contextmanager
 def meta_device() -> Iterator[None]:
     '''Build networks without numbers: in no memory, in a tenth of the time, and without random draws.'''
-    # On the meta device these operations take long, and 2 s the first time, when they import torch's compiler.
+    # On the meta device filling takes long, and 2 s the first time, as it imports torch's compiler.
     with torch.device('meta'), SkipInit():
         yield
 
@@ -252,8 +250,8 @@ def meta_device() -> Iterator[None]:
 def spans_in_steps(spans: Sequence[Span], stride: int, steps: int) -> list[Span]:
     '''Turn spans of equal length from input frames to steps of a map, of `stride` frames each.
 
-    Each starts with the step whose start is nearest to its own, and has as many steps as reach its end from there at
-    worst. So windows that cover a clip cover all steps of its map.
+    Each starts with the step whose start is nearest to its own, and has as many as reach its end from there at worst.
+    So windows that cover a clip cover all steps of its map.
     '''
     frames = spans[0][1] - spans[0][0]
     count = min(steps, -(-(2 * frames + stride) // (2 * stride)))
@@ -284,7 +282,7 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    '''A backbone with its heads: the head reads the main maps, each auxiliary head one auxiliary map.
+    '''A backbone with its heads: the head reads the main maps, an auxiliary head one auxiliary map each.
 
     Shape:  spec (B, C, M, N) -> logits (B, K), for any N >= min_frames
     '''
@@ -310,17 +308,15 @@ class Network(nn.Module):
         logits = []
         for clip, spans in enumerate(windows):
             of_clip = [x[clip : clip + 1] for x in maps]
-            in_steps = [
-                spans_in_steps(spans, stride, x.shape[-1]) for stride, x in zip(self.strides, of_clip, strict=True)
-            ]
+            pairs = zip(self.strides, of_clip, strict=True)
+            in_steps = [spans_in_steps(spans, stride, x.shape[-1]) for stride, x in pairs]
             logits.append(self.head(of_clip, in_steps).clip)
         return torch.cat(logits)
 
     def outputs(self, spec: Tensor) -> NetworkOutput:
         '''Compute every output that a loss may need.'''
         maps = self.backbone(spec)
-        pairs = zip(self.auxiliary_heads, maps.auxiliary, strict=True)
-        auxiliary = tuple(head([x]).clip for head, x in pairs)
+        auxiliary = tuple(head([x]).clip for head, x in zip(self.auxiliary_heads, maps.auxiliary, strict=True))
         return self.head(maps.main)._replace(auxiliary=auxiliary, deepest=maps.main[-1])
 
 
@@ -328,7 +324,6 @@ def check_input(family: str, shape: InputShape, min_bins: int = 1, n_extra_rows:
     '''Raise KitError unless a family can read an input.'''
     if shape.bins < min_bins:
         raise KitError(f'{family} needs at least {min_bins} frequency bins, got {shape.bins}: raise n_mels.')
-    rows = shape.n_extra_rows
-    if rows not in n_extra_rows:
-        counts = ' or '.join(map(str, n_extra_rows))
-        raise KitError(f'{family} reads {counts} extra rows, got {rows}: set frontend.extra_rows to [].')
+    if shape.n_extra_rows not in n_extra_rows:
+        wanted = f'{" or ".join(map(str, n_extra_rows))} extra rows'
+        raise KitError(f'{family} reads {wanted}, got {shape.n_extra_rows}: set frontend.extra_rows to [].')

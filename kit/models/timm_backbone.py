@@ -62,8 +62,7 @@ def timm_model(settings: TimmConfig, channels: int) -> nn.Module:
     try:
         model = create_timm_model(settings.name, in_chans=channels, num_classes=0, **options)
     except Exception as error:
-        pattern = settings.name.partition('.')[0] + '.*'
-        tags = ', '.join(timm.list_models(pattern, pretrained=True)) or 'none'
+        tags = ', '.join(timm.list_models(settings.name.partition('.')[0] + '.*', pretrained=True)) or 'none'
         raise KitError(
             f'timm cannot build {settings.name!r} with {channels} channels and drop_path '
             f'{settings.drop_path:g}: {one_line(error)[:160]}. Its pretrained forms: {tags}.'
@@ -110,8 +109,8 @@ def feature_map_shape(model: Any, shape: InputShape, frames: int) -> tuple[int, 
 
 @functools.cache
 def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int, int]:
-    '''Measure the channels, the stride in frames and the shortest input of a timm model's map. This takes long.'''
-    # Building a model may draw random numbers, which must not change the caller's next ones.
+    '''Measure the channels, stride in frames and shortest input of a timm model's map. This takes long.'''
+    # Building a model may draw random numbers; the caller's next ones must not change.
     with torch.random.fork_rng(devices=[]), meta_device():
         model = timm_model(settings, shape.channels).eval()
     short, long = (feature_map_shape(model, shape, frames) for frames in PROBE_FRAMES)
@@ -121,13 +120,12 @@ def measure_timm_map(settings: TimmConfig, shape: InputShape) -> tuple[int, int,
         what = f'{settings.name} {problem} an input of {shape.bins} x {PROBE_FRAMES[1]}'
         raise KitError(f"{what}, not a map (1, D, M', N'): choose a convolutional model, or more bins.")
     stride = round((PROBE_FRAMES[1] - PROBE_FRAMES[0]) / (long[3] - short[3]))
-    lengths = range(stride, PROBE_FRAMES[0], stride)
-    accepted = (frames for frames in lengths if feature_map_shape(model, shape, frames))
+    accepted = (frames for frames in range(stride, PROBE_FRAMES[0], stride) if feature_map_shape(model, shape, frames))
     return long[1], stride, next(accepted, PROBE_FRAMES[0])
 
 
 def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
-    '''Fill a backbone from a file of its timm model; the first convolution adapts to the channels.'''
+    '''Fill a backbone from a file of its timm model, the first convolution adapted to the channels.'''
     from timm.models import adapt_input_conv, load_state_dict
 
     if not Path(path).is_file():
@@ -136,16 +134,15 @@ def load_pretrained(backbone: TimmBackbone, path: str | Path) -> None:
         content = load_state_dict(str(path), weights_only=True)
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:
-        reason = one_line(error)[:160]
-        raise KitError(f'{path} cannot be read as tensors ({reason}): save a state_dict.') from error
+        raise KitError(f'{path} cannot be read as tensors ({one_line(error)[:160]}): save a state_dict.') from error
     target = backbone.model.state_dict()
     for layer in layer_names(backbone.model, 'first_conv'):
         name = f'{layer}.weight'
         if name in target and name in tensors and tensors[name].shape[1:2] == (3,):
             tensors[name] = adapt_input_conv(target[name].shape[1], tensors[name])
 
-    # timm loads a file of another model in part and without a word, so every tensor is checked first.
-    # Old files lack num_batches_tracked, which nothing reads.
+    # timm silently loads another model's file in part, so all tensors are checked first. Old files lack
+    # num_batches_tracked, which nothing reads.
     required = [name for name in target if not name.endswith('num_batches_tracked')]
     missing = [name for name in required if name not in tensors or tensors[name].shape != target[name].shape]
     classifier = tuple(name.partition('.')[0] + '.' for name in layer_names(backbone.model, 'classifier'))

@@ -21,8 +21,6 @@ from kit.models.checkpoint import load_tagger
 from kit.models.tagger import Tagger
 from kit.plots.figure import Plot, draw_spectrogram, new_figure, shown_name
 
-CLIP_CLASSES = 8
-
 
 def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence[str] = ()) -> Plot:
     '''One clip: its spectrogram above each window's probabilities, with the whole clip's at the right.
@@ -54,10 +52,10 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
         by_window = replace(by_window, mode='windows', window_s=window_s, hop_s=window_s / 4)
     outputs = Predictor(tagger, device, inference=card.inference).predict(specs)[0]
     windows = Predictor(tagger, device, inference=by_window).predict(specs)[0]
-    assert outputs is not None and windows is not None  # nothing stops these predictions
+    assert outputs and windows  # nothing stops these predictions
     clip_probs = clip_probabilities(tagger, card.inference, outputs.logits)
     ranked = np.argsort(-clip_probs, kind='stable').tolist()
-    others = [k for k in ranked if k not in true][: max(0, CLIP_CLASSES - len(true))]
+    others = [k for k in ranked if k not in true][: max(0, 8 - len(true))]
     rows = sorted(true + others, key=lambda k: -clip_probs[k])
     window_probs = tagger.probabilities(torch.from_numpy(windows.logits)).numpy()[:, rows]
 
@@ -69,7 +67,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     draw_spectrogram(top, image, seconds, card.frontend.bin_hz, low, high)
     top.set(ylabel='kHz', title=f'{shown_name(Path(clip).name)}: {seconds:.3g} s')
 
-    # Windows overlap, so each is drawn up to the middle between its centre and the next one's.
+    # Windows overlap: each is drawn up to the middle between its centre and the next one's.
     centres = np.mean(windows.spans, axis=1)
     edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [frames]]) / frames_per_s
     row_edges = np.arange(len(rows) + 1) - 0.5
@@ -82,8 +80,7 @@ def draw_clip(checkpoint: str | Path | Tagger, clip: str | Path, truth: Sequence
     right.bar_label(right.barh(range(len(rows)), clip_probs[rows]), fmt=' %.2f')
     right.set(xlim=(0, 1.3), xlabel='probability', title='whole clip')
     key.set_axis_off()
-    place = key.inset_axes((0, 0.3, 1, 0.1))
-    figure.colorbar(mesh, place, orientation='horizontal', label='probability in a window')
+    figure.colorbar(mesh, key.inset_axes((0, 0.3, 1, 0.1)), orientation='horizontal', label='probability in a window')
     return Plot(figure)
 
 
@@ -96,8 +93,7 @@ def draw_lengths(seconds: Sequence[float]) -> Plot:
     if not (len(lengths) and np.isfinite(lengths).all() and lengths.min() > 0):
         raise KitError(f'wanted seconds above 0, got {len(lengths)} lengths: leave out clips without one.')
     figure, axes = new_figure(10, 3.6)
-    low = lengths.min() / 1.05
-    high = lengths.max() * 1.05
+    low, high = lengths.min() / 1.05, lengths.max() * 1.05
     axes.hist(lengths, np.geomspace(low, high, 41))
     title = f'{len(lengths):,} clips, {lengths.sum() / 3600:.3g} h in all, median {np.median(lengths):.3g} s'
     axes.set(xscale='log', xlim=(low, high), xlabel='seconds', ylabel='clips', title=title)
@@ -108,7 +104,6 @@ def draw_lengths(seconds: Sequence[float]) -> Plot:
     return Plot(figure)
 
 
-SHEET_S = 5.0
 SHEET_COLUMNS = 5
 SPEC_PANELS = ('filter', 'mask', 'outside', 'warp', 'crop')
 MIX_PANELS = {
@@ -166,15 +161,13 @@ def draw_contact_sheet(clip: str | Path, out: str | Path = 'augmentations.png', 
     sound = decode_file(Path(clip))
     if isinstance(sound, Undecodable):
         raise KitError(f'{clip} {sound.reason}: pass another clip.')
-    wave = torch.from_numpy(sound.wave[: round(SHEET_S * sound.sample_rate)]).float()
+    wave = torch.from_numpy(sound.wave[: round(5.0 * sound.sample_rate)]).float()
     frontend = Frontend(FrontendConfig(sample_rate=sound.sample_rate, top_db=80.0))
-    generator = torch.Generator().manual_seed(seed)
-    panels = list(sheet_panels(torch.stack([wave, wave.flip(0)]), frontend, generator))
-    # All panels have the colours of the original, so that their levels can be compared.
+    panels = list(sheet_panels(torch.stack([wave, wave.flip(0)]), frontend, torch.Generator().manual_seed(seed)))
+    # All panels have the colours of the original: their levels can be compared.
     peak_db = float(panels[0][1].max())
     seconds = len(wave) / sound.sample_rate
-    rows = -(-len(panels) // SHEET_COLUMNS)
-    figure, grid = new_figure(16, 9.5, rows, SHEET_COLUMNS, sharex=True, sharey=True)
+    figure, grid = new_figure(16, 9.5, -(-len(panels) // SHEET_COLUMNS), SHEET_COLUMNS, sharex=True, sharey=True)
     for axes, (title, spec) in zip(grid.flat, panels, strict=False):
         draw_spectrogram(axes, spec.numpy(), seconds, frontend.config.bin_hz, peak_db - 80, peak_db)
         axes.set_title(title, fontsize=9)

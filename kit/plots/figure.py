@@ -27,15 +27,13 @@ PLOT_STYLE: dict[Any, Any] = {
     'figure.titlesize': 11,
     'axes.prop_cycle': f'cycler(color={list(CURVE_COLOURS)})',
 }
-TICK_SIZE = 8
 MAX_ROWS = 40
-MAX_NAME_LENGTH = 32
 IMAGE_FORMATS = {'.png': 'png', '.svg': 'svg', '.pdf': 'pdf'}
 
 
 @dataclass(frozen=True)
 class Plot:
-    '''A matplotlib figure. A notebook shows it inline, and `save` writes it to a file.'''
+    '''A matplotlib figure. A notebook shows it, and `save` writes it to a file.'''
 
     figure: Any
     path: Path | None = None
@@ -60,10 +58,7 @@ class Plot:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    '''Create a figure and its axes; `grid` goes to matplotlib's `Figure.subplots`.
-
-    Units:  width and height in inches
-    '''
+    '''Create a figure of so many inches and its axes; `grid` goes to matplotlib's `Figure.subplots`.'''
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -74,24 +69,22 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
         figure = Figure(figsize=(width, height), layout='constrained')
         panels = figure.subplots(rows, columns, **grid)
     for axes in np.ravel(panels):
-        # Ticks that are made later do not see the context's settings.
-        axes.tick_params(labelsize=TICK_SIZE)
+        axes.tick_params(labelsize=8)  # ticks made later do not see the context's settings
     return figure, panels
 
 
 def shown_name(name: str) -> str:
     '''Make a name safe for matplotlib: long ones lose their middle, and `$` starts no formula.'''
     name = name.encode(errors='replace').decode()  # file names can hold bytes that are no text
-    if len(name) > MAX_NAME_LENGTH:
-        # The end stays, because names often differ only there: fold_0.pt, fold_1.pt.
+    if len(name) > 32:
+        # The end stays: names often differ only there, as fold_0.pt, fold_1.pt.
         name = f'{name[:16]}…{name[-15:]}'
     return name.replace('$', r'\$')
 
 
 def new_row_figure(labels: Sequence[str], width: float, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
     '''Create a figure with a row per label, the first on top, and its axes (columns,); for names see `shown_name`.'''
-    height = 3.2 + 0.15 * len(labels)
-    figure, panels = new_figure(width, height, 1, columns, sharey=True, squeeze=False, **grid)
+    figure, panels = new_figure(width, 3.2 + 0.15 * len(labels), 1, columns, sharey=True, squeeze=False, **grid)
     panels[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     return figure, panels[0]
 
@@ -113,7 +106,7 @@ def draw_spectrogram(axes: Any, spec: np.ndarray, seconds: float, bin_hz: np.nda
         ticks = np.array([tick for tick in (0.25, 1, 2, 4, 8, 16) if khz[0] <= tick < khz[-1]])
         positions = np.interp(ticks, khz, bins)
     else:
-        # Bands that are stacked have no common scale: label about twelve bins with their own frequency.
+        # Stacked bands have no common scale: label about twelve bins with their own frequency.
         positions = bins[:: -(-len(khz) // 12)]
         ticks = khz[positions].round(1)
     extent = (0, seconds, -0.5, len(khz) - 0.5)
@@ -134,9 +127,7 @@ def page_table(rows: Iterable[Sequence[object]], summary: str = '') -> str:
     if not lines:
         return ''
     table = '<div><table>' + '\n'.join(lines) + '</table></div>'
-    if summary:
-        return f'<details><summary>{escape(summary)}</summary>{table}</details>'
-    return table
+    return f'<details><summary>{escape(summary)}</summary>{table}</details>' if summary else table
 
 
 def page_plot(draw: Callable[..., Plot], *arguments: Any) -> str:

@@ -41,8 +41,7 @@ def hardest_classes(run: SavedRun) -> list[int]:
 
 def classes_title(run: SavedRun, shown: Sequence[int]) -> str:
     '''The title of a plot of some classes.'''
-    name = shown_name(run.folder.resolve().name)
-    return f'{name}: {len(shown)} of {len(run.oof.classes)} classes, hardest first'
+    return f'{shown_name(run.folder.resolve().name)}: {len(shown)} of {len(run.oof.classes)} classes, hardest first'
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +49,7 @@ def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
     values = np.array([interval.value for interval in intervals])
     below = values - [interval.low for interval in intervals]
     above = [interval.high for interval in intervals] - values
-    # The value can lie outside the percentiles of its resamples; matplotlib refuses negative lengths.
+    # A value can lie outside its resamples' percentiles; matplotlib refuses negative lengths.
     return values, np.array([below, above]).clip(0)
 
 
@@ -115,8 +114,7 @@ def calibration_bins(truth: np.ndarray, scores: np.ndarray) -> CalibrationBins:
     is_known = ~np.isnan(truth)
     probs = scores[is_known].astype(float)
     labels = truth[is_known].astype(float)
-    bin_of_label = (probs * 10).astype(int).clip(0, 9)
-    filled, place, count = np.unique(bin_of_label, return_inverse=True, return_counts=True)
+    filled, place, count = np.unique((probs * 10).astype(int).clip(0, 9), return_inverse=True, return_counts=True)
     predicted = np.bincount(place, probs, len(filled)) / count
     observed = np.bincount(place, labels, len(filled)) / count
     z = 1.96
@@ -139,7 +137,7 @@ def draw_calibration(run: SavedRun) -> Plot:
     top.errorbar(bins.predicted, bins.observed, lengths, fmt='o-')
     top.set(ylabel='observed frequency', title=f'expected calibration error {bins.error:.3f}')
     bottom.bar_label(bottom.bar(bins.predicted, bins.n_labels, 0.05), fmt='{:,.0f}', fontsize=8)
-    # From 0.5, so that a bin of one label has a bar on the logarithmic axis.
+    # From 0.5: a bin of one label has a bar on the logarithmic axis.
     bottom.set(yscale='log', ylim=(0.5, 5 * bins.n_labels.max()))
     bottom.tick_params(which='minor', labelleft=False)
     bottom.set(xlabel='predicted probability', ylabel='known labels')
@@ -201,9 +199,8 @@ def draw_self_training(run: str | Path) -> Plot:
     kinds = dict.fromkeys(kind for of_round in counts.values() for kind in of_round)
     for place, kind in enumerate(kinds):
         amounts = [of_round.get(kind, 0) for of_round in counts.values()]
-        # Smaller marks on larger ones, so that equal counts are all visible.
-        size = max(3, 10 - 2 * place)
-        right.plot(list(counts), amounts, 'o-', markersize=size, label=shown_name(kind))
+        # Smaller marks on larger ones: equal counts are all visible.
+        right.plot(list(counts), amounts, 'o-', markersize=max(3, 10 - 2 * place), label=shown_name(kind))
     right.set(xlabel='self-training round', title='clips or windows by use', ylim=(0, None))
     right.legend(frameon=False)
     return Plot(figure)
@@ -234,12 +231,11 @@ def draw_timeline(report: str | Path | Mapping[str, Any]) -> Plot:
     for row, (_, lane) in enumerate(lanes):
         axes.broken_barh([(begin, end - begin) for begin, end in lane], (row - 0.4, 0.8), color=colours[row])
     total_s = details['seconds_total']
-    deadline_s = details['deadline_s']
     title = f'{shown_name(details["state"])}, {total_s:.1f} s'
-    if deadline_s:
+    if deadline_s := details['deadline_s']:
         title += f' of {deadline_s:.1f} s to the deadline'
-    if deadline_s and deadline_s < 2 * total_s:
-        axes.axvline(deadline_s, color='k', linestyle='--')
+        if deadline_s < 2 * total_s:
+            axes.axvline(deadline_s, color='k', linestyle='--')
     axes.set(xlabel='seconds', title=title, xlim=(0, None))
     return Plot(figure)
 

@@ -65,7 +65,7 @@ class AlteredPredictor(Predictor):
 
 
 def silence(rows: np.ndarray, part: int = 0, parts: int = 1) -> Alter:
-    '''Replace rows, in one of equal parts of time, by the spectrogram's least value, extra rows by 0.'''
+    '''Replace rows, in one of equal parts of time, by the spectrogram's least value; extra rows by 0.'''
 
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         altered = pieces.clone()
@@ -84,11 +84,10 @@ def replace_coordinate(name: str, noise: bool = False) -> Alter:
     def alter(frontend: Frontend, pieces: Tensor) -> Tensor:
         config = frontend.config
         inputs = frontend.stack(pieces)
-        channel = config.channel_names.index(name)
         values = torch.zeros(config.n_bins, inputs.shape[-1])
         if noise:
             values.uniform_(COORDINATES[name], 1.0, generator=torch.Generator().manual_seed(0))
-        inputs[:, channel, : config.n_bins] = values.to(inputs)
+        inputs[:, config.channel_names.index(name), : config.n_bins] = values.to(inputs)
         return inputs
 
     return alter
@@ -106,7 +105,7 @@ def probe_alterations(config: FrontendConfig, bands: int, stretches: int) -> lis
         alterations.append((f'{kind} zeroed', silence(np.flatnonzero(kind_of_row == kind))))
     bins = config.n_spec_bins
     hz = config.bin_hz
-    # Sorted, because with bands_hz the rows rise again from the lowest frequency in every band.
+    # Sorted, as with bands_hz the rows rise anew from the lowest frequency in every band.
     order = np.argsort(hz, kind='stable')
     for group in np.array_split(order, min(bands, bins)) if bands else []:
         rows = np.concatenate([group + first for first in range(0, config.n_spec_rows, bins)])
@@ -139,8 +138,8 @@ def probe(
     models = run if isinstance(run, Mapping) else held_out_models(Path(run))
     configs = {held.tagger.card.frontend for held in models.values()}
     if len(configs) != 1 or min(bands, stretches) < 0:
-        values = f'{len(configs)} frontends, {bands} and {stretches}'
-        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {values}.')
+        got = f'{len(configs)} frontends, {bands} and {stretches}'
+        raise KitError(f'a probe wants one frontend, bands and stretches from 0, got {got}.')
     alterations = probe_alterations(configs.pop(), bands, stretches)
     metric = next(iter(models.values())).tagger.card.metric
     truths = []
@@ -150,12 +149,11 @@ def probe(
             raise KitError(f'{path} gives rank scores without a calibration: run `oof`.')
         predictors = [AlteredPredictor(held.tagger, runtime.device, alter) for _, alter in alterations]
         outputs, _ = predict_held_out(held, predictors, Path(path).name, Path(audio), runtime)
-        inference = predictors[0].inference
         probs = np.full((len(predictors), *held.truth.shape), np.nan)
         for number, of_change in enumerate(outputs):
             for clip, output in of_change.items():
-                probs[number, clip] = clip_probabilities(held.tagger, inference, output.logits)
-        # Only clips that have a prediction under every change are compared.
+                probs[number, clip] = clip_probabilities(held.tagger, predictors[0].inference, output.logits)
+        # Only clips with a prediction under every change are compared.
         is_complete = np.isfinite(probs).all(axis=(0, 2))
         truths.append(held.truth[is_complete])
         probs_of_models.append(probs[:, is_complete])
@@ -163,5 +161,4 @@ def probe(
     rows = []
     for (name, _), probs in zip(alterations, np.concatenate(probs_of_models, axis=1), strict=True):
         rows.append(ProbeRow(name, *log_losses(truth, probs), compute_metric(metric, truth, probs)))
-    clips = sum(len(held.names) for held in models.values())
-    return ProbeReport(len(truth), clips - len(truth), metric, tuple(rows))
+    return ProbeReport(len(truth), sum(len(held.names) for held in models.values()) - len(truth), metric, tuple(rows))

@@ -111,7 +111,7 @@ def bce_loss(
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None) -> RowLoss:
-    '''Compute focal loss: cross-entropy times |target - probability|^gamma, so that easy labels weigh little.
+    '''Compute focal loss: cross-entropy times |target - probability|^gamma; easy labels weigh little.
 
     With `alpha`, true labels also weigh alpha and false ones 1 - alpha.
 
@@ -133,8 +133,7 @@ def soft_bootstrap_loss(
 ) -> RowLoss:
     '''Compute cross-entropy on trust * label + (1 - trust) * the network's own prediction.
 
-    `on` selects the labels that are changed so: "known", "unknown" or "all". Selected unknown labels count as false
-    before the change, and are part of the mean.
+    `on` selects the labels that change: "known", "unknown" or "all". Selected unknown ones count, as false before.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Reed et al. 2014, arXiv:1412.6596; known, .7, detached: first place, Freesound 2019;
@@ -143,8 +142,7 @@ def soft_bootstrap_loss(
     if not 0 <= trust <= 1:
         raise KitError(f'trust must be in [0, 1], got {trust}.')
     logits, targets, known = widen_for_loss(logits, targets)
-    masks = {'known': known, 'unknown': ~known, 'all': torch.ones_like(known)}
-    selected = choose('place to bootstrap on', on, masks)
+    selected = choose('place to bootstrap on', on, {'known': known, 'unknown': ~known, 'all': torch.ones_like(known)})
     probs = logits.detach().sigmoid() if detach else logits.sigmoid()
     targets = torch.where(selected, trust * targets + (1 - trust) * probs, targets)
     return mean_over_known(bce_of_labels(logits, targets), known | selected)
@@ -153,38 +151,34 @@ def soft_bootstrap_loss(
 def lsep_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     '''Compute log-sum-exp pairwise loss: log(1 + sum over known i, j of max(0, t_i - t_j) exp(s_j - s_i)).
 
-    It compares the scores s of one clip's classes, so it trains a ranking: the scores are no log odds.
+    It compares the scores s of a clip's classes, so it trains a ranking: they are no log odds.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: Li, Song & Luo 2017, arXiv:1704.03135, for hard labels; soft labels weigh pairs by t_i - t_j
     '''
     logits, targets, known = widen_for_loss(logits, targets)
     n_known = known.sum(dim=1).to(logits.dtype)
-    # The pairs need O(K^2) memory. Sorted by target, they need O(K): the difference t_i - t_j is the sum of the
-    # steps between neighbouring targets from j up to i. So the sum over pairs is a sum over steps: each step times
-    # the sum of exp(s) of the labels below it times the sum of exp(-s) of those above. In log space it is exact.
+    # The pairs need O(K^2) memory. Sorted by target, they need O(K): the difference t_i - t_j is the sum of the steps
+    # between neighbouring targets from j up to i. So the sum over pairs is a sum over steps: each step times the sum of
+    # exp(s) of the labels below it times the sum of exp(-s) of those above. In log space it is exact.
     order = targets.masked_fill(~known, torch.inf).argsort(dim=1, stable=True)
-    scores = logits.gather(1, order)
-    sorted_targets = targets.gather(1, order)
-    sorted_known = known.gather(1, order)
+    scores, sorted_targets, sorted_known = (x.gather(1, order) for x in (logits, targets, known))
     log_below = scores.logcumsumexp(dim=1)
     negative_scores = (-scores).masked_fill(~sorted_known, NEGLIGIBLE_LOG)
     log_above = negative_scores.flip(1).logcumsumexp(dim=1).flip(1)
-    # Unknown labels are last and their targets are 0, so the step up to them is never positive and is masked.
+    # Unknown labels are last, with targets of 0: the step to them is never positive and is masked.
     steps = sorted_targets[:, 1:] - sorted_targets[:, :-1]
     is_step = steps > 0
     log_steps = steps.where(is_step, 1.0).log().masked_fill(~is_step, NEGLIGIBLE_LOG)
-    log_sum = torch.logsumexp(log_steps + log_below[:, :-1] + log_above[:, 1:], dim=1)
-    return RowLoss(F.softplus(log_sum), n_known)
+    return RowLoss(F.softplus(torch.logsumexp(log_steps + log_below[:, :-1] + log_above[:, 1:], dim=1)), n_known)
 
 
 def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
     '''Compute the mean of log(1 + exp(s_j - s_i)) over all pairs of a true label i and a false one j of the batch.
 
-    Labels above .5 are true and those below are false, of any clips and classes. A pair's loss is multiplied by both
-    labels' distances from .5. Each of its two clips gets half of it, scaled so that the mean over the clips with a
-    known label is the mean over the pairs. `bce` times the binary cross-entropy is added: without it, classes that
-    have no true labels may collapse.
+    Labels above .5 are true, those below false, of any clips and classes. A pair's loss is multiplied by both labels'
+    distances from .5. Each of its two clips gets half, scaled: the mean over the clips with a known label is the mean
+    over the pairs. `bce` times the binary cross-entropy is added: else classes without true labels may collapse.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: fourth place, BirdCLEF 2025; with bce .25: second place, BirdCLEF 2026
@@ -201,14 +195,13 @@ def soft_auc_loss(logits: Tensor, targets: Tensor, bce: float = 0.0) -> RowLoss:
     for first in range(0, len(true), step):
         chunk = slice(first, first + step)
         inputs = true[chunk], false, true_weights[chunk], false_weights
-        # Kept for the backward pass, all pairs would need O((B K)^2) memory; so it computes each chunk again.
+        # Kept for the backward pass, all pairs would need O((B K)^2) memory: it computes each chunk again.
         sums = checkpoint(sum_pairs, *inputs, use_reentrant=False, preserve_rng_state=False)
         by_true.append(sums[0])
         by_false = by_false + sums[1]
     shares = torch.zeros_like(logits).masked_scatter(is_false, by_false)
     shares = shares.masked_scatter(is_true, torch.cat(by_true))
-    n_pairs = max(1, len(true) * len(false))
-    loss = shares.sum(dim=1) * known.any(dim=1).sum() / (2 * n_pairs)
+    loss = shares.sum(dim=1) * known.any(dim=1).sum() / (2 * max(1, len(true) * len(false)))
     return RowLoss(loss + bce * cross_entropy.loss, cross_entropy.known)
 
 
@@ -221,7 +214,7 @@ def sum_pairs(true: Tensor, false: Tensor, true_weights: Tensor, false_weights: 
 def cross_entropy_loss(logits: Tensor, targets: Tensor) -> RowLoss:
     '''Compute the cross-entropy of the softmax over a clip's known labels; the targets are divided by their sum.
 
-    The loss of a clip without a true label is 0. It compares the classes of one clip, so it trains a ranking.
+    A clip without a true label has the loss 0. It compares a clip's classes, so it trains a ranking.
 
     Shape:  logits and targets (B, K) -> RowLoss
     Source: first place, BirdCLEF 2024 and 2026

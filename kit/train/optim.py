@@ -50,9 +50,9 @@ class OptimConfig(Config):
 def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict[str, Any]]:
     '''Divide the trainable parameters into groups by depth, the last with learning rate `lr`.
 
-    The parameters, in the order of the layers, form up to eight groups of nearly equal number. The rate falls
-    geometrically towards `lr * layer_decay` in the first ones, as early layers of a pretrained network hold general
-    features that should change least. Above 1 it rises.
+    The parameters, in the order of the layers, form up to eight nearly equal groups. The rate falls geometrically to
+    `lr * layer_decay` in the first ones, as early layers of a pretrained network hold general features that should
+    change least. Above 1 it rises.
 
     Source: discriminative fine-tuning, Howard & Ruder 2018, arXiv:1801.06146
     '''
@@ -61,12 +61,11 @@ def layer_groups(network: nn.Module, layer_decay: float, lr: float) -> list[dict
         return [{'params': parameters, 'lr': lr}]
     members: dict[int, list[nn.Parameter]] = {}
     for i, parameter in enumerate(parameters):
-        # Counted from the last parameter, so that the last group, with the full rate, is never empty.
+        # Counted from the last parameter: the last group, with the full rate, is never empty.
         level = LAYER_GROUPS * (len(parameters) - 1 - i) // len(parameters)
         members.setdefault(level, []).append(parameter)
-    return [
-        {'params': group, 'lr': lr * layer_decay ** (level / (LAYER_GROUPS - 1))} for level, group in members.items()
-    ]
+    rates = {level: lr * layer_decay ** (level / (LAYER_GROUPS - 1)) for level in members}
+    return [{'params': group, 'lr': rates[level]} for level, group in members.items()]
 
 
 def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:

@@ -44,9 +44,8 @@ def correct_by_boxes(soft: SoftLabels, boxes: Boxes) -> SoftLabels:
 def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
     '''Sort clips from the one whose labels agree best with the predictions to the worst.
 
-    The measure is the mean precision of a clip's true labels, as in lwlrap, or 1 without a true label. Its many
-    ties are broken by the mean log loss of the known labels, which needs calibrated probabilities. Clips
-    without a prediction come last.
+    The measure is the mean precision of a clip's true labels, as in lwlrap, or 1 without any. Its many ties are broken
+    by the mean log loss of the known labels, which needs calibrated probabilities. Clips without a prediction are last.
     Shape:  targets (n, K), probs (n, K), NaN without a prediction -> rows (n,)
     Source: third place, Freesound 2019, for ranking by agreement; the measure is ours
     '''
@@ -62,8 +61,7 @@ def agreement_order(targets: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 def snr_ratio(probs: np.ndarray, k: int) -> np.ndarray:
     '''The k greatest probabilities of each window as a share of all. Shape: (W, K) -> (W,)'''
-    greatest = np.sort(probs)[:, ::-1][:, :k]
-    return greatest.sum(1) / probs.sum(1).clip(1e-30)
+    return np.sort(probs)[:, ::-1][:, :k].sum(1) / probs.sum(1).clip(1e-30)
 
 
 def confident_labels(probs: np.ndarray, classes: Sequence[str], k: int) -> str:
@@ -85,8 +83,8 @@ def noisy_rows(frame: Any, plan: 'SelfTrainingConfig') -> np.ndarray:
     if 'source' in frame and plan.noisy_sources:
         is_noisy = np.isin(frame['source'], plan.noisy_sources)
     if not is_noisy.any():
-        sources = sorted(set(frame['source']))
-        raise KitError(f'no clip is of a source in noisy_sources={[*plan.noisy_sources]}, but of {sources}.')
+        wanted = f'noisy_sources={[*plan.noisy_sources]}'
+        raise KitError(f'no clip is of a source in {wanted}, but of {sorted(set(frame["source"]))}.')
     if (choose('column', 'fold', frame)[is_noisy] < 0).any():
         raise KitError('noisy_sources clips lie in a fold below 0, so no model predicts them out of fold.')
     return np.flatnonzero(is_noisy)
@@ -94,7 +92,7 @@ def noisy_rows(frame: Any, plan: 'SelfTrainingConfig') -> np.ndarray:
 
 def forget_labels(frame: Any, rows: np.ndarray) -> Any:
     '''Copy a table with all labels of some rows unknown.'''
-    # Without the column, all labels of the other rows are known, and stay so.
+    # Without the column, all labels of the other rows are known.
     frame = frame.copy() if 'false_labels' in frame else frame.assign(false_labels=ALL_OTHERS)
     frame.loc[rows, ['labels', 'false_labels']] = ''
     return frame
@@ -119,8 +117,7 @@ def add_windows(frame: Any, clip_rows: np.ndarray, windows: SoftLabels, **column
 def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     '''Fill the table's unknown labels with predictions of clips or windows.'''
     has_unknown = np.isnan(clip_labels(frame, soft.classes).targets).any(axis=1)
-    if soft.times:
-        has_unknown[:] = True  # a window of any clip may have unknown labels
+    has_unknown |= bool(soft.times)  # a window of any clip may have unknown labels
     filled = pick_soft(soft, np.isin(soft.names, frame['fname'][has_unknown]))
     if not filled.names:
         raise KitError('no predicted clip has an unknown label: give false_labels, or use agreement.')
@@ -130,7 +127,7 @@ def fill_plain(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number:
 def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     '''Keep the labels of the noisy clips that agree best with the predictions.
 
-    The labels of the others are unknown. In iterations after the last of top_k, they get the predictions.
+    The labels of the others are unknown; in iterations after the last of top_k, they get the predictions.
     Source: third place, Freesound 2019 (the best 1k, 2k ... 5k with their labels, then all others with predictions)
     '''
     rows = noisy_rows(frame, plan)
@@ -138,12 +135,11 @@ def keep_agreeing(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
     targets = clip_labels(frame, soft.classes).targets[rows]
     n_kept = plan.best_count(number, len(rows))
     others = rows[agreement_order(targets, probs)[n_kept:]]
-    uses_predictions = number > len(plan.top_k)
-    predicted = pick_soft(soft, np.isin(soft.names, frame['fname'][others]) & uses_predictions)
+    predicted = pick_soft(soft, np.isin(soft.names, frame['fname'][others]) & (number > len(plan.top_k)))
     if plan.hard:
         predicted = harden(predicted)
-    n_predicted = len(predicted.names)
-    counts = {'kept': n_kept, 'predicted': n_predicted, 'left_out': len(others) - n_predicted}
+    n = len(predicted.names)
+    counts = {'kept': n_kept, 'predicted': n, 'left_out': len(others) - n}
     return RelabeledTable(forget_labels(frame, others), predicted, counts)
 
 
@@ -154,8 +150,7 @@ def harden(soft: SoftLabels) -> SoftLabels:
     '''
     probs = np.nan_to_num(soft.targets)
     expected = np.rint(probs.sum(axis=0)).astype(int)
-    rank = (-probs).argsort(axis=0, kind='stable').argsort(axis=0)
-    labels = (rank < expected).astype(np.float32)
+    labels = ((-probs).argsort(axis=0, kind='stable').argsort(axis=0) < expected).astype(np.float32)
     return pick_soft(replace(soft, targets=labels), labels.any(axis=1))
 
 
@@ -163,8 +158,8 @@ def make_snr_sets(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
     '''Turn the noisy clips into two sources.
 
     set1: the windows with the highest ratio, labelled with their most confident classes; all others are false.
-    set2: every clip, with the mean prediction of its windows with the highest ratios, the same share of each clip's
-    windows as of all, as soft labels.
+    set2: every clip, with the mean prediction of its windows with the highest ratios as soft labels: the same share of
+    each clip's windows as of all.
     Source: signal-to-noise pseudo-labels, Freesound 2019
     '''
     windows, clip_rows = noisy_windows(frame, soft, plan)
@@ -191,8 +186,7 @@ def make_snr_sets(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', numb
 def curate_windows(frame: Any, soft: SoftLabels, plan: 'SelfTrainingConfig', number: int) -> RelabeledTable:
     '''Add the windows of noisy clips whose most probable known class is a true label of their clip.
 
-    They are rows with their clip's labels. The clips move to the source `whole`, which a share of 0 keeps out
-    of training.
+    They are rows with their clip's labels. The clips move to the source `whole`: a share of 0 keeps it out of training.
     Source: two-stage systems, Freesound 2019 (out-of-fold models curate windows)
     '''
     windows, clip_rows = noisy_windows(frame, soft, plan)
@@ -221,7 +215,7 @@ def at_iteration(values: Sequence[Any], number: int) -> Any:
 
 @dataclass(frozen=True)
 class SelfTrainingConfig(Config):
-    '''How out-of-fold predictions become the labels of the next iteration.'''
+    '''How out-of-fold predictions become the next iteration's labels.'''
 
     iterations: int = setting(0, 'trainings after the first, on pseudo-labels of the one before', low=0)
     methods: tuple[str, ...] = setting(

@@ -20,13 +20,11 @@ from kit.train.losses import LOSSES, RowLossFunction
 from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig, at_iteration
 
-# Losses whose best logits are no log odds, so scores need a calibration. They compare logits, whose level stays
-# open; BCE added to soft-auc sets it, but not the scale for soft labels.
+# Losses whose best logits are no log odds: scores need a calibration. They compare logits, whose level stays open; BCE
+# added to soft-auc sets it, but not the scale for soft labels.
 RANKING_LOSSES = ('lsep', 'soft-auc', 'cross-entropy')
-# Losses that compare the classes of a clip, and so need two.
+# Losses that compare a clip's classes, and need two.
 CLASS_LOSSES = ('lsep', 'cross-entropy')
-# Values of frontend.normalize that are computed from the whole clip.
-CLIP_STATISTICS = ('clip', 'peak', 'minmax')
 
 
 @dataclass(frozen=True)
@@ -119,39 +117,34 @@ class Recipe(Config):
         object.__setattr__(self, 'network', complete_network(self.network))
         sources = {name: SourceConfig(**values).to_dict() for name, values in self.sources.items()}
         object.__setattr__(self, 'sources', sources)
-        self.check_outputs()
-        self.check_augmentation()
-        for number in range(len(self.self_training.stages)):
-            self.at_stage(number + 1)  # raises for a stage that cannot be
-        if self.pretrain:
-            self.at_pretraining()
-        if self.optim.freeze_epochs > self.epochs:
-            came = self.optim.freeze_epochs
-            raise KitError(f'optim.freeze_epochs must be at most epochs ({self.epochs}), got {came}.')
-        if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
-            sizes = f'image_sizes end at {self.image_sizes[-1]}, frontend.image_size is {self.frontend.image_size}'
-            raise KitError(f'{sizes}: make them equal.')
-
-    def check_outputs(self) -> None:
-        '''Raise KitError if no output of the network is trained, or one that it does not have.'''
         pool = self.network['head']['pool']
         if self.uses_frames and pool != 'attention':
             cure = 'set network.head.pool=attention, or frame_mean_weight=0 and frame_max_weight=0'
             raise KitError(f'network.head.pool={pool} gives no logits of frames: {cure}.')
         if not self.uses_frames and self.clip_weight == 0:
             raise KitError('clip_weight, frame_mean_weight and frame_max_weight are all 0: set clip_weight=1.')
+        self.check_augmentation()
+        for number in range(len(self.self_training.stages)):
+            self.at_stage(number + 1)  # raises for a stage that cannot be
+        if self.pretrain:
+            self.at_pretraining()
+        if self.optim.freeze_epochs > self.epochs:
+            limit = f'at most epochs ({self.epochs})'
+            raise KitError(f'optim.freeze_epochs must be {limit}, got {self.optim.freeze_epochs}.')
+        if self.image_sizes and self.image_sizes[-1] != self.frontend.image_size:
+            sizes = f'image_sizes end at {self.image_sizes[-1]}, frontend.image_size is {self.frontend.image_size}'
+            raise KitError(f'{sizes}: make them equal.')
 
     def check_augmentation(self) -> None:
         '''Raise KitError if the frontend's output cannot be mixed or recomputed as the recipe asks.'''
         frontend = self.frontend
-        mixes_energies = self.mixup.is_used and self.mixup.domain == 'energy'
-        if mixes_energies and frontend.normalize != 'none':
+        if self.mixup.is_used and self.mixup.domain == 'energy' and frontend.normalize != 'none':
             cure = 'mixup.domain=spec, frontend.normalize=none, or mixup.p=0'
             raise KitError(f'energies of normalised crops cannot be mixed: {cure}.')
         needs_clip_level = frontend.reference == 'clip' and (
-            frontend.top_db is not None or frontend.normalize in CLIP_STATISTICS
+            frontend.top_db is not None or frontend.normalize in ('clip', 'peak', 'minmax')
         )
-        # An augmented crop is computed from its own waveform: the rest of the clip is not there to measure.
+        # An augmented crop is computed from its own waveform, without the rest of the clip to measure.
         if self.needs_waveforms and (needs_clip_level or frontend.trim_db):
             cure = 'frontend.reference=window and trim_db=None, or no wave_augment'
             raise KitError(f'changed waveforms have no level of their clip: {cure}.')
@@ -179,9 +172,8 @@ class Recipe(Config):
     def weighted_logits(self, output: NetworkOutput) -> list[tuple[float, Tensor]]:
         '''Select the logits that are trained, each with the weight of its loss. Shape: each (B, K)'''
         logits = [(self.clip_weight, output.clip), *zip(self.auxiliary, output.auxiliary, strict=False)]
-        if output.frames is not None:
-            logits.append((self.frame_mean_weight, output.frames.mean(dim=1)))
-            logits.append((self.frame_max_weight, output.frames.amax(dim=1)))
+        if (frames := output.frames) is not None:
+            logits += [(self.frame_mean_weight, frames.mean(dim=1)), (self.frame_max_weight, frames.amax(dim=1))]
         return [(weight, x) for weight, x in logits if weight > 0]
 
     @property
@@ -209,8 +201,6 @@ def source_losses(recipe: Recipe) -> list[tuple[RowLossFunction, float]]:
         return [(recipe_loss, 1.0)]
     losses: list[tuple[RowLossFunction, float]] = []
     for source in recipe.sources.values():
-        source_loss = recipe_loss
-        if source['loss']:
-            source_loss = functools.partial(LOSSES[source['loss']], **source['loss_settings'])
-        losses.append((source_loss, source['weight']))
+        own_loss = source['loss'] and functools.partial(LOSSES[source['loss']], **source['loss_settings'])
+        losses.append((own_loss or recipe_loss, source['weight']))
     return losses

@@ -12,21 +12,16 @@ from kit.train.optim import OptimConfig
 from kit.train.pseudo_labels import SelfTrainingConfig
 from kit.train.recipe import Recipe, SamplingConfig
 
-# Each recipe has the settings that were published, as far as they fit the kit. The comment above it names the
-# differences. What a write-up leaves open is our choice; settings that are not listed have their defaults.
-# Its small form lists the overrides that make it fast on two CPU cores.
+# Each recipe has the published settings, as far as they fit the kit; the comment above it names the differences. What a
+# write-up leaves open is our choice; settings that are not listed have their defaults. Its small form lists the
+# overrides that make it fast on two CPU cores.
 
 FREESOUND = 'Freesound Audio Tagging 2019'
 RFCX = 'RFCX Species Audio Detection 2021'
-BIRDCLEF = 'BirdCLEF+ 2026'
 
 # Settings that several recipes share.
 CURATED_AND_NOISY = {'curated': {}, 'noisy': {'scored': False}}
-BOOTSTRAP = {'weight': 0.5, 'loss': 'bootstrap', 'loss_settings': {'trust': 0.7}, 'scored': False}
-WAVE_EFFECTS = WaveAugmentConfig(chance=0.75, reverb_p=1.0, pitch_p=1.0, overdrive_p=1.0, speed_p=1.0)
 RFCX_OPTIM = OptimConfig(schedule='cosine', lr_start=1e-3, lr_peak=1e-3, weight_decay=1e-2)
-AGREEMENT = SelfTrainingConfig(methods=('agreement',), top_k=(0.05, 0.1, 0.15, 0.2, 0.25), hard=True)
-LINEAR_CYCLE = OptimConfig(schedule='linear-cycle')
 
 
 # Differs: AdamW in place of Adam, batches of 32 in place of 128, no early stopping.
@@ -48,7 +43,7 @@ SKIP_ATTENTION = Recipe(
     loss='bce',
     auxiliary=(0.4, 0.2, 0.1),
     sources={
-        'noisy': {'share': 0.01, **BOOTSTRAP},
+        'noisy': {'share': 0.01, 'weight': 0.5, 'loss': 'bootstrap', 'loss_settings': {'trust': 0.7}, 'scored': False},
         'corrected': {'share': 0.42, 'weight': 0.5},
         'curated': {'share': 0.57, 'weight': 0.5},
     },
@@ -68,8 +63,7 @@ SKIP_ATTENTION_SMALL = '''
 '''
 
 
-# Differs: levels and wave statistics are those of a crop or window, in place of the whole clip, as mixed waveforms have
-# no clip; no pixel shuffle.
+# Differs: levels and wave statistics are those of a crop or window, as mixed waveforms have no clip; no pixel shuffle.
 AXIS_POOL = Recipe(
     name='axis-pool',
     source=f'second place, {FREESOUND}',
@@ -108,13 +102,13 @@ MAX_PYRAMID: dict[str, Any] = {
     'source': f'third place, {FREESOUND}',
     'loss': 'lsep',
     'sources': CURATED_AND_NOISY,
-    'wave_augment': WAVE_EFFECTS,
+    'wave_augment': WaveAugmentConfig(chance=0.75, reverb_p=1.0, pitch_p=1.0, overdrive_p=1.0, speed_p=1.0),
     'mixup': MixupConfig(p=0.5),
     'epochs': 120,
-    'optim': LINEAR_CYCLE,
+    'optim': OptimConfig(schedule='linear-cycle'),
     'validate_every': 1,
     'keep': 'best',
-    'self_training': AGREEMENT,
+    'self_training': SelfTrainingConfig(methods=('agreement',), top_k=(0.05, 0.1, 0.15, 0.2, 0.25), hard=True),
 }
 MAX_PYRAMID_MEL = Recipe(
     name='max-pyramid-mel',
@@ -213,9 +207,9 @@ TWO_STAGE_SMALL = '''
 '''
 
 
-# One of four networks that the source averages; the others follow. Pseudo-label stages mix waveforms, where the source
-# mixes spectrograms too. It counts a class as false that is known in one crop of a mix alone (mixup.masks=either); here
-# the loss masks it, as law 5 wants.
+# One of four networks that the source averages; the others follow. Pseudo-label stages mix waveforms, the source
+# spectrograms too. It counts a class known in one crop of a mix alone as false (mixup.masks=either); here the loss
+# masks it, as law 5 wants.
 FREQ_COORD = Recipe(
     name='freq-coord',
     source=f'second place, {RFCX}',
@@ -278,7 +272,7 @@ FREQ_CROP = Recipe(
         iterations=5, methods=('windows',), stages=(*['loss=bce loss_settings={}'] * 3, 'loss=lsep loss_settings={}')
     ),
 )
-# The cheaper form: one pass, and each class pools its own band. Crops at width 8 learn little in so few steps.
+# The cheaper form: one pass, each class pools its own band. Crops at width 8 learn little in so few steps.
 FREQ_CROP_SMALL = '''
     frontend.sample_rate=22050 frontend.n_fft=2048 frontend.hop_length=512 frontend.n_mels=64
     frontend.channels=["log","coordinate01"] frontend.normalize=none frontend.log=ln frontend.top_db=null
@@ -289,12 +283,12 @@ FREQ_CROP_SMALL = '''
 '''
 
 
-# The published loss reads the mean of the frames alone, which leaves the attention of inference untrained. The hidden
-# layer and the masks are those of the second place of 2025.
+# The published loss reads the frames' mean alone, which leaves the attention of inference untrained. The hidden layer
+# and the masks are those of the second place of 2025.
 SED = Recipe(
     name='sed',
-    source=f'sound event detection, second place, {BIRDCLEF}',
-    frontend=FrontendConfig(sample_rate=32000, f_max_hz=None, top_db=80.0, normalize='clip', reference='window'),
+    source='sound event detection, second place, BirdCLEF+ 2026',
+    frontend=FrontendConfig(sample_rate=32000, top_db=80.0, normalize='clip', reference='window'),
     network={
         'family': 'timm',
         'name': 'tf_efficientnetv2_s.in21k_ft_in1k',

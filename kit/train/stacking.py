@@ -60,7 +60,7 @@ class StackResult:
         lines.append(f'gain over the plain mean: {self.gain}')
         if self.gain.value <= 0:
             lines.append("THE STACK DOES NOT BEAT THE PLAIN MEAN: submit the runs' own checkpoints instead.")
-        best = max(self.runs, key=lambda run: self.runs[run])
+        best = max(self.runs, key=self.runs.__getitem__)
         if self.runs[best] >= max(self.mean, self.score):
             lines.append(f'{best} ALONE IS AS GOOD: submit its checkpoints.')
         return '\n'.join(lines)
@@ -81,9 +81,9 @@ def stack(
 ) -> StackResult:
     '''Train a second-level model on several runs, and write it with all their taggers as OUT/stack.pt, to submit.
 
-    One model per fold is trained on the rows of the other folds, so no row is predicted by a model that was
-    trained on it. But the predictions in those rows come from taggers that were trained on this fold's labels: the
-    score is a little too good. Labels and metric are the first run's. OUT gets oof.csv and folds.csv, as a run has.
+    One model per fold is trained on the rows of the other folds: none predicts a row that it was trained on. But the
+    predictions in those rows come from taggers that were trained on this fold's labels: the score is a little too good.
+    Labels and metric are the first run's. OUT gets oof.csv and folds.csv, as a run has.
 
     Options:
         runs: folders of runs on the same clips and folds, each with its oof.csv
@@ -172,7 +172,7 @@ def load_taggers(folder: Path, oof: OofPredictions) -> list[Tagger]:
 def prediction_images(
     first: OofPredictions, predictions: np.ndarray, windows: Sequence[SoftLabels], columns: int
 ) -> list[Tensor]:
-    '''Make each clip's prediction image. A run without its windows has one, the prediction of the clip.
+    '''Make each clip's prediction image. A run without its windows has one, the clip's prediction.
 
     Shape:  predictions (n, m, K), m runs -> n images (m, K, W_i)
     '''
@@ -185,8 +185,7 @@ def prediction_images(
             if name in soft.rows:
                 rows = soft.rows[name]
                 centres_s = np.mean([times[rows] for times in soft.times], axis=0)
-                class_order = [soft.classes.index(class_name) for class_name in first.classes]
-                probs = soft.targets[rows][:, class_order]
+                probs = soft.targets[rows][:, [soft.classes.index(class_name) for class_name in first.classes]]
             of_clip.append([(centres_s, probs)])
         images.append(clip_image(of_clip, columns))
     return images
@@ -205,13 +204,11 @@ def cross_fit(
     networks: list[nn.Module] = []
     probs = np.empty(first.truth.shape)
     for fold in folds:
-        train_rows = np.flatnonzero(first.folds != fold).tolist()
-        held_out = np.flatnonzero(first.folds == fold).tolist()
+        train_rows, held_out = (np.flatnonzero(mask).tolist() for mask in (first.folds != fold, first.folds == fold))
         torch.manual_seed(mixed_seed(config.seed, fold))
-        # Images have as many columns as their clip has windows, but at least card.columns.
+        # Images have a column per window of their clip, but at least card.columns.
         x = torch.stack([inputs[row][..., : card.columns or None] for row in train_rows])
-        truth = torch.from_numpy(first.truth[train_rows])
-        network = fit_stacker(config, card.new_network(), x, truth)
+        network = fit_stacker(config, card.new_network(), x, torch.from_numpy(first.truth[train_rows]))
         networks.append(network)
         probs[held_out] = Stack(card, [network]).answer([inputs[row] for row in held_out])
     return networks, probs
@@ -228,8 +225,7 @@ def fit_stacker(config: StackConfig, network: nn.Module, x: Tensor, truth: Tenso
     for _ in range(config.epochs):
         for rows in torch.randperm(len(x)).tensor_split(steps):
             optimizer.zero_grad()
-            loss = average_loss(bce_loss(network(x[rows]), truth[rows]))
-            torch.autograd.backward(loss)
+            torch.autograd.backward(average_loss(bce_loss(network(x[rows]), truth[rows])))
             optimizer.step()
             schedule.step()
     return network.eval()
@@ -238,7 +234,7 @@ def fit_stacker(config: StackConfig, network: nn.Module, x: Tensor, truth: Tenso
 def fit_logistic(C: float, network: LogisticStacker, x: Tensor, truth: Tensor) -> nn.Module:
     '''Fit the logistic regression of each class to its known labels. Shape: x (n, m, K), truth (n, K)
 
-    A class that has only true or only false labels keeps the mean of the runs' logits.
+    A class with only true or only false labels keeps the mean of the runs' logits.
     '''
     from sklearn.linear_model import LogisticRegression
 
@@ -247,12 +243,11 @@ def fit_logistic(C: float, network: LogisticStacker, x: Tensor, truth: Tensor) -
     for k in range(labels.shape[1]):
         known = ~np.isnan(labels[:, k])
         of_class = labels[known, k]
-        if len(np.unique(of_class)) < 2:
-            continue
-        model = LogisticRegression(C=C).fit(logits[known, :, k], of_class)
-        with torch.no_grad():
-            network.weight[:, k] = torch.from_numpy(model.coef_[0])
-            network.bias[k] = float(model.intercept_[0])
+        if len(np.unique(of_class)) > 1:
+            model = LogisticRegression(C=C).fit(logits[known, :, k], of_class)
+            with torch.no_grad():
+                network.weight[:, k] = torch.from_numpy(model.coef_[0])
+                network.bias[k] = float(model.intercept_[0])
     return network.eval()
 
 

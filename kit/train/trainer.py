@@ -27,7 +27,7 @@ from kit.train.sampler import Batch, batches_per_epoch, draw_batches, prepare_ba
 
 # Batches whose statistics become those of the batch norms of averaged weights.
 NORM_BATCHES = 40
-# Takes the place of the fold's number in seeds where a network is trained on all folds.
+# The fold's number in seeds of networks that are trained on all folds.
 ALL_FOLDS_SEED = 2**21
 # The parts of a Trainer with a state dict.
 STATEFUL_PARTS = ('network', 'coordinate', 'optimizer', 'schedule', 'scaler', 'averaged')
@@ -41,16 +41,15 @@ def mixed_seed(*numbers: int) -> int:
 def network_seed(recipe: Recipe, fold: int | None, replica: int, *more: int) -> int:
     '''The seed of one network of a run, and of a part of its training.'''
     fold_number = ALL_FOLDS_SEED if fold is None else fold
-    replicas = [replica] if replica else []
-    return mixed_seed(recipe.seed, fold_number, *replicas, *more)
+    return mixed_seed(recipe.seed, fold_number, *([replica] if replica else []), *more)
 
 
 class Trainer:
     '''Trains one network on the train split of a fold, and saves its whole state after every epoch.
 
-    The same seed gives the same weights, bit for bit on the CPU, also when the training is killed and resumed:
-    every epoch draws its random numbers from seed, fold, replica and epoch. `replica` counts the networks of one
-    fold. Fold None stands for all clips.
+    The same seed gives the same weights, bit for bit on the CPU, also when the training is killed and resumed: every
+    epoch draws its random numbers from seed, fold, replica and epoch. `replica` counts a fold's networks. Fold None
+    stands for all clips.
     '''
 
     def __init__(
@@ -84,15 +83,15 @@ class Trainer:
     def train(
         self, state_path: Path, validate: Callable[[], float], deadline: Deadline | None = None
     ) -> Iterator[dict[str, float]]:
-        '''Train all epochs that are left, and yield the history row of each; then load the weights to keep.
+        '''Train the epochs that are left, and yield the history row of each; then load the weights to keep.
 
-        `validate` returns the score of the network as it is. A training that would miss its deadline stops
-        early, after a validation, and keeps the weights of the best validation. So does one that is stalled.
+        `validate` returns the network's score. A training that would miss its deadline stops early, after a validation,
+        and keeps the weights of the best one. So does one that is stalled.
         '''
         recipe = self.recipe
         clock = deadline or Deadline()
-        keeps_best = recipe.keep == 'best' or recipe.patience > 0 or math.isfinite(clock.at)
-        keeps_best = keeps_best and self.fold is not None
+        wants_best = recipe.keep == 'best' or recipe.patience > 0 or math.isfinite(clock.at)
+        keeps_best = wants_best and self.fold is not None
         validation_s = 0.0
         while self.epoch < recipe.epochs and not self.is_stalled and (self.epoch == 0 or clock.left_s() > 0):
             start = clock.now()
@@ -107,8 +106,7 @@ class Trainer:
                 self.load_averaged_weights()
                 row['score'] = validate()
                 if keeps_best and self.best_epoch == self.epoch:
-                    state = self.network.state_dict()
-                    self.best_weights = {name: value.cpu().clone() for name, value in state.items()}
+                    self.best_weights = {name: value.cpu().clone() for name, value in self.network.state_dict().items()}
                 self.network.load_state_dict(weights)
                 validation_s = max(validation_s, clock.now() - trained_at)
                 if recipe.optim.schedule == 'plateau':
@@ -123,7 +121,7 @@ class Trainer:
             self.network.load_state_dict(self.best_weights)
 
     def run_epoch(self) -> dict[str, float]:
-        '''Train one epoch. Returns its row of the history: epoch, loss and lr.'''
+        '''Train one epoch, and return its history row: epoch, loss and lr.'''
         recipe = self.recipe
         start = time.perf_counter()
         self.network.train()
@@ -150,7 +148,7 @@ class Trainer:
         return {'epoch': self.epoch, 'loss': total_loss / self.steps, 'lr': lr}
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> float:
-        '''Step the optimiser along the gradient of a batch. Returns the batch's loss.'''
+        '''Step the optimiser along a batch's gradient, and return the loss.'''
         optim = self.recipe.optim
         plain = self.epoch >= self.recipe.epochs - self.recipe.no_augment_epochs
         inputs, targets, soft = self.make_inputs(batch, generator, plain)
@@ -171,7 +169,7 @@ class Trainer:
         return float(loss.detach())
 
     def make_inputs(self, batch: Batch, generator: torch.Generator, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
-        '''Augment a batch and stack the network's input channels, at the image size of this epoch.
+        '''Augment a batch and stack the network's input channels, at this epoch's image size.
 
         Shape:  -> inputs (B, C, M, N), targets and soft labels (B, K), on the device
         '''
@@ -182,9 +180,7 @@ class Trainer:
             batch, recipe, frontend, self.device, generator, plain, mixing, self.clips.backgrounds
         )
         sizes = recipe.image_sizes
-        size = None
-        if sizes:
-            size = sizes[min(len(sizes) - 1, int(self.epoch / recipe.epochs * len(sizes)))]
+        size = sizes[min(len(sizes) - 1, int(self.epoch / recipe.epochs * len(sizes)))] if sizes else None
         inputs = frontend.stack(specs, size).contiguous(memory_format=self.layout)
         return inputs, targets.to(self.device), soft.to(self.device)
 
@@ -195,8 +191,8 @@ class Trainer:
             return NetworkOutput(self.network(inputs))
         output: NetworkOutput = self.network.outputs(inputs)  # type: ignore[operator]
         if len(output.auxiliary) < n_auxiliary:
-            skips = f'the network {len(output.auxiliary)} skips'
-            raise KitError(f'auxiliary has {n_auxiliary} weights, {skips}: give a weight per skip, or [].')
+            has = f'{n_auxiliary} weights, the network {len(output.auxiliary)} skips'
+            raise KitError(f'auxiliary has {has}: give a weight per skip, or [].')
         return output
 
     def loss(self, output: NetworkOutput, targets: Tensor, soft: Tensor, batch: Batch) -> Tensor:
@@ -209,8 +205,7 @@ class Trainer:
         for weight, logits in recipe.weighted_logits(output):
             loss = sum_by_source(logits, targets, sources, self.losses, weights, *reduction)
             if recipe.distill_weight:
-                distilled = average_loss(bce_loss(logits, soft), weights, recipe.average_over)
-                loss = loss + recipe.distill_weight * distilled
+                loss = loss + recipe.distill_weight * average_loss(bce_loss(logits, soft), weights, recipe.average_over)
             losses.append(weight * loss)
         if self.coordinate and output.deepest is not None:
             losses.append(recipe.coordinate_weight * self.coordinate(output.deepest))
@@ -219,11 +214,11 @@ class Trainer:
     def load_averaged_weights(self) -> None:
         '''Copy the averaged weights, if there are any yet, into the network.
 
-        The batch norms' statistics are computed anew on some training batches: their averages would be wrong.
-        While the backbone is frozen, its statistics must stay, and so do all weights.
+        The batch norms' statistics are computed anew on some training batches: their averages would be wrong. While the
+        backbone is frozen, its statistics must stay, and so do all weights.
         '''
-        is_warming_up = self.epoch <= self.recipe.optim.freeze_epochs
-        if self.averaged is None or not int(self.averaged.n_averaged) or is_warming_up:
+        is_frozen = self.epoch <= self.recipe.optim.freeze_epochs
+        if self.averaged is None or not int(self.averaged.n_averaged) or is_frozen:
             return
         self.network.load_state_dict(self.averaged.module.state_dict())
         with self.seeded(1) as generator, torch.no_grad():
@@ -235,8 +230,7 @@ class Trainer:
     def seeded(self, *more: int) -> Iterator[torch.Generator]:
         '''Yield a generator for the draws of this epoch, with torch's own seeded alike.'''
         seed = network_seed(self.recipe, self.fold, self.replica, self.epoch, *more)
-        devices = [self.device] if self.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == 'cuda' else []):
             torch.manual_seed(seed)
             yield torch.Generator().manual_seed(seed)
 
@@ -248,10 +242,8 @@ class Trainer:
 
     @property
     def prevalences(self) -> list[float]:
-        '''The share of true labels among the known labels that were drawn, for each class.
-
-        Half a true and half a false label are added, so that no share is 0 or 1.
-        '''
+        '''Each class's share of true labels among the known ones drawn, with half a label of each kind more.'''
+        # So no share is 0 or 1.
         n_true, n_known = self.label_counts.double()
         return ((n_true + 0.5) / (n_known + 1)).tolist()
 
@@ -266,8 +258,7 @@ class Trainer:
         if self.fold is None or not self.recipe.patience or not self.history:
             return False
         best = self.best_epoch
-        later = [row for row in self.history if 'score' in row and row['epoch'] > best]
-        return len(later) >= self.recipe.patience
+        return sum('score' in row and row['epoch'] > best for row in self.history) >= self.recipe.patience
 
     @property
     def kept_epoch(self) -> int:
@@ -291,7 +282,7 @@ class Trainer:
         write_whole(path, lambda handle: torch.save(state, handle))
 
     def restore(self, path: Path) -> None:
-        '''Continue from a state on disk, if there is one.'''
+        '''Continue from a state on disk, if any.'''
         if not path.is_file():
             return
         try:
