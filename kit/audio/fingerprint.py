@@ -25,6 +25,8 @@ FINGERPRINT_FLOOR_DB = -90.0
 SILENT = -1
 KEY_NEIGHBOURS = 4
 BLOCK_FRAMES = 128
+MIN_COMMON_KEYS = 2
+MAX_WRONG_BITS = 0.25
 
 
 def fingerprint_frontend() -> Frontend:
@@ -61,7 +63,7 @@ def are_copies(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     block = min(BLOCK_FRAMES, len(wrong_shares))
     total = np.cumsum(np.r_[0, wrong_shares])
     best = (total[block:] - total[: len(total) - block]).min()
-    return bool(best < 0.25 * block / BLOCK_FRAMES * block)
+    return bool(best < MAX_WRONG_BITS * block / BLOCK_FRAMES * block)
 
 
 def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
@@ -95,7 +97,7 @@ def likely_shifts(fingerprints: Sequence[np.ndarray]) -> np.ndarray:
             matches.append(np.ravel_multi_index((clip[same], clip[same + step], shift + longest), shape))
 
     pairs, counts = np.unique(np.concatenate(matches), return_counts=True)
-    likely = pairs[np.argsort(-counts, kind='stable')][: (counts >= 2).sum()]
+    likely = pairs[np.argsort(-counts, kind='stable')][: (counts >= MIN_COMMON_KEYS).sum()]
     clip, later_clip, shift = np.unravel_index(likely, shape)
     return np.stack([clip, later_clip, shift - longest], axis=1)
 

@@ -112,6 +112,8 @@ TIMED_OUT = Undecodable('took too long to read; given up')
 Source = Path | Sound
 IsCached = Callable[[str], bool]
 DecodeResult = tuple[str, Sound | Undecodable | None]
+CHUNK_CLIPS = 24
+CHUNK_SECONDS = 600.0
 HeaderResult = float | Undecodable | None
 
 
@@ -131,9 +133,9 @@ def plan_chunks(durations_s: Mapping[int, float | None], isolated: Collection[in
     ordered = sorted((math.inf if s is None else s, clip) for clip, s in durations_s.items())
     ordered.sort(key=lambda pair: pair[1] in isolated)
     for seconds, clip in ordered:
-        if not chunks or len(chunks[-1].clips) >= 24 or seconds > left_s:
+        if not chunks or len(chunks[-1].clips) >= CHUNK_CLIPS or seconds > left_s:
             chunks.append(Chunk([]))
-            left_s = 600.0
+            left_s = CHUNK_SECONDS
         chunks[-1].clips.append(clip)
         chunks[-1].seconds += durations_s[clip] or 0.0
         left_s -= seconds

@@ -34,6 +34,7 @@ from kit.infer.template import (
     split_window,
     with_classes,
 )
+from kit.labels.table import audio_stem
 from kit.models.checkpoint import Checkpoint, content_digest, tensors_of
 from kit.models.tagger import Tagger
 
@@ -189,11 +190,9 @@ def choose_rows(
         row_s = parse_duration(rows)
     first_s = 0.0 if 0 in ends_s else row_s
     counts = count_windows(job, files, row_s)
-    new_stems = [Path(name).stem for name in names]
-    if len(set(new_stems)) < len(new_stems):
-        new_stems = [name.rpartition('.')[0] or name for name in names]
+    forms: list[Sequence[str]] = [[Path(name).stem for name in names], [audio_stem(name) for name in names], names]
     ids = []
-    for stem, count in zip(new_stems, counts, strict=True):
+    for stem, count in zip(next(form for form in forms if len({*form}) == len(names)), counts, strict=True):
         ids += [f'{stem}_{first_s + window * row_s:g}' for window in range(count)]
     if is_stub:
         job.note(

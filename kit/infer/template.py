@@ -222,7 +222,7 @@ def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Has
     candidates = {
         'name': [by_name.get(name) for name in ids],
         'stem': [by_stem.get(name) for name in ids],
-        'window': [by_stem.get(stem) if end_s is not None else None for stem, end_s in windows],
+        'window': [by_stem.get(stem, by_name.get(stem)) if end_s is not None else None for stem, end_s in windows],
     }
     form = min(candidates, key=lambda kind: candidates[kind].count(None))
     found = list(candidates[form])
@@ -246,8 +246,9 @@ def plan_rows(ids: Sequence[str], files: Sequence[str], identities: Sequence[Has
                 break
     count = Counter(stem for stem, _ in set(zip(stems, identities, strict=True)))
     choices = {}
-    for kind, file in zip(kinds, found, strict=True):
-        if kind in ('stem', 'window') and file is not None and count[stems[file]] > 1:
+    for kind, file, (stem, _) in zip(kinds, found, windows, strict=True):
+        is_stem = kind == 'stem' or (kind == 'window' and stem in by_stem)
+        if is_stem and file is not None and count[stems[file]] > 1:
             names = ' or '.join(name for name, stem in zip(files, stems, strict=True) if stem == stems[file])
             choices[stems[file]] = f'the id {stems[file]!r} could mean {names}: {files[file]} is used'
     ends_s = tuple(end_s if kind.endswith('window') else None for kind, (_, end_s) in zip(kinds, windows, strict=True))

@@ -403,3 +403,14 @@ def test_the_windows_of_a_row_hear_all_of_it(window_s: float, hop_s: float) -> N
                 end_s - 5.04 < a / frames_per_s and b / frames_per_s < end_s + 0.04
                 for a, b in map(spans.__getitem__, chosen)
             )
+
+
+def test_rows_of_every_file_have_ids_of_their_own_also_where_two_files_share_a_stem(tmp_path: Path) -> None:
+    for name, seconds in (('a.wav', 2), ('a.flac', 1), ('b.wav', 1)):
+        write_wav(tmp_path / 'in' / name, noise(8000 * seconds))
+    report = submit(loud_tagger(), tmp_path / 'in', tmp_path / 'out.csv', rows='1s', progress=False).report
+    assert (
+        sorted(read_scores(tmp_path / 'out.csv')[1]) == ['a.flac_1', 'a.wav_1', 'a.wav_2', 'b.wav_1']
+        and report['rows_with_prior'] == 0
+    )
+    assert not any('SEVERAL FILES' in note for note in report['notes'])
