@@ -24,12 +24,8 @@ import numpy as np
 from kit.audio.containers import FFMPEG_FORMATS, audio_kind
 from kit.audio.libsndfile import MAX_HOURS, MonoMix, libsndfile_duration_s, read_libsndfile
 from kit.core.errors import KitError, one_line
+from kit.core.files import AUDIO_SUFFIXES
 
-# What libsndfile and FFmpeg read.
-AUDIO_SUFFIXES = '''
-    .wav .wave .bwf .rf64 .w64 .flac .ogg .oga .opus .spx .mp3 .mp2 .mpga .m4a .m4b .mp4 .aac .adts .3gp .aif .aiff
-    .aifc .au .snd .caf .wma .asf .mka .webm .weba .amr .ape .wv .tta .ac3 .voc .sph .nist .paf .pvf .avr .svx .8svx
-'''
 MAX_SAMPLE = 1e9
 # Integers that were stored as floats reach 32768; music that was mastered too loud stays far below this.
 LOUD_SAMPLE = 16.0

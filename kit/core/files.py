@@ -20,6 +20,12 @@ from typing import IO, Any
 from kit.core.errors import KitError, suggest
 from kit.core.runtime import get_rank
 
+# What libsndfile and FFmpeg read.
+AUDIO_SUFFIXES = '''
+    .wav .wave .bwf .rf64 .w64 .flac .ogg .oga .opus .spx .mp3 .mp2 .mpga .m4a .m4b .mp4 .aac .adts .3gp .aif .aiff
+    .aifc .au .snd .caf .wma .asf .mka .webm .weba .amr .ape .wv .tta .ac3 .voc .sph .nist .paf .pvf .avr .svx .8svx
+'''
+
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     '''Let `write` fill a temporary file beside `path`, then rename it.
@@ -111,6 +117,12 @@ def is_running(process: str) -> bool:
     except (OSError, ValueError, OverflowError):
         pass
     return True
+
+
+def audio_stem(name: str) -> str:
+    '''A file's name without the ending of an audio file.'''
+    stem, dot, ending = name.rpartition('.')
+    return stem if stem and dot + ending.lower() in AUDIO_SUFFIXES.split() else name
 
 
 def file_digest(path: Path) -> str:

@@ -292,7 +292,7 @@ def build_members(job: SubmitJob, inputs: SubmitInputs, device: torch.device) ->
             code = [*own_classes(tagger.network), *decoder_functions(options.decoders)]
             settings = [inference.canonical_json(), options.precision, options.backend, device.type]
             if model.card.is_custom:  # its checkpoint does not hold what its builder decides
-                code += (options.networks or {}).values()
+                code.append((options.networks or {})[model.card.family.removeprefix('custom:')])
                 settings.append(str(tagger.network))
             digest = text_digest(model_identity(model), code_identity(code), *settings)[:16]
             cache_path = job.state_folder / f'{model.path.stem}_{digest}.npz'

@@ -16,7 +16,7 @@ from torch import nn
 from kit.audio.decode import Decoder, scan_folder
 from kit.core.clock import parse_duration
 from kit.core.errors import KitError, choose, suggest
-from kit.core.files import file_identity, text_digest
+from kit.core.files import audio_stem, file_identity, text_digest
 from kit.infer.blend import BLENDS
 from kit.infer.job import SubmitJob, check_steps
 from kit.infer.loader import SpectrogramLoader
@@ -34,7 +34,6 @@ from kit.infer.template import (
     split_window,
     with_classes,
 )
-from kit.labels.table import audio_stem
 from kit.models.checkpoint import Checkpoint, content_digest, tensors_of
 from kit.models.tagger import Tagger
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from kit.audio.decode import list_audio
 from kit.core.errors import KitError
-from kit.core.files import join_cells, read_table, write_text
-from kit.labels.table import audio_stem
+from kit.core.files import audio_stem, join_cells, read_table, write_text
 
 
 @dataclass(frozen=True)

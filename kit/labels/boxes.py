@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kit.core.errors import KitError, choose
-from kit.core.files import join_cells, read_table
-from kit.labels.table import ALL_OTHERS, audio_stem, check_line_ends, column_of_class, read_clip_table, rows_by_name
+from kit.core.files import audio_stem, join_cells, read_table
+from kit.labels.table import ALL_OTHERS, check_line_ends, column_of_class, read_clip_table, rows_by_name
 
 BOX_EDGES = ('t_min', 't_max', 'f_min', 'f_max')
 # A file whose edges are all below this gives them in kHz: calls are not that low in Hz, nor as high in kHz.

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kit.audio.decode import AUDIO_SUFFIXES
 from kit.core.errors import KitError, choose, misspelt, suggest
-from kit.core.files import TextTable, read_table
+from kit.core.files import TextTable, audio_stem, read_table
 
 # Columns of BirdCLEF's and Freesound 2018's own tables that are read as the kit's.
 OTHER_NAMES = {'filename': 'fname', 'primary_label': 'labels', 'label': 'labels'}
@@ -149,12 +148,6 @@ def row_names(names: Sequence[str], stretches: np.ndarray) -> list[str]:
                 name = f'{stem}_{begin_s:.12g}_{end_s:.12g}'
         unique.append(name)
     return unique
-
-
-def audio_stem(name: str) -> str:
-    '''A file's name without the ending of an audio file.'''
-    stem, dot, ending = name.rpartition('.')
-    return stem if stem and dot + ending.lower() in AUDIO_SUFFIXES.split() else name
 
 
 def rows_by_name(names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 '''Stacks: no row is predicted by a network trained on it, one file submits alone, and equals its slow definition.'''
 
-import functools
 import json
 import shutil
 from dataclasses import replace
@@ -224,10 +223,15 @@ def own_stack(path):
     return taggers[:2]
 
 
+BEFORE = {}
+
+
 def builders(**before):
-    '''Builders of the networks by name, with what happens before a batch.'''
+    '''Builders of the networks by name, of one code, and what happens before a batch.'''
+    BEFORE.clear()
+    BEFORE.update(before)
     names = ('left', 'right', 'last')
-    return {name: functools.partial(LoudBands, 3, before.get(name, len)) for name in names}
+    return {name: lambda name=name: LoudBands(3, lambda spec: BEFORE.get(name, len)(spec)) for name in names}
 
 
 def fails_from(batch, error):
