@@ -136,8 +136,8 @@ def finish_submission(job: SubmitJob, inputs: SubmitInputs) -> dict[str, Any]:
             job.note(f"--{name.replace('_', '-')} lets a row's answer depend on the other rows")
     with job.watch.measure('models'):
         members = build_members(job, inputs, device)
-    guessed = [member.name for member in members if member.card.is_custom and len({*member.card.prevalences}) == 1]
     if options.prior_shift or options.prevalences:
+        guessed = [member.name for member in members if member.card.is_custom and len({*member.card.prevalences}) == 1]
         job.note_names(
             guessed, 'models are taken to have seen all classes equally often: see wrap_network(prevalences=)'
         )

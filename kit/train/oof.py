@@ -289,8 +289,8 @@ def predict_oof(
     for path, held in models.items():
         save_tagger(path, held.tagger)
     write_oof(Path(run), next(iter(joined.values())) if adopt else result)
-    recipe = read_json(Path(run) / 'recipe.json')
     if adopt:  # `train` then refuses to go on in the old way
+        recipe = read_json(Path(run) / 'recipe.json')
         inference = next(iter(models.values())).tagger.card.inference.to_dict()
         write_json(Path(run) / 'recipe.json', recipe | {'inference': inference})
     return replace(result, variants=tuple(compared))

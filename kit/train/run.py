@@ -96,8 +96,9 @@ def train_run(
     if box_labels is not None:
         recipe = with_bands(recipe, box_labels)
     frame = read_training_table(table, box_labels, recipe, group_column)
-    if recipe != with_windows(recipe, frame):
-        recipe = with_windows(recipe, frame)
+    given_mode = recipe.inference.mode
+    recipe = with_windows(recipe, frame)
+    if recipe.inference.mode != given_mode:
         print(
             f'note: rows are stretches, so inference.mode=windows, window_s={recipe.inference.window_s:g}', flush=True
         )
